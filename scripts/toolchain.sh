@@ -1,0 +1,147 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: GPL-2.0
+#
+# Run a command with the tool set of Debian 13, which is what Linux 7.3 asks for.
+#
+#   scripts/toolchain.sh run CMD [ARG...]   run CMD with that tool set
+#   scripts/toolchain.sh check              make it ready, print where it comes from
+#   scripts/toolchain.sh packages           print the package list
+#
+# On Debian 13 with the packages installed CMD runs as it is. Anywhere else that
+# has mmdebstrap and bubblewrap (on Debian, root gets them installed) CMD runs in
+# a sysroot below ${XDG_CACHE_HOME:-~/.cache}/zdmirror, which sees the caller's
+# files under their own names. ZDM_TOOLCHAIN=native|sysroot overrides the choice.
+set -euo pipefail
+
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/zdmirror
+suite=trixie
+packages="make gcc libc6-dev libc6-dbg flex bison bc libelf-dev libssl-dev libnuma-dev libcap-dev
+liburing-dev rustc cargo rust-src rustfmt rust-clippy bindgen clang lld llvm libclang-dev cpio kmod xz-utils
+zstd python3 ccache busybox-static qemu-system-x86 seabios perl rsync git pahole e2fsprogs xfsprogs
+ca-certificates binutils gawk file gdb patch diffstat pkgconf"
+
+say() { printf 'toolchain: %s\n' "$*" >&2; }
+die() { say "$*"; exit 1; }
+
+native_ok() {
+	[ -r /etc/os-release ] || return 1
+	# shellcheck disable=SC1091
+	[ "$(. /etc/os-release && echo "${VERSION_CODENAME:-}")" = "$suite" ] || return 1
+	# shellcheck disable=SC2086
+	dpkg-query -W -f '${db:Status-Status}\n' $packages 2>/dev/null |
+		awk '$1 != "installed" { bad = 1 } END { exit bad || NR == 0 }' || return 1
+	# dpkg-query leaves unknown packages out and says so by its status.
+	# shellcheck disable=SC2086
+	dpkg-query -W $packages >/dev/null 2>&1
+}
+
+# The mirror of the machine's own apt configuration, so that a local mirror is honoured.
+mirror() {
+	apt-get indextargets --format '$(SITE) $(ORIGIN)' 'Created-By: Packages' 2>/dev/null |
+		awk '$2 == "Debian" && $1 !~ /security/ { print $1; exit }'
+}
+
+need_tools() {
+	local missing=() t
+	for t in mmdebstrap bwrap; do
+		command -v "$t" >/dev/null || missing+=("${t/bwrap/bubblewrap}")
+	done
+	[ ${#missing[@]} -gt 0 ] || return 0
+	if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+		say "installing ${missing[*]}"
+		apt-get update -qq >&2 && apt-get install -y -qq --no-install-recommends "${missing[@]}" >&2 ||
+			die "cannot install ${missing[*]}: see apt's message above"
+	else
+		die "missing ${missing[*]}; run: sudo apt-get install -y ${missing[*]} uidmap"
+	fi
+}
+
+# A sysroot is keyed by what it was made from; a half-made one never gets the name.
+sysroot_dir() {
+	printf '%s/sysroot-%s-%s' "$cache" "$suite" \
+		"$(printf '%s' "$packages" | tr -s ' \n' ' ' | sha256sum | cut -c1-12)"
+}
+
+make_sysroot() {
+	local dir=$1 tmp site log
+	need_tools
+	mkdir -p "$cache"
+	exec 9>"$cache/sysroot.lock"
+	flock 9
+	[ -e "$dir/.complete" ] && return 0
+	site=$(mirror)
+	[ -n "$site" ] || die "no Debian mirror in the apt configuration; run: apt-get update"
+	tmp=$(mktemp -d "$cache/sysroot.XXXXXX")
+	log=$cache/sysroot.log
+	say "making a $suite sysroot (about 2.5 GB, one to three minutes); log: $log"
+	# A tarball unpacked without ownership serves root and ordinary users alike.
+	if ! mmdebstrap --variant=minbase --format=tar --aptopt='Acquire::Retries "3"' \
+		--include="$(echo $packages | tr ' ' ,)" "$suite" - "$site" 2>"$log" |
+		tar -x -C "$tmp" --no-same-owner --exclude='./dev/*'; then
+		tail -n 20 "$log" >&2
+		rm -rf "$tmp"
+		die "mmdebstrap failed; the whole log is $log"
+	fi
+	# The machine's own certificates: a site's proxy may have its own authority.
+	[ ! -r /etc/ssl/certs/ca-certificates.crt ] ||
+		cp -L /etc/ssl/certs/ca-certificates.crt "$tmp/etc/ssl/certs/ca-certificates.crt"
+	touch "$tmp/.complete"
+	rm -rf "$dir"
+	mv "$tmp" "$dir"
+	chmod 755 "$dir"
+	say "sysroot ready: $dir"
+	flock -u 9
+}
+
+ensure() {
+	case ${ZDM_TOOLCHAIN:-auto} in
+	native) root= ; return ;;
+	auto) if native_ok; then root= ; return; fi ;;
+	sysroot) ;;
+	*) die "ZDM_TOOLCHAIN must be native or sysroot, not '$ZDM_TOOLCHAIN'" ;;
+	esac
+	root=$(sysroot_dir)
+	[ -e "$root/.complete" ] || make_sysroot "$root"
+	command -v bwrap >/dev/null || need_tools
+}
+
+run() {
+	export CARGO_HOME=${ZDM_CARGO_HOME:-$cache/cargo} CCACHE_DIR=${CCACHE_DIR:-$cache/ccache}
+	export PATH=/usr/lib/ccache:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+	# rustup's choices on the host mean nothing to Debian's cargo.
+	unset RUSTUP_HOME RUSTUP_TOOLCHAIN RUSTC_WRAPPER
+	export RUSTC_BOOTSTRAP=
+	unset RUSTC_BOOTSTRAP
+	if [ -z "$root" ]; then
+		exec "$@"
+	fi
+	mkdir -p "$CARGO_HOME" "$CCACHE_DIR"
+	local args=(--bind "$root" / --dev-bind /dev /dev --proc /proc --tmpfs /run) d
+	# Every top directory that the sysroot does not own keeps its name: home, work, tmp, ...
+	for d in /*; do
+		[ -d "$d" ] && [ ! -L "$d" ] || continue
+		case $d in
+		/bin | /boot | /dev | /etc | /lib* | /proc | /run | /sbin | /usr | /var) ;;
+		*) args+=(--bind "$d" "$d") ;;
+		esac
+	done
+	for d in /etc/resolv.conf /etc/hosts /etc/passwd /etc/group; do
+		[ -r "$d" ] && args+=(--ro-bind "$(readlink -f "$d")" "$d")
+	done
+	exec bwrap "${args[@]}" --die-with-parent --chdir "$PWD" -- "$@"
+}
+
+case ${1:-} in
+run)
+	shift
+	[ $# -gt 0 ] || die "run: no command given"
+	ensure
+	run "$@"
+	;;
+check)
+	ensure
+	if [ -n "$root" ]; then say "using the sysroot $root"; else say "using this machine's own tools"; fi
+	;;
+packages) echo $packages ;;
+*) die "usage: scripts/toolchain.sh run CMD [ARG...] | check | packages" ;;
+esac

@@ -1,0 +1,134 @@
+/* SPDX-License-Identifier: GPL-2.0 WITH Linux-syscall-note */
+/*
+ * zdmirror's own ioctls, next to those of the kernel's lib/test_hmm_uapi.h on the
+ * same device nodes (/dev/hmm_dmirrorN).
+ *
+ * Structures are versioned by their size, which is part of the ioctl number: a
+ * shorter structure of an older user space is read as if followed by zeroes, and
+ * only as much is written back; bytes that the module does not know must be zero
+ * (-E2BIG otherwise).
+ */
+#ifndef _UAPI_ZDMIRROR_H
+#define _UAPI_ZDMIRROR_H
+
+#include <linux/types.h>
+#include <linux/ioctl.h>
+
+/**
+ * struct zdm_violation - one broken invariant
+ * @invariant:	number of the invariant, 4 for I4
+ * @check:	which of the invariant's conditions, enum zdm_check
+ * @pfn:	page frame number of the (head) page
+ * @expected:	value that the condition asks for
+ * @found:	value that was there
+ * @order:	order of the folio
+ * @type:	enum memory_type of the pagemap, as in include/linux/memremap.h
+ */
+struct zdm_violation {
+	__u32 invariant;
+	__u32 check;
+	__u64 pfn;
+	__u64 expected;
+	__u64 found;
+	__u32 order;
+	__u32 type;
+};
+
+enum zdm_check {
+	ZDM_CHECK_REFCOUNT		= 1,	/* reference count */
+	ZDM_CHECK_MAPCOUNT		= 2,	/* mapping count */
+	ZDM_CHECK_LOCKED		= 3,	/* PG_locked */
+	ZDM_CHECK_MAPPING		= 4,	/* folio->mapping */
+	ZDM_CHECK_ORDER			= 5,	/* folio order */
+	ZDM_CHECK_STATE			= 6,	/* allocator's idea: free (0), in use (1) */
+	ZDM_CHECK_ANON_EXCLUSIVE	= 7,	/* PG_anon_exclusive */
+	ZDM_CHECK_MEMCG			= 8,	/* memory cgroup still charged */
+	ZDM_CHECK_LRU			= 9,	/* PG_lru */
+	ZDM_CHECK_STUCK			= 10,	/* page could not be evicted */
+};
+
+/**
+ * struct zdm_audit - scan every pagemap of the device
+ * @pages:	out: struct pages scanned
+ * @free:	out: pages that the allocator holds
+ * @used:	out: pages handed out
+ * @found:	out: violations that this scan found
+ * @total:	out: violations on this device since the module was loaded
+ * @records:	in: user pointer to an array of struct zdm_violation
+ * @nr_records:	in: room in that array; out: records written, newest last. At
+ *		most ZDM_AUDIT_MAX_RECORDS are kept.
+ * @flags:	in: ZDM_AUDIT_*
+ *
+ * The scan is exact at a quiescent point, that is while nothing migrates, faults
+ * or unmaps pages of this device.
+ */
+struct zdm_audit {
+	__u64 pages;
+	__u64 free;
+	__u64 used;
+	__u64 found;
+	__u64 total;
+	__u64 records;
+	__u32 nr_records;
+	__u32 flags;
+};
+
+#define ZDM_AUDIT_MAX_RECORDS	64
+/* Forget the records and the total after they were copied out (CAP_SYS_ADMIN). */
+#define ZDM_AUDIT_CLEAR		(1U << 0)
+
+/**
+ * struct zdm_inject - break one invariant on purpose, to test the oracle
+ * @kind:	in: enum zdm_inject_kind
+ * @reserved:	must be zero
+ * @addr:	in: user address of a device page, for the kinds that want one
+ * @pfn:	out: the page that was touched
+ *
+ * Needs CAP_SYS_ADMIN and the module parameter inject=1, -EPERM otherwise;
+ * -ENOENT when @addr maps no page of this device.
+ */
+struct zdm_inject {
+	__u32 kind;
+	__u32 reserved;
+	__u64 addr;
+	__u64 pfn;
+};
+
+enum zdm_inject_kind {
+	/* Take a reference on the device page at addr and keep it. */
+	ZDM_INJECT_EXTRA_GET		= 1,
+	/* Drop the reference taken by ZDM_INJECT_EXTRA_GET on this file. */
+	ZDM_INJECT_UNDO_GET		= 2,
+	/* Give a free page a reference count of one: the old rule. */
+	ZDM_INJECT_FREE_PAGE_REF	= 3,
+	/* Set it back to zero. */
+	ZDM_INJECT_UNDO_FREE_PAGE_REF	= 4,
+	/* Let the allocator hand out a page that is in use already: the next
+	 * migration meets it, reports I2 and takes another page. */
+	ZDM_INJECT_HAND_OUT_TWICE	= 5,
+};
+
+/**
+ * struct zdm_stats - counters of the device since the module was loaded
+ *
+ * Pages are base pages, whatever the order. @failed_alloc counts device pages that
+ * could not be had, @failed_migrate pages that core mm would not move.
+ */
+struct zdm_stats {
+	__u64 allocated;
+	__u64 freed;
+	__u64 to_device;
+	__u64 to_system;
+	__u64 cpu_faults;
+	__u64 device_faults;
+	__u64 evicted;
+	__u64 failed_alloc;
+	__u64 failed_migrate;
+	__u64 violations;
+};
+
+#define ZDM_AUDIT	_IOWR('H', 0x42, struct zdm_audit)
+#define ZDM_INJECT	_IOWR('H', 0x45, struct zdm_inject)
+#define ZDM_STATS	_IOR('H', 0x46, struct zdm_stats)
+
+#endif /* _UAPI_ZDMIRROR_H */
