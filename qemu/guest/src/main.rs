@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Process 1 of zdvm's guests: mount, run the plan, tell the host, power off.
+//!
+//! Standard error is the console, which the host judges as kernel log: only a failure of the
+//! agent itself is printed there.
+
+mod run;
+mod sys;
+
+use std::fs;
+
+use anyhow::{Context, Result};
+use rustix::system::{RebootCommand, reboot};
+use zdvm_guest::plan::{self, Plan};
+use zdvm_guest::wire::Message;
+
+fn work() -> Result<()> {
+    sys::mount_all()?;
+    let text = fs::read_to_string(plan::PATH).with_context(|| format!("reading {}", plan::PATH))?;
+    let plan = Plan::parse(&text).map_err(anyhow::Error::msg)?;
+    if plan.shell {
+        return run::shell(&plan);
+    }
+    let mut link = sys::Link::open()?;
+    link.send(&Message::Hello {
+        release: sys::release()?,
+        taint: sys::taint()?,
+    })?;
+    for suite in &plan.suites {
+        link.send(&Message::SuiteStart(suite.name.clone()))?;
+        let end = run::suite(&mut link, &plan, suite);
+        let left = sys::module_loaded(&plan.module)?.then(|| {
+            format!("left the module {} loaded", plan.module)
+        });
+        let why = match (end, left) {
+            (Err(e), _) => Some(format!("{e:#}")),
+            (Ok(()), left) => left,
+        };
+        link.send(&Message::SuiteEnd(suite.name.clone(), why))?;
+    }
+    sys::kmemleak_scan();
+    link.send(&Message::Taint(sys::taint()?))?;
+    link.send(&Message::Done)
+}
+
+fn main() {
+    // It kills every process and powers off: only ever the machine that it was started on as
+    // process 1.
+    if !rustix::process::getpid().is_init() {
+        eprintln!("zdvm-guest: this is process 1 of zdvm's guests and nothing else");
+        std::process::exit(2);
+    }
+    if let Err(e) = work() {
+        // No Done has been sent: the host will not take this for a pass.
+        eprintln!("zdvm-guest: {e:#}");
+    }
+    rustix::fs::sync();
+    if let Err(e) = reboot(RebootCommand::PowerOff) {
+        eprintln!("zdvm-guest: cannot power off: {e}");
+    }
+}

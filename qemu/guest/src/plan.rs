@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What the guest is to do, as a small text file in its initramfs.
+
+use std::fmt::Write as _;
+
+/// Where the plan is in the guest.
+pub const PATH: &str = "/zdvm.plan";
+/// Where the module is in the guest.
+pub const MODULE: &str = "/lib/modules/zdmirror.ko";
+
+/// How a suite is run and where its results come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// KUnit suites of the module: they run as it is loaded.
+    Kunit,
+    /// A binary that runs its own tests and prints KTAP, the module not loaded at start.
+    Ktap,
+    /// A kselftest_harness binary, each test run by itself with the module loaded.
+    Harness,
+}
+
+impl Kind {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Kunit => "kunit",
+            Self::Ktap => "ktap",
+            Self::Harness => "harness",
+        }
+    }
+}
+
+/// One suite to run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Suite {
+    /// Name, a single word.
+    pub name: String,
+    /// How to run it.
+    pub kind: Kind,
+    /// Seconds that one test may take.
+    pub timeout: u64,
+    /// Program in the guest; `-` where there is none.
+    pub program: String,
+    /// Only these tests; for [`Kind::Ktap`], empty means all.
+    pub tests: Vec<String>,
+}
+
+/// The whole plan.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Name of the module, as `rmmod` takes it.
+    pub module: String,
+    /// An interactive shell instead of suites.
+    pub shell: bool,
+    /// Suites, in order.
+    pub suites: Vec<Suite>,
+}
+
+impl Plan {
+    /// As text for the file.
+    pub fn to_text(&self) -> String {
+        let mut out = format!("module {}\n", self.module);
+        if self.shell {
+            out.push_str("shell\n");
+        }
+        for s in &self.suites {
+            let _ = writeln!(out, "suite {} {} {} {}", s.name, s.kind.word(), s.timeout, s.program);
+            for test in &s.tests {
+                let _ = writeln!(out, "test {test}");
+            }
+        }
+        out
+    }
+
+    /// From the text of the file.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let mut plan = Self::default();
+        for line in text.lines() {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            match words[..] {
+                ["module", name] => plan.module = name.to_owned(),
+                ["shell"] => plan.shell = true,
+                ["suite", name, kind, timeout, program] => plan.suites.push(Suite {
+                    name: name.to_owned(),
+                    kind: match kind {
+                        "kunit" => Kind::Kunit,
+                        "ktap" => Kind::Ktap,
+                        "harness" => Kind::Harness,
+                        _ => return Err(format!("unknown kind of suite in {line:?}")),
+                    },
+                    timeout: timeout.parse().map_err(|_| format!("bad timeout in {line:?}"))?,
+                    program: program.to_owned(),
+                    tests: Vec::new(),
+                }),
+                ["test", name] => match plan.suites.last_mut() {
+                    Some(suite) => suite.tests.push(name.to_owned()),
+                    None => return Err(format!("{line:?} before any suite")),
+                },
+                [] => {}
+                _ => return Err(format!("cannot read plan line {line:?}")),
+            }
+        }
+        Ok(plan)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn round_trip() {
+        let plan = Plan {
+            module: "zdmirror".into(),
+            shell: true,
+            suites: vec![
+                Suite {
+                    name: "kunit".into(),
+                    kind: Kind::Kunit,
+                    timeout: 10,
+                    program: "-".into(),
+                    tests: vec![],
+                },
+                Suite {
+                    name: "hmm".into(),
+                    kind: Kind::Harness,
+                    timeout: 20,
+                    program: "/bin/hmm-tests".into(),
+                    tests: vec!["hmm.a".into(), "hmm.b".into()],
+                },
+            ],
+        };
+        assert_eq!(Plan::parse(&plan.to_text()), Ok(plan));
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        for text in ["suite a b 1 -", "test x", "frobnicate", "suite a ktap x -"] {
+            assert!(Plan::parse(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The guest's kernel, as files and a few system calls.
+
+use std::ffi::CString;
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use rustix::mount::{MountFlags, mount};
+use rustix::system::{delete_module, finit_module};
+use zdvm_guest::wire::{Encoder, Message, PORT_NAME};
+
+/// Mounts what tests expect. Only proc, sys and dev are indispensable.
+pub fn mount_all() -> Result<()> {
+    let needed = [("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev")];
+    for (kind, dir) in needed {
+        fs::create_dir_all(dir)?;
+        // The kernel may have mounted devtmpfs by itself.
+        match mount(kind, dir, kind, MountFlags::empty(), None) {
+            Ok(()) | Err(rustix::io::Errno::BUSY) => {}
+            Err(e) => bail!("mounting {kind} on {dir}: {e}"),
+        }
+    }
+    let wanted = [
+        ("debugfs", "/sys/kernel/debug"),
+        ("cgroup2", "/sys/fs/cgroup"),
+        ("tmpfs", "/tmp"),
+        ("tmpfs", "/run"),
+        ("tmpfs", "/dev/shm"),
+        ("devpts", "/dev/pts"),
+        ("hugetlbfs", "/dev/hugepages"),
+    ];
+    for (kind, dir) in wanted {
+        // A kernel without one of these fails the tests that need it, by their own names.
+        let _ = fs::create_dir_all(dir);
+        let _ = mount(kind, dir, kind, MountFlags::empty(), None);
+    }
+    Ok(())
+}
+
+/// The stream to the host.
+pub struct Link {
+    port: File,
+    encoder: Encoder,
+}
+
+impl Link {
+    /// Finds the port by its name and opens it.
+    pub fn open() -> Result<Self> {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            if let Some(path) = port_path() {
+                let port = OpenOptions::new()
+                    .write(true)
+                    .open(&path)
+                    .with_context(|| format!("opening {path}"))?;
+                return Ok(Self {
+                    port,
+                    encoder: Encoder::default(),
+                });
+            }
+            if Instant::now() > deadline {
+                bail!("no virtio-serial port named {PORT_NAME}");
+            }
+            // The port is announced by the device after its driver has come up.
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Sends one message; it has reached QEMU when this returns.
+    pub fn send(&mut self, message: &Message) -> Result<()> {
+        self.port
+            .write_all(self.encoder.encode(message).as_bytes())
+            .context("writing to the status port")
+    }
+}
+
+fn port_path() -> Option<String> {
+    for entry in fs::read_dir("/sys/class/virtio-ports").ok()?.flatten() {
+        let name = fs::read_to_string(entry.path().join("name")).unwrap_or_default();
+        if name.trim() == PORT_NAME {
+            return Some(format!("/dev/{}", entry.file_name().to_string_lossy()));
+        }
+    }
+    None
+}
+
+/// `uname -r`.
+pub fn release() -> Result<String> {
+    Ok(fs::read_to_string("/proc/sys/kernel/osrelease")?.trim().to_owned())
+}
+
+/// The taint mask.
+pub fn taint() -> Result<u64> {
+    let text = fs::read_to_string("/proc/sys/kernel/tainted")?;
+    text.trim().parse().with_context(|| format!("taint mask {text:?}"))
+}
+
+/// Writes one line to the kernel log, so that what follows there can be attributed.
+pub fn kmsg(text: &str) {
+    if let Ok(mut log) = OpenOptions::new().write(true).open("/dev/kmsg") {
+        let _ = log.write_all(format!("<5>{text}\n").as_bytes());
+    }
+}
+
+/// Whether the module is in the kernel.
+pub fn module_loaded(name: &str) -> Result<bool> {
+    let text = fs::read_to_string("/proc/modules")?;
+    Ok(text.lines().any(|l| l.split(' ').next() == Some(name)))
+}
+
+/// Loads the module.
+pub fn insmod(path: &str) -> Result<()> {
+    let file = File::open(path).with_context(|| format!("opening {path}"))?;
+    finit_module(&file, c"", 0).with_context(|| format!("loading {path}"))
+}
+
+/// Unloads the module, waiting a little for the last user to be gone.
+pub fn rmmod(name: &str) -> Result<()> {
+    let c_name = CString::new(name)?;
+    let deadline = Instant::now() + Duration::from_secs(5);
+    loop {
+        // O_NONBLOCK: a busy module is an error, not a hang.
+        match delete_module(&c_name, 0o4000) {
+            Ok(()) => return Ok(()),
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::BUSY)
+                if Instant::now() < deadline =>
+            {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Err(e) => bail!("unloading {name}: {e}"),
+        }
+    }
+}
+
+/// Where KUnit shows results.
+pub const KUNIT: &str = "/sys/kernel/debug/kunit";
+
+/// Names of the KUnit suites known now, sorted.
+pub fn kunit_suites() -> Vec<String> {
+    let mut names: Vec<String> = fs::read_dir(KUNIT)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|e| e.file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    names
+}
+
+/// All stacks into the kernel log.
+pub fn dump_stacks() {
+    for key in ["l", "w", "t"] {
+        let _ = fs::write("/proc/sysrq-trigger", key);
+    }
+}
+
+/// Has kmemleak, where it is built in, report what it knows into the kernel log.
+pub fn kmemleak_scan() {
+    let file = Path::new("/sys/kernel/debug/kmemleak");
+    if file.exists() {
+        // The second scan confirms what the first one only suspected.
+        for _ in 0..2 {
+            let _ = fs::write(file, "scan");
+            std::thread::sleep(Duration::from_secs(1));
+        }
+    }
+}
