@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The oracle: what must be true of ZONE_DEVICE pages, and the record of what was not.
+//!
+//! It reads pages through [`PageView`](crate::mm::page::PageView) only and knows nothing of the
+//! driver; `invariants.md` numbers the invariants.
+
+#![forbid(unsafe_code)]
+
+mod checks;
+mod report;
+
+pub(crate) use checks::{
+    check_born,
+    check_freed,
+    check_handed_out,
+    check_idle,
+    PageState, //
+};
+pub(crate) use report::{
+    Auditor,
+    Policy, //
+};
+
+use crate::mm::{
+    page::PageView,
+    uapi::{
+        ZdmViolation,
+        MEMORY_DEVICE_PRIVATE, //
+    }, //
+};
+
+/// The rule that was broken; the number is the one that the uapi reports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum Invariant {
+    /// After registration every page has count 0.
+    Born = 1,
+    /// A page is handed out only at count 0, unlocked and clean.
+    HandedOut = 2,
+    /// `folio_free` runs once per hand-out, at count 0 and on a clean page.
+    Freed = 4,
+    /// At a quiescent point a page is free if and only if its count is 0.
+    Idle = 5,
+    /// After eviction every count is 0.
+    Teardown = 7,
+}
+
+impl Invariant {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Born => "I1 born",
+            Self::HandedOut => "I2 handed out",
+            Self::Freed => "I4 freed",
+            Self::Idle => "I5 idle",
+            Self::Teardown => "I7 teardown",
+        }
+    }
+}
+
+/// The condition of an invariant: `enum zdm_check` of the uapi.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum Check {
+    Refcount = 1,
+    Mapcount = 2,
+    Locked = 3,
+    Mapping = 4,
+    Order = 5,
+    State = 6,
+    AnonExclusive = 7,
+    Memcg = 8,
+    Lru = 9,
+    Stuck = 10,
+}
+
+impl Check {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Refcount => "refcount",
+            Self::Mapcount => "mapcount",
+            Self::Locked => "locked",
+            Self::Mapping => "mapping",
+            Self::Order => "order",
+            Self::State => "state",
+            Self::AnonExclusive => "anon_exclusive",
+            Self::Memcg => "memcg",
+            Self::Lru => "lru",
+            Self::Stuck => "stuck",
+        }
+    }
+}
+
+/// One broken invariant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Violation {
+    pub(crate) invariant: Invariant,
+    pub(crate) check: Check,
+    pub(crate) pfn: usize,
+    pub(crate) order: u32,
+    pub(crate) expected: u64,
+    pub(crate) found: u64,
+}
+
+impl Violation {
+    /// A violation on `page`.
+    pub(crate) fn on(
+        page: PageView<'_>,
+        invariant: Invariant,
+        check: Check,
+        expected: u64,
+        found: u64,
+    ) -> Self {
+        Self {
+            invariant,
+            check,
+            pfn: page.pfn(),
+            order: page.order(),
+            expected,
+            found,
+        }
+    }
+
+    /// As user space reads it.
+    pub(crate) fn to_uapi(self) -> ZdmViolation {
+        ZdmViolation {
+            invariant: self.invariant as u32,
+            check: self.check as u32,
+            pfn: self.pfn as u64,
+            expected: self.expected,
+            found: self.found,
+            order: self.order,
+            type_: MEMORY_DEVICE_PRIVATE,
+        }
+    }
+}

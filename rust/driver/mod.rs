@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The driver: policy only. What is unsafe is in `crate::mm`, what is judged in `crate::audit`.
+
+#![forbid(unsafe_code)]
+
+mod access;
+mod chunk;
+mod device;
+mod file;
+mod inject;
+mod ioctl;
+mod migrate;
+mod pool;
+mod stats;
+
+pub(crate) use device::{
+    Config,
+    Device, //
+};
+pub(crate) use file::Opener;

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Counters of a device, in base pages or events.
+
+#![forbid(unsafe_code)]
+
+use crate::mm::uapi::ZdmStats;
+use kernel::sync::atomic::{
+    Atomic,
+    Relaxed, //
+};
+
+/// A counter that only grows.
+pub(super) struct Counter(Atomic<u64>);
+
+impl Counter {
+    fn new() -> Self {
+        Self(Atomic::new(0))
+    }
+
+    pub(super) fn add(&self, n: usize) {
+        self.0.add(n as u64, Relaxed);
+    }
+
+    fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+/// The counters of `struct zdm_stats`, which documents them.
+pub(super) struct Stats {
+    pub(super) allocated: Counter,
+    pub(super) freed: Counter,
+    pub(super) to_device: Counter,
+    pub(super) to_system: Counter,
+    pub(super) cpu_faults: Counter,
+    pub(super) device_faults: Counter,
+    pub(super) evicted: Counter,
+    pub(super) failed_alloc: Counter,
+    pub(super) failed_migrate: Counter,
+}
+
+impl Stats {
+    pub(super) fn new() -> Self {
+        Self {
+            allocated: Counter::new(),
+            freed: Counter::new(),
+            to_device: Counter::new(),
+            to_system: Counter::new(),
+            cpu_faults: Counter::new(),
+            device_faults: Counter::new(),
+            evicted: Counter::new(),
+            failed_alloc: Counter::new(),
+            failed_migrate: Counter::new(),
+        }
+    }
+
+    pub(super) fn to_uapi(&self, violations: u64) -> ZdmStats {
+        ZdmStats {
+            allocated: self.allocated.get(),
+            freed: self.freed.get(),
+            to_device: self.to_device.get(),
+            to_system: self.to_system.get(),
+            cpu_faults: self.cpu_faults.get(),
+            device_faults: self.device_faults.get(),
+            evicted: self.evicted.get(),
+            failed_alloc: self.failed_alloc.get(),
+            failed_migrate: self.failed_migrate.get(),
+            violations,
+        }
+    }
+}

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Misc devices with data of their own.
+//!
+//! `kernel::miscdevice` has no place for data of the device: `open()` gets the registration only.
+//! Here the registration is embedded in a [`Node`] next to the data.
+//!
+//! C header: [`include/linux/miscdevice.h`](srctree/include/linux/miscdevice.h)
+
+use core::marker::PhantomData;
+use kernel::{
+    fs::File,
+    miscdevice::{
+        MiscDevice,
+        MiscDeviceOptions,
+        MiscDeviceRegistration, //
+    },
+    prelude::*, //
+};
+
+/// The state of an open file of a [`Node`], which is what the operations are called on.
+pub(crate) trait NodeOps: Send + Sync + Sized + 'static {
+    /// Data of the device.
+    type Data: Send + Sync + 'static;
+
+    /// A file is opened by the current task. May sleep.
+    fn open(data: &Self::Data) -> Result<Pin<KBox<Self>>>;
+
+    /// The last reference on the file is gone; the state is dropped afterwards. May sleep.
+    fn release(&self);
+
+    /// An ioctl of the current task, possibly one of several at a time. May sleep.
+    fn ioctl(&self, cmd: u32, arg: usize) -> Result<isize>;
+}
+
+/// A registered misc device.
+#[pin_data]
+pub(crate) struct Node<T: NodeOps> {
+    // Deregistered before the data goes.
+    #[pin]
+    registration: MiscDeviceRegistration<Shim<T>>,
+    data: T::Data,
+}
+
+impl<T: NodeOps> Node<T> {
+    /// Registers `/dev/NAME`. May sleep.
+    pub(crate) fn register(name: &'static CStr, data: T::Data) -> impl PinInit<Self, Error> {
+        // A file may be opened as soon as the device is registered, so that comes last.
+        try_pin_init!(Self {
+            data,
+            registration <- MiscDeviceRegistration::register(MiscDeviceOptions { name }),
+        })
+    }
+}
+
+/// Carries the operations. Private, so that registrations of it exist within nodes only.
+pub(crate) struct Shim<T>(PhantomData<T>);
+
+#[vtable]
+impl<T: NodeOps> MiscDevice for Shim<T> {
+    type Ptr = Pin<KBox<T>>;
+
+    fn open(_file: &File, misc: &MiscDeviceRegistration<Self>) -> Result<Self::Ptr> {
+        // SAFETY: Registrations of a `Shim` are made by `Node::register()` only, which can be
+        // called from this file's `Node` alone.
+        let node = unsafe { &*kernel::container_of!(misc, Node<T>, registration) };
+        T::open(&node.data)
+    }
+
+    fn release(device: Self::Ptr, _file: &File) {
+        device.release();
+    }
+
+    fn ioctl(device: Pin<&T>, _file: &File, cmd: u32, arg: usize) -> Result<isize> {
+        device.get_ref().ioctl(cmd, arg)
+    }
+}

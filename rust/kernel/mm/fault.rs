@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A CPU fault on device memory.
+//!
+//! C header: [`include/linux/mm.h`](srctree/include/linux/mm.h), `struct vm_fault`
+
+use super::{
+    migrate::{
+        Migration,
+        PfnBuffer,
+        Setup, //
+    },
+    pagemap::PgmapOwner,
+    PAGE_SIZE, //
+};
+use crate::bindings;
+use kernel::{
+    bindings as kbindings,
+    mm::virt::VmaRef,
+    prelude::*, //
+};
+
+/// How a fault ends that could not be resolved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum FaultError {
+    /// No memory: the fault is tried again after the OOM killer ran.
+    Oom,
+    /// The task gets `SIGBUS`.
+    Sigbus,
+}
+
+impl FaultError {
+    pub(super) fn to_vm_fault(self) -> kbindings::vm_fault_t {
+        match self {
+            Self::Oom => bindings::VM_FAULT_OOM,
+            Self::Sigbus => bindings::VM_FAULT_SIGBUS,
+        }
+    }
+}
+
+impl From<Error> for FaultError {
+    fn from(err: Error) -> Self {
+        if err == ENOMEM {
+            Self::Oom
+        } else {
+            Self::Sigbus
+        }
+    }
+}
+
+/// A fault on a locked PRIVATE page that is being handled.
+///
+/// # Invariants
+///
+/// `vmf` is a valid fault for `'a`, its area is locked for reading and its page is locked, both by
+/// the current task.
+pub(crate) struct VmFault<'a> {
+    vmf: &'a bindings::vm_fault,
+    owner: &'a PgmapOwner,
+}
+
+impl<'a> VmFault<'a> {
+    /// # Safety
+    ///
+    /// `vmf` must be the fault that core mm is handling by calling `migrate_to_ram`, on a page of
+    /// a pagemap of `owner`.
+    pub(super) unsafe fn from_raw(vmf: *mut bindings::vm_fault, owner: &'a PgmapOwner) -> Self {
+        // INVARIANT: By the caller's contract.
+        Self {
+            // SAFETY: By the caller's contract.
+            vmf: unsafe { &*vmf },
+            owner,
+        }
+    }
+
+    /// User address of the faulting page, in bytes.
+    pub(crate) fn address(&self) -> usize {
+        self.vmf.__bindgen_anon_1.address & !(PAGE_SIZE - 1)
+    }
+
+    /// The area that the address lies in.
+    pub(crate) fn vma(&self) -> &VmaRef {
+        // SAFETY: The area is valid and locked by the type invariants.
+        unsafe { VmaRef::from_raw(self.vmf.__bindgen_anon_1.vma) }
+    }
+
+    /// Starts to migrate the faulting page back, with others of the owner in `start..end`, which
+    /// must contain it. May sleep.
+    pub(crate) fn migrate<'b>(
+        &'b self,
+        buffer: &'b mut PfnBuffer,
+        start: usize,
+        end: usize,
+    ) -> Result<Migration<'b, Setup>> {
+        // SAFETY: The page is the locked one of the fault by the type invariants.
+        unsafe {
+            Migration::of_fault(buffer, self.vma(), start, end, self.owner, self.vmf.page)
+        }
+    }
+}

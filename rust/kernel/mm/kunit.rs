@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A real address space for KUnit cases.
+//!
+//! C header: [`include/kunit/test.h`](srctree/include/kunit/test.h)
+
+use crate::bindings;
+use kernel::{
+    error::to_result,
+    prelude::*, //
+};
+
+/// Maps `bytes` of private anonymous memory in the address space of the KUnit thread, which gets
+/// one where it has none; both go away with the test. May sleep.
+pub(crate) fn mmap_anon(bytes: usize) -> Result<usize> {
+    // SAFETY: Called by a KUnit case, in its own thread.
+    to_result(unsafe { bindings::zdm_kunit_attach_mm() })?;
+    // SAFETY: As above.
+    let address = unsafe { bindings::zdm_kunit_mmap_anon(bytes) };
+    if address == 0 {
+        Err(ENOMEM)
+    } else {
+        Ok(address)
+    }
+}

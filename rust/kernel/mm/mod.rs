@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Abstractions for ZONE_DEVICE memory, HMM and migration.
+//!
+//! The only room of this module in which `unsafe` may be said. Written as if it were to move to
+//! `rust/kernel/mm/`: names follow the C side, nothing here knows the driver.
+
+pub(crate) mod device_folio;
+pub(crate) mod fault;
+pub(crate) mod hmm;
+pub(crate) mod migrate;
+pub(crate) mod module;
+pub(crate) mod notifier;
+pub(crate) mod page;
+pub(crate) mod pagemap;
+pub(crate) mod system_folio;
+pub(crate) mod task;
+pub(crate) mod uapi;
+
+pub(crate) use kernel::page::PAGE_SHIFT;
+pub(crate) use kernel::page::PAGE_SIZE;
+
+#[cfg(CONFIG_KUNIT = "y")]
+pub(crate) mod kunit;

@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What long loops ask about the task they run for.
+//!
+//! C headers: [`include/linux/sched/signal.h`](srctree/include/linux/sched/signal.h),
+//! [`include/linux/jiffies.h`](srctree/include/linux/jiffies.h)
+
+use crate::bindings;
+use kernel::prelude::*;
+
+/// Gives others a turn, and `EINTR` when the current task was killed. May sleep.
+pub(crate) fn check_signals() -> Result {
+    // SAFETY: Always safe in a context that may sleep.
+    unsafe { bindings::zdm_cond_resched() };
+    // SAFETY: Always safe in process context.
+    if unsafe { bindings::zdm_fatal_signal_pending() } {
+        Err(EINTR)
+    } else {
+        Ok(())
+    }
+}
+
+/// A point in time, in jiffies.
+pub(super) struct Deadline(usize);
+
+impl Deadline {
+    /// The point `ms` milliseconds from now.
+    pub(super) fn after_ms(ms: u32) -> Self {
+        // SAFETY: Always safe.
+        Self(unsafe { bindings::zdm_jiffies_after_ms(ms) })
+    }
+
+    /// Whether it is in the past.
+    pub(super) fn passed(&self) -> bool {
+        // SAFETY: Always safe.
+        unsafe { bindings::zdm_jiffies_passed(self.0) }
+    }
+}

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The ioctl structures, safe to copy from and to user space.
+//!
+//! C headers: [`lib/test_hmm_uapi.h`](srctree/lib/test_hmm_uapi.h), `uapi/zdmirror.h`
+
+use crate::bindings;
+use kernel::{
+    ffi,
+    prelude::*,
+    transmute::{
+        AsBytes,
+        FromBytes, //
+    }, //
+};
+
+pub(crate) use bindings::{
+    hmm_dmirror_cmd as HmmCmd,
+    zdm_audit as ZdmAudit,
+    zdm_inject as ZdmInject,
+    zdm_stats as ZdmStats,
+    zdm_violation as ZdmViolation, //
+};
+pub(crate) use bindings::{
+    HMM_DMIRROR_MIGRATE_TO_DEV,
+    HMM_DMIRROR_MIGRATE_TO_SYS,
+    HMM_DMIRROR_READ,
+    HMM_DMIRROR_WRITE,
+    MEMORY_DEVICE_PRIVATE,
+    ZDM_AUDIT,
+    ZDM_AUDIT_CLEAR,
+    ZDM_AUDIT_MAX_RECORDS,
+    ZDM_INJECT,
+    ZDM_STATS,
+    ZDM_TASK_SIZE, //
+};
+
+/// A structure that user space and the module exchange.
+pub(crate) trait UapiStruct: AsBytes + FromBytes + Default {}
+
+macro_rules! uapi_struct {
+    ($($t:ty: $size:expr),* $(,)?) => {$(
+        // The size is the sum of the fields' sizes, so there is no padding to leak.
+        const _: () = assert!(core::mem::size_of::<$t>() == $size);
+        // SAFETY: All integers, no padding (asserted above), every bit pattern is valid.
+        unsafe impl AsBytes for $t {}
+        // SAFETY: As above.
+        unsafe impl FromBytes for $t {}
+        impl UapiStruct for $t {}
+    )*};
+}
+
+uapi_struct! {
+    HmmCmd: 5 * 8,
+    ZdmAudit: 6 * 8 + 2 * 4,
+    ZdmViolation: 2 * 4 + 3 * 8 + 2 * 4,
+    ZdmInject: 2 * 4 + 2 * 8,
+    ZdmStats: 10 * 8,
+}
+
+/// The bytes of `value`, to be filled from user space.
+pub(crate) fn as_bytes_mut<T: UapiStruct>(value: &mut T) -> &mut [u8] {
+    // SAFETY: `T` is plain old data: any bytes make a valid value, and the lifetime is that of
+    // the borrow.
+    unsafe {
+        core::slice::from_raw_parts_mut(
+            core::ptr::from_mut(value).cast(),
+            core::mem::size_of::<T>(),
+        )
+    }
+}
+
+/// Whether the current task has `CAP_SYS_ADMIN`.
+pub(crate) fn is_admin() -> bool {
+    // SAFETY: Always safe in process context.
+    unsafe { kernel::bindings::capable(kernel::bindings::CAP_SYS_ADMIN as ffi::c_int) }
+}
