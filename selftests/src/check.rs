@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! How a test says that it failed: with the place, what it expected and what it
+//! found, as an error value that `?` carries to the harness.
+
+use std::fmt;
+use std::io;
+use std::panic::Location;
+
+/// Why a test did not pass.
+#[derive(Debug)]
+pub enum Fail {
+    /// Something was not as it must be.
+    Failed {
+        at: &'static Location<'static>,
+        what: String,
+    },
+    /// The test cannot be run here.
+    Skip(String),
+}
+
+/// What a test and its helpers return.
+pub type Outcome<T = ()> = Result<T, Fail>;
+
+impl Fail {
+    /// A failure at the caller's place in the source.
+    #[track_caller]
+    pub fn failed(what: impl Into<String>) -> Self {
+        Fail::Failed {
+            at: Location::caller(),
+            what: what.into(),
+        }
+    }
+}
+
+impl fmt::Display for Fail {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Fail::Failed { at, what } => write!(f, "{}:{}: {what}", at.file(), at.line()),
+            Fail::Skip(why) => write!(f, "skipped: {why}"),
+        }
+    }
+}
+
+/// Turns a system call's error into a failure at the caller's place.
+pub trait OrFail<T> {
+    #[track_caller]
+    fn or_fail(self, what: &str) -> Outcome<T>;
+}
+
+impl<T> OrFail<T> for io::Result<T> {
+    // Not map_err with a closure: the closure would be the reported place.
+    #[track_caller]
+    fn or_fail(self, what: &str) -> Outcome<T> {
+        match self {
+            Ok(value) => Ok(value),
+            Err(e) => Err(Fail::failed(format!("{what}: expected success, found {e}"))),
+        }
+    }
+}
+
+/// Checks that a call failed, with one of `errnos`; any errno will do if there
+/// are none.
+#[track_caller]
+pub fn expect_errno<T>(result: io::Result<T>, errnos: &[i32], what: &str) -> Outcome {
+    let names = || {
+        let list: Vec<String> = errnos
+            .iter()
+            .map(|e| io::Error::from_raw_os_error(*e).to_string())
+            .collect();
+        match list.is_empty() {
+            true => "an error".to_string(),
+            false => list.join(" or "),
+        }
+    };
+    match result {
+        Ok(_) => Err(Fail::failed(format!(
+            "{what}: expected {}, found success",
+            names()
+        ))),
+        Err(e) if errnos.is_empty() || e.raw_os_error().is_some_and(|n| errnos.contains(&n)) => {
+            Ok(())
+        }
+        Err(e) => Err(Fail::failed(format!(
+            "{what}: expected {}, found {e}",
+            names()
+        ))),
+    }
+}
+
+/// Fails the test with a message unless the condition holds.
+#[macro_export]
+macro_rules! check {
+    ($cond:expr, $($arg:tt)+) => {
+        let holds: bool = $cond;
+        if !holds {
+            return Err($crate::check::Fail::failed(format!($($arg)+)));
+        }
+    };
+}
+
+/// Fails the test unless what was found equals what was expected.
+#[macro_export]
+macro_rules! check_eq {
+    ($found:expr, $expected:expr, $($arg:tt)+) => {{
+        let (found, expected) = ($found, $expected);
+        if found != expected {
+            return Err($crate::check::Fail::failed(format!(
+                "{}: expected {:?}, found {:?}", format_args!($($arg)+), expected, found
+            )));
+        }
+    }};
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn three_is(n: u32) -> Outcome {
+        check_eq!(n, 3, "number");
+        Ok(())
+    }
+
+    #[test]
+    fn a_failure_names_place_and_values() {
+        assert!(three_is(3).is_ok());
+        let text = three_is(4).unwrap_err().to_string();
+        assert!(text.contains("check.rs:"), "{text}");
+        assert!(text.ends_with("number: expected 3, found 4"), "{text}");
+    }
+
+    #[test]
+    fn errno_lists() {
+        let einval = || Err::<(), _>(io::Error::from_raw_os_error(libc::EINVAL));
+        assert!(expect_errno(einval(), &[libc::EINVAL], "x").is_ok());
+        assert!(expect_errno(einval(), &[], "x").is_ok());
+        assert!(expect_errno(einval(), &[libc::EFAULT], "x").is_err());
+        assert!(expect_errno(Ok(()), &[], "x").is_err());
+    }
+}

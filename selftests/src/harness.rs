@@ -1,0 +1,476 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Runs tests: each in a process of its own with a time limit, with the module
+//! loaded as it asks, and with an audit of both devices after it.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::check;
+use crate::check::{Fail, OrFail, Outcome};
+use crate::device::Device;
+use crate::ktap;
+use crate::module::{self, Module};
+use crate::sys::{self, Exit};
+use crate::tests::{Ctx, Needs, Test, Then};
+use crate::uapi::ZDM_AUDIT_CLEAR;
+
+/// How long a killed process may take to be gone.
+const DEATH: Duration = Duration::from_secs(5);
+/// Exit and RCU free pages a little later than the last user leaves.
+const QUIESCENCE: Duration = Duration::from_secs(2);
+
+/// Where a test process reports to, -1 in the harness itself.
+static REPORT: AtomicI32 = AtomicI32::new(-1);
+
+/// Sends a line to the harness. A line is shorter than PIPE_BUF, so that those
+/// of several processes do not mix.
+fn report(kind: &str, text: &str) {
+    let fd = REPORT.load(Ordering::Relaxed);
+    if fd < 0 {
+        return;
+    }
+    let text: String = text.replace('\n', " ").chars().take(900).collect();
+    // The write end stays open for the life of a test process.
+    let line = format!("{kind} {text}\n");
+    if let Ok(mut file) = dup(fd) {
+        // Nobody reads any more when the harness has gone: nothing to be done.
+        let _ = file.write_all(line.as_bytes());
+    }
+}
+
+fn dup(fd: i32) -> io::Result<File> {
+    sys::borrow(fd, |fd: BorrowedFd<'_>| fd.try_clone_to_owned()).map(File::from)
+}
+
+/// Adds a diagnostic line to the running test's report.
+pub fn note(text: &str) {
+    report("note", text);
+}
+
+/// A process that a test starts; its failures are the test's.
+pub struct Child {
+    pid: i32,
+}
+
+impl Child {
+    /// Runs `body` in a new process.
+    #[track_caller]
+    pub fn spawn(body: impl FnOnce() -> Outcome) -> Outcome<Self> {
+        let pid = sys::fork(|| conclude(body())).or_fail("fork")?;
+        Ok(Self { pid })
+    }
+
+    /// Waits for the end, however it came.
+    #[track_caller]
+    pub fn exit(self) -> Outcome<Exit> {
+        let (_, exit) = sys::wait(self.pid, true)
+            .or_fail("waitpid")?
+            .ok_or_else(|| Fail::failed("waitpid: expected a process, found none"))?;
+        Ok(exit)
+    }
+
+    /// Waits for success.
+    #[track_caller]
+    pub fn join(self) -> Outcome {
+        match self.exit()? {
+            Exit::Code(0) => Ok(()),
+            exit => Err(Fail::failed(format!(
+                "end of the child process: expected Code(0), found {exit:?}"
+            ))),
+        }
+    }
+
+    #[track_caller]
+    pub fn kill(self) -> Outcome<Exit> {
+        sys::kill(self.pid, libc::SIGKILL).or_fail("kill")?;
+        self.exit()
+    }
+}
+
+/// Reports an outcome and turns it into an exit status.
+fn conclude(outcome: Outcome) -> i32 {
+    match outcome {
+        Ok(()) => 0,
+        Err(Fail::Skip(why)) => {
+            report("skip", &why);
+            0
+        }
+        Err(fail) => {
+            report("fail", &fail.to_string());
+            1
+        }
+    }
+}
+
+/// What became of a contained function.
+struct Contained {
+    result: ktap::Result,
+    notes: Vec<String>,
+    /// The process does not die, so it holds whatever it has.
+    stuck: bool,
+}
+
+/// Runs `body` in a process of its own for at most `limit`.
+fn contain(limit: Duration, body: impl FnOnce() -> Outcome) -> io::Result<Contained> {
+    let (mut pipe, write) = sys::pipe()?;
+    let pid = sys::fork(|| {
+        REPORT.store(write.as_raw_fd(), Ordering::Relaxed);
+        std::panic::set_hook(Box::new(|info| report("fail", &info.to_string())));
+        // The harness may have done so already: then this has no effect.
+        let _ = sys::new_process_group();
+        conclude(body())
+    })?;
+    drop(write);
+
+    let start = Instant::now();
+    let mut text = Vec::new();
+    let mut exit = None;
+    let mut open = true;
+    while exit.is_none() && start.elapsed() < limit {
+        if open {
+            open = drain(&mut pipe, &mut text, Duration::from_millis(20))?;
+        } else {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        exit = sys::wait(pid, false)?.map(|(_, exit)| exit);
+    }
+    let timed_out = exit.is_none();
+    let mut place = String::new();
+    if timed_out {
+        place = where_is(pid);
+    }
+    // Also whatever the test process has left behind. No such group is fine.
+    let _ = sys::kill(-pid, libc::SIGKILL);
+    let mut stuck = false;
+    if timed_out {
+        stuck = !sys::wait_until(DEATH, || !matches!(sys::wait(pid, false), Ok(None)));
+    }
+    stuck |= !reap_all();
+    while open && sys::readable(&pipe, Duration::ZERO)? {
+        open = drain(&mut pipe, &mut text, Duration::ZERO)?;
+    }
+
+    let mut notes = Vec::new();
+    let (mut failed, mut skipped) = (false, None);
+    for line in String::from_utf8_lossy(&text).lines() {
+        match line.split_once(' ') {
+            Some(("fail", t)) => {
+                failed = true;
+                notes.push(t.to_string());
+            }
+            Some(("skip", t)) => skipped = Some(t.to_string()),
+            Some((_, t)) => notes.push(t.to_string()),
+            None => {}
+        }
+    }
+    if stuck {
+        notes.push(format!("process {pid} or a child of it does not die"));
+    }
+    let result = match exit {
+        None => {
+            notes.push(format!("killed after {} s; {place}", limit.as_secs()));
+            ktap::Result::Fail(Some("timed out".into()))
+        }
+        Some(Exit::Signal(n)) => {
+            notes.push(format!("the test process was killed by signal {n}"));
+            ktap::Result::Fail(None)
+        }
+        Some(Exit::Code(0)) if !failed => match skipped {
+            Some(why) => ktap::Result::Skip(why),
+            None => ktap::Result::Pass,
+        },
+        Some(Exit::Code(_)) if failed => ktap::Result::Fail(None),
+        Some(Exit::Code(n)) => {
+            notes.push(format!("exit status of the test process was {n}"));
+            ktap::Result::Fail(None)
+        }
+    };
+    Ok(Contained {
+        result,
+        notes,
+        stuck,
+    })
+}
+
+/// Reads what is there; whether there may come more.
+fn drain(pipe: &mut File, text: &mut Vec<u8>, wait: Duration) -> io::Result<bool> {
+    let mut chunk = [0; 4096];
+    if !sys::readable(pipe, wait)? {
+        return Ok(true);
+    }
+    let n = pipe.read(&mut chunk)?;
+    text.extend_from_slice(&chunk[..n]);
+    Ok(n > 0)
+}
+
+/// Where in the kernel a process hangs, for the report.
+fn where_is(pid: i32) -> String {
+    let read = |name: &str| std::fs::read_to_string(format!("/proc/{pid}/{name}"));
+    match read("stack") {
+        Ok(stack) if !stack.trim().is_empty() => format!("stack: {}", stack.replace('\n', "; ")),
+        _ => format!("wchan: {}", read("wchan").unwrap_or_default()),
+    }
+}
+
+/// Reaps every child and orphan; whether they all ended in time.
+fn reap_all() -> bool {
+    sys::wait_until(DEATH, || {
+        loop {
+            match sys::wait(-1, false) {
+                Ok(Some(_)) => {}
+                Ok(None) => return false,
+                // No children is the goal.
+                Err(_) => return true,
+            }
+        }
+    })
+}
+
+/// Marks the kernel log, so that splats can be attributed to a test.
+fn kmsg(text: &str) {
+    // Without the marks the tests are as good, so no failure.
+    if let Ok(mut file) = File::options().write(true).open("/dev/kmsg") {
+        let _ = file.write_all(format!("<6>zdm-selftests: {text}\n").as_bytes());
+    }
+}
+
+/// State between tests.
+pub struct Harness {
+    pub ctx: Ctx,
+    pub limit: Duration,
+    /// Parameters of the module if it is loaded by us.
+    loaded: Option<&'static str>,
+    /// The module's state can no longer be trusted.
+    dirty: bool,
+    /// Pages in use and violations on each device that an earlier test left and
+    /// that could not be got rid of, so that one leak fails one test.
+    left: [(u64, u64); module::DEVICES],
+}
+
+impl Harness {
+    pub fn new(module: Module, limit: Duration) -> Self {
+        Self {
+            ctx: Ctx { module },
+            limit,
+            loaded: None,
+            // Whoever has loaded it chose the parameters.
+            dirty: true,
+            left: [(0, 0); module::DEVICES],
+        }
+    }
+
+    /// Runs tests in this order; whether all passed.
+    pub fn run(&mut self, tests: &[&Test], out: impl Write) -> io::Result<bool> {
+        sys::become_subreaper()?;
+        let mut ktap = ktap::Writer::start(out, tests.len())?;
+        for test in tests {
+            kmsg(&format!("begin {}", test.name));
+            let done = self.run_one(test);
+            kmsg(&format!("end {}", test.name));
+            let done = done?;
+            for line in &done.notes {
+                ktap.note(&format!("{}: {line}", test.name))?;
+            }
+            ktap.result(test.name, &done.result)?;
+            if done.stuck {
+                ktap.bail_out("a process hangs in the kernel, see above")?;
+                return Ok(false);
+            }
+        }
+        Ok(ktap.failed() == 0)
+    }
+
+    fn run_one(&mut self, test: &Test) -> io::Result<Contained> {
+        let prepared = self.prepare(test.needs)?;
+        if prepared.result != ktap::Result::Pass {
+            return Ok(Contained {
+                result: ktap::Result::Fail(Some("module".into())),
+                ..prepared
+            });
+        }
+        let ctx = &self.ctx;
+        let mut done = contain(self.limit, || (test.run)(ctx))?;
+        done.notes.splice(0..0, prepared.notes);
+        if done.stuck {
+            return Ok(done);
+        }
+        let after = self.settle(test)?;
+        done.notes.extend(after.notes);
+        done.stuck |= after.stuck;
+        if after.result != ktap::Result::Pass && !matches!(done.result, ktap::Result::Fail(_)) {
+            done.result = after.result;
+        }
+        Ok(done)
+    }
+
+    /// Brings the module into the state that a test needs.
+    fn prepare(&mut self, needs: Needs) -> io::Result<Contained> {
+        let want = match needs {
+            Needs::Loaded(parameters) => Some(parameters),
+            Needs::Any => Some(self.loaded.unwrap_or("")),
+            Needs::Absent => None,
+        };
+        if want == self.loaded && !self.dirty {
+            return Ok(Contained {
+                result: ktap::Result::Pass,
+                notes: Vec::new(),
+                stuck: false,
+            });
+        }
+        let ctx = &self.ctx;
+        let unloaded = contain(self.limit, || {
+            match crate::proc::module_loaded(module::NAME)? {
+                true => ctx.module.unload(),
+                false => Ok(()),
+            }
+        })?;
+        if unloaded.result != ktap::Result::Pass {
+            // A module that stays loaded after a leak is what invariant I7 asks
+            // for; the tests that can do with it go on.
+            if want.is_some() && want == self.loaded && !unloaded.stuck {
+                self.dirty = false;
+                self.note_what_is_left()?;
+                return Ok(Contained {
+                    result: ktap::Result::Pass,
+                    ..unloaded
+                });
+            }
+            return Ok(unloaded);
+        }
+        self.loaded = None;
+        self.left = [(0, 0); module::DEVICES];
+        let Some(parameters) = want else {
+            self.dirty = false;
+            return Ok(unloaded);
+        };
+        let loaded = contain(self.limit, || ctx.module.load(parameters))?;
+        if loaded.result == ktap::Result::Pass {
+            self.loaded = Some(parameters);
+            self.dirty = false;
+        }
+        Ok(loaded)
+    }
+
+    /// Checks what a test left behind.
+    fn settle(&mut self, test: &Test) -> io::Result<Contained> {
+        let (ctx, left) = (&self.ctx, self.left);
+        let gone = test.then == Then::Gone || test.needs == Needs::Absent;
+        let after = match gone {
+            true => contain(self.limit, || ctx.module.check_gone())?,
+            false => contain(self.limit, || {
+                for (n, left) in left.iter().enumerate() {
+                    audit_clean(n, *left)?;
+                }
+                Ok(())
+            })?,
+        };
+        if gone {
+            self.loaded = None;
+        }
+        if after.result != ktap::Result::Pass {
+            self.dirty = true;
+        }
+        Ok(after)
+    }
+
+    /// Takes what cannot be got rid of as given. Needs no process of its own: an
+    /// audit came back before.
+    fn note_what_is_left(&mut self) -> io::Result<()> {
+        for (n, left) in self.left.iter_mut().enumerate() {
+            if let Ok(device) = Device::try_open(n) {
+                device.try_audit(ZDM_AUDIT_CLEAR)?;
+                let (audit, _) = device.try_audit(ZDM_AUDIT_CLEAR)?;
+                *left = (audit.used, audit.found);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Checks that device `n` is as clean as a device that nobody uses must be.
+fn audit_clean(n: usize, (used, found): (u64, u64)) -> Outcome {
+    let device = Device::open(n)?;
+    // A scan amid frees may take a page on its way for a violation, and counts it
+    // for good, so wait for the frees by other means. If they do not come, the
+    // audit below says so.
+    sys::wait_until(QUIESCENCE, || {
+        let stats = device.stats();
+        stats.is_ok_and(|s| s.allocated.wrapping_sub(s.freed) == used)
+    });
+    let mut seen = device.audit()?;
+    // What an earlier test left may be found, and counted, by every scan.
+    let clean = |a: &crate::uapi::Audit| {
+        a.used == used
+            && a.found == found
+            && (a.total == 0 || found > 0)
+            && a.free + a.used == a.pages
+    };
+    sys::wait_until(QUIESCENCE, || {
+        // An error shows again below.
+        if let Ok(again) = device.try_audit(0) {
+            seen = again;
+        }
+        clean(&seen.0)
+    });
+    let (audit, records) = seen;
+    for v in &records {
+        note(&format!("device {n}: {v:x?}"));
+    }
+    check!(
+        clean(&audit),
+        "audit of device {n} after the test: expected used {used}, found {found}, \
+         total 0, free + used == pages, found {audit:?}"
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    // One test, as the processes of two at a time would reap each other's. The
+    // fork is from a thread here; the children do no more than these lines.
+    #[test]
+    fn containment() {
+        let pass = contain(SECOND, || Ok(())).unwrap();
+        assert_eq!(pass.result, ktap::Result::Pass);
+        assert!(pass.notes.is_empty() && !pass.stuck);
+
+        let fail = contain(SECOND, || Err(Fail::failed("broken"))).unwrap();
+        assert_eq!(fail.result, ktap::Result::Fail(None));
+        assert!(fail.notes[0].ends_with("broken"), "{:?}", fail.notes);
+
+        let skip = contain(SECOND, || Err(Fail::Skip("no".into()))).unwrap();
+        assert_eq!(skip.result, ktap::Result::Skip("no".into()));
+
+        let crash = contain(SECOND, || sys::exit_now(3)).unwrap();
+        assert_eq!(crash.result, ktap::Result::Fail(None));
+
+        let hang = contain(SECOND / 4, || {
+            let _child = Child::spawn(|| {
+                loop {
+                    std::thread::sleep(SECOND)
+                }
+            })?;
+            loop {
+                std::thread::sleep(SECOND)
+            }
+        })
+        .unwrap();
+        assert_eq!(hang.result, ktap::Result::Fail(Some("timed out".into())));
+        assert!(!hang.stuck);
+
+        let child = contain(SECOND, || {
+            Child::spawn(|| Err(Fail::failed("inner")))?.join()
+        })
+        .unwrap();
+        assert_eq!(child.result, ktap::Result::Fail(None));
+        assert_eq!(child.notes.len(), 2, "{:?}", child.notes);
+    }
+}

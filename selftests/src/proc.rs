@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the rest of the kernel says about our pages, so that a test need not
+//! trust the driver: /proc/self/pagemap, smaps and status.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+
+use crate::check::{Fail, OrFail, Outcome};
+use crate::device::{Buffer, PAGE};
+
+const PRESENT: u64 = 1 << 63;
+const SWAPPED: u64 = 1 << 62;
+const FRAME: u64 = (1 << 55) - 1;
+/// MAX_SWAPFILES_SHIFT: a swap entry's type comes before the offset, which is the
+/// page frame number for device private entries.
+const SWAP_TYPE_BITS: u32 = 5;
+
+#[track_caller]
+fn entries(buf: &Buffer, first: usize, n: usize) -> Outcome<Vec<u64>> {
+    let file = fs::File::open("/proc/self/pagemap").or_fail("/proc/self/pagemap")?;
+    let mut bytes = vec![0; n * 8];
+    let offset = buf.at(first) / PAGE as u64 * 8;
+    file.read_exact_at(&mut bytes, offset)
+        .or_fail("read of /proc/self/pagemap")?;
+    Ok(bytes
+        .chunks_exact(8)
+        .map(|c| c.iter().rev().fold(0, |n, b| (n << 8) | u64::from(*b)))
+        .collect())
+}
+
+/// Page frame numbers of those pages that are device private entries. The guest
+/// has no swap, so nothing else that is not present is there.
+#[track_caller]
+pub fn on_device(buf: &Buffer, first: usize, n: usize) -> Outcome<Vec<u64>> {
+    Ok(entries(buf, first, n)?
+        .into_iter()
+        .filter(|e| e & PRESENT == 0 && e & SWAPPED != 0)
+        .map(|e| (e & FRAME) >> SWAP_TYPE_BITS)
+        .collect())
+}
+
+/// How many of the pages the CPU has mapped.
+#[track_caller]
+pub fn present(buf: &Buffer, first: usize, n: usize) -> Outcome<usize> {
+    let all = entries(buf, first, n)?;
+    Ok(all.into_iter().filter(|e| e & PRESENT != 0).count())
+}
+
+/// A `Name:   123 kB` line of some text of /proc, in KiB.
+fn kib(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|l| l.strip_prefix(name))?;
+    let line = line.strip_prefix(':')?.trim().strip_suffix("kB")?;
+    line.trim().parse().ok()
+}
+
+/// Anonymous resident memory of the process, in pages. Exact: /proc/PID/status
+/// sums up the per-CPU parts.
+#[track_caller]
+pub fn rss_anon() -> Outcome<u64> {
+    let text = fs::read_to_string("/proc/self/status").or_fail("/proc/self/status")?;
+    match kib(&text, "RssAnon") {
+        Some(n) => Ok(n * 1024 / PAGE as u64),
+        None => Err(Fail::failed("no RssAnon in /proc/self/status")),
+    }
+}
+
+/// Anonymous memory of the buffer's mapping by smaps, in pages. Device private
+/// pages count.
+#[track_caller]
+pub fn smaps_anonymous(buf: &Buffer) -> Outcome<u64> {
+    let text = fs::read_to_string("/proc/self/smaps").or_fail("/proc/self/smaps")?;
+    match sum_of_range(&text, buf.at(0), buf.at(buf.pages()), "Anonymous") {
+        Some(n) => Ok(n * 1024 / PAGE as u64),
+        None => Err(Fail::failed("the buffer is not in /proc/self/smaps")),
+    }
+}
+
+/// Sum of a field over the mappings of smaps which lie within a range. The
+/// kernel may have joined the buffer with a neighbour: then there are none.
+fn sum_of_range(text: &str, start: u64, end: u64, name: &str) -> Option<u64> {
+    let mut sum = None;
+    let mut inside = false;
+    for line in text.lines() {
+        let range = line
+            .split_whitespace()
+            .next()
+            .and_then(|w| w.split_once('-'));
+        let number = |s| u64::from_str_radix(s, 16).ok();
+        if let Some((Some(a), Some(b))) = range.map(|(a, b)| (number(a), number(b))) {
+            inside = a >= start && b <= end;
+        } else if inside && is_field(line, name) {
+            sum = Some(sum.unwrap_or(0) + kib(line, name)?);
+        }
+    }
+    sum
+}
+
+fn is_field(line: &str, name: &str) -> bool {
+    line.strip_prefix(name).is_some_and(|l| l.starts_with(':'))
+}
+
+/// Whether a module is loaded.
+#[track_caller]
+pub fn module_loaded(name: &str) -> Outcome<bool> {
+    let text = fs::read_to_string("/proc/modules").or_fail("/proc/modules")?;
+    Ok(text
+        .lines()
+        .any(|l| l.split_whitespace().next() == Some(name)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_fields() {
+        let text = "VmRSS:\t   12 kB\nRssAnon:\t     8 kB\n";
+        assert_eq!(kib(text, "RssAnon"), Some(8));
+        assert_eq!(kib(text, "Rss"), None);
+        let smaps = "1000-3000 rw-p 0 00:00 0\nAnonymous:  8 kB\n\
+                     3000-4000 rw-p 0 00:00 0\nAnonymous:  4 kB\n";
+        assert_eq!(sum_of_range(smaps, 0x1000, 0x3000, "Anonymous"), Some(8));
+        assert_eq!(sum_of_range(smaps, 0x1000, 0x4000, "Anonymous"), Some(12));
+        assert_eq!(sum_of_range(smaps, 0x5000, 0x6000, "Anonymous"), None);
+    }
+
+    #[test]
+    fn the_hosts_own_proc() {
+        let buf = Buffer::filled(4, 1).unwrap();
+        assert_eq!(present(&buf, 0, 4).unwrap(), 4);
+        assert!(on_device(&buf, 0, 4).unwrap().is_empty());
+        assert!(rss_anon().unwrap() > 0);
+    }
+}

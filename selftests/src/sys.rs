@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! System calls that std has no safe wrapper for: processes and modules.
+//! Memory and ioctls are in `device.rs`; there is `unsafe` in these two only.
+
+#![allow(unsafe_code)]
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+/// Turns the -1 of a system call into the errno.
+pub fn cvt(ret: libc::c_long) -> io::Result<libc::c_long> {
+    match ret {
+        -1 => Err(io::Error::last_os_error()),
+        n => Ok(n),
+    }
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    Code(i32),
+    Signal(i32),
+}
+
+/// Forks; the child runs `body`, whose value is its exit status, and never
+/// returns from this call.
+///
+/// The caller has no threads but its own: what another thread holds locked
+/// would stay so in the child.
+pub fn fork(body: impl FnOnce() -> i32) -> io::Result<i32> {
+    // SAFETY: with one thread there is no lock that the child could miss.
+    let pid = unsafe { libc::fork() };
+    match pid {
+        -1 => Err(io::Error::last_os_error()),
+        0 => {
+            let run = std::panic::AssertUnwindSafe(body);
+            // A panic must not unwind into the copy of the parent's frames.
+            let code = std::panic::catch_unwind(run).unwrap_or(101);
+            exit_now(code)
+        }
+        pid => Ok(pid),
+    }
+}
+
+/// Ends the process without destructors, buffers or exit handlers.
+pub fn exit_now(code: i32) -> ! {
+    // SAFETY: has no preconditions.
+    unsafe { libc::_exit(code) }
+}
+
+/// Waits for process `pid`, or any child with -1; `None` when `block` is false
+/// and it still runs.
+pub fn wait(pid: i32, block: bool) -> io::Result<Option<(i32, Exit)>> {
+    let mut status = 0;
+    let flags = if block { 0 } else { libc::WNOHANG };
+    loop {
+        // SAFETY: `status` outlives the call.
+        let ret = unsafe { libc::waitpid(pid, &mut status, flags) };
+        match ret {
+            0 => return Ok(None),
+            -1 => {
+                let e = io::Error::last_os_error();
+                if e.kind() != io::ErrorKind::Interrupted {
+                    return Err(e);
+                }
+            }
+            pid if libc::WIFSIGNALED(status) => {
+                return Ok(Some((pid, Exit::Signal(libc::WTERMSIG(status)))));
+            }
+            pid => return Ok(Some((pid, Exit::Code(libc::WEXITSTATUS(status))))),
+        }
+    }
+}
+
+/// Sends a signal to a process, or to a group when `pid` is negative.
+pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
+    // SAFETY: takes numbers only.
+    cvt(unsafe { libc::kill(pid, signal) }.into()).map(drop)
+}
+
+/// Makes the caller the leader of a process group of its own.
+pub fn new_process_group() -> io::Result<()> {
+    // SAFETY: takes numbers only.
+    cvt(unsafe { libc::setpgid(0, 0) }.into()).map(drop)
+}
+
+/// Orphaned descendants become the caller's children, so that it can reap them.
+pub fn become_subreaper() -> io::Result<()> {
+    // SAFETY: this option takes one number.
+    cvt(unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) }.into()).map(drop)
+}
+
+/// Gives up root for good, and with it every capability.
+pub fn become_nobody() -> io::Result<()> {
+    const NOBODY: libc::uid_t = 65534;
+    // SAFETY: takes numbers only.
+    cvt(unsafe { libc::setresuid(NOBODY, NOBODY, NOBODY) }.into()).map(drop)
+}
+
+/// Mounts the cgroup v2 hierarchy.
+pub fn mount_cgroup2(at: &str) -> io::Result<()> {
+    let at = CString::new(at)?;
+    let (kind, none) = (c"cgroup2".as_ptr(), std::ptr::null());
+    // SAFETY: C strings which outlive the call, and no data.
+    cvt(unsafe { libc::mount(kind, at.as_ptr(), kind, 0, none) }.into()).map(drop)
+}
+
+/// A pipe: (read end, write end).
+pub fn pipe() -> io::Result<(File, File)> {
+    let mut fds = [-1; 2];
+    // SAFETY: `fds` has room for the two descriptors.
+    cvt(unsafe { libc::pipe2(fds.as_mut_ptr(), libc::O_CLOEXEC) }.into())?;
+    // SAFETY: the kernel just made this descriptor for us and nobody else.
+    let read = unsafe { OwnedFd::from_raw_fd(fds[0]) };
+    // SAFETY: as above.
+    let write = unsafe { OwnedFd::from_raw_fd(fds[1]) };
+    Ok((File::from(read), File::from(write)))
+}
+
+/// Whether `file` has data or its end to read within `timeout`.
+pub fn readable(file: &File, timeout: Duration) -> io::Result<bool> {
+    let mut poll = libc::pollfd {
+        fd: file.as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    let ms = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
+    // SAFETY: one valid pollfd is passed.
+    match cvt(unsafe { libc::poll(&mut poll, 1, ms) }.into()) {
+        Ok(n) => Ok(n > 0),
+        Err(e) if e.kind() == io::ErrorKind::Interrupted => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+/// A file in memory without a name.
+pub fn memfd(name: &str) -> io::Result<File> {
+    let name = CString::new(name)?;
+    // SAFETY: `name` is a C string which outlives the call.
+    let fd = cvt(unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) }.into())?;
+    // CAST: descriptors fit an int.
+    // SAFETY: the kernel just made this descriptor for us and nobody else.
+    Ok(File::from(unsafe { OwnedFd::from_raw_fd(fd as i32) }))
+}
+
+/// Lends a descriptor that is known by its number to `f`. It must be open.
+pub fn borrow<T>(fd: i32, f: impl FnOnce(BorrowedFd<'_>) -> T) -> T {
+    // SAFETY: open for as long as `f` runs, as the caller says.
+    f(unsafe { BorrowedFd::borrow_raw(fd) })
+}
+
+/// Loads a module from a file.
+pub fn finit_module(file: &File, parameters: &str) -> io::Result<()> {
+    let parameters = CString::new(parameters)?;
+    let fd = file.as_raw_fd();
+    // SAFETY: `parameters` is a C string which outlives the call.
+    let ret = unsafe { libc::syscall(libc::SYS_finit_module, fd, parameters.as_ptr(), 0) };
+    cvt(ret).map(drop)
+}
+
+/// Unloads a module unless it is in use.
+pub fn delete_module(name: &str) -> io::Result<()> {
+    let name = CString::new(name)?;
+    // SAFETY: `name` is a C string which outlives the call.
+    let ret = unsafe { libc::syscall(libc::SYS_delete_module, name.as_ptr(), libc::O_NONBLOCK) };
+    cvt(ret).map(drop)
+}
+
+/// Polls `done` for up to `timeout`; whether it came true.
+pub fn wait_until(timeout: Duration, mut done: impl FnMut() -> bool) -> bool {
+    let start = Instant::now();
+    loop {
+        if done() {
+            return true;
+        }
+        if start.elapsed() >= timeout {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}

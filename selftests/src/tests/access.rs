@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The device reads and writes the process's memory.
+
+use super::{Ctx, PAGES, expect_on_device};
+use crate::check::{OrFail, Outcome, expect_errno};
+use crate::device::{Buffer, Data, Device, PAGE, check_bytes, pattern_bytes};
+use crate::uapi::HMM_READ;
+use crate::{check, check_eq};
+
+pub fn read(_: &Ctx) -> Outcome {
+    let device = Device::open(0)?;
+    let buf = Buffer::filled(PAGES, 30)?;
+    let read = device.read(&buf, 0, PAGES).or_fail("READ")?;
+    check_eq!(read.cpages, PAGES as u64, "copied pages");
+    check!(read.faults >= 1, "device faults: expected some, found 0");
+    check_bytes(&read.data, 30, 0, "READ")?;
+
+    // The CPU's next write must invalidate what the device has mapped.
+    buf.fill(0, PAGES, 31);
+    let read = device.read(&buf, 0, PAGES).or_fail("second READ")?;
+    check_bytes(&read.data, 31, 0, "second READ")?;
+
+    // Memory that was never touched reads as zeroes.
+    let fresh = Buffer::anon(4)?;
+    let read = device.read(&fresh, 0, 4).or_fail("READ of fresh memory")?;
+    let nonzero = read.data.iter().position(|b| *b != 0);
+    check_eq!(nonzero, None, "first byte of fresh memory that is not 0");
+
+    // The same address after munmap and mmap is other memory.
+    buf.unmap(0, PAGES)?;
+    buf.map_again(0, PAGES)?;
+    let read = device.read(&buf, 0, PAGES).or_fail("READ of new memory")?;
+    let nonzero = read.data.iter().position(|b| *b != 0);
+    check_eq!(nonzero, None, "first byte of new memory that is not 0");
+    Ok(())
+}
+
+pub fn write(_: &Ctx) -> Outcome {
+    let device = Device::open(0)?;
+    let buf = Buffer::filled(PAGES, 32)?;
+    let data = pattern_bytes(33, 0, PAGES);
+    let cmd = device.write(&buf, 0, &data).or_fail("WRITE")?;
+    check_eq!(cmd.cpages, PAGES as u64, "copied pages");
+    check!(cmd.faults >= 1, "device faults: expected some, found 0");
+    buf.check(0, PAGES, 33)?;
+
+    // To pages that are not there yet, and to a part only.
+    let fresh = Buffer::anon(PAGES)?;
+    let part = pattern_bytes(34, 8, 8);
+    device.write(&fresh, 8, &part).or_fail("WRITE to a part")?;
+    fresh.check_zero(0, 8)?;
+    fresh.check(8, 8, 34)?;
+    fresh.check_zero(16, PAGES - 16)
+}
+
+/// The device reads its own memory: no page moves.
+pub fn read_migrated(_: &Ctx) -> Outcome {
+    let device = Device::open(0)?;
+    let buf = Buffer::filled(PAGES, 35)?;
+    device.move_all(&buf, 35)?;
+    let before = device.stats()?;
+    let read = device.read(&buf, 0, PAGES).or_fail("READ")?;
+    check_bytes(&read.data, 35, 0, "READ of the device's own pages")?;
+    let after = device.stats()?;
+    check_eq!(after.cpu_faults, before.cpu_faults, "CPU faults");
+    check_eq!(
+        after.to_system,
+        before.to_system,
+        "pages moved to the system"
+    );
+    expect_on_device(&buf, 0, PAGES, PAGES)?;
+
+    // Through another file the device's page table is empty: it has to look the
+    // pages up, and finds that they are its own.
+    let other = Device::open(0)?;
+    let read = other.read(&buf, 0, PAGES).or_fail("READ by another file")?;
+    check_bytes(&read.data, 35, 0, "READ by another file")?;
+    check_eq!(device.stats()?.cpu_faults, before.cpu_faults, "CPU faults");
+    expect_on_device(&buf, 0, PAGES, PAGES)
+}
+
+pub fn write_migrated(_: &Ctx) -> Outcome {
+    let device = Device::open(0)?;
+    let buf = Buffer::filled(PAGES, 36)?;
+    device.move_all(&buf, 36)?;
+    let before = device.stats()?;
+    let data = pattern_bytes(37, 0, PAGES);
+    device.write(&buf, 0, &data).or_fail("WRITE")?;
+    check_eq!(device.stats()?.cpu_faults, before.cpu_faults, "CPU faults");
+    expect_on_device(&buf, 0, PAGES, PAGES)?;
+    let read = device.read(&buf, 0, PAGES).or_fail("READ")?;
+    check_bytes(&read.data, 37, 0, "READ of what the device wrote")?;
+    buf.check(0, PAGES, 37)
+}
+
+pub fn read_unmapped(_: &Ctx) -> Outcome {
+    let device = Device::open(0)?;
+    let buf = Buffer::filled(PAGES, 38)?;
+    buf.unmap(16, 8)?;
+    let errnos = [libc::EFAULT, libc::ENOENT, libc::EINVAL];
+    expect_errno(device.read(&buf, 16, 8), &errnos, "READ of a hole")?;
+    expect_errno(device.read(&buf, 0, PAGES), &errnos, "READ across a hole")?;
+    let mut into = vec![0xa5; 8 * PAGE];
+    let result = device.command(HMM_READ, buf.at(16), 8, Data::Into(&mut into));
+    expect_errno(result, &errnos, "READ of a hole")?;
+    let touched = into.iter().position(|b| *b != 0xa5);
+    check_eq!(touched, None, "first byte written by a READ that failed");
+    let data = vec![0; 8 * PAGE];
+    expect_errno(device.write(&buf, 16, &data), &errnos, "WRITE to a hole")?;
+    buf.check(0, 16, 38)?;
+    buf.check(24, PAGES - 24, 38)
+}
+
+/// The device has no more rights than the process.
+pub fn write_read_only(_: &Ctx) -> Outcome {
+    let device = Device::open(0)?;
+    let buf = Buffer::filled(PAGES, 39)?;
+    let data = pattern_bytes(40, 0, PAGES);
+    // Once while it may, so that a stale right is there to be revoked.
+    device.write(&buf, 0, &data).or_fail("WRITE while it may")?;
+    buf.protect(0, PAGES, libc::PROT_READ)?;
+    let worse = pattern_bytes(41, 0, PAGES);
+    let result = device.write(&buf, 0, &worse);
+    expect_errno(result, &[], "WRITE to read-only memory")?;
+    buf.check(0, PAGES, 40)?;
+
+    // The same with the pages on the device.
+    device.move_all(&buf, 40)?;
+    let result = device.write(&buf, 0, &worse);
+    expect_errno(result, &[], "WRITE to read-only memory on the device")?;
+    let read = device.read(&buf, 0, PAGES).or_fail("READ")?;
+    check_bytes(&read.data, 40, 0, "READ after a WRITE that failed")?;
+    buf.check(0, PAGES, 40)
+}

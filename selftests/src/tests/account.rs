@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What a process and its memory cgroup are charged for.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::Ctx;
+use crate::check;
+use crate::check::{Fail, OrFail, Outcome};
+use crate::check_eq;
+use crate::device::{Buffer, Data, Device, PAGE};
+use crate::harness::Child;
+use crate::proc;
+use crate::sys;
+use crate::uapi::{HMM_MIGRATE_TO_DEV, HMM_MIGRATE_TO_SYS};
+
+const N: usize = 256;
+/// A leak of the smallest kind, one page of each trip, is well above the slack.
+const TRIPS: usize = 10;
+
+/// RssAnon and smaps are the same before and after; in between the pages are
+/// still the process's.
+pub fn rss(_: &Ctx) -> Outcome {
+    let device = Device::open(0)?;
+    // Pages without access at both ends keep the kernel from joining the mapping
+    // with a neighbour, which would hide it in smaps.
+    let buf = Buffer::anon(N + 2)?;
+    buf.fill(1, N, 95);
+    buf.protect(0, 1, libc::PROT_NONE)?;
+    buf.protect(N + 1, 1, libc::PROT_NONE)?;
+    let mut data = vec![0; N * PAGE];
+
+    let mut trip = |by_fault: bool| -> Outcome {
+        let into = Data::Into(&mut data);
+        let (addr, n) = (buf.at(1), N as u64);
+        device
+            .command(HMM_MIGRATE_TO_DEV, addr, n, into)
+            .or_fail("MIGRATE_TO_DEV")?;
+        super::expect_on_device(&buf, 1, N, N)?;
+        check_eq!(
+            proc::smaps_anonymous(&buf)?,
+            n,
+            "anonymous pages in smaps while on the device"
+        );
+        if !by_fault {
+            device
+                .command(HMM_MIGRATE_TO_SYS, addr, n, Data::Nowhere)
+                .or_fail("MIGRATE_TO_SYS")?;
+        }
+        buf.check(1, N, 95)?;
+        super::expect_present(&buf, 1, N)
+    };
+    // The first trip also warms up what else the process needs.
+    trip(false)?;
+    let start = proc::rss_anon()?;
+    for i in 0..TRIPS {
+        trip(i % 2 == 1)?;
+        check_eq!(
+            proc::smaps_anonymous(&buf)?,
+            N as u64,
+            "anonymous pages in smaps"
+        );
+    }
+    let end = proc::rss_anon()?;
+    // The heap may have changed by a few pages.
+    let slack = TRIPS as u64 - 2;
+    check!(
+        start.abs_diff(end) <= slack,
+        "RssAnon after {TRIPS} round trips: expected {start} +- {slack} pages, found {end}"
+    );
+
+    // And unmapped from the device they are not charged any more.
+    let into = Data::Into(&mut data);
+    device
+        .command(HMM_MIGRATE_TO_DEV, buf.at(1), N as u64, into)
+        .or_fail("MIGRATE_TO_DEV")?;
+    buf.unmap(1, N)?;
+    let gone = end.saturating_sub(proc::rss_anon()?);
+    check!(
+        gone.abs_diff(N as u64) <= slack,
+        "fall of RssAnon by munmap: expected {N} +- {slack} pages, found {gone}"
+    );
+    Ok(())
+}
+
+const CGROUPS: &str = "/sys/fs/cgroup";
+
+/// A new memory cgroup, mounting the hierarchy if nobody has.
+fn new_cgroup() -> Outcome<PathBuf> {
+    let root = Path::new(CGROUPS);
+    let skip = |what: &str, e: std::io::Error| Fail::Skip(format!("{what}: {e}"));
+    if !root.join("cgroup.controllers").exists() {
+        sys::mount_cgroup2(CGROUPS).map_err(|e| skip("mount of cgroup2", e))?;
+    }
+    fs::write(root.join("cgroup.subtree_control"), "+memory")
+        .map_err(|e| skip("memory controller", e))?;
+    let dir = root.join("zdm-selftests");
+    // What an earlier run that was killed has left; there may be none.
+    let _ = fs::remove_dir(&dir);
+    fs::create_dir(&dir).or_fail("mkdir of a cgroup")?;
+    Ok(dir)
+}
+
+/// Anonymous memory charged to a cgroup, in pages. Exact, as reading flushes the
+/// per-CPU parts; memory.current has batches in stock.
+fn charged(dir: &Path) -> Outcome<u64> {
+    let text = fs::read_to_string(dir.join("memory.stat")).or_fail("memory.stat")?;
+    let bytes = text
+        .lines()
+        .find_map(|l| l.strip_prefix("anon ")?.parse::<u64>().ok());
+    match bytes {
+        Some(n) => Ok(n / PAGE as u64),
+        None => Err(Fail::failed("no anon in memory.stat")),
+    }
+}
+
+/// memory.current, in pages.
+fn current(dir: &Path) -> Outcome<u64> {
+    let text = fs::read_to_string(dir.join("memory.current")).or_fail("memory.current")?;
+    match text.trim().parse::<u64>() {
+        Ok(n) => Ok(n / PAGE as u64),
+        Err(e) => Err(Fail::failed(format!("memory.current '{text}': {e}"))),
+    }
+}
+
+/// A cgroup is charged for pages on the device, and for none when they are freed
+/// there: by munmap, which never brings them back, and by exit.
+pub fn memcg(_: &Ctx) -> Outcome {
+    let dir = new_cgroup()?;
+    let work = Child::spawn(|| {
+        fs::write(dir.join("cgroup.procs"), "0").or_fail("cgroup.procs")?;
+        let device = Device::open(0)?;
+        let idle = charged(&dir)?;
+        let slack = TRIPS as u64 - 2;
+        for _ in 0..TRIPS {
+            let buf = Buffer::filled(N, 96)?;
+            device.move_all(&buf, 96)?;
+            buf.check(0, N / 2, 96)?;
+            buf.unmap(0, N)?;
+        }
+        // The statistics are flushed at most every two seconds.
+        let mut end = 0;
+        let fell = sys::wait_until(Duration::from_secs(10), || {
+            end = charged(&dir).unwrap_or(u64::MAX);
+            end <= idle + slack
+        });
+        check!(
+            fell,
+            "anon in memory.stat after {TRIPS} trips: expected {idle} + {slack} pages at \
+             most, found {end}"
+        );
+        // Pages on the device at the end.
+        let buf = Buffer::filled(N, 97)?;
+        device.move_all(&buf, 97)?;
+        sys::exit_now(0)
+    })?;
+    let worked = work.join();
+    // Stock of 64 pages on each of a few CPUs may remain, a leak of whole trips
+    // may not.
+    let (mut left, limit) = (0, N as u64);
+    let fell = sys::wait_until(Duration::from_secs(5), || {
+        left = current(&dir).unwrap_or(u64::MAX);
+        left < limit
+    });
+    fs::remove_dir(&dir).or_fail("rmdir of an empty cgroup")?;
+    worked?;
+    check!(
+        fell,
+        "memory.current of an empty cgroup: expected less than {limit} pages, found {left}"
+    );
+    Ok(())
+}

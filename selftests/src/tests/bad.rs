@@ -1,0 +1,278 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Arguments that are wrong get the error of abi.md, do no harm, and leave a
+//! device that works.
+
+use libc::{E2BIG, EFAULT, EINVAL, ENOTTY};
+
+use super::{Ctx, PAGES};
+use crate::check;
+use crate::check::{Fail, OrFail, Outcome, expect_errno};
+use crate::check_eq;
+use crate::device::{Buffer, Data, Device, PAGE, pattern_bytes};
+use crate::uapi::*;
+
+/// Every upstream command that has a range and a result.
+const COMMANDS: [(u64, &str); 4] = [
+    (HMM_READ, "READ"),
+    (HMM_WRITE, "WRITE"),
+    (HMM_MIGRATE_TO_DEV, "MIGRATE_TO_DEV"),
+    (HMM_MIGRATE_TO_SYS, "MIGRATE_TO_SYS"),
+];
+
+/// Checks that all commands refuse a range.
+fn refused(device: &Device, addr: u64, npages: u64, errnos: &[i32]) -> Outcome {
+    for (request, name) in COMMANDS {
+        // Large ranges have no data to go with them.
+        let mut room = vec![0; 4 * PAGE];
+        let data = match npages <= 4 {
+            true => Data::Into(&mut room),
+            false => Data::Nowhere,
+        };
+        let what = format!("{name} of {npages:#x} pages at {addr:#x}");
+        expect_errno(device.command(request, addr, npages, data), errnos, &what)?;
+    }
+    Ok(())
+}
+
+/// Checks that a device does its work after errors.
+fn works(device: &Device) -> Outcome {
+    let buf = Buffer::filled(4, 120)?;
+    device.move_all(&buf, 120)?;
+    buf.check(0, 4, 120)
+}
+
+/// ENOTTY is what abi.md says; EINVAL is what the C driver returns.
+pub fn unknown_ioctl(_: &Ctx) -> Outcome {
+    let device = Device::open(0)?;
+    let buf = Buffer::filled(1, 121)?;
+    let tcgets = 0x5401;
+    for request in [
+        ioc(IOC_READ_WRITE, 0x3f, 40),
+        ioc(IOC_READ_WRITE, 0xff, 40),
+        ioc(IOC_READ_WRITE, 0x4f, 24),
+        ioc(IOC_READ, 0xfe, 80),
+        tcgets,
+    ] {
+        // A range that would be good, were the command known.
+        let mut arg = [buf.at(0), buf.at(0), 1, 0, 0, 0, 0, 0, 0, 0]
+            .map(u64::to_ne_bytes)
+            .concat();
+        let result = device.ioctl_bytes(request, &mut arg);
+        let what = format!("ioctl {request:#x}");
+        expect_errno(result, &[ENOTTY, EINVAL], &what)?;
+    }
+    buf.check(0, 1, 121)?;
+    works(&device)
+}
+
+pub fn unaligned(_: &Ctx) -> Outcome {
+    let device = Device::open(0)?;
+    let buf = Buffer::filled(4, 122)?;
+    for offset in [1, 8, 2048, 4095] {
+        refused(&device, buf.at(0) + offset, 1, &[EINVAL])?;
+    }
+    super::expect_present(&buf, 0, 4)?;
+    buf.check(0, 4, 122)?;
+    works(&device)
+}
+
+pub fn zero_pages(_: &Ctx) -> Outcome {
+    let device = Device::open(0)?;
+    let buf = Buffer::filled(1, 123)?;
+    refused(&device, buf.at(0), 0, &[EINVAL])?;
+    refused(&device, 0, 0, &[EINVAL])?;
+    buf.check(0, 1, 123)?;
+    works(&device)
+}
+
+pub fn wrap(_: &Ctx) -> Outcome {
+    let device = Device::open(0)?;
+    let buf = Buffer::filled(1, 124)?;
+    let last = u64::MAX - (PAGE as u64 - 1);
+    for (addr, npages) in [
+        (last, 1),
+        (last, 2),
+        // The length in bytes wraps to 0, to a page, and to minus a page.
+        (buf.at(0), 1 << 52),
+        (buf.at(0), (1 << 52) + 1),
+        (buf.at(0), u64::MAX),
+        (buf.at(0), (1 << 52) - 1),
+    ] {
+        refused(&device, addr, npages, &[EINVAL])?;
+    }
+    buf.check(0, 1, 124)?;
+    works(&device)
+}
+
+pub fn beyond_task_size(_: &Ctx) -> Outcome {
+    let device = Device::open(0)?;
+    let buf = Buffer::filled(1, 125)?;
+    // Beyond five-level page tables too, and the kernel's half.
+    for addr in [
+        1 << 56,
+        1 << 60,
+        0xffff_8000_0000_0000,
+        0xffff_ffff_8000_0000,
+    ] {
+        refused(&device, addr, 1, &[EINVAL])?;
+    }
+    // Begins well, ends beyond.
+    refused(&device, buf.at(0), 1 << 44, &[EINVAL])?;
+    buf.check(0, 1, 125)?;
+    works(&device)
+}
+
+/// No size is trusted for an allocation: an error, at once, whatever it is.
+pub fn huge_npages(_: &Ctx) -> Outcome {
+    let device = Device::open(0)?;
+    let buf = Buffer::filled(4, 126)?;
+    for shift in [20, 24, 28, 32, 35, 40, 51] {
+        refused(&device, buf.at(0), 1 << shift, &[])?;
+    }
+    buf.check(0, 4, 126)?;
+    works(&device)
+}
+
+pub fn pointer(_: &Ctx) -> Outcome {
+    let device = Device::open(0)?;
+    for request in [
+        HMM_READ,
+        HMM_WRITE,
+        HMM_MIGRATE_TO_DEV,
+        HMM_MIGRATE_TO_SYS,
+        ZDM_AUDIT,
+        ZDM_STATS,
+    ] {
+        let what = format!("ioctl {request:#x} with a bad argument pointer");
+        expect_errno(device.ioctl_nowhere(request), &[EFAULT], &what)?;
+    }
+
+    // The range is good, the place for the result is not.
+    let buf = Buffer::filled(PAGES, 127)?;
+    for (request, name) in &COMMANDS[..3] {
+        let result = device.command(*request, buf.at(0), PAGES as u64, Data::Nowhere);
+        let what = format!("{name} with a bad data pointer");
+        expect_errno(result, &[EFAULT], &what)?;
+    }
+    buf.check(0, PAGES, 127)?;
+    // The last page of the place is missing: a read-only mapping of the CPU's.
+    let place = Buffer::anon(PAGES)?;
+    place.unmap(PAGES - 1, 1)?;
+    let mut arg = [buf.at(0), place.at(0), PAGES as u64, 0, 0]
+        .map(u64::to_ne_bytes)
+        .concat();
+    let result = device.ioctl_bytes(HMM_MIGRATE_TO_DEV, &mut arg);
+    let what = "MIGRATE_TO_DEV with a data pointer that is good in part";
+    expect_errno(result, &[EFAULT], what)?;
+    buf.check(0, PAGES, 127)?;
+
+    // Room for records at a place which is none: there are none to be written,
+    // so this may succeed too.
+    let mut audit = Audit {
+        records: 8,
+        nr_records: 4,
+        ..Audit::default()
+    };
+    if let Err(e) = device.audit_with(&mut audit) {
+        expect_errno(Err::<(), _>(e), &[EFAULT], "ZDM_AUDIT with bad records")?;
+    }
+    works(&device)
+}
+
+pub fn no_vma(_: &Ctx) -> Outcome {
+    let device = Device::open(0)?;
+    let buf = Buffer::anon(4)?;
+    buf.unmap(0, 4)?;
+    for (request, name) in &COMMANDS[2..] {
+        let mut room = vec![0; 4 * PAGE];
+        let into = Data::Into(&mut room);
+        let result = device.command(*request, buf.at(0), 4, into);
+        expect_errno(result, &[EINVAL], &format!("{name} of nothing"))?;
+    }
+    works(&device)
+}
+
+/// The C driver asks for VM_READ.
+pub fn prot_none(_: &Ctx) -> Outcome {
+    let device = Device::open(0)?;
+    let buf = Buffer::filled(8, 128)?;
+    buf.protect(0, 8, libc::PROT_NONE)?;
+    expect_errno(device.to_device(&buf, 0, 8), &[EINVAL], "MIGRATE_TO_DEV")?;
+    expect_errno(device.to_system(&buf, 0, 8), &[EINVAL], "MIGRATE_TO_SYS")?;
+    expect_errno(device.read(&buf, 0, 8), &[], "READ without access")?;
+    let data = pattern_bytes(129, 0, 8);
+    expect_errno(device.write(&buf, 0, &data), &[], "WRITE without access")?;
+    buf.protect(0, 8, libc::PROT_READ)?;
+    buf.check(0, 8, 128)?;
+    works(&device)
+}
+
+/// Structures are versioned by their size.
+pub fn audit_size(_: &Ctx) -> Outcome {
+    const FULL: usize = size_of::<Audit>();
+    let device = Device::open(0)?;
+    let request = |size| ioc(IOC_READ_WRITE, ZDM_AUDIT_NUMBER, size);
+
+    // An older program: only what it knows is written.
+    let old = 40;
+    let mut arg = [0; FULL + 16];
+    arg[old..].fill(0xa5);
+    device
+        .ioctl_bytes(request(old), &mut arg)
+        .or_fail("ZDM_AUDIT with a shorter structure")?;
+    check!(
+        arg[..8] != [0; 8],
+        "pages in a shorter structure: expected some, found none"
+    );
+    check!(
+        arg[old..].iter().all(|b| *b == 0xa5),
+        "bytes behind a shorter structure: expected unchanged, found {:x?}",
+        &arg[old..]
+    );
+
+    // A newer program which does not use what is new.
+    let mut arg = [0; FULL + 16];
+    device
+        .ioctl_bytes(request(FULL + 16), &mut arg)
+        .or_fail("ZDM_AUDIT with a longer structure")?;
+    check!(
+        arg[..8] != [0; 8],
+        "pages in a longer structure: expected some, found none"
+    );
+
+    // A newer program which does, in the first or in the last byte.
+    for at in [FULL, FULL + 15] {
+        let mut arg = [0; FULL + 16];
+        arg[at] = 1;
+        let result = device.ioctl_bytes(request(FULL + 16), &mut arg);
+        expect_errno(result, &[E2BIG], "ZDM_AUDIT with unknown bytes")?;
+    }
+
+    // Flags that do not exist.
+    let mut audit = Audit {
+        flags: 1 << 31,
+        ..Audit::default()
+    };
+    let result = device.audit_with(&mut audit);
+    expect_errno(result, &[EINVAL], "ZDM_AUDIT with an unknown flag")?;
+    works(&device)
+}
+
+/// A bad parameter is an error of loading, and nothing is left registered.
+pub fn module_param(ctx: &Ctx) -> Outcome {
+    for parameters in ["audit=bogus", "devmem_chunk_mb=3"] {
+        match ctx.module.try_load(parameters) {
+            Ok(()) => {
+                // Or the next test would start from here.
+                ctx.module.unload()?;
+                return Err(Fail::failed(format!(
+                    "loading with {parameters}: expected EINVAL, found success"
+                )));
+            }
+            Err(e) => check_eq!(e.raw_os_error(), Some(EINVAL), "loading with {parameters}"),
+        }
+        ctx.module.check_gone()?;
+    }
+    Ok(())
+}

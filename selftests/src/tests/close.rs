@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Device files are closed and processes end while pages are on the device.
+
+use std::io::{Read, Write};
+use std::time::Duration;
+
+use super::{Ctx, PAGES, expect_on_device, freed_since};
+use crate::check::{OrFail, Outcome, expect_errno};
+use crate::device::{Buffer, Device, check_bytes};
+use crate::harness::{Child, note};
+use crate::sys::{self, Exit};
+use crate::{check, check_eq};
+
+pub fn while_migrated(_: &Ctx) -> Outcome {
+    let device = Device::open(0)?;
+    let buf = Buffer::filled(PAGES, 60)?;
+    device.move_all(&buf, 60)?;
+    drop(device);
+    // Wherever the pages are now.
+    buf.check(0, PAGES, 60)?;
+    buf.fill(0, PAGES, 61);
+
+    // A new file has nothing to do with the old one.
+    let device = Device::open(0)?;
+    device.move_all(&buf, 61)?;
+    buf.check(0, PAGES, 61)
+}
+
+/// Closing a file may evict its pages; the C driver evicts everybody's.
+pub fn other_opener_keeps(_: &Ctx) -> Outcome {
+    let mine = Device::open(0)?;
+    let buf = Buffer::filled(PAGES, 62)?;
+    mine.move_all(&buf, 62)?;
+
+    // Another process.
+    Child::spawn(|| {
+        let device = Device::open(0)?;
+        let buf = Buffer::filled(PAGES, 63)?;
+        device.move_all(&buf, 63)?;
+        drop(device);
+        buf.check(0, PAGES, 63)
+    })?
+    .join()?;
+    let left = crate::proc::on_device(&buf, 0, PAGES)?.len();
+    note(&format!(
+        "{left} of {PAGES} pages left after another process closed"
+    ));
+    let read = mine.read(&buf, 0, PAGES).or_fail("READ")?;
+    check_bytes(&read.data, 62, 0, "READ after another process closed")?;
+
+    // Another file of the same process.
+    buf.check(0, PAGES, 62)?;
+    mine.move_all(&buf, 62)?;
+    let other = Device::open(0)?;
+    let second = Buffer::filled(PAGES, 64)?;
+    other.move_all(&second, 64)?;
+    drop(other);
+    let read = mine.read(&buf, 0, PAGES).or_fail("READ")?;
+    check_bytes(&read.data, 62, 0, "READ after another file was closed")?;
+    second.check(0, PAGES, 64)?;
+    buf.check(0, PAGES, 62)
+}
+
+/// A file that is shared by fork mirrors the process that opened it.
+pub fn after_fork(_: &Ctx) -> Outcome {
+    let device = Device::open(0)?;
+    let buf = Buffer::filled(PAGES, 65)?;
+    let before = device.stats()?;
+    let (mut wait, go) = sys::pipe().or_fail("pipe")?;
+    let child = Child::spawn(|| {
+        // By a child this moves the parent's pages, or is refused.
+        match device.to_device(&buf, 0, PAGES) {
+            Ok(moved) => check_bytes(&moved.data, 65, 0, "returned data")?,
+            Err(e) => note(&format!("MIGRATE_TO_DEV by a child: {e}")),
+        }
+        buf.check(0, PAGES, 65)?;
+        // Waits until the parent has closed its file.
+        wait.read_exact(&mut [0]).or_fail("pipe")?;
+        buf.check(0, PAGES, 65)
+    })?;
+    // The parent's own use of the file, at the same time.
+    match device.to_device(&buf, 0, PAGES) {
+        Ok(moved) => check_bytes(&moved.data, 65, 0, "returned data")?,
+        // Its pages are shared with the child, which may be holding one.
+        Err(e) => note(&format!("MIGRATE_TO_DEV by the parent: {e}")),
+    }
+    let went = device.stats()?.to_device.wrapping_sub(before.to_device);
+    check!(went > 0, "pages that went: expected some, found none");
+    // The child still has the file, so this is not its end.
+    drop(device);
+    buf.check(0, PAGES, 65)?;
+    (&go).write_all(b"g").or_fail("pipe")?;
+    child.join()?;
+    buf.fill(0, PAGES, 66);
+    buf.check(0, PAGES, 66)
+}
+
+/// The last holder of the file is not the process whose memory it mirrors, and
+/// that memory is gone.
+pub fn fd_outlives_mm(_: &Ctx) -> Outcome {
+    let (mut done, held) = sys::pipe().or_fail("pipe")?;
+    let (mut gone, go) = sys::pipe().or_fail("pipe")?;
+    let middle = Child::spawn(|| {
+        let device = Device::open(0)?;
+        let buf = Buffer::filled(PAGES, 67)?;
+        device.move_all(&buf, 67)?;
+        Child::spawn(|| {
+            // Ends when the test has seen the end of the process between us.
+            gone.read_exact(&mut [0]).or_fail("pipe")?;
+            let what = "on a file whose process is gone";
+            let n = PAGES;
+            expect_errno(device.read(&buf, 0, n), &[], &format!("READ {what}"))?;
+            let result = device.to_device(&buf, 0, n);
+            expect_errno(result, &[], &format!("MIGRATE_TO_DEV {what}"))?;
+            let result = device.to_system(&buf, 0, n);
+            expect_errno(result, &[], &format!("MIGRATE_TO_SYS {what}"))?;
+            drop(device);
+            buf.check(0, n, 67)
+        })?;
+        Ok(())
+    })?;
+    drop(held);
+    middle.join()?;
+    (&go).write_all(b"g").or_fail("pipe")?;
+    // The grandchild reports for itself; its end closes the pipe.
+    done.read_to_end(&mut Vec::new()).or_fail("pipe")?;
+    Ok(())
+}
+
+/// The harness's audit would see what is left; here also that all went at once.
+pub fn exit_while_migrated(_: &Ctx) -> Outcome {
+    let device = Device::open(1)?;
+    let before = device.stats()?;
+    Child::spawn(|| {
+        let device = Device::open(1)?;
+        let buf = Buffer::filled(PAGES, 68)?;
+        device.move_all(&buf, 68)?;
+        // Without destructors: neither file nor memory is given back first.
+        sys::exit_now(0)
+    })?
+    .join()?;
+    let went = device.stats()?.to_device.wrapping_sub(before.to_device);
+    check_eq!(went, PAGES as u64, "pages that the child moved");
+    freed_since(&device, &before, PAGES)?;
+
+    // With the file still open in another process.
+    let before = device.stats()?;
+    let buf = Buffer::filled(PAGES, 69)?;
+    device.move_all(&buf, 69)?;
+    Child::spawn(|| sys::exit_now(0))?.join()?;
+    expect_on_device(&buf, 0, PAGES, PAGES)?;
+    buf.check(0, PAGES, 69)?;
+    freed_since(&device, &before, PAGES)
+}
+
+/// SIGKILL at some point of a migration: the process gets out and leaves nothing.
+pub fn exit_killed(_: &Ctx) -> Outcome {
+    let device = Device::open(0)?;
+    for round in 0..8 {
+        let before = device.stats()?;
+        let child = Child::spawn(|| {
+            let device = Device::open(0)?;
+            let buf = Buffer::filled(512, 70)?;
+            loop {
+                device.to_device(&buf, 0, 512).or_fail("MIGRATE_TO_DEV")?;
+                device.to_system(&buf, 0, 512).or_fail("MIGRATE_TO_SYS")?;
+            }
+        })?;
+        // Not before it has begun, and then at some other point each time.
+        let begun = sys::wait_until(Duration::from_secs(20), || {
+            device.stats().is_ok_and(|s| s.to_device > before.to_device)
+        });
+        std::thread::sleep(Duration::from_millis(7 * round));
+        let exit = child.kill()?;
+        check!(begun, "migrations of the child: expected some, found none");
+        check_eq!(exit, Exit::Signal(libc::SIGKILL), "end in round {round}");
+    }
+    Ok(())
+}

@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The CPU touches pages that are on the device.
+
+use std::io::Read;
+
+use super::{Ctx, PAGES, expect_on_device, expect_present, freed_since};
+use crate::check::{Fail, OrFail, Outcome};
+use crate::device::{Buffer, Device, PAGE, check_bytes, pattern_bytes};
+use crate::sys;
+use crate::{check, check_eq};
+
+/// Checks that the CPU's faults, and nothing else, have brought `n` pages back.
+#[track_caller]
+fn faulted_back(device: &Device, before: &crate::uapi::Stats, buf: &Buffer, n: usize) -> Outcome {
+    let faults = device.stats()?.cpu_faults.wrapping_sub(before.cpu_faults);
+    // A driver may bring neighbours along, so there may be fewer faults.
+    check!(
+        (1..=n as u64).contains(&faults),
+        "growth of stats.cpu_faults: expected 1..={n}, found {faults}"
+    );
+    expect_present(buf, 0, n)?;
+    freed_since(device, before, n)
+}
+
+pub fn cpu_read(_: &Ctx) -> Outcome {
+    let device = Device::open(0)?;
+    let buf = Buffer::filled(PAGES, 20)?;
+    device.move_all(&buf, 20)?;
+    let before = device.stats()?;
+    buf.check(0, PAGES, 20)?;
+    faulted_back(&device, &before, &buf, PAGES)?;
+    // The pages are the process's own again, not read-only copies.
+    buf.fill(0, PAGES, 21);
+    buf.check(0, PAGES, 21)
+}
+
+pub fn cpu_write(_: &Ctx) -> Outcome {
+    let device = Device::open(0)?;
+    let buf = Buffer::filled(PAGES, 22)?;
+    device.move_all(&buf, 22)?;
+    let before = device.stats()?;
+    // One word of each page: the rest must have come from the device.
+    for page in 0..PAGES {
+        buf.set(page, 100, page as u64);
+    }
+    faulted_back(&device, &before, &buf, PAGES)?;
+    let good = pattern_bytes(22, 0, PAGES);
+    for page in 0..PAGES {
+        check_eq!(
+            buf.get(page, 100),
+            page as u64,
+            "word written to page {page}"
+        );
+        let word = &good[page * PAGE + 800..][..8];
+        let value = word.iter().rev().fold(0, |n, b| (n << 8) | u64::from(*b));
+        buf.set(page, 100, value);
+    }
+    buf.check(0, PAGES, 22)
+}
+
+pub fn every_other_page(_: &Ctx) -> Outcome {
+    let device = Device::open(0)?;
+    let buf = Buffer::filled(PAGES, 23)?;
+    device.move_all(&buf, 23)?;
+    for page in (0..PAGES).step_by(2) {
+        buf.check(page, 1, 23)?;
+        expect_present(&buf, page, 1)?;
+    }
+    // Of a mixed range, the device sees both halves.
+    let read = device
+        .read(&buf, 0, PAGES)
+        .or_fail("READ of a mixed range")?;
+    check_bytes(&read.data, 23, 0, "READ of a mixed range")?;
+    for page in (1..PAGES).step_by(2) {
+        buf.check(page, 1, 23)?;
+    }
+    expect_present(&buf, 0, PAGES)?;
+
+    // And half of it goes again, to lie between the others.
+    for page in (1..PAGES).step_by(2) {
+        device.to_device(&buf, page, 1).or_fail("MIGRATE_TO_DEV")?;
+        expect_on_device(&buf, page, 1, 1)?;
+    }
+    buf.check(0, PAGES, 23)
+}
+
+pub fn from_threads(_: &Ctx) -> Outcome {
+    const THREADS: usize = 4;
+    let device = Device::open(0)?;
+    let buf = Buffer::filled(PAGES, 24)?;
+    for round in 0..5 {
+        device.move_all(&buf, 24)?;
+        let before = device.stats()?;
+        let start = std::sync::Barrier::new(THREADS);
+        let outcomes: Vec<Outcome> = std::thread::scope(|scope| {
+            let worker = |_| {
+                scope.spawn(|| {
+                    start.wait();
+                    buf.check(0, PAGES, 24)
+                })
+            };
+            let handles: Vec<_> = (0..THREADS).map(worker).collect();
+            let panicked = |_| Err(Fail::failed("a thread panicked"));
+            handles
+                .into_iter()
+                .map(|h| h.join().unwrap_or_else(panicked))
+                .collect()
+        });
+        outcomes.into_iter().collect::<Outcome<()>>()?;
+        expect_present(&buf, 0, PAGES)?;
+        let back = device.stats()?.to_system.wrapping_sub(before.to_system);
+        check_eq!(back, PAGES as u64, "pages that came back in round {round}");
+        freed_since(&device, &before, PAGES)?;
+    }
+    Ok(())
+}
+
+/// The kernel itself faults when a system call's buffer is on the device.
+pub fn syscall_access(_: &Ctx) -> Outcome {
+    let device = Device::open(0)?;
+    let buf = Buffer::filled(PAGES, 25)?;
+
+    device.move_all(&buf, 25)?;
+    let file = sys::memfd("zdm-syscall").or_fail("memfd_create")?;
+    let n = buf.write_to(&file, 0, PAGES).or_fail("write to a memfd")?;
+    check_eq!(n, PAGES * PAGE, "bytes written");
+    let mut data = vec![0; n];
+    std::os::unix::fs::FileExt::read_exact_at(&file, &mut data, 0).or_fail("pread")?;
+    check_bytes(&data, 25, 0, "data in the memfd")?;
+    expect_present(&buf, 0, PAGES)?;
+
+    // A pipe of the default size takes 16 pages.
+    device.move_all(&buf, 25)?;
+    let (mut read, write) = sys::pipe().or_fail("pipe")?;
+    let n = buf.write_to(&write, 0, 8).or_fail("write to a pipe")?;
+    check_eq!(n, 8 * PAGE, "bytes written to the pipe");
+    let mut data = vec![0; n];
+    read.read_exact(&mut data).or_fail("read from the pipe")?;
+    check_bytes(&data, 25, 0, "data in the pipe")?;
+
+    // The other direction: the kernel writes to pages on the device.
+    buf.check(0, PAGES, 25)?;
+    device.move_all(&buf, 25)?;
+    let other = Buffer::filled(PAGES, 26)?;
+    let file = sys::memfd("zdm-syscall").or_fail("memfd_create")?;
+    other.write_to(&file, 0, PAGES).or_fail("write")?;
+    std::io::Seek::rewind(&mut &file).or_fail("lseek")?;
+    let n = buf.read_from(&file, 0, PAGES).or_fail("read")?;
+    check_eq!(n, PAGES * PAGE, "bytes read");
+    buf.check(0, PAGES, 26)
+}

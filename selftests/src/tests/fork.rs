@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Pages on the device are shared by fork.
+
+use std::io::{Read, Write};
+
+use super::{Ctx, PAGES, expect_on_device};
+use crate::check::{OrFail, Outcome};
+use crate::check_eq;
+use crate::device::{Buffer, Device, check_bytes};
+use crate::harness::Child;
+
+/// What one side writes the other must not see.
+pub fn cow_while_migrated(_: &Ctx) -> Outcome {
+    let device = Device::open(0)?;
+    let buf = Buffer::filled(PAGES, 80)?;
+
+    // The child writes.
+    device.move_all(&buf, 80)?;
+    let child = Child::spawn(|| {
+        expect_on_device(&buf, 0, PAGES, PAGES)?;
+        buf.fill(0, PAGES, 81);
+        buf.check(0, PAGES, 81)
+    })?;
+    child.join()?;
+    let read = device.read(&buf, 0, PAGES).or_fail("READ")?;
+    check_bytes(&read.data, 80, 0, "the parent's pages by the device")?;
+    buf.check(0, PAGES, 80)?;
+
+    // The parent writes while the child holds on.
+    device.move_all(&buf, 80)?;
+    let (mut wait, go) = crate::sys::pipe().or_fail("pipe")?;
+    let child = Child::spawn(|| {
+        wait.read_exact(&mut [0]).or_fail("pipe")?;
+        buf.check(0, PAGES, 80)
+    })?;
+    buf.fill(0, PAGES, 82);
+    (&go).write_all(b"g").or_fail("pipe")?;
+    child.join()?;
+    buf.check(0, PAGES, 82)?;
+
+    // The device writes for the parent while the child holds on: also a write.
+    device.move_all(&buf, 82)?;
+    let (mut wait, go) = crate::sys::pipe().or_fail("pipe")?;
+    let child = Child::spawn(|| {
+        wait.read_exact(&mut [0]).or_fail("pipe")?;
+        buf.check(0, PAGES, 82)
+    })?;
+    let data = crate::device::pattern_bytes(83, 0, PAGES);
+    device.write(&buf, 0, &data).or_fail("WRITE")?;
+    (&go).write_all(b"g").or_fail("pipe")?;
+    child.join()?;
+    buf.check(0, PAGES, 83)
+}
+
+pub fn child_reads(_: &Ctx) -> Outcome {
+    let device = Device::open(0)?;
+    let buf = Buffer::filled(PAGES, 84)?;
+    device.move_all(&buf, 84)?;
+    let before = device.stats()?;
+    let readers: Vec<_> = (0..3)
+        .map(|_| Child::spawn(|| buf.check(0, PAGES, 84)))
+        .collect::<Outcome<_>>()?;
+    for reader in readers {
+        reader.join()?;
+    }
+    buf.check(0, PAGES, 84)?;
+    super::expect_present(&buf, 0, PAGES)?;
+    super::freed_since(&device, &before, PAGES)?;
+    let (audit, _) = device.audit()?;
+    check_eq!(audit.used, 0, "used pages in the audit");
+    buf.fill(0, PAGES, 85);
+    buf.check(0, PAGES, 85)
+}

@@ -1,0 +1,261 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Pages to the device and back.
+
+use super::{Ctx, PAGES, expect_on_device, expect_present, freed_since};
+use crate::check::{Fail, OrFail, Outcome, expect_errno};
+use crate::device::{Buffer, Device, HUGE_PAGES, PAGE, check_bytes};
+use crate::harness::{Child, note};
+use crate::sys::{self, Exit};
+use crate::{check, check_eq};
+
+/// To the device, and back by request, with every page looked at from all sides.
+fn there_and_back(device: &Device, buf: &Buffer, seed: u64) -> Outcome {
+    let n = buf.pages();
+    let before = device.stats()?;
+    device.move_all(buf, seed)?;
+
+    // Nothing runs but us: the scan is exact, and knows our pages as used.
+    let (audit, _) = device.audit()?;
+    check_eq!(audit.used, n as u64, "used pages in the audit");
+    check_eq!(audit.found, 0, "violations with the pages on the device");
+
+    let cmd = device.to_system(buf, 0, n).or_fail("MIGRATE_TO_SYS")?;
+    check_eq!(
+        cmd.cpages,
+        n as u64,
+        "pages that MIGRATE_TO_SYS says it moved"
+    );
+    expect_present(buf, 0, n)?;
+    let after = device.stats()?;
+    let back = after.to_system.wrapping_sub(before.to_system);
+    check_eq!(back, n as u64, "growth of stats.to_system");
+    check_eq!(after.cpu_faults, before.cpu_faults, "CPU faults");
+    freed_since(device, &before, n)?;
+    buf.check(0, n, seed)
+}
+
+pub fn round_trip(_: &Ctx) -> Outcome {
+    let device = Device::open(0)?;
+    let buf = Buffer::filled(PAGES, 1)?;
+    there_and_back(&device, &buf, 1)?;
+    // Again with other data: a stale copy of the first time would show.
+    buf.fill(0, PAGES, 2);
+    there_and_back(&device, &buf, 2)
+}
+
+pub fn one_page(_: &Ctx) -> Outcome {
+    let device = Device::open(1)?;
+    let buf = Buffer::filled(3, 3)?;
+    let moved = device.to_device(&buf, 1, 1).or_fail("MIGRATE_TO_DEV")?;
+    check_eq!(moved.cpages, 1, "copied pages");
+    check_bytes(&moved.data, 3, 1, "returned data")?;
+    expect_on_device(&buf, 1, 1, 1)?;
+    expect_present(&buf, 0, 1)?;
+    expect_present(&buf, 2, 1)?;
+    device.to_system(&buf, 1, 1).or_fail("MIGRATE_TO_SYS")?;
+    expect_present(&buf, 0, 3)?;
+    buf.check(0, 3, 3)
+}
+
+/// A page that was read-only must come back so, or never have been writable.
+pub fn read_only_mapping(_: &Ctx) -> Outcome {
+    let device = Device::open(0)?;
+    let buf = Buffer::filled(PAGES, 4)?;
+    buf.protect(0, PAGES, libc::PROT_READ)?;
+    device.move_all(&buf, 4)?;
+
+    let (from, to) = (5, 6);
+    let writer = Child::spawn(|| {
+        buf.set(from, 0, 1);
+        Ok(())
+    })?;
+    check_eq!(
+        writer.exit()?,
+        Exit::Signal(libc::SIGSEGV),
+        "write to a read-only page on the device"
+    );
+    device
+        .to_system(&buf, to, PAGES - to)
+        .or_fail("MIGRATE_TO_SYS")?;
+    buf.check(0, PAGES, 4)?;
+    let writer = Child::spawn(|| {
+        buf.set(to, 0, 1);
+        Ok(())
+    })?;
+    check_eq!(
+        writer.exit()?,
+        Exit::Signal(libc::SIGSEGV),
+        "write to a read-only page that came back"
+    );
+    buf.protect(0, PAGES, libc::PROT_READ | libc::PROT_WRITE)?;
+    buf.fill(0, PAGES, 5);
+    buf.check(0, PAGES, 5)
+}
+
+/// Memory that no one has touched, and the shared zero page, migrate as zeroes.
+pub fn untouched_pages(_: &Ctx) -> Outcome {
+    let device = Device::open(0)?;
+    let buf = Buffer::anon(PAGES)?;
+    buf.advise(0, PAGES, libc::MADV_NOHUGEPAGE)?;
+    // The zero page in the middle third; nothing at all around it.
+    buf.check_zero(PAGES / 3, PAGES / 3)?;
+
+    let before = device.stats()?;
+    let moved = device
+        .to_device(&buf, 0, PAGES)
+        .or_fail("MIGRATE_TO_DEV of untouched pages")?;
+    check_eq!(moved.cpages, PAGES as u64, "copied pages");
+    let nonzero = moved.data.iter().position(|b| *b != 0);
+    check_eq!(
+        nonzero,
+        None,
+        "first byte of the returned data that is not 0"
+    );
+    expect_on_device(&buf, 0, PAGES, PAGES)?;
+    let got = device.stats()?.allocated.wrapping_sub(before.allocated);
+    check_eq!(got, PAGES as u64, "growth of stats.allocated");
+
+    buf.check_zero(0, PAGES)?;
+    expect_on_device(&buf, 0, PAGES, 0)?;
+    buf.fill(0, PAGES, 6);
+    buf.check(0, PAGES, 6)
+}
+
+/// A hole in the range is an error and harms nothing around it.
+pub fn partial_range(_: &Ctx) -> Outcome {
+    let device = Device::open(0)?;
+    let buf = Buffer::filled(PAGES, 7)?;
+    let (hole, len) = (PAGES / 2, 8);
+    buf.unmap(hole, len)?;
+    let result = device.to_device(&buf, 0, PAGES);
+    expect_errno(result, &[libc::EINVAL], "MIGRATE_TO_DEV across a hole")?;
+    buf.check(0, hole, 7)?;
+    buf.check(hole + len, PAGES - hole - len, 7)?;
+
+    // The same the other way, with pages that are on the device for sure.
+    let moved = device.to_device(&buf, 0, hole).or_fail("MIGRATE_TO_DEV")?;
+    check_bytes(&moved.data, 7, 0, "returned data")?;
+    let result = device.to_system(&buf, 0, PAGES);
+    expect_errno(result, &[libc::EINVAL], "MIGRATE_TO_SYS across a hole")?;
+    buf.check(0, hole, 7)?;
+    buf.check(hole + len, PAGES - hole - len, 7)
+}
+
+/// Pages that are there already stay there, with their data.
+pub fn twice(_: &Ctx) -> Outcome {
+    let device = Device::open(0)?;
+    let buf = Buffer::filled(PAGES, 8)?;
+    // Half first, so that the second time meets both kinds.
+    device
+        .to_device(&buf, 0, PAGES / 2)
+        .or_fail("MIGRATE_TO_DEV of the first half")?;
+    let before = device.stats()?;
+    let moved = device
+        .to_device(&buf, 0, PAGES)
+        .or_fail("MIGRATE_TO_DEV of all")?;
+    check_bytes(&moved.data, 8, 0, "returned data")?;
+    let went = device.stats()?.to_device.wrapping_sub(before.to_device);
+    check_eq!(
+        went,
+        (PAGES / 2) as u64,
+        "pages of the second half that went"
+    );
+    expect_on_device(&buf, 0, PAGES, PAGES)?;
+
+    let moved = device
+        .to_device(&buf, 0, PAGES)
+        .or_fail("MIGRATE_TO_DEV of all, again")?;
+    check_bytes(&moved.data, 8, 0, "returned data")?;
+    expect_on_device(&buf, 0, PAGES, PAGES)?;
+    let (audit, _) = device.audit()?;
+    check_eq!(audit.used, PAGES as u64, "used pages in the audit");
+    buf.check(0, PAGES, 8)
+}
+
+fn eight_megabytes(advice: i32) -> Outcome {
+    let device = Device::open(0)?;
+    let pages = 4 * HUGE_PAGES;
+    let buf = Buffer::anon_huge_aligned(pages)?;
+    buf.advise(0, pages, advice)?;
+    buf.fill(0, pages, 9);
+    there_and_back(&device, &buf, 9)?;
+
+    // And back by faults, beginning in the middle of each huge page.
+    device.move_all(&buf, 9)?;
+    for huge in 0..4 {
+        buf.check(huge * HUGE_PAGES + 100, 1, 9)?;
+    }
+    buf.check(0, pages, 9)?;
+    expect_present(&buf, 0, pages)
+}
+
+pub fn large(_: &Ctx) -> Outcome {
+    let path = "/sys/kernel/mm/transparent_hugepage/enabled";
+    let thp = std::fs::read_to_string(path)
+        .map_err(|e| Fail::Skip(format!("no transparent huge pages: {path}: {e}")))?;
+    check!(
+        !thp.contains("[never]") || std::fs::write(path, "madvise").is_ok(),
+        "{path}: expected always or madvise, found {thp}"
+    );
+    eight_megabytes(libc::MADV_HUGEPAGE)
+}
+
+pub fn large_nohuge(_: &Ctx) -> Outcome {
+    eight_megabytes(libc::MADV_NOHUGEPAGE)
+}
+
+/// The other device's pages: whatever the driver decides, no data may be lost.
+pub fn two_devices(_: &Ctx) -> Outcome {
+    let (zero, one) = (Device::open(0)?, Device::open(1)?);
+    let buf = Buffer::filled(PAGES, 10)?;
+    zero.move_all(&buf, 10)?;
+    match one.to_device(&buf, 0, PAGES) {
+        Ok(moved) => check_bytes(&moved.data, 10, 0, "data by the second device")?,
+        // As the C driver: it does not select the other's pages, and then has
+        // none to show.
+        Err(e) => note(&format!("MIGRATE_TO_DEV on the second device: {e}")),
+    }
+    let read = one
+        .read(&buf, 0, PAGES)
+        .or_fail("READ by the second device")?;
+    check_bytes(&read.data, 10, 0, "READ by the second device")?;
+    buf.check(0, PAGES, 10)?;
+
+    // And the other way around with the CPU in between.
+    one.move_all(&buf, 10)?;
+    let read = zero
+        .read(&buf, 0, PAGES)
+        .or_fail("READ by the first device")?;
+    check_bytes(&read.data, 10, 0, "READ by the first device")?;
+    buf.check(0, PAGES, 10)
+}
+
+/// Core mm does not move page cache to private device memory: an error or fewer
+/// pages, but the file stays what it is.
+pub fn file_backed(_: &Ctx) -> Outcome {
+    let device = Device::open(0)?;
+    let file = sys::memfd("zdm-file-backed").or_fail("memfd_create")?;
+    file.set_len((PAGES * PAGE) as u64).or_fail("ftruncate")?;
+    let buf = Buffer::shared(&file, PAGES)?;
+    buf.fill(0, PAGES, 11);
+    let before = device.stats()?;
+    match device.to_device(&buf, 0, PAGES) {
+        Ok(moved) if moved.cpages == PAGES as u64 => {
+            check_bytes(&moved.data, 11, 0, "returned data")?;
+        }
+        Ok(moved) => note(&format!("{} pages copied", moved.cpages)),
+        Err(e) => note(&format!("MIGRATE_TO_DEV of page cache: {e}")),
+    }
+    let went = device.stats()?.to_device.wrapping_sub(before.to_device);
+    check_eq!(
+        went,
+        0,
+        "pages of the page cache that went to private memory"
+    );
+    buf.check(0, PAGES, 11)?;
+    buf.fill(0, PAGES, 12);
+    let mut data = vec![0; PAGES * PAGE];
+    std::os::unix::fs::FileExt::read_exact_at(&file, &mut data, 0).or_fail("pread")?;
+    check_bytes(&data, 12, 0, "data read from the file")
+}

@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The table of tests. One file per group; a test's name begins with its group.
+//!
+//! A test runs in a process of its own and ends with `?` or Ok; after it the
+//! harness audits both devices, so that a test need not say "and nothing leaked".
+
+mod access;
+mod account;
+mod bad;
+mod close;
+mod fault;
+mod fork;
+mod inject;
+mod migrate;
+mod race;
+mod unload;
+mod unmap;
+
+use crate::check::{Fail, Outcome};
+use crate::device::{Buffer, Device};
+use crate::module::Module;
+use crate::uapi::Stats;
+
+/// What a test gets from the harness.
+pub struct Ctx {
+    pub module: Module,
+}
+
+/// State of the module that a test starts with.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Needs {
+    /// Loaded with these parameters.
+    Loaded(&'static str),
+    /// Loaded, with whatever parameters.
+    Any,
+    /// Not loaded, neither before nor after.
+    Absent,
+}
+
+/// What must hold after a test that needs the module.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Then {
+    /// An audit of both devices finds nothing in use and nothing wrong.
+    Clean,
+    /// The test has unloaded the module and nothing is left of it.
+    Gone,
+}
+
+pub struct Test {
+    pub name: &'static str,
+    pub run: fn(&Ctx) -> Outcome,
+    pub needs: Needs,
+    pub then: Then,
+}
+
+const fn test(name: &'static str, run: fn(&Ctx) -> Outcome) -> Test {
+    Test {
+        name,
+        run,
+        needs: Needs::Loaded(""),
+        then: Then::Clean,
+    }
+}
+
+const fn with(parameters: &'static str, test: Test) -> Test {
+    Test {
+        needs: Needs::Loaded(parameters),
+        ..test
+    }
+}
+
+const fn absent(test: Test) -> Test {
+    Test {
+        needs: Needs::Absent,
+        ..test
+    }
+}
+
+const fn unloads(needs: Needs, test: Test) -> Test {
+    Test {
+        needs,
+        then: Then::Gone,
+        ..test
+    }
+}
+
+/// All tests in the order of running: those with the same module parameters
+/// together, as a reload is slow, and `unload.clean` at the very end.
+pub const TESTS: &[Test] = &[
+    test("migrate.round_trip", migrate::round_trip),
+    test("migrate.one_page", migrate::one_page),
+    test("migrate.read_only_mapping", migrate::read_only_mapping),
+    test("migrate.untouched_pages", migrate::untouched_pages),
+    test("migrate.partial_range", migrate::partial_range),
+    test("migrate.twice", migrate::twice),
+    test("migrate.large", migrate::large),
+    test("migrate.large_nohuge", migrate::large_nohuge),
+    test("migrate.two_devices", migrate::two_devices),
+    test("migrate.file_backed", migrate::file_backed),
+    test("fault.cpu_read", fault::cpu_read),
+    test("fault.cpu_write", fault::cpu_write),
+    test("fault.every_other_page", fault::every_other_page),
+    test("fault.from_threads", fault::from_threads),
+    test("fault.syscall_access", fault::syscall_access),
+    test("device.read", access::read),
+    test("device.write", access::write),
+    test("device.read_migrated", access::read_migrated),
+    test("device.write_migrated", access::write_migrated),
+    test("device.read_unmapped", access::read_unmapped),
+    test("device.write_read_only", access::write_read_only),
+    test("unmap.while_migrated", unmap::while_migrated),
+    test("unmap.partial_while_migrated", unmap::partial),
+    test("unmap.mremap_while_migrated", unmap::mremap),
+    test("unmap.madvise_dontneed", unmap::madvise_dontneed),
+    test("protect.mprotect_while_migrated", unmap::mprotect),
+    test("close.while_migrated", close::while_migrated),
+    test("close.other_opener_keeps", close::other_opener_keeps),
+    test("close.after_fork", close::after_fork),
+    test("close.fd_outlives_mm", close::fd_outlives_mm),
+    test("exit.while_migrated", close::exit_while_migrated),
+    test("exit.killed", close::exit_killed),
+    test("fork.cow_while_migrated", fork::cow_while_migrated),
+    test("fork.child_reads", fork::child_reads),
+    test("race.munmap_migrate", race::munmap_migrate),
+    test("race.fault_migrate", race::fault_migrate),
+    test("bad.unknown_ioctl", bad::unknown_ioctl),
+    test("bad.unaligned", bad::unaligned),
+    test("bad.zero_pages", bad::zero_pages),
+    test("bad.wrap", bad::wrap),
+    test("bad.beyond_task_size", bad::beyond_task_size),
+    test("bad.huge_npages", bad::huge_npages),
+    test("bad.pointer", bad::pointer),
+    test("bad.no_vma", bad::no_vma),
+    test("bad.prot_none", bad::prot_none),
+    test("bad.audit_size", bad::audit_size),
+    test("account.rss", account::rss),
+    test("account.memcg", account::memcg),
+    test("inject.not_allowed", inject::not_allowed),
+    with("inject=1", test("inject.not_root", inject::not_root)),
+    with("inject=1", test("inject.bad", inject::bad)),
+    with("inject=1", test("inject.extra_get", inject::extra_get)),
+    with(
+        "inject=1",
+        test("inject.free_page_ref", inject::free_page_ref),
+    ),
+    with(
+        "inject=1",
+        test("inject.hand_out_twice", inject::hand_out_twice),
+    ),
+    absent(test("bad.module_param", bad::module_param)),
+    test("unload.busy", unload::busy),
+    unloads(Needs::Loaded(""), test("unload.idle", unload::idle)),
+    unloads(
+        Needs::Loaded(""),
+        test("unload.after_migration", unload::after_migration),
+    ),
+    absent(test("unload.reload_10", unload::reload_10)),
+    unloads(Needs::Any, test("unload.clean", unload::clean)),
+];
+
+/// Pages of most tests: more than a batch of the driver's range fault (32), and
+/// not a multiple of one.
+pub const PAGES: usize = 72;
+
+/// Waits until the device has freed `n` pages since `before`.
+#[track_caller]
+pub fn freed_since(device: &Device, before: &Stats, n: usize) -> Outcome {
+    let mut found = 0;
+    crate::sys::wait_until(std::time::Duration::from_secs(2), || {
+        // An error shows as too few pages.
+        found = device
+            .stats()
+            .map_or(0, |s| s.freed.wrapping_sub(before.freed));
+        found >= n as u64
+    });
+    match found == n as u64 {
+        true => Ok(()),
+        false => Err(Fail::failed(format!(
+            "growth of stats.freed: expected {n}, found {found}"
+        ))),
+    }
+}
+
+/// Checks how many of the pages are on a device, by pagemap.
+#[track_caller]
+pub fn expect_on_device(buf: &Buffer, first: usize, n: usize, expected: usize) -> Outcome {
+    let found = crate::proc::on_device(buf, first, n)?.len();
+    match found == expected {
+        true => Ok(()),
+        false => Err(Fail::failed(format!(
+            "device pages in /proc/self/pagemap of pages {first}..{}: expected {expected}, \
+             found {found}",
+            first + n
+        ))),
+    }
+}
+
+/// Checks that all of the pages are in system memory, by pagemap.
+#[track_caller]
+pub fn expect_present(buf: &Buffer, first: usize, n: usize) -> Outcome {
+    let found = crate::proc::present(buf, first, n)?;
+    match found == n {
+        true => Ok(()),
+        false => Err(Fail::failed(format!(
+            "present pages in /proc/self/pagemap of pages {first}..{}: expected {n}, \
+             found {found}",
+            first + n
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod unit {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_grouped() {
+        for (i, a) in TESTS.iter().enumerate() {
+            assert!(
+                a.name
+                    .split_once('.')
+                    .is_some_and(|(g, t)| !g.is_empty() && !t.is_empty())
+            );
+            assert!(TESTS[..i].iter().all(|b| b.name != a.name), "{}", a.name);
+        }
+        assert_eq!(TESTS.last().map(|t| t.name), Some("unload.clean"));
+    }
+}

@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Two threads at once on the same pages. A race that is never lost would test
+//! nothing, so each test makes sure that both sides did their work.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use super::Ctx;
+use crate::check;
+use crate::check::{Fail, Outcome};
+use crate::device::{Buffer, Data, Device, PAGE};
+use crate::uapi::HMM_MIGRATE_TO_DEV;
+
+const ROUNDS: usize = 200;
+const N: usize = 16;
+
+/// Sets a flag when dropped, so that the other thread ends whatever happens here.
+struct Done<'a>(&'a AtomicBool);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+/// Runs a migrating thread, which counts its calls and stops when `other` ends.
+///
+/// It must not allocate: memory from mmap could take the place of a buffer that
+/// the other thread has just unmapped.
+fn against_migration(
+    device: &Device,
+    buf: &Buffer,
+    errnos: &[i32],
+    other: impl FnOnce(&AtomicUsize, &AtomicBool) -> Outcome,
+) -> Outcome {
+    let calls = AtomicUsize::new(0);
+    let (over, dead) = (AtomicBool::new(false), AtomicBool::new(false));
+    let before = device.stats()?;
+    let mut data = vec![0; N * PAGE];
+    let outcome = std::thread::scope(|scope| {
+        let migrating = scope.spawn(|| {
+            let _dead = Done(&dead);
+            while !over.load(Ordering::SeqCst) {
+                let into = Data::Into(&mut data);
+                let result = device.command(HMM_MIGRATE_TO_DEV, buf.at(0), N as u64, into);
+                calls.fetch_add(1, Ordering::SeqCst);
+                match result {
+                    Err(e) if !e.raw_os_error().is_some_and(|n| errnos.contains(&n)) => {
+                        return Err(Fail::failed(format!(
+                            "MIGRATE_TO_DEV in a race: expected success or {errnos:?}, found {e}"
+                        )));
+                    }
+                    _ => {}
+                }
+            }
+            Ok(())
+        });
+        let outcome = {
+            let _over = Done(&over);
+            other(&calls, &dead)
+        };
+        let panicked = |_| Err(Fail::failed("the migrating thread panicked"));
+        outcome.and(migrating.join().unwrap_or_else(panicked))
+    });
+    outcome?;
+    let went = device.stats()?.to_device.wrapping_sub(before.to_device);
+    check!(
+        went > 0,
+        "pages that went in the race: expected some, found none"
+    );
+    Ok(())
+}
+
+/// Waits until a migration that began after this call has ended.
+fn wait_for_call(calls: &AtomicUsize, dead: &AtomicBool) {
+    let target = calls.load(Ordering::SeqCst) + 2;
+    while calls.load(Ordering::SeqCst) < target && !dead.load(Ordering::SeqCst) {
+        std::thread::yield_now();
+    }
+}
+
+pub fn munmap_migrate(_: &Ctx) -> Outcome {
+    let device = Device::open(0)?;
+    let buf = Buffer::filled(N, 90)?;
+    // No mapping; or pages that went away again before the data was read.
+    let errnos = [libc::EINVAL, libc::ENOENT, libc::EFAULT, libc::EBUSY];
+    against_migration(&device, &buf, &errnos, |calls, dead| {
+        for round in 0..ROUNDS {
+            if round % 4 == 1 {
+                wait_for_call(calls, dead);
+            }
+            buf.check(0, N, 90)?;
+            if round % 8 == 5 {
+                wait_for_call(calls, dead);
+            }
+            buf.unmap(0, N)?;
+            buf.map_again(0, N)?;
+            buf.fill(0, N, 90);
+        }
+        Ok(())
+    })?;
+    buf.check(0, N, 90)
+}
+
+pub fn fault_migrate(_: &Ctx) -> Outcome {
+    let device = Device::open(0)?;
+    let buf = Buffer::filled(N, 91)?;
+    // Pages that were faulted back before the data was read.
+    let errnos = [libc::ENOENT, libc::EBUSY];
+    against_migration(&device, &buf, &errnos, |calls, dead| {
+        for round in 0..ROUNDS {
+            if round % 4 == 1 {
+                wait_for_call(calls, dead);
+            }
+            buf.check(0, N, 91)?;
+            // A write that lands on a page which is being copied must not be lost.
+            for page in 0..N {
+                buf.set(page, 3, round as u64);
+            }
+            for page in 0..N {
+                let found = buf.get(page, 3);
+                check!(
+                    found == round as u64,
+                    "word written to page {page}: expected {round}, found {found}"
+                );
+            }
+            buf.fill(0, N, 91);
+        }
+        Ok(())
+    })?;
+    buf.check(0, N, 91)
+}

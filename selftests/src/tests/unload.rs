@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The module goes, or rightly refuses to.
+
+use super::{Ctx, PAGES};
+use crate::check;
+use crate::check::{Fail, OrFail, Outcome};
+use crate::device::{Buffer, Device};
+use crate::harness::Child;
+use crate::module::{self, NAME};
+use crate::proc;
+use crate::sys;
+
+/// An open file holds the module.
+pub fn busy(ctx: &Ctx) -> Outcome {
+    let device = Device::open(0)?;
+    let buf = Buffer::filled(PAGES, 110)?;
+    device.move_all(&buf, 110)?;
+    match ctx.module.try_unload() {
+        Err(e) if module::busy(&e) => {}
+        other => {
+            return Err(Fail::failed(format!(
+                "unloading with an open file: expected EAGAIN or EBUSY, found {other:?}"
+            )));
+        }
+    }
+    check!(
+        proc::module_loaded(NAME)?,
+        "{NAME}: expected loaded, found gone"
+    );
+    // And all is as before.
+    buf.check(0, PAGES, 110)?;
+    device.move_all(&buf, 110)?;
+    Device::open(1)?.move_all(&Buffer::filled(2, 111)?, 111)?;
+    buf.check(0, PAGES, 110)
+}
+
+pub fn idle(ctx: &Ctx) -> Outcome {
+    ctx.module.unload()
+}
+
+/// After the close the process has its data, and needs the module no more.
+pub fn after_migration(ctx: &Ctx) -> Outcome {
+    let bufs = [Buffer::filled(PAGES, 112)?, Buffer::filled(PAGES, 113)?];
+    for (n, buf) in bufs.iter().enumerate() {
+        Device::open(n)?.move_all(buf, 112 + n as u64)?;
+    }
+    Child::spawn(|| {
+        let device = Device::open(0)?;
+        let buf = Buffer::filled(PAGES, 114)?;
+        device.move_all(&buf, 114)?;
+        sys::exit_now(0)
+    })?
+    .join()?;
+    ctx.module.unload()?;
+    for (n, buf) in bufs.iter().enumerate() {
+        buf.check(0, PAGES, 112 + n as u64)?;
+        buf.fill(0, PAGES, 115);
+        buf.check(0, PAGES, 115)?;
+    }
+    Ok(())
+}
+
+pub fn reload_10(ctx: &Ctx) -> Outcome {
+    let buf = Buffer::filled(8, 116)?;
+    for _ in 0..10 {
+        ctx.module.load("")?;
+        let device = Device::open(0)?;
+        device.move_all(&buf, 116)?;
+        buf.check(0, 4, 116)?;
+        device.to_system(&buf, 4, 2).or_fail("MIGRATE_TO_SYS")?;
+        // Two pages are still there when the file is closed.
+        drop(device);
+        ctx.module.unload()?;
+        buf.check(0, 8, 116)?;
+    }
+    Ok(())
+}
+
+/// The last test: whatever the others did, the module can go.
+pub fn clean(ctx: &Ctx) -> Outcome {
+    ctx.module.unload()
+}

@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The mapping changes or goes while its pages are on the device.
+
+use super::{Ctx, PAGES, expect_on_device, expect_present, freed_since};
+use crate::check::{OrFail, Outcome};
+use crate::check_eq;
+use crate::device::{Buffer, Device, check_bytes};
+use crate::harness::Child;
+use crate::sys::Exit;
+
+pub fn while_migrated(_: &Ctx) -> Outcome {
+    let device = Device::open(0)?;
+    let buf = Buffer::filled(PAGES, 50)?;
+    device.move_all(&buf, 50)?;
+    let before = device.stats()?;
+    buf.unmap(0, PAGES)?;
+    freed_since(&device, &before, PAGES)?;
+    let after = device.stats()?;
+    check_eq!(
+        after.to_system,
+        before.to_system,
+        "pages moved to the system"
+    );
+    let (audit, _) = device.audit()?;
+    check_eq!(audit.used, 0, "used pages in the audit");
+    check_eq!(audit.found, 0, "violations after munmap");
+    Ok(())
+}
+
+pub fn partial(_: &Ctx) -> Outcome {
+    let device = Device::open(0)?;
+    let buf = Buffer::filled(PAGES, 51)?;
+    device.move_all(&buf, 51)?;
+    let before = device.stats()?;
+    buf.unmap(PAGES / 3, PAGES / 3)?;
+    freed_since(&device, &before, PAGES / 3)?;
+    expect_on_device(&buf, 0, PAGES / 3, PAGES / 3)?;
+    expect_on_device(&buf, PAGES / 3, PAGES / 3, 0)?;
+    let (audit, _) = device.audit()?;
+    check_eq!(
+        audit.used,
+        (PAGES - PAGES / 3) as u64,
+        "used pages in the audit"
+    );
+    check_eq!(audit.found, 0, "violations after munmap of a part");
+    buf.check(0, PAGES / 3, 51)?;
+    buf.check(2 * PAGES / 3, PAGES / 3, 51)
+}
+
+/// The entries move to another address, the pages do not.
+pub fn mremap(_: &Ctx) -> Outcome {
+    let device = Device::open(0)?;
+    let buf = Buffer::filled(PAGES, 52)?;
+    device.move_all(&buf, 52)?;
+    let before = device.stats()?;
+    let buf = buf.move_to_another_place()?;
+    check_eq!(device.stats()?.cpu_faults, before.cpu_faults, "CPU faults");
+    expect_on_device(&buf, 0, PAGES, PAGES)?;
+    // The device must not use what it knew of the old address, and must find the
+    // pages at the new one.
+    let read = device.read(&buf, 0, PAGES).or_fail("READ after mremap")?;
+    check_bytes(&read.data, 52, 0, "READ after mremap")?;
+    device.to_system(&buf, 0, 8).or_fail("MIGRATE_TO_SYS")?;
+    expect_present(&buf, 0, 8)?;
+    buf.check(0, PAGES, 52)
+}
+
+pub fn madvise_dontneed(_: &Ctx) -> Outcome {
+    let device = Device::open(0)?;
+    let buf = Buffer::filled(PAGES, 53)?;
+    device.move_all(&buf, 53)?;
+    let before = device.stats()?;
+    buf.advise(8, 16, libc::MADV_DONTNEED)?;
+    freed_since(&device, &before, 16)?;
+    let read = device.read(&buf, 8, 16).or_fail("READ")?;
+    let nonzero = read.data.iter().position(|b| *b != 0);
+    check_eq!(nonzero, None, "first byte that the device still reads");
+    buf.check(0, 8, 53)?;
+    buf.check_zero(8, 16)?;
+    buf.check(24, PAGES - 24, 53)
+}
+
+/// Rights that change while the page is away hold when it is back.
+pub fn mprotect(_: &Ctx) -> Outcome {
+    let device = Device::open(0)?;
+    let buf = Buffer::filled(PAGES, 54)?;
+    device.move_all(&buf, 54)?;
+    buf.protect(0, PAGES, libc::PROT_READ)?;
+    expect_on_device(&buf, 0, PAGES, PAGES)?;
+    // The first half comes back while read-only.
+    buf.check(0, PAGES / 2, 54)?;
+    for page in [0, PAGES - 1] {
+        let writer = Child::spawn(|| {
+            buf.set(page, 0, 1);
+            Ok(())
+        })?;
+        check_eq!(
+            writer.exit()?,
+            Exit::Signal(libc::SIGSEGV),
+            "write to read-only page {page}"
+        );
+    }
+    buf.protect(0, PAGES, libc::PROT_READ | libc::PROT_WRITE)?;
+    buf.check(0, PAGES, 54)?;
+    buf.fill(0, PAGES, 55);
+    buf.check(0, PAGES, 55)?;
+
+    // No access at all, and access again: the data waits on the device.
+    device.move_all(&buf, 55)?;
+    buf.protect(0, PAGES, libc::PROT_NONE)?;
+    buf.protect(0, PAGES, libc::PROT_READ)?;
+    buf.check(0, PAGES, 55)
+}

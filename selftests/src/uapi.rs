@@ -1,0 +1,268 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The ABI of the device nodes, as `lib/test_hmm_uapi.h` of the kernel and
+//! `uapi/zdmirror.h` of this repository define it.
+//!
+//! The unit test below reads `uapi/zdmirror.h` and compares every number, field
+//! and size, so that the two cannot drift apart. `test_hmm_uapi.h` belongs to
+//! the kernel tree, which need not be there when this crate is built; its part
+//! here is one structure and four numbers that are settled ABI.
+
+use std::mem::size_of;
+
+/// `struct hmm_dmirror_cmd`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct HmmCmd {
+    pub addr: u64,
+    pub ptr: u64,
+    pub npages: u64,
+    pub cpages: u64,
+    pub faults: u64,
+}
+
+/// `struct zdm_violation`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Violation {
+    pub invariant: u32,
+    pub check: u32,
+    pub pfn: u64,
+    pub expected: u64,
+    pub found: u64,
+    pub order: u32,
+    pub kind: u32,
+}
+
+/// `struct zdm_audit`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Audit {
+    pub pages: u64,
+    pub free: u64,
+    pub used: u64,
+    pub found: u64,
+    pub total: u64,
+    pub records: u64,
+    pub nr_records: u32,
+    pub flags: u32,
+}
+
+/// `struct zdm_inject`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Inject {
+    pub kind: u32,
+    pub reserved: u32,
+    pub addr: u64,
+    pub pfn: u64,
+}
+
+/// `struct zdm_stats`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Stats {
+    pub allocated: u64,
+    pub freed: u64,
+    pub to_device: u64,
+    pub to_system: u64,
+    pub cpu_faults: u64,
+    pub device_faults: u64,
+    pub evicted: u64,
+    pub failed_alloc: u64,
+    pub failed_migrate: u64,
+    pub violations: u64,
+}
+
+const _: () = assert!(size_of::<HmmCmd>() == 40);
+const _: () = assert!(size_of::<Violation>() == 40);
+const _: () = assert!(size_of::<Audit>() == 56);
+const _: () = assert!(size_of::<Inject>() == 24);
+const _: () = assert!(size_of::<Stats>() == 80);
+
+/// Direction bits of an ioctl number, as asm-generic/ioctl.h has them.
+pub const IOC_READ: u32 = 2;
+pub const IOC_READ_WRITE: u32 = 3;
+
+/// Composes an ioctl number of magic `'H'`, like the C macro `_IOC`.
+pub const fn ioc(direction: u32, number: u32, size: usize) -> u64 {
+    // CAST: sizes of the structures here are far below the 14 bits there are.
+    ((direction << 30) | ((size as u32) << 16) | ((b'H' as u32) << 8) | number) as u64
+}
+
+pub const HMM_READ: u64 = ioc(IOC_READ_WRITE, 0x00, size_of::<HmmCmd>());
+pub const HMM_WRITE: u64 = ioc(IOC_READ_WRITE, 0x01, size_of::<HmmCmd>());
+pub const HMM_MIGRATE_TO_DEV: u64 = ioc(IOC_READ_WRITE, 0x02, size_of::<HmmCmd>());
+pub const HMM_MIGRATE_TO_SYS: u64 = ioc(IOC_READ_WRITE, 0x03, size_of::<HmmCmd>());
+
+pub const ZDM_AUDIT_NUMBER: u32 = 0x42;
+pub const ZDM_AUDIT: u64 = ioc(IOC_READ_WRITE, ZDM_AUDIT_NUMBER, size_of::<Audit>());
+pub const ZDM_INJECT: u64 = ioc(IOC_READ_WRITE, 0x45, size_of::<Inject>());
+pub const ZDM_STATS: u64 = ioc(IOC_READ, 0x46, size_of::<Stats>());
+
+pub const ZDM_AUDIT_MAX_RECORDS: usize = 64;
+pub const ZDM_AUDIT_CLEAR: u32 = 1;
+
+pub const ZDM_CHECK_REFCOUNT: u32 = 1;
+
+pub const ZDM_INJECT_EXTRA_GET: u32 = 1;
+pub const ZDM_INJECT_UNDO_GET: u32 = 2;
+pub const ZDM_INJECT_FREE_PAGE_REF: u32 = 3;
+pub const ZDM_INJECT_UNDO_FREE_PAGE_REF: u32 = 4;
+pub const ZDM_INJECT_HAND_OUT_TWICE: u32 = 5;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::mem::offset_of;
+
+    fn header() -> String {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../uapi/zdmirror.h");
+        std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{path}: {e}"))
+    }
+
+    /// The header's text without its comments.
+    fn code() -> String {
+        let text = header();
+        let mut out = String::new();
+        let mut rest = text.as_str();
+        while let Some(start) = rest.find("/*") {
+            out.push_str(&rest[..start]);
+            let end = rest[start..].find("*/").expect("unterminated comment");
+            rest = &rest[start + end + 2..];
+        }
+        out.push_str(rest);
+        out
+    }
+
+    /// `(name, offset)` of each field of `struct name`, and the struct's size.
+    fn fields(name: &str) -> (Vec<(String, usize)>, usize) {
+        let code = code();
+        let open = format!("struct {name} {{");
+        let start = code.find(&open).unwrap_or_else(|| panic!("no {open}")) + open.len();
+        let body = &code[start..start + code[start..].find('}').expect("no }")];
+        let mut offset = 0;
+        let mut out = Vec::new();
+        for line in body.split(';').map(str::trim).filter(|l| !l.is_empty()) {
+            let (kind, field) = line.split_once(char::is_whitespace).expect("type name;");
+            let size = match kind {
+                "__u32" => 4,
+                "__u64" => 8,
+                other => panic!("type {other} of {field} is not known to this test"),
+            };
+            assert_eq!(offset % size, 0, "{name}.{field} would need padding");
+            out.push((field.trim().to_string(), offset));
+            offset += size;
+        }
+        (out, offset)
+    }
+
+    /// The value of `#define NAME ...` or of `NAME = ...` in an enum.
+    fn value(name: &str) -> String {
+        let code = code();
+        for line in code.lines() {
+            let mut words = line.split_whitespace();
+            let first = words.next();
+            if first == Some("#define") && words.next() == Some(name) {
+                return words.collect::<Vec<_>>().join(" ");
+            }
+            if first == Some(name) && line.contains('=') {
+                let (_, v) = line.split_once('=').expect("=");
+                return v.trim().trim_end_matches(',').trim().to_string();
+            }
+        }
+        panic!("{name} is not in the header");
+    }
+
+    macro_rules! same_fields {
+        ($c:literal, $rust:ty, $(($field:literal, $member:ident)),+ $(,)?) => {{
+            let (found, size) = fields($c);
+            let expected = vec![$(($field.to_string(), offset_of!($rust, $member))),+];
+            assert_eq!(found, expected, "struct {}", $c);
+            assert_eq!(size, size_of::<$rust>(), "size of struct {}", $c);
+        }};
+    }
+
+    #[test]
+    fn structures_are_those_of_the_header() {
+        same_fields!(
+            "zdm_violation",
+            Violation,
+            ("invariant", invariant),
+            ("check", check),
+            ("pfn", pfn),
+            ("expected", expected),
+            ("found", found),
+            ("order", order),
+            ("type", kind),
+        );
+        same_fields!(
+            "zdm_audit",
+            Audit,
+            ("pages", pages),
+            ("free", free),
+            ("used", used),
+            ("found", found),
+            ("total", total),
+            ("records", records),
+            ("nr_records", nr_records),
+            ("flags", flags),
+        );
+        same_fields!(
+            "zdm_inject",
+            Inject,
+            ("kind", kind),
+            ("reserved", reserved),
+            ("addr", addr),
+            ("pfn", pfn),
+        );
+        same_fields!(
+            "zdm_stats",
+            Stats,
+            ("allocated", allocated),
+            ("freed", freed),
+            ("to_device", to_device),
+            ("to_system", to_system),
+            ("cpu_faults", cpu_faults),
+            ("device_faults", device_faults),
+            ("evicted", evicted),
+            ("failed_alloc", failed_alloc),
+            ("failed_migrate", failed_migrate),
+            ("violations", violations),
+        );
+    }
+
+    #[test]
+    fn numbers_are_those_of_the_header() {
+        assert_eq!(value("ZDM_AUDIT"), "_IOWR('H', 0x42, struct zdm_audit)");
+        assert_eq!(ZDM_AUDIT_NUMBER, 0x42);
+        assert_eq!(value("ZDM_INJECT"), "_IOWR('H', 0x45, struct zdm_inject)");
+        assert_eq!(ZDM_INJECT, 0xc018_4845);
+        assert_eq!(value("ZDM_STATS"), "_IOR('H', 0x46, struct zdm_stats)");
+        assert_eq!(ZDM_STATS, 0x8050_4846);
+        let max = ZDM_AUDIT_MAX_RECORDS.to_string();
+        assert_eq!(value("ZDM_AUDIT_MAX_RECORDS"), max);
+        assert_eq!(value("ZDM_AUDIT_CLEAR"), "(1U << 0)");
+        assert_eq!(ZDM_AUDIT_CLEAR, 1 << 0);
+        for (name, number) in [
+            ("ZDM_CHECK_REFCOUNT", ZDM_CHECK_REFCOUNT),
+            ("ZDM_INJECT_EXTRA_GET", ZDM_INJECT_EXTRA_GET),
+            ("ZDM_INJECT_UNDO_GET", ZDM_INJECT_UNDO_GET),
+            ("ZDM_INJECT_FREE_PAGE_REF", ZDM_INJECT_FREE_PAGE_REF),
+            (
+                "ZDM_INJECT_UNDO_FREE_PAGE_REF",
+                ZDM_INJECT_UNDO_FREE_PAGE_REF,
+            ),
+            ("ZDM_INJECT_HAND_OUT_TWICE", ZDM_INJECT_HAND_OUT_TWICE),
+        ] {
+            assert_eq!(value(name), number.to_string(), "{name}");
+        }
+    }
+
+    #[test]
+    fn upstream_numbers() {
+        // _IOWR('H', 0x00, struct hmm_dmirror_cmd) and on, 40 bytes each.
+        assert_eq!(HMM_READ, 0xc028_4800);
+        assert_eq!(HMM_MIGRATE_TO_SYS, 0xc028_4803);
+    }
+}
