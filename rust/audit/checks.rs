@@ -10,6 +10,7 @@ use super::{
     Violation, //
 };
 use crate::mm::page::PageView;
+use kernel::prelude::*;
 
 /// What the allocator knows of a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

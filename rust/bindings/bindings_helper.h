@@ -3,6 +3,7 @@
  * What bindgen reads. Macros that it cannot evaluate get a constant of their own, whose
  * prefix the build strips (as rust/bindings/bindings_helper.h of the kernel does).
  */
+#include <linux/gfp.h>
 #include <linux/hmm.h>
 #include <linux/memremap.h>
 #include <linux/migrate.h>
@@ -13,6 +14,8 @@
 #include "uapi/zdmirror.h"
 #include "rust/helpers/helpers.h"
 
+const gfp_t RUST_CONST_HELPER_GFP_HIGHUSER = GFP_HIGHUSER;
+const gfp_t RUST_CONST_HELPER_GFP_HIGHUSER_MOVABLE = GFP_HIGHUSER_MOVABLE;
 const unsigned long RUST_CONST_HELPER_MIGRATE_PFN_VALID = MIGRATE_PFN_VALID;
 const unsigned long RUST_CONST_HELPER_MIGRATE_PFN_MIGRATE = MIGRATE_PFN_MIGRATE;
 const unsigned long RUST_CONST_HELPER_MIGRATE_PFN_WRITE = MIGRATE_PFN_WRITE;
@@ -20,17 +23,10 @@ const unsigned long RUST_CONST_HELPER_MIGRATE_PFN_SHIFT = MIGRATE_PFN_SHIFT;
 const unsigned long RUST_CONST_HELPER_MIGRATE_VMA_SELECT_SYSTEM = MIGRATE_VMA_SELECT_SYSTEM;
 const unsigned long RUST_CONST_HELPER_MIGRATE_VMA_SELECT_DEVICE_PRIVATE =
 	MIGRATE_VMA_SELECT_DEVICE_PRIVATE;
-const unsigned long RUST_CONST_HELPER_HMM_PFN_VALID = HMM_PFN_VALID;
-const unsigned long RUST_CONST_HELPER_HMM_PFN_WRITE = HMM_PFN_WRITE;
-const unsigned long RUST_CONST_HELPER_HMM_PFN_ERROR = HMM_PFN_ERROR;
-const unsigned long RUST_CONST_HELPER_HMM_PFN_FLAGS = HMM_PFN_FLAGS;
-const unsigned long RUST_CONST_HELPER_HMM_PFN_REQ_FAULT = HMM_PFN_REQ_FAULT;
-const unsigned long RUST_CONST_HELPER_HMM_PFN_REQ_WRITE = HMM_PFN_REQ_WRITE;
 const unsigned int RUST_CONST_HELPER_HMM_RANGE_DEFAULT_TIMEOUT = HMM_RANGE_DEFAULT_TIMEOUT;
 const unsigned int RUST_CONST_HELPER_VM_FAULT_OOM = VM_FAULT_OOM;
 const unsigned int RUST_CONST_HELPER_VM_FAULT_SIGBUS = VM_FAULT_SIGBUS;
 const unsigned int RUST_CONST_HELPER_MEMORY_DEVICE_PRIVATE = MEMORY_DEVICE_PRIVATE;
-const unsigned long RUST_CONST_HELPER_ZDM_TASK_SIZE = TASK_SIZE_MAX;
 
 const unsigned int RUST_CONST_HELPER_HMM_DMIRROR_READ = HMM_DMIRROR_READ;
 const unsigned int RUST_CONST_HELPER_HMM_DMIRROR_WRITE = HMM_DMIRROR_WRITE;

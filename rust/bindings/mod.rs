@@ -17,7 +17,7 @@
     unsafe_op_in_unsafe_fn
 )]
 
-use kernel::bindings::*;
+pub(crate) use kernel::bindings::*;
 use kernel::ffi;
 
 include!(env!("ZDM_BINDINGS"));

@@ -26,6 +26,7 @@ use crate::{
         PAGE_SIZE, //
     },
 };
+use core::num::NonZeroUsize;
 use kernel::{
     new_spinlock,
     prelude::*,
@@ -51,7 +52,7 @@ impl Core {
     pub(super) fn new(
         name: &'static CStr,
         policy: Policy,
-        chunk_pages: usize,
+        chunk_pages: NonZeroUsize,
     ) -> Result<Arc<Self>> {
         let pool = Pool::new(chunk_pages)?;
         Arc::pin_init(

@@ -32,15 +32,17 @@ use crate::{
             HandOutError,
             LockedDeviceFolio, //
         },
+        migrate::bytes,
         page::PageView,
         pagemap::{
             PgmapOwner,
             Registration, //
         },
         system_folio::SystemFolio,
-        PAGE_SHIFT, //
+        PAGE_SIZE, //
     },
 };
+use core::num::NonZeroUsize;
 use kernel::{
     new_mutex,
     prelude::*,
@@ -53,13 +55,15 @@ use kernel::{
     }, //
 };
 
+const PAGES_PER_MB: NonZeroUsize = NonZeroUsize::new(SZ_1M / PAGE_SIZE).unwrap();
+
 /// What the module parameters say, checked.
 #[derive(Clone, Copy)]
 pub(crate) struct Config {
     /// What a broken invariant does.
     pub(crate) policy: Policy,
-    /// Bytes of a chunk.
-    pub(crate) chunk_bytes: usize,
+    /// Pages of a chunk.
+    pub(crate) chunk_pages: NonZeroUsize,
     /// Whether `ZDM_INJECT` is allowed.
     pub(crate) inject: bool,
 }
@@ -74,17 +78,23 @@ impl Config {
             pr_err!("parameter audit: must be off, report or panic\n");
             return Err(EINVAL);
         };
-        if chunk_mb == 0 || chunk_mb % 2 != 0 || chunk_mb > Self::MAX_CHUNK_MB {
+        let chunk_pages = match NonZeroUsize::new(chunk_mb) {
+            Some(mb) if chunk_mb % 2 == 0 && chunk_mb <= Self::MAX_CHUNK_MB => {
+                mb.checked_mul(PAGES_PER_MB)
+            }
+            _ => None,
+        };
+        let Some(chunk_pages) = chunk_pages else {
             pr_err!(
                 "parameter devmem_chunk_mb: {} is not a multiple of 2 from 2 to {}\n",
                 chunk_mb,
                 Self::MAX_CHUNK_MB
             );
             return Err(EINVAL);
-        }
+        };
         Ok(Self {
             policy,
-            chunk_bytes: chunk_mb * SZ_1M,
+            chunk_pages,
             inject,
         })
     }
@@ -115,7 +125,7 @@ pub(super) struct AuditCounts {
 impl Device {
     /// A device with one chunk. May sleep.
     pub(crate) fn new(name: &'static CStr, config: Config) -> Result<Arc<Self>> {
-        let core = Core::new(name, config.policy, config.chunk_bytes >> PAGE_SHIFT)?;
+        let core = Core::new(name, config.policy, config.chunk_pages)?;
         let owner = PgmapOwner::new()?;
         let device = Arc::pin_init(
             pin_init!(Self {
@@ -143,12 +153,12 @@ impl Device {
         else {
             return Err(ENOSPC);
         };
-        let pages = self.config.chunk_bytes >> PAGE_SHIFT;
+        let pages = self.config.chunk_pages.get();
         let base = u32::try_from(number * pages).map_err(|_| ENOSPC)?;
         u32::try_from((number + 1) * pages).map_err(|_| ENOSPC)?;
         let slots = NewSlots::new(pages)?;
         let chunk = Registration::private(
-            self.config.chunk_bytes,
+            bytes(pages),
             self.owner.clone(),
             Chunk::new(self.core.clone(), base),
         )?;
@@ -159,7 +169,7 @@ impl Device {
         }
         pr_info!(
             "added {} MB of device memory, pfns {:#x} to {:#x}\n",
-            self.config.chunk_bytes / SZ_1M,
+            bytes(pages) / SZ_1M,
             chunk.first_pfn(),
             chunk.first_pfn() + pages
         );
@@ -202,14 +212,14 @@ impl Device {
 
     /// The chunk of page `page` and its index there.
     pub(super) fn locate(&self, page: u32) -> Option<(&Registration<Chunk>, usize)> {
-        let pages = self.config.chunk_bytes >> PAGE_SHIFT;
+        let pages = self.config.chunk_pages;
         let chunk = self.chunks.get(page as usize / pages)?.as_ref()?;
         Some((chunk, page as usize % pages))
     }
 
     /// The page with number `pfn`, if it is one of the device.
     pub(super) fn page_of_pfn(&self, pfn: usize) -> Option<u32> {
-        let pages = self.config.chunk_bytes >> PAGE_SHIFT;
+        let pages = self.config.chunk_pages.get();
         self.chunks()
             .enumerate()
             .find_map(|(number, chunk)| {
@@ -282,7 +292,7 @@ impl Device {
     /// fatal signal.
     pub(super) fn audit(&self) -> Result<AuditCounts> {
         let mut counts = AuditCounts::default();
-        let pages = self.config.chunk_bytes >> PAGE_SHIFT;
+        let pages = self.config.chunk_pages.get();
         for (number, chunk) in self.chunks().enumerate() {
             for index in 0..chunk.pages() {
                 if index % 4096 == 0 {

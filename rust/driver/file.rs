@@ -75,7 +75,8 @@ impl NodeOps for Opener {
     type Data = Arc<Device>;
 
     fn open(device: &Arc<Device>) -> Result<Pin<KBox<Self>>> {
-        let mm = current!().mm().ok_or(EINVAL)?;
+        let task = current!();
+        let mm = task.mm().ok_or(EINVAL)?;
         Self::new(device, mm)
     }
 
@@ -104,6 +105,7 @@ mod tests {
             PAGE_SIZE, //
         }, //
     };
+    use core::num::NonZeroUsize;
     use kernel::{
         sizes::SZ_2M,
         uaccess::{
@@ -125,11 +127,12 @@ mod tests {
         let address = mmap_anon(bytes(PAGES))?;
         let config = Config {
             policy: Policy::Report,
-            chunk_bytes: SZ_2M,
+            chunk_pages: NonZeroUsize::new(SZ_2M / PAGE_SIZE).ok_or(EINVAL)?,
             inject: false,
         };
         let device = Device::new(c"kunit", config)?;
-        let mm = current!().mm().ok_or(EINVAL)?;
+        let task = current!();
+        let mm = task.mm().ok_or(EINVAL)?;
         let opener = Opener::new(&device, mm)?;
         Ok(Setting { device, opener, address })
     }
@@ -184,7 +187,8 @@ mod tests {
     #[test]
     fn release_evicts_own_pages_only() -> Result {
         let s = setting()?;
-        let mm = current!().mm().ok_or(EINVAL)?;
+        let task = current!();
+        let mm = task.mm().ok_or(EINVAL)?;
         let other = Opener::new(&s.device, mm)?;
         fill(s.address)?;
         let half = s.address + bytes(PAGES / 2);

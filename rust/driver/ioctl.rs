@@ -50,7 +50,7 @@ fn user_range(cmd: &HmmCmd) -> Result<Range<usize>> {
         return Err(EINVAL);
     }
     let end = start.checked_add(pages << PAGE_SHIFT).ok_or(EINVAL)?;
-    if end > uapi::ZDM_TASK_SIZE {
+    if end > uapi::task_size() {
         return Err(EINVAL);
     }
     Ok(start..end)
@@ -202,7 +202,7 @@ mod tests {
 
     #[test]
     fn ranges() {
-        let top = uapi::ZDM_TASK_SIZE as u64;
+        let top = uapi::task_size() as u64;
         let page = PAGE_SIZE as u64;
         let bad = [
             (page + 1, 1),

@@ -9,6 +9,7 @@
 
 #![forbid(unsafe_code)]
 
+use core::num::NonZeroUsize;
 use kernel::prelude::*;
 
 /// No slot.
@@ -65,7 +66,8 @@ impl NewSlots {
 
 /// The pages of a device. To be kept under a spinlock; nothing here sleeps.
 pub(super) struct Pool {
-    chunk_pages: usize,
+    /// Not zero, so that dividing by it cannot panic.
+    chunk_pages: NonZeroUsize,
     chunks: KVec<KVVec<Slot>>,
     lists: KVVec<List>,
     /// A page in use that the next [`Pool::take`] is to hand out again: fault injection.
@@ -74,7 +76,7 @@ pub(super) struct Pool {
 
 impl Pool {
     /// A pool without pages, for chunks of `chunk_pages` pages. May sleep.
-    pub(super) fn new(chunk_pages: usize) -> Result<Self> {
+    pub(super) fn new(chunk_pages: NonZeroUsize) -> Result<Self> {
         let mut lists = KVVec::with_capacity(64, GFP_KERNEL)?;
         lists.push(List { owned: true, ..EMPTY }, GFP_KERNEL)?;
         lists.push(List { owned: true, ..EMPTY }, GFP_KERNEL)?;
@@ -88,13 +90,13 @@ impl Pool {
 
     /// Adds the pages of a chunk, all free, and returns the number of its first page.
     pub(super) fn add_chunk(&mut self, new: NewSlots) -> Result<u32> {
-        if new.0.len() != self.chunk_pages || self.chunks.len() >= MAX_CHUNKS {
+        if new.0.len() != self.chunk_pages.get() || self.chunks.len() >= MAX_CHUNKS {
             return Err(EINVAL);
         }
-        let base = self.chunks.len() * self.chunk_pages;
+        let base = self.chunks.len() * self.chunk_pages.get();
         self.chunks.push_within_capacity(new.0).map_err(|_| ENOMEM)?;
         // The free list is a stack: the lowest page is to come first.
-        for page in (base..base + self.chunk_pages).rev() {
+        for page in (base..base + self.chunk_pages.get()).rev() {
             self.push_front(FREE, page as u32);
         }
         Ok(base as u32)
@@ -295,14 +297,14 @@ mod tests {
     use super::*;
 
     fn pool(pages: usize) -> Result<Pool> {
-        let mut pool = Pool::new(pages)?;
+        let mut pool = Pool::new(NonZeroUsize::new(pages).ok_or(EINVAL)?)?;
         pool.add_chunk(NewSlots::new(pages)?)?;
         Ok(pool)
     }
 
     #[test]
     fn empty_pool_has_nothing() -> Result {
-        let mut pool = Pool::new(4)?;
+        let mut pool = Pool::new(NonZeroUsize::MIN)?;
         let a = pool.add_opener()?;
         assert_eq!(pool.take(a), None);
         assert_eq!(pool.is_free(0), None);

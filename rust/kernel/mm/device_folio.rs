@@ -33,12 +33,6 @@ impl LockedDeviceFolio {
         Self { page }
     }
 
-    /// Page frame number.
-    pub(crate) fn pfn(&self) -> usize {
-        // SAFETY: The page is valid by the type invariants.
-        unsafe { bindings::zdm_page_to_pfn(self.page.as_ptr()) }
-    }
-
     /// Gives lock and reference away.
     pub(super) fn into_raw(self) -> *mut bindings::page {
         let page = self.page.as_ptr();

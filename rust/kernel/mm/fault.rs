@@ -15,7 +15,6 @@ use super::{
 };
 use crate::bindings;
 use kernel::{
-    bindings as kbindings,
     mm::virt::VmaRef,
     prelude::*, //
 };
@@ -30,7 +29,7 @@ pub(crate) enum FaultError {
 }
 
 impl FaultError {
-    pub(super) fn to_vm_fault(self) -> kbindings::vm_fault_t {
+    pub(super) fn to_vm_fault(self) -> bindings::vm_fault_t {
         match self {
             Self::Oom => bindings::VM_FAULT_OOM,
             Self::Sigbus => bindings::VM_FAULT_SIGBUS,

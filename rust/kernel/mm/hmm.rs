@@ -33,7 +33,6 @@ use core::{
     ptr::NonNull, //
 };
 use kernel::{
-    bindings as kbindings,
     error::to_result,
     mm::{
         Mm,
@@ -69,7 +68,7 @@ const BATCH: usize = 64;
 #[pin_data(PinnedDrop)]
 struct Table {
     #[pin]
-    xa: Opaque<kbindings::xarray>,
+    xa: Opaque<bindings::xarray>,
 }
 
 // SAFETY: The entries belong to no thread.
@@ -82,14 +81,14 @@ impl Table {
     fn new() -> impl PinInit<Self> {
         pin_init!(Self {
             // SAFETY: `xa` is valid for writes; an empty array needs no flags.
-            xa <- Opaque::ffi_init(|xa| unsafe { kbindings::xa_init_flags(xa, 0) }),
+            xa <- Opaque::ffi_init(|xa| unsafe { bindings::xa_init_flags(xa, 0) }),
         })
     }
 
     /// The page at page number `index`, if it may be accessed so.
     fn load(&self, index: usize, access: Access) -> Option<BorrowedPage<'_>> {
         // SAFETY: The array is initialised.
-        let entry = unsafe { kbindings::xa_load(self.xa.get(), index) } as usize;
+        let entry = unsafe { bindings::xa_load(self.xa.get(), index) } as usize;
         if access == Access::Write && entry & WRITE == 0 {
             return None;
         }
@@ -104,10 +103,10 @@ impl Table {
         // Reclaim would call `invalidate()`, whose lock is held: GFP_ATOMIC does not enter it.
         // SAFETY: The array is initialised, the entry is a tagged, aligned pointer.
         let old = unsafe {
-            kbindings::xa_store(self.xa.get(), index, entry as *mut _, kbindings::GFP_ATOMIC)
+            bindings::xa_store(self.xa.get(), index, entry as *mut _, bindings::GFP_ATOMIC)
         };
         // SAFETY: What `xa_store()` returns is what `xa_err()` takes.
-        to_result(unsafe { kbindings::xa_err(old) })
+        to_result(unsafe { bindings::xa_err(old) })
     }
 
     /// Forgets all pages from `first` to `last`, at a cost that follows how many there are.
@@ -116,13 +115,13 @@ impl Table {
         loop {
             // SAFETY: The array is initialised.
             let entry = unsafe {
-                kbindings::xa_find(self.xa.get(), &mut index, last, kbindings::XA_PRESENT)
+                bindings::xa_find(self.xa.get(), &mut index, last, bindings::XA_PRESENT)
             };
             if entry.is_null() {
                 return;
             }
             // SAFETY: As above.
-            unsafe { kbindings::xa_erase(self.xa.get(), index) };
+            unsafe { bindings::xa_erase(self.xa.get(), index) };
             if index == last {
                 return;
             }
@@ -135,7 +134,7 @@ impl Table {
 impl PinnedDrop for Table {
     fn drop(self: Pin<&mut Self>) {
         // SAFETY: The array is initialised; entries own nothing.
-        unsafe { kbindings::xa_destroy(self.xa.get()) };
+        unsafe { bindings::xa_destroy(self.xa.get()) };
     }
 }
 
@@ -205,10 +204,8 @@ impl HmmMirror {
     /// is read-only, `EBUSY` when invalidations keep coming for a second, `EINTR` for a task that
     /// was killed, `ENOMEM`.
     pub(crate) fn fault(&self, range: Range<usize>, access: Access) -> Result {
-        let flags = match access {
-            Access::Read => bindings::HMM_PFN_REQ_FAULT,
-            Access::Write => bindings::HMM_PFN_REQ_FAULT | bindings::HMM_PFN_REQ_WRITE,
-        };
+        // SAFETY: Always safe.
+        let flags = unsafe { bindings::zdm_hmm_pfn_req(access == Access::Write) };
         self.walk(range, flags, |_| {})
     }
 
@@ -308,7 +305,9 @@ impl HmmMirror {
                 // SAFETY: Under the lock and after the sequence was checked the page is mapped, so
                 // in use; a PRIVATE page is one of `owner`, whose pagemaps are `DevPagemap`s.
                 if let Some(page) = NonNull::new(unsafe { contents(page.as_ptr()) }) {
-                    table.store(index, page, pfns[i] & bindings::HMM_PFN_WRITE != 0)?;
+                    // SAFETY: Always safe.
+                    let write = unsafe { bindings::zdm_hmm_pfn_writable(pfns[i]) };
+                    table.store(index, page, write)?;
                 }
             }
             return Ok(());
@@ -351,9 +350,6 @@ impl HmmMirror {
 
 /// The page of an output entry, `None` when there is none or it cannot be accessed.
 fn hmm_page(entry: usize) -> Option<NonNull<bindings::page>> {
-    if entry & bindings::HMM_PFN_VALID == 0 || entry & bindings::HMM_PFN_ERROR != 0 {
-        return None;
-    }
     // SAFETY: Valid entries hold the number of a page with a struct page.
-    NonNull::new(unsafe { bindings::zdm_pfn_to_page(entry & !bindings::HMM_PFN_FLAGS) })
+    NonNull::new(unsafe { bindings::zdm_hmm_pfn_page(entry) })
 }

@@ -5,6 +5,10 @@
 //! C header: [`include/linux/module.h`](srctree/include/linux/module.h)
 
 use crate::bindings;
+use kernel::str::{
+    CStr,
+    CStrExt as _, //
+};
 
 /// A reference on this module.
 ///
@@ -46,8 +50,8 @@ impl Drop for ModulePin {
 }
 
 /// The `audit` parameter as given, a word for [`crate::audit::Policy::parse`].
-pub(crate) fn param_audit() -> &'static kernel::str::CStr {
+pub(crate) fn param_audit() -> &'static CStr {
     // SAFETY: A charp parameter is never NULL with a default, is NUL-terminated, and (with mode
     // 0444) does not change while the module is loaded.
-    unsafe { kernel::str::CStr::from_char_ptr(bindings::zdm_param_audit()) }
+    unsafe { CStr::from_char_ptr(bindings::zdm_param_audit()) }
 }

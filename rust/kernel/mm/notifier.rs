@@ -7,7 +7,6 @@
 use crate::bindings;
 use core::marker::PhantomData;
 use kernel::{
-    bindings as kbindings,
     error::to_result,
     mm::{
         Mm,
@@ -19,7 +18,7 @@ use kernel::{
 };
 
 /// What an interval notifier protects.
-pub(super) trait IntervalOps: Send + Sync {
+pub(super) trait IntervalOps: Send + Sync + 'static {
     /// The range is about to change: stop using what was learnt of it.
     ///
     /// The lock that guards what was learnt must be held while the sequence is set, which only
@@ -34,7 +33,7 @@ pub(super) trait IntervalOps: Send + Sync {
 }
 
 /// The range of an invalidation.
-pub(super) struct NotifierRange<'a>(&'a kbindings::mmu_notifier_range);
+pub(super) struct NotifierRange<'a>(&'a bindings::mmu_notifier_range);
 
 impl NotifierRange<'_> {
     /// First address, in bytes.
@@ -56,7 +55,7 @@ impl NotifierRange<'_> {
 
 /// A new sequence number that is to be set under the user's lock.
 pub(super) struct PendingSeq<'a> {
-    sub: *mut kbindings::mmu_interval_notifier,
+    sub: *mut bindings::mmu_interval_notifier,
     seq: usize,
     _p: PhantomData<&'a ()>,
 }
@@ -86,7 +85,7 @@ pub(super) struct ReadSeq(pub(super) usize);
 pub(super) struct MmuIntervalNotifier<T: IntervalOps> {
     // The subscription ends before the data goes: see `drop`.
     #[pin]
-    sub: Opaque<kbindings::mmu_interval_notifier>,
+    sub: Opaque<bindings::mmu_interval_notifier>,
     mm: ARef<Mm>,
     #[pin]
     data: T,
@@ -98,7 +97,7 @@ unsafe impl<T: IntervalOps> Send for MmuIntervalNotifier<T> {}
 unsafe impl<T: IntervalOps> Sync for MmuIntervalNotifier<T> {}
 
 impl<T: IntervalOps> MmuIntervalNotifier<T> {
-    const OPS: kbindings::mmu_interval_notifier_ops = kbindings::mmu_interval_notifier_ops {
+    const OPS: bindings::mmu_interval_notifier_ops = bindings::mmu_interval_notifier_ops {
         invalidate: Some(Self::invalidate),
         invalidate_start: None,
         invalidate_finish: None,
@@ -117,7 +116,7 @@ impl<T: IntervalOps> MmuIntervalNotifier<T> {
         try_pin_init!(Self {
             data <- data,
             mm: ARef::from(&**mm),
-            sub <- Opaque::try_ffi_init(move |sub: *mut kbindings::mmu_interval_notifier| {
+            sub <- Opaque::try_ffi_init(move |sub: *mut bindings::mmu_interval_notifier| {
                 // SAFETY: `mm` has users, `sub` is pinned until it is removed.
                 to_result(unsafe {
                     bindings::mmu_interval_notifier_insert(sub, raw_mm, 0, length, &Self::OPS)
@@ -136,7 +135,7 @@ impl<T: IntervalOps> MmuIntervalNotifier<T> {
         &self.data
     }
 
-    pub(super) fn as_raw(&self) -> *mut kbindings::mmu_interval_notifier {
+    pub(super) fn as_raw(&self) -> *mut bindings::mmu_interval_notifier {
         self.sub.get()
     }
 
@@ -157,8 +156,8 @@ impl<T: IntervalOps> MmuIntervalNotifier<T> {
     ///
     /// Only to be called by core mm, for a subscription of this type.
     unsafe extern "C" fn invalidate(
-        sub: *mut kbindings::mmu_interval_notifier,
-        range: *const kbindings::mmu_notifier_range,
+        sub: *mut bindings::mmu_interval_notifier,
+        range: *const bindings::mmu_notifier_range,
         seq: usize,
     ) -> bool {
         // SAFETY: The subscription is embedded in a `Self` that waits for us before it goes.

@@ -26,7 +26,6 @@ use core::{
     ptr::NonNull, //
 };
 use kernel::{
-    bindings as kbindings,
     error::from_err_ptr,
     prelude::*,
     sync::{
@@ -100,7 +99,7 @@ unsafe impl<T: PagemapOps> Send for DevPagemap<T> {}
 unsafe impl<T: PagemapOps> Sync for DevPagemap<T> {}
 
 impl<T: PagemapOps> DevPagemap<T> {
-    const OPS: kbindings::dev_pagemap_ops = kbindings::dev_pagemap_ops {
+    const OPS: bindings::dev_pagemap_ops = bindings::dev_pagemap_ops {
         folio_free: Some(Self::folio_free),
         migrate_to_ram: Some(Self::migrate_to_ram),
         memory_failure: None,
@@ -120,11 +119,6 @@ impl<T: PagemapOps> DevPagemap<T> {
     /// Page frame number of page 0.
     pub(crate) fn first_pfn(&self) -> usize {
         self.first_pfn
-    }
-
-    /// The owner's data.
-    pub(crate) fn ops(&self) -> &T {
-        &self.ops
     }
 
     /// A view of page `index`, `None` beyond the end.
@@ -200,7 +194,7 @@ impl<T: PagemapOps> DevPagemap<T> {
     /// # Safety
     ///
     /// Only to be called by core mm, with a folio of this kind of pagemap.
-    unsafe extern "C" fn folio_free(folio: *mut kbindings::folio) {
+    unsafe extern "C" fn folio_free(folio: *mut bindings::folio) {
         let page: *mut bindings::page = folio.cast();
         // SAFETY: Core mm frees a valid folio, whose pagemap is alive until this one is counted
         // as freed, which happens after the call.
@@ -231,7 +225,7 @@ impl<T: PagemapOps> DevPagemap<T> {
     /// # Safety
     ///
     /// Only to be called by core mm, with a fault on a page of this kind of pagemap.
-    unsafe extern "C" fn migrate_to_ram(vmf: *mut bindings::vm_fault) -> kbindings::vm_fault_t {
+    unsafe extern "C" fn migrate_to_ram(vmf: *mut bindings::vm_fault) -> bindings::vm_fault_t {
         // SAFETY: Core mm gives a valid fault, whose page it holds a reference on.
         let pgmap = unsafe { bindings::zdm_page_pgmap((*vmf).page) };
         // SAFETY: The page's reference keeps its pagemap alive.
@@ -257,7 +251,7 @@ impl MemRegion {
         // SAFETY: `iomem_resource` is a static of the kernel, the name a static string.
         let res = from_err_ptr(unsafe {
             bindings::request_free_mem_region(
-                &raw mut kbindings::iomem_resource,
+                &raw mut bindings::iomem_resource,
                 bytes,
                 kernel::str::as_char_ptr_in_const_context(c"hmm_dmirror"),
             )
@@ -320,7 +314,9 @@ impl<T: PagemapOps> Registration<T> {
                     let raw = unsafe { &mut *pgmap };
                     raw.type_ = bindings::MEMORY_DEVICE_PRIVATE;
                     raw.nr_range = 1;
-                    raw.__bindgen_anon_1.range = kbindings::range { start, end };
+                    // SAFETY: The union is all zeroes, which is a valid range.
+                    let range = unsafe { raw.__bindgen_anon_1.range.as_mut() };
+                    *range = bindings::range { start, end };
                     raw.ops = &Self::OPS;
                     raw.owner = raw_owner;
                     // SAFETY: `pgmap` is set up, and pinned until it is unregistered.
@@ -342,7 +338,7 @@ impl<T: PagemapOps> Registration<T> {
         })
     }
 
-    const OPS: kbindings::dev_pagemap_ops = DevPagemap::<T>::OPS;
+    const OPS: bindings::dev_pagemap_ops = DevPagemap::<T>::OPS;
 }
 
 impl<T: PagemapOps> Deref for Registration<T> {

@@ -8,7 +8,6 @@
 use crate::bindings;
 use core::ptr::NonNull;
 use kernel::{
-    bindings as kbindings,
     mm::virt::VmaRef,
     prelude::*, //
 };
@@ -29,7 +28,7 @@ impl SystemFolio {
     /// Allocates a folio for data of a device, wherever there is memory. May sleep.
     pub(crate) fn alloc() -> Result<Self> {
         // SAFETY: Always safe in a context that may sleep.
-        let page = unsafe { bindings::zdm_alloc_page(Self::gfp(kbindings::GFP_HIGHUSER)) };
+        let page = unsafe { bindings::zdm_alloc_page(Self::gfp(bindings::GFP_HIGHUSER)) };
         // INVARIANT: A new page has one reference, which is ours.
         Ok(Self {
             page: NonNull::new(page).ok_or(ENOMEM)?,
@@ -38,7 +37,7 @@ impl SystemFolio {
 
     /// Allocates a movable folio for `address` of `vma`, by the memory policy there. May sleep.
     pub(crate) fn alloc_vma(vma: &VmaRef, address: usize) -> Result<Self> {
-        let gfp = Self::gfp(kbindings::GFP_HIGHUSER_MOVABLE);
+        let gfp = Self::gfp(bindings::GFP_HIGHUSER_MOVABLE);
         // SAFETY: `vma` is valid and read-locked for the call.
         let page = unsafe { bindings::zdm_alloc_page_vma(gfp, vma.as_ptr(), address) };
         // INVARIANT: As in `alloc()`.
@@ -50,7 +49,7 @@ impl SystemFolio {
     /// Allocates a movable folio for user data whose address is not known. May sleep.
     pub(crate) fn alloc_movable() -> Result<Self> {
         // SAFETY: Always safe in a context that may sleep.
-        let page = unsafe { bindings::zdm_alloc_page(Self::gfp(kbindings::GFP_HIGHUSER_MOVABLE)) };
+        let page = unsafe { bindings::zdm_alloc_page(Self::gfp(bindings::GFP_HIGHUSER_MOVABLE)) };
         // INVARIANT: As in `alloc()`.
         Ok(Self {
             page: NonNull::new(page).ok_or(ENOMEM)?,
@@ -58,8 +57,8 @@ impl SystemFolio {
     }
 
     // The memory is the device's or the process's fault to run out of: no warning in the log.
-    fn gfp(base: kbindings::gfp_t) -> kbindings::gfp_t {
-        base | kbindings::__GFP_NOWARN
+    fn gfp(base: bindings::gfp_t) -> bindings::gfp_t {
+        base | bindings::__GFP_NOWARN
     }
 
     /// Fills the folio with zeroes.

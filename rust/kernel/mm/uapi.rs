@@ -7,7 +7,6 @@
 use crate::bindings;
 use kernel::{
     ffi,
-    prelude::*,
     transmute::{
         AsBytes,
         FromBytes, //
@@ -31,8 +30,7 @@ pub(crate) use bindings::{
     ZDM_AUDIT_CLEAR,
     ZDM_AUDIT_MAX_RECORDS,
     ZDM_INJECT,
-    ZDM_STATS,
-    ZDM_TASK_SIZE, //
+    ZDM_STATS, //
 };
 
 /// A structure that user space and the module exchange.
@@ -68,6 +66,12 @@ pub(crate) fn as_bytes_mut<T: UapiStruct>(value: &mut T) -> &mut [u8] {
             core::mem::size_of::<T>(),
         )
     }
+}
+
+/// End of the addresses that user space can have, in bytes: `TASK_SIZE_MAX`.
+pub(crate) fn task_size() -> usize {
+    // SAFETY: Always safe.
+    unsafe { bindings::zdm_task_size() }
 }
 
 /// Whether the current task has `CAP_SYS_ADMIN`.
