@@ -285,11 +285,17 @@ pub struct Buffer {
 }
 
 impl Buffer {
-    /// Private anonymous memory, not populated.
+    /// Private anonymous memory of small pages, not populated.
+    ///
+    /// Without the advice the kernel may join the mapping with that of a result
+    /// next to it, and put both into one huge page: then it is chance what moves.
     #[track_caller]
     pub fn anon(pages: usize) -> Outcome<Self> {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-        Self::map(0, pages, flags, -1).or_fail("mmap")
+        let buf = Self::map(0, pages, flags, -1).or_fail("mmap")?;
+        // A kernel without huge pages refuses the advice and needs none.
+        let _ = buf.advise(0, pages, libc::MADV_NOHUGEPAGE);
+        Ok(buf)
     }
 
     /// Private anonymous memory with the pattern of `seed`.
@@ -451,6 +457,7 @@ impl Buffer {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
         let addr = self.base + first * PAGE;
         let part = Self::map(addr, n, flags, -1).or_fail("mmap of the same place")?;
+        let _ = part.advise(0, n, libc::MADV_NOHUGEPAGE);
         // The pages belong to `self`, not to a buffer that unmaps them now.
         std::mem::forget(part);
         Ok(())
