@@ -204,16 +204,14 @@ impl HmmMirror {
     /// is read-only, `EBUSY` when invalidations keep coming for a second, `EINTR` for a task that
     /// was killed, `ENOMEM`.
     pub(crate) fn fault(&self, range: Range<usize>, access: Access) -> Result {
-        // SAFETY: Always safe.
-        let flags = unsafe { bindings::zdm_hmm_pfn_req(access == Access::Write) };
-        self.walk(range, flags, |_| {})
+        self.walk(range, Some(access), |_| {})
     }
 
     /// Maps what is present of `range`, without faulting anything in, and returns how many pages
     /// of it are on the device. May sleep.
     pub(crate) fn refresh(&self, range: Range<usize>) -> Result<usize> {
         let mut pages = 0;
-        self.walk(range, 0, |page| {
+        self.walk(range, None, |page| {
             // SAFETY: The table is locked and the sequence checked: the page is mapped.
             if unsafe { bindings::zdm_is_device_private_page(page.as_ptr()) } {
                 pages += 1;
@@ -229,7 +227,7 @@ impl HmmMirror {
     /// `ENOENT` when there is none, else as [`HmmMirror::fault`].
     pub(crate) fn get_device_folio(&self, address: usize) -> Result<DeviceFolioRef> {
         let mut found = None;
-        self.walk(address..address + PAGE_SIZE, 0, |page| {
+        self.walk(address..address + PAGE_SIZE, None, |page| {
             // SAFETY: The table is locked and the sequence checked: the page is mapped.
             if unsafe { bindings::zdm_is_device_private_page(page.as_ptr()) } {
                 // SAFETY: As above.
@@ -242,18 +240,19 @@ impl HmmMirror {
         found.ok_or(ENOENT)
     }
 
-    /// Walks `range` and stores what is found, calling `f` for each page under the lock.
+    /// Walks `range`, faults in what is not there for `fault`, and stores what is found, calling
+    /// `f` for each page under the lock.
     fn walk(
         &self,
         range: Range<usize>,
-        flags: usize,
+        fault: Option<Access>,
         mut f: impl FnMut(NonNull<bindings::page>),
     ) -> Result {
         let mm = self.mm().mmget_not_zero().ok_or(EFAULT)?;
         let mut start = range.start;
         while start < range.end {
             let end = range.end.min(start.saturating_add(BATCH * PAGE_SIZE));
-            self.walk_batch(&mm, start..end, flags, &mut f)?;
+            self.walk_batch(&mm, start..end, fault, &mut f)?;
             start = end;
         }
         Ok(())
@@ -263,10 +262,15 @@ impl HmmMirror {
         &self,
         mm: &MmWithUser,
         range: Range<usize>,
-        flags: usize,
+        fault: Option<Access>,
         f: &mut impl FnMut(NonNull<bindings::page>),
     ) -> Result {
         let mut pfns = [0usize; BATCH];
+        let pages = (range.end - range.start) >> PAGE_SHIFT;
+        let write = fault == Some(Access::Write);
+        // SAFETY: Always safe.
+        let flags = fault.map_or(0, |_| unsafe { bindings::zdm_hmm_pfn_req(write) });
+        let mut owner = self.owner.as_ptr();
         let deadline = Deadline::after_ms(bindings::HMM_RANGE_DEFAULT_TIMEOUT);
         loop {
             check_signals()?;
@@ -282,7 +286,7 @@ impl HmmMirror {
                 hmm_pfns: pfns.as_mut_ptr(),
                 default_flags: flags,
                 pfn_flags_mask: 0,
-                dev_private_owner: self.owner.as_ptr(),
+                dev_private_owner: owner,
             };
             let guard = mm.mmap_read_lock();
             // SAFETY: The mmap lock is held, the array has an entry for each page of the range.
@@ -296,6 +300,13 @@ impl HmmMirror {
             if self.notifier.read_retry(seq) {
                 continue;
             }
+            if write && !pfns[..pages].iter().all(|&entry| is_writable(entry)) {
+                // A PRIVATE page of the owner's is reported as it is, without the write fault that
+                // was asked for. As nobody's it is brought back and its sharing broken (or the
+                // write refused), like any other page.
+                owner = core::ptr::null_mut();
+                continue;
+            }
             for (i, index) in (range.start >> PAGE_SHIFT..range.end >> PAGE_SHIFT).enumerate() {
                 // `i` stays below BATCH by the size of the range.
                 let Some(page) = hmm_page(pfns[i]) else {
@@ -305,9 +316,7 @@ impl HmmMirror {
                 // SAFETY: Under the lock and after the sequence was checked the page is mapped, so
                 // in use; a PRIVATE page is one of `owner`, whose pagemaps are `DevPagemap`s.
                 if let Some(page) = NonNull::new(unsafe { contents(page.as_ptr()) }) {
-                    // SAFETY: Always safe.
-                    let write = unsafe { bindings::zdm_hmm_pfn_writable(pfns[i]) };
-                    table.store(index, page, write)?;
+                    table.store(index, page, is_writable(pfns[i]))?;
                 }
             }
             return Ok(());
@@ -346,6 +355,12 @@ impl HmmMirror {
         }
         Ok(pages)
     }
+}
+
+/// Whether an output entry may be written through.
+fn is_writable(entry: usize) -> bool {
+    // SAFETY: Always safe.
+    unsafe { bindings::zdm_hmm_pfn_writable(entry) }
 }
 
 /// The page of an output entry, `None` when there is none or it cannot be accessed.
