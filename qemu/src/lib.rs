@@ -1,8 +1,23 @@
 // SPDX-License-Identifier: GPL-2.0
 //! zdvm: builds kernels, boots them in QEMU with the zdmirror module, and judges the result.
+//!
+//! `verdict` (with `ktap`, `splat`, `taint`) does no input or output at all and is where to look
+//! first; `run` ties the rest together.
 
+pub mod accel;
+pub mod job;
+pub mod kconfig;
+pub mod kdir;
+pub mod kernel;
 pub mod ktap;
+pub mod make;
 pub mod matrix;
+pub mod payload;
+pub mod progress;
+pub mod repo;
+pub mod report;
+pub mod run;
 pub mod splat;
 pub mod taint;
 pub mod verdict;
+pub mod vm;

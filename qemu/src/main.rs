@@ -1,1 +1,210 @@
-fn main(){}
+// SPDX-License-Identifier: GPL-2.0
+//! The command line of zdvm. Exit status: 0 pass, 1 fail, 2 usage or environment.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand};
+use regex::Regex;
+use zdvm::accel::Choice;
+use zdvm::kernel::Tree;
+use zdvm::matrix::{Matrix, Selection};
+use zdvm::run::{self, Setup};
+use zdvm::{job, kdir, kernel, repo};
+
+/// Builds kernels, boots them in QEMU with the zdmirror module, and judges the result.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Cli {
+    /// The checkout; else found from here upward.
+    #[arg(long, global = true)]
+    repo: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Cmd,
+}
+
+#[derive(Debug, Subcommand)]
+enum Cmd {
+    /// Build, boot, run the suites, judge.
+    Run(RunArgs),
+    /// Build kernels only.
+    Build {
+        /// A kernel of the matrix.
+        #[arg(long = "kernel", default_value = "patched")]
+        kernels: Vec<String>,
+    },
+    /// Print where the kernel's built tree is (a KDIR).
+    Path {
+        /// A kernel of the matrix.
+        #[arg(long, default_value = "patched")]
+        kernel: String,
+    },
+    /// Boot to a shell with the module loaded.
+    Shell(Which),
+}
+
+/// Which kernel, which module, how to boot.
+#[derive(Debug, Args)]
+struct Which {
+    /// A kernel of the matrix; may be given more than once.
+    #[arg(long = "kernel", default_value = "patched")]
+    kernels: Vec<String>,
+    /// Your own kernel tree, built or not, instead.
+    #[arg(long, conflicts_with = "kernels")]
+    kdir: Option<PathBuf>,
+    /// Where your tree's objects are (make's O=).
+    #[arg(long, requires = "kdir")]
+    objdir: Option<PathBuf>,
+    /// The kernel of the matrix whose results your tree is expected to give.
+    #[arg(long, default_value = "stock", requires = "kdir")]
+    expect: String,
+    /// Another module instead of building ours.
+    #[arg(long)]
+    module: Option<PathBuf>,
+    /// auto, kvm or tcg.
+    #[arg(long, default_value = "auto")]
+    accel: String,
+}
+
+#[derive(Debug, Args)]
+struct RunArgs {
+    #[command(flatten)]
+    which: Which,
+    /// Only this suite; may be given more than once.
+    #[arg(long = "suite")]
+    suites: Vec<String>,
+    /// Only tests whose name matches this regular expression.
+    #[arg(long)]
+    filter: Option<String>,
+    /// Run that many times.
+    #[arg(long, default_value_t = 1)]
+    repeat: u32,
+    /// Do not boot: print what is planned.
+    #[arg(long)]
+    list: bool,
+    /// Also run what is not expected to work yet.
+    #[arg(long)]
+    all: bool,
+    /// Put the run's files here.
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// Go on after a failed kernel or repetition.
+    #[arg(long)]
+    keep_going: bool,
+}
+
+/// Kernels to work on: the tree, and the name of what is expected of it.
+fn trees(repo: &std::path::Path, matrix: &Matrix, which: &Which) -> Result<Vec<String>> {
+    if which.kdir.is_some() {
+        matrix.kernel(&which.expect)?;
+        return Ok(vec![which.expect.clone()]);
+    }
+    for name in &which.kernels {
+        matrix.kernel(name)?;
+    }
+    let _ = repo;
+    Ok(which.kernels.clone())
+}
+
+fn open(repo: &std::path::Path, matrix: &Matrix, which: &Which, name: &str) -> Result<Tree> {
+    match &which.kdir {
+        Some(dir) => kdir::open(matrix, matrix.kernel(name)?, dir, which.objdir.as_deref()),
+        None => kernel::build(repo, matrix, name),
+    }
+}
+
+fn cmd_run(repo: &std::path::Path, args: &RunArgs) -> Result<bool> {
+    let matrix = Matrix::load(repo)?;
+    let plans = matrix.plans()?;
+    let filter = args.filter.as_deref().map(Regex::new).transpose().context("--filter")?;
+    let selection = Selection { suites: args.suites.clone(), filter, all: args.all };
+    let suites = matrix.selected(&selection)?;
+    let choice = Choice::new(&args.which.accel)?;
+    let (mut passed, mut failed, mut good) = (0, 0, true);
+    'all: for name in trees(repo, &matrix, &args.which)? {
+        if args.list {
+            list(&matrix.planned(&name, &plans, &Default::default(), &selection)?);
+            continue;
+        }
+        let tree = open(repo, &matrix, &args.which, &name)?;
+        let module = args.which.module.as_deref();
+        let setup = Setup::new(repo, &matrix, tree, &name, module, &suites)?;
+        for turn in 1..=args.repeat {
+            let sub = (args.repeat > 1 || args.which.kernels.len() > 1)
+                .then(|| args.out.as_ref().map(|o| o.join(format!("{name}-{turn}"))));
+            let out = sub.flatten().or_else(|| args.out.clone());
+            let dir = run::folder(repo, out.as_deref())?;
+            let verdict = run::once(&setup, &matrix, &plans, &selection, &choice, &dir)?;
+            let (p, f) = verdict.counts();
+            passed += p;
+            failed += f;
+            good &= verdict.pass();
+            if !good && !args.keep_going {
+                break 'all;
+            }
+        }
+    }
+    if !args.list {
+        // A problem that belongs to no test must not read as "0 failed".
+        println!("zdvm: {passed} passed, {} failed", if good { 0 } else { failed.max(1) });
+    }
+    Ok(good)
+}
+
+fn list(planned: &zdvm::verdict::Planned) {
+    use zdvm::verdict::Expect;
+    println!("kernel {}", planned.kernel);
+    for suite in &planned.suites {
+        println!("  suite {} ({} tests, {})", suite.name, suite.tests.len(), suite.source);
+        for test in &suite.tests {
+            match &test.expect {
+                Expect::Pass => println!("    {}", test.name),
+                Expect::Fail(why) => println!("    {} (expected to fail: {why})", test.name),
+                Expect::Skip(why) => println!("    {} (expected to be skipped: {why})", test.name),
+            }
+        }
+    }
+}
+
+fn work(cli: &Cli) -> Result<bool> {
+    let repo = repo::find(cli.repo.clone())?;
+    match &cli.command {
+        Cmd::Run(args) => return cmd_run(&repo, args),
+        Cmd::Build { kernels } => {
+            let matrix = Matrix::load(&repo)?;
+            for name in kernels {
+                kernel::build(&repo, &matrix, name)?;
+            }
+        }
+        Cmd::Path { kernel } => {
+            let matrix = Matrix::load(&repo)?;
+            println!("{}", kernel::path(&repo, &matrix, kernel)?.display());
+        }
+        Cmd::Shell(which) => {
+            let matrix = Matrix::load(&repo)?;
+            let choice = Choice::new(&which.accel)?;
+            for name in trees(&repo, &matrix, which)?.into_iter().take(1) {
+                let tree = open(&repo, &matrix, which, &name)?;
+                let module = which.module.as_deref();
+                let suites = matrix.order.clone();
+                let setup = Setup::new(&repo, &matrix, tree, &name, module, &suites)?;
+                run::shell(&setup, &matrix, &choice, &run::folder(&repo, None)?)?;
+            }
+        }
+    }
+    Ok(true)
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = job::watch_signals().and_then(|()| work(&cli));
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(e) => {
+            eprintln!("zdvm: {e:#}");
+            ExitCode::from(2)
+        }
+    }
+}

@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Child processes that do not outlive us: a signal ends them, and so does our own death.
+
+use std::ffi::OsStr;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Child, Command, ExitStatus};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Signal, kill_process_group};
+
+/// Signal number that asked us to stop, 0 if none.
+static STOP: LazyLock<Arc<AtomicUsize>> = LazyLock::new(Arc::default);
+
+/// From now on SIGINT, SIGTERM and SIGHUP ask for an orderly end.
+pub fn watch_signals() -> Result<()> {
+    for signal in [2_i32, 15, 1] {
+        let number = usize::try_from(signal)?;
+        signal_hook::flag::register_usize(signal, Arc::clone(&STOP), number)
+            .context("watching for signals")?;
+    }
+    Ok(())
+}
+
+/// An error once a signal has come.
+pub fn check_signals() -> Result<()> {
+    match STOP.load(Ordering::SeqCst) {
+        0 => Ok(()),
+        n => Err(Interrupted(n).into()),
+    }
+}
+
+/// A signal asked us to stop.
+#[derive(Debug)]
+pub struct Interrupted(pub usize);
+
+impl std::fmt::Display for Interrupted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "interrupted by signal {}", self.0)
+    }
+}
+
+impl std::error::Error for Interrupted {}
+
+/// A command that the kernel kills when we die, however we die. (A parent-death signal is set by
+/// setpriv, which then becomes the program: the process id stays.)
+pub fn command(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "--"]).arg(program).process_group(0);
+    command
+}
+
+/// A running child in a process group of its own; ended with all of its group when dropped.
+#[derive(Debug)]
+pub struct Job {
+    child: Child,
+    name: String,
+    status: Option<ExitStatus>,
+}
+
+impl Job {
+    /// Starts it.
+    pub fn spawn(command: &mut Command, name: &str) -> Result<Self> {
+        let child = command.spawn().with_context(|| format!("starting {name}"))?;
+        Ok(Self { child, name: name.to_owned(), status: None })
+    }
+
+    /// Process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The child, for its pipes.
+    pub fn child(&mut self) -> &mut Child {
+        &mut self.child
+    }
+
+    /// Its status if it has ended.
+    pub fn poll(&mut self) -> Result<Option<ExitStatus>> {
+        if self.status.is_none() {
+            self.status = self.child.try_wait()?;
+        }
+        Ok(self.status)
+    }
+
+    /// Ends it and all that it started.
+    pub fn kill(&mut self) {
+        if matches!(self.poll(), Ok(Some(_))) {
+            return;
+        }
+        let pid = i32::try_from(self.id()).ok().and_then(Pid::from_raw);
+        if let Some(pid) = pid {
+            // Asking first lets make and ccache remove what they have half written.
+            let _ = kill_process_group(pid, Signal::TERM);
+            let end = Instant::now() + Duration::from_secs(2);
+            while Instant::now() < end && matches!(self.poll(), Ok(None)) {
+                thread::sleep(Duration::from_millis(10));
+            }
+            let _ = kill_process_group(pid, Signal::KILL);
+        }
+        if self.status.is_none() {
+            let _ = self.child.kill();
+            self.status = self.child.wait().ok();
+        }
+    }
+
+    /// Waits for its end, calling `tick` meanwhile; a signal to us ends it.
+    pub fn wait(&mut self, mut tick: impl FnMut() -> Result<()>) -> Result<ExitStatus> {
+        loop {
+            if let Some(status) = self.poll()? {
+                return Ok(status);
+            }
+            check_signals()?;
+            tick()?;
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Waits, and takes anything but success for an error.
+    pub fn success(&mut self, tick: impl FnMut() -> Result<()>) -> Result<()> {
+        let status = self.wait(tick)?;
+        if status.success() {
+            return Ok(());
+        }
+        match status.signal() {
+            Some(n) => bail!("{} was killed by signal {n}", self.name),
+            None => bail!("{} failed ({status})", self.name),
+        }
+    }
+}
+
+impl Drop for Job {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Standard output of a short command.
+pub fn output(command: &mut Command, name: &str) -> Result<String> {
+    let out = command.output().with_context(|| format!("starting {name}"))?;
+    if !out.status.success() {
+        bail!("{name} failed ({}): {}", out.status, String::from_utf8_lossy(&out.stderr).trim());
+    }
+    Ok(String::from_utf8_lossy(&out.stdout).into_owned())
+}

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Where things are: the checkout, the cache, locks.
+
+use std::env;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use rustix::fs::{FlockOperation, flock};
+use sha2::{Digest, Sha256};
+
+use crate::job;
+
+/// The checkout that this run works on.
+pub fn find(given: Option<PathBuf>) -> Result<PathBuf> {
+    let is_repo = |dir: &Path| dir.join("qemu/kernel/matrix.toml").is_file();
+    if let Some(dir) = given {
+        let dir = dir.canonicalize().with_context(|| format!("--repo {}", dir.display()))?;
+        if !is_repo(&dir) {
+            bail!("--repo {}: no qemu/kernel/matrix.toml there", dir.display());
+        }
+        return Ok(dir);
+    }
+    let here = env::current_dir()?;
+    match here.ancestors().find(|d| is_repo(d)) {
+        Some(dir) => Ok(dir.to_owned()),
+        None => bail!("no qemu/kernel/matrix.toml here or above; give --repo DIR"),
+    }
+}
+
+/// The cache directory, made if it is not there.
+pub fn cache(sub: &str) -> Result<PathBuf> {
+    let base = match env::var_os("XDG_CACHE_HOME").filter(|v| !v.is_empty()) {
+        Some(dir) => PathBuf::from(dir),
+        None => PathBuf::from(env::var_os("HOME").context("HOME is not set")?).join(".cache"),
+    };
+    let dir = base.join("zdmirror").join(sub);
+    fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
+    Ok(dir)
+}
+
+/// A key of parts: their lengths keep "ab","c" and "a","bc" apart.
+pub fn key<T: AsRef<[u8]>>(parts: impl IntoIterator<Item = T>) -> String {
+    let mut hash = Sha256::new();
+    for part in parts {
+        let part = part.as_ref();
+        hash.update(part.len().to_le_bytes());
+        hash.update(part);
+    }
+    hash.finalize().iter().take(6).map(|b| format!("{b:02x}")).collect()
+}
+
+/// An exclusive lock, held until dropped.
+#[derive(Debug)]
+pub struct Lock(#[allow(dead_code)] File);
+
+/// Takes a lock, saying so if it must wait for another run.
+pub fn lock(path: &Path) -> Result<Lock> {
+    let file = File::create(path).with_context(|| format!("making {}", path.display()))?;
+    let mut said = false;
+    while flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+        if !said {
+            eprintln!("zdvm: waiting for another zdvm that holds {}", path.display());
+            said = true;
+        }
+        job::check_signals()?;
+        std::thread::sleep(std::time::Duration::from_millis(200));
+    }
+    Ok(Lock(file))
+}
+
+/// A lock only if nobody holds it.
+pub fn try_lock(path: &Path) -> Option<Lock> {
+    let file = File::create(path).ok()?;
+    flock(&file, FlockOperation::NonBlockingLockExclusive).ok()?;
+    Some(Lock(file))
+}
