@@ -110,9 +110,10 @@ pub fn scan(console: &str) -> Vec<Splat> {
             test = (&found[1] == "begin").then(|| found[2].to_owned());
             continue;
         }
-        if let (Some(found), Some(last)) = (TABLE.place.captures(text), out.last_mut()) {
-            if last.place.is_none() && index - last.line < 40 {
-                last.place = Some(demangle(&found[1]));
+        if let Some(found) = TABLE.place.captures(text) {
+            // One report may begin with several lines of the table: all happened there.
+            for near in out.iter_mut().rev().take_while(|s| index - s.line < 40) {
+                near.place.get_or_insert_with(|| demangle(&found[1]));
             }
         }
         let kind = TABLE.kinds.iter().find(|(_, re)| re.is_match(text)).map(|(kind, _)| *kind);

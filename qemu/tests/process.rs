@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: GPL-2.0
+//! QEMU as a process, played by shell scripts: the KVM trap, timeouts, death, Ctrl-C.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+use zdvm::accel::{Accel, Choice};
+use zdvm::matrix::Timeouts;
+use zdvm::verdict::Exit;
+use zdvm::vm::{Boot, Machine};
+use zdvm_guest::wire::{Encoder, Message};
+
+const LIMITS: Timeouts = Timeouts { boot: 2, test: 2, suite: 10, total: 20, tcg_factor: 1 };
+
+/// A machine whose QEMU is a script.
+fn machine(dir: &Path, script: &str) -> Machine {
+    let qemu = dir.join("qemu");
+    fs::write(&qemu, format!("#!/bin/sh\n{script}\n")).unwrap();
+    fs::set_permissions(&qemu, fs::Permissions::from_mode(0o755)).unwrap();
+    Machine {
+        qemu,
+        image: "bzImage".into(),
+        initrd: "initrd".into(),
+        memory: "1M".into(),
+        vcpus: 1,
+        cmdline: String::new(),
+        dir: dir.to_owned(),
+        extra: vec![],
+    }
+}
+
+/// A choice that knows nothing yet, about a /dev/kvm that opens.
+fn choice(dir: &Path) -> Choice {
+    let device = dir.join("kvm");
+    fs::write(&device, "").unwrap();
+    Choice::at(dir.join("memory"), device, Duration::from_millis(500))
+}
+
+fn alive(pid: &str) -> bool {
+    // A zombie is dead; only its parent does not know yet.
+    fs::read_to_string(format!("/proc/{}/stat", pid.trim()))
+        .is_ok_and(|s| !s.rsplit(')').next().unwrap_or_default().trim().starts_with('Z'))
+}
+
+fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(20);
+    while !done() {
+        assert!(Instant::now() < end, "waited too long for {what}");
+        sleep(Duration::from_millis(20));
+    }
+}
+
+fn pid_in(dir: &Path) -> String {
+    let path = dir.join("pid");
+    wait_for("QEMU's pid", || fs::read_to_string(&path).is_ok_and(|t| t.ends_with('\n')));
+    fs::read_to_string(path).unwrap()
+}
+
+/// Silent for ever under KVM, a guest's line under TCG.
+const TRAP: &str = r#"
+echo "$$" >> "$(dirname "$0")/pids"
+case "$*" in
+*kvm*) while :; do sleep 0.1; done ;;
+*tcg*) echo "[    0.000000] Linux version"; exit 0 ;;
+esac"#;
+
+#[test]
+fn kvm_trap() {
+    let dir = TempDir::new().unwrap();
+    let (machine, choice) = (machine(dir.path(), TRAP), choice(dir.path()));
+    assert_eq!(choice.known(), None);
+    let start = Instant::now();
+    let (accel, exit) = choice.boot(&machine, LIMITS, |_| {}).unwrap();
+    assert_eq!((accel, exit), (Accel::Tcg, Exit::Code(0)));
+    assert!(start.elapsed() < Duration::from_secs(10));
+    // Remembered: not asked again, and nothing of the first try is left.
+    assert_eq!(choice.known(), Some(Accel::Tcg));
+    choice.boot(&machine, LIMITS, |_| {}).unwrap();
+    let pids = fs::read_to_string(dir.path().join("pids")).unwrap();
+    assert_eq!(pids.lines().count(), 3);
+    assert!(pids.lines().all(|p| !alive(p)));
+}
+
+#[test]
+fn kvm_that_aborts() {
+    let dir = TempDir::new().unwrap();
+    let script = r#"case "$*" in *kvm*) exit 1 ;; esac; echo up"#;
+    let (machine, choice) = (machine(dir.path(), script), choice(dir.path()));
+    let (accel, exit) = choice.boot(&machine, LIMITS, |_| {}).unwrap();
+    assert_eq!((accel, exit), (Accel::Tcg, Exit::Code(0)));
+}
+
+#[test]
+fn kvm_that_works_is_kept() {
+    let dir = TempDir::new().unwrap();
+    let (machine, choice) = (machine(dir.path(), "echo up"), choice(dir.path()));
+    assert_eq!(choice.boot(&machine, LIMITS, |_| {}).unwrap().0, Accel::Kvm);
+    assert_eq!(choice.known(), Some(Accel::Kvm));
+}
+
+#[test]
+fn no_device_is_tcg() {
+    let dir = TempDir::new().unwrap();
+    let choice = Choice::at(dir.path().join("m"), dir.path().join("none"), Duration::ZERO);
+    assert_eq!(choice.known(), Some(Accel::Tcg));
+}
+
+#[test]
+fn boot_timeout() {
+    let dir = TempDir::new().unwrap();
+    let script = r#"echo $$ > "$(dirname "$0")/pid"; echo up; exec sleep 1000"#;
+    let machine = machine(dir.path(), script);
+    let boot = machine.boot(Accel::Tcg, LIMITS, None, |_| {}).unwrap();
+    assert_eq!(boot, Boot::Ended(Exit::Timeout("boot".into(), 2)));
+    assert!(!alive(&pid_in(dir.path())));
+}
+
+#[test]
+fn silence_in_a_suite() {
+    let dir = TempDir::new().unwrap();
+    let mut encoder = Encoder::default();
+    let hello = Message::Hello { release: "7.3.4".into(), taint: 0 };
+    let text = encoder.encode(&hello) + &encoder.encode(&Message::SuiteStart("hmm".into()));
+    fs::write(dir.path().join("said"), text).unwrap();
+    let script = r#"cd "$(dirname "$0")"; echo up; cat said >> wire.log; exec sleep 1000"#;
+    let mut seen = Vec::new();
+    let boot = machine(dir.path(), script)
+        .boot(Accel::Tcg, LIMITS, None, |m| seen.push(m.clone()))
+        .unwrap();
+    assert_eq!(boot, Boot::Ended(Exit::Timeout("test".into(), 4)));
+    assert_eq!(seen.len(), 2);
+}
+
+#[test]
+fn qemu_killed_half_way() {
+    let dir = TempDir::new().unwrap();
+    let boot = machine(dir.path(), "echo up; kill -9 $$").boot(Accel::Tcg, LIMITS, None, |_| {});
+    assert_eq!(boot.unwrap(), Boot::Ended(Exit::Signal(9)));
+}
+
+/// Role of the child that the tests below start: boots a QEMU that never ends.
+#[test]
+#[ignore = "started by the tests of signals"]
+fn child_that_boots() {
+    let dir = PathBuf::from(std::env::var_os("ZDVM_TEST_DIR").unwrap());
+    zdvm::job::watch_signals().unwrap();
+    let limits = Timeouts { boot: 100, total: 100, ..LIMITS };
+    let script = r#"echo $$ > "$(dirname "$0")/pid"; echo up; while :; do sleep 0.1; done"#;
+    let error = machine(&dir, script).boot(Accel::Tcg, limits, None, |_| {}).unwrap_err();
+    fs::write(dir.join("error"), format!("{error:#}")).unwrap();
+}
+
+fn signalled(signal: &str) -> TempDir {
+    let dir = TempDir::new().unwrap();
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--ignored", "--exact", "child_that_boots"])
+        .env("ZDVM_TEST_DIR", dir.path())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .process_group(0)
+        .spawn()
+        .unwrap();
+    let qemu = pid_in(dir.path());
+    assert!(alive(&qemu));
+    let sent = Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
+    assert!(sent.success());
+    let status = child.wait().unwrap();
+    assert_eq!(status.signal().is_some(), signal == "-KILL");
+    wait_for("the end of QEMU", || !alive(&qemu));
+    dir
+}
+
+#[test]
+fn ctrl_c_and_sigterm_leave_no_qemu() {
+    for (signal, number) in [("-INT", 2), ("-TERM", 15)] {
+        let dir = signalled(signal);
+        let error = fs::read_to_string(dir.path().join("error")).unwrap();
+        assert_eq!(error, format!("interrupted by signal {number}"));
+    }
+}
+
+#[test]
+fn even_our_own_death_leaves_no_qemu() {
+    signalled("-KILL");
+}
