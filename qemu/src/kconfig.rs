@@ -63,7 +63,9 @@ mod tests {
 
     #[test]
     fn what_landed_is_quiet() {
-        let f = fragment("# comment\nCONFIG_A=y\nCONFIG_B=m\nCONFIG_C=n\nCONFIG_S=\"text\"\nCONFIG_N=7\nCONFIG_GONE=n\n");
+        let f = fragment(
+            "# comment\nCONFIG_A=y\nCONFIG_B=m\nCONFIG_C=n\nCONFIG_S=\"text\"\nCONFIG_N=7\nCONFIG_GONE=n\n",
+        );
         assert_eq!(missing(&f, CONFIG), Vec::<String>::new());
         assert_eq!(missing(&fragment("# CONFIG_C is not set\n"), CONFIG), Vec::<String>::new());
     }

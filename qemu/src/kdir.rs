@@ -23,7 +23,10 @@ pub fn open(matrix: &Matrix, like: &Kernel, kdir: &Path, objdir: Option<&Path>) 
     let mut tree = Tree { name: source.display().to_string(), source, objects, ours: false };
     if !tree.source.join("Makefile").is_file() {
         if tree.objects == tree.source && tree.source.join("source/Makefile").is_file() {
-            bail!("{} is a build directory; give its source as --kdir and it as --objdir", tree.name);
+            bail!(
+                "{} is a build directory; give its source as --kdir and it as --objdir",
+                tree.name
+            );
         }
         bail!("--kdir {}: no kernel source there", tree.name);
     }
@@ -60,7 +63,8 @@ fn build(matrix: &Matrix, like: &Kernel, tree: &mut Tree, given: bool) -> Result
     let log = kernels.join(format!("kdir-{key}.log"));
     let _ = fs::remove_file(&log);
     let configured = tree.objects.join(".zdvm-configured");
-    if !configured.exists() && !(given && tree.objects.join(".config").exists()) {
+    let theirs = given && tree.objects.join(".config").exists();
+    if !configured.exists() && !theirs {
         kernel::configure(tree, &fragments, &log)?;
         fs::write(&configured, "")?;
     }
@@ -71,7 +75,7 @@ fn build(matrix: &Matrix, like: &Kernel, tree: &mut Tree, given: bool) -> Result
 /// The release that a bzImage says of itself (Documentation/arch/x86/boot.rst, kernel_version).
 pub fn image_release(image: &Path) -> Result<String> {
     let bytes = fs::read(image).with_context(|| format!("reading {}", image.display()))?;
-    let text = bytes.get(0x20e..0x210).map(|b| usize::from(b[0]) | usize::from(b[1]) << 8);
+    let text = bytes.get(0x20e..0x210).map(|b| usize::from(u16::from_le_bytes([b[0], b[1]])));
     let start = text.filter(|&t| t != 0).map(|t| t + 0x200);
     let text = start.and_then(|s| bytes.get(s..)).and_then(|t| t.split(|&b| b == 0).next());
     match text.and_then(|t| std::str::from_utf8(t).ok()).and_then(|t| t.split(' ').next()) {
@@ -100,7 +104,10 @@ fn check(matrix: &Matrix, tree: &Tree) -> Result<()> {
     }
     let (image, release) = (image_release(&tree.image())?, tree.release()?);
     if image != release {
-        bail!("{} says it is {image}, its tree says {release}: build it again", tree.image().display());
+        bail!(
+            "{} says it is {image}, its tree says {release}: build it again",
+            tree.image().display()
+        );
     }
     Ok(())
 }

@@ -37,7 +37,8 @@ impl Tree {
     /// `uname -r` of it.
     pub fn release(&self) -> Result<String> {
         let path = self.objects.join("include/config/kernel.release");
-        let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+        let text =
+            fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
         Ok(text.trim().to_owned())
     }
 
@@ -61,7 +62,8 @@ impl Tree {
 pub fn fragments(matrix: &Matrix, kernel: &Kernel) -> Result<Vec<(String, String)>> {
     let read = |path: &PathBuf| {
         let full = matrix.dir.join(path);
-        let text = fs::read_to_string(&full).with_context(|| format!("reading {}", full.display()))?;
+        let text =
+            fs::read_to_string(&full).with_context(|| format!("reading {}", full.display()))?;
         Ok((full.display().to_string(), text))
     };
     kernel.config.iter().map(read).collect()
@@ -78,7 +80,8 @@ fn patches(matrix: &Matrix, kernel: &Kernel) -> Result<Vec<(PathBuf, String)>> {
     let mut out = Vec::new();
     for line in series.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#')) {
         let path = dir.join(line);
-        let text = fs::read_to_string(&path).with_context(|| format!("{} is in the series", path.display()))?;
+        let text = fs::read_to_string(&path)
+            .with_context(|| format!("{} is in the series", path.display()))?;
         out.push((path, text));
     }
     Ok(out)
@@ -102,7 +105,10 @@ fn pristine(repo: &Path, version: &str) -> Result<PathBuf> {
     let out = job::output(&mut command, "scripts/kernel-source.sh")?;
     let path = PathBuf::from(out.trim());
     if !path.join("Makefile").is_file() {
-        bail!("scripts/kernel-source.sh {version} gave {}, which is no kernel tree", path.display());
+        bail!(
+            "scripts/kernel-source.sh {version} gave {}, which is no kernel tree",
+            path.display()
+        );
     }
     Ok(path)
 }
@@ -138,7 +144,8 @@ pub fn build(repo: &Path, matrix: &Matrix, name: &str) -> Result<Tree> {
     let recipe = recipe(repo, matrix, matrix.kernel(name)?)?;
     let kernels = repo::cache("kernels")?;
     let dir = kernels.join(format!("{name}-{}", recipe.key));
-    let tree = Tree { name: name.to_owned(), source: dir.clone(), objects: dir.clone(), ours: true };
+    let tree =
+        Tree { name: name.to_owned(), source: dir.clone(), objects: dir.clone(), ours: true };
     let complete = dir.join(".zdvm-complete");
     let _lock = repo::lock(&kernels.join(format!("{name}-{}.lock", recipe.key)))?;
     if !complete.exists() {
@@ -181,7 +188,11 @@ fn prepare(recipe: &Recipe, dir: &Path) -> Result<()> {
         patch.arg(dir).arg("-i").arg(path);
         let out = patch.output().context("starting patch")?;
         if !out.status.success() {
-            bail!("{} does not apply:\n{}", path.display(), String::from_utf8_lossy(&out.stdout).trim());
+            bail!(
+                "{} does not apply:\n{}",
+                path.display(),
+                String::from_utf8_lossy(&out.stdout).trim()
+            );
         }
     }
     fs::write(copied, "")?;

@@ -53,12 +53,7 @@ struct Level {
 
 impl Level {
     fn new(indent: usize) -> Self {
-        Self {
-            indent,
-            plan: None,
-            nodes: Vec::new(),
-            notes: Vec::new(),
-        }
+        Self { indent, plan: None, nodes: Vec::new(), notes: Vec::new() }
     }
 }
 
@@ -134,10 +129,9 @@ impl Parser {
                 self.error(format!("{name} says ok, but holds a failure"));
             }
             // Its own failure must not vanish behind children that all passed.
-            (false, Outcome::Fail) => self.report.cases.push(Case {
-                name: name.clone(),
-                ..node.case.clone()
-            }),
+            (false, Outcome::Fail) => {
+                self.report.cases.push(Case { name: name.clone(), ..node.case.clone() })
+            }
             _ => {}
         }
         for child in node.children {
@@ -183,14 +177,7 @@ impl Parser {
             ("", Outcome::Fail) => notes.join("; "),
             _ => directive.to_owned(),
         };
-        level.nodes.push(Node {
-            case: Case {
-                name: name.clone(),
-                outcome,
-                reason,
-            },
-            children,
-        });
+        level.nodes.push(Node { case: Case { name: name.clone(), outcome, reason }, children });
         if number.is_some_and(|n| n != expected) {
             self.error(format!("{name} is numbered {}, not {expected}", word(2)));
         }

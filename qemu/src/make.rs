@@ -50,7 +50,12 @@ fn failure(log: &Path) -> String {
 }
 
 /// Runs a command with its output appended to a log.
-pub fn logged(command: &mut Command, title: &str, log: &Path, progress: Option<&mut Progress>) -> Result<()> {
+pub fn logged(
+    command: &mut Command,
+    title: &str,
+    log: &Path,
+    progress: Option<&mut Progress>,
+) -> Result<()> {
     let out = File::options()
         .create(true)
         .append(true)
@@ -60,7 +65,8 @@ pub fn logged(command: &mut Command, title: &str, log: &Path, progress: Option<&
     read.seek(SeekFrom::End(0))?;
     command.stdin(std::process::Stdio::null()).stdout(out.try_clone()?).stderr(out);
     let mut job = Job::spawn(command, title)?;
-    let (mut progress, mut lines, mut last, mut partial) = (progress, 0, String::new(), String::new());
+    let (mut progress, mut lines, mut last, mut partial) =
+        (progress, 0, String::new(), String::new());
     let result = job.success(|| {
         let Some(progress) = progress.as_deref_mut() else {
             return Ok(());

@@ -169,8 +169,10 @@ impl Matrix {
     pub fn load(repo: &Path) -> Result<Self> {
         let dir = repo.join("qemu/kernel");
         let path = dir.join("matrix.toml");
-        let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
-        let mut matrix: Self = toml::from_str(&text).with_context(|| format!("in {}", path.display()))?;
+        let text =
+            fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+        let mut matrix: Self =
+            toml::from_str(&text).with_context(|| format!("in {}", path.display()))?;
         matrix.dir = dir;
         for name in &matrix.order {
             matrix.suite(name)?;
@@ -186,13 +188,17 @@ impl Matrix {
     /// A kernel by name.
     pub fn kernel(&self, name: &str) -> Result<&Kernel> {
         let known = || self.kernel.keys().cloned().collect::<Vec<_>>().join(", ");
-        self.kernel.get(name).with_context(|| format!("no kernel {name:?} in the matrix; there are: {}", known()))
+        self.kernel
+            .get(name)
+            .with_context(|| format!("no kernel {name:?} in the matrix; there are: {}", known()))
     }
 
     /// A suite by name.
     pub fn suite(&self, name: &str) -> Result<&SuiteSpec> {
         let known = || self.order.join(", ");
-        self.suite.get(name).with_context(|| format!("no suite {name:?} in the matrix; there are: {}", known()))
+        self.suite
+            .get(name)
+            .with_context(|| format!("no suite {name:?} in the matrix; there are: {}", known()))
     }
 
     /// Suites wanted, in order.
@@ -209,8 +215,10 @@ impl Matrix {
         let mut plans = Plans::new();
         for (name, spec) in &self.suite {
             let path = self.dir.join(&spec.expected);
-            let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
-            let plan: Expected = toml::from_str(&text).with_context(|| format!("in {}", path.display()))?;
+            let text =
+                fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+            let plan: Expected =
+                toml::from_str(&text).with_context(|| format!("in {}", path.display()))?;
             plan.check().with_context(|| format!("in {}", path.display()))?;
             plans.insert(name.clone(), plan);
         }
@@ -308,10 +316,7 @@ impl Expected {
         let wanted = |test: &str| selection.filter.as_ref().is_none_or(|f| f.is_match(test));
         for test in &self.tests {
             if wanted(test) {
-                suite.tests.push(Test {
-                    name: test.clone(),
-                    expect: self.expect(test, kernel),
-                });
+                suite.tests.push(Test { name: test.clone(), expect: self.expect(test, kernel) });
             } else {
                 suite.deselected.insert(test.clone());
             }

@@ -23,7 +23,10 @@ pub fn module(repo: &Path, tree: &Tree) -> Result<PathBuf> {
     let dir = kdir::outputs(repo, tree, "modules")?;
     let _lock = repo::lock(&dir.with_extension("lock"))?;
     if !repo.join("Makefile").is_file() {
-        bail!("no Makefile in {}: the module cannot be built (--module FILE takes another)", repo.display());
+        bail!(
+            "no Makefile in {}: the module cannot be built (--module FILE takes another)",
+            repo.display()
+        );
     }
     let mut command = crate::make::make(repo);
     command.arg("modules").arg(format!("KDIR={}", tree.source.display()));
@@ -76,7 +79,8 @@ pub fn hmm_tests(repo: &Path, tree: &Tree) -> Result<PathBuf> {
     command.arg("-o").arg(&binary).args(&sources).args(["-lrt", "-lpthread", "-lm"]);
     let log = dir.with_extension("log");
     let _ = fs::remove_file(&log);
-    let newest = sources.iter().filter_map(|p| fs::metadata(p).and_then(|m| m.modified()).ok()).max();
+    let newest =
+        sources.iter().filter_map(|p| fs::metadata(p).and_then(|m| m.modified()).ok()).max();
     let built = fs::metadata(&binary).and_then(|m| m.modified()).ok();
     if built.is_none() || built < newest {
         logged(&mut command, "building hmm-tests", &log, None)?;
@@ -160,7 +164,9 @@ pub fn initramfs(
     list.push_str("nod /dev/console 0600 0 0 c 5 1\nnod /dev/null 0666 0 0 c 1 3\n");
     let busybox = ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|p| Path::new(p).is_file());
     if let Some(busybox) = busybox {
-        list.push_str(&format!("file /bin/busybox {busybox} 0755 0 0\nslink /bin/sh busybox 0777 0 0\n"));
+        list.push_str(&format!(
+            "file /bin/busybox {busybox} 0755 0 0\nslink /bin/sh busybox 0777 0 0\n"
+        ));
     } else {
         bail!("no busybox here (package busybox-static)");
     }

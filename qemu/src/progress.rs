@@ -34,7 +34,13 @@ impl Progress {
         if bar.is_none() {
             eprintln!("zdvm: {title}");
         }
-        Self { bar, title: title.to_owned(), shown: now, start: now, every: Duration::from_secs(10) }
+        Self {
+            bar,
+            title: title.to_owned(),
+            shown: now,
+            start: now,
+            every: Duration::from_secs(10),
+        }
     }
 
     /// Shows where it is.

@@ -47,7 +47,8 @@ pub fn key<T: AsRef<[u8]>>(parts: impl IntoIterator<Item = T>) -> String {
         hash.update(part.len().to_le_bytes());
         hash.update(part);
     }
-    hash.finalize().iter().take(6).map(|b| format!("{b:02x}")).collect()
+    let digest = hash.finalize();
+    digest.iter().take(6).fold(String::new(), |all, b| all + &format!("{b:02x}"))
 }
 
 /// An exclusive lock, held until dropped.

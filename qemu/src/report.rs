@@ -111,7 +111,9 @@ fn junit(run: &Run<'_>) -> Result<String> {
             let mut status = match test.status {
                 Status::Pass | Status::ExpectedFail => TestCaseStatus::success(),
                 Status::ExpectedSkip => TestCaseStatus::skipped(),
-                Status::Missing | Status::Crashed => TestCaseStatus::non_success(NonSuccessKind::Error),
+                Status::Missing | Status::Crashed => {
+                    TestCaseStatus::non_success(NonSuccessKind::Error)
+                }
                 _ => TestCaseStatus::non_success(NonSuccessKind::Failure),
             };
             if !test.reason.is_empty() {
@@ -129,7 +131,9 @@ fn junit(run: &Run<'_>) -> Result<String> {
         .verdict
         .problems
         .iter()
-        .filter(|p| !run.verdict.suites.iter().any(|s| p.subject.starts_with(&format!("{}: ", s.name))))
+        .filter(|p| {
+            !run.verdict.suites.iter().any(|s| p.subject.starts_with(&format!("{}: ", s.name)))
+        })
         .collect();
     let status = if own.is_empty() {
         TestCaseStatus::success()

@@ -175,12 +175,7 @@ fn timestamp() -> String {
     let day = doy - (153 * mp + 2) / 5 + 1;
     let month = if mp < 10 { mp + 3 } else { mp - 9 };
     let year = yoe + era * 400 + u64::from(month <= 2);
-    format!(
-        "{year:04}{month:02}{day:02}-{:02}{:02}{:02}",
-        rest / 3600,
-        rest / 60 % 60,
-        rest % 60
-    )
+    format!("{year:04}{month:02}{day:02}-{:02}{:02}{:02}", rest / 3600, rest / 60 % 60, rest % 60)
 }
 
 /// Shows what the guest is doing.
@@ -194,7 +189,8 @@ impl Live {
         match message {
             Message::SuiteStart(name) => {
                 let total = self.sizes.get(name).copied().unwrap_or(0);
-                self.suite = Some((name.clone(), Progress::new(&format!("suite {name}"), total), 0));
+                self.suite =
+                    Some((name.clone(), Progress::new(&format!("suite {name}"), total), 0));
             }
             Message::SuiteEnd(..) => self.suite = None,
             Message::Ktap(line) => {
@@ -246,9 +242,10 @@ fn decode_stacks(tree: &Tree, dir: &Path) {
     if !debug || !vmlinux.is_file() || !script.is_file() {
         return;
     }
-    let (Ok(log), Ok(out)) =
-        (fs::File::open(dir.join("console.log")), fs::File::create(dir.join("console.decoded.log")))
-    else {
+    let (Ok(log), Ok(out)) = (
+        fs::File::open(dir.join("console.log")),
+        fs::File::create(dir.join("console.decoded.log")),
+    ) else {
         return;
     };
     let mut command = crate::job::command(script);

@@ -39,14 +39,20 @@ const KINDS: &[(&str, &str)] = &[
         r"WARNING: (possible (circular|irq|recursive)|inconsistent lock|suspicious RCU|bad unlock|held lock freed|lock held|bad contention|Nested lock|.*locking bug)|INFO: possible (circular|recursive) locking|possible (circular locking|recursive locking|irq lock inversion)|inconsistent lock state|suspicious RCU usage|bad unlock balance|lock held when returning|still has locks held|held lock freed|Invalid wait context|INFO: trying to register non-static key|DEBUG_LOCKS_WARN_ON",
     ),
     ("sleeping in atomic", r"BUG: sleeping function called|scheduling while atomic"),
-    ("RCU stall", r"rcu: INFO: rcu\w* (self-)?detected|detected (expedited )?stalls? on|rcu.*kthread starved"),
+    (
+        "RCU stall",
+        r"rcu: INFO: rcu\w* (self-)?detected|detected (expedited )?stalls? on|rcu.*kthread starved",
+    ),
     ("hung task", r"INFO: task .* blocked for more than"),
     ("soft lockup", r"BUG: soft lockup|BUG: workqueue lockup"),
     ("hard lockup", r"hard LOCKUP"),
     ("refcount", r"^refcount_t:"),
     ("list corruption", r"^list_(add|del)\w* corruption|^list_(add|del)\w* double"),
     ("bad page", r"BUG: Bad page|Bad page state|^page dumped because"),
-    ("bad access", r"[Uu]nable to handle|general protection fault|double fault|stack segment:|invalid opcode:|divide error:|int3:"),
+    (
+        "bad access",
+        r"[Uu]nable to handle|general protection fault|double fault|stack segment:|invalid opcode:|divide error:|int3:",
+    ),
     ("oops", r"^Oops|^Internal error"),
     ("BUG", r"^kernel BUG at|BUG: |^BUG "),
     ("WARN", r"^WARNING: "),
@@ -152,8 +158,14 @@ mod tests {
     #[test]
     fn every_kind_has_a_line() {
         let lines = [
-            ("invariant violated", "zdmirror: violation: I5 idle pfn=0x100 order=0 type=PRIVATE check=refcount expected=0 found=1"),
-            ("kernel panic", "Kernel panic - not syncing: Attempted to kill init! exitcode=0x0000000b"),
+            (
+                "invariant violated",
+                "zdmirror: violation: I5 idle pfn=0x100 order=0 type=PRIVATE check=refcount expected=0 found=1",
+            ),
+            (
+                "kernel panic",
+                "Kernel panic - not syncing: Attempted to kill init! exitcode=0x0000000b",
+            ),
             ("Rust panic", "rust_kernel: panicked at rust/driver/pool.rs:10:5:"),
             ("KASAN", "BUG: KASAN: slab-use-after-free in foo+0x12/0x40"),
             ("KCSAN", "BUG: KCSAN: data-race in a / b"),
@@ -167,7 +179,10 @@ mod tests {
             ("lockdep", "WARNING: suspicious RCU usage"),
             ("lockdep", "WARNING: bad unlock balance detected!"),
             ("lockdep", "WARNING: held lock freed!"),
-            ("sleeping in atomic", "BUG: sleeping function called from invalid context at mm/x.c:1"),
+            (
+                "sleeping in atomic",
+                "BUG: sleeping function called from invalid context at mm/x.c:1",
+            ),
             ("sleeping in atomic", "BUG: scheduling while atomic: sh/1/0x00000002"),
             ("RCU stall", "rcu: INFO: rcu_sched self-detected stall on CPU"),
             ("RCU stall", "rcu: INFO: rcu_preempt detected stalls on CPUs/tasks:"),
@@ -179,7 +194,7 @@ mod tests {
             ("bad page", "BUG: Bad page state in process hmm-tests  pfn:7ff00"),
             ("bad page", "page dumped because: nonzero mapcount"),
             ("bad access", "BUG: unable to handle page fault for address: ffffeb0000000008"),
-            ("bad access", "BUG: kernel NULL pointer dereference, address: 0000000000000008")
+            ("bad access", "BUG: kernel NULL pointer dereference, address: 0000000000000008"),
         ];
         for (kind, line) in lines {
             let log = format!("[    1.234567] {line}\r\n");

@@ -246,7 +246,8 @@ impl Stream {
                 Message::Ktap(line) => {
                     if s.test.is_some() {
                         test_lines.push(line);
-                    } else if let Some(seen) = s.running.as_ref().and_then(|n| s.suites.get_mut(n)) {
+                    } else if let Some(seen) = s.running.as_ref().and_then(|n| s.suites.get_mut(n))
+                    {
                         seen.lines.push(line);
                     }
                 }
@@ -276,7 +277,9 @@ fn one_process(seen: &mut Seen, name: &str, lines: &[String], why: Option<String
         outcome: Outcome::Fail,
         reason: "its process gave no result".to_owned(),
     });
-    let tail = |own: &Case| if own.reason.is_empty() { String::new() } else { format!(": {}", own.reason) };
+    let tail = |own: &Case| {
+        if own.reason.is_empty() { String::new() } else { format!(": {}", own.reason) }
+    };
     if let Some(why) = why {
         if own.outcome != Outcome::Fail {
             own.outcome = Outcome::Fail;
@@ -294,11 +297,7 @@ fn one_process(seen: &mut Seen, name: &str, lines: &[String], why: Option<String
 }
 
 fn problem(kind: &str, subject: &str, text: impl Into<String>) -> Problem {
-    Problem {
-        kind: kind.to_owned(),
-        subject: subject.to_owned(),
-        text: text.into(),
-    }
+    Problem { kind: kind.to_owned(), subject: subject.to_owned(), text: text.into() }
 }
 
 /// Parameterised KUnit cases are planned by the name of the case, not of every parameter.
@@ -335,7 +334,9 @@ fn judge_test(test: &Test, case: &Case) -> (Status, String) {
             (Status::UnexpectedPass, format!("passed, though expected not to: {why}"))
         }
         (Outcome::Fail, _) => (Status::Fail, text(&case.reason)),
-        (Outcome::Skip, _) => (Status::Skip, format!("skipped, and a skip is no pass: {}", text(&case.reason))),
+        (Outcome::Skip, _) => {
+            (Status::Skip, format!("skipped, and a skip is no pass: {}", text(&case.reason)))
+        }
     }
 }
 
@@ -345,7 +346,12 @@ struct Absence {
     reason: String,
 }
 
-fn judge_suite(plan: &Suite, seen: Option<&mut Seen>, absence: &Absence, problems: &mut Vec<Problem>) -> SuiteResult {
+fn judge_suite(
+    plan: &Suite,
+    seen: Option<&mut Seen>,
+    absence: &Absence,
+    problems: &mut Vec<Problem>,
+) -> SuiteResult {
     let mut results = SuiteResult {
         name: plan.name.clone(),
         planned: plan.tests.len(),
@@ -368,13 +374,24 @@ fn judge_suite(plan: &Suite, seen: Option<&mut Seen>, absence: &Absence, problem
         if let Some(end) = &seen.end {
             if let Some(why) = end {
                 // A KTAP binary that reports a failure exits with 1: its results say it better.
-                let told = why == "exit status 1" && cases.iter().any(|c| c.outcome == Outcome::Fail);
+                let told =
+                    why == "exit status 1" && cases.iter().any(|c| c.outcome == Outcome::Fail);
                 if !told {
-                    problems.push(problem("suite", &plan.name, format!("did not end in order: {why}")));
+                    problems.push(problem(
+                        "suite",
+                        &plan.name,
+                        format!("did not end in order: {why}"),
+                    ));
                 }
-                absence = Absence { status: Status::Crashed, reason: format!("no result: the suite ended with {why}") };
+                absence = Absence {
+                    status: Status::Crashed,
+                    reason: format!("no result: the suite ended with {why}"),
+                };
             } else {
-                absence = Absence { status: Status::Missing, reason: "no result, though the suite ended in order".to_owned() };
+                absence = Absence {
+                    status: Status::Missing,
+                    reason: "no result, though the suite ended in order".to_owned(),
+                };
             }
         }
         for error in &seen.errors {
@@ -382,7 +399,11 @@ fn judge_suite(plan: &Suite, seen: Option<&mut Seen>, absence: &Absence, problem
         }
     }
     if plan.tests.is_empty() {
-        problems.push(problem("suite", &plan.name, format!("no test planned; write them into {}", plan.source)));
+        problems.push(problem(
+            "suite",
+            &plan.name,
+            format!("no test planned; write them into {}", plan.source),
+        ));
     }
     if !cases.iter().any(|c| c.outcome != Outcome::Skip) {
         problems.push(problem("suite", &plan.name, "not one test ran"));
@@ -417,24 +438,43 @@ fn judge_suite(plan: &Suite, seen: Option<&mut Seen>, absence: &Absence, problem
     results
 }
 
-fn judge_log(planned: &Planned, results: &[SuiteResult], splats: &[Splat], problems: &mut Vec<Problem>) {
+fn judge_log(
+    planned: &Planned,
+    results: &[SuiteResult],
+    splats: &[Splat],
+    problems: &mut Vec<Problem>,
+) {
     let mut counts = vec![0; planned.allow.len()];
     for splat in splats {
-        let fits = |a: &Allow| Some(a.test.as_str()) == splat.test.as_deref() && a.pattern.is_match(&splat.text);
+        let fits = |a: &Allow| {
+            Some(a.test.as_str()) == splat.test.as_deref() && a.pattern.is_match(&splat.text)
+        };
         if let Some(at) = planned.allow.iter().position(fits) {
             counts[at] += 1;
             continue;
         }
         let place = splat.place.as_ref().map(|p| format!(" in {p}")).unwrap_or_default();
         let subject = splat.test.as_deref().unwrap_or("outside any test");
-        problems.push(problem(splat.kind, subject, format!("{}{place} (console line {})", splat.text, splat.line)));
+        problems.push(problem(
+            splat.kind,
+            subject,
+            format!("{}{place} (console line {})", splat.text, splat.line),
+        ));
     }
     for (allow, count) in planned.allow.iter().zip(counts) {
-        let ran = |t: &&TestResult| !matches!(t.status, Status::Missing | Status::Crashed | Status::Skip | Status::ExpectedSkip);
+        let ran = |t: &&TestResult| {
+            !matches!(
+                t.status,
+                Status::Missing | Status::Crashed | Status::Skip | Status::ExpectedSkip
+            )
+        };
         let test = results.iter().flat_map(|s| &s.tests).filter(ran).find(|t| t.name == allow.test);
         let suite = results.iter().find(|s| s.name == allow.test);
         if (test.is_some() || suite.is_some()) && count != allow.count {
-            let text = format!("{count} lines like /{}/ in the log, {} must be", allow.pattern, allow.count);
+            let text = format!(
+                "{count} lines like /{}/ in the log, {} must be",
+                allow.pattern, allow.count
+            );
             problems.push(problem("deliberate splat", &allow.test, text));
         }
     }
@@ -443,7 +483,9 @@ fn judge_log(planned: &Planned, results: &[SuiteResult], splats: &[Splat], probl
 fn judge_exit(stream: &Stream, evidence: &Evidence<'_>, problems: &mut Vec<Problem>) {
     let last = || {
         let line = evidence.console.lines().rev().find(|l| !splat::message(l).trim().is_empty());
-        line.map_or("the console is empty".to_owned(), |l| format!("last console line: {}", splat::message(l)))
+        line.map_or("the console is empty".to_owned(), |l| {
+            format!("last console line: {}", splat::message(l))
+        })
     };
     let within = match (&stream.hello, &stream.running) {
         (None, _) => "boot".to_owned(),
@@ -452,21 +494,37 @@ fn judge_exit(stream: &Stream, evidence: &Evidence<'_>, problems: &mut Vec<Probl
     };
     match &evidence.exit {
         Exit::Timeout(what, secs) => {
-            let text = format!("{what} timeout after {secs} s; all stacks are in the console log; {}", last());
+            let text = format!(
+                "{what} timeout after {secs} s; all stacks are in the console log; {}",
+                last()
+            );
             problems.push(problem("timeout", &within, text));
         }
-        Exit::Signal(n) => problems.push(problem("exit", &within, format!("QEMU was killed by signal {n}"))),
+        Exit::Signal(n) => {
+            problems.push(problem("exit", &within, format!("QEMU was killed by signal {n}")))
+        }
         Exit::Code(0) => {}
-        Exit::Code(n) => problems.push(problem("exit", &within, format!("QEMU ended with status {n}"))),
+        Exit::Code(n) => {
+            problems.push(problem("exit", &within, format!("QEMU ended with status {n}")))
+        }
     }
     if stream.hello.is_none() {
         problems.push(problem("boot", "guest", format!("the guest never came up; {}", last())));
     } else if !stream.done {
-        problems.push(problem("stream", &within, format!("the guest ended before its work was done; {}", last())));
+        problems.push(problem(
+            "stream",
+            &within,
+            format!("the guest ended before its work was done; {}", last()),
+        ));
     }
-    let down = evidence.console.lines().any(|l| splat::message(l).starts_with("reboot: Power down"));
+    let down =
+        evidence.console.lines().any(|l| splat::message(l).starts_with("reboot: Power down"));
     if evidence.exit == Exit::Code(0) && !down {
-        problems.push(problem("exit", &within, format!("no power-off in the kernel log; {}", last())));
+        problems.push(problem(
+            "exit",
+            &within,
+            format!("no power-off in the kernel log; {}", last()),
+        ));
     }
 }
 

@@ -198,7 +198,9 @@ impl Machine {
             }
             if let Some(exit) = watch.expired() {
                 let mut keys = |key: u8| {
-                    keyboard.as_mut().map_or(Ok(()), |k| k.write_all(&[key]).and_then(|()| k.flush()))
+                    keyboard
+                        .as_mut()
+                        .map_or(Ok(()), |k| k.write_all(&[key]).and_then(|()| k.flush()))
                 };
                 if let Err(e) = dump(&mut job, control.path(), &console, &self.dir, &mut keys) {
                     eprintln!("zdvm: no stacks of the hung guest: {e:#}");
@@ -229,7 +231,11 @@ fn exit(status: ExitStatus) -> Exit {
 fn shell_line(program: &Path, args: &[String]) -> String {
     let quote = |word: &str| {
         let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,".contains(c);
-        if word.chars().all(plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) }
+        if word.chars().all(plain) {
+            word.to_owned()
+        } else {
+            format!("'{}'", word.replace('\'', r"'\''"))
+        }
     };
     let words: Vec<String> = args.iter().map(|a| quote(a)).collect();
     format!("{} {}\n", quote(&program.to_string_lossy()), words.join(" "))
@@ -268,7 +274,8 @@ fn dump(
 fn settle(job: &mut Job, console: &Path) -> Result<()> {
     let start = Instant::now();
     let (mut size, mut since) = (fs::metadata(console)?.len(), Instant::now());
-    while start.elapsed() < Duration::from_secs(15) && since.elapsed() < Duration::from_millis(700) {
+    while start.elapsed() < Duration::from_secs(15) && since.elapsed() < Duration::from_millis(700)
+    {
         if job.poll()?.is_some() {
             break;
         }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 //! QEMU as a process, played by shell scripts: the KVM trap, timeouts, death, Ctrl-C.
+#![allow(clippy::unwrap_used, clippy::expect_used)] // A test may panic.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The verdict on recorded runs: a clean one, and the same with one thing wrong at a time.
+#![allow(clippy::unwrap_used, clippy::expect_used)] // A test may panic.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -252,7 +253,8 @@ fn cut_console() {
 
 #[test]
 fn skip_is_no_pass() {
-    let run = || Recorded::clean().wire("1 migrate.round_trip", "1 migrate.round_trip # SKIP no device");
+    let run =
+        || Recorded::clean().wire("1 migrate.round_trip", "1 migrate.round_trip # SKIP no device");
     run().red_only("Skip", "no device");
     let mut expected = run();
     expected.planned.suites[1].tests[0].expect = Expect::Skip("no device here".to_owned());
@@ -280,7 +282,10 @@ fn unexpected_failure() {
 #[test]
 fn kunit_failure_with_its_note() {
     Recorded::clean()
-        .wire("ktap     ok 2 shrinks", "ktap     # shrinks: ASSERTION FAILED\nktap     not ok 2 shrinks")
+        .wire(
+            "ktap     ok 2 shrinks",
+            "ktap     # shrinks: ASSERTION FAILED\nktap     not ok 2 shrinks",
+        )
         .wire("ktap ok 1 pool", "ktap not ok 1 pool")
         .red_only("Fail", "ASSERTION FAILED");
 }
@@ -301,7 +306,10 @@ fn unplanned_result() {
 fn duplicate_result() {
     Recorded::clean()
         .wire("1..3", "1..4")
-        .wire("ktap not ok 3 generic.idle", "ktap not ok 3 generic.idle\nktap ok 4 migrate.round_trip")
+        .wire(
+            "ktap not ok 3 generic.idle",
+            "ktap not ok 3 generic.idle\nktap ok 4 migrate.round_trip",
+        )
         .red_only("Fail", "2 results for one test");
 }
 
@@ -354,13 +362,18 @@ fn allow_list_counts_exactly() {
     let start = other.console[..at].rfind('\n').unwrap() + 1;
     other.console.insert_str(start, &format!("[    3.3] {line} pfn=0x2\n"));
     let verdict = other.red_only("invariant violated", "migrate.round_trip");
-    assert!(verdict.problems[0].text.contains("I3") && verdict.problems[0].text.contains("pfn=0x2"));
+    assert!(
+        verdict.problems[0].text.contains("I3") && verdict.problems[0].text.contains("pfn=0x2")
+    );
 }
 
 #[test]
 fn word_and_exit_of_a_test_must_agree() {
     Recorded::clean()
-        .wire("test-end hmm.hmm_device_private.migrate ok", "test-end hmm.hmm_device_private.migrate exit status 1")
+        .wire(
+            "test-end hmm.hmm_device_private.migrate ok",
+            "test-end hmm.hmm_device_private.migrate exit status 1",
+        )
         .red_only("Fail", "reported ok, but exit status 1");
     Recorded::clean()
         .wire("ktap ok 1 hmm.hmm_device_private.migrate\n", "")

@@ -22,16 +22,12 @@ fn work() -> Result<()> {
         return run::shell(&plan);
     }
     let mut link = sys::Link::open()?;
-    link.send(&Message::Hello {
-        release: sys::release()?,
-        taint: sys::taint()?,
-    })?;
+    link.send(&Message::Hello { release: sys::release()?, taint: sys::taint()? })?;
     for suite in &plan.suites {
         link.send(&Message::SuiteStart(suite.name.clone()))?;
         let end = run::suite(&mut link, &plan, suite);
-        let left = sys::module_loaded(&plan.module)?.then(|| {
-            format!("left the module {} loaded", plan.module)
-        });
+        let left = sys::module_loaded(&plan.module)?
+            .then(|| format!("left the module {} loaded", plan.module));
         let why = match (end, left) {
             (Err(e), _) => Some(format!("{e:#}")),
             (Ok(()), left) => left,

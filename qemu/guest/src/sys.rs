@@ -56,10 +56,7 @@ impl Link {
                     .write(true)
                     .open(&path)
                     .with_context(|| format!("opening {path}"))?;
-                return Ok(Self {
-                    port,
-                    encoder: Encoder::default(),
-                });
+                return Ok(Self { port, encoder: Encoder::default() });
             }
             if Instant::now() > deadline {
                 bail!("no virtio-serial port named {PORT_NAME}");

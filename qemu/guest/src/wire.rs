@@ -65,10 +65,7 @@ impl Message {
         Some(match kind {
             "hello" => {
                 let (taint, release) = rest.split_once(' ')?;
-                Self::Hello {
-                    release: release.to_owned(),
-                    taint: taint.parse().ok()?,
-                }
+                Self::Hello { release: release.to_owned(), taint: taint.parse().ok()? }
             }
             "suite-start" => Self::SuiteStart(rest.to_owned()),
             "test-start" => Self::TestStart(rest.to_owned()),
@@ -186,10 +183,7 @@ mod tests {
 
     fn all() -> Vec<Message> {
         vec![
-            Message::Hello {
-                release: "7.3.4 with spaces".into(),
-                taint: 3,
-            },
+            Message::Hello { release: "7.3.4 with spaces".into(), taint: 3 },
             Message::SuiteStart("kunit".into()),
             Message::Ktap("    ok 1 a # SKIP why".into()),
             Message::Ktap(String::new()),
