@@ -94,7 +94,11 @@ fn freed_page(f: &Facts) -> Option<Failed> {
         .or_else(|| expect(Check::Memcg, 0, f.memcg as u64))
 }
 
-fn violation(page: PageView<'_>, invariant: Invariant, failed: Option<Failed>) -> Option<Violation> {
+fn violation(
+    page: PageView<'_>,
+    invariant: Invariant,
+    failed: Option<Failed>,
+) -> Option<Violation> {
     failed.map(|(check, expected, found)| Violation::on(page, invariant, check, expected, found))
 }
 
@@ -144,14 +148,38 @@ mod tests {
         let cases = [
             (FREE, None),
             (Facts { refs: 1, ..FREE }, Some((Check::Refcount, 0, 1))),
-            (Facts { refs: -1, ..FREE }, Some((Check::Refcount, 0, u64::MAX))),
-            (Facts { mapcount: 1, ..FREE }, Some((Check::Mapcount, 0, 1))),
-            (Facts { locked: true, ..FREE }, Some((Check::Locked, 0, 1))),
+            (
+                Facts { refs: -1, ..FREE },
+                Some((Check::Refcount, 0, u64::MAX)),
+            ),
+            (
+                Facts {
+                    mapcount: 1,
+                    ..FREE
+                },
+                Some((Check::Mapcount, 0, 1)),
+            ),
+            (
+                Facts {
+                    locked: true,
+                    ..FREE
+                },
+                Some((Check::Locked, 0, 1)),
+            ),
             (Facts { lru: true, ..FREE }, Some((Check::Lru, 0, 1))),
-            (Facts { mapping: 0x41, ..FREE }, Some((Check::Mapping, 0, 0x41))),
+            (
+                Facts {
+                    mapping: 0x41,
+                    ..FREE
+                },
+                Some((Check::Mapping, 0, 0x41)),
+            ),
             (Facts { order: 9, ..FREE }, Some((Check::Order, 0, 9))),
             (
-                Facts { anon_exclusive: true, ..FREE },
+                Facts {
+                    anon_exclusive: true,
+                    ..FREE
+                },
                 Some((Check::AnonExclusive, 0, 1)),
             ),
             (Facts { memcg: 2, ..FREE }, Some((Check::Memcg, 0, 2))),
@@ -163,13 +191,39 @@ mod tests {
 
     #[test]
     fn used_page_conditions() {
-        let used = Facts { refs: 1, mapcount: 1, mapping: 0x41, memcg: 2, ..FREE };
+        let used = Facts {
+            refs: 1,
+            mapcount: 1,
+            mapping: 0x41,
+            memcg: 2,
+            ..FREE
+        };
         let cases = [
             (used, None),
-            (Facts { refs: 3, mapcount: 3, ..used }, None),
+            (
+                Facts {
+                    refs: 3,
+                    mapcount: 3,
+                    ..used
+                },
+                None,
+            ),
             (Facts { refs: 2, ..used }, Some((Check::Refcount, 1, 2))),
-            (Facts { mapcount: 0, ..used }, Some((Check::Refcount, 0, 1))),
-            (Facts { refs: 0, mapcount: 0, ..used }, Some((Check::Refcount, 1, 0))),
+            (
+                Facts {
+                    mapcount: 0,
+                    ..used
+                },
+                Some((Check::Refcount, 0, 1)),
+            ),
+            (
+                Facts {
+                    refs: 0,
+                    mapcount: 0,
+                    ..used
+                },
+                Some((Check::Refcount, 1, 0)),
+            ),
             (Facts { lru: true, ..used }, Some((Check::Lru, 0, 1))),
         ];
         for (facts, expected) in cases {
@@ -181,9 +235,18 @@ mod tests {
     fn freed_page_conditions() {
         assert_eq!(freed_page(&FREE), None);
         // folio_free may meet a locked folio: migration unlocks before it puts, others may not.
-        assert_eq!(freed_page(&Facts { locked: true, ..FREE }), None);
         assert_eq!(
-            freed_page(&Facts { anon_exclusive: true, ..FREE }),
+            freed_page(&Facts {
+                locked: true,
+                ..FREE
+            }),
+            None
+        );
+        assert_eq!(
+            freed_page(&Facts {
+                anon_exclusive: true,
+                ..FREE
+            }),
             Some((Check::AnonExclusive, 0, 1))
         );
         assert_eq!(

@@ -128,7 +128,11 @@ impl Auditor {
         }
         if self.policy == Policy::Panic {
             // PANIC: Asked for with audit=panic.
-            panic!("broken invariant {} at pfn {:#x}", v.invariant.name(), v.pfn);
+            panic!(
+                "broken invariant {} at pfn {:#x}",
+                v.invariant.name(),
+                v.pfn
+            );
         }
     }
 
@@ -190,7 +194,10 @@ mod tests {
     }
 
     fn record(pfn: usize) -> Records {
-        let mut records = Records { list: [None; RECORDS], next: 1 };
+        let mut records = Records {
+            list: [None; RECORDS],
+            next: 1,
+        };
         records.list[0] = Some(Violation {
             invariant: Invariant::Idle,
             check: Check::Refcount,

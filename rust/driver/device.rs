@@ -220,12 +220,10 @@ impl Device {
     /// The page with number `pfn`, if it is one of the device.
     pub(super) fn page_of_pfn(&self, pfn: usize) -> Option<u32> {
         let pages = self.config.chunk_pages.get();
-        self.chunks()
-            .enumerate()
-            .find_map(|(number, chunk)| {
-                let index = pfn.checked_sub(chunk.first_pfn())?;
-                (index < chunk.pages()).then_some((number * pages + index) as u32)
-            })
+        self.chunks().enumerate().find_map(|(number, chunk)| {
+            let index = pfn.checked_sub(chunk.first_pfn())?;
+            (index < chunk.pages()).then_some((number * pages + index) as u32)
+        })
     }
 
     fn chunks(&self) -> impl Iterator<Item = &Registration<Chunk>> {

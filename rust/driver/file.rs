@@ -134,7 +134,11 @@ mod tests {
         let task = current!();
         let mm = task.mm().ok_or(EINVAL)?;
         let opener = Opener::new(&device, mm)?;
-        Ok(Setting { device, opener, address })
+        Ok(Setting {
+            device,
+            opener,
+            address,
+        })
     }
 
     fn fill(address: usize) -> Result {
@@ -208,7 +212,10 @@ mod tests {
     fn unmapped_range_is_refused() -> Result {
         let s = setting()?;
         let beyond = s.address..s.address + bytes(PAGES) + (1 << 40);
-        assert_eq!(s.opener.to_device(beyond.start + (1 << 39)..beyond.end), Err(EINVAL));
+        assert_eq!(
+            s.opener.to_device(beyond.start + (1 << 39)..beyond.end),
+            Err(EINVAL)
+        );
         assert_eq!(s.device.audit()?.used, 0);
         Ok(())
     }

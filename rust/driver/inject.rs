@@ -98,7 +98,10 @@ impl Opener {
         let mut broken = self.broken().lock();
         if let Some(page) = broken.counted.take() {
             if self.set_free_page_refs(page, 0).is_err() {
-                pr_err!("page {} with an injected reference was taken meanwhile\n", page);
+                pr_err!(
+                    "page {} with an injected reference was taken meanwhile\n",
+                    page
+                );
             }
         }
         broken.held = None;

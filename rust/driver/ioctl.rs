@@ -8,6 +8,7 @@ use super::file::Opener;
 use crate::{
     audit::Violation,
     mm::{
+        uapi,
         uapi::{
             as_bytes_mut,
             is_admin,
@@ -16,7 +17,6 @@ use crate::{
             ZdmAudit,
             ZdmInject, //
         },
-        uapi,
         PAGE_SHIFT,
         PAGE_SIZE, //
     },
@@ -58,7 +58,9 @@ fn user_range(cmd: &HmmCmd) -> Result<Range<usize>> {
 
 /// A user address as the uapi carries it.
 fn user_ptr(ptr: u64) -> Result<UserPtr> {
-    Ok(UserPtr::from_addr(usize::try_from(ptr).map_err(|_| EINVAL)?))
+    Ok(UserPtr::from_addr(
+        usize::try_from(ptr).map_err(|_| EINVAL)?,
+    ))
 }
 
 /// Reads a structure that is versioned by its size, as `copy_struct_from_user()` does: what a
@@ -229,7 +231,10 @@ mod tests {
         // _IOWR('H', 0x42, 8 bytes), and with 0 bytes.
         let small = (uapi::ZDM_AUDIT & !(0x3fff << 16)) | (8 << 16);
         assert!(is_versioned(small, uapi::ZDM_AUDIT));
-        assert!(!is_versioned(uapi::ZDM_AUDIT & !(0x3fff << 16), uapi::ZDM_AUDIT));
+        assert!(!is_versioned(
+            uapi::ZDM_AUDIT & !(0x3fff << 16),
+            uapi::ZDM_AUDIT
+        ));
         assert!(!is_versioned(uapi::ZDM_STATS, uapi::ZDM_AUDIT));
         assert!(!is_versioned(uapi::HMM_DMIRROR_READ, uapi::ZDM_AUDIT));
     }

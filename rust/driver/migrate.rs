@@ -247,7 +247,10 @@ impl Device {
             }
         }
         if left > 0 {
-            pr_err!("{} device pages would not move; the module stays loaded\n", left);
+            pr_err!(
+                "{} device pages would not move; the module stays loaded\n",
+                left
+            );
         }
     }
 }

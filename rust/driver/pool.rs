@@ -59,7 +59,11 @@ pub(super) struct NewSlots(KVVec<Slot>);
 impl NewSlots {
     /// Allocates slots for `pages` pages. May sleep.
     pub(super) fn new(pages: usize) -> Result<Self> {
-        let slot = Slot { prev: NIL, next: NIL, list: FREE };
+        let slot = Slot {
+            prev: NIL,
+            next: NIL,
+            list: FREE,
+        };
         Ok(Self(KVVec::from_elem(slot, pages, GFP_KERNEL)?))
     }
 }
@@ -78,8 +82,20 @@ impl Pool {
     /// A pool without pages, for chunks of `chunk_pages` pages. May sleep.
     pub(super) fn new(chunk_pages: NonZeroUsize) -> Result<Self> {
         let mut lists = KVVec::with_capacity(64, GFP_KERNEL)?;
-        lists.push(List { owned: true, ..EMPTY }, GFP_KERNEL)?;
-        lists.push(List { owned: true, ..EMPTY }, GFP_KERNEL)?;
+        lists.push(
+            List {
+                owned: true,
+                ..EMPTY
+            },
+            GFP_KERNEL,
+        )?;
+        lists.push(
+            List {
+                owned: true,
+                ..EMPTY
+            },
+            GFP_KERNEL,
+        )?;
         Ok(Self {
             chunk_pages,
             chunks: KVec::with_capacity(MAX_CHUNKS, GFP_KERNEL)?,
@@ -94,7 +110,9 @@ impl Pool {
             return Err(EINVAL);
         }
         let base = self.chunks.len() * self.chunk_pages.get();
-        self.chunks.push_within_capacity(new.0).map_err(|_| ENOMEM)?;
+        self.chunks
+            .push_within_capacity(new.0)
+            .map_err(|_| ENOMEM)?;
         // The free list is a stack: the lowest page is to come first.
         for page in (base..base + self.chunk_pages.get()).rev() {
             self.push_front(FREE, page as u32);
@@ -257,7 +275,11 @@ impl Pool {
 
     fn push_front(&mut self, list: u32, page: u32) {
         let next = self.lists[list as usize].head;
-        *self.slot_mut(page) = Slot { prev: NIL, next, list };
+        *self.slot_mut(page) = Slot {
+            prev: NIL,
+            next,
+            list,
+        };
         if next == NIL {
             self.lists[list as usize].tail = page;
         } else {
@@ -270,7 +292,11 @@ impl Pool {
 
     fn push_back(&mut self, list: u32, page: u32) {
         let prev = self.lists[list as usize].tail;
-        *self.slot_mut(page) = Slot { prev, next: NIL, list };
+        *self.slot_mut(page) = Slot {
+            prev,
+            next: NIL,
+            list,
+        };
         if prev == NIL {
             self.lists[list as usize].head = page;
         } else {

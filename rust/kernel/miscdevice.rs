@@ -63,7 +63,8 @@ impl<T: NodeOps> MiscDevice for Shim<T> {
     fn open(_file: &File, misc: &MiscDeviceRegistration<Self>) -> Result<Self::Ptr> {
         // SAFETY: Registrations of a `Shim` are made by `Node::register()` only, which can be
         // called from this file's `Node` alone.
-        let node = unsafe { &*kernel::container_of!(core::ptr::from_ref(misc), Node<T>, registration) };
+        let node =
+            unsafe { &*kernel::container_of!(core::ptr::from_ref(misc), Node<T>, registration) };
         T::open(&node.data)
     }
 

@@ -92,8 +92,6 @@ impl<'a> VmFault<'a> {
         end: usize,
     ) -> Result<Migration<'b, Setup>> {
         // SAFETY: The page is the locked one of the fault by the type invariants.
-        unsafe {
-            Migration::of_fault(buffer, self.vma(), start, end, self.owner, self.vmf.page)
-        }
+        unsafe { Migration::of_fault(buffer, self.vma(), start, end, self.owner, self.vmf.page) }
     }
 }

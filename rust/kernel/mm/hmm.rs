@@ -114,9 +114,8 @@ impl Table {
         let mut index = first;
         loop {
             // SAFETY: The array is initialised.
-            let entry = unsafe {
-                bindings::xa_find(self.xa.get(), &mut index, last, bindings::XA_PRESENT)
-            };
+            let entry =
+                unsafe { bindings::xa_find(self.xa.get(), &mut index, last, bindings::XA_PRESENT) };
             if entry.is_null() {
                 return;
             }

@@ -114,7 +114,15 @@ impl<'a> Migration<'a, Setup> {
         select: Select,
         owner: &PgmapOwner,
     ) -> Result<Self> {
-        Self::setup(buffer, vma, start, end, select, owner, core::ptr::null_mut())
+        Self::setup(
+            buffer,
+            vma,
+            start,
+            end,
+            select,
+            owner,
+            core::ptr::null_mut(),
+        )
     }
 
     /// As [`Migration::of_range`], for a fault on `fault_page`, which the faulting task has locked.

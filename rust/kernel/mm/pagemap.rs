@@ -164,7 +164,9 @@ impl<T: PagemapOps> DevPagemap<T> {
 
     /// Whether page `index` is handed out.
     pub(crate) fn is_in_use(&self, index: usize) -> bool {
-        self.in_use.get(index).is_some_and(|used| used.load(Relaxed))
+        self.in_use
+            .get(index)
+            .is_some_and(|used| used.load(Relaxed))
     }
 
     /// Overwrites the reference count of a page that is not handed out, and says whether it did.

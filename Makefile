@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: GPL-2.0
+#
+# What users type. The module itself is described in Kbuild; the runner, zdvm, is in qemu/.
+#
+#   KDIR=DIR   a kernel tree of yours, instead of the ones that zdvm builds
+#   O=DIR      its build directory, where that is not KDIR itself
+#   MO=DIR     where the module's build output goes (default: beside its source)
+
+MAKEFLAGS += --no-print-directory
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+
+# Everything runs with the tool set of Debian 13, wherever that comes from.
+ENV := scripts/toolchain.sh run
+
+# On the kernels' side of things these are arguments, not environment.
+unexport KDIR O MO
+
+CARGO_TARGET := target
+ZDVM := $(CARGO_TARGET)/release/zdvm
+ZDVM_SRC := $(shell find qemu/src qemu/guest -name '*.rs' 2>/dev/null) \
+	    $(wildcard Cargo.toml Cargo.lock qemu/Cargo.toml)
+
+kdir-args := $(if $(KDIR),--kdir "$(abspath $(KDIR))" $(if $(O),--objdir "$(abspath $(O))"))
+
+# The tree to build the module against: the user's, or the patched kernel of zdvm.
+ifneq ($(KDIR),)
+build-tree = $(abspath $(or $(O),$(KDIR)))
+need-tree :=
+else
+build-tree = $$($(ENV) $(ZDVM) path --kernel patched)
+need-tree := $(ZDVM)
+endif
+kbuild = $(ENV) make -C "$(build-tree)" M="$(CURDIR)" $(if $(MO),MO="$(abspath $(MO))")
+
+.PHONY: all modules modules_install clean distclean run test test-host shell help doctor \
+	rust-analyzer rustfmt rustfmtcheck clippy rustdoc checkpatch unsafe-check
+
+all: modules
+
+modules: $(need-tree)
+	@$(kbuild) modules
+
+modules_install: $(need-tree)
+	@$(kbuild) modules_install
+
+rust-analyzer: $(need-tree)
+	@$(kbuild) rust-analyzer
+
+# The whole story: tools, kernel source, patches, build, boot, tests, verdict.
+run: $(ZDVM)
+	@$(ENV) $(ZDVM) run $(or $(kdir-args),--kernel patched)
+
+# All tests: of the tools on this machine, and of the module on every kernel.
+test: test-host $(ZDVM)
+	@$(ENV) $(ZDVM) run $(or $(kdir-args),--kernel patched --kernel stock)
+
+test-host:
+	@echo "  TEST    zdvm, zdm-selftests (on this machine)"
+	@$(ENV) cargo test -q --workspace
+
+shell: $(ZDVM)
+	@$(ENV) $(ZDVM) shell
+
+$(ZDVM): $(ZDVM_SRC)
+	@echo "  CARGO   $@"
+	@$(ENV) cargo build -q --release -p zdvm
+	@touch $@
+
+rustfmt:
+	@$(ENV) rustfmt --edition 2021 rust/zdmirror.rs
+	@$(ENV) cargo fmt --all
+
+rustfmtcheck:
+	@echo "  RUSTFMT rust qemu selftests"
+	@$(ENV) rustfmt --edition 2021 --check rust/zdmirror.rs
+	@$(ENV) cargo fmt --all --check
+
+# A build of its own, or the objects of a plain one would hide the warnings.
+clippy: $(need-tree)
+	@echo "  CLIPPY  zdvm, zdm-selftests"
+	@$(ENV) cargo clippy -q --workspace --all-targets -- -D warnings
+	@rm -rf build/clippy && mkdir -p build/clippy
+	@$(ENV) make -C "$(build-tree)" M="$(CURDIR)" MO="$(CURDIR)/build/clippy" \
+		CLIPPY=1 KRUSTFLAGS=-Dwarnings modules
+
+rustdoc: $(need-tree)
+	@mkdir -p build/rustdoc
+	@$(ENV) make -C "$(build-tree)" M="$(CURDIR)" MO="$(CURDIR)/build/rustdoc" ZDM_RUSTDOC=y modules
+	@echo "  DOC     build/rustdoc/doc/zdmirror/index.html"
+
+# checkpatch.pl of the tree that is built against, on the patches and on all C.
+checkpatch: $(need-tree)
+	@echo "  CHECKPATCH"
+	@for p in $$(find qemu/kernel/patches -name '*.patch'); do \
+		$(ENV) perl "$(build-tree)/scripts/checkpatch.pl" --strict --quiet --no-tree $$p; \
+	done
+	@$(ENV) perl "$(build-tree)/scripts/checkpatch.pl" --strict --quiet --no-tree --file \
+		--ignore CONST_STRUCT,VOLATILE $(wildcard rust/helpers/*.[ch] uapi/*.h)
+
+# All unsafe code lives in rust/kernel (and in the generated bindings).
+unsafe-check:
+	@scripts/unsafe-check.sh
+
+clean:
+	@rm -rf build
+	@find . -path ./target -prune -o -path ./.git -prune -o \( -name '*.o' -o -name '*.ko' \
+		-o -name '*.mod' -o -name '*.mod.c' -o -name '.*.cmd' -o -name '*.rmeta' \
+		-o -name Module.symvers -o -name modules.order -o -name '.module-common.*' \
+		-o -name bindings_generated.rs -o -name rust-project.json \) -type f -exec rm -f {} +
+
+distclean: clean
+	@rm -rf target
+
+help:
+	@echo 'The two that do everything:'
+	@echo '  run            - get tools and kernel, patch, build, boot, test, print the verdict'
+	@echo '  test           - all tests, on the patched and on the stock kernel'
+	@echo 'With KDIR=DIR (and O=DIR) both use your kernel tree.'
+	@echo
+	@echo 'Module:'
+	@echo '  modules        - build zdmirror.ko (the default)'
+	@echo '  modules_install, clean, distclean'
+	@echo '  rust-analyzer  - write rust-project.json'
+	@echo '  rustdoc        - document all items, private ones too'
+	@echo 'Checks:'
+	@echo '  rustfmt, rustfmtcheck, clippy, checkpatch, unsafe-check, test-host'
+	@echo 'Looking around:'
+	@echo '  shell          - boot to a shell with the module loaded'
+	@echo '  $(ENV) $(ZDVM) run --help: suites, filters, repetition, other kernels'
