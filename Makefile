@@ -93,7 +93,7 @@ rustdoc: $(need-tree)
 checkpatch: $(need-tree)
 	@echo "  CHECKPATCH"
 	@for p in $$(find qemu/kernel/patches -name '*.patch'); do \
-		$(ENV) perl "$(build-tree)/scripts/checkpatch.pl" --strict --quiet --no-tree $$p; \
+		$(ENV) perl "$(build-tree)/scripts/checkpatch.pl" --strict --quiet --no-tree - < $$p; \
 	done
 	@$(ENV) perl "$(build-tree)/scripts/checkpatch.pl" --strict --quiet --no-tree --file \
 		--ignore CONST_STRUCT,VOLATILE $(wildcard rust/helpers/*.[ch] uapi/*.h)

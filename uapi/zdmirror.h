@@ -75,7 +75,7 @@ struct zdm_audit {
 
 #define ZDM_AUDIT_MAX_RECORDS	64
 /* Forget the records and the total after they were copied out (CAP_SYS_ADMIN). */
-#define ZDM_AUDIT_CLEAR		(1U << 0)
+#define ZDM_AUDIT_CLEAR		0x1
 
 /**
  * struct zdm_inject - break one invariant on purpose, to test the oracle
@@ -103,8 +103,10 @@ enum zdm_inject_kind {
 	ZDM_INJECT_FREE_PAGE_REF	= 3,
 	/* Set it back to zero. */
 	ZDM_INJECT_UNDO_FREE_PAGE_REF	= 4,
-	/* Let the allocator hand out a page that is in use already: the next
-	 * migration meets it, reports I2 and takes another page. */
+	/*
+	 * Let the allocator hand out a page that is in use already: the next
+	 * migration meets it, reports I2 and takes another page.
+	 */
 	ZDM_INJECT_HAND_OUT_TWICE	= 5,
 };
 

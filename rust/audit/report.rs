@@ -117,7 +117,8 @@ impl Auditor {
                 v.found,
                 self.device.to_str().unwrap_or("?"),
             );
-        } else if before == LOG_LINES {
+        }
+        if before == LOG_LINES {
             pr_err!("violation: more of them are counted, but not logged\n");
         }
         {

@@ -152,7 +152,9 @@ bool zdm_mmu_notifier_range_blockable(const struct mmu_notifier_range *range)
 /* Flags of the top bits, which bindgen makes nothing of. */
 struct page *zdm_hmm_pfn_page(unsigned long entry)
 {
-	return (entry & (HMM_PFN_VALID | HMM_PFN_ERROR)) == HMM_PFN_VALID ? hmm_pfn_to_page(entry) : NULL;
+	bool valid = (entry & HMM_PFN_VALID) && !(entry & HMM_PFN_ERROR);
+
+	return valid ? hmm_pfn_to_page(entry) : NULL;
 }
 
 bool zdm_hmm_pfn_writable(unsigned long entry)
