@@ -179,7 +179,12 @@ impl Pool {
 
     /// Takes a free page for `opener`.
     pub(super) fn take(&mut self, opener: OpenerId) -> Option<u32> {
-        if let Some(page) = self.twice.take() {
+        // One that was freed meanwhile is on the free list, and not to be given out past it.
+        if let Some(page) = self
+            .twice
+            .take()
+            .filter(|&p| self.is_free(p) == Some(false))
+        {
             return Some(page);
         }
         let page = self.lists[FREE as usize].head;
