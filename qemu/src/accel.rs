@@ -111,18 +111,14 @@ impl Choice {
         &self,
         machine: &Machine,
         limits: Timeouts,
-        mut observe: impl FnMut(&Message),
+        observe: &mut dyn FnMut(&Message),
     ) -> Result<(Accel, Exit)> {
         if self.known().is_none() {
             let limits = Accel::Kvm.scale(limits);
-            let mut spoke = false;
-            let boot = machine.boot(Accel::Kvm, limits, Some(self.proof), |m| {
-                spoke = true;
-                observe(m);
-            })?;
-            match boot {
-                // A QEMU that ends at once without a word has not proved anything either.
-                Boot::Ended(exit) if spoke || exit == Exit::Code(0) => {
+            match machine.boot(Accel::Kvm, limits, Some(self.proof), observe)? {
+                // One line is proof, whatever came of the guest afterwards; a QEMU that ends
+                // without a word has proved nothing.
+                Boot::Ended(exit) if machine.has_spoken() => {
                     self.remember(Accel::Kvm)?;
                     return Ok((Accel::Kvm, exit));
                 }

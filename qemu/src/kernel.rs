@@ -133,12 +133,6 @@ fn recipe(repo: &Path, matrix: &Matrix, kernel: &Kernel) -> Result<Recipe> {
     Ok(Recipe { source, patches, fragments, key })
 }
 
-/// Where a kernel of the matrix is or will be.
-pub fn path(repo: &Path, matrix: &Matrix, name: &str) -> Result<PathBuf> {
-    let recipe = recipe(repo, matrix, matrix.kernel(name)?)?;
-    Ok(repo::cache("kernels")?.join(format!("{name}-{}", recipe.key)))
-}
-
 /// The kernel of the matrix, built if it is not there yet.
 pub fn build(repo: &Path, matrix: &Matrix, name: &str) -> Result<Tree> {
     let recipe = recipe(repo, matrix, matrix.kernel(name)?)?;

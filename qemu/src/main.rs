@@ -34,7 +34,7 @@ enum Cmd {
         #[arg(long = "kernel", default_value = "patched")]
         kernels: Vec<String>,
     },
-    /// Print where the kernel's built tree is (a KDIR).
+    /// Print where the kernel's built tree is (a KDIR); it is built first if need be.
     Path {
         /// A kernel of the matrix.
         #[arg(long, default_value = "patched")]
@@ -94,8 +94,8 @@ struct RunArgs {
     keep_going: bool,
 }
 
-/// Kernels to work on: the tree, and the name of what is expected of it.
-fn trees(repo: &std::path::Path, matrix: &Matrix, which: &Which) -> Result<Vec<String>> {
+/// Kernels to work on; for the user's own tree, the one whose results it is expected to give.
+fn names(matrix: &Matrix, which: &Which) -> Result<Vec<String>> {
     if which.kdir.is_some() {
         matrix.kernel(&which.expect)?;
         return Ok(vec![which.expect.clone()]);
@@ -103,7 +103,6 @@ fn trees(repo: &std::path::Path, matrix: &Matrix, which: &Which) -> Result<Vec<S
     for name in &which.kernels {
         matrix.kernel(name)?;
     }
-    let _ = repo;
     Ok(which.kernels.clone())
 }
 
@@ -122,7 +121,7 @@ fn cmd_run(repo: &std::path::Path, args: &RunArgs) -> Result<bool> {
     let suites = matrix.selected(&selection)?;
     let choice = Choice::new(&args.which.accel)?;
     let (mut passed, mut failed, mut good) = (0, 0, true);
-    'all: for name in trees(repo, &matrix, &args.which)? {
+    'all: for name in names(&matrix, &args.which)? {
         if args.list {
             list(&matrix.planned(&name, &plans, &Default::default(), &selection)?);
             continue;
@@ -179,12 +178,12 @@ fn work(cli: &Cli) -> Result<bool> {
         }
         Cmd::Path { kernel } => {
             let matrix = Matrix::load(&repo)?;
-            println!("{}", kernel::path(&repo, &matrix, kernel)?.display());
+            println!("{}", kernel::build(&repo, &matrix, kernel)?.objects.display());
         }
         Cmd::Shell(which) => {
             let matrix = Matrix::load(&repo)?;
             let choice = Choice::new(&which.accel)?;
-            for name in trees(&repo, &matrix, which)?.into_iter().take(1) {
+            for name in names(&matrix, which)?.into_iter().take(1) {
                 let tree = open(&repo, &matrix, which, &name)?;
                 let module = which.module.as_deref();
                 let suites = matrix.order.clone();

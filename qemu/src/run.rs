@@ -96,6 +96,19 @@ impl Setup {
         Ok(setup)
     }
 
+    /// A planned test that its program does not have cannot come: say why it will be missing.
+    fn say_unknown(&self, planned: &Planned) {
+        for suite in &planned.suites {
+            let Some(list) = self.lists.get(&suite.name) else { continue };
+            for test in suite.tests.iter().filter(|t| !list.contains(&t.name)) {
+                eprintln!(
+                    "zdvm: {} is planned by {}, but the suite's program has no such test",
+                    test.name, suite.source
+                );
+            }
+        }
+    }
+
     fn files(&self) -> BTreeMap<String, PathBuf> {
         let mut files: BTreeMap<String, PathBuf> = self.programs.values().cloned().collect();
         files.insert("/init".to_owned(), self.agent.clone());
@@ -273,12 +286,13 @@ pub fn once(
     }
     let factor = if choice.known() == Some(Accel::Kvm) { 1 } else { matrix.timeouts.tcg_factor };
     let limit = matrix.timeouts.test * factor;
+    setup.say_unknown(&planned);
     let plan = setup.guest_plan(&planned, limit, selection.filter.is_none())?;
     let machine = setup.machine(matrix, dir, &plan)?;
     let size = |s: &verdict::Suite| (s.name.clone(), u64::try_from(s.tests.len()).unwrap_or(0));
     let mut live = Live { suite: None, sizes: planned.suites.iter().map(size).collect() };
     let start = Instant::now();
-    let (accel, exit) = choice.boot(&machine, matrix.timeouts, |m| live.message(m))?;
+    let (accel, exit) = choice.boot(&machine, matrix.timeouts, &mut |m| live.message(m))?;
     live.suite = None;
     let seconds = start.elapsed().as_secs_f64();
     let console = fs::read(dir.join("console.log"))?;

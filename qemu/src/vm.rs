@@ -152,13 +152,18 @@ impl Machine {
         line
     }
 
+    /// Whether the last boot brought any line on its console.
+    pub fn has_spoken(&self) -> bool {
+        fs::metadata(self.dir.join("console.log")).is_ok_and(|m| m.len() > 0)
+    }
+
     /// Boots and watches to the end. `mute_after`: give up if no line comes in that time.
     pub fn boot(
         &self,
         accel: Accel,
         limits: Timeouts,
         mute_after: Option<Duration>,
-        mut observe: impl FnMut(&Message),
+        observe: &mut dyn FnMut(&Message),
     ) -> Result<Boot> {
         // Paths of sockets are short; the run's folder may be deep.
         let control = tempfile::Builder::new().prefix("zdvm").tempdir()?;

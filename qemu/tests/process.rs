@@ -77,12 +77,12 @@ fn kvm_trap() {
     let (machine, choice) = (machine(dir.path(), TRAP), choice(dir.path()));
     assert_eq!(choice.known(), None);
     let start = Instant::now();
-    let (accel, exit) = choice.boot(&machine, LIMITS, |_| {}).unwrap();
+    let (accel, exit) = choice.boot(&machine, LIMITS, &mut |_| {}).unwrap();
     assert_eq!((accel, exit), (Accel::Tcg, Exit::Code(0)));
     assert!(start.elapsed() < Duration::from_secs(10));
     // Remembered: not asked again, and nothing of the first try is left.
     assert_eq!(choice.known(), Some(Accel::Tcg));
-    choice.boot(&machine, LIMITS, |_| {}).unwrap();
+    choice.boot(&machine, LIMITS, &mut |_| {}).unwrap();
     let pids = fs::read_to_string(dir.path().join("pids")).unwrap();
     assert_eq!(pids.lines().count(), 3);
     assert!(pids.lines().all(|p| !alive(p)));
@@ -93,7 +93,7 @@ fn kvm_that_aborts() {
     let dir = TempDir::new().unwrap();
     let script = r#"case "$*" in *kvm*) exit 1 ;; esac; echo up"#;
     let (machine, choice) = (machine(dir.path(), script), choice(dir.path()));
-    let (accel, exit) = choice.boot(&machine, LIMITS, |_| {}).unwrap();
+    let (accel, exit) = choice.boot(&machine, LIMITS, &mut |_| {}).unwrap();
     assert_eq!((accel, exit), (Accel::Tcg, Exit::Code(0)));
 }
 
@@ -101,7 +101,7 @@ fn kvm_that_aborts() {
 fn kvm_that_works_is_kept() {
     let dir = TempDir::new().unwrap();
     let (machine, choice) = (machine(dir.path(), "echo up"), choice(dir.path()));
-    assert_eq!(choice.boot(&machine, LIMITS, |_| {}).unwrap().0, Accel::Kvm);
+    assert_eq!(choice.boot(&machine, LIMITS, &mut |_| {}).unwrap().0, Accel::Kvm);
     assert_eq!(choice.known(), Some(Accel::Kvm));
 }
 
@@ -117,7 +117,7 @@ fn boot_timeout() {
     let dir = TempDir::new().unwrap();
     let script = r#"echo $$ > "$(dirname "$0")/pid"; echo up; exec sleep 1000"#;
     let machine = machine(dir.path(), script);
-    let boot = machine.boot(Accel::Tcg, LIMITS, None, |_| {}).unwrap();
+    let boot = machine.boot(Accel::Tcg, LIMITS, None, &mut |_| {}).unwrap();
     assert_eq!(boot, Boot::Ended(Exit::Timeout("boot".into(), 2)));
     assert!(!alive(&pid_in(dir.path())));
 }
@@ -132,7 +132,7 @@ fn silence_in_a_suite() {
     let script = r#"cd "$(dirname "$0")"; echo up; cat said >> wire.log; exec sleep 1000"#;
     let mut seen = Vec::new();
     let boot = machine(dir.path(), script)
-        .boot(Accel::Tcg, LIMITS, None, |m| seen.push(m.clone()))
+        .boot(Accel::Tcg, LIMITS, None, &mut |m| seen.push(m.clone()))
         .unwrap();
     assert_eq!(boot, Boot::Ended(Exit::Timeout("test".into(), 4)));
     assert_eq!(seen.len(), 2);
@@ -141,7 +141,8 @@ fn silence_in_a_suite() {
 #[test]
 fn qemu_killed_half_way() {
     let dir = TempDir::new().unwrap();
-    let boot = machine(dir.path(), "echo up; kill -9 $$").boot(Accel::Tcg, LIMITS, None, |_| {});
+    let boot =
+        machine(dir.path(), "echo up; kill -9 $$").boot(Accel::Tcg, LIMITS, None, &mut |_| {});
     assert_eq!(boot.unwrap(), Boot::Ended(Exit::Signal(9)));
 }
 
@@ -153,7 +154,7 @@ fn child_that_boots() {
     zdvm::job::watch_signals().unwrap();
     let limits = Timeouts { boot: 100, total: 100, ..LIMITS };
     let script = r#"echo $$ > "$(dirname "$0")/pid"; echo up; while :; do sleep 0.1; done"#;
-    let error = machine(&dir, script).boot(Accel::Tcg, limits, None, |_| {}).unwrap_err();
+    let error = machine(&dir, script).boot(Accel::Tcg, limits, None, &mut |_| {}).unwrap_err();
     fs::write(dir.join("error"), format!("{error:#}")).unwrap();
 }
 

@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Real guests that go wrong. They need a built kernel:
+//!
+//!   ZDVM_TEST_TREE=$(zdvm path --kernel stock) cargo test -p zdvm --test boot -- --ignored
+#![allow(clippy::unwrap_used, clippy::expect_used)] // A test may panic.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+use zdvm::accel::Accel;
+use zdvm::kernel::Tree;
+use zdvm::matrix::Timeouts;
+use zdvm::payload;
+use zdvm::verdict::{Evidence, Expect, Planned, Suite, Test, Verdict, judge};
+use zdvm::vm::{Boot, Machine};
+use zdvm_guest::plan::{self, Kind, Plan};
+
+/// Boots with a shell script as the selftests (or as the very init), and judges.
+fn boot(script: &str, as_init: bool) -> (Verdict, String, TempDir) {
+    let tree = PathBuf::from(std::env::var_os("ZDVM_TEST_TREE").expect("ZDVM_TEST_TREE"));
+    let tree = Tree { name: "test".into(), source: tree.clone(), objects: tree, ours: false };
+    let repo = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let dir = TempDir::new().unwrap();
+    let file = dir.path().join("script");
+    fs::write(&file, format!("#!/bin/busybox sh\n{script}\n")).unwrap();
+    let agent = payload::programs(repo, &["zdvm-guest"]).unwrap().join("zdvm-guest");
+    let mut files = BTreeMap::from([("/init".to_owned(), agent)]);
+    let name = if as_init { "/init" } else { "/bin/script" };
+    files.insert(name.to_owned(), file);
+    let suite = plan::Suite {
+        name: "script".into(),
+        kind: Kind::Ktap,
+        timeout: 5,
+        program: "/bin/script".into(),
+        tests: vec![],
+    };
+    let plan = Plan { module: "none".into(), shell: false, suites: vec![suite] };
+    let machine = Machine {
+        qemu: "qemu-system-x86_64".into(),
+        image: tree.image(),
+        initrd: payload::initramfs(repo, &tree, dir.path(), &plan, &files).unwrap(),
+        memory: "512M".into(),
+        vcpus: 2,
+        cmdline: String::new(),
+        dir: dir.path().to_owned(),
+        extra: vec![],
+    };
+    let limits = Timeouts { boot: 20, test: 5, suite: 60, total: 120, tcg_factor: 1 };
+    let Boot::Ended(exit) = machine.boot(Accel::Tcg, limits, None, &mut |_| {}).unwrap() else {
+        panic!("mute without a limit");
+    };
+    let planned = Planned {
+        kernel: "test".into(),
+        suites: vec![Suite {
+            name: "script".into(),
+            kind: Kind::Ktap,
+            source: "the test".into(),
+            tests: vec![Test { name: "a".into(), expect: Expect::Pass }],
+            deselected: BTreeSet::new(),
+            not_yet: 0,
+        }],
+        allow: vec![],
+        taint_before: 0x40000,
+        taint_after: 0x40000,
+    };
+    let console = fs::read(dir.path().join("console.log")).unwrap();
+    let console = String::from_utf8_lossy(&console).into_owned();
+    let wire = fs::read(dir.path().join("wire.log")).unwrap();
+    let verdict = judge(&planned, &Evidence { console: &console, wire: &wire, exit });
+    (verdict, console, dir)
+}
+
+const GOOD: &str = "echo KTAP version 1; echo 1..1; echo ok 1 a";
+
+fn has(verdict: &Verdict, kind: &str) -> bool {
+    verdict.problems.iter().any(|p| p.kind == kind)
+}
+
+#[test]
+#[ignore = "needs a built kernel in ZDVM_TEST_TREE"]
+fn good() {
+    let (verdict, _, _dir) = boot(GOOD, false);
+    assert_eq!(verdict.problems, []);
+}
+
+#[test]
+#[ignore = "needs a built kernel in ZDVM_TEST_TREE"]
+fn warning_in_the_log() {
+    let warn = "echo '<4>WARNING: mm/x.c:1 at f+0x1/0x2, CPU#0: a/1' > /dev/kmsg";
+    let (verdict, _, _dir) = boot(&format!("{GOOD}; {warn}"), false);
+    assert!(has(&verdict, "WARN"), "{:#?}", verdict.problems);
+    assert_eq!(verdict.problems.len(), 1);
+}
+
+#[test]
+#[ignore = "needs a built kernel in ZDVM_TEST_TREE"]
+fn panic() {
+    let (verdict, _, _dir) = boot(&format!("{GOOD}; echo c > /proc/sysrq-trigger"), false);
+    assert!(has(&verdict, "kernel panic") && has(&verdict, "stream"), "{:#?}", verdict.problems);
+    assert!(!has(&verdict, "timeout"), "a panic must end QEMU at once");
+}
+
+#[test]
+#[ignore = "needs a built kernel in ZDVM_TEST_TREE"]
+fn hang_in_a_test_leaves_stacks() {
+    let (verdict, console, dir) = boot("echo KTAP version 1; exec /bin/busybox sleep 1000", false);
+    assert!(has(&verdict, "timeout"), "{:#?}", verdict.problems);
+    assert!(console.contains("sysrq: Show State"), "{console}");
+    assert!(console.contains("sysrq: Show Blocked State"));
+    assert!(console.contains("task:sleep") || console.contains("task:busybox"), "{console}");
+    assert!(fs::read_to_string(dir.path().join("registers.txt")).unwrap().contains("RIP="));
+}
+
+#[test]
+#[ignore = "needs a built kernel in ZDVM_TEST_TREE"]
+fn hang_in_boot_leaves_stacks() {
+    let (verdict, console, _dir) = boot("/bin/busybox sleep 1000", true);
+    assert!(has(&verdict, "timeout") && has(&verdict, "boot"), "{:#?}", verdict.problems);
+    assert!(console.contains("sysrq: Show State"), "{console}");
+}
+
+#[test]
+#[ignore = "needs a built kernel in ZDVM_TEST_TREE"]
+fn silent_end() {
+    // A clean power-off by somebody else, before the work is done.
+    let (verdict, _, _dir) = boot(&format!("{GOOD}; /bin/busybox poweroff -f"), false);
+    assert!(has(&verdict, "stream"), "{:#?}", verdict.problems);
+}
