@@ -11,7 +11,7 @@ use crate::check::{Fail, Outcome};
 use crate::device::{Buffer, Data, Device, PAGE};
 use crate::uapi::HMM_MIGRATE_TO_DEV;
 
-const ROUNDS: usize = 200;
+const ROUNDS: usize = 60;
 const N: usize = 16;
 
 /// Sets a flag when dropped, so that the other thread ends whatever happens here.
