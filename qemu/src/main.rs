@@ -11,7 +11,7 @@ use zdvm::accel::Choice;
 use zdvm::kernel::Tree;
 use zdvm::matrix::{Matrix, Selection};
 use zdvm::run::{self, Setup};
-use zdvm::{job, kdir, kernel, repo};
+use zdvm::{job, kdir, kernel, repo, report};
 
 /// Builds kernels, boots them in QEMU with the zdmirror module, and judges the result.
 #[derive(Debug, Parser)]
@@ -146,24 +146,28 @@ fn cmd_run(repo: &std::path::Path, args: &RunArgs) -> Result<bool> {
     }
     if !args.list {
         // A problem that belongs to no test must not read as "0 failed".
-        println!("zdvm: {passed} passed, {} failed", if good { 0 } else { failed.max(1) });
+        let failed = if good { 0 } else { failed.max(1) };
+        report::say(&format!("zdvm: {passed} passed, {failed} failed\n"));
     }
     Ok(good)
 }
 
 fn list(planned: &zdvm::verdict::Planned) {
     use zdvm::verdict::Expect;
-    println!("kernel {}", planned.kernel);
+    let mut out = format!("kernel {}\n", planned.kernel);
     for suite in &planned.suites {
-        println!("  suite {} ({} tests, {})", suite.name, suite.tests.len(), suite.source);
+        out += &format!("  suite {} ({} tests, {})\n", suite.name, suite.tests.len(), suite.source);
         for test in &suite.tests {
-            match &test.expect {
-                Expect::Pass => println!("    {}", test.name),
-                Expect::Fail(why) => println!("    {} (expected to fail: {why})", test.name),
-                Expect::Skip(why) => println!("    {} (expected to be skipped: {why})", test.name),
-            }
+            out += &match &test.expect {
+                Expect::Pass => format!("    {}\n", test.name),
+                Expect::Fail(why) => format!("    {} (expected to fail: {why})\n", test.name),
+                Expect::Skip(why) => {
+                    format!("    {} (expected to be skipped: {why})\n", test.name)
+                }
+            };
         }
     }
+    report::say(&out);
 }
 
 fn work(cli: &Cli) -> Result<bool> {
@@ -178,7 +182,8 @@ fn work(cli: &Cli) -> Result<bool> {
         }
         Cmd::Path { kernel } => {
             let matrix = Matrix::load(&repo)?;
-            println!("{}", kernel::build(&repo, &matrix, kernel)?.objects.display());
+            let tree = kernel::build(&repo, &matrix, kernel)?;
+            report::say(&format!("{}\n", tree.objects.display()));
         }
         Cmd::Shell(which) => {
             let matrix = Matrix::load(&repo)?;

@@ -312,8 +312,8 @@ pub fn once(
         seconds,
     };
     report::write(&run, dir)?;
-    print!("\n{}{}", report::table(&verdict), report::problems(&verdict));
-    print!("{}", report::verdict_line(&run, dir));
+    report::say(&format!("\n{}{}", report::table(&verdict), report::problems(&verdict)));
+    report::say(&report::verdict_line(&run, dir));
     Ok(verdict)
 }
 
