@@ -17,7 +17,8 @@ ENV := scripts/toolchain.sh run
 unexport KDIR O MO
 
 CARGO_TARGET := target
-ZDVM := $(CARGO_TARGET)/release/zdvm
+# The profile of the tests, so that its crates are compiled once.
+ZDVM := $(CARGO_TARGET)/debug/zdvm
 ZDVM_SRC := $(shell find qemu/src qemu/guest -name '*.rs' 2>/dev/null) \
 	    $(wildcard Cargo.toml Cargo.lock qemu/Cargo.toml)
 
@@ -64,7 +65,7 @@ shell: $(ZDVM)
 
 $(ZDVM): $(ZDVM_SRC)
 	@echo "  CARGO   $@"
-	@$(ENV) cargo build -q --release -p zdvm
+	@$(ENV) cargo build -q -p zdvm
 	@touch $@
 
 rustfmt:
