@@ -112,6 +112,14 @@ pub(crate) fn check_handed_out(page: PageView<'_>) -> Option<Violation> {
     violation(page, Invariant::HandedOut, free_page(&Facts::of(page)))
 }
 
+/// I3: `page` is in use, and `extra` references are known besides those of its mappings.
+pub(crate) fn check_settled(page: PageView<'_>, extra: i32) -> Option<Violation> {
+    let facts = Facts::of(page);
+    let expected = count(facts.mapcount.saturating_add(extra));
+    let failed = expect(Check::Refcount, expected, count(facts.refs));
+    violation(page, Invariant::Settled, failed)
+}
+
 /// I4: `page` is in `folio_free`; `was_used` says whether it was handed out before.
 pub(crate) fn check_freed(page: PageView<'_>, was_used: bool) -> Option<Violation> {
     let failed = expect(Check::State, 1, was_used.into()).or_else(|| freed_page(&Facts::of(page)));

@@ -15,6 +15,7 @@ pub(crate) use checks::{
     check_freed,
     check_handed_out,
     check_idle,
+    check_settled,
     PageState, //
 };
 pub(crate) use report::{
@@ -38,6 +39,8 @@ pub(crate) enum Invariant {
     Born = 1,
     /// A page is handed out only at count 0, unlocked and clean.
     HandedOut = 2,
+    /// Each reference on a page in use is explained, by a mapping or by who is at work on it.
+    Settled = 3,
     /// `folio_free` runs once per hand-out, at count 0 and on a clean page.
     Freed = 4,
     /// At a quiescent point a page is free if and only if its count is 0.
@@ -51,6 +54,7 @@ impl Invariant {
         match self {
             Self::Born => "I1 born",
             Self::HandedOut => "I2 handed out",
+            Self::Settled => "I3 settled",
             Self::Freed => "I4 freed",
             Self::Idle => "I5 idle",
             Self::Teardown => "I7 teardown",

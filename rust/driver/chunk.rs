@@ -11,6 +11,7 @@ use super::{
 use crate::{
     audit::{
         check_freed,
+        check_settled,
         Auditor,
         Policy, //
     },
@@ -23,6 +24,7 @@ use crate::{
         migrate::PfnBuffer,
         pagemap::PagemapOps,
         system_folio::SystemFolio,
+        task::check_signals,
         PAGE_SIZE, //
     },
 };
@@ -34,6 +36,10 @@ use kernel::{
     sync::{
         Arc,
         SpinLock, //
+    },
+    time::{
+        delay::fsleep,
+        Delta, //
     }, //
 };
 
@@ -79,6 +85,32 @@ impl Chunk {
     }
 }
 
+/// Times that a CPU fault tries to move its page, a millisecond apart.
+const FAULT_TRIES: usize = 500;
+
+impl Chunk {
+    /// Tries to move the faulting page back once, and says whether it moved.
+    fn fault_back(
+        &self,
+        fault: &VmFault<'_>,
+        buffer: &mut PfnBuffer,
+    ) -> core::result::Result<bool, FaultError> {
+        let address = fault.address();
+        let mut migration = fault.migrate(buffer, address, address + PAGE_SIZE)?;
+        if migration.is_selected(0) {
+            // Dropping the migration on failure puts the page back.
+            let mut folio = SystemFolio::alloc_vma(fault.vma(), address)?;
+            migration.copy_source(0, &mut folio);
+            migration.set_system_destination(0, folio);
+        }
+        let migration = migration.copied();
+        let moved = migration.moved();
+        self.core.stats.to_system.add(moved);
+        migration.finalize();
+        Ok(moved != 0)
+    }
+}
+
 impl PagemapOps for Chunk {
     fn folio_free(&self, folio: FreedFolio<'_>) {
         let core = &self.core;
@@ -94,21 +126,21 @@ impl PagemapOps for Chunk {
     }
 
     fn migrate_to_ram(&self, fault: &VmFault<'_>) -> Result<(), FaultError> {
-        let core = &self.core;
-        let address = fault.address();
+        self.core.stats.cpu_faults.add(1);
         let mut buffer = PfnBuffer::new(1)?;
-        let mut migration = fault.migrate(&mut buffer, address, address + PAGE_SIZE)?;
-        core.stats.cpu_faults.add(1);
-        if migration.is_selected(0) {
-            // Dropping the migration on failure puts the page back.
-            let mut folio = SystemFolio::alloc_vma(fault.vma(), address)?;
-            migration.copy_source(0, &mut folio);
-            migration.set_system_destination(0, folio);
+        for _ in 0..FAULT_TRIES {
+            // A page that nobody maps any more was moved or unmapped by somebody else: the CPU
+            // looks again.
+            if self.fault_back(fault, &mut buffer)? || fault.page().mapcount() == 0 {
+                return Ok(());
+            }
+            // Somebody holds the page for a moment, or for good. The CPU would come back for ever,
+            // in the middle of a system call even when it is killed.
+            check_signals()?;
+            fsleep(Delta::from_millis(1));
         }
-        let migration = migration.copied();
-        core.stats.to_system.add(migration.moved());
-        // Nothing moved when somebody else is at the page: the CPU tries again.
-        migration.finalize();
-        Ok(())
+        // The fault has a reference of its own.
+        self.core.auditor.judge(check_settled(fault.page(), 1));
+        Err(FaultError::Sigbus)
     }
 }

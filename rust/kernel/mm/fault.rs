@@ -10,10 +10,12 @@ use super::{
         PfnBuffer,
         Setup, //
     },
+    page::PageView,
     pagemap::PgmapOwner,
     PAGE_SIZE, //
 };
 use crate::bindings;
+use core::ptr::NonNull;
 use kernel::{
     mm::virt::VmaRef,
     prelude::*, //
@@ -51,8 +53,8 @@ impl From<Error> for FaultError {
 ///
 /// # Invariants
 ///
-/// `vmf` is a valid fault for `'a`, its area is locked for reading and its page is locked, both by
-/// the current task.
+/// `vmf` is a valid fault for `'a`, its area is locked for reading and its page is locked and
+/// referenced, all by the current task.
 pub(crate) struct VmFault<'a> {
     vmf: &'a bindings::vm_fault,
     owner: &'a PgmapOwner,
@@ -81,6 +83,13 @@ impl<'a> VmFault<'a> {
     pub(crate) fn vma(&self) -> &VmaRef {
         // SAFETY: The area is valid and locked by the type invariants.
         unsafe { VmaRef::from_raw(self.vmf.__bindgen_anon_1.vma) }
+    }
+
+    /// The faulting page, which the fault holds a reference on.
+    pub(crate) fn page(&self) -> PageView<'_> {
+        // SAFETY: The page is locked and referenced by the type invariants, so it is not NULL and
+        // its pagemap stays.
+        unsafe { PageView::from_raw(NonNull::new_unchecked(self.vmf.page)) }
     }
 
     /// Starts to migrate the faulting page back, with others of the owner in `start..end`, which

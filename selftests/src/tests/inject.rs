@@ -142,6 +142,38 @@ pub fn extra_get(_: &Ctx) -> Outcome {
     clear(&device)
 }
 
+/// A page that somebody holds cannot come back: the kernel's own access to it is refused
+/// instead of being tried again for ever, and nothing is lost.
+pub fn held_page_fault(_: &Ctx) -> Outcome {
+    let device = Device::open(0)?;
+    let buf = Buffer::filled(1, 106)?;
+    let pfn = one_on_device(&device, &buf)?;
+    device
+        .inject(ZDM_INJECT_EXTRA_GET, buf.at(0))
+        .or_fail("ZDM_INJECT_EXTRA_GET")?;
+    let file = sys::memfd("zdm-held").or_fail("memfd_create")?;
+    let result = buf.write_to(&file, 0, 1);
+    expect_errno(result, &[libc::EFAULT], "write(2) from a page that is held")?;
+    let (audit, records) = device.try_audit(0).or_fail("ZDM_AUDIT")?;
+    check_eq!(audit.used, 1, "used pages in the audit");
+    match records.first() {
+        Some(v) => {
+            check_eq!(v.invariant, 3, "invariant of the fault's violation");
+            check_eq!(v.check, ZDM_CHECK_REFCOUNT, "check of the violation");
+            check_eq!(v.pfn, pfn, "pfn of the violation");
+            // A mapping and the fault; one more was found.
+            check_eq!((v.expected, v.found), (2, 3), "reference counts");
+        }
+        None => return Err(Fail::failed("records: expected I3, found none")),
+    }
+
+    device
+        .inject(ZDM_INJECT_UNDO_GET, buf.at(0))
+        .or_fail("ZDM_INJECT_UNDO_GET")?;
+    buf.check(0, 1, 106)?;
+    clear(&device)
+}
+
 /// The old rule: a free page with a reference count of one.
 pub fn free_page_ref(_: &Ctx) -> Outcome {
     let device = Device::open(1)?;

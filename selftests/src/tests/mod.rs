@@ -142,6 +142,10 @@ pub const TESTS: &[Test] = &[
     with("inject=1", test("inject.extra_get", inject::extra_get)),
     with(
         "inject=1",
+        test("inject.held_page_fault", inject::held_page_fault),
+    ),
+    with(
+        "inject=1",
         test("inject.free_page_ref", inject::free_page_ref),
     ),
     with(
