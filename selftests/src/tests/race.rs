@@ -57,6 +57,9 @@ fn against_migration(
         });
         let outcome = {
             let _over = Done(&over);
+            // A new thread gets memory from mmap for itself, which is not to take the place of a
+            // buffer that is unmapped for a moment.
+            wait_for_call(&calls, &dead);
             other(&calls, &dead)
         };
         let panicked = |_| Err(Fail::failed("the migrating thread panicked"));
