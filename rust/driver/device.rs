@@ -57,6 +57,9 @@ use kernel::{
 
 const PAGES_PER_MB: NonZeroUsize = NonZeroUsize::new(SZ_1M / PAGE_SIZE).unwrap();
 
+/// Pages that are tried before one that is not fit to be handed out counts as none left.
+const HAND_OUT_TRIES: usize = 16;
+
 /// What the module parameters say, checked.
 #[derive(Clone, Copy)]
 pub(crate) struct Config {
@@ -239,7 +242,8 @@ impl Device {
         opener: OpenerId,
         mut backing: SystemFolio,
     ) -> Option<LockedDeviceFolio> {
-        loop {
+        // Bounded, so that an allocator that is broken ends in reports.
+        for _ in 0..HAND_OUT_TRIES {
             let page = self.core.pool.lock().take(opener)?;
             let (chunk, index) = self.locate(page)?;
             let view = chunk.page(index)?;
@@ -256,6 +260,7 @@ impl Device {
                 }
             }
         }
+        None
     }
 
     /// Reports a page that could not be handed out, and gives the backing back.
