@@ -242,7 +242,7 @@ mod tests {
         assert_eq!(ZDM_STATS, 0x8050_4846);
         let max = ZDM_AUDIT_MAX_RECORDS.to_string();
         assert_eq!(value("ZDM_AUDIT_MAX_RECORDS"), max);
-        assert_eq!(value("ZDM_AUDIT_CLEAR"), "(1U << 0)");
+        assert_eq!(value("ZDM_AUDIT_CLEAR"), "0x1");
         assert_eq!(ZDM_AUDIT_CLEAR, 1 << 0);
         for (name, number) in [
             ("ZDM_CHECK_REFCOUNT", ZDM_CHECK_REFCOUNT),
