@@ -45,7 +45,30 @@ enum zdm_check {
 	ZDM_CHECK_MEMCG			= 8,	/* memory cgroup still charged */
 	ZDM_CHECK_LRU			= 9,	/* PG_lru */
 	ZDM_CHECK_STUCK			= 10,	/* page could not be evicted */
+	ZDM_CHECK_TAIL			= 11,	/* page is the tail of a large folio */
 };
+
+/**
+ * struct zdm_fault - let the device fault a range in, without copying data
+ * @addr:	in: first user address, on a page boundary
+ * @npages:	in: pages from there on
+ * @flags:	in: ZDM_FAULT_WRITE, or 0 for a fault for reading
+ * @reserved:	must be zero
+ * @mapped:	out: pages that the device maps now, all of them unless the call fails
+ *
+ * Afterwards the device's page table holds the range, until the next invalidation.
+ * -EFAULT where there is nothing to map, -EPERM for a write to what is read-only,
+ * -EBUSY when invalidations keep coming for a second.
+ */
+struct zdm_fault {
+	__u64 addr;
+	__u64 npages;
+	__u32 flags;
+	__u32 reserved;
+	__u64 mapped;
+};
+
+#define ZDM_FAULT_WRITE		0x1
 
 /**
  * struct zdm_audit - scan every pagemap of the device
@@ -112,9 +135,22 @@ enum zdm_inject_kind {
 
 /**
  * struct zdm_stats - counters of the device since the module was loaded
- *
- * Pages are base pages, whatever the order. @failed_alloc counts device pages that
- * could not be had, @failed_migrate pages that core mm would not move.
+ * @allocated:		base pages handed out
+ * @freed:		base pages that came back
+ * @to_device:		base pages that moved to the device
+ * @to_system:		base pages that moved back, for a CPU fault or on request
+ * @cpu_faults:		CPU faults on device pages
+ * @device_faults:	times that the device had to fault
+ * @evicted:		base pages that moved back because a file was closed
+ * @failed_alloc:	base pages that there was no memory for
+ * @failed_migrate:	base pages that core mm would not move
+ * @violations:		broken invariants, as @total of struct zdm_audit
+ * @large_to_device:	folios above order 0 that moved to the device in one piece
+ * @large_to_system:	folios above order 0 that moved back in one piece
+ * @large_fallback:	folios above order 0 that were moved in small ones instead
+ * @max_order:		largest order of a device folio that this kernel can migrate;
+ *			no counter
+ * @exclusive:		base pages that the device got exclusive access to
  */
 struct zdm_stats {
 	__u64 allocated;
@@ -127,8 +163,14 @@ struct zdm_stats {
 	__u64 failed_alloc;
 	__u64 failed_migrate;
 	__u64 violations;
+	__u64 large_to_device;
+	__u64 large_to_system;
+	__u64 large_fallback;
+	__u64 max_order;
+	__u64 exclusive;
 };
 
+#define ZDM_FAULT	_IOWR('H', 0x40, struct zdm_fault)
 #define ZDM_AUDIT	_IOWR('H', 0x42, struct zdm_audit)
 #define ZDM_INJECT	_IOWR('H', 0x45, struct zdm_inject)
 #define ZDM_STATS	_IOR('H', 0x46, struct zdm_stats)

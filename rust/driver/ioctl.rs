@@ -114,7 +114,7 @@ impl Opener {
             }
             _ if is_versioned(cmd, uapi::ZDM_STATS) => {
                 let core = &self.device().core;
-                let mut stats = core.stats.to_uapi(core.auditor.total());
+                let mut stats = core.stats.to_uapi(core.auditor.total(), 0);
                 write_versioned(cmd, arg, &mut stats)
             }
             _ => Err(ENOTTY),

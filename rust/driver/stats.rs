@@ -38,6 +38,10 @@ pub(super) struct Stats {
     pub(super) evicted: Counter,
     pub(super) failed_alloc: Counter,
     pub(super) failed_migrate: Counter,
+    pub(super) large_to_device: Counter,
+    pub(super) large_to_system: Counter,
+    pub(super) large_fallback: Counter,
+    pub(super) exclusive: Counter,
 }
 
 impl Stats {
@@ -52,10 +56,15 @@ impl Stats {
             evicted: Counter::new(),
             failed_alloc: Counter::new(),
             failed_migrate: Counter::new(),
+            large_to_device: Counter::new(),
+            large_to_system: Counter::new(),
+            large_fallback: Counter::new(),
+            exclusive: Counter::new(),
         }
     }
 
-    pub(super) fn to_uapi(&self, violations: u64) -> ZdmStats {
+    /// As user space reads them, with what is not counted here.
+    pub(super) fn to_uapi(&self, violations: u64, max_order: u32) -> ZdmStats {
         ZdmStats {
             allocated: self.allocated.get(),
             freed: self.freed.get(),
@@ -67,6 +76,11 @@ impl Stats {
             failed_alloc: self.failed_alloc.get(),
             failed_migrate: self.failed_migrate.get(),
             violations,
+            large_to_device: self.large_to_device.get(),
+            large_to_system: self.large_to_system.get(),
+            large_fallback: self.large_fallback.get(),
+            max_order: max_order.into(),
+            exclusive: self.exclusive.get(),
         }
     }
 }

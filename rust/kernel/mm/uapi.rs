@@ -16,19 +16,29 @@ use kernel::{
 pub(crate) use bindings::{
     hmm_dmirror_cmd as HmmCmd,
     zdm_audit as ZdmAudit,
+    zdm_fault as ZdmFault,
     zdm_inject as ZdmInject,
     zdm_stats as ZdmStats,
     zdm_violation as ZdmViolation, //
 };
 pub(crate) use bindings::{
+    HMM_DMIRROR_CHECK_EXCLUSIVE,
+    HMM_DMIRROR_EXCLUSIVE,
+    HMM_DMIRROR_FLAGS,
+    HMM_DMIRROR_FLAG_FAIL_ALLOC,
     HMM_DMIRROR_MIGRATE_TO_DEV,
     HMM_DMIRROR_MIGRATE_TO_SYS,
     HMM_DMIRROR_READ,
+    HMM_DMIRROR_READ_UNLOCKED,
+    HMM_DMIRROR_RELEASE,
+    HMM_DMIRROR_SNAPSHOT,
     HMM_DMIRROR_WRITE,
     MEMORY_DEVICE_PRIVATE,
     ZDM_AUDIT,
     ZDM_AUDIT_CLEAR,
     ZDM_AUDIT_MAX_RECORDS,
+    ZDM_FAULT,
+    ZDM_FAULT_WRITE,
     ZDM_INJECT,
     ZDM_STATS, //
 };
@@ -53,7 +63,8 @@ uapi_struct! {
     ZdmAudit: 6 * 8 + 2 * 4,
     ZdmViolation: 2 * 4 + 3 * 8 + 2 * 4,
     ZdmInject: 2 * 4 + 2 * 8,
-    ZdmStats: 10 * 8,
+    ZdmFault: 3 * 8 + 2 * 4,
+    ZdmStats: 15 * 8,
 }
 
 /// The bytes of `value`, to be filled from user space.
