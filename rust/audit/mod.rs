@@ -13,10 +13,12 @@ mod report;
 pub(crate) use checks::{
     check_born,
     check_freed,
+    check_fresh,
     check_handed_out,
     check_idle,
     check_settled,
-    PageState, //
+    check_tail,
+    check_used, //
 };
 pub(crate) use report::{
     Auditor,
@@ -76,6 +78,7 @@ pub(crate) enum Check {
     Memcg = 8,
     Lru = 9,
     Stuck = 10,
+    Tail = 11,
 }
 
 impl Check {
@@ -91,6 +94,7 @@ impl Check {
             Self::Memcg => "memcg",
             Self::Lru => "lru",
             Self::Stuck => "stuck",
+            Self::Tail => "tail",
         }
     }
 }

@@ -7,7 +7,7 @@
 use super::Violation;
 use crate::mm::uapi::ZDM_AUDIT_MAX_RECORDS;
 use kernel::{
-    new_spinlock,
+    new_spinlock_irq,
     prelude::*,
     str::CStr,
     sync::{
@@ -15,7 +15,7 @@ use kernel::{
             Atomic,
             Relaxed, //
         },
-        SpinLock, //
+        SpinLockIrq, //
     }, //
 };
 
@@ -62,7 +62,7 @@ pub(crate) struct Auditor {
     device: &'static CStr,
     total: Atomic<u64>,
     #[pin]
-    records: SpinLock<Records>,
+    records: SpinLockIrq<Records>,
 }
 
 impl Auditor {
@@ -72,7 +72,7 @@ impl Auditor {
             policy,
             device,
             total: Atomic::new(0),
-            records <- new_spinlock!(
+            records <- new_spinlock_irq!(
                 Records { list: [None; RECORDS], next: 0 },
                 "Auditor::records"
             ),

@@ -11,13 +11,20 @@ use super::{
 };
 use crate::{
     miscdevice::NodeOps,
-    mm::hmm::HmmMirror, //
+    mm::{
+        hmm::HmmMirror,
+        uapi::HMM_DMIRROR_FLAG_FAIL_ALLOC, //
+    }, //
 };
 use kernel::{
     mm::MmWithUser,
     new_mutex,
     prelude::*,
     sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
         Arc,
         Mutex, //
     }, //
@@ -30,6 +37,8 @@ pub(crate) struct Opener {
     mirror: HmmMirror,
     device: Arc<Device>,
     id: OpenerId,
+    /// `HMM_DMIRROR_FLAG_*`.
+    flags: Atomic<u64>,
     #[pin]
     broken: Mutex<Broken>,
 }
@@ -43,12 +52,13 @@ impl Opener {
                 mirror <- HmmMirror::new(mm, device.owner.clone()),
                 device: device.clone(),
                 id,
+                flags: Atomic::new(0),
                 broken <- new_mutex!(Broken::default(), "Opener::broken"),
             }),
             GFP_KERNEL,
         );
         if opener.is_err() {
-            device.core.pool.lock().remove_opener(id);
+            device.memory().pool.remove_opener(id);
         }
         opener
     }
@@ -64,6 +74,13 @@ impl Opener {
     /// The opener's number in the device's pool.
     pub(super) fn id(&self) -> OpenerId {
         self.id
+    }
+
+    /// Whether the next allocation is to fail, which is asked for one at a time.
+    pub(super) fn take_fail_alloc(&self) -> bool {
+        let bit = u64::from(HMM_DMIRROR_FLAG_FAIL_ALLOC);
+        let flags = self.flags.load(Relaxed);
+        flags & bit != 0 && self.flags.cmpxchg(flags, flags & !bit, Relaxed).is_ok()
     }
 
     pub(super) fn broken(&self) -> &Mutex<Broken> {
@@ -83,7 +100,7 @@ impl NodeOps for Opener {
     fn release(&self) {
         // Data stays with the processes that own it; only this opener's pages are moved.
         self.device.evict(self.id);
-        self.device.core.pool.lock().remove_opener(self.id);
+        self.device.memory().pool.remove_opener(self.id);
         // After the eviction, so that a page kept by injection is reported as what it is.
         self.mend();
     }
@@ -98,7 +115,10 @@ mod tests {
     use super::*;
     use crate::{
         audit::Policy,
-        driver::Config,
+        driver::{
+            Config,
+            Location, //
+        },
         mm::{
             kunit::mmap_anon,
             migrate::bytes,
@@ -130,7 +150,7 @@ mod tests {
             chunk_pages: NonZeroUsize::new(SZ_2M / PAGE_SIZE).ok_or(EINVAL)?,
             inject: false,
         };
-        let device = Device::new(c"kunit", config)?;
+        let device = Device::new(c"kunit", config, Location::Anywhere)?;
         let task = current!();
         let mm = task.mm().ok_or(EINVAL)?;
         let opener = Opener::new(&device, mm)?;

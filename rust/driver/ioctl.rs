@@ -114,7 +114,9 @@ impl Opener {
             }
             _ if is_versioned(cmd, uapi::ZDM_STATS) => {
                 let core = &self.device().core;
-                let mut stats = core.stats.to_uapi(core.auditor.total(), 0);
+                let mut stats = core
+                    .stats
+                    .to_uapi(core.auditor.total(), self.device().max_order());
                 write_versioned(cmd, arg, &mut stats)
             }
             _ => Err(ENOTTY),

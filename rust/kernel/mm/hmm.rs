@@ -10,8 +10,8 @@
 //! that a driver cannot get one of them wrong; pages leave this file as copied bytes only.
 
 use super::{
+    backing::contents,
     device_folio::DeviceFolioRef,
-    migrate::contents,
     notifier::{
         IntervalOps,
         MmuIntervalNotifier,
