@@ -11,7 +11,8 @@
 //! 2. `Device::growth`, and under it core mm's memory hotplug lock
 //! 3. `mmap_lock` of the mirrored process
 //! 4. folio locks
-//! 5. `HmmMirror`'s table, taken by interval notifiers too: nothing that waits for reclaim below it
+//! 5. `HmmMirror`'s table and the lock of a snapshot, never held together, taken by interval
+//!    notifiers too: nothing that waits for reclaim or faults below them
 //! 6. `Core::pool` and `Auditor::records`, spinlocks that are never held together; `folio_free`
 //!    takes them under whatever its caller holds
 

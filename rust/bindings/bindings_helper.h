@@ -8,6 +8,8 @@
 #include <linux/memremap.h>
 #include <linux/migrate.h>
 #include <linux/mman.h>
+#include <linux/mmu_notifier.h>
+#include <linux/rmap.h>
 
 #include <test_hmm_uapi.h>
 
@@ -24,6 +26,13 @@ const unsigned long RUST_CONST_HELPER_MIGRATE_VMA_SELECT_SYSTEM = MIGRATE_VMA_SE
 const unsigned long RUST_CONST_HELPER_MIGRATE_VMA_SELECT_DEVICE_PRIVATE =
 	MIGRATE_VMA_SELECT_DEVICE_PRIVATE;
 const unsigned int RUST_CONST_HELPER_HMM_RANGE_DEFAULT_TIMEOUT = HMM_RANGE_DEFAULT_TIMEOUT;
+/* Flags of the top bits, which bindgen makes nothing of, by the numbers of their bits. */
+const unsigned int RUST_CONST_HELPER_HMM_PFN_VALID_BIT = __builtin_ctzl(HMM_PFN_VALID);
+const unsigned int RUST_CONST_HELPER_HMM_PFN_WRITE_BIT = __builtin_ctzl(HMM_PFN_WRITE);
+const unsigned int RUST_CONST_HELPER_HMM_PFN_ERROR_BIT = __builtin_ctzl(HMM_PFN_ERROR);
+const unsigned int RUST_CONST_HELPER_HMM_PFN_FLAGS_BIT = __builtin_ctzl(HMM_PFN_FLAGS);
+const unsigned int RUST_CONST_HELPER_PMD_ORDER = PMD_SHIFT - PAGE_SHIFT;
+const unsigned int RUST_CONST_HELPER_PUD_ORDER = PUD_SHIFT - PAGE_SHIFT;
 const unsigned int RUST_CONST_HELPER_VM_FAULT_OOM = VM_FAULT_OOM;
 const unsigned int RUST_CONST_HELPER_VM_FAULT_SIGBUS = VM_FAULT_SIGBUS;
 const unsigned int RUST_CONST_HELPER_MEMORY_DEVICE_PRIVATE = MEMORY_DEVICE_PRIVATE;

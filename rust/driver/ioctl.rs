@@ -4,7 +4,10 @@
 
 #![forbid(unsafe_code)]
 
-use super::file::Opener;
+use super::{
+    access::Faulting,
+    file::Opener, //
+};
 use crate::{
     audit::Violation,
     mm::{
@@ -133,7 +136,7 @@ impl Opener {
         args.faults = 0;
         match cmd {
             uapi::HMM_DMIRROR_READ => {
-                let outcome = self.read(range, ptr)?;
+                let outcome = self.read(range, ptr, Faulting::Locked)?;
                 args.cpages = outcome.pages as u64;
                 args.faults = outcome.faults as u64;
             }
@@ -148,7 +151,7 @@ impl Opener {
                 if self.mirror().refresh(range.clone())? < pages {
                     return Err(ENOENT);
                 }
-                args.cpages = self.read_mapped(range, ptr)?.pages as u64;
+                args.cpages = self.read(range, ptr, Faulting::Never)?.pages as u64;
             }
             _ => args.cpages = self.to_system(range)? as u64,
         }

@@ -5,15 +5,18 @@
 //! The only room of this module in which `unsafe` may be said. Written as if it were to move to
 //! `rust/kernel/mm/`: names follow the C side, nothing here knows the driver.
 
+pub(crate) mod copy;
 pub(crate) mod device_folio;
 pub(crate) mod fault;
 pub(crate) mod hmm;
+pub(crate) mod mapped;
 pub(crate) mod migrate;
 pub(crate) mod module;
 pub(crate) mod notifier;
 pub(crate) mod page;
 pub(crate) mod pagemap;
 pub(crate) mod system_folio;
+pub(crate) mod table;
 pub(crate) mod task;
 pub(crate) mod uapi;
 
