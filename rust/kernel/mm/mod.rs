@@ -7,6 +7,7 @@
 
 pub(crate) mod copy;
 pub(crate) mod device_folio;
+pub(crate) mod exclusive;
 pub(crate) mod fault;
 pub(crate) mod hmm;
 pub(crate) mod mapped;
