@@ -12,6 +12,7 @@ mod inject;
 mod ioctl;
 mod migrate;
 mod pool;
+mod snapshot;
 mod stats;
 
 pub(crate) use device::{

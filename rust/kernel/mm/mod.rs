@@ -16,6 +16,7 @@ pub(crate) mod module;
 pub(crate) mod notifier;
 pub(crate) mod page;
 pub(crate) mod pagemap;
+pub(crate) mod snapshot;
 pub(crate) mod system_folio;
 pub(crate) mod table;
 pub(crate) mod task;
