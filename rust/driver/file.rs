@@ -11,11 +11,20 @@ use super::{
 };
 use crate::{
     miscdevice::NodeOps,
-    mm::hmm::HmmMirror, //
+    mm::{
+        hmm::HmmMirror,
+        task::check_signals,
+        PAGE_SIZE, //
+    }, //
 };
 use kernel::{
-    mm::MmWithUser,
+    alloc::flags::__GFP_ZERO,
+    mm::{
+        virt::VmaNew,
+        MmWithUser, //
+    },
     new_mutex,
+    page::Page,
     prelude::*,
     sync::{
         Arc,
@@ -91,6 +100,17 @@ impl NodeOps for Opener {
     fn ioctl(&self, cmd: u32, arg: usize) -> Result<isize> {
         self.dispatch(cmd, arg).map(|()| 0)
     }
+
+    /// Maps zeroed pages of the driver's, as a device maps its own, which no LRU list knows.
+    fn mmap(&self, vma: &VmaNew) -> Result {
+        let area = vma.set_mixedmap();
+        for address in (vma.start()..vma.end()).step_by(PAGE_SIZE) {
+            check_signals()?;
+            let page = Page::alloc_page(GFP_KERNEL | __GFP_ZERO)?;
+            area.vm_insert_page(address, &page)?;
+        }
+        Ok(())
+    }
 }
 
 #[kunit_tests(zdmirror_file)]
@@ -101,8 +121,7 @@ mod tests {
         driver::Config,
         mm::{
             kunit::mmap_anon,
-            migrate::bytes,
-            PAGE_SIZE, //
+            migrate::bytes, //
         }, //
     };
     use core::num::NonZeroUsize;
