@@ -291,6 +291,11 @@ impl Device {
         err.into_backing()
     }
 
+    /// Gives the memory back that is not in use. May sleep.
+    pub(super) fn release_memory(&self) -> Result {
+        Err(ENOTTY)
+    }
+
     /// Checks every page. Exact at a quiescent point only. May sleep; may be interrupted by a
     /// fatal signal.
     pub(super) fn audit(&self) -> Result<AuditCounts> {
