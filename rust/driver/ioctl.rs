@@ -114,6 +114,7 @@ impl Opener {
             | uapi::HMM_DMIRROR_SNAPSHOT
             | uapi::HMM_DMIRROR_EXCLUSIVE
             | uapi::HMM_DMIRROR_CHECK_EXCLUSIVE
+            | uapi::HMM_DMIRROR_RELEASE
             | uapi::HMM_DMIRROR_READ_UNLOCKED => self.upstream(cmd, arg),
             uapi::HMM_DMIRROR_FLAGS => self.flags(arg),
             _ if is_versioned(cmd, uapi::ZDM_FAULT) => self.zdm_fault(cmd, arg),
@@ -140,6 +141,10 @@ impl Opener {
             uapi::HMM_DMIRROR_SNAPSHOT => Outcome::pages(self.snapshot(range, ptr)?),
             uapi::HMM_DMIRROR_EXCLUSIVE => self.exclusive(range, ptr)?,
             uapi::HMM_DMIRROR_CHECK_EXCLUSIVE => self.check_exclusive(range)?,
+            uapi::HMM_DMIRROR_RELEASE => {
+                self.device().release_memory()?;
+                Outcome::default()
+            }
             _ => return Err(ENOTTY),
         };
         args.cpages = outcome.pages as u64;
