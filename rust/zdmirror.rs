@@ -11,7 +11,8 @@
 //! 2. `Device::growth`, and under it core mm's memory hotplug lock
 //! 3. `mmap_lock` of the mirrored process
 //! 4. folio locks
-//! 5. `HmmMirror`'s table, taken by interval notifiers too: nothing that waits for reclaim below it
+//! 5. `HmmMirror`'s table and the lock of a snapshot, never held together, taken by interval
+//!    notifiers too: nothing that waits for reclaim or faults below them
 //! 6. `Device::memory`, a spinlock
 //! 7. `Auditor::records`, a spinlock that `folio_free` takes under whatever its caller holds, in
 //!    interrupts too; of all locks of ours the only one that it takes

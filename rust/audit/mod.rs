@@ -29,6 +29,8 @@ use crate::mm::{
     page::PageView,
     uapi::{
         ZdmViolation,
+        MEMORY_DEVICE_COHERENT,
+        MEMORY_DEVICE_GENERIC,
         MEMORY_DEVICE_PRIVATE, //
     }, //
 };
@@ -105,6 +107,8 @@ pub(crate) struct Violation {
     pub(crate) invariant: Invariant,
     pub(crate) check: Check,
     pub(crate) pfn: usize,
+    /// `enum memory_type`.
+    pub(crate) memory_type: u32,
     pub(crate) order: u32,
     pub(crate) expected: u64,
     pub(crate) found: u64,
@@ -123,9 +127,20 @@ impl Violation {
             invariant,
             check,
             pfn: page.pfn(),
+            memory_type: page.memory_type(),
             order: page.order(),
             expected,
             found,
+        }
+    }
+
+    /// Name of the type of memory.
+    pub(crate) fn type_name(&self) -> &'static str {
+        match self.memory_type {
+            MEMORY_DEVICE_PRIVATE => "PRIVATE",
+            MEMORY_DEVICE_COHERENT => "COHERENT",
+            MEMORY_DEVICE_GENERIC => "GENERIC",
+            _ => "?",
         }
     }
 
@@ -138,7 +153,7 @@ impl Violation {
             expected: self.expected,
             found: self.found,
             order: self.order,
-            type_: MEMORY_DEVICE_PRIVATE,
+            type_: self.memory_type,
         }
     }
 }

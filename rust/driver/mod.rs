@@ -18,6 +18,7 @@ mod list;
 mod migrate;
 mod openers;
 mod pool;
+mod snapshot;
 mod stats;
 mod supply;
 

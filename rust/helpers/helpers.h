@@ -57,14 +57,20 @@ bool zdm_thp_migration_supported(void);
 void zdm_mmu_interval_set_seq(struct mmu_interval_notifier *sub, unsigned long seq);
 bool zdm_mmu_interval_read_retry(struct mmu_interval_notifier *sub, unsigned long seq);
 bool zdm_mmu_notifier_range_blockable(const struct mmu_notifier_range *range);
-struct page *zdm_hmm_pfn_page(unsigned long entry);
-bool zdm_hmm_pfn_writable(unsigned long entry);
-unsigned long zdm_hmm_pfn_req(bool write);
 bool zdm_fatal_signal_pending(void);
 unsigned long zdm_jiffies_after_ms(unsigned int ms);
 bool zdm_jiffies_passed(unsigned long deadline);
 void zdm_cond_resched(void);
 unsigned long zdm_task_size(void);
+
+bool zdm_is_device_coherent_page(const struct page *page);
+bool zdm_is_zero_page(const struct page *page);
+void *zdm_page_pgmap_owner(const struct page *page);
+struct page *zdm_folio_page(struct page *page, unsigned long n);
+unsigned int zdm_hmm_pfn_order(unsigned long entry);
+void zdm_mark_dirty(struct page *page);
+int zdm_page_to_user_nofault(void *to, struct page *page);
+int zdm_page_from_user_nofault(struct page *page, const void *from);
 
 void zdm_module_get(void);
 void zdm_module_put(void);

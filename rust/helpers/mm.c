@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /* Forwarders for struct page, folios, ZONE_DEVICE and mmu interval notifiers. */
 #include <linux/highmem.h>
-#include <linux/hmm.h>
 #include <linux/ioport.h>
 #include <linux/jiffies.h>
 #include <linux/memory_hotplug.h>
@@ -218,24 +217,6 @@ bool zdm_mmu_interval_read_retry(struct mmu_interval_notifier *sub, unsigned lon
 bool zdm_mmu_notifier_range_blockable(const struct mmu_notifier_range *range)
 {
 	return mmu_notifier_range_blockable(range);
-}
-
-/* Flags of the top bits, which bindgen makes nothing of. */
-struct page *zdm_hmm_pfn_page(unsigned long entry)
-{
-	bool valid = (entry & HMM_PFN_VALID) && !(entry & HMM_PFN_ERROR);
-
-	return valid ? hmm_pfn_to_page(entry) : NULL;
-}
-
-bool zdm_hmm_pfn_writable(unsigned long entry)
-{
-	return entry & HMM_PFN_WRITE;
-}
-
-unsigned long zdm_hmm_pfn_req(bool write)
-{
-	return HMM_PFN_REQ_FAULT | (write ? HMM_PFN_REQ_WRITE : 0);
 }
 
 bool zdm_fatal_signal_pending(void)

@@ -6,16 +6,21 @@
 //! `rust/kernel/mm/`: names follow the C side, nothing here knows the driver.
 
 pub(crate) mod backing;
+pub(crate) mod copy;
 pub(crate) mod device_folio;
+pub(crate) mod exclusive;
 pub(crate) mod fault;
 pub(crate) mod hmm;
+pub(crate) mod mapped;
 pub(crate) mod migrate;
 pub(crate) mod module;
 pub(crate) mod notifier;
 pub(crate) mod page;
 pub(crate) mod pagemap;
 pub(crate) mod region;
+pub(crate) mod snapshot;
 pub(crate) mod system_folio;
+pub(crate) mod table;
 pub(crate) mod task;
 pub(crate) mod uapi;
 
