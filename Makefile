@@ -34,7 +34,7 @@ need-tree := $(ZDVM)
 endif
 kbuild = $(ENV) make -C "$(build-tree)" M="$(CURDIR)" $(if $(MO),MO="$(abspath $(MO))")
 
-.PHONY: all modules modules_install clean distclean run test test-host test-repeat \
+.PHONY: all modules modules_install clean distclean run test test-host test-repeat test-upstream \
 	shell help doctor \
 	rust-analyzer rustfmt rustfmtcheck clippy rustdoc checkpatch unsafe-check
 
@@ -64,6 +64,10 @@ test-host:
 # N times in a row, going on after a failure; the last lines say how many were clean.
 test-repeat: $(ZDVM)
 	@$(ENV) $(ZDVM) run --full --keep-going --repeat $(or $(N),10) $(or $(kdir-args),--kernel patched)
+
+# The kernel tree's own C driver and ours, test by test. WRITE=1 keeps the table.
+test-upstream: $(ZDVM)
+	@$(ENV) $(ZDVM) compare $(if $(WRITE),--write) $(or $(kdir-args),--kernel stock)
 
 shell: $(ZDVM)
 	@$(ENV) $(ZDVM) shell
@@ -124,6 +128,8 @@ help:
 	@echo '                   without the slow tests'
 	@echo '  test           - all tests, on the patched and on the stock kernel'
 	@echo '  test-repeat    - all tests N=10 times, on the patched kernel'
+	@echo '  test-upstream  - hmm-tests with the C driver and with ours, side by side;'
+	@echo '                   WRITE=1 writes Documentation/upstream.rst'
 	@echo 'With KDIR=DIR (and O=DIR) they use your kernel tree.'
 	@echo
 	@echo 'Module:'

@@ -5,6 +5,7 @@
 //! first; `run` ties the rest together.
 
 pub mod accel;
+pub mod compare;
 pub mod expected;
 pub mod job;
 pub mod kconfig;

@@ -12,7 +12,7 @@ use zdvm::expected::{On, Selection};
 use zdvm::kernel::Tree;
 use zdvm::matrix::Matrix;
 use zdvm::run::{self, Request, Setup};
-use zdvm::{job, kdir, kernel, repo, report};
+use zdvm::{compare, job, kdir, kernel, repo, report};
 
 /// Builds kernels, boots them in QEMU with the zdmirror module, and judges the result.
 #[derive(Debug, Parser)]
@@ -29,6 +29,8 @@ struct Cli {
 enum Cmd {
     /// Build, boot, run the suites, judge.
     Run(RunArgs),
+    /// The kernel's own C driver and ours, test by test; the verdict is on ours.
+    Compare(CompareArgs),
     /// Build kernels only.
     Build {
         /// A kernel of the matrix.
@@ -83,6 +85,15 @@ impl Which {
             suites,
         }
     }
+}
+
+#[derive(Debug, Args)]
+struct CompareArgs {
+    #[command(flatten)]
+    which: Which,
+    /// Write the table to Documentation/upstream.rst.
+    #[arg(long)]
+    write: bool,
 }
 
 #[derive(Debug, Args)]
@@ -202,10 +213,25 @@ fn list(planned: &zdvm::verdict::Planned) {
     report::say(&out);
 }
 
+fn cmd_compare(repo: &std::path::Path, args: &CompareArgs) -> Result<bool> {
+    let matrix = Matrix::load(repo)?;
+    let plans = matrix.plans()?;
+    let choice = Choice::new(&args.which.accel)?;
+    let suites = ["hmm".to_owned()];
+    let mut good = true;
+    for name in names(&matrix, &args.which)? {
+        let tree = open(repo, &matrix, &args.which, &name)?;
+        let request = args.which.request(&name, &suites);
+        good &= compare::compare(repo, &matrix, &plans, &tree, &request, &choice, args.write)?;
+    }
+    Ok(good)
+}
+
 fn work(cli: &Cli) -> Result<bool> {
     let repo = repo::find(cli.repo.clone())?;
     match &cli.command {
         Cmd::Run(args) => return cmd_run(&repo, args),
+        Cmd::Compare(args) => return cmd_compare(&repo, args),
         Cmd::Build { kernels } => {
             let matrix = Matrix::load(&repo)?;
             for name in kernels {
