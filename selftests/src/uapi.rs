@@ -72,13 +72,18 @@ pub struct Stats {
     pub failed_alloc: u64,
     pub failed_migrate: u64,
     pub violations: u64,
+    pub large_to_device: u64,
+    pub large_to_system: u64,
+    pub large_fallback: u64,
+    pub max_order: u64,
+    pub exclusive: u64,
 }
 
 const _: () = assert!(size_of::<HmmCmd>() == 40);
 const _: () = assert!(size_of::<Violation>() == 40);
 const _: () = assert!(size_of::<Audit>() == 56);
 const _: () = assert!(size_of::<Inject>() == 24);
-const _: () = assert!(size_of::<Stats>() == 80);
+const _: () = assert!(size_of::<Stats>() == 120);
 
 /// Direction bits of an ioctl number, as asm-generic/ioctl.h has them.
 pub const IOC_READ: u32 = 2;
@@ -229,6 +234,11 @@ mod tests {
             ("failed_alloc", failed_alloc),
             ("failed_migrate", failed_migrate),
             ("violations", violations),
+            ("large_to_device", large_to_device),
+            ("large_to_system", large_to_system),
+            ("large_fallback", large_fallback),
+            ("max_order", max_order),
+            ("exclusive", exclusive),
         );
     }
 
@@ -239,7 +249,7 @@ mod tests {
         assert_eq!(value("ZDM_INJECT"), "_IOWR('H', 0x45, struct zdm_inject)");
         assert_eq!(ZDM_INJECT, 0xc018_4845);
         assert_eq!(value("ZDM_STATS"), "_IOR('H', 0x46, struct zdm_stats)");
-        assert_eq!(ZDM_STATS, 0x8050_4846);
+        assert_eq!(ZDM_STATS, 0x8078_4846);
         let max = ZDM_AUDIT_MAX_RECORDS.to_string();
         assert_eq!(value("ZDM_AUDIT_MAX_RECORDS"), max);
         assert_eq!(value("ZDM_AUDIT_CLEAR"), "0x1");
