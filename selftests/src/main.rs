@@ -12,6 +12,7 @@ mod check;
 mod device;
 mod harness;
 mod ktap;
+mod memory;
 mod module;
 mod proc;
 mod sys;

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! System calls that std has no safe wrapper for: processes and modules.
-//! Memory and ioctls are in `device.rs`; there is `unsafe` in these two only.
+//! Ioctls are in `device.rs`, memory in `memory.rs`; there is `unsafe` in these
+//! three only.
 
 #![allow(unsafe_code)]
 
