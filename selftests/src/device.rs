@@ -155,6 +155,20 @@ impl Device {
         self.command(HMM_WRITE, buf.at(first), n, Data::From(data))
     }
 
+    /// A command that wants a good range only because all of them do: nothing is
+    /// done there.
+    fn bare_command(&self, request: u64, npages: u64) -> io::Result<()> {
+        let addr = PAGE as u64;
+        self.command(request, addr, npages, Data::Nowhere).map(drop)
+    }
+
+    /// Lets the next allocation for a migration through this file fail.
+    #[track_caller]
+    pub fn fail_alloc(&self) -> Outcome {
+        self.bare_command(HMM_FLAGS, HMM_FLAG_FAIL_ALLOC)
+            .or_fail("FLAGS")
+    }
+
     /// Moves all of a buffer which holds the pattern of `seed` to the device, and
     /// checks that every page went and that the device has the right data.
     #[track_caller]

@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::check;
 use crate::check::{Fail, OrFail, Outcome};
@@ -61,9 +62,14 @@ pub fn check_bytes(bytes: &[u8], seed: u64, first: usize, what: &str) -> Outcome
 /// does not matter to Rust that a device, another thread or another process
 /// changes it. A test that touches what it unmapped or protected dies of SIGSEGV,
 /// which the harness reports.
+///
+/// What a test unmaps or moves away is not this value's any more: something else
+/// may be mapped there before the drop.
 pub struct Buffer {
     base: usize,
     pages: usize,
+    /// One for each page: whether it has gone.
+    gone: Vec<AtomicBool>,
 }
 
 impl Buffer {
@@ -102,6 +108,8 @@ impl Buffer {
         }
         buf.base += skip * PAGE;
         buf.pages = pages;
+        buf.gone.drain(..skip);
+        buf.gone.truncate(pages);
         Ok(buf)
     }
 
@@ -122,10 +130,18 @@ impl Buffer {
             return Err(io::Error::last_os_error());
         }
         // INVARIANT: just mapped, and nobody else has the address.
+        let gone = std::iter::repeat_with(|| AtomicBool::new(false));
         Ok(Self {
             base: ret as usize,
             pages,
+            gone: gone.take(pages).collect(),
         })
+    }
+
+    fn mark_gone(&self, first: usize, n: usize, gone: bool) {
+        for page in &self.gone[first..first + n] {
+            page.store(gone, Ordering::Relaxed);
+        }
     }
 
     pub fn pages(&self) -> usize {
@@ -227,9 +243,9 @@ impl Buffer {
     pub fn unmap(&self, first: usize, n: usize) -> Outcome {
         let addr = self.at(first) as *mut libc::c_void;
         // SAFETY: only this buffer's own pages go, by the invariant.
-        cvt(unsafe { libc::munmap(addr, n * PAGE) }.into())
-            .map(drop)
-            .or_fail("munmap")
+        cvt(unsafe { libc::munmap(addr, n * PAGE) }.into()).or_fail("munmap")?;
+        self.mark_gone(first, n, true);
+        Ok(())
     }
 
     /// Maps fresh anonymous memory where `unmap` made room. Fails if somebody
@@ -241,7 +257,8 @@ impl Buffer {
         let part = Self::map(addr, n, flags, -1).or_fail("mmap of the same place")?;
         let _ = part.advise(0, n, libc::MADV_NOHUGEPAGE);
         // The pages belong to `self`, not to a buffer that unmaps them now.
-        std::mem::forget(part);
+        part.mark_gone(0, n, true);
+        self.mark_gone(first, n, false);
         Ok(())
     }
 
@@ -261,9 +278,29 @@ impl Buffer {
         if ret == libc::MAP_FAILED {
             return Err(io::Error::last_os_error()).or_fail("mremap");
         }
-        // Nothing is mapped at the old place any more.
-        std::mem::forget(self);
+        self.mark_gone(0, self.pages, true);
         Ok(place)
+    }
+
+    /// mremap of pages to page `at` of `place`, over what is there. They must not
+    /// be touched at their old place any more.
+    #[track_caller]
+    pub fn move_pages(&self, first: usize, n: usize, place: &Buffer, at: usize) -> Outcome {
+        if at + n > place.pages || first + n > self.pages {
+            return Err(Fail::failed("mremap: out of the buffer"));
+        }
+        let old = self.at(first) as *mut libc::c_void;
+        let new = place.at(at) as *mut libc::c_void;
+        let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+        // SAFETY: both ranges belong to buffers, by the check above and the
+        // invariant, and a buffer may have holes.
+        let ret = unsafe { libc::mremap(old, n * PAGE, n * PAGE, flags, new) };
+        if ret == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error()).or_fail("mremap");
+        }
+        self.mark_gone(first, n, true);
+        place.mark_gone(at, n, false);
+        Ok(())
     }
 
     /// write(2) of pages straight from this memory.
@@ -286,9 +323,19 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        // Holes that a test has made are no error to munmap.
-        // SAFETY: by the invariant the range belongs to this value alone.
-        unsafe { libc::munmap(self.base as *mut libc::c_void, self.pages * PAGE) };
+        let mut first = 0;
+        for run in self
+            .gone
+            .chunk_by(|a, b| a.load(Ordering::Relaxed) == b.load(Ordering::Relaxed))
+        {
+            if !run[0].load(Ordering::Relaxed) {
+                let addr = self.at(first) as *mut libc::c_void;
+                // SAFETY: these pages belong to this value alone, by the invariant
+                // and because they have not gone.
+                unsafe { libc::munmap(addr, run.len() * PAGE) };
+            }
+            first += run.len();
+        }
     }
 }
 
@@ -321,5 +368,12 @@ mod tests {
         let huge = Buffer::anon_huge_aligned(4).unwrap();
         assert_eq!(huge.at(0) % (HUGE_PAGES * PAGE) as u64, 0);
         huge.check_zero(0, 4).unwrap();
+        buf.move_pages(0, 2, &huge, 1).unwrap();
+        huge.check_zero(0, 1).unwrap();
+        huge.check_from(1, 2, 5, 0)
+            .expect_err("page 1 is no copy of the old one");
+        huge.check_from(1, 1, 5, 0).unwrap();
+        let gone: Vec<bool> = buf.gone.iter().map(|g| g.load(Ordering::Relaxed)).collect();
+        assert_eq!(gone, [true, true, false]);
     }
 }

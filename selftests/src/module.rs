@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use crate::check;
 use crate::check::{OrFail, Outcome};
-use crate::device::Device;
+use crate::device::{Device, PAGE};
 use crate::proc;
 use crate::sys;
 
@@ -28,6 +28,9 @@ const OTHERS: [([&str; 2], Range<usize>); 2] = [
     (["spm_addr_dev0", "spm_addr_dev1"], 2..4),
     (["generic_addr_dev0", "generic_addr_dev1"], 4..6),
 ];
+/// Bytes of memory that a COHERENT device has at its address, unless
+/// devmem_chunk_mb says otherwise.
+const CHUNK: u64 = 256 << 20;
 /// devtmpfs and module reference counts settle a little later than the calls.
 const SETTLE: Duration = Duration::from_secs(2);
 
@@ -60,6 +63,14 @@ impl Module {
         PRIVATE
             .chain(others.flat_map(|(_, nodes)| nodes.clone()))
             .collect()
+    }
+
+    /// Page frames of the COHERENT devices, whichever has which.
+    pub fn coherent_frames(&self) -> Vec<Range<u64>> {
+        let page = PAGE as u64;
+        let start = |name: &&str| parameter(&self.base, name);
+        let starts = OTHERS[0].0.iter().filter_map(start);
+        starts.map(|a| a / page..(a + CHUNK) / page).collect()
     }
 
     /// Loads the module with these parameters only, without waiting for anything.
@@ -149,6 +160,8 @@ mod tests {
         assert_eq!(nodes("spm_addr_dev0=0x100000000"), [0, 1]);
         let both = "spm_addr_dev0=0x100000000 spm_addr_dev1=4563402752";
         assert_eq!(nodes(both), [0, 1, 2, 3]);
+        let frames = Module::new(PathBuf::new(), both.into()).coherent_frames();
+        assert_eq!(frames, [0x10_0000..0x11_0000, 0x11_0000..0x12_0000]);
         assert_eq!(parameter("a=1 ab=2 a=3", "a"), Some(3));
         assert_eq!(parameter("a=x", "a"), None);
     }

@@ -6,7 +6,7 @@
 //! The unit test below reads `uapi/zdmirror.h` and compares every number, field
 //! and size, so that the two cannot drift apart. `test_hmm_uapi.h` belongs to
 //! the kernel tree, which need not be there when this crate is built; its part
-//! here is one structure and four numbers that are settled ABI.
+//! here is one structure and a few numbers that are settled ABI.
 
 use std::mem::size_of;
 
@@ -99,6 +99,11 @@ pub const HMM_READ: u64 = ioc(IOC_READ_WRITE, 0x00, size_of::<HmmCmd>());
 pub const HMM_WRITE: u64 = ioc(IOC_READ_WRITE, 0x01, size_of::<HmmCmd>());
 pub const HMM_MIGRATE_TO_DEV: u64 = ioc(IOC_READ_WRITE, 0x02, size_of::<HmmCmd>());
 pub const HMM_MIGRATE_TO_SYS: u64 = ioc(IOC_READ_WRITE, 0x03, size_of::<HmmCmd>());
+
+pub const HMM_FLAGS: u64 = ioc(IOC_READ_WRITE, 0x08, size_of::<HmmCmd>());
+
+/// For `HMM_FLAGS`, in place of a number of pages: the next allocation fails.
+pub const HMM_FLAG_FAIL_ALLOC: u64 = 1;
 
 pub const ZDM_AUDIT_NUMBER: u32 = 0x42;
 pub const ZDM_AUDIT: u64 = ioc(IOC_READ_WRITE, ZDM_AUDIT_NUMBER, size_of::<Audit>());

@@ -14,6 +14,9 @@ mod fork;
 mod inject;
 mod migrate;
 mod race;
+mod target;
+mod thp;
+mod thp_parts;
 mod unload;
 mod unmap;
 
@@ -88,7 +91,7 @@ const fn unloads(needs: Needs, test: Test) -> Test {
 /// All tests in the order of running: those with the same module parameters
 /// together, as a reload is slow, and `unload.clean` at the very end.
 pub fn all() -> Vec<&'static Test> {
-    let groups = [PLAIN, INJECTING, RELOADING];
+    let groups = [PLAIN, thp::TESTS, thp_parts::TESTS, INJECTING, RELOADING];
     groups.into_iter().flatten().collect()
 }
 
