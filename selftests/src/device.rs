@@ -155,6 +155,26 @@ impl Device {
         self.command(HMM_WRITE, buf.at(first), n, Data::From(data))
     }
 
+    /// Looks at the entries of pages without faulting; one of `PROT_*` for each.
+    pub fn snapshot(&self, buf: &Buffer, first: usize, n: usize) -> io::Result<Vec<u8>> {
+        // Garbage, so that an entry which is left out is seen.
+        let mut kinds = vec![0xa5; n];
+        let mut cmd = HmmCmd {
+            addr: buf.at(first),
+            ptr: kinds.as_mut_ptr() as u64,
+            npages: n as u64,
+            ..HmmCmd::default()
+        };
+        self.ioctl_struct(HMM_SNAPSHOT, &mut cmd)?;
+        match cmd.cpages == n as u64 {
+            true => Ok(kinds),
+            false => Err(io::Error::other(format!(
+                "SNAPSHOT says it took {} of {n} pages",
+                cmd.cpages
+            ))),
+        }
+    }
+
     /// A command that wants a good range only because all of them do: nothing is
     /// done there.
     fn bare_command(&self, request: u64, npages: u64) -> io::Result<()> {

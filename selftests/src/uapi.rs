@@ -100,10 +100,23 @@ pub const HMM_WRITE: u64 = ioc(IOC_READ_WRITE, 0x01, size_of::<HmmCmd>());
 pub const HMM_MIGRATE_TO_DEV: u64 = ioc(IOC_READ_WRITE, 0x02, size_of::<HmmCmd>());
 pub const HMM_MIGRATE_TO_SYS: u64 = ioc(IOC_READ_WRITE, 0x03, size_of::<HmmCmd>());
 
+pub const HMM_SNAPSHOT: u64 = ioc(IOC_READ_WRITE, 0x04, size_of::<HmmCmd>());
 pub const HMM_FLAGS: u64 = ioc(IOC_READ_WRITE, 0x08, size_of::<HmmCmd>());
 
 /// For `HMM_FLAGS`, in place of a number of pages: the next allocation fails.
 pub const HMM_FLAG_FAIL_ALLOC: u64 = 1;
+
+/// What `HMM_SNAPSHOT` says of a page: one of the kinds below, with READ or WRITE,
+/// and with PMD if it is mapped as a part of a huge page.
+pub const PROT_ERROR: u8 = 0xff;
+pub const PROT_NONE: u8 = 0x00;
+pub const PROT_READ: u8 = 0x01;
+pub const PROT_WRITE: u8 = 0x02;
+pub const PROT_PMD: u8 = 0x04;
+pub const PROT_ZERO: u8 = 0x10;
+pub const PROT_PRIVATE_LOCAL: u8 = 0x20;
+pub const PROT_COHERENT_LOCAL: u8 = 0x40;
+pub const PROT_COHERENT_REMOTE: u8 = 0x50;
 
 pub const ZDM_AUDIT_NUMBER: u32 = 0x42;
 pub const ZDM_AUDIT: u64 = ioc(IOC_READ_WRITE, ZDM_AUDIT_NUMBER, size_of::<Audit>());

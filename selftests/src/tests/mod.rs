@@ -14,6 +14,7 @@ mod fork;
 mod inject;
 mod migrate;
 mod race;
+mod snapshot;
 mod target;
 mod thp;
 mod thp_parts;
@@ -91,7 +92,14 @@ const fn unloads(needs: Needs, test: Test) -> Test {
 /// All tests in the order of running: those with the same module parameters
 /// together, as a reload is slow, and `unload.clean` at the very end.
 pub fn all() -> Vec<&'static Test> {
-    let groups = [PLAIN, thp::TESTS, thp_parts::TESTS, INJECTING, RELOADING];
+    let groups = [
+        PLAIN,
+        thp::TESTS,
+        thp_parts::TESTS,
+        snapshot::TESTS,
+        INJECTING,
+        RELOADING,
+    ];
     groups.into_iter().flatten().collect()
 }
 
