@@ -155,6 +155,18 @@ impl Device {
         self.command(HMM_WRITE, buf.at(first), n, Data::From(data))
     }
 
+    /// Gives the device exclusive access to pages; returns their data.
+    pub fn exclusive(&self, buf: &Buffer, first: usize, n: usize) -> io::Result<Moved> {
+        self.fetch(HMM_EXCLUSIVE, buf, first, n)
+    }
+
+    /// An error, EPERM, if the device has exclusive access to one of the pages.
+    pub fn check_exclusive(&self, buf: &Buffer, first: usize, n: usize) -> io::Result<()> {
+        let (addr, n) = (buf.at(first), n as u64);
+        self.command(HMM_CHECK_EXCLUSIVE, addr, n, Data::Nowhere)
+            .map(drop)
+    }
+
     /// Looks at the entries of pages without faulting; one of `PROT_*` for each.
     pub fn snapshot(&self, buf: &Buffer, first: usize, n: usize) -> io::Result<Vec<u8>> {
         // Garbage, so that an entry which is left out is seen.

@@ -9,6 +9,7 @@ mod access;
 mod account;
 mod bad;
 mod close;
+mod exclusive;
 mod fault;
 mod fork;
 mod inject;
@@ -97,6 +98,7 @@ pub fn all() -> Vec<&'static Test> {
         thp::TESTS,
         thp_parts::TESTS,
         snapshot::TESTS,
+        exclusive::TESTS,
         INJECTING,
         RELOADING,
     ];
