@@ -155,6 +155,19 @@ impl Device {
         self.command(HMM_WRITE, buf.at(first), n, Data::From(data))
     }
 
+    /// The device faults a range in without copying data; returns the pages that it
+    /// maps now.
+    pub fn fault(&self, addr: u64, npages: u64, flags: u32) -> io::Result<u64> {
+        let mut fault = Fault {
+            addr,
+            npages,
+            flags,
+            ..Fault::default()
+        };
+        self.ioctl_struct(ZDM_FAULT, &mut fault)?;
+        Ok(fault.mapped)
+    }
+
     /// Gives the device exclusive access to pages; returns their data.
     pub fn exclusive(&self, buf: &Buffer, first: usize, n: usize) -> io::Result<Moved> {
         self.fetch(HMM_EXCLUSIVE, buf, first, n)

@@ -79,11 +79,23 @@ pub struct Stats {
     pub exclusive: u64,
 }
 
+/// `struct zdm_fault`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Fault {
+    pub addr: u64,
+    pub npages: u64,
+    pub flags: u32,
+    pub reserved: u32,
+    pub mapped: u64,
+}
+
 const _: () = assert!(size_of::<HmmCmd>() == 40);
 const _: () = assert!(size_of::<Violation>() == 40);
 const _: () = assert!(size_of::<Audit>() == 56);
 const _: () = assert!(size_of::<Inject>() == 24);
 const _: () = assert!(size_of::<Stats>() == 120);
+const _: () = assert!(size_of::<Fault>() == 32);
 
 /// Direction bits of an ioctl number, as asm-generic/ioctl.h has them.
 pub const IOC_READ: u32 = 2;
@@ -120,6 +132,9 @@ pub const PROT_PRIVATE_LOCAL: u8 = 0x20;
 pub const PROT_COHERENT_LOCAL: u8 = 0x40;
 pub const PROT_COHERENT_REMOTE: u8 = 0x50;
 
+pub const ZDM_FAULT_NUMBER: u32 = 0x40;
+pub const ZDM_FAULT: u64 = ioc(IOC_READ_WRITE, ZDM_FAULT_NUMBER, size_of::<Fault>());
+pub const ZDM_FAULT_WRITE: u32 = 1;
 pub const ZDM_AUDIT_NUMBER: u32 = 0x42;
 pub const ZDM_AUDIT: u64 = ioc(IOC_READ_WRITE, ZDM_AUDIT_NUMBER, size_of::<Audit>());
 pub const ZDM_INJECT: u64 = ioc(IOC_READ_WRITE, 0x45, size_of::<Inject>());
@@ -260,6 +275,15 @@ mod tests {
             ("max_order", max_order),
             ("exclusive", exclusive),
         );
+        same_fields!(
+            "zdm_fault",
+            Fault,
+            ("addr", addr),
+            ("npages", npages),
+            ("flags", flags),
+            ("reserved", reserved),
+            ("mapped", mapped),
+        );
     }
 
     #[test]
@@ -270,6 +294,10 @@ mod tests {
         assert_eq!(ZDM_INJECT, 0xc018_4845);
         assert_eq!(value("ZDM_STATS"), "_IOR('H', 0x46, struct zdm_stats)");
         assert_eq!(ZDM_STATS, 0x8078_4846);
+        assert_eq!(value("ZDM_FAULT"), "_IOWR('H', 0x40, struct zdm_fault)");
+        assert_eq!(ZDM_FAULT, 0xc020_4840);
+        assert_eq!(value("ZDM_FAULT_WRITE"), "0x1");
+        assert_eq!(ZDM_FAULT_WRITE, 1 << 0);
         let max = ZDM_AUDIT_MAX_RECORDS.to_string();
         assert_eq!(value("ZDM_AUDIT_MAX_RECORDS"), max);
         assert_eq!(value("ZDM_AUDIT_CLEAR"), "0x1");

@@ -11,6 +11,7 @@ mod bad;
 mod close;
 mod exclusive;
 mod fault;
+mod fault_ioctl;
 mod fork;
 mod inject;
 mod migrate;
@@ -99,6 +100,7 @@ pub fn all() -> Vec<&'static Test> {
         thp_parts::TESTS,
         snapshot::TESTS,
         exclusive::TESTS,
+        fault_ioctl::TESTS,
         INJECTING,
         RELOADING,
     ];
