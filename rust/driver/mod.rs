@@ -5,17 +5,26 @@
 #![forbid(unsafe_code)]
 
 mod access;
+mod blocks;
 mod chunk;
+mod config;
 mod device;
+mod evict;
 mod file;
+mod freed;
 mod inject;
 mod ioctl;
+mod list;
 mod migrate;
+mod openers;
 mod pool;
+mod snapshot;
 mod stats;
+mod supply;
 
-pub(crate) use device::{
+pub(crate) use config::{
     Config,
-    Device, //
+    Location, //
 };
+pub(crate) use device::Device;
 pub(crate) use file::Opener;
