@@ -207,6 +207,11 @@ impl Device {
         self.command(request, addr, npages, Data::Nowhere).map(drop)
     }
 
+    /// The device gives up its memory.
+    pub fn release(&self) -> io::Result<()> {
+        self.bare_command(HMM_RELEASE, 1)
+    }
+
     /// Lets the next allocation for a migration through this file fail.
     #[track_caller]
     pub fn fail_alloc(&self) -> Outcome {

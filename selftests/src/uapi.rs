@@ -115,6 +115,7 @@ pub const HMM_MIGRATE_TO_SYS: u64 = ioc(IOC_READ_WRITE, 0x03, size_of::<HmmCmd>(
 pub const HMM_SNAPSHOT: u64 = ioc(IOC_READ_WRITE, 0x04, size_of::<HmmCmd>());
 pub const HMM_EXCLUSIVE: u64 = ioc(IOC_READ_WRITE, 0x05, size_of::<HmmCmd>());
 pub const HMM_CHECK_EXCLUSIVE: u64 = ioc(IOC_READ_WRITE, 0x06, size_of::<HmmCmd>());
+pub const HMM_RELEASE: u64 = ioc(IOC_READ_WRITE, 0x07, size_of::<HmmCmd>());
 pub const HMM_FLAGS: u64 = ioc(IOC_READ_WRITE, 0x08, size_of::<HmmCmd>());
 
 /// For `HMM_FLAGS`, in place of a number of pages: the next allocation fails.

@@ -16,6 +16,7 @@ mod fork;
 mod inject;
 mod migrate;
 mod race;
+mod release;
 mod snapshot;
 mod target;
 mod thp;
@@ -101,6 +102,7 @@ pub fn all() -> Vec<&'static Test> {
         snapshot::TESTS,
         exclusive::TESTS,
         fault_ioctl::TESTS,
+        release::TESTS,
         INJECTING,
         RELOADING,
     ];
