@@ -59,6 +59,11 @@ impl Device {
         Ok(Self { file })
     }
 
+    /// Maps pages of the driver, MAP_SHARED or MAP_PRIVATE.
+    pub fn map(&self, pages: usize, flags: i32) -> io::Result<Buffer> {
+        Buffer::of_file(&self.file, pages, flags)
+    }
+
     /// Any ioctl with any bytes as its argument, which are written back.
     ///
     /// `arg` is at least as long as the size within `request`. A pointer in

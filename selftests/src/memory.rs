@@ -116,8 +116,12 @@ impl Buffer {
     /// A shared mapping of a file.
     #[track_caller]
     pub fn shared(file: &File, pages: usize) -> Outcome<Self> {
-        let fd = file.as_raw_fd();
-        Self::map(0, pages, libc::MAP_SHARED, fd).or_fail("mmap of a file")
+        Self::of_file(file, pages, libc::MAP_SHARED).or_fail("mmap of a file")
+    }
+
+    /// A mapping of a file from its beginning, MAP_SHARED or MAP_PRIVATE.
+    pub fn of_file(file: &File, pages: usize, flags: i32) -> io::Result<Self> {
+        Self::map(0, pages, flags, file.as_raw_fd())
     }
 
     fn map(addr: usize, pages: usize, flags: i32, fd: i32) -> io::Result<Self> {

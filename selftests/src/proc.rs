@@ -86,6 +86,16 @@ pub fn rss_anon() -> Outcome<u64> {
     }
 }
 
+/// Free memory of the machine, in pages. Approximate: each CPU keeps some.
+#[track_caller]
+pub fn mem_free() -> Outcome<u64> {
+    let text = fs::read_to_string("/proc/meminfo").or_fail("/proc/meminfo")?;
+    match kib(&text, "MemFree") {
+        Some(n) => Ok(n * 1024 / PAGE as u64),
+        None => Err(Fail::failed("no MemFree in /proc/meminfo")),
+    }
+}
+
 /// Anonymous memory of the buffer's mapping by smaps, in pages. Device private
 /// pages count.
 #[track_caller]

@@ -15,6 +15,7 @@ mod fault_ioctl;
 mod fork;
 mod inject;
 mod migrate;
+mod mixedmap;
 mod race;
 mod release;
 mod snapshot;
@@ -103,6 +104,7 @@ pub fn all() -> Vec<&'static Test> {
         exclusive::TESTS,
         fault_ioctl::TESTS,
         release::TESTS,
+        mixedmap::TESTS,
         INJECTING,
         RELOADING,
     ];
