@@ -10,6 +10,7 @@ mod device;
 mod file;
 mod inject;
 mod ioctl;
+mod list;
 mod migrate;
 mod pool;
 mod stats;
