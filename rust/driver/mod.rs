@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod access;
+mod blocks;
 mod chunk;
 mod device;
 mod file;
