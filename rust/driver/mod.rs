@@ -13,6 +13,7 @@ mod inject;
 mod ioctl;
 mod list;
 mod migrate;
+mod openers;
 mod pool;
 mod stats;
 
