@@ -9,6 +9,7 @@ mod blocks;
 mod chunk;
 mod device;
 mod file;
+mod freed;
 mod inject;
 mod ioctl;
 mod list;
