@@ -16,6 +16,8 @@ mod list;
 mod migrate;
 mod openers;
 mod pool;
+#[cfg(CONFIG_KUNIT = "y")]
+mod pool_model;
 mod stats;
 
 pub(crate) use device::{

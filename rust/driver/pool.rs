@@ -1,491 +1,517 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Which device pages are free, and whose the others are.
+//! The allocator of device pages: which ones are free, and whose the others are.
 //!
-//! Every page has a slot, and every slot is on one doubly linked list: that of the free pages or
-//! that of the opener who has it. Links are indices, so that the lists need no allocation and no
-//! `unsafe`, taking and freeing a page are O(1) and may happen under a spinlock, and closing a
-//! file costs what it migrated.
+//! Page `n` of a chunk has the chunk's number times the size of a chunk plus `n` for its number.
+//! Folios are of order 0 or [`LARGE_ORDER`]. Taking and putting one is O(1) but for a large folio
+//! that comes back in parts, which costs its 512 pages once.
 
 #![forbid(unsafe_code)]
 
+use super::{
+    blocks::{
+        Block,
+        Blocks, //
+    },
+    openers::{
+        Entry,
+        Openers,
+        Slot, //
+    }, //
+};
 use core::num::NonZeroUsize;
 use kernel::prelude::*;
 
-/// No slot.
-const NIL: u32 = u32::MAX;
+pub(super) use super::{
+    blocks::LARGE_ORDER,
+    openers::{
+        ListRoom,
+        OpenerId, //
+    }, //
+};
 
 /// Chunks that a device may grow to.
 pub(super) const MAX_CHUNKS: usize = 16;
 
-/// The list of free pages.
-const FREE: u32 = 0;
-
-/// The list of pages that are nobody's, but were not in the state of a free page when they were to
-/// be handed out. They are not tried again. Openers have the numbers above.
-const QUARANTINE: u32 = 1;
-
-#[derive(Clone, Copy)]
-struct Slot {
-    prev: u32,
-    next: u32,
-    /// Number of the list that the slot is on.
-    list: u32,
+/// What a pool needs for a chunk that is not part of it, so that it is allocated and freed without
+/// the pool's lock.
+pub(super) struct NewSlots {
+    slots: KVVec<Slot>,
+    blocks: KVVec<Block>,
 }
-
-#[derive(Clone, Copy)]
-struct List {
-    head: u32,
-    tail: u32,
-    len: u32,
-    /// Whether an opener owns the list; the free list is always owned.
-    owned: bool,
-}
-
-const EMPTY: List = List {
-    head: NIL,
-    tail: NIL,
-    len: 0,
-    owned: false,
-};
-
-/// Number of an opener in a pool.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct OpenerId(u32);
-
-/// Slots of a chunk that is not part of a pool yet, so that they are allocated without its lock.
-pub(super) struct NewSlots(KVVec<Slot>);
 
 impl NewSlots {
-    /// Allocates slots for `pages` pages. May sleep.
+    /// For a chunk of `pages` pages. May sleep.
     pub(super) fn new(pages: usize) -> Result<Self> {
-        let slot = Slot {
-            prev: NIL,
-            next: NIL,
-            list: FREE,
-        };
-        Ok(Self(KVVec::from_elem(slot, pages, GFP_KERNEL)?))
+        Ok(Self {
+            slots: Openers::new_chunk(pages)?,
+            blocks: Blocks::new_chunk(pages)?,
+        })
     }
 }
 
-/// The pages of a device. To be kept under a spinlock; nothing here sleeps.
+/// The pages of a device. To be kept under a spinlock; nothing but [`Pool::new`] sleeps.
+///
+/// # Invariants
+///
+/// A page of a chunk is either free in `blocks` or part of an entry in `openers`.
 pub(super) struct Pool {
-    /// Not zero, so that dividing by it cannot panic.
-    chunk_pages: NonZeroUsize,
-    chunks: KVec<KVVec<Slot>>,
-    lists: KVVec<List>,
-    /// A page in use that the next [`Pool::take`] is to hand out again: fault injection.
+    blocks: Blocks,
+    openers: Openers,
+    /// A page in use that the next take of order 0 is to hand out again: fault injection.
     twice: Option<u32>,
 }
 
 impl Pool {
     /// A pool without pages, for chunks of `chunk_pages` pages. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` when a chunk is not a whole number of large folios, or larger than numbers go.
     pub(super) fn new(chunk_pages: NonZeroUsize) -> Result<Self> {
-        let mut lists = KVVec::with_capacity(64, GFP_KERNEL)?;
-        lists.push(
-            List {
-                owned: true,
-                ..EMPTY
-            },
-            GFP_KERNEL,
-        )?;
-        lists.push(
-            List {
-                owned: true,
-                ..EMPTY
-            },
-            GFP_KERNEL,
-        )?;
         Ok(Self {
-            chunk_pages,
-            chunks: KVec::with_capacity(MAX_CHUNKS, GFP_KERNEL)?,
-            lists,
+            blocks: Blocks::new(MAX_CHUNKS, chunk_pages)?,
+            openers: Openers::new(MAX_CHUNKS, chunk_pages)?,
             twice: None,
         })
     }
 
-    /// Adds the pages of a chunk, all free, and returns the number of its first page.
+    /// Adds the pages of a chunk, all free, and returns the number of its first page. The chunk
+    /// gets the lowest number that none has.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` when there is no number left or `new` is of the wrong size. It is dropped then,
+    /// which may sleep, so under a spinlock the caller makes sure that it does not happen.
     pub(super) fn add_chunk(&mut self, new: NewSlots) -> Result<u32> {
-        if new.0.len() != self.chunk_pages.get() || self.chunks.len() >= MAX_CHUNKS {
+        let number = self.openers.vacancy().ok_or(EINVAL)?;
+        if new.slots.len() != self.openers.chunk_pages() {
             return Err(EINVAL);
         }
-        let base = self.chunks.len() * self.chunk_pages.get();
-        self.chunks
-            .push_within_capacity(new.0)
-            .map_err(|_| ENOMEM)?;
-        // The free list is a stack: the lowest page is to come first.
-        for page in (base..base + self.chunk_pages.get()).rev() {
-            self.push_front(FREE, page as u32);
-        }
-        Ok(base as u32)
+        self.blocks.add_chunk(number, new.blocks);
+        Ok(self.openers.add_chunk(number, new.slots))
     }
 
-    /// Pages that are free.
-    pub(super) fn free(&self) -> usize {
-        self.lists[FREE as usize].len as usize
+    /// Takes chunk `number` out, whose number is vacant then. `None` when there is no such chunk,
+    /// or when not all of its pages are free; those in quarantine are not.
+    pub(super) fn remove_chunk(&mut self, number: usize) -> Option<NewSlots> {
+        let blocks = self.blocks.remove_chunk(number)?;
+        Some(NewSlots {
+            slots: self.openers.remove_chunk(number),
+            blocks,
+        })
     }
 
     /// Whether another chunk may be added.
     pub(super) fn can_grow(&self) -> bool {
-        self.chunks.len() < MAX_CHUNKS
+        self.openers.vacancy().is_some()
     }
 
-    /// A new opener. The list of lists may have to grow, without waiting for memory.
+    /// Pages that are free.
+    pub(super) fn free(&self) -> usize {
+        self.blocks.free()
+    }
+
+    /// Large folios that could be taken.
+    pub(super) fn free_large(&self) -> usize {
+        self.blocks.whole()
+    }
+
+    /// A new opener; `ENOSPC` when there is no room for one.
     pub(super) fn add_opener(&mut self) -> Result<OpenerId> {
-        let vacant = self.lists.iter().position(|l| !l.owned && l.len == 0);
-        let number = match vacant {
-            Some(number) => number,
-            None => {
-                if self.lists.len() == self.lists.capacity() {
-                    return Err(ENOSPC);
-                }
-                self.lists.push_within_capacity(EMPTY).map_err(|_| ENOMEM)?;
-                self.lists.len() - 1
-            }
-        };
-        self.lists[number].owned = true;
-        Ok(OpenerId(number as u32))
+        self.openers.add()
     }
 
     /// How many openers there are room for without [`Pool::swap_lists`].
     pub(super) fn spare_openers(&self) -> usize {
-        let vacant = self.lists.iter().filter(|l| !l.owned && l.len == 0).count();
-        vacant + self.lists.capacity() - self.lists.len()
+        self.openers.spare()
     }
 
     /// Size that room for more openers is to have.
     pub(super) fn wanted_lists(&self) -> usize {
-        self.lists.capacity() * 2
+        self.openers.wanted_lists()
     }
 
     /// Takes room for more openers, and gives the old room back to be freed without the lock.
-    pub(super) fn swap_lists(&mut self, mut new: ListRoom) -> ListRoom {
-        if new.0.capacity() > self.lists.capacity() {
-            for list in &self.lists {
-                // There is room: the capacity is larger than that of what is copied.
-                if new.0.push_within_capacity(*list).is_err() {
-                    return new;
-                }
-            }
-            core::mem::swap(&mut self.lists, &mut new.0);
-        }
-        new
+    pub(super) fn swap_lists(&mut self, new: ListRoom) -> ListRoom {
+        self.openers.swap_lists(new)
     }
 
     /// The opener is gone. Pages that it still has keep its number until they are freed.
     pub(super) fn remove_opener(&mut self, opener: OpenerId) {
-        self.lists[opener.0 as usize].owned = false;
+        self.openers.remove(opener);
     }
 
-    /// Takes a free page for `opener`.
-    pub(super) fn take(&mut self, opener: OpenerId) -> Option<u32> {
-        // One that was freed meanwhile is on the free list, and not to be given out past it.
-        if let Some(page) = self
-            .twice
-            .take()
-            .filter(|&p| self.is_free(p) == Some(false))
-        {
-            return Some(page);
-        }
-        let page = self.lists[FREE as usize].head;
-        if page == NIL {
-            return None;
-        }
-        self.unlink(page);
-        self.push_back(opener.0, page);
-        Some(page)
-    }
-
-    /// Page `page` is free again. `false` when it was free already.
-    pub(super) fn put(&mut self, page: u32) -> bool {
-        match self.slot(page) {
-            Some(slot) if slot.list > QUARANTINE => {
-                self.unlink(page);
-                self.push_front(FREE, page);
-                true
+    /// Takes a free folio of order `order` for `opener` and returns its first page.
+    pub(super) fn take(&mut self, opener: OpenerId, order: u32) -> Option<u32> {
+        match order {
+            0 => {
+                let mut page = [0];
+                (self.take_many(opener, &mut page) == 1).then_some(page[0])
             }
-            _ => false,
+            LARGE_ORDER => {
+                let head = self.blocks.take_whole()?;
+                self.openers.own(opener, head, LARGE_ORDER);
+                Some(head)
+            }
+            _ => None,
         }
     }
 
-    /// Sets `page`, which was taken but could not be used, aside.
-    pub(super) fn quarantine(&mut self, page: u32) {
-        if self.slot(page).is_some() {
-            self.unlink(page);
-            self.push_back(QUARANTINE, page);
+    /// Takes free pages of order 0 for `opener`, as many as `out` has room for, and returns how
+    /// many there were.
+    pub(super) fn take_many(&mut self, opener: OpenerId, out: &mut [u32]) -> usize {
+        let Some((first, rest)) = out.split_first_mut() else {
+            return 0;
+        };
+        // One that was freed meanwhile is not to be given out past the others.
+        if let Some(page) = self.twice.take().filter(|&p| self.order_of(p).is_some()) {
+            *first = page;
+            return 1 + self.take_many(opener, rest);
         }
-    }
-
-    /// Whether `page` is nobody's, `None` when there is no such page.
-    pub(super) fn is_free(&self, page: u32) -> Option<bool> {
-        self.slot(page).map(|slot| slot.list <= QUARANTINE)
-    }
-
-    /// A free page, for fault injection.
-    pub(super) fn peek_free(&self) -> Option<u32> {
-        let page = self.lists[FREE as usize].tail;
-        (page != NIL).then_some(page)
-    }
-
-    /// Makes the next [`Pool::take`] hand out `page`, in use or not.
-    pub(super) fn hand_out_twice(&mut self, page: u32) {
-        self.twice = Some(page);
-    }
-
-    /// Pages that `opener` has.
-    pub(super) fn owned(&self, opener: OpenerId) -> usize {
-        self.lists[opener.0 as usize].len as usize
-    }
-
-    /// Writes up to `out.len()` of the pages of `opener` to `out` and returns how many. Each call
-    /// gives the next ones, as the list is turned.
-    pub(super) fn next_owned(&mut self, opener: OpenerId, out: &mut [u32]) -> usize {
-        let n = out.len().min(self.owned(opener));
-        for entry in &mut out[..n] {
-            let page = self.lists[opener.0 as usize].head;
-            *entry = page;
-            self.unlink(page);
-            self.push_back(opener.0, page);
+        let n = self.blocks.take(out);
+        for &page in &out[..n] {
+            self.openers.own(opener, page, 0);
         }
         n
     }
 
-    fn slot(&self, page: u32) -> Option<&Slot> {
-        let page = page as usize;
-        self.chunks
-            .get(page / self.chunk_pages)?
-            .get(page % self.chunk_pages)
-    }
-
-    /// Changes a slot that is known to exist.
-    fn slot_mut(&mut self, page: u32) -> &mut Slot {
-        let page = page as usize;
-        &mut self.chunks[page / self.chunk_pages][page % self.chunk_pages]
-    }
-
-    fn unlink(&mut self, page: u32) {
-        let Slot { prev, next, list } = *self.slot_mut(page);
-        if prev == NIL {
-            self.lists[list as usize].head = next;
-        } else {
-            self.slot_mut(prev).next = next;
+    /// The folio of order `order` at `page` is free again. A large one may come back in parts.
+    ///
+    /// `false` when it was free already or is no such folio: nothing is changed then.
+    pub(super) fn put(&mut self, page: u32, order: u32) -> bool {
+        let done = self.end_use(page, order);
+        if done {
+            match order {
+                0 => self.blocks.put(page),
+                _ => self.blocks.put_whole(page),
+            }
         }
-        if next == NIL {
-            self.lists[list as usize].tail = prev;
-        } else {
-            self.slot_mut(next).prev = prev;
-        }
-        self.lists[list as usize].len -= 1;
+        done
     }
 
-    fn push_front(&mut self, list: u32, page: u32) {
-        let next = self.lists[list as usize].head;
-        *self.slot_mut(page) = Slot {
-            prev: NIL,
-            next,
-            list,
+    /// Sets the folio of order `order` at `page`, which was taken but could not be used, aside.
+    pub(super) fn quarantine(&mut self, page: u32, order: u32) {
+        if self.end_use(page, order) {
+            self.openers.own(OpenerId::QUARANTINE, page, order);
+        }
+    }
+
+    /// Takes the folio of order `order` at `page` from its opener, if it is one or part of one.
+    fn end_use(&mut self, page: u32, order: u32) -> bool {
+        let Some(entry) = self.used(page) else {
+            return false;
         };
-        if next == NIL {
-            self.lists[list as usize].tail = page;
-        } else {
-            self.slot_mut(next).prev = page;
+        if entry.order == LARGE_ORDER && order == 0 {
+            // Core mm has split it.
+            self.openers.split(entry);
+            return self.end_use(page, 0);
         }
-        let list = &mut self.lists[list as usize];
-        list.head = page;
-        list.len += 1;
+        let same = entry.head == page && entry.order == order;
+        if same {
+            self.openers.disown(entry);
+        }
+        same
     }
 
-    fn push_back(&mut self, list: u32, page: u32) {
-        let prev = self.lists[list as usize].tail;
-        *self.slot_mut(page) = Slot {
-            prev,
-            next: NIL,
-            list,
-        };
-        if prev == NIL {
-            self.lists[list as usize].head = page;
-        } else {
-            self.slot_mut(prev).next = page;
-        }
-        let list = &mut self.lists[list as usize];
-        list.tail = page;
-        list.len += 1;
+    /// Whether `page` is nobody's, `None` when there is no such page.
+    pub(super) fn is_free(&self, page: u32) -> Option<bool> {
+        self.blocks.is_free(page)?;
+        Some(self.used(page).is_none())
     }
-}
 
-/// Room for openers, allocated without the pool's lock.
-pub(super) struct ListRoom(KVVec<List>);
+    /// Order of the folio whose first page is `page`, `None` when that is not in use.
+    pub(super) fn order_of(&self, page: u32) -> Option<u32> {
+        let entry = self.used(page)?;
+        (entry.head == page).then_some(entry.order)
+    }
 
-impl ListRoom {
-    /// Room for `openers` openers. May sleep.
-    pub(super) fn new(openers: usize) -> Result<Self> {
-        Ok(Self(KVVec::with_capacity(openers, GFP_KERNEL)?))
+    /// The folio of `page`, unless that is nobody's.
+    fn used(&self, page: u32) -> Option<Entry> {
+        self.openers
+            .entry(page)
+            .filter(|entry| entry.opener != OpenerId::QUARANTINE)
+    }
+
+    /// A free page, for fault injection.
+    pub(super) fn peek_free(&self) -> Option<u32> {
+        self.blocks.peek()
+    }
+
+    /// Makes the next take of order 0 hand out `page`, if that is the first one of a folio in use
+    /// then.
+    pub(super) fn hand_out_twice(&mut self, page: u32) {
+        self.twice = Some(page);
+    }
+
+    /// Base pages that `opener` has.
+    pub(super) fn owned(&self, opener: OpenerId) -> usize {
+        self.openers.pages(opener)
+    }
+
+    /// Writes up to `out.len()` of the folios of `opener` to `out`, first page and order, and
+    /// returns how many. Each call gives the next ones, as the list is turned.
+    pub(super) fn next_owned(&mut self, opener: OpenerId, out: &mut [(u32, u32)]) -> usize {
+        self.openers.next(opener, out)
     }
 }
 
 #[kunit_tests(zdmirror_pool)]
 mod tests {
     use super::*;
+    use crate::driver::blocks::BLOCK_PAGES;
 
-    fn pool(pages: usize) -> Result<Pool> {
+    const BLOCK: u32 = BLOCK_PAGES as u32;
+
+    /// A pool for chunks of `blocks` blocks, with `chunks` of them.
+    fn pool(chunks: usize, blocks: usize) -> Result<Pool> {
+        let pages = blocks * BLOCK_PAGES;
         let mut pool = Pool::new(NonZeroUsize::new(pages).ok_or(EINVAL)?)?;
-        pool.add_chunk(NewSlots::new(pages)?)?;
+        for _ in 0..chunks {
+            pool.add_chunk(NewSlots::new(pages)?)?;
+        }
         Ok(pool)
     }
 
     #[test]
     fn empty_pool_has_nothing() -> Result {
-        let mut pool = Pool::new(NonZeroUsize::MIN)?;
+        let mut pool = pool(0, 1)?;
         let a = pool.add_opener()?;
-        assert_eq!(pool.take(a), None);
+        assert_eq!(pool.take(a, 0), None);
+        assert_eq!(pool.take(a, LARGE_ORDER), None);
         assert_eq!(pool.is_free(0), None);
-        assert!(!pool.put(0));
+        assert_eq!(pool.order_of(0), None);
+        assert_eq!(pool.peek_free(), None);
+        assert!(!pool.put(0, 0));
+        assert!(!pool.put(0, LARGE_ORDER));
+        assert!(Pool::new(NonZeroUsize::MIN).is_err());
         Ok(())
     }
 
     #[test]
     fn each_page_once_then_none() -> Result {
-        let mut pool = pool(4)?;
+        let mut pool = pool(1, 1)?;
         let a = pool.add_opener()?;
-        for page in 0..4 {
-            assert_eq!(pool.take(a), Some(page));
+        for page in 0..BLOCK {
+            assert_eq!(pool.take(a, 0), Some(page));
             assert_eq!(pool.is_free(page), Some(false));
         }
-        assert_eq!(pool.take(a), None);
+        assert_eq!(pool.take(a, 0), None);
         assert_eq!(pool.free(), 0);
-        assert_eq!(pool.owned(a), 4);
+        assert_eq!(pool.owned(a), BLOCK_PAGES);
         Ok(())
     }
 
     #[test]
     fn put_twice_is_refused() -> Result {
-        let mut pool = pool(4)?;
+        let mut pool = pool(1, 2)?;
         let a = pool.add_opener()?;
-        let page = pool.take(a).ok_or(ENOMEM)?;
-        assert!(pool.put(page));
-        assert!(!pool.put(page));
-        assert_eq!(pool.free(), 4);
-        assert_eq!(pool.owned(a), 0);
+        for order in [0, LARGE_ORDER] {
+            let page = pool.take(a, order).ok_or(ENOMEM)?;
+            assert!(pool.put(page, order));
+            assert!(!pool.put(page, order));
+            assert_eq!(pool.free(), 2 * BLOCK_PAGES);
+            assert_eq!(pool.owned(a), 0);
+        }
         Ok(())
     }
 
     #[test]
-    fn middle_of_a_list_can_go() -> Result {
-        let mut pool = pool(8)?;
+    fn put_of_the_wrong_order_is_refused() -> Result {
+        let mut pool = pool(1, 2)?;
         let a = pool.add_opener()?;
-        for _ in 0..5 {
-            pool.take(a);
+        let large = pool.take(a, LARGE_ORDER).ok_or(ENOMEM)?;
+        let small = pool.take(a, 0).ok_or(ENOMEM)?;
+        assert_eq!(pool.take(a, 1), None);
+        let bad = [
+            (small, LARGE_ORDER),
+            (small + 1, LARGE_ORDER),
+            (large + 1, LARGE_ORDER),
+            (large, 1),
+            (large, LARGE_ORDER + 1),
+            (2 * BLOCK, LARGE_ORDER),
+        ];
+        for (page, order) in bad {
+            assert!(!pool.put(page, order));
         }
-        assert!(pool.put(2));
-        assert!(pool.put(0));
-        assert!(pool.put(4));
-        let mut out = [NIL; 8];
-        assert_eq!(pool.next_owned(a, &mut out), 2);
-        assert_eq!(out[..2], [1, 3]);
-        // The last page freed is the first one taken.
-        assert_eq!(pool.take(a), Some(4));
+        assert_eq!(pool.order_of(large), Some(LARGE_ORDER));
+        assert_eq!(pool.order_of(large + 1), None);
+        assert_eq!(pool.order_of(small), Some(0));
+        assert_eq!(pool.owned(a), BLOCK_PAGES + 1);
+        // A block that came back in parts is not whole for the first page of it either.
+        assert!(pool.put(large + 1, 0));
+        assert!(!pool.put(large, LARGE_ORDER));
         Ok(())
     }
 
     #[test]
     fn openers_do_not_mix() -> Result {
-        let mut pool = pool(8)?;
+        let mut pool = pool(1, 1)?;
         let a = pool.add_opener()?;
         let b = pool.add_opener()?;
         for _ in 0..3 {
-            pool.take(a);
-            pool.take(b);
+            pool.take(a, 0);
+            pool.take(b, 0);
         }
-        let mut out = [NIL; 8];
-        assert_eq!(pool.next_owned(b, &mut out), 3);
-        assert_eq!(out[..3], [1, 3, 5]);
+        assert!(pool.put(3, 0));
+        let mut out = [(0, 9); 8];
+        assert_eq!(pool.next_owned(b, &mut out), 2);
+        assert_eq!(out[..2], [(1, 0), (5, 0)]);
         assert_eq!(pool.owned(a), 3);
         Ok(())
     }
 
     #[test]
-    fn next_owned_turns_the_list() -> Result {
-        let mut pool = pool(8)?;
+    fn large_and_small_do_not_overlap() -> Result {
+        let mut pool = pool(1, 3)?;
         let a = pool.add_opener()?;
-        for _ in 0..5 {
-            pool.take(a);
-        }
-        let mut out = [NIL; 2];
-        pool.next_owned(a, &mut out);
-        assert_eq!(out, [0, 1]);
-        pool.next_owned(a, &mut out);
-        assert_eq!(out, [2, 3]);
-        pool.next_owned(a, &mut out);
-        assert_eq!(out, [4, 0]);
+        assert_eq!(pool.take(a, 0), Some(0));
+        assert_eq!(pool.free_large(), 2);
+        assert_eq!(pool.take(a, LARGE_ORDER), Some(BLOCK));
+        let mut out = [0; 3];
+        assert_eq!(pool.take_many(a, &mut out), 3);
+        assert_eq!(out, [1, 2, 3]);
+        assert_eq!(pool.take(a, LARGE_ORDER), Some(2 * BLOCK));
+        assert_eq!(pool.take(a, LARGE_ORDER), None);
+        assert_eq!(pool.free(), BLOCK_PAGES - 4);
         Ok(())
     }
 
     #[test]
-    fn number_is_kept_while_pages_are_left() -> Result {
-        let mut pool = pool(4)?;
+    fn merged_block_is_large_again() -> Result {
+        let mut pool = pool(1, 1)?;
         let a = pool.add_opener()?;
-        let page = pool.take(a).ok_or(ENOMEM)?;
+        for _ in 0..3 {
+            let page = pool.take(a, 0).ok_or(ENOMEM)?;
+            assert_eq!(pool.take(a, LARGE_ORDER), None);
+            assert!(pool.put(page, 0));
+            assert_eq!(pool.take(a, LARGE_ORDER), Some(0));
+            assert_eq!(pool.take(a, 0), None);
+            assert!(pool.put(0, LARGE_ORDER));
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn large_folio_comes_back_in_parts() -> Result {
+        let mut pool = pool(1, 1)?;
+        let a = pool.add_opener()?;
+        pool.take(a, LARGE_ORDER);
+        // The opener may be gone by then.
         pool.remove_opener(a);
-        assert_ne!(pool.add_opener()?, a);
-        assert!(pool.put(page));
-        assert_eq!(pool.add_opener()?, a);
+        assert!(pool.put(7, 0));
+        assert_eq!(pool.owned(a), BLOCK_PAGES - 1);
+        assert_eq!(pool.order_of(0), Some(0));
+        assert_eq!(pool.order_of(8), Some(0));
+        assert_eq!(pool.is_free(7), Some(true));
+        assert!(!pool.put(7, 0));
+        let b = pool.add_opener()?;
+        assert_ne!(a, b);
+        assert_eq!(pool.take(b, 0), Some(7));
+        for page in (0..BLOCK).filter(|&page| page != 7) {
+            assert!(pool.put(page, 0));
+        }
+        assert_eq!((pool.owned(a), pool.owned(b)), (0, 1));
+        assert!(pool.put(7, 0));
+        assert_eq!(pool.free_large(), 1);
         Ok(())
     }
 
     #[test]
     fn grows_chunk_by_chunk() -> Result {
-        let mut pool = pool(2)?;
+        let mut pool = pool(1, 1)?;
         let a = pool.add_opener()?;
-        pool.take(a);
-        pool.take(a);
-        assert_eq!(pool.take(a), None);
-        assert_eq!(pool.add_chunk(NewSlots::new(2)?)?, 2);
-        assert_eq!(pool.take(a), Some(2));
-        assert!(pool.add_chunk(NewSlots::new(3)?).is_err());
-        for _ in 2..MAX_CHUNKS {
-            pool.add_chunk(NewSlots::new(2)?)?;
+        pool.take(a, LARGE_ORDER);
+        assert_eq!(pool.take(a, 0), None);
+        assert!(pool.add_chunk(NewSlots::new(2 * BLOCK_PAGES)?).is_err());
+        for number in 1..MAX_CHUNKS as u32 {
+            assert!(pool.can_grow());
+            assert_eq!(pool.add_chunk(NewSlots::new(BLOCK_PAGES)?)?, number * BLOCK);
         }
+        assert_eq!(pool.take(a, 0), Some(BLOCK));
         assert!(!pool.can_grow());
-        assert!(pool.add_chunk(NewSlots::new(2)?).is_err());
+        assert!(pool.add_chunk(NewSlots::new(BLOCK_PAGES)?).is_err());
         Ok(())
     }
 
     #[test]
-    fn room_for_openers_grows() -> Result {
-        let mut pool = pool(2)?;
-        while pool.spare_openers() > 0 {
-            pool.add_opener()?;
-        }
-        assert!(pool.add_opener().is_err());
-        let room = ListRoom::new(pool.wanted_lists())?;
-        drop(pool.swap_lists(room));
+    fn chunk_goes_and_its_number_is_filled() -> Result {
+        let mut pool = pool(3, 1)?;
         let a = pool.add_opener()?;
-        assert_eq!(pool.take(a), Some(0));
+        assert_eq!(pool.take(a, LARGE_ORDER), Some(0));
+        assert_eq!(pool.take(a, 0), Some(BLOCK));
+        assert!(pool.remove_chunk(0).is_none());
+        assert!(pool.remove_chunk(1).is_none());
+        assert!(pool.put(BLOCK, 0));
+        let old = pool.remove_chunk(1).ok_or(EINVAL)?;
+        assert!(pool.remove_chunk(1).is_none());
+        assert!(pool.remove_chunk(MAX_CHUNKS).is_none());
+        assert_eq!(pool.is_free(BLOCK), None);
+        assert!(!pool.put(BLOCK, 0));
+        assert_eq!(pool.free(), BLOCK_PAGES);
+        assert_eq!(pool.take(a, LARGE_ORDER), Some(2 * BLOCK));
+        assert_eq!(pool.take(a, 0), None);
+        assert_eq!(pool.add_chunk(old)?, BLOCK);
+        assert_eq!(pool.take(a, LARGE_ORDER), Some(BLOCK));
         Ok(())
     }
 
     #[test]
     fn quarantined_page_is_not_tried_again() -> Result {
-        let mut pool = pool(2)?;
+        let mut pool = pool(1, 1)?;
         let a = pool.add_opener()?;
-        let page = pool.take(a).ok_or(ENOMEM)?;
-        pool.quarantine(page);
+        let page = pool.take(a, 0).ok_or(ENOMEM)?;
+        pool.quarantine(page, 0);
         assert_eq!(pool.owned(a), 0);
         assert_eq!(pool.is_free(page), Some(true));
-        assert_eq!(pool.take(a), Some(1));
-        assert_eq!(pool.take(a), None);
-        assert!(!pool.put(page));
+        assert_eq!(pool.order_of(page), None);
+        assert_eq!(pool.take(a, 0), Some(1));
+        assert!(!pool.put(page, 0));
+        assert!(pool.put(1, 0));
+        assert_eq!(pool.free(), BLOCK_PAGES - 1);
+        assert_eq!(pool.take(a, LARGE_ORDER), None);
+        assert!(pool.remove_chunk(0).is_none());
+        Ok(())
+    }
+
+    #[test]
+    fn quarantined_large_folio_is_not_tried_again() -> Result {
+        let mut pool = pool(1, 2)?;
+        let a = pool.add_opener()?;
+        let head = pool.take(a, LARGE_ORDER).ok_or(ENOMEM)?;
+        // Free pages and parts of something else are left alone.
+        pool.quarantine(head + BLOCK, 0);
+        pool.quarantine(head + 1, LARGE_ORDER);
+        assert_eq!(pool.owned(a), BLOCK_PAGES);
+        pool.quarantine(head, LARGE_ORDER);
+        assert_eq!(pool.owned(a), 0);
+        for page in [head, head + 1, head + BLOCK - 1] {
+            assert_eq!(pool.is_free(page), Some(true));
+            assert!(!pool.put(page, 0));
+            assert!(!pool.put(page, LARGE_ORDER));
+        }
+        assert_eq!(pool.free(), BLOCK_PAGES);
+        assert_eq!(pool.take(a, LARGE_ORDER), Some(BLOCK));
+        assert_eq!(pool.take(a, 0), None);
         Ok(())
     }
 
     #[test]
     fn injected_page_comes_next_and_once() -> Result {
-        let mut pool = pool(4)?;
+        let mut pool = pool(1, 2)?;
         let a = pool.add_opener()?;
-        assert_eq!(pool.take(a), Some(0));
+        assert_eq!(pool.take(a, 0), Some(0));
         pool.hand_out_twice(0);
-        assert_eq!(pool.take(a), Some(0));
-        assert_eq!(pool.take(a), Some(1));
+        assert_eq!(pool.take(a, LARGE_ORDER), Some(BLOCK));
+        let mut out = [9; 2];
+        assert_eq!(pool.take_many(a, &mut out), 2);
+        assert_eq!(out, [0, 1]);
+        // Neither a free page nor the inside of a large folio.
+        for (page, next) in [(5, 2), (BLOCK + 1, 3)] {
+            pool.hand_out_twice(page);
+            assert_eq!(pool.take(a, 0), Some(next));
+        }
+        assert_eq!(pool.owned(a), BLOCK_PAGES + 4);
         Ok(())
     }
 }
