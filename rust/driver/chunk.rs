@@ -121,7 +121,7 @@ impl PagemapOps for Chunk {
         if folio.was_in_use() {
             core.stats.freed.add(1);
             // A page beyond `u32` cannot be in a pool: chunks are added with a check.
-            core.pool.lock().put(self.base + folio.index() as u32);
+            core.pool.lock().put(self.base + folio.index() as u32, 0);
         }
     }
 

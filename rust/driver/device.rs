@@ -244,7 +244,7 @@ impl Device {
     ) -> Option<LockedDeviceFolio> {
         // Bounded, so that an allocator that is broken ends in reports.
         for _ in 0..HAND_OUT_TRIES {
-            let page = self.core.pool.lock().take(opener)?;
+            let page = self.core.pool.lock().take(opener, 0)?;
             let (chunk, index) = self.locate(page)?;
             let view = chunk.page(index)?;
             let broken = self.core.auditor.is_on()
@@ -284,9 +284,9 @@ impl Device {
                 if !reported {
                     self.core.auditor.judge(check_handed_out(view));
                 }
-                self.core.pool.lock().quarantine(page);
+                self.core.pool.lock().quarantine(page, 0);
             }
-            HandOutError::NoSuchPage(_) => self.core.pool.lock().quarantine(page),
+            HandOutError::NoSuchPage(_) => self.core.pool.lock().quarantine(page, 0),
         }
         err.into_backing()
     }

@@ -174,7 +174,7 @@ impl Device {
     fn evict_once(&self, opener: OpenerId, count: usize) -> Result {
         let batch = count.min(MAX_PAGES);
         let mut buffer = PfnBuffer::new(batch)?;
-        let mut pages: KVVec<u32> = KVVec::from_elem(0, batch, GFP_KERNEL)?;
+        let mut pages = KVVec::from_elem((0, 0), batch, GFP_KERNEL)?;
         let mut pfns: KVVec<usize> = KVVec::with_capacity(batch, GFP_KERNEL)?;
         let mut left = count;
         while left > 0 {
@@ -186,12 +186,12 @@ impl Device {
             left -= n;
             // A migration takes pages of one chunk; an opener rarely has more than one.
             let mut rest = &pages[..n];
-            while let Some((&first, _)) = rest.split_first() {
+            while let Some(&(first, _)) = rest.first() {
                 let Some((chunk, _)) = self.locate(first) else {
                     break;
                 };
                 pfns.clear();
-                for &page in rest {
+                for &(page, _) in rest {
                     match self.locate(page) {
                         Some((c, index)) if core::ptr::eq(c, chunk) => {
                             pfns.push(chunk.first_pfn() + index, GFP_KERNEL)?;
@@ -226,12 +226,12 @@ impl Device {
 
     /// Puts pages on record that `opener` leaves behind.
     fn report_stuck(&self, opener: OpenerId) {
-        let mut pages = [0; STUCK_RECORDS];
+        let mut pages = [(0, 0); STUCK_RECORDS];
         let (n, left) = {
             let mut pool = self.core.pool.lock();
             (pool.next_owned(opener, &mut pages), pool.owned(opener))
         };
-        for &page in &pages[..n] {
+        for &(page, _) in &pages[..n] {
             let view = self
                 .locate(page)
                 .and_then(|(chunk, index)| chunk.page(index));
