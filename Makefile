@@ -34,7 +34,8 @@ need-tree := $(ZDVM)
 endif
 kbuild = $(ENV) make -C "$(build-tree)" M="$(CURDIR)" $(if $(MO),MO="$(abspath $(MO))")
 
-.PHONY: all modules modules_install clean distclean run test test-host shell help doctor \
+.PHONY: all modules modules_install clean distclean run test test-host test-repeat test-upstream \
+	shell help doctor \
 	rust-analyzer rustfmt rustfmtcheck clippy rustdoc checkpatch unsafe-check
 
 all: modules
@@ -48,17 +49,25 @@ modules_install: $(need-tree)
 rust-analyzer: $(need-tree)
 	@$(kbuild) rust-analyzer
 
-# The whole story: tools, kernel source, patches, build, boot, tests, verdict.
+# The whole story: tools, kernel source, patches, build, boot, tests that take a minute, verdict.
 run: $(ZDVM)
 	@$(ENV) $(ZDVM) run $(or $(kdir-args),--kernel patched)
 
 # All tests: of the tools on this machine, and of the module on every kernel.
 test: test-host $(ZDVM)
-	@$(ENV) $(ZDVM) run $(or $(kdir-args),--kernel patched --kernel stock)
+	@$(ENV) $(ZDVM) run --full $(or $(kdir-args),--kernel patched --kernel stock)
 
 test-host:
 	@echo "  TEST    zdvm, zdm-selftests (on this machine)"
 	@$(ENV) cargo test -q --workspace
+
+# N times in a row, going on after a failure; the last lines say how many were clean.
+test-repeat: $(ZDVM)
+	@$(ENV) $(ZDVM) run --full --keep-going --repeat $(or $(N),10) $(or $(kdir-args),--kernel patched)
+
+# The kernel tree's own C driver and ours, test by test. WRITE=1 keeps the table.
+test-upstream: $(ZDVM)
+	@$(ENV) $(ZDVM) compare $(if $(WRITE),--write) $(or $(kdir-args),--kernel stock)
 
 shell: $(ZDVM)
 	@$(ENV) $(ZDVM) shell
@@ -115,9 +124,13 @@ distclean: clean
 
 help:
 	@echo 'The two that do everything:'
-	@echo '  run            - get tools and kernel, patch, build, boot, test, print the verdict'
+	@echo '  run            - get tools and kernel, patch, build, boot, test, print the verdict;'
+	@echo '                   without the slow tests'
 	@echo '  test           - all tests, on the patched and on the stock kernel'
-	@echo 'With KDIR=DIR (and O=DIR) both use your kernel tree.'
+	@echo '  test-repeat    - all tests N=10 times, on the patched kernel'
+	@echo '  test-upstream  - hmm-tests with the C driver and with ours, side by side;'
+	@echo '                   WRITE=1 writes Documentation/upstream.rst'
+	@echo 'With KDIR=DIR (and O=DIR) they use your kernel tree.'
 	@echo
 	@echo 'Module:'
 	@echo '  modules        - build zdmirror.ko (the default)'
@@ -128,4 +141,4 @@ help:
 	@echo '  rustfmt, rustfmtcheck, clippy, checkpatch, unsafe-check, test-host'
 	@echo 'Looking around:'
 	@echo '  shell          - boot to a shell with the module loaded'
-	@echo '  $(ENV) $(ZDVM) run --help: suites, filters, repetition, other kernels'
+	@echo '  $(ENV) $(ZDVM) run --help: suites, filters, repetition, other kernels and machines'

@@ -11,9 +11,11 @@
 //! 2. `Device::growth`, and under it core mm's memory hotplug lock
 //! 3. `mmap_lock` of the mirrored process
 //! 4. folio locks
-//! 5. `HmmMirror`'s table, taken by interval notifiers too: nothing that waits for reclaim below it
-//! 6. `Core::pool` and `Auditor::records`, spinlocks that are never held together; `folio_free`
-//!    takes them under whatever its caller holds
+//! 5. `HmmMirror`'s table and the lock of a snapshot, never held together, taken by interval
+//!    notifiers too: nothing that waits for reclaim or faults below them
+//! 6. `Device::memory`, a spinlock
+//! 7. `Auditor::records`, a spinlock that `folio_free` takes under whatever its caller holds, in
+//!    interrupts too; of all locks of ours the only one that it takes
 
 mod audit;
 mod bindings;
@@ -27,6 +29,7 @@ use crate::{
     driver::{
         Config,
         Device,
+        Location,
         Opener, //
     },
     miscdevice::Node, //
@@ -45,6 +48,14 @@ module! {
             default: 256,
             description: "Size of a chunk of device memory in MiB, a multiple of 2",
         },
+        spm_addr_dev0: u64 {
+            default: 0,
+            description: "Physical address of hmm_dmirror2's COHERENT memory, devmem_chunk_mb of it",
+        },
+        spm_addr_dev1: u64 {
+            default: 0,
+            description: "The same of hmm_dmirror3; both addresses must be given, or none",
+        },
         inject: bool {
             default: false,
             description: "Allow ZDM_INJECT to break invariants on purpose",
@@ -52,8 +63,17 @@ module! {
     },
 }
 
-/// Names of the PRIVATE devices, as upstream's.
-const PRIVATE_NODES: [&CStr; 2] = [c"hmm_dmirror0", c"hmm_dmirror1"];
+/// The PRIVATE devices: name, and the parameter that places their memory.
+const PRIVATE: [(&CStr, &str); 2] = [
+    (c"hmm_dmirror0", "devmem_chunk_mb"),
+    (c"hmm_dmirror1", "devmem_chunk_mb"),
+];
+
+/// The same of the COHERENT ones, present when there is memory for them.
+const COHERENT: [(&CStr, &str); 2] = [
+    (c"hmm_dmirror2", "spm_addr_dev0"),
+    (c"hmm_dmirror3", "spm_addr_dev1"),
+];
 
 struct Zdmirror {
     _nodes: KVec<Pin<KBox<Node<Opener>>>>,
@@ -66,9 +86,20 @@ impl kernel::Module for Zdmirror {
             *module_parameters::devmem_chunk_mb.value_ref(),
             *module_parameters::inject.value_ref(),
         )?;
-        let mut nodes = KVec::with_capacity(PRIVATE_NODES.len(), GFP_KERNEL)?;
-        for name in PRIVATE_NODES {
-            let device = Device::new(name, config)?;
+        let coherent = Location::coherent([
+            *module_parameters::spm_addr_dev0.value_ref(),
+            *module_parameters::spm_addr_dev1.value_ref(),
+        ])?;
+        let private = PRIVATE.iter().map(|device| (device, Location::Anywhere));
+        let coherent = coherent
+            .iter()
+            .flat_map(|locations| COHERENT.iter().zip(locations.iter().copied()));
+        let mut nodes = KVec::with_capacity(PRIVATE.len() + COHERENT.len(), GFP_KERNEL)?;
+        for (&(name, parameter), location) in Iterator::chain(private, coherent) {
+            let device = Device::new(name, config, location).map_err(|err| {
+                pr_err!("parameter {}: {} {}\n", parameter, location, err.reason());
+                Error::from(err)
+            })?;
             let node = KBox::try_pin_init(Node::register(name, device), GFP_KERNEL)?;
             nodes.push(node, GFP_KERNEL)?;
         }

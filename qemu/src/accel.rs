@@ -33,7 +33,9 @@ impl Accel {
     pub fn arguments(self) -> &'static [&'static str] {
         match self {
             Self::Kvm => &["-accel", "kvm", "-cpu", "host"],
-            Self::Tcg => &["-accel", "tcg,thread=multi", "-cpu", "max"],
+            // Without fast string instructions the kernel copies and clears pages in plain loops,
+            // which TCG translates; a "rep movs" it executes one element at a time.
+            Self::Tcg => &["-accel", "tcg,thread=multi", "-cpu", "max,-erms,-fsrm"],
         }
     }
 

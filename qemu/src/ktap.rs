@@ -223,6 +223,23 @@ pub fn parse<'a>(lines: impl IntoIterator<Item = &'a str>) -> Report {
     parser.report
 }
 
+/// What is wrong with the totals that a kselftest program prints last, if anything: of a program
+/// whose exit status is lost they are the only word on its end.
+pub fn wrong_totals(lines: &[String], cases: &[Case]) -> Option<String> {
+    let Some(text) = lines.iter().find_map(|l| l.strip_prefix("# Totals: ")) else {
+        return Some("no line with totals: the program did not come to its end".to_owned());
+    };
+    let said = |word: &str| {
+        let value = text.split(' ').find_map(|w| w.strip_prefix(word)?.strip_prefix(':'));
+        value.and_then(|v| v.parse::<usize>().ok())
+    };
+    let came = |outcome| Some(cases.iter().filter(|c| c.outcome == outcome).count());
+    let agree = said("pass") == came(Outcome::Pass)
+        && said("skip") == came(Outcome::Skip)
+        && said("fail") == came(Outcome::Fail);
+    (!agree).then(|| format!("its totals say {text:?}, its results do not"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -304,5 +321,25 @@ mod tests {
     fn prose_is_no_result() {
         let report = parse("KTAP version 1\n1..1\nok\nokay then\nok 1 a\n".lines());
         assert_eq!(names(&report), [("a", Outcome::Pass)]);
+    }
+
+    #[test]
+    fn totals() {
+        let lines = |totals: &str| {
+            let text =
+                format!("TAP version 13\n1..3\nok 1 a\nok 2 b # SKIP x\nnot ok 3 c\n{totals}");
+            text.lines().map(str::to_owned).collect::<Vec<_>>()
+        };
+        let cases = parse(lines("").iter().map(String::as_str)).cases;
+        let says = |totals: &str| wrong_totals(&lines(totals), &cases);
+        assert_eq!(says("# Totals: pass:1 fail:1 xfail:0 xpass:0 skip:1 error:0"), None);
+        for (line, why) in [
+            ("", "no line with totals"),
+            ("# Totals: pass:2 fail:0 xfail:0 xpass:0 skip:1 error:0", "its results do not"),
+            ("# Totals: pass:1 fail:1 xfail:0 xpass:0 skip:0 error:0", "its results do not"),
+            ("# Totals: ", "its results do not"),
+        ] {
+            assert!(says(line).is_some_and(|w| w.contains(why)), "{line}");
+        }
     }
 }

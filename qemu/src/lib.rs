@@ -5,6 +5,8 @@
 //! first; `run` ties the rest together.
 
 pub mod accel;
+pub mod compare;
+pub mod expected;
 pub mod job;
 pub mod kconfig;
 pub mod kdir;
@@ -13,10 +15,12 @@ pub mod ktap;
 pub mod make;
 pub mod matrix;
 pub mod payload;
+pub mod planned;
 pub mod progress;
 pub mod repo;
 pub mod report;
 pub mod run;
+pub mod script;
 pub mod splat;
 pub mod taint;
 pub mod verdict;

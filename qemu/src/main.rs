@@ -8,10 +8,11 @@ use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use regex::Regex;
 use zdvm::accel::Choice;
+use zdvm::expected::{On, Selection};
 use zdvm::kernel::Tree;
-use zdvm::matrix::{Matrix, Selection};
-use zdvm::run::{self, Setup};
-use zdvm::{job, kdir, kernel, repo, report};
+use zdvm::matrix::Matrix;
+use zdvm::run::{self, Request, Setup};
+use zdvm::{compare, job, kdir, kernel, repo, report};
 
 /// Builds kernels, boots them in QEMU with the zdmirror module, and judges the result.
 #[derive(Debug, Parser)]
@@ -28,6 +29,8 @@ struct Cli {
 enum Cmd {
     /// Build, boot, run the suites, judge.
     Run(RunArgs),
+    /// The kernel's own C driver and ours, test by test; the verdict is on ours.
+    Compare(CompareArgs),
     /// Build kernels only.
     Build {
         /// A kernel of the matrix.
@@ -65,6 +68,32 @@ struct Which {
     /// auto, kvm or tcg.
     #[arg(long, default_value = "auto")]
     accel: String,
+    /// A machine of the matrix.
+    #[arg(long, default_value = "default")]
+    machine: String,
+    /// Other than the machine's number of processors.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    vcpus: Option<u32>,
+}
+
+impl Which {
+    fn request<'a>(&'a self, kernel: &str, suites: &'a [String]) -> Request<'a> {
+        Request {
+            on: On { kernel: kernel.to_owned(), machine: self.machine.clone() },
+            vcpus: self.vcpus,
+            module: self.module.as_deref(),
+            suites,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+struct CompareArgs {
+    #[command(flatten)]
+    which: Which,
+    /// Write the table to Documentation/upstream.rst.
+    #[arg(long)]
+    write: bool,
 }
 
 #[derive(Debug, Args)]
@@ -77,15 +106,15 @@ struct RunArgs {
     /// Only tests whose name matches this regular expression.
     #[arg(long)]
     filter: Option<String>,
+    /// Also what is slow.
+    #[arg(long)]
+    full: bool,
     /// Run that many times.
     #[arg(long, default_value_t = 1)]
     repeat: u32,
     /// Do not boot: print what is planned.
     #[arg(long)]
     list: bool,
-    /// Also run what is not expected to work yet.
-    #[arg(long)]
-    all: bool,
     /// Put the run's files here.
     #[arg(long)]
     out: Option<PathBuf>,
@@ -117,32 +146,38 @@ fn cmd_run(repo: &std::path::Path, args: &RunArgs) -> Result<bool> {
     let matrix = Matrix::load(repo)?;
     let plans = matrix.plans()?;
     let filter = args.filter.as_deref().map(Regex::new).transpose().context("--filter")?;
-    let selection = Selection { suites: args.suites.clone(), filter, all: args.all };
+    let selection = Selection { suites: args.suites.clone(), filter, full: args.full };
     let suites = matrix.selected(&selection)?;
     let choice = Choice::new(&args.which.accel)?;
     let (mut passed, mut failed, mut good) = (0, 0, true);
+    let (mut turns, mut clean) = (0, 0);
     'all: for name in names(&matrix, &args.which)? {
+        let request = args.which.request(&name, &suites);
         if args.list {
-            list(&matrix.planned(&name, &plans, &Default::default(), &selection)?);
+            list(&matrix.planned(&request.on, &plans, &selection)?);
             continue;
         }
         let tree = open(repo, &matrix, &args.which, &name)?;
-        let module = args.which.module.as_deref();
-        let setup = Setup::new(repo, &matrix, tree, &name, module, &suites)?;
+        let setup = Setup::new(repo, &matrix, tree, &request)?;
         for turn in 1..=args.repeat {
             let sub = (args.repeat > 1 || args.which.kernels.len() > 1)
                 .then(|| args.out.as_ref().map(|o| o.join(format!("{name}-{turn}"))));
             let out = sub.flatten().or_else(|| args.out.clone());
             let dir = run::folder(repo, out.as_deref())?;
-            let verdict = run::once(&setup, &matrix, &plans, &selection, &choice, &dir)?;
+            let verdict = run::once(&setup, &matrix, &plans, &selection, &choice, &dir)?.verdict;
             let (p, f) = verdict.counts();
             passed += p;
             failed += f;
             good &= verdict.pass();
+            turns += 1;
+            clean += u32::from(verdict.pass());
             if !good && !args.keep_going {
                 break 'all;
             }
         }
+    }
+    if args.repeat > 1 && !args.list {
+        report::say(&format!("zdvm: {clean} of {turns} repetitions were clean\n"));
     }
     if !args.list {
         // A problem that belongs to no test must not read as "0 failed".
@@ -154,9 +189,14 @@ fn cmd_run(repo: &std::path::Path, args: &RunArgs) -> Result<bool> {
 
 fn list(planned: &zdvm::verdict::Planned) {
     use zdvm::verdict::Expect;
-    let mut out = format!("kernel {}\n", planned.kernel);
+    let mut out = format!("kernel {}, machine {}\n", planned.kernel, planned.machine);
     for suite in &planned.suites {
-        out += &format!("  suite {} ({} tests, {})\n", suite.name, suite.tests.len(), suite.source);
+        let more = match suite.with_full {
+            0 => String::new(),
+            n => format!(", {n} more with --full"),
+        };
+        let count = suite.tests.len();
+        out += &format!("  suite {} ({count} tests{more}, {})\n", suite.name, suite.source);
         for test in &suite.tests {
             out += &match &test.expect {
                 Expect::Pass => format!("    {}\n", test.name),
@@ -167,13 +207,31 @@ fn list(planned: &zdvm::verdict::Planned) {
             };
         }
     }
+    for (name, count) in &planned.left_out {
+        out += &format!("  suite {name} ({count} tests with --full)\n");
+    }
     report::say(&out);
+}
+
+fn cmd_compare(repo: &std::path::Path, args: &CompareArgs) -> Result<bool> {
+    let matrix = Matrix::load(repo)?;
+    let plans = matrix.plans()?;
+    let choice = Choice::new(&args.which.accel)?;
+    let suites = ["hmm".to_owned()];
+    let mut good = true;
+    for name in names(&matrix, &args.which)? {
+        let tree = open(repo, &matrix, &args.which, &name)?;
+        let request = args.which.request(&name, &suites);
+        good &= compare::compare(repo, &matrix, &plans, &tree, &request, &choice, args.write)?;
+    }
+    Ok(good)
 }
 
 fn work(cli: &Cli) -> Result<bool> {
     let repo = repo::find(cli.repo.clone())?;
     match &cli.command {
         Cmd::Run(args) => return cmd_run(&repo, args),
+        Cmd::Compare(args) => return cmd_compare(&repo, args),
         Cmd::Build { kernels } => {
             let matrix = Matrix::load(&repo)?;
             for name in kernels {
@@ -190,9 +248,8 @@ fn work(cli: &Cli) -> Result<bool> {
             let choice = Choice::new(&which.accel)?;
             for name in names(&matrix, which)?.into_iter().take(1) {
                 let tree = open(&repo, &matrix, which, &name)?;
-                let module = which.module.as_deref();
-                let suites = matrix.order.clone();
-                let setup = Setup::new(&repo, &matrix, tree, &name, module, &suites)?;
+                let suites = matrix.selected(&Selection::default())?;
+                let setup = Setup::new(&repo, &matrix, tree, &which.request(&name, &suites))?;
                 run::shell(&setup, &matrix, &choice, &run::folder(&repo, None)?)?;
             }
         }

@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0
 //! `qemu/kernel/matrix.toml` and the files of expected results that it names.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use regex::Regex;
 use serde::Deserialize;
 use zdvm_guest::plan::Kind;
 
+use crate::expected::{Expected, On, Selection};
+use crate::planned::Planned;
 use crate::taint;
-use crate::verdict::{Allow, Expect, Planned, Suite, Test};
 
 /// The whole file.
 #[derive(Clone, Debug, Deserialize)]
@@ -23,6 +23,8 @@ pub struct Matrix {
     pub timeouts: Timeouts,
     /// Kernels by name.
     pub kernel: BTreeMap<String, Kernel>,
+    /// Machines by name.
+    pub machine: BTreeMap<String, MachineSpec>,
     /// Suites by name.
     pub suite: BTreeMap<String, SuiteSpec>,
     /// Order in which suites run.
@@ -58,10 +60,6 @@ pub struct Kernel {
     pub patches: Option<PathBuf>,
     /// Configuration fragments, beside the matrix, merged in order.
     pub config: Vec<PathBuf>,
-    /// `-m`.
-    pub memory: String,
-    /// `-smp`.
-    pub vcpus: u32,
     /// More kernel command line.
     #[serde(default)]
     pub cmdline_extra: String,
@@ -72,17 +70,47 @@ pub struct Kernel {
     pub taint_after: String,
 }
 
+/// One machine: what a kernel runs on, and what the module is told about it.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MachineSpec {
+    /// `-m`.
+    pub memory: String,
+    /// `-smp`.
+    pub vcpus: u32,
+    /// Kernel command line, `memmap=` and the like.
+    #[serde(default)]
+    pub cmdline: String,
+    /// Parameters of the module there.
+    #[serde(default)]
+    pub module_params: String,
+}
+
+impl MachineSpec {
+    /// The value of one of the module's parameters.
+    pub fn param(&self, name: &str) -> Option<&str> {
+        let mut words = self.module_params.split_whitespace();
+        words.find_map(|w| w.strip_prefix(name)?.strip_prefix('='))
+    }
+}
+
 /// One suite.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SuiteSpec {
-    /// `kunit`, `ktap` or `harness`.
+    /// `kunit`, `ktap`, `harness` or `script`.
     pub kind: String,
     /// File with its plan, beside the matrix.
     pub expected: PathBuf,
     /// Program in the guest.
     #[serde(default)]
     pub program: Option<String>,
+    /// Arguments of a script; `{NAME}` is a module parameter, and left out where there is none.
+    #[serde(default)]
+    pub args: Vec<String>,
+    /// Why all of it is left out of a quick run, if it is.
+    #[serde(default)]
+    pub slow: Option<String>,
 }
 
 impl SuiteSpec {
@@ -92,73 +120,19 @@ impl SuiteSpec {
             "kunit" => Kind::Kunit,
             "ktap" => Kind::Ktap,
             "harness" => Kind::Harness,
-            other => bail!("unknown kind of suite {other:?}: kunit, ktap or harness"),
+            "script" => Kind::Script,
+            other => bail!("unknown kind of suite {other:?}: kunit, ktap, harness or script"),
         })
     }
-}
 
-/// A file of expected results.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Expected {
-    /// Tests that must come.
-    #[serde(default)]
-    pub tests: Vec<String>,
-    /// What the program lists beyond `tests` is known, but not expected to work yet.
-    #[serde(default)]
-    pub rest_not_yet: bool,
-    /// Expected failures.
-    #[serde(default)]
-    pub fail: Vec<Exception>,
-    /// Expected skips.
-    #[serde(default)]
-    pub skip: Vec<Exception>,
-    /// Deliberate splats.
-    #[serde(default)]
-    pub allow: Vec<AllowSpec>,
-}
-
-/// One expected failure or skip.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Exception {
-    /// The test.
-    pub test: String,
-    /// On these kernels; empty means on all.
-    #[serde(default)]
-    pub kernels: Vec<String>,
-    /// Why.
-    pub reason: String,
-}
-
-/// One deliberate splat.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct AllowSpec {
-    /// The test (for KUnit, the suite's name).
-    pub test: String,
-    /// Regular expression for its line.
-    pub pattern: String,
-    /// Exact count.
-    pub count: usize,
-    /// On these kernels; empty means on all.
-    #[serde(default)]
-    pub kernels: Vec<String>,
-}
-
-fn applies(kernels: &[String], kernel: &str) -> bool {
-    kernels.is_empty() || kernels.iter().any(|k| k == kernel)
-}
-
-/// What of the plan is wanted this time.
-#[derive(Clone, Debug, Default)]
-pub struct Selection {
-    /// Only these suites; empty means all.
-    pub suites: Vec<String>,
-    /// Only tests whose name matches.
-    pub filter: Option<Regex>,
-    /// Also what is not expected to work yet.
-    pub all: bool,
+    /// The arguments of a script on a machine.
+    pub fn arguments(&self, machine: &MachineSpec) -> Vec<String> {
+        let value = |arg: &String| match arg.strip_prefix('{').and_then(|a| a.strip_suffix('}')) {
+            Some(name) => machine.param(name).map(str::to_owned),
+            None => Some(arg.clone()),
+        };
+        self.args.iter().filter_map(value).collect()
+    }
 }
 
 /// The expectations of one suite, read but not yet selected from.
@@ -193,6 +167,14 @@ impl Matrix {
             .with_context(|| format!("no kernel {name:?} in the matrix; there are: {}", known()))
     }
 
+    /// A machine by name.
+    pub fn machine(&self, name: &str) -> Result<&MachineSpec> {
+        let known = || self.machine.keys().cloned().collect::<Vec<_>>().join(", ");
+        self.machine
+            .get(name)
+            .with_context(|| format!("no machine {name:?} in the matrix; there are: {}", known()))
+    }
+
     /// A suite by name.
     pub fn suite(&self, name: &str) -> Result<&SuiteSpec> {
         let known = || self.order.join(", ");
@@ -201,13 +183,26 @@ impl Matrix {
             .with_context(|| format!("no suite {name:?} in the matrix; there are: {}", known()))
     }
 
-    /// Suites wanted, in order.
+    /// Suites that are to run, in order.
     pub fn selected(&self, selection: &Selection) -> Result<Vec<String>> {
         for name in &selection.suites {
             self.suite(name)?;
         }
-        let wanted = |n: &&String| selection.suites.is_empty() || selection.suites.contains(n);
-        Ok(self.order.iter().filter(wanted).cloned().collect())
+        let mut out = Vec::new();
+        for name in &self.order {
+            let spec = self.suite(name)?;
+            let wanted = if selection.suites.is_empty() {
+                // A script runs all of its tests whatever is asked for: a filter is no wish for it.
+                let vain = selection.filter.is_some() && spec.kind()? == Kind::Script;
+                (selection.full || spec.slow.is_none()) && !vain
+            } else {
+                selection.suites.contains(name)
+            };
+            if wanted {
+                out.push(name.clone());
+            }
+        }
+        Ok(out)
     }
 
     /// Reads every suite's file of expected results.
@@ -219,125 +214,46 @@ impl Matrix {
                 fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
             let plan: Expected =
                 toml::from_str(&text).with_context(|| format!("in {}", path.display()))?;
-            plan.check().with_context(|| format!("in {}", path.display()))?;
+            plan.check(self).with_context(|| format!("in {}", path.display()))?;
             plans.insert(name.clone(), plan);
         }
         Ok(plans)
     }
 
-    /// What is planned for a kernel. `lists` has, where known, the programs' own lists of tests.
-    pub fn planned(
-        &self,
-        kernel: &str,
-        plans: &Plans,
-        lists: &BTreeMap<String, Vec<String>>,
-        selection: &Selection,
-    ) -> Result<Planned> {
-        let spec = self.kernel(kernel)?;
+    /// What is planned for a kernel on a machine.
+    pub fn planned(&self, on: &On, plans: &Plans, selection: &Selection) -> Result<Planned> {
+        let kernel = self.kernel(&on.kernel)?;
+        self.machine(&on.machine)?;
         let mut planned = Planned {
-            kernel: kernel.to_owned(),
+            kernel: on.kernel.clone(),
+            machine: on.machine.clone(),
             suites: Vec::new(),
+            left_out: Vec::new(),
             allow: Vec::new(),
-            taint_before: taint::parse(&spec.taint_before)?,
-            taint_after: taint::parse(&spec.taint_after)?,
+            taint_before: taint::parse(&kernel.taint_before)?,
+            taint_after: taint::parse(&kernel.taint_after)?,
         };
-        for name in self.selected(selection)? {
-            let (Some(expected), spec) = (plans.get(&name), self.suite(&name)?) else {
+        let selected = self.selected(selection)?;
+        for name in &self.order {
+            let (Some(expected), spec) = (plans.get(name), self.suite(name)?) else {
                 bail!("no plan for the suite {name}");
             };
+            if !selected.contains(name) {
+                let slow = selection.suites.is_empty() && !selection.full && spec.slow.is_some();
+                if slow && selection.filter.is_none() {
+                    planned.left_out.push((name.clone(), expected.tests.len()));
+                }
+                continue;
+            }
             let source = format!("qemu/kernel/{}", spec.expected.display());
-            let list = lists.get(&name).map(Vec::as_slice);
-            let suite = expected.suite(&name, spec.kind()?, source, kernel, list, selection);
+            let suite = expected.suite(name, spec.kind()?, source, on, selection);
             // A filter that leaves nothing of a suite leaves the suite out.
             if selection.filter.is_some() && suite.tests.is_empty() {
                 continue;
             }
             planned.suites.push(suite);
-            for a in expected.allow.iter().filter(|a| applies(&a.kernels, kernel)) {
-                planned.allow.push(Allow {
-                    test: a.test.clone(),
-                    pattern: Regex::new(&a.pattern)?,
-                    count: a.count,
-                });
-            }
+            planned.allow.extend(expected.allowed(on));
         }
         Ok(planned)
-    }
-}
-
-impl Expected {
-    fn check(&self) -> Result<()> {
-        let mut seen = BTreeSet::new();
-        for test in &self.tests {
-            if !seen.insert(test) {
-                bail!("{test} is planned twice");
-            }
-        }
-        for e in self.fail.iter().chain(&self.skip) {
-            if !self.rest_not_yet && !seen.contains(&e.test) {
-                bail!("{} is an exception, but not in `tests`", e.test);
-            }
-        }
-        for a in &self.allow {
-            Regex::new(&a.pattern).with_context(|| format!("pattern of {}", a.test))?;
-        }
-        Ok(())
-    }
-
-    fn expect(&self, test: &str, kernel: &str) -> Expect {
-        let find = |list: &[Exception]| {
-            let fits = |e: &&Exception| e.test == test && applies(&e.kernels, kernel);
-            list.iter().find(fits).map(|e| e.reason.clone())
-        };
-        match (find(&self.fail), find(&self.skip)) {
-            (Some(why), _) => Expect::Fail(why),
-            (None, Some(why)) => Expect::Skip(why),
-            (None, None) => Expect::Pass,
-        }
-    }
-
-    fn suite(
-        &self,
-        name: &str,
-        kind: Kind,
-        source: String,
-        kernel: &str,
-        list: Option<&[String]>,
-        selection: &Selection,
-    ) -> Suite {
-        let mut suite = Suite {
-            name: name.to_owned(),
-            kind,
-            source,
-            tests: Vec::new(),
-            deselected: BTreeSet::new(),
-            not_yet: 0,
-        };
-        let wanted = |test: &str| selection.filter.as_ref().is_none_or(|f| f.is_match(test));
-        for test in &self.tests {
-            if wanted(test) {
-                suite.tests.push(Test { name: test.clone(), expect: self.expect(test, kernel) });
-            } else {
-                suite.deselected.insert(test.clone());
-            }
-        }
-        if self.rest_not_yet {
-            for test in list.unwrap_or_default() {
-                if self.tests.contains(test) || !wanted(test) {
-                    continue;
-                }
-                suite.not_yet += 1;
-                if selection.all {
-                    let expect = match self.expect(test, kernel) {
-                        Expect::Pass => Expect::Fail("not expected to work yet".to_owned()),
-                        other => other,
-                    };
-                    suite.tests.push(Test { name: test.clone(), expect });
-                } else {
-                    suite.deselected.insert(test.clone());
-                }
-            }
-        }
-        suite
     }
 }

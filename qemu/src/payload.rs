@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! What goes into the guest: the module, the test programs, the agent, and the initramfs of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -14,6 +14,12 @@ use crate::kdir;
 use crate::kernel::Tree;
 use crate::make::logged;
 use crate::repo;
+use crate::script::LINKS;
+
+/// Where the kernel tree has the script that loads the driver and runs its tests.
+pub const HMM_SCRIPT: &str = "tools/testing/selftests/mm/test_hmm.sh";
+/// What that script runs, beside itself.
+pub const HMM_TESTS: &str = "hmm-tests";
 
 /// Target of guest programs: named, so that build scripts and proc macros stay dynamic.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
@@ -64,7 +70,7 @@ pub fn hmm_tests(repo: &Path, tree: &Tree) -> Result<PathBuf> {
     let dir = kdir::outputs(repo, tree, "hmm")?;
     let _lock = repo::lock(&dir.with_extension("lock"))?;
     let tests = tree.source.join("tools/testing/selftests");
-    let binary = dir.join("hmm-tests");
+    let binary = dir.join(HMM_TESTS);
     let mut sources = vec![tests.join("mm/hmm-tests.c")];
     // What the tree's mm/Makefile links into every test has changed over time.
     let helpers = ["vm_util.c", "hugepage_settings.c", "thp_settings.c"];
@@ -147,6 +153,17 @@ fn gen_init_cpio(repo: &Path, tree: &Tree) -> Result<PathBuf> {
     Ok(out)
 }
 
+/// Directories of the guest, parents first.
+fn directories<'a>(files: impl Iterator<Item = &'a String>) -> BTreeSet<String> {
+    let fixed = ["dev", "proc", "sys", "tmp", "run", "bin", "lib", "lib/modules", "etc"];
+    let mut out: BTreeSet<String> = fixed.iter().map(|d| format!("/{d}")).collect();
+    for file in files {
+        let parents = Path::new(file).ancestors().skip(1).filter(|p| *p != Path::new("/"));
+        out.extend(parents.map(|p| p.display().to_string()));
+    }
+    out
+}
+
 /// Writes the initramfs: `files` are guest path to host file.
 pub fn initramfs(
     repo: &Path,
@@ -158,8 +175,8 @@ pub fn initramfs(
     let plan_file = run.join("plan.txt");
     fs::write(&plan_file, plan.to_text())?;
     let mut list = String::new();
-    for dir in ["dev", "proc", "sys", "tmp", "run", "bin", "lib", "lib/modules", "etc"] {
-        list.push_str(&format!("dir /{dir} 0755 0 0\n"));
+    for dir in directories(files.keys()) {
+        list.push_str(&format!("dir {dir} 0755 0 0\n"));
     }
     list.push_str("nod /dev/console 0600 0 0 c 5 1\nnod /dev/null 0666 0 0 c 1 3\n");
     let busybox = ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|p| Path::new(p).is_file());
@@ -169,6 +186,11 @@ pub fn initramfs(
         ));
     } else {
         bail!("no busybox here (package busybox-static)");
+    }
+    for (name, target) in LINKS {
+        if *target == "busybox" || files.contains_key(&format!("/bin/{target}")) {
+            list.push_str(&format!("slink /bin/{name} {target} 0777 0 0\n"));
+        }
     }
     list.push_str(&format!("file {PATH} {} 0644 0 0\n", plan_file.display()));
     for (guest, host) in files {
@@ -195,6 +217,7 @@ pub fn initramfs(
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)] // A test may panic.
     use super::*;
 
     #[test]
@@ -219,5 +242,14 @@ mod tests {
                 "plain.only"
             ]
         );
+    }
+
+    #[test]
+    fn parents_come_first() {
+        let files = ["/init".to_owned(), "/lib64/x86/ld.so".to_owned()];
+        let dirs: Vec<String> = directories(files.iter()).into_iter().collect();
+        assert!(!dirs.contains(&"/".to_owned()) && dirs.contains(&"/lib/modules".to_owned()));
+        let at = |d: &str| dirs.iter().position(|x| x == d).unwrap();
+        assert!(at("/lib64") < at("/lib64/x86"));
     }
 }

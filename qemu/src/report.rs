@@ -40,7 +40,7 @@ fn row(suite: &SuiteResult) -> [usize; 7] {
         suite.count(&[Status::Skip, Status::ExpectedSkip]),
         suite.count(&[Status::ExpectedFail]),
         suite.count(&[Status::Missing, Status::Crashed]),
-        suite.not_yet,
+        suite.with_full,
     ]
 }
 
@@ -51,16 +51,19 @@ pub fn say(text: &str) {
 
 /// The summary table.
 pub fn table(verdict: &Verdict) -> String {
-    let heads = ["planned", "passed", "failed", "skipped", "xfail", "missing/crashed", "not yet"];
-    let width = verdict.suites.iter().map(|s| s.name.len()).max().unwrap_or(0).max(6);
+    let heads =
+        ["planned", "passed", "failed", "skipped", "xfail", "missing/crashed", "with --full"];
+    let names = verdict.suites.iter().map(|s| &s.name).chain(verdict.left_out.iter().map(|l| &l.0));
+    let width = names.map(String::len).max().unwrap_or(0).max(6);
     let mut out = format!("{:width$}", "suite");
     for head in heads {
         let _ = write!(out, "  {head}");
     }
     out.push('\n');
-    for suite in &verdict.suites {
-        let _ = write!(out, "{:width$}", suite.name);
-        for (head, n) in heads.iter().zip(row(suite)) {
+    let left_out = verdict.left_out.iter().map(|(name, n)| (name, [0, 0, 0, 0, 0, 0, *n]));
+    for (name, numbers) in verdict.suites.iter().map(|s| (&s.name, row(s))).chain(left_out) {
+        let _ = write!(out, "{name:width$}");
+        for (head, n) in heads.iter().zip(numbers) {
             let _ = write!(out, "  {n:>w$}", w = head.len());
         }
         out.push('\n');
@@ -89,9 +92,10 @@ pub fn problems(verdict: &Verdict) -> String {
 pub fn verdict_line(run: &Run<'_>, dir: &Path) -> String {
     let (good, bad) = run.verdict.counts();
     format!(
-        "verdict: {} (kernel {}, {good} passed, {bad} failed, {:.1} s, {})\nfolder: {}\n",
+        "verdict: {} (kernel {}, machine {}, {good} passed, {bad} failed, {:.1} s, {})\nfolder: {}\n",
         if run.pass { "PASS" } else { "FAIL" },
         run.verdict.kernel,
+        run.verdict.machine,
         run.seconds,
         run.accel,
         dir.display()
@@ -125,6 +129,9 @@ fn junit(run: &Run<'_>) -> Result<String> {
                 status.set_message(format!("{:?}: {}", test.status, test.reason));
             }
             let mut case = TestCase::new(&*test.name, status);
+            if let Some(seconds) = test.seconds.and_then(|s| Duration::try_from_secs_f64(s).ok()) {
+                case.set_time(seconds);
+            }
             case.set_classname(format!("{}.{}", run.verdict.kernel, suite.name));
             out.add_test_case(case);
         }

@@ -11,13 +11,32 @@ use zdvm_guest::plan::{self, Kind, MODULE, Plan};
 use zdvm_guest::wire::{self, Message};
 
 use crate::accel::{Accel, Choice};
+use crate::expected::{On, Selection};
 use crate::kernel::Tree;
-use crate::matrix::{Matrix, Plans, Selection};
+use crate::matrix::{MachineSpec, Matrix, Plans};
 use crate::payload;
+use crate::planned::{self, Planned};
 use crate::progress::Progress;
 use crate::report;
-use crate::verdict::{self, Evidence, Planned, Verdict};
+use crate::script;
+use crate::verdict::{self, Evidence, Exit, Verdict};
 use crate::vm::Machine;
+
+/// Where the program of the audit is in the guest.
+const AUDIT: &str = "/bin/zdvm-audit";
+
+/// What a run is asked for.
+#[derive(Clone, Debug)]
+pub struct Request<'a> {
+    /// The kernel, for what is expected of it, and the machine.
+    pub on: On,
+    /// Other than the machine's number of processors.
+    pub vcpus: Option<u32>,
+    /// Another module instead of building ours.
+    pub module: Option<&'a Path>,
+    /// Suites to make ready.
+    pub suites: &'a [String],
+}
 
 /// What is the same for every boot of one kernel.
 #[derive(Debug)]
@@ -26,12 +45,16 @@ pub struct Setup {
     pub repo: PathBuf,
     /// The kernel.
     pub tree: Tree,
-    /// Its name in the matrix, for what is expected of it.
-    pub kernel: String,
-    /// The module, unless none is wanted.
-    pub module: Option<PathBuf>,
-    /// The agent.
-    pub agent: PathBuf,
+    /// Name of the kernel and of the machine.
+    pub on: On,
+    /// The machine.
+    pub machine: MachineSpec,
+    /// The module.
+    pub module: PathBuf,
+    /// Whether the module can be asked after every test what was left behind.
+    pub audited: bool,
+    /// The agent and the audit.
+    agent: (PathBuf, PathBuf),
     /// Programs by suite: path in the guest, file here.
     pub programs: BTreeMap<String, (String, PathBuf)>,
     /// What the programs say they have.
@@ -40,24 +63,19 @@ pub struct Setup {
 
 impl Setup {
     /// Builds whatever the selected suites need.
-    pub fn new(
-        repo: &Path,
-        matrix: &Matrix,
-        tree: Tree,
-        kernel: &str,
-        module: Option<&Path>,
-        suites: &[String],
-    ) -> Result<Self> {
+    pub fn new(repo: &Path, matrix: &Matrix, tree: Tree, request: &Request<'_>) -> Result<Self> {
+        let mut machine = matrix.machine(&request.on.machine)?.clone();
+        machine.vcpus = request.vcpus.unwrap_or(machine.vcpus);
         let mut packages = vec!["zdvm-guest"];
         let mut kinds = BTreeMap::new();
-        for name in suites {
+        for name in request.suites {
             let kind = matrix.suite(name)?.kind()?;
             if kind == Kind::Ktap {
                 packages.push("zdm-selftests");
             }
             kinds.insert(name.clone(), kind);
         }
-        let module = match module {
+        let module = match request.module {
             Some(file) => {
                 crate::kdir::check_module(file, &tree)?;
                 file.canonicalize()?
@@ -67,9 +85,11 @@ impl Setup {
         let programs_dir = payload::programs(repo, &packages)?;
         let mut setup = Self {
             repo: repo.to_owned(),
-            kernel: kernel.to_owned(),
-            module: Some(module),
-            agent: programs_dir.join("zdvm-guest"),
+            on: request.on.clone(),
+            machine,
+            module,
+            audited: true,
+            agent: (programs_dir.join("zdvm-guest"), programs_dir.join("zdvm-audit")),
             programs: BTreeMap::new(),
             lists: BTreeMap::new(),
             tree,
@@ -87,6 +107,13 @@ impl Setup {
                     let list = payload::list_harness(&file)?;
                     (file, list)
                 }
+                Kind::Script => {
+                    let tests = payload::hmm_tests(repo, &setup.tree)?;
+                    let list = payload::list_harness(&tests)?;
+                    let guest = format!("/bin/{}", payload::HMM_TESTS);
+                    setup.programs.insert(format!("{name}'s program"), (guest, tests));
+                    (setup.tree.source.join(payload::HMM_SCRIPT), list)
+                }
             };
             let guest = matrix.suite(&name)?.program.clone();
             let guest = guest.with_context(|| format!("suite {name} has no program"))?;
@@ -96,7 +123,8 @@ impl Setup {
         Ok(setup)
     }
 
-    /// A planned test that its program does not have cannot come: say why it will be missing.
+    /// Where plan and program differ: what is planned and cannot come, what the program has and
+    /// nobody asks for.
     fn say_unknown(&self, planned: &Planned) {
         for suite in &planned.suites {
             let Some(list) = self.lists.get(&suite.name) else { continue };
@@ -106,51 +134,74 @@ impl Setup {
                     test.name, suite.source
                 );
             }
+            let known = |t: &&String| {
+                suite.deselected.contains(*t) || suite.tests.iter().any(|p| p.name == **t)
+            };
+            for test in list.iter().filter(|t| !known(t)) {
+                eprintln!("zdvm: {test} of suite {} is not in {}", suite.name, suite.source);
+            }
         }
     }
 
-    fn files(&self) -> BTreeMap<String, PathBuf> {
+    fn files(&self, planned: &Planned, dir: &Path) -> Result<BTreeMap<String, PathBuf>> {
         let mut files: BTreeMap<String, PathBuf> = self.programs.values().cloned().collect();
-        files.insert("/init".to_owned(), self.agent.clone());
-        if let Some(module) = &self.module {
-            files.insert(MODULE.to_owned(), module.clone());
+        files.insert("/init".to_owned(), self.agent.0.clone());
+        files.insert(AUDIT.to_owned(), self.agent.1.clone());
+        files.insert(MODULE.to_owned(), self.module.clone());
+        if planned.suites.iter().any(|s| s.kind == Kind::Script) {
+            files.extend(script::files(&self.tree, &self.module, dir)?);
         }
-        files
+        Ok(files)
     }
 
-    fn guest_plan(&self, planned: &Planned, limit: u64, whole: bool) -> Result<Plan> {
-        let module = match &self.module {
-            Some(file) => crate::kdir::modinfo(file, "name")?,
-            None => "zdmirror".to_owned(),
+    fn guest_plan(&self, matrix: &Matrix, planned: &Planned, limit: u64) -> Result<Plan> {
+        let mut out = Plan {
+            module: crate::kdir::modinfo(&self.module, "name")?,
+            params: self.machine.module_params.clone(),
+            audit: if self.audited { AUDIT.to_owned() } else { String::new() },
+            shell: false,
+            suites: Vec::new(),
         };
-        let mut out = Plan { module, shell: false, suites: Vec::new() };
         for suite in &planned.suites {
-            // The program's own choice of tests would be no plan: names are given, except where
-            // all of them are wanted and the program may have more than is planned.
-            let named = suite.kind == Kind::Harness || (suite.kind == Kind::Ktap && !whole);
             let in_list = |t: &&String| self.lists.get(&suite.name).is_none_or(|l| l.contains(t));
-            let names = suite.tests.iter().map(|t| &t.name);
+            let names = suite.tests.iter().map(|t| &t.name).filter(in_list).cloned().collect();
+            let tests = match suite.kind {
+                Kind::Kunit => Vec::new(),
+                Kind::Harness => names,
+                // The program's own choice of tests would be no plan: names are given, except
+                // where all of them are wanted and the program may have more than is planned.
+                Kind::Ktap if suite.deselected.is_empty() => Vec::new(),
+                Kind::Ktap => names,
+                Kind::Script => matrix.suite(&suite.name)?.arguments(&self.machine),
+            };
             out.suites.push(plan::Suite {
                 name: suite.name.clone(),
                 kind: suite.kind,
                 timeout: limit,
                 program: self.programs.get(&suite.name).map_or("-", |p| p.0.as_str()).to_owned(),
-                tests: if named { names.filter(in_list).cloned().collect() } else { Vec::new() },
+                tests,
             });
         }
         Ok(out)
     }
 
-    fn machine(&self, matrix: &Matrix, dir: &Path, plan: &Plan) -> Result<Machine> {
-        let spec = matrix.kernel(&self.kernel)?;
+    fn machine(
+        &self,
+        matrix: &Matrix,
+        dir: &Path,
+        plan: &Plan,
+        files: &BTreeMap<String, PathBuf>,
+    ) -> Result<Machine> {
+        let spec = matrix.kernel(&self.on.kernel)?;
         let qemu = std::env::var_os("ZDVM_QEMU").map_or("qemu-system-x86_64".into(), PathBuf::from);
+        let cmdline = [self.machine.cmdline.as_str(), spec.cmdline_extra.as_str()];
         Ok(Machine {
             qemu,
             image: self.tree.image(),
-            initrd: payload::initramfs(&self.repo, &self.tree, dir, plan, &self.files())?,
-            memory: spec.memory.clone(),
-            vcpus: spec.vcpus,
-            cmdline: spec.cmdline_extra.clone(),
+            initrd: payload::initramfs(&self.repo, &self.tree, dir, plan, files)?,
+            memory: self.machine.memory.clone(),
+            vcpus: self.machine.vcpus,
+            cmdline: cmdline.join(" ").trim().to_owned(),
             dir: dir.to_owned(),
             extra: Vec::new(),
         })
@@ -271,25 +322,38 @@ fn decode_stacks(tree: &Tree, dir: &Path) {
     }
 }
 
-/// One boot, judged, reported and written down.
-pub fn once(
+/// One boot and what came of it.
+#[derive(Debug)]
+pub struct Boot {
+    /// As judged.
+    pub verdict: Verdict,
+    /// How QEMU ran the guest.
+    pub accel: Accel,
+    /// How QEMU ended.
+    pub exit: Exit,
+    /// Seconds from start to end of QEMU.
+    pub seconds: f64,
+}
+
+impl Boot {
+    /// The accelerator in one word.
+    pub fn accel(&self) -> String {
+        format!("{:?}", self.accel).to_lowercase()
+    }
+}
+
+/// One boot, judged.
+pub fn boot(
     setup: &Setup,
     matrix: &Matrix,
-    plans: &Plans,
-    selection: &Selection,
+    planned: &Planned,
     choice: &Choice,
     dir: &Path,
-) -> Result<Verdict> {
-    let planned = matrix.planned(&setup.kernel, plans, &setup.lists, selection)?;
-    if planned.suites.is_empty() {
-        bail!("nothing is left to run: no test matches");
-    }
+) -> Result<Boot> {
     let factor = if choice.known() == Some(Accel::Kvm) { 1 } else { matrix.timeouts.tcg_factor };
-    let limit = matrix.timeouts.test * factor;
-    setup.say_unknown(&planned);
-    let plan = setup.guest_plan(&planned, limit, selection.filter.is_none())?;
-    let machine = setup.machine(matrix, dir, &plan)?;
-    let size = |s: &verdict::Suite| (s.name.clone(), u64::try_from(s.tests.len()).unwrap_or(0));
+    let plan = setup.guest_plan(matrix, planned, matrix.timeouts.test * factor)?;
+    let machine = setup.machine(matrix, dir, &plan, &setup.files(planned, dir)?)?;
+    let size = |s: &planned::Suite| (s.name.clone(), u64::try_from(s.tests.len()).unwrap_or(0));
     let mut live = Live { suite: None, sizes: planned.suites.iter().map(size).collect() };
     let start = Instant::now();
     let (accel, exit) = choice.boot(&machine, matrix.timeouts, &mut |m| live.message(m))?;
@@ -300,28 +364,52 @@ pub fn once(
     let stream = fs::read(dir.join("wire.log"))?;
     write_ktap(&stream, dir)?;
     let evidence = Evidence { console: &console, wire: &stream, exit: exit.clone() };
-    let verdict = verdict::judge(&planned, &evidence);
+    let verdict = verdict::judge(planned, &evidence);
     if !verdict.splats.is_empty() {
         decode_stacks(&setup.tree, dir);
     }
+    Ok(Boot { verdict, accel, exit, seconds })
+}
+
+/// One boot, judged, reported and written down.
+pub fn once(
+    setup: &Setup,
+    matrix: &Matrix,
+    plans: &Plans,
+    selection: &Selection,
+    choice: &Choice,
+    dir: &Path,
+) -> Result<Boot> {
+    let planned = matrix.planned(&setup.on, plans, selection)?;
+    if planned.suites.iter().all(|s| s.tests.is_empty()) {
+        let hint = if selection.full { "" } else { " (some tests run with --full only)" };
+        bail!("nothing is left to run: no test matches{hint}");
+    }
+    setup.say_unknown(&planned);
+    let boot = boot(setup, matrix, &planned, choice, dir)?;
     let run = report::Run {
-        verdict: &verdict,
-        pass: verdict.pass(),
-        accel: format!("{accel:?}").to_lowercase(),
-        exit: format!("{exit:?}"),
-        seconds,
+        verdict: &boot.verdict,
+        pass: boot.verdict.pass(),
+        accel: boot.accel(),
+        exit: format!("{:?}", boot.exit),
+        seconds: boot.seconds,
     };
     report::write(&run, dir)?;
-    report::say(&format!("\n{}{}", report::table(&verdict), report::problems(&verdict)));
+    report::say(&format!("\n{}{}", report::table(&boot.verdict), report::problems(&boot.verdict)));
     report::say(&report::verdict_line(&run, dir));
-    Ok(verdict)
+    Ok(boot)
 }
 
 /// An interactive guest.
 pub fn shell(setup: &Setup, matrix: &Matrix, choice: &Choice, dir: &Path) -> Result<()> {
-    let module = setup.module.as_deref().map(|m| crate::kdir::modinfo(m, "name")).transpose()?;
-    let plan = Plan { module: module.unwrap_or_default(), shell: true, suites: Vec::new() };
-    let machine = setup.machine(matrix, dir, &plan)?;
+    let plan = Plan {
+        module: crate::kdir::modinfo(&setup.module, "name")?,
+        params: setup.machine.module_params.clone(),
+        shell: true,
+        ..Plan::default()
+    };
+    let nothing = Planned::default();
+    let machine = setup.machine(matrix, dir, &plan, &setup.files(&nothing, dir)?)?;
     // Nobody wants to wait for a proof here: TCG unless KVM has been proved by a run.
     let accel = choice.known().unwrap_or(Accel::Tcg);
     machine.interact(accel)?;

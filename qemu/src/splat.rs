@@ -3,6 +3,7 @@
 //!
 //! Taint is not enough: lockdep, RCU, hung task, UBSAN, KCSAN and kmemleak reports leave none.
 
+use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
 use regex::Regex;
@@ -64,6 +65,7 @@ const KINDS: &[(&str, &str)] = &[
 struct Table {
     kinds: Vec<(&'static str, Regex)>,
     stamp: Regex,
+    seconds: Regex,
     bracket: Regex,
     kunit: Regex,
     place: Regex,
@@ -76,6 +78,7 @@ static TABLE: LazyLock<Table> = LazyLock::new(|| {
     Table {
         kinds: KINDS.iter().map(|&(kind, text)| (kind, re(text))).collect(),
         stamp: re(r"^(<\d+>)?\[ *\d+\.\d+\](\[ *[TC]\d+\])? ?"),
+        seconds: re(r"\[ *(\d+\.\d+)\]"),
         bracket: re(r"(?:zdm-selftests|zdvm-guest): (begin|end) (\S+)"),
         kunit: re(r"^ *not ok \d+"),
         place: re(r"^(?:RIP: [0-9a-f]{4}:)(\S+)"),
@@ -104,6 +107,26 @@ pub fn demangle(line: &str) -> String {
         rest = &tail[end..];
     }
     out + rest
+}
+
+/// Seconds from begin to end of every test that is bracketed in a console log.
+pub fn times(console: &str) -> BTreeMap<String, f64> {
+    let mut out = BTreeMap::new();
+    let mut begin: Option<(String, f64)> = None;
+    for line in console.lines() {
+        let text = message(line);
+        let Some(found) = TABLE.bracket.captures(text) else { continue };
+        let stamp = &line[..line.len().min(line.find(text).unwrap_or_default())];
+        let Some(now) = TABLE.seconds.captures(stamp).and_then(|c| c[1].parse::<f64>().ok()) else {
+            continue;
+        };
+        if &found[1] == "begin" {
+            begin = Some((found[2].to_owned(), now));
+        } else if let Some((name, since)) = begin.take().filter(|(name, _)| *name == found[2]) {
+            out.insert(name, now - since);
+        }
+    }
+    out
 }
 
 /// All reports in a console log.
@@ -254,5 +277,16 @@ mod tests {
         let found = scan(log);
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].test.as_deref(), Some("x"));
+    }
+
+    #[test]
+    fn times_of_tests() {
+        let log = "[    1.000000] zdvm-guest: begin hmm.a\n[    1.5] noise\n\
+                   <5>[    3.250000][   T1] zdvm-guest: end hmm.a\r\n\
+                   [    4.000000] zdvm-guest: begin hmm.b\n\
+                   [    5.000000] zdvm-guest: begin hmm.c\n[    5.500000] zdvm-guest: end hmm.c\n\
+                   [    6.000000] zdvm-guest: end hmm.d\nzdvm-guest: begin hmm.e\n";
+        let times: Vec<_> = times(log).into_iter().collect();
+        assert_eq!(times, [("hmm.a".to_owned(), 2.25), ("hmm.c".to_owned(), 0.5)]);
     }
 }

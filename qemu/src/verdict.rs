@@ -5,79 +5,16 @@
 //! expected taint; and a clean power-off. Whatever is not proved good is a problem, and one
 //! problem is enough.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 
-use regex::Regex;
 use serde::Serialize;
-use zdvm_guest::plan::Kind;
+use zdvm_guest::plan::{AUDIT, Kind};
 use zdvm_guest::wire::{self, Message};
 
 use crate::ktap::{self, Case, Outcome};
+pub use crate::planned::{Allow, Expect, Planned, Suite, Test};
 use crate::splat::{self, Splat};
 use crate::taint;
-
-/// What a planned test is expected to do on this kernel.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Expect {
-    /// To pass.
-    Pass,
-    /// To fail, for a known reason; a pass is as loud as an unexpected failure.
-    Fail(String),
-    /// To be skipped, for a known reason.
-    Skip(String),
-}
-
-/// One planned test.
-#[derive(Clone, Debug)]
-pub struct Test {
-    /// Its name.
-    pub name: String,
-    /// What it is expected to do.
-    pub expect: Expect,
-}
-
-/// One planned suite.
-#[derive(Clone, Debug)]
-pub struct Suite {
-    /// Its name.
-    pub name: String,
-    /// How its results arrive.
-    pub kind: Kind,
-    /// Where its plan is written, for messages.
-    pub source: String,
-    /// What must come.
-    pub tests: Vec<Test>,
-    /// Names that are known but not selected: their results are ignored.
-    pub deselected: BTreeSet<String>,
-    /// How many tests are not expected to work yet and were left out.
-    pub not_yet: usize,
-}
-
-/// A deliberate splat.
-#[derive(Clone, Debug)]
-pub struct Allow {
-    /// The test that provokes it.
-    pub test: String,
-    /// What its line looks like.
-    pub pattern: Regex,
-    /// How many there must be.
-    pub count: usize,
-}
-
-/// All that is known before the run.
-#[derive(Clone, Debug)]
-pub struct Planned {
-    /// Name of the kernel.
-    pub kernel: String,
-    /// Suites, in order.
-    pub suites: Vec<Suite>,
-    /// Deliberate splats.
-    pub allow: Vec<Allow>,
-    /// Taint before the first test.
-    pub taint_before: u64,
-    /// Taint after the last test.
-    pub taint_after: u64,
-}
 
 /// How QEMU ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -140,6 +77,8 @@ pub struct TestResult {
     pub status: Status,
     /// Why.
     pub reason: String,
+    /// How long it took, by the time stamps of the kernel log.
+    pub seconds: Option<f64>,
 }
 
 /// One suite's results.
@@ -149,8 +88,8 @@ pub struct SuiteResult {
     pub name: String,
     /// How many were planned.
     pub planned: usize,
-    /// Left out as not expected yet.
-    pub not_yet: usize,
+    /// Left out because they are slow.
+    pub with_full: usize,
     /// Results: the planned ones in order, then unplanned ones.
     pub tests: Vec<TestResult>,
 }
@@ -178,10 +117,14 @@ pub struct Problem {
 pub struct Verdict {
     /// Name of the kernel.
     pub kernel: String,
+    /// Name of the machine.
+    pub machine: String,
     /// `uname -r` as the guest said.
     pub release: Option<String>,
     /// Results.
     pub suites: Vec<SuiteResult>,
+    /// Suites that were left out as a whole, and how many tests they have.
+    pub left_out: Vec<(String, usize)>,
     /// Every report in the kernel log, deliberate ones included.
     pub splats: Vec<Splat>,
     /// Why it is not a pass; empty for a pass.
@@ -283,7 +226,8 @@ fn one_process(seen: &mut Seen, name: &str, lines: &[String], why: Option<String
     if let Some(why) = why {
         if own.outcome != Outcome::Fail {
             own.outcome = Outcome::Fail;
-            own.reason = format!("reported ok, but {why}");
+            let but = if why.starts_with(AUDIT) { "" } else { "reported ok, but " };
+            own.reason = format!("{but}{why}");
         } else {
             own.reason = format!("{why}{}", tail(&own));
         }
@@ -328,6 +272,10 @@ fn judge_test(test: &Test, case: &Case) -> (Status, String) {
     let text = |s: &str| if s.is_empty() { "no reason given".to_owned() } else { s.to_owned() };
     match (case.outcome, &test.expect) {
         (Outcome::Pass, Expect::Pass) => (Status::Pass, String::new()),
+        // No known failure excuses what the audit found.
+        (Outcome::Fail, Expect::Fail(_)) if case.reason.contains(AUDIT) => {
+            (Status::Fail, case.reason.clone())
+        }
         (Outcome::Fail, Expect::Fail(why)) => (Status::ExpectedFail, why.clone()),
         (Outcome::Skip, Expect::Skip(why)) => (Status::ExpectedSkip, why.clone()),
         (Outcome::Pass, Expect::Fail(why) | Expect::Skip(why)) => {
@@ -355,7 +303,7 @@ fn judge_suite(
     let mut results = SuiteResult {
         name: plan.name.clone(),
         planned: plan.tests.len(),
-        not_yet: plan.not_yet,
+        with_full: plan.with_full,
         tests: Vec::new(),
     };
     let mut absence = Absence { status: absence.status, reason: absence.reason.clone() };
@@ -367,6 +315,9 @@ fn judge_suite(
             let report = ktap::parse(seen.lines.iter().map(String::as_str));
             cases = report.cases;
             seen.errors.extend(report.errors);
+            if plan.kind == Kind::Script {
+                seen.errors.extend(ktap::wrong_totals(&seen.lines, &cases));
+            }
         }
         if plan.kind == Kind::Kunit {
             cases = fold_parameters(cases);
@@ -420,7 +371,7 @@ fn judge_suite(
             Some([case]) => judge_test(test, case),
             Some(more) => (Status::Fail, format!("{} results for one test", more.len())),
         };
-        results.tests.push(TestResult { name: test.name.clone(), status, reason });
+        results.tests.push(TestResult { name: test.name.clone(), status, reason, seconds: None });
     }
     for name in order {
         if came.remove(&name).is_some() && !plan.deselected.contains(&name) {
@@ -428,6 +379,7 @@ fn judge_suite(
                 name,
                 status: Status::Unplanned,
                 reason: format!("unplanned: add it to {}", plan.source),
+                seconds: None,
             });
         }
     }
@@ -552,6 +504,10 @@ pub fn judge(planned: &Planned, evidence: &Evidence<'_>) -> Verdict {
         let seen = stream.suites.get_mut(&plan.name);
         suites.push(judge_suite(plan, seen, &absence, &mut problems));
     }
+    let times = splat::times(evidence.console);
+    for test in suites.iter_mut().flat_map(|s| &mut s.tests) {
+        test.seconds = times.get(&test.name).copied();
+    }
     for name in stream.suites.keys().filter(|n| planned.suites.iter().all(|s| s.name != **n)) {
         problems.push(problem("suite", name, "unplanned suite"));
     }
@@ -570,8 +526,10 @@ pub fn judge(planned: &Planned, evidence: &Evidence<'_>) -> Verdict {
     }
     Verdict {
         kernel: planned.kernel.clone(),
+        machine: planned.machine.clone(),
         release: stream.hello.map(|h| h.0),
         suites,
+        left_out: planned.left_out.clone(),
         splats,
         problems,
     }

@@ -36,7 +36,7 @@ fn boot(script: &str, as_init: bool) -> (Verdict, String, TempDir) {
         program: "/bin/script".into(),
         tests: vec![],
     };
-    let plan = Plan { module: "none".into(), shell: false, suites: vec![suite] };
+    let plan = Plan { module: "none".into(), suites: vec![suite], ..Plan::default() };
     let machine = Machine {
         qemu: "qemu-system-x86_64".into(),
         image: tree.image(),
@@ -53,13 +53,15 @@ fn boot(script: &str, as_init: bool) -> (Verdict, String, TempDir) {
     };
     let planned = Planned {
         kernel: "test".into(),
+        machine: "test".into(),
+        left_out: vec![],
         suites: vec![Suite {
             name: "script".into(),
             kind: Kind::Ktap,
             source: "the test".into(),
             tests: vec![Test { name: "a".into(), expect: Expect::Pass }],
             deselected: BTreeSet::new(),
-            not_yet: 0,
+            with_full: 0,
         }],
         allow: vec![],
         taint_before: 0x40000,

@@ -122,15 +122,3 @@ fn a_module_of_another_kernel_is_refused() {
     let error = kdir::check_module(&module, &tree).unwrap_err().to_string();
     assert!(error.contains("7.3.4 SMP") && error.contains("7.3.4-mine"), "{error}");
 }
-
-#[test]
-fn the_matrix_and_its_plans_can_be_read() {
-    let matrix = matrix();
-    let plans = matrix.plans().unwrap();
-    for kernel in matrix.kernel.keys() {
-        let none = Default::default();
-        let planned = matrix.planned(kernel, &plans, &none, &Default::default()).unwrap();
-        assert_eq!(planned.suites.len(), matrix.order.len());
-        assert!(planned.suites.iter().all(|s| !s.tests.is_empty()));
-    }
-}

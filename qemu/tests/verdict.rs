@@ -37,7 +37,7 @@ fn suite(name: &str, kind: Kind, tests: &[&str]) -> Suite {
         source: format!("expected/{name}.toml"),
         tests: tests.iter().map(test).collect(),
         deselected: BTreeSet::new(),
-        not_yet: 0,
+        with_full: 0,
     }
 }
 
@@ -52,6 +52,8 @@ impl Recorded {
             exit: Exit::Code(0),
             planned: Planned {
                 kernel: "stock".to_owned(),
+                machine: "default".to_owned(),
+                left_out: vec![],
                 suites: vec![
                     suite("kunit", Kind::Kunit, &["pool.grows", "pool.shrinks"]),
                     selftests,
@@ -378,6 +380,71 @@ fn word_and_exit_of_a_test_must_agree() {
     Recorded::clean()
         .wire("ktap ok 1 hmm.hmm_device_private.migrate\n", "")
         .red_only("Fail", "gave no result");
+}
+
+const MIGRATE_OK: &str = "test-end hmm.hmm_device_private.migrate ok";
+
+#[test]
+fn what_the_audit_finds_fails_the_test() {
+    let left = "test-end hmm.hmm_device_private.migrate audit: hmm_dmirror0: 3 pages used";
+    let verdict = Recorded::clean().wire(MIGRATE_OK, left).red_only("Fail", "audit: hmm_dmirror0");
+    assert!(verdict.problems[0].text.starts_with("audit: "), "{:#?}", verdict.problems);
+    // Nor is it a failure that was expected of the test itself.
+    let mut known = Recorded::clean().wire(MIGRATE_OK, left);
+    known.planned.suites[2].tests[1].expect = Expect::Fail("known".to_owned());
+    known.red_only("Fail", "audit: hmm_dmirror0");
+    let mut both =
+        Recorded::clean().wire(MIGRATE_OK, &left.replace("audit", "exit status 1; audit"));
+    both.planned.suites[2].tests[1].expect = Expect::Fail("known".to_owned());
+    both.red_only("Fail", "audit: hmm_dmirror0");
+}
+
+#[test]
+fn tests_are_timed_by_the_log() {
+    let verdict = Recorded::clean().judge();
+    let hmm = &verdict.suites[2].tests;
+    assert!(hmm.iter().all(|t| t.seconds.is_some_and(|s| s >= 0.0)), "{hmm:?}");
+}
+
+/// The smoke script in place of the harness suite: the same program, run as a whole.
+fn script(totals: &str) -> Recorded {
+    let mut run = Recorded::clean();
+    let from = run.wire.find("test-start").unwrap();
+    let to = run.wire.find("suite-end hmm").unwrap();
+    let tap =
+        format!("ktap TAP version 13\nktap 1..2\nktap ok 1 {OPEN}\nktap ok 2 {MIGRATE}\n{totals}");
+    run.wire.replace_range(from..to, &tap);
+    run.planned.suites[2].kind = Kind::Script;
+    run
+}
+
+#[test]
+fn a_script_is_judged_by_results_and_totals() {
+    let good = "ktap # Totals: pass:2 fail:0 xfail:0 xpass:0 skip:0 error:0\n";
+    let run = script(good);
+    assert_eq!(run.judge().problems, []);
+    assert_eq!(status(&run.judge(), MIGRATE), Status::Pass);
+    script("").red_only("ktap", "no line with totals");
+    script(&good.replace("fail:0", "fail:1")).red_only("ktap", "its results do not");
+    script(good).wire(&format!("ktap ok 2 {MIGRATE}\n"), "").red("Missing", MIGRATE);
+}
+
+#[test]
+fn what_is_left_out_is_no_pass() {
+    let mut run = Recorded::clean();
+    let slow = run.planned.suites[2].tests.remove(1);
+    run.planned.suites[2].deselected.insert(slow.name);
+    run.planned.suites[2].with_full = 1;
+    run.planned.left_out.push(("smoke".to_owned(), 78));
+    let verdict = run.judge();
+    assert!(verdict.pass() && verdict.counts() == (6, 0), "{verdict:#?}");
+    let table = zdvm::report::table(&verdict);
+    let row = |name: &str| {
+        let line = table.lines().find(|l| l.starts_with(name)).unwrap();
+        line.split_whitespace().skip(1).map(|n| n.parse().unwrap()).collect::<Vec<usize>>()
+    };
+    assert_eq!(row("hmm"), [1, 1, 0, 0, 0, 0, 1]);
+    assert_eq!(row("smoke"), [0, 0, 0, 0, 0, 0, 78]);
 }
 
 #[test]

@@ -12,15 +12,6 @@ use super::{
 use crate::mm::page::PageView;
 use kernel::prelude::*;
 
-/// What the allocator knows of a page.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum PageState {
-    /// May be handed out.
-    Free,
-    /// Was handed out and did not come back yet.
-    Used,
-}
-
 /// The facts of a page that conditions are about; apart from the page, so that they can be tested.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Facts {
@@ -29,22 +20,47 @@ struct Facts {
     order: u32,
     locked: bool,
     lru: bool,
+    tail: bool,
     anon_exclusive: bool,
     mapping: usize,
     memcg: usize,
 }
 
 impl Facts {
-    fn of(page: PageView<'_>) -> Self {
+    /// Of a page that is the head of a folio in use.
+    fn of_folio(page: PageView<'_>) -> Self {
+        let bits = page.bits();
         Self {
             refs: page.refs(),
             mapcount: page.mapcount(),
             order: page.order(),
-            locked: page.is_locked(),
-            lru: page.is_lru(),
-            anon_exclusive: page.is_anon_exclusive(),
+            locked: bits.is_locked(),
+            lru: bits.is_lru(),
+            tail: bits.is_tail(),
+            anon_exclusive: bits.is_anon_exclusive(),
             mapping: page.mapping(),
             memcg: page.memcg(),
+        }
+    }
+
+    /// Of a page by itself, whatever folio it is, or was until it was freed, a part of: what is
+    /// the folio's is 0 for a tail.
+    fn of_page(page: PageView<'_>) -> Self {
+        let bits = page.bits();
+        Self {
+            refs: page.refs(),
+            mapcount: if bits.is_mapped() { page.mapcount() } else { 0 },
+            order: 0,
+            locked: bits.is_locked(),
+            lru: bits.is_lru(),
+            tail: bits.is_tail(),
+            anon_exclusive: bits.is_anon_exclusive(),
+            mapping: if bits.has_mapping() {
+                page.mapping()
+            } else {
+                0
+            },
+            memcg: if bits.is_charged() { page.memcg() } else { 0 },
         }
     }
 }
@@ -62,31 +78,57 @@ fn count(n: i32) -> u64 {
     i64::from(n) as u64
 }
 
-/// What holds for a page that is nobody's, first failure first.
+/// What holds for a page that is nobody's, first failure first. Its order does not matter: core mm
+/// leaves a large folio as it is until its pages are handed out again.
 fn free_page(f: &Facts) -> Option<Failed> {
     expect(Check::Refcount, 0, count(f.refs))
         .or_else(|| expect(Check::Mapcount, 0, count(f.mapcount)))
         .or_else(|| expect(Check::Locked, 0, f.locked.into()))
         .or_else(|| expect(Check::Lru, 0, f.lru.into()))
         .or_else(|| expect(Check::Mapping, 0, f.mapping as u64))
-        .or_else(|| expect(Check::Order, 0, f.order.into()))
         .or_else(|| expect(Check::AnonExclusive, 0, f.anon_exclusive.into()))
         .or_else(|| expect(Check::Memcg, 0, f.memcg as u64))
 }
 
-/// What holds for an order-0 PRIVATE page in use at a quiescent point: each reference is that of
-/// a page table entry, since nothing else can hold memory that the CPU cannot reach.
-fn used_page(f: &Facts) -> Option<Failed> {
+/// What holds for a folio of `order` right after it was handed out: one reference, which is the
+/// driver's, its lock, and nothing left of what its pages were before.
+fn fresh_folio(f: &Facts, order: u32) -> Option<Failed> {
+    expect(Check::Tail, 0, f.tail.into())
+        .or_else(|| expect(Check::Order, order.into(), f.order.into()))
+        .or_else(|| expect(Check::Refcount, 1, count(f.refs)))
+        .or_else(|| expect(Check::Locked, 1, f.locked.into()))
+        .or_else(|| {
+            let rest = Facts {
+                refs: 0,
+                locked: false,
+                ..*f
+            };
+            free_page(&rest)
+        })
+}
+
+/// What holds for a folio of `order` in use at a quiescent point: each reference is that of a page
+/// table entry, since nothing else holds memory of a device that is left alone.
+fn used_folio(f: &Facts, order: u32) -> Option<Failed> {
     if f.refs < 1 {
         return Some((Check::Refcount, 1, count(f.refs)));
     }
-    expect(Check::Refcount, count(f.mapcount), count(f.refs))
+    expect(Check::Tail, 0, f.tail.into())
+        .or_else(|| expect(Check::Order, order.into(), f.order.into()))
+        .or_else(|| expect(Check::Refcount, count(f.mapcount), count(f.refs)))
         .or_else(|| expect(Check::Lru, 0, f.lru.into()))
 }
 
-/// What holds while a folio is freed: core mm has uncharged and cleaned it, but owns its lock bit.
-fn freed_page(f: &Facts) -> Option<Failed> {
+/// What holds for a page of a folio in use other than its first.
+fn tail_page(f: &Facts) -> Option<Failed> {
+    expect(Check::Tail, 1, f.tail.into()).or_else(|| expect(Check::Refcount, 0, count(f.refs)))
+}
+
+/// What holds while a folio that was handed out with `order` is freed: core mm has uncharged and
+/// cleaned it, but owns its lock bit.
+fn freed_folio(f: &Facts, order: u32) -> Option<Failed> {
     expect(Check::Refcount, 0, count(f.refs))
+        .or_else(|| expect(Check::Order, order.into(), f.order.into()))
         .or_else(|| expect(Check::Mapcount, 0, count(f.mapcount)))
         .or_else(|| expect(Check::Lru, 0, f.lru.into()))
         .or_else(|| expect(Check::Mapping, 0, f.mapping as u64))
@@ -102,38 +144,63 @@ fn violation(
     failed.map(|(check, expected, found)| Violation::on(page, invariant, check, expected, found))
 }
 
+/// A page that must be free, by one look at it, and by a closer one where that is not enough.
+fn check_free(page: PageView<'_>, invariant: Invariant) -> Option<Violation> {
+    if page.refs() == 0 && page.bits().is_clean() {
+        return None;
+    }
+    violation(page, invariant, free_page(&Facts::of_page(page)))
+}
+
 /// I1: `page` as registration left it.
 pub(crate) fn check_born(page: PageView<'_>) -> Option<Violation> {
-    violation(page, Invariant::Born, free_page(&Facts::of(page)))
+    check_free(page, Invariant::Born)
 }
 
-/// I2: `page` is about to be handed out.
+/// I2: `page`, of a folio or by itself, is about to be handed out.
 pub(crate) fn check_handed_out(page: PageView<'_>) -> Option<Violation> {
-    violation(page, Invariant::HandedOut, free_page(&Facts::of(page)))
+    check_free(page, Invariant::HandedOut)
 }
 
-/// I3: `page` is in use, and `extra` references are known besides those of its mappings.
+/// I2: the folio of `order` that begins with `page` was just handed out.
+pub(crate) fn check_fresh(page: PageView<'_>, order: u32) -> Option<Violation> {
+    let failed = fresh_folio(&Facts::of_folio(page), order);
+    violation(page, Invariant::HandedOut, failed)
+}
+
+/// I3: the folio of `page` is in use, and `extra` references are known besides those of its
+/// mappings.
 pub(crate) fn check_settled(page: PageView<'_>, extra: i32) -> Option<Violation> {
-    let facts = Facts::of(page);
+    let facts = Facts::of_folio(page);
     let expected = count(facts.mapcount.saturating_add(extra));
     let failed = expect(Check::Refcount, expected, count(facts.refs));
     violation(page, Invariant::Settled, failed)
 }
 
-/// I4: `page` is in `folio_free`; `was_used` says whether it was handed out before.
-pub(crate) fn check_freed(page: PageView<'_>, was_used: bool) -> Option<Violation> {
-    let failed = expect(Check::State, 1, was_used.into()).or_else(|| freed_page(&Facts::of(page)));
+/// I4: the folio that begins with `page` is in `folio_free`; `handed_out` is the order that it was
+/// handed out with, `None` when it was not.
+pub(crate) fn check_freed(page: PageView<'_>, handed_out: Option<u32>) -> Option<Violation> {
+    let failed = match handed_out {
+        Some(order) => freed_folio(&Facts::of_folio(page), order),
+        None => Some((Check::State, 1, 0)),
+    };
     violation(page, Invariant::Freed, failed)
 }
 
-/// I5: `page` at a quiescent point.
-pub(crate) fn check_idle(page: PageView<'_>, state: PageState) -> Option<Violation> {
-    let facts = Facts::of(page);
-    let failed = match state {
-        PageState::Free => free_page(&facts),
-        PageState::Used => used_page(&facts),
-    };
+/// I5: `page`, which is not in use, at a quiescent point.
+pub(crate) fn check_idle(page: PageView<'_>) -> Option<Violation> {
+    check_free(page, Invariant::Idle)
+}
+
+/// I5: the folio of `order` in use that begins with `page`, at a quiescent point.
+pub(crate) fn check_used(page: PageView<'_>, order: u32) -> Option<Violation> {
+    let failed = used_folio(&Facts::of_folio(page), order);
     violation(page, Invariant::Idle, failed)
+}
+
+/// I5: `page`, which is not the first of a large folio in use, at a quiescent point.
+pub(crate) fn check_tail(page: PageView<'_>) -> Option<Violation> {
+    violation(page, Invariant::Idle, tail_page(&Facts::of_page(page)))
 }
 
 #[kunit_tests(zdmirror_audit_checks)]
@@ -146,6 +213,7 @@ mod tests {
         order: 0,
         locked: false,
         lru: false,
+        tail: false,
         anon_exclusive: false,
         mapping: 0,
         memcg: 0,
@@ -182,7 +250,8 @@ mod tests {
                 },
                 Some((Check::Mapping, 0, 0x41)),
             ),
-            (Facts { order: 9, ..FREE }, Some((Check::Order, 0, 9))),
+            (Facts { order: 9, ..FREE }, None),
+            (Facts { tail: true, ..FREE }, None),
             (
                 Facts {
                     anon_exclusive: true,
@@ -198,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn used_page_conditions() {
+    fn used_folio_conditions() {
         let used = Facts {
             refs: 1,
             mapcount: 1,
@@ -233,33 +302,92 @@ mod tests {
                 Some((Check::Refcount, 1, 0)),
             ),
             (Facts { lru: true, ..used }, Some((Check::Lru, 0, 1))),
+            (Facts { order: 9, ..used }, Some((Check::Order, 0, 9))),
+            (Facts { tail: true, ..used }, Some((Check::Tail, 0, 1))),
         ];
         for (facts, expected) in cases {
-            assert_eq!(used_page(&facts), expected);
+            assert_eq!(used_folio(&facts, 0), expected);
         }
     }
 
     #[test]
-    fn freed_page_conditions() {
-        assert_eq!(freed_page(&FREE), None);
+    fn freed_folio_conditions() {
+        assert_eq!(freed_folio(&FREE, 0), None);
+        assert_eq!(freed_folio(&FREE, 9), Some((Check::Order, 9, 0)));
         // folio_free may meet a locked folio: migration unlocks before it puts, others may not.
         assert_eq!(
-            freed_page(&Facts {
-                locked: true,
-                ..FREE
-            }),
+            freed_folio(
+                &Facts {
+                    locked: true,
+                    ..FREE
+                },
+                0
+            ),
             None
         );
         assert_eq!(
-            freed_page(&Facts {
-                anon_exclusive: true,
-                ..FREE
-            }),
+            freed_folio(
+                &Facts {
+                    anon_exclusive: true,
+                    ..FREE
+                },
+                0
+            ),
             Some((Check::AnonExclusive, 0, 1))
         );
         assert_eq!(
-            freed_page(&Facts { mapping: 1, ..FREE }),
+            freed_folio(&Facts { mapping: 1, ..FREE }, 0),
             Some((Check::Mapping, 0, 1))
+        );
+    }
+    #[test]
+    fn fresh_folio_conditions() {
+        let fresh = Facts {
+            refs: 1,
+            locked: true,
+            order: 9,
+            ..FREE
+        };
+        let cases = [
+            (fresh, None),
+            (Facts { order: 0, ..fresh }, Some((Check::Order, 9, 0))),
+            (Facts { refs: 2, ..fresh }, Some((Check::Refcount, 1, 2))),
+            (Facts { refs: 0, ..fresh }, Some((Check::Refcount, 1, 0))),
+            (
+                Facts {
+                    locked: false,
+                    ..fresh
+                },
+                Some((Check::Locked, 1, 0)),
+            ),
+            (
+                Facts {
+                    mapping: 1,
+                    ..fresh
+                },
+                Some((Check::Mapping, 0, 1)),
+            ),
+            (
+                Facts {
+                    tail: true,
+                    ..fresh
+                },
+                Some((Check::Tail, 0, 1)),
+            ),
+        ];
+        for (facts, expected) in cases {
+            assert_eq!(fresh_folio(&facts, 9), expected);
+        }
+    }
+
+    #[test]
+    fn tail_page_conditions() {
+        let tail = Facts { tail: true, ..FREE };
+        assert_eq!(tail_page(&tail), None);
+        assert_eq!(tail_page(&FREE), Some((Check::Tail, 1, 0)));
+        assert_eq!(
+            tail_page(&Facts { refs: 1, ..tail }),
+            Some((Check::Refcount, 0, 1))
         );
     }
 }

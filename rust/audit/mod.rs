@@ -13,10 +13,12 @@ mod report;
 pub(crate) use checks::{
     check_born,
     check_freed,
+    check_fresh,
     check_handed_out,
     check_idle,
     check_settled,
-    PageState, //
+    check_tail,
+    check_used, //
 };
 pub(crate) use report::{
     Auditor,
@@ -27,6 +29,8 @@ use crate::mm::{
     page::PageView,
     uapi::{
         ZdmViolation,
+        MEMORY_DEVICE_COHERENT,
+        MEMORY_DEVICE_GENERIC,
         MEMORY_DEVICE_PRIVATE, //
     }, //
 };
@@ -76,6 +80,7 @@ pub(crate) enum Check {
     Memcg = 8,
     Lru = 9,
     Stuck = 10,
+    Tail = 11,
 }
 
 impl Check {
@@ -91,6 +96,7 @@ impl Check {
             Self::Memcg => "memcg",
             Self::Lru => "lru",
             Self::Stuck => "stuck",
+            Self::Tail => "tail",
         }
     }
 }
@@ -101,6 +107,8 @@ pub(crate) struct Violation {
     pub(crate) invariant: Invariant,
     pub(crate) check: Check,
     pub(crate) pfn: usize,
+    /// `enum memory_type`.
+    pub(crate) memory_type: u32,
     pub(crate) order: u32,
     pub(crate) expected: u64,
     pub(crate) found: u64,
@@ -119,9 +127,20 @@ impl Violation {
             invariant,
             check,
             pfn: page.pfn(),
+            memory_type: page.memory_type(),
             order: page.order(),
             expected,
             found,
+        }
+    }
+
+    /// Name of the type of memory.
+    pub(crate) fn type_name(&self) -> &'static str {
+        match self.memory_type {
+            MEMORY_DEVICE_PRIVATE => "PRIVATE",
+            MEMORY_DEVICE_COHERENT => "COHERENT",
+            MEMORY_DEVICE_GENERIC => "GENERIC",
+            _ => "?",
         }
     }
 
@@ -134,7 +153,7 @@ impl Violation {
             expected: self.expected,
             found: self.found,
             order: self.order,
-            type_: MEMORY_DEVICE_PRIVATE,
+            type_: self.memory_type,
         }
     }
 }

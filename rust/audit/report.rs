@@ -7,7 +7,7 @@
 use super::Violation;
 use crate::mm::uapi::ZDM_AUDIT_MAX_RECORDS;
 use kernel::{
-    new_spinlock,
+    new_spinlock_irq,
     prelude::*,
     str::CStr,
     sync::{
@@ -15,7 +15,7 @@ use kernel::{
             Atomic,
             Relaxed, //
         },
-        SpinLock, //
+        SpinLockIrq, //
     }, //
 };
 
@@ -62,7 +62,7 @@ pub(crate) struct Auditor {
     device: &'static CStr,
     total: Atomic<u64>,
     #[pin]
-    records: SpinLock<Records>,
+    records: SpinLockIrq<Records>,
 }
 
 impl Auditor {
@@ -72,7 +72,7 @@ impl Auditor {
             policy,
             device,
             total: Atomic::new(0),
-            records <- new_spinlock!(
+            records <- new_spinlock_irq!(
                 Records { list: [None; RECORDS], next: 0 },
                 "Auditor::records"
             ),
@@ -108,10 +108,11 @@ impl Auditor {
         let before = self.total.fetch_add(1, Relaxed);
         if before < LOG_LINES {
             pr_err!(
-                "violation: {} pfn={:#x} order={} type=PRIVATE check={} expected={:#x} found={:#x} device={}\n",
+                "violation: {} pfn={:#x} order={} type={} check={} expected={:#x} found={:#x} device={}\n",
                 v.invariant.name(),
                 v.pfn,
                 v.order,
+                v.type_name(),
                 v.check.name(),
                 v.expected,
                 v.found,
@@ -173,6 +174,7 @@ mod tests {
         Check,
         Invariant, //
     };
+    use crate::mm::uapi::MEMORY_DEVICE_PRIVATE;
 
     #[test]
     fn policy_words() {
@@ -203,6 +205,7 @@ mod tests {
             invariant: Invariant::Idle,
             check: Check::Refcount,
             pfn,
+            memory_type: MEMORY_DEVICE_PRIVATE,
             order: 0,
             expected: 0,
             found: 1,

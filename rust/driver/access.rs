@@ -6,8 +6,9 @@
 
 use super::file::Opener;
 use crate::mm::{
-    hmm::Access,
+    copy::Stop,
     migrate::bytes,
+    table::Access,
     task::check_signals,
     PAGE_SHIFT, //
 };
@@ -21,7 +22,7 @@ use kernel::{
 };
 
 /// Pages that are copied under the table's lock at a time.
-const BOUNCE_PAGES: usize = 64;
+const COPY_PAGES: usize = 64;
 
 /// What an access came to.
 #[derive(Default)]
@@ -32,82 +33,148 @@ pub(super) struct Outcome {
     pub(super) faults: usize,
 }
 
-fn bounce(range: &Range<usize>) -> Result<KVVec<u8>> {
-    let pages = ((range.end - range.start) >> PAGE_SHIFT).min(BOUNCE_PAGES);
-    Ok(KVVec::from_elem(0, bytes(pages), GFP_KERNEL)?)
+impl Outcome {
+    /// Of an access that counts pages only.
+    pub(super) fn pages(pages: usize) -> Self {
+        Self { pages, faults: 0 }
+    }
+}
+
+/// How the device faults in what it does not map.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Faulting {
+    /// Not at all.
+    Never,
+    /// With the mmap lock held.
+    Locked,
+    /// Letting who handles the fault drop the mmap lock.
+    Unlocked,
+}
+
+/// Pages of `range`, up to what is copied at a time.
+fn batch(range: &Range<usize>) -> usize {
+    ((range.end - range.start) >> PAGE_SHIFT).min(COPY_PAGES)
+}
+
+/// Where to put the bytes when user memory has to be faulted in, which must not happen while the
+/// table is locked. Allocated when it is needed first.
+struct Bounce(KVVec<u8>);
+
+impl Bounce {
+    fn new() -> Self {
+        Self(KVVec::new())
+    }
+
+    fn get(&mut self, pages: usize) -> Result<&mut [u8]> {
+        if self.0.len() < bytes(pages) {
+            self.0 = KVVec::from_elem(0, bytes(pages), GFP_KERNEL)?;
+        }
+        Ok(&mut self.0[..bytes(pages)])
+    }
 }
 
 impl Opener {
-    /// Copies `range` to user memory at `to`, faulting in what the device does not map. May sleep.
-    pub(super) fn read(&self, range: Range<usize>, to: UserPtr) -> Result<Outcome> {
-        let mut out = Outcome::default();
-        self.copy_out(range, to, &mut out, |range, out| {
-            self.device_fault(range, Access::Read, out)
-        })?;
-        Ok(out)
-    }
-
-    /// Copies `range` to user memory at `to`; `ENOENT` at a page that the device does not map.
-    pub(super) fn read_mapped(&self, range: Range<usize>, to: UserPtr) -> Result<Outcome> {
-        let mut out = Outcome::default();
-        self.copy_out(range, to, &mut out, |_, _| Err(ENOENT))?;
-        Ok(out)
-    }
-
-    fn copy_out(
+    /// Copies `range` to user memory at `to`, faulting in what the device does not map as told,
+    /// or `ENOENT` at a page that it does not map. May sleep.
+    pub(super) fn read(
         &self,
         range: Range<usize>,
         to: UserPtr,
-        out: &mut Outcome,
-        mut fault: impl FnMut(Range<usize>, &mut Outcome) -> Result,
-    ) -> Result {
-        let mut bounce = bounce(&range)?;
-        let mut user = UserSlice::new(to, range.end - range.start).writer();
-        let mut start = range.start;
-        while start < range.end {
+        faulting: Faulting,
+    ) -> Result<Outcome> {
+        let mut out = Outcome::default();
+        let mut bounce = Bounce::new();
+        let mut left = range.clone();
+        while !left.is_empty() {
             check_signals()?;
-            let room = bounce.len().min(range.end - start);
-            let pages = self.mirror().read(start, &mut bounce[..room])?;
-            if pages == 0 {
-                fault(start..range.end, out)?;
-                continue;
-            }
-            user.write_slice(&bounce[..bytes(pages)])?;
+            let user = to.wrapping_byte_add(left.start - range.start);
+            let (pages, stop) = self.mirror().copy_to_user(left.start, batch(&left), user);
             out.pages += pages;
-            start += bytes(pages);
+            left.start += bytes(pages);
+            match stop {
+                Stop::Done => {}
+                Stop::Unmapped => {
+                    self.device_fault(left.clone(), Access::Read, faulting, &mut out)?;
+                }
+                Stop::UserFault => {
+                    let user = to.wrapping_byte_add(left.start - range.start);
+                    let buf = bounce.get(batch(&left))?;
+                    let pages = self.mirror().read(left.start, buf);
+                    let mut writer = UserSlice::new(user, bytes(pages)).writer();
+                    writer.write_slice(&buf[..bytes(pages)])?;
+                    out.pages += pages;
+                    left.start += bytes(pages);
+                }
+            }
         }
-        Ok(())
+        Ok(out)
     }
 
     /// Copies user memory at `from` to `range`, faulting in what the device may not write. May
     /// sleep.
     pub(super) fn write(&self, range: Range<usize>, from: UserPtr) -> Result<Outcome> {
         let mut out = Outcome::default();
-        let mut bounce = bounce(&range)?;
-        let mut user = UserSlice::new(from, range.end - range.start).reader();
-        let mut start = range.start;
-        while start < range.end {
-            let len = bounce.len().min(range.end - start);
-            user.read_slice(&mut bounce[..len])?;
-            let mut done = 0;
-            while done < len {
-                check_signals()?;
-                let pages = self.mirror().write(start + done, &bounce[done..len])?;
-                if pages == 0 {
-                    self.device_fault(start + done..range.end, Access::Write, &mut out)?;
+        let mut bounce = Bounce::new();
+        let mut left = range.clone();
+        while !left.is_empty() {
+            check_signals()?;
+            let user = from.wrapping_byte_add(left.start - range.start);
+            let (pages, stop) = self.mirror().copy_from_user(left.start, batch(&left), user);
+            out.pages += pages;
+            left.start += bytes(pages);
+            match stop {
+                Stop::Done => {}
+                Stop::Unmapped => {
+                    self.device_fault(left.clone(), Access::Write, Faulting::Locked, &mut out)?;
                 }
-                done += bytes(pages);
-                out.pages += pages;
+                Stop::UserFault => {
+                    let user = from.wrapping_byte_add(left.start - range.start);
+                    let buf = bounce.get(batch(&left))?;
+                    UserSlice::new(user, buf.len()).reader().read_slice(buf)?;
+                    let end = left.start + buf.len();
+                    self.write_bounced(left.start..end, buf, &mut out)?;
+                    left.start = end;
+                }
             }
-            start += len;
         }
         Ok(out)
     }
 
-    fn device_fault(&self, range: Range<usize>, access: Access, out: &mut Outcome) -> Result {
-        self.mirror().fault(range, access)?;
+    /// Copies `buf` to `range`, which is as long.
+    fn write_bounced(&self, range: Range<usize>, buf: &[u8], out: &mut Outcome) -> Result {
+        let mut done = 0;
+        while done < buf.len() {
+            check_signals()?;
+            let start = range.start + done;
+            let pages = self.mirror().write(start, &buf[done..]);
+            if pages == 0 {
+                self.device_fault(start..range.end, Access::Write, Faulting::Locked, out)?;
+            }
+            out.pages += pages;
+            done += bytes(pages);
+        }
+        Ok(())
+    }
+
+    fn device_fault(
+        &self,
+        range: Range<usize>,
+        access: Access,
+        faulting: Faulting,
+        out: &mut Outcome,
+    ) -> Result {
+        match faulting {
+            Faulting::Never => return Err(ENOENT),
+            Faulting::Locked => self.mirror().fault(range, access)?,
+            Faulting::Unlocked => self.mirror().fault_unlocked(range, access)?,
+        }
         out.faults += 1;
         self.device().core.stats.device_faults.add(1);
         Ok(())
+    }
+
+    /// Faults `range` in for `access` and copies nothing. May sleep.
+    pub(super) fn fault(&self, range: Range<usize>, access: Access) -> Result {
+        self.device_fault(range, access, Faulting::Locked, &mut Outcome::default())
     }
 }

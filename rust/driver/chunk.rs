@@ -5,7 +5,8 @@
 #![forbid(unsafe_code)]
 
 use super::{
-    pool::Pool,
+    freed::Freed,
+    migrate::copy_back,
     stats::Stats, //
 };
 use crate::{
@@ -22,21 +23,19 @@ use crate::{
             VmFault, //
         },
         migrate::PfnBuffer,
-        pagemap::PagemapOps,
+        pagemap::{
+            PagemapOps,
+            PrivateOps, //
+        },
         system_folio::SystemFolio,
         task::check_signals,
         PAGE_SIZE, //
     },
 };
-use core::num::NonZeroUsize;
 use kernel::{
-    new_spinlock,
     prelude::*,
     str::CStr,
-    sync::{
-        Arc,
-        SpinLock, //
-    },
+    sync::Arc,
     time::{
         delay::fsleep,
         Delta, //
@@ -49,23 +48,15 @@ pub(super) struct Core {
     pub(super) stats: Stats,
     #[pin]
     pub(super) auditor: Auditor,
-    #[pin]
-    pub(super) pool: SpinLock<Pool>,
 }
 
 impl Core {
-    /// For a device called `name` with chunks of `chunk_pages` pages. May sleep.
-    pub(super) fn new(
-        name: &'static CStr,
-        policy: Policy,
-        chunk_pages: NonZeroUsize,
-    ) -> Result<Arc<Self>> {
-        let pool = Pool::new(chunk_pages)?;
+    /// For a device called `name`. May sleep.
+    pub(super) fn new(name: &'static CStr, policy: Policy) -> Result<Arc<Self>> {
         Arc::pin_init(
             pin_init!(Self {
                 stats: Stats::new(),
                 auditor <- Auditor::new(policy, name),
-                pool <- new_spinlock!(pool, "Core::pool"),
             }),
             GFP_KERNEL,
         )
@@ -75,13 +66,29 @@ impl Core {
 /// The driver's data of one pagemap.
 pub(super) struct Chunk {
     core: Arc<Core>,
-    /// Number of the first page in the pool.
-    base: u32,
+    /// Its number in the device.
+    number: usize,
+    freed: Freed,
 }
 
 impl Chunk {
-    pub(super) fn new(core: Arc<Core>, base: u32) -> Self {
-        Self { core, base }
+    /// Chunk `number` of a device, with `pages` pages. May sleep.
+    pub(super) fn new(core: Arc<Core>, number: usize, pages: usize) -> Result<Self> {
+        Ok(Self {
+            core,
+            number,
+            freed: Freed::new(pages)?,
+        })
+    }
+
+    /// Its number in the device.
+    pub(super) fn number(&self) -> usize {
+        self.number
+    }
+
+    /// What came back and the pool does not know of yet.
+    pub(super) fn freed(&self) -> &Freed {
+        &self.freed
     }
 }
 
@@ -89,25 +96,23 @@ impl Chunk {
 const FAULT_TRIES: usize = 500;
 
 impl Chunk {
-    /// Tries to move the faulting page back once, and says whether it moved.
+    /// Tries to move what the fault is about back once, and says whether any of it moved.
     fn fault_back(
         &self,
         fault: &VmFault<'_>,
         buffer: &mut PfnBuffer,
     ) -> core::result::Result<bool, FaultError> {
-        let address = fault.address();
-        let mut migration = fault.migrate(buffer, address, address + PAGE_SIZE)?;
-        if migration.is_selected(0) {
-            // Dropping the migration on failure puts the page back.
-            let mut folio = SystemFolio::alloc_vma(fault.vma(), address)?;
-            migration.copy_source(0, &mut folio);
-            migration.set_system_destination(0, folio);
-        }
+        let start = fault.address();
+        // Dropping the migration on failure puts the pages back.
+        let mut migration = fault.migrate(buffer)?;
+        copy_back(&mut migration, &self.core.stats, |i, order| {
+            SystemFolio::alloc_vma(fault.vma(), start + i * PAGE_SIZE, order)
+        })?;
         let migration = migration.copied();
         let moved = migration.moved();
-        self.core.stats.to_system.add(moved);
+        self.core.stats.moved_to_system(moved);
         migration.finalize();
-        Ok(moved != 0)
+        Ok(moved.pages != 0)
     }
 }
 
@@ -116,18 +121,20 @@ impl PagemapOps for Chunk {
         let core = &self.core;
         if core.auditor.is_on() {
             core.auditor
-                .judge(check_freed(folio.page(), folio.was_in_use()));
+                .judge(check_freed(folio.page(), folio.handed_out()));
         }
-        if folio.was_in_use() {
-            core.stats.freed.add(1);
-            // A page beyond `u32` cannot be in a pool: chunks are added with a check.
-            core.pool.lock().put(self.base + folio.index() as u32, 0);
+        if folio.handed_out().is_some() {
+            core.stats.freed.add(1 << folio.order());
+            // CAST: Pages of a chunk fit `u32`: `Device::grow()` makes sure.
+            self.freed.push(folio.index() as u32, folio.order());
         }
     }
+}
 
+impl PrivateOps for Chunk {
     fn migrate_to_ram(&self, fault: &VmFault<'_>) -> Result<(), FaultError> {
         self.core.stats.cpu_faults.add(1);
-        let mut buffer = PfnBuffer::new(1)?;
+        let mut buffer = PfnBuffer::new(1 << fault.order())?;
         for _ in 0..FAULT_TRIES {
             // A page that nobody maps any more was moved or unmapped by somebody else: the CPU
             // looks again.

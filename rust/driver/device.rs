@@ -9,111 +9,110 @@ use super::{
         Chunk,
         Core, //
     },
+    config::{
+        Config,
+        Location, //
+    },
     pool::{
         ListRoom,
         NewSlots,
         OpenerId,
+        Pool,
         MAX_CHUNKS, //
     },
 };
 use crate::{
     audit::{
         check_born,
-        check_handed_out,
         check_idle,
-        Check,
-        Invariant,
-        PageState,
-        Policy,
-        Violation, //
+        check_tail,
+        check_used, //
     },
     mm::{
-        device_folio::{
-            HandOutError,
-            LockedDeviceFolio, //
-        },
         migrate::bytes,
-        page::PageView,
         pagemap::{
+            MemoryType,
+            PagemapRef,
             PgmapOwner,
             Registration, //
         },
-        system_folio::SystemFolio,
-        PAGE_SIZE, //
+        region::RegionError,
+        task::check_signals, //
     },
 };
-use core::num::NonZeroUsize;
 use kernel::{
     new_mutex,
+    new_spinlock,
     prelude::*,
     sizes::SZ_1M,
     str::CStr,
     sync::{
+        lock::{
+            spinlock::SpinLockBackend,
+            Guard, //
+        },
         Arc,
         Mutex,
-        SetOnce, //
+        SpinLock, //
     }, //
 };
 
-const PAGES_PER_MB: NonZeroUsize = NonZeroUsize::new(SZ_1M / PAGE_SIZE).unwrap();
+/// Pages between two looks for a fatal signal.
+const AUDIT_BATCH: usize = 4096;
 
-/// Pages that are tried before one that is not fit to be handed out counts as none left.
-const HAND_OUT_TRIES: usize = 16;
-
-/// What the module parameters say, checked.
-#[derive(Clone, Copy)]
-pub(crate) struct Config {
-    /// What a broken invariant does.
-    pub(crate) policy: Policy,
-    /// Pages of a chunk.
-    pub(crate) chunk_pages: NonZeroUsize,
-    /// Whether `ZDM_INJECT` is allowed.
-    pub(crate) inject: bool,
-}
-
-impl Config {
-    /// Largest chunk, so that a slip of the finger does not take all memory for struct pages.
-    const MAX_CHUNK_MB: usize = 16 * 1024;
-
-    /// Checks the parameters; says in the log which one is wrong and why.
-    pub(crate) fn parse(audit: &CStr, chunk_mb: usize, inject: bool) -> Result<Self> {
-        let Some(policy) = Policy::parse(audit) else {
-            pr_err!("parameter audit: must be off, report or panic\n");
-            return Err(EINVAL);
-        };
-        let chunk_pages = match NonZeroUsize::new(chunk_mb) {
-            Some(mb) if chunk_mb % 2 == 0 && chunk_mb <= Self::MAX_CHUNK_MB => {
-                mb.checked_mul(PAGES_PER_MB)
-            }
-            _ => None,
-        };
-        let Some(chunk_pages) = chunk_pages else {
-            pr_err!(
-                "parameter devmem_chunk_mb: {} is not a multiple of 2 from 2 to {}\n",
-                chunk_mb,
-                Self::MAX_CHUNK_MB
-            );
-            return Err(EINVAL);
-        };
-        Ok(Self {
-            policy,
-            chunk_pages,
-            inject,
-        })
-    }
-}
-
-/// A device with PRIVATE memory.
+/// A device.
 #[pin_data]
 pub(crate) struct Device {
-    // Chunks go first: core mm calls into `core` until they are unregistered.
-    chunks: [SetOnce<Registration<Chunk>>; MAX_CHUNKS],
     pub(super) core: Arc<Core>,
     pub(super) owner: Arc<PgmapOwner>,
     pub(super) config: Config,
-    /// Held while a chunk is added.
+    location: Location,
+    max_order: u32,
+    /// Held while a chunk is added or taken away.
     #[pin]
-    growth: Mutex<()>,
+    pub(super) growth: Mutex<()>,
+    #[pin]
+    memory: SpinLock<Memory>,
+}
+
+/// The chunks of a device, and which of their pages are free.
+pub(super) struct Memory {
+    chunks: [Option<Registration<Chunk>>; MAX_CHUNKS],
+    pub(super) pool: Pool,
+    chunk_pages: usize,
+}
+
+impl Memory {
+    /// Tells the pool what came back since the last time.
+    fn settle(&mut self) {
+        for (number, chunk) in self.chunks.iter().enumerate() {
+            let Some(chunk) = chunk else { continue };
+            let base = number * self.chunk_pages;
+            chunk.ops().freed().take_all(|index, order| {
+                // CAST: Page numbers of a device fit `u32`: `Device::grow()` makes sure.
+                self.pool.put(base as u32 + index, order);
+            });
+        }
+    }
+
+    /// The chunk of page `page`, and the index of the page there.
+    pub(super) fn locate(&self, page: u32) -> Option<(PagemapRef<Chunk>, usize)> {
+        let page = page as usize;
+        // The pool, which the number comes from, has chunks of more than no pages.
+        let number = page.checked_div(self.chunk_pages)?;
+        let chunk = self.chunk(number)?;
+        Some((chunk, page - number * self.chunk_pages))
+    }
+
+    fn chunk(&self, number: usize) -> Option<PagemapRef<Chunk>> {
+        self.chunks.get(number)?.as_ref()?.get()
+    }
+
+    /// Takes chunk `number` away, if all of it is free.
+    pub(super) fn remove(&mut self, number: usize) -> Option<(Registration<Chunk>, NewSlots)> {
+        let slots = self.pool.remove_chunk(number)?;
+        Some((self.chunks.get_mut(number)?.take()?, slots))
+    }
 }
 
 /// Pages that an audit has seen.
@@ -127,44 +126,87 @@ pub(super) struct AuditCounts {
 
 impl Device {
     /// A device with one chunk. May sleep.
-    pub(crate) fn new(name: &'static CStr, config: Config) -> Result<Arc<Self>> {
-        let core = Core::new(name, config.policy, config.chunk_pages)?;
+    ///
+    /// # Errors
+    ///
+    /// Why the memory cannot be had.
+    pub(crate) fn new(
+        name: &'static CStr,
+        config: Config,
+        location: Location,
+    ) -> Result<Arc<Self>, RegionError> {
+        Self::empty(name, config, location)
+            .map_err(|_| RegionError::NoSpace)
+            .and_then(|device| device.grow().map(|()| device))
+    }
+
+    fn empty(name: &'static CStr, config: Config, location: Location) -> Result<Arc<Self>> {
+        let core = Core::new(name, config.policy)?;
         let owner = PgmapOwner::new()?;
-        let device = Arc::pin_init(
+        let memory = Memory {
+            chunks: [const { None }; MAX_CHUNKS],
+            pool: Pool::new(config.chunk_pages)?,
+            chunk_pages: config.chunk_pages.get(),
+        };
+        Arc::pin_init(
             pin_init!(Self {
-                chunks: core::array::from_fn(|_| SetOnce::new()),
                 core,
                 owner,
                 config,
+                location,
+                max_order: location.memory_type().max_order(),
                 growth <- new_mutex!((), "Device::growth"),
+                memory <- new_spinlock!(memory, "Device::memory"),
             }),
             GFP_KERNEL,
-        )?;
-        device.grow()?;
-        Ok(device)
+        )
+    }
+
+    /// The memory, with the pool up to date.
+    pub(super) fn memory(&self) -> Guard<'_, Memory, SpinLockBackend> {
+        let mut memory = self.memory.lock();
+        memory.settle();
+        memory
+    }
+
+    /// The type of its memory.
+    pub(super) fn memory_type(&self) -> MemoryType {
+        self.location.memory_type()
+    }
+
+    /// The largest order of a folio of its memory.
+    pub(super) fn max_order(&self) -> u32 {
+        self.max_order
+    }
+
+    /// Chunks that the device may have.
+    fn max_chunks(&self) -> usize {
+        match self.location {
+            Location::Anywhere => MAX_CHUNKS,
+            Location::At(_) => 1,
+        }
     }
 
     /// Adds a chunk. May sleep; no page may be locked and no mmap lock held, as this takes the
     /// memory hotplug lock.
-    fn grow(&self) -> Result {
+    fn grow(&self) -> Result<(), RegionError> {
         let _growth = self.growth.lock();
-        let Some((number, place)) = self
-            .chunks
-            .iter()
-            .enumerate()
-            .find(|(_, chunk)| chunk.as_ref().is_none())
-        else {
-            return Err(ENOSPC);
+        let number = {
+            let memory = self.memory();
+            memory.chunks.iter().position(|chunk| chunk.is_none())
         };
+        let number = number
+            .filter(|&number| number < self.max_chunks())
+            .ok_or(RegionError::NoSpace)?;
         let pages = self.config.chunk_pages.get();
-        let base = u32::try_from(number * pages).map_err(|_| ENOSPC)?;
-        u32::try_from((number + 1) * pages).map_err(|_| ENOSPC)?;
-        let slots = NewSlots::new(pages)?;
-        let chunk = Registration::private(
-            bytes(pages),
-            self.owner.clone(),
-            Chunk::new(self.core.clone(), base),
-        )?;
+        u32::try_from((number + 1) * pages).map_err(|_| RegionError::NoSpace)?;
+        let slots = NewSlots::new(pages).map_err(|_| RegionError::NoSpace)?;
+        let ops = Chunk::new(self.core.clone(), number, pages).map_err(|_| RegionError::NoSpace)?;
+        let owner = self.owner.clone();
+        let chunk = match self.location {
+            Location::Anywhere => Registration::private(bytes(pages), owner, ops)?,
+            Location::At(start) => Registration::coherent(start, bytes(pages), owner, ops)?,
+        };
         if self.core.auditor.is_on() {
             for page in (0..pages).filter_map(|i| chunk.page(i)) {
                 self.core.auditor.judge(check_born(page));
@@ -176,22 +218,32 @@ impl Device {
             chunk.first_pfn(),
             chunk.first_pfn() + pages
         );
-        if !place.populate(chunk) {
-            return Err(EBUSY);
+        let mut memory = self.memory();
+        // The pool gives the pages out from here on.
+        match memory.pool.add_chunk(slots) {
+            Ok(base) if base as usize == number * pages => {
+                memory.chunks[number] = Some(chunk);
+                Ok(())
+            }
+            _ => {
+                drop(memory);
+                Err(RegionError::NoSpace)
+            }
         }
-        // The pool may give the pages out from here on, when the chunk can be found.
-        self.core.pool.lock().add_chunk(slots).map(|_| ())
     }
 
-    /// Tries to have `pages` free pages. May sleep, as [`Device::grow`].
-    pub(super) fn reserve(&self, pages: usize) {
+    /// Tries to have `pages` free pages, and a whole block for a folio of `order`. May sleep, as
+    /// [`Device::grow`].
+    pub(super) fn reserve(&self, pages: usize, order: u32) {
+        // Each turn adds a chunk, of which there is a limit.
         loop {
-            let (free, can_grow) = {
-                let pool = self.core.pool.lock();
-                (pool.free(), pool.can_grow())
+            let enough = {
+                let memory = self.memory();
+                let large = order == 0 || memory.pool.free_large() > 0;
+                memory.pool.free() >= pages && large
             };
             // Short of memory the migration is to move what it can.
-            if free >= pages || !can_grow || self.grow().is_err() {
+            if enough || self.grow().is_err() {
                 return;
             }
         }
@@ -201,124 +253,69 @@ impl Device {
     pub(super) fn add_opener(&self) -> Result<OpenerId> {
         loop {
             let wanted = {
-                let mut pool = self.core.pool.lock();
-                if pool.spare_openers() > 0 {
-                    return pool.add_opener();
+                let mut memory = self.memory();
+                if memory.pool.spare_openers() > 0 {
+                    return memory.pool.add_opener();
                 }
-                pool.wanted_lists()
+                memory.pool.wanted_lists()
             };
             let room = ListRoom::new(wanted)?;
-            let old = self.core.pool.lock().swap_lists(room);
+            let old = self.memory().pool.swap_lists(room);
             drop(old);
         }
     }
 
-    /// The chunk of page `page` and its index there.
-    pub(super) fn locate(&self, page: u32) -> Option<(&Registration<Chunk>, usize)> {
-        let pages = self.config.chunk_pages;
-        let chunk = self.chunks.get(page as usize / pages)?.as_ref()?;
-        Some((chunk, page as usize % pages))
+    /// Chunk `number`, for as long as the result lives. Does not sleep.
+    pub(super) fn chunk(&self, number: usize) -> Option<PagemapRef<Chunk>> {
+        self.memory().chunk(number)
     }
 
     /// The page with number `pfn`, if it is one of the device.
     pub(super) fn page_of_pfn(&self, pfn: usize) -> Option<u32> {
         let pages = self.config.chunk_pages.get();
-        self.chunks().enumerate().find_map(|(number, chunk)| {
+        (0..MAX_CHUNKS).find_map(|number| {
+            let chunk = self.chunk(number)?;
             let index = pfn.checked_sub(chunk.first_pfn())?;
+            // CAST: Page numbers of a device fit `u32`.
             (index < chunk.pages()).then_some((number * pages + index) as u32)
         })
-    }
-
-    fn chunks(&self) -> impl Iterator<Item = &Registration<Chunk>> {
-        self.chunks.iter().map_while(|chunk| chunk.as_ref())
-    }
-
-    /// Takes a free page for `opener` and hands it out with `backing` as its memory. Does not
-    /// sleep.
-    ///
-    /// A page that is not what a free page must be is reported, set aside, and the next one taken.
-    pub(super) fn hand_out(
-        &self,
-        opener: OpenerId,
-        mut backing: SystemFolio,
-    ) -> Option<LockedDeviceFolio> {
-        // Bounded, so that an allocator that is broken ends in reports.
-        for _ in 0..HAND_OUT_TRIES {
-            let page = self.core.pool.lock().take(opener, 0)?;
-            let (chunk, index) = self.locate(page)?;
-            let view = chunk.page(index)?;
-            let broken = self.core.auditor.is_on()
-                && !chunk.is_in_use(index)
-                && self.core.auditor.judge(check_handed_out(view));
-            match chunk.hand_out(index, backing) {
-                Ok(folio) => {
-                    self.core.stats.allocated.add(1);
-                    return Some(folio);
-                }
-                Err(err) => {
-                    backing = self.refused(page, view, err, broken);
-                }
-            }
-        }
-        None
-    }
-
-    /// Reports a page that could not be handed out, and gives the backing back.
-    fn refused(
-        &self,
-        page: u32,
-        view: PageView<'_>,
-        err: HandOutError,
-        reported: bool,
-    ) -> SystemFolio {
-        match &err {
-            // Somebody has it, and keeps it: the pool gave it out twice.
-            HandOutError::InUse(_) => self.core.auditor.report(Violation::on(
-                view,
-                Invariant::HandedOut,
-                Check::State,
-                0,
-                1,
-            )),
-            HandOutError::NotFree(_) => {
-                if !reported {
-                    self.core.auditor.judge(check_handed_out(view));
-                }
-                self.core.pool.lock().quarantine(page, 0);
-            }
-            HandOutError::NoSuchPage(_) => self.core.pool.lock().quarantine(page, 0),
-        }
-        err.into_backing()
     }
 
     /// Checks every page. Exact at a quiescent point only. May sleep; may be interrupted by a
     /// fatal signal.
     pub(super) fn audit(&self) -> Result<AuditCounts> {
         let mut counts = AuditCounts::default();
-        let pages = self.config.chunk_pages.get();
-        for (number, chunk) in self.chunks().enumerate() {
-            for index in 0..chunk.pages() {
-                if index % 4096 == 0 {
-                    crate::mm::task::check_signals()?;
-                }
-                let page = (number * pages + index) as u32;
-                let Some(view) = chunk.page(index) else {
-                    continue;
-                };
-                let free = self.core.pool.lock().is_free(page).unwrap_or(true);
-                counts.pages += 1;
-                let state = if free {
-                    counts.free += 1;
-                    PageState::Free
-                } else {
-                    counts.used += 1;
-                    PageState::Used
-                };
-                if self.core.auditor.judge(check_idle(view, state)) {
-                    counts.found += 1;
-                }
+        for number in 0..MAX_CHUNKS {
+            if let Some(chunk) = self.chunk(number) {
+                self.audit_chunk(&chunk, &mut counts)?;
             }
         }
         Ok(counts)
+    }
+
+    fn audit_chunk(&self, chunk: &PagemapRef<Chunk>, counts: &mut AuditCounts) -> Result {
+        let auditor = &self.core.auditor;
+        // Pages left of the large folio in use that was met last.
+        let mut tails = 0;
+        for (index, page) in (0..chunk.pages()).filter_map(|i| Some((i, chunk.page(i)?))) {
+            if index % AUDIT_BATCH == 0 {
+                check_signals()?;
+            }
+            counts.pages += 1;
+            let outcome = if tails > 0 {
+                tails -= 1;
+                counts.used += 1;
+                check_tail(page)
+            } else if let Some(order) = chunk.order_in_use(index) {
+                tails = (1usize << order) - 1;
+                counts.used += 1;
+                check_used(page, order)
+            } else {
+                counts.free += 1;
+                check_idle(page)
+            };
+            counts.found += u64::from(auditor.judge(outcome));
+        }
+        Ok(())
     }
 }

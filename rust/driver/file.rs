@@ -11,13 +11,27 @@ use super::{
 };
 use crate::{
     miscdevice::NodeOps,
-    mm::hmm::HmmMirror, //
+    mm::{
+        hmm::HmmMirror,
+        task::check_signals,
+        PAGE_SIZE, //
+    }, //
 };
 use kernel::{
-    mm::MmWithUser,
+    alloc::flags::__GFP_ZERO,
+    mm::{
+        virt::VmaNew,
+        MmWithUser, //
+    },
     new_mutex,
+    page::Page,
     prelude::*,
     sync::{
+        atomic::{
+            Atomic,
+            Full,
+            Relaxed, //
+        },
         Arc,
         Mutex, //
     }, //
@@ -30,6 +44,8 @@ pub(crate) struct Opener {
     mirror: HmmMirror,
     device: Arc<Device>,
     id: OpenerId,
+    /// Whether the next allocation for a migration is to fail.
+    fail_alloc: Atomic<bool>,
     #[pin]
     broken: Mutex<Broken>,
 }
@@ -43,12 +59,13 @@ impl Opener {
                 mirror <- HmmMirror::new(mm, device.owner.clone()),
                 device: device.clone(),
                 id,
+                fail_alloc: Atomic::new(false),
                 broken <- new_mutex!(Broken::default(), "Opener::broken"),
             }),
             GFP_KERNEL,
         );
         if opener.is_err() {
-            device.core.pool.lock().remove_opener(id);
+            device.memory().pool.remove_opener(id);
         }
         opener
     }
@@ -64,6 +81,17 @@ impl Opener {
     /// The opener's number in the device's pool.
     pub(super) fn id(&self) -> OpenerId {
         self.id
+    }
+
+    /// Sets whether the next allocation for a migration is to fail.
+    pub(super) fn set_fail_alloc(&self, fail: bool) {
+        self.fail_alloc.store(fail, Relaxed);
+    }
+
+    /// Whether this allocation for a migration is to fail, which one does for each time that
+    /// [`Opener::set_fail_alloc`] asked for it.
+    pub(super) fn take_fail_alloc(&self) -> bool {
+        self.fail_alloc.load(Relaxed) && self.fail_alloc.xchg(false, Full)
     }
 
     pub(super) fn broken(&self) -> &Mutex<Broken> {
@@ -83,13 +111,24 @@ impl NodeOps for Opener {
     fn release(&self) {
         // Data stays with the processes that own it; only this opener's pages are moved.
         self.device.evict(self.id);
-        self.device.core.pool.lock().remove_opener(self.id);
+        self.device.memory().pool.remove_opener(self.id);
         // After the eviction, so that a page kept by injection is reported as what it is.
         self.mend();
     }
 
     fn ioctl(&self, cmd: u32, arg: usize) -> Result<isize> {
         self.dispatch(cmd, arg).map(|()| 0)
+    }
+
+    /// Maps zeroed pages of the driver's, as a device maps its own, which no LRU list knows.
+    fn mmap(&self, vma: &VmaNew) -> Result {
+        let area = vma.set_mixedmap();
+        for address in (vma.start()..vma.end()).step_by(PAGE_SIZE) {
+            check_signals()?;
+            let page = Page::alloc_page(GFP_KERNEL | __GFP_ZERO)?;
+            area.vm_insert_page(address, &page)?;
+        }
+        Ok(())
     }
 }
 
@@ -98,11 +137,23 @@ mod tests {
     use super::*;
     use crate::{
         audit::Policy,
-        driver::Config,
+        driver::{
+            access::Faulting,
+            Config,
+            Location, //
+        },
         mm::{
-            kunit::mmap_anon,
+            kunit::{
+                mmap_anon,
+                munmap, //
+            },
+            mapped::Memory,
             migrate::bytes,
-            PAGE_SIZE, //
+            snapshot::{
+                MapSize,
+                Seen, //
+            },
+            table::Access, //
         }, //
     };
     use core::num::NonZeroUsize;
@@ -130,7 +181,7 @@ mod tests {
             chunk_pages: NonZeroUsize::new(SZ_2M / PAGE_SIZE).ok_or(EINVAL)?,
             inject: false,
         };
-        let device = Device::new(c"kunit", config)?;
+        let device = Device::new(c"kunit", config, Location::Anywhere)?;
         let task = current!();
         let mm = task.mm().ok_or(EINVAL)?;
         let opener = Opener::new(&device, mm)?;
@@ -209,6 +260,21 @@ mod tests {
     }
 
     #[test]
+    fn release_unregisters_and_memory_comes_again() -> Result {
+        let s = setting()?;
+        let range = s.address..s.address + bytes(PAGES);
+        fill(s.address)?;
+        for _ in 0..2 {
+            s.opener.to_device(range.clone())?;
+            assert_eq!(s.device.audit()?.used, PAGES as u64);
+            s.device.release_memory()?;
+            assert_eq!(s.device.audit()?.pages, 0);
+            assert!(holds_pattern(s.address)?);
+        }
+        Ok(())
+    }
+
+    #[test]
     fn unmapped_range_is_refused() -> Result {
         let s = setting()?;
         let beyond = s.address..s.address + bytes(PAGES) + (1 << 40);
@@ -217,6 +283,160 @@ mod tests {
             Err(EINVAL)
         );
         assert_eq!(s.device.audit()?.used, 0);
+        Ok(())
+    }
+
+    /// Maps zeroes at `address`, by a read of the CPU.
+    fn touch(address: usize) -> Result {
+        let mut byte = [0xff];
+        UserSlice::new(UserPtr::from_addr(address), 1)
+            .reader()
+            .read_slice(&mut byte)?;
+        assert_eq!(byte, [0]);
+        Ok(())
+    }
+
+    #[test]
+    fn exclusive_until_the_cpu_comes() -> Result {
+        let s = setting()?;
+        let range = s.address..s.address + bytes(PAGES);
+        fill(s.address)?;
+        assert_eq!(s.opener.mirror().make_exclusive(range.clone())?, PAGES);
+        assert!(s.opener.mirror().has_exclusive(range.clone())?);
+        assert_eq!(s.opener.check_exclusive(range.clone()).err(), Some(EPERM));
+        // What is exclusive already is left alone, and the device may read it.
+        assert_eq!(s.opener.mirror().make_exclusive(range.clone())?, 0);
+        let copy = mmap_anon(bytes(PAGES))?;
+        let to = UserPtr::from_addr(copy);
+        let outcome = s.opener.read(range.clone(), to, Faulting::Never)?;
+        assert_eq!((outcome.pages, outcome.faults), (PAGES, 0));
+        assert!(s.opener.mirror().has_exclusive(range.clone())?);
+        assert!(holds_pattern(copy)?);
+        // The first page goes to the CPU, then all.
+        UserSlice::new(UserPtr::from_addr(s.address), 1)
+            .writer()
+            .write_slice(&[1])?;
+        assert!(!s
+            .opener
+            .mirror()
+            .has_exclusive(s.address..s.address + PAGE_SIZE)?);
+        assert!(s.opener.check_exclusive(range.clone()).is_err());
+        assert!(holds_pattern(s.address)?);
+        assert!(s.opener.check_exclusive(range).is_ok());
+        Ok(())
+    }
+
+    #[test]
+    fn device_writes_what_is_exclusive() -> Result {
+        let s = setting()?;
+        let range = s.address..s.address + bytes(PAGES);
+        // Pages of zeroes are replaced on the way, which invalidates: a second try is needed.
+        for page in 0..PAGES / 2 {
+            touch(s.address + bytes(page))?;
+        }
+        assert_eq!(s.opener.mirror().make_exclusive(range.clone())?, PAGES);
+        let from = mmap_anon(bytes(PAGES))?;
+        fill(from)?;
+        let outcome = s.opener.write(range.clone(), UserPtr::from_addr(from))?;
+        assert_eq!((outcome.pages, outcome.faults), (PAGES, 0));
+        assert!(s.opener.mirror().has_exclusive(range)?);
+        assert!(holds_pattern(s.address)?);
+        Ok(())
+    }
+
+    #[test]
+    fn exclusive_is_for_one_opener() -> Result {
+        let s = setting()?;
+        let task = current!();
+        let mm = task.mm().ok_or(EINVAL)?;
+        let other = Opener::new(&s.device, mm)?;
+        let range = s.address..s.address + bytes(PAGES);
+        fill(s.address)?;
+        assert_eq!(s.opener.mirror().make_exclusive(range.clone())?, PAGES);
+        assert_eq!(other.mirror().make_exclusive(range.clone())?, PAGES);
+        assert!(s.opener.check_exclusive(range.clone()).is_ok());
+        assert!(other.check_exclusive(range).is_err());
+        other.release();
+        assert!(holds_pattern(s.address)?);
+        Ok(())
+    }
+
+    #[test]
+    fn exclusive_brings_device_pages_back() -> Result {
+        let s = setting()?;
+        let range = s.address..s.address + bytes(PAGES);
+        fill(s.address)?;
+        s.opener.to_device(range.clone())?;
+        assert_eq!(s.opener.mirror().make_exclusive(range)?, PAGES);
+        let counts = s.device.audit()?;
+        assert_eq!((counts.used, counts.found), (0, 0));
+        assert!(holds_pattern(s.address)?);
+        Ok(())
+    }
+
+    #[test]
+    fn snapshot_tells_pages_apart() -> Result {
+        let s = setting()?;
+        let page = |memory, write| Seen::Page {
+            memory,
+            write,
+            size: MapSize::Base,
+        };
+        touch(s.address)?;
+        for n in [1, 2] {
+            UserSlice::new(UserPtr::from_addr(s.address + bytes(n)), 1)
+                .writer()
+                .write_slice(&[1])?;
+        }
+        s.opener
+            .to_device(s.address + bytes(2)..s.address + bytes(3))?;
+        let mut seen = [Seen::Error; 4];
+        s.opener.mirror().snapshot(s.address, &mut seen, |s| s)?;
+        let expected = [
+            page(Memory::Zero, false),
+            page(Memory::System, true),
+            page(Memory::Private { local: true }, true),
+            Seen::Absent,
+        ];
+        assert_eq!(seen, expected);
+        // Nothing was faulted in or brought back, and no other device can see our memory.
+        assert_eq!(s.device.audit()?.used, 1);
+        let stranger = setting()?;
+        let mirror = stranger.opener.mirror();
+        mirror.snapshot(s.address, &mut seen, |s| s)?;
+        assert_eq!(seen[1..3], [page(Memory::System, true), Seen::Absent]);
+        assert_eq!(s.device.audit()?.used, 1);
+        Ok(())
+    }
+
+    #[test]
+    fn device_fault_maps_and_unmap_forgets() -> Result {
+        let s = setting()?;
+        let range = s.address..s.address + bytes(PAGES);
+        let copy = mmap_anon(bytes(PAGES))?;
+        let to = UserPtr::from_addr(copy);
+        let read = || s.opener.read(range.clone(), to, Faulting::Never);
+        fill(s.address)?;
+        assert_eq!(read().err(), Some(ENOENT));
+        s.opener.fault(range.clone(), Access::Read)?;
+        assert_eq!(read()?.pages, PAGES);
+        assert!(holds_pattern(copy)?);
+        // Half of it is gone; what is left of the table is good.
+        munmap(s.address, bytes(PAGES / 2))?;
+        assert_eq!(read().err(), Some(ENOENT));
+        assert_eq!(s.opener.fault(range.clone(), Access::Read), Err(EFAULT));
+        let half = range.start + bytes(PAGES / 2)..range.end;
+        assert_eq!(s.opener.read(half, to, Faulting::Never)?.pages, PAGES / 2);
+        Ok(())
+    }
+
+    #[test]
+    fn allocation_fails_once() -> Result {
+        let s = setting()?;
+        assert!(!s.opener.take_fail_alloc());
+        s.opener.set_fail_alloc(true);
+        assert!(s.opener.take_fail_alloc());
+        assert!(!s.opener.take_fail_alloc());
         Ok(())
     }
 }

@@ -64,7 +64,7 @@ impl Opener {
                 if broken.counted.is_some() {
                     return Err(EBUSY);
                 }
-                let page = self.device().core.pool.lock().peek_free().ok_or(ENOSPC)?;
+                let page = self.device().memory().pool.peek_free().ok_or(ENOSPC)?;
                 let pfn = self.set_free_page_refs(page, 1)?;
                 broken.counted = Some(page);
                 pfn
@@ -76,7 +76,7 @@ impl Opener {
             Kind::HandOutTwice => {
                 let pfn = self.mirror().get_device_folio(address)?.pfn();
                 let page = self.device().page_of_pfn(pfn).ok_or(ENOENT)?;
-                self.device().core.pool.lock().hand_out_twice(page);
+                self.device().memory().pool.hand_out_twice(page);
                 pfn
             }
         };
@@ -85,7 +85,8 @@ impl Opener {
     }
 
     fn set_free_page_refs(&self, page: u32, refs: i32) -> Result<usize> {
-        let (chunk, index) = self.device().locate(page).ok_or(ENOENT)?;
+        let located = self.device().memory().locate(page);
+        let (chunk, index) = located.ok_or(ENOENT)?;
         if chunk.corrupt_free_page(index, refs) {
             Ok(chunk.first_pfn() + index)
         } else {

@@ -4,10 +4,17 @@
 
 #![forbid(unsafe_code)]
 
-use super::file::Opener;
+use super::{
+    access::{
+        Faulting,
+        Outcome, //
+    },
+    file::Opener, //
+};
 use crate::{
     audit::Violation,
     mm::{
+        table::Access,
         uapi,
         uapi::{
             as_bytes_mut,
@@ -15,6 +22,7 @@ use crate::{
             HmmCmd,
             UapiStruct,
             ZdmAudit,
+            ZdmFault,
             ZdmInject, //
         },
         PAGE_SHIFT,
@@ -43,9 +51,9 @@ use kernel::{
 /// # Errors
 ///
 /// `EINVAL` unless it starts on a page, is not empty, and ends within user addresses.
-fn user_range(cmd: &HmmCmd) -> Result<Range<usize>> {
-    let start = usize::try_from(cmd.addr).map_err(|_| EINVAL)?;
-    let pages = usize::try_from(cmd.npages).map_err(|_| EINVAL)?;
+fn user_range(addr: u64, npages: u64) -> Result<Range<usize>> {
+    let start = usize::try_from(addr).map_err(|_| EINVAL)?;
+    let pages = usize::try_from(npages).map_err(|_| EINVAL)?;
     if start % PAGE_SIZE != 0 || pages == 0 || pages > usize::MAX >> PAGE_SHIFT {
         return Err(EINVAL);
     }
@@ -102,57 +110,119 @@ impl Opener {
             uapi::HMM_DMIRROR_READ
             | uapi::HMM_DMIRROR_WRITE
             | uapi::HMM_DMIRROR_MIGRATE_TO_DEV
-            | uapi::HMM_DMIRROR_MIGRATE_TO_SYS => self.upstream(cmd, arg),
+            | uapi::HMM_DMIRROR_MIGRATE_TO_SYS
+            | uapi::HMM_DMIRROR_SNAPSHOT
+            | uapi::HMM_DMIRROR_EXCLUSIVE
+            | uapi::HMM_DMIRROR_CHECK_EXCLUSIVE
+            | uapi::HMM_DMIRROR_RELEASE
+            | uapi::HMM_DMIRROR_READ_UNLOCKED => self.upstream(cmd, arg),
+            uapi::HMM_DMIRROR_FLAGS => self.flags(arg),
+            _ if is_versioned(cmd, uapi::ZDM_FAULT) => self.zdm_fault(cmd, arg),
             _ if is_versioned(cmd, uapi::ZDM_AUDIT) => self.audit(cmd, arg),
-            _ if is_versioned(cmd, uapi::ZDM_INJECT) => {
-                let mut inject: ZdmInject = read_versioned(cmd, arg)?;
-                if !self.device().config.inject || !is_admin() {
-                    return Err(EPERM);
-                }
-                self.inject(&mut inject)?;
-                write_versioned(cmd, arg, &mut inject)
-            }
-            _ if is_versioned(cmd, uapi::ZDM_STATS) => {
-                let core = &self.device().core;
-                let mut stats = core.stats.to_uapi(core.auditor.total(), 0);
-                write_versioned(cmd, arg, &mut stats)
-            }
+            _ if is_versioned(cmd, uapi::ZDM_INJECT) => self.zdm_inject(cmd, arg),
+            _ if is_versioned(cmd, uapi::ZDM_STATS) => self.stats(cmd, arg),
             _ => Err(ENOTTY),
         }
     }
 
-    /// The commands of `test_hmm_uapi.h`, which share a structure.
+    /// The commands of `test_hmm_uapi.h` that are about a range.
     fn upstream(&self, cmd: u32, arg: usize) -> Result {
         let user = UserSlice::new(UserPtr::from_addr(arg), size_of::<HmmCmd>());
         let (mut reader, mut writer) = user.reader_writer();
         let mut args: HmmCmd = reader.read()?;
-        let range = user_range(&args)?;
+        let range = user_range(args.addr, args.npages)?;
         let ptr = user_ptr(args.ptr)?;
-        let pages = range.end.wrapping_sub(range.start) >> PAGE_SHIFT;
+        let outcome = match cmd {
+            uapi::HMM_DMIRROR_READ => self.read(range, ptr, Faulting::Locked)?,
+            uapi::HMM_DMIRROR_READ_UNLOCKED => self.read(range, ptr, Faulting::Unlocked)?,
+            uapi::HMM_DMIRROR_WRITE => self.write(range, ptr)?,
+            uapi::HMM_DMIRROR_MIGRATE_TO_DEV => self.migrate_to_dev(range, ptr)?,
+            uapi::HMM_DMIRROR_MIGRATE_TO_SYS => Outcome::pages(self.to_system(range)?),
+            uapi::HMM_DMIRROR_SNAPSHOT => Outcome::pages(self.snapshot(range, ptr)?),
+            uapi::HMM_DMIRROR_EXCLUSIVE => self.exclusive(range, ptr)?,
+            uapi::HMM_DMIRROR_CHECK_EXCLUSIVE => self.check_exclusive(range)?,
+            uapi::HMM_DMIRROR_RELEASE => {
+                self.device().release_memory()?;
+                Outcome::default()
+            }
+            _ => return Err(ENOTTY),
+        };
+        args.cpages = outcome.pages as u64;
+        args.faults = outcome.faults as u64;
+        writer.write(&args)
+    }
+
+    /// Migrates to the device, and reads back from there, all of `range` or none.
+    fn migrate_to_dev(&self, range: Range<usize>, ptr: UserPtr) -> Result<Outcome> {
+        let pages = (range.end - range.start) >> PAGE_SHIFT;
+        self.to_device(range.clone())?;
+        // What is on the device now is mapped there.
+        if self.mirror().refresh(range.clone())? < pages {
+            return Err(ENOENT);
+        }
+        self.read(range, ptr, Faulting::Never)
+    }
+
+    /// Gets exclusive access, and reads what it has got.
+    fn exclusive(&self, range: Range<usize>, ptr: UserPtr) -> Result<Outcome> {
+        let pages = self.mirror().make_exclusive(range.clone())?;
+        self.device().core.stats.exclusive.add(pages);
+        self.read(range, ptr, Faulting::Never)
+    }
+
+    /// `EPERM` while the CPU is kept from any page of `range`.
+    pub(super) fn check_exclusive(&self, range: Range<usize>) -> Result<Outcome> {
+        if self.mirror().has_exclusive(range)? {
+            return Err(EPERM);
+        }
+        Ok(Outcome::default())
+    }
+
+    /// `HMM_DMIRROR_FLAGS`, whose flags are where other commands have a number of pages.
+    fn flags(&self, arg: usize) -> Result {
+        let user = UserSlice::new(UserPtr::from_addr(arg), size_of::<HmmCmd>());
+        let (mut reader, mut writer) = user.reader_writer();
+        let mut args: HmmCmd = reader.read()?;
+        let known = u64::from(uapi::HMM_DMIRROR_FLAG_FAIL_ALLOC);
+        if args.npages & !known != 0 {
+            return Err(EINVAL);
+        }
+        self.set_fail_alloc(args.npages & known != 0);
         args.cpages = 0;
         args.faults = 0;
-        match cmd {
-            uapi::HMM_DMIRROR_READ => {
-                let outcome = self.read(range, ptr)?;
-                args.cpages = outcome.pages as u64;
-                args.faults = outcome.faults as u64;
-            }
-            uapi::HMM_DMIRROR_WRITE => {
-                let outcome = self.write(range, ptr)?;
-                args.cpages = outcome.pages as u64;
-                args.faults = outcome.faults as u64;
-            }
-            uapi::HMM_DMIRROR_MIGRATE_TO_DEV => {
-                self.to_device(range.clone())?;
-                // What is on the device now is mapped there, and read back for verification.
-                if self.mirror().refresh(range.clone())? < pages {
-                    return Err(ENOENT);
-                }
-                args.cpages = self.read_mapped(range, ptr)?.pages as u64;
-            }
-            _ => args.cpages = self.to_system(range)? as u64,
-        }
         writer.write(&args)
+    }
+
+    fn zdm_fault(&self, cmd: u32, arg: usize) -> Result {
+        let mut args: ZdmFault = read_versioned(cmd, arg)?;
+        if args.reserved != 0 || args.flags & !uapi::ZDM_FAULT_WRITE != 0 {
+            return Err(EINVAL);
+        }
+        let access = if args.flags & uapi::ZDM_FAULT_WRITE != 0 {
+            Access::Write
+        } else {
+            Access::Read
+        };
+        self.fault(user_range(args.addr, args.npages)?, access)?;
+        args.mapped = args.npages;
+        write_versioned(cmd, arg, &mut args)
+    }
+
+    fn zdm_inject(&self, cmd: u32, arg: usize) -> Result {
+        let mut inject: ZdmInject = read_versioned(cmd, arg)?;
+        if !self.device().config.inject || !is_admin() {
+            return Err(EPERM);
+        }
+        self.inject(&mut inject)?;
+        write_versioned(cmd, arg, &mut inject)
+    }
+
+    fn stats(&self, cmd: u32, arg: usize) -> Result {
+        let core = &self.device().core;
+        let mut stats = core
+            .stats
+            .to_uapi(core.auditor.total(), self.device().max_order());
+        write_versioned(cmd, arg, &mut stats)
     }
 
     fn audit(&self, cmd: u32, arg: usize) -> Result {
@@ -194,14 +264,6 @@ impl Opener {
 mod tests {
     use super::*;
 
-    fn range(addr: u64, npages: u64) -> Result<Range<usize>> {
-        user_range(&HmmCmd {
-            addr,
-            npages,
-            ..Default::default()
-        })
-    }
-
     #[test]
     fn ranges() {
         let top = uapi::task_size() as u64;
@@ -219,11 +281,11 @@ mod tests {
             (1 << 63, 1),
         ];
         for (addr, npages) in bad {
-            assert_eq!(range(addr, npages), Err(EINVAL));
+            assert_eq!(user_range(addr, npages), Err(EINVAL));
         }
-        assert_eq!(range(page, 1), Ok(PAGE_SIZE..2 * PAGE_SIZE));
-        assert_eq!(range(0, 2), Ok(0..2 * PAGE_SIZE));
-        assert!(range(top - page, 1).is_ok());
+        assert_eq!(user_range(page, 1), Ok(PAGE_SIZE..2 * PAGE_SIZE));
+        assert_eq!(user_range(0, 2), Ok(0..2 * PAGE_SIZE));
+        assert!(user_range(top - page, 1).is_ok());
     }
 
     #[test]

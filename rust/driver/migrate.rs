@@ -1,34 +1,27 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Migration on request: to the device, to the system, and out of a device that is closed.
+//! Migration on request: to the device, and to the system.
 
 #![forbid(unsafe_code)]
 
 use super::{
-    device::Device,
     file::Opener,
-    pool::OpenerId, //
+    stats::Stats,
+    supply::Supply, //
 };
-use crate::{
-    audit::{
-        Check,
-        Invariant,
-        Violation, //
+use crate::mm::{
+    migrate::{
+        bytes,
+        Migration,
+        PfnBuffer,
+        Request,
+        Select,
+        Setup,
+        MAX_PAGES, //
     },
-    mm::{
-        migrate::{
-            bytes,
-            DevicePfns,
-            Migration,
-            PfnBuffer,
-            Select,
-            Setup,
-            MAX_PAGES, //
-        },
-        system_folio::SystemFolio,
-        task::check_signals,
-        PAGE_SHIFT, //
-    },
+    system_folio::SystemFolio,
+    task::check_signals,
+    PAGE_SHIFT, //
 };
 use core::ops::Range;
 use kernel::{
@@ -36,18 +29,40 @@ use kernel::{
         flags,
         VmaRef, //
     },
-    prelude::*,
-    time::{
-        delay::fsleep,
-        Delta, //
-    }, //
+    prelude::*, //
 };
 
-/// Times that pages which would not move are tried again when a file is closed.
-const EVICTION_TRIES: usize = 20;
-
-/// Pages that would not move which a closed file puts on record one by one.
-const STUCK_RECORDS: usize = 8;
+/// Gives each source of `migration`, all of them in device memory, a destination in system memory.
+///
+/// `alloc` makes a folio for entry `i` of an order; where it has none the folio is moved in pages.
+///
+/// # Errors
+///
+/// `ENOMEM` when there is no memory for a single page.
+pub(super) fn copy_back(
+    migration: &mut Migration<'_, Setup>,
+    stats: &Stats,
+    mut alloc: impl FnMut(usize, u32) -> Result<SystemFolio>,
+) -> Result {
+    let mut i = 0;
+    while i < migration.len() {
+        let Some(order) = migration.source(i) else {
+            i += 1;
+            continue;
+        };
+        match alloc(i, order) {
+            Ok(folio) => migration.copy_to_system(i, 0, folio),
+            Err(_) => {
+                stats.fell_back(order);
+                for part in 0..1 << order {
+                    migration.copy_to_system(i, part, alloc(i + part, 0)?);
+                }
+            }
+        }
+        i += 1 << order;
+    }
+    Ok(())
+}
 
 impl Opener {
     /// Migrates what is in system memory of `range` to the device. May sleep.
@@ -58,14 +73,10 @@ impl Opener {
     /// of a kind that cannot be migrated; what comes before that part has moved.
     pub(super) fn to_device(&self, range: Range<usize>) -> Result {
         self.each_batch(range, Select::System, |migration, _, _| {
-            for i in 0..migration.len() {
-                if migration.is_selected(i) {
-                    self.fill_device_page(migration, i)?;
-                }
-            }
+            self.copy_out_to_device(migration);
             Ok(())
         })
-        .map(|moved| self.device().core.stats.to_device.add(moved))
+        .map(|_| ())
     }
 
     /// Migrates the device's pages of `range` to system memory and returns how many. May sleep.
@@ -74,33 +85,64 @@ impl Opener {
     ///
     /// As [`Opener::to_device`], and `ENOMEM`.
     pub(super) fn to_system(&self, range: Range<usize>) -> Result<usize> {
-        let moved = self.each_batch(range, Select::DevicePrivate, |migration, vma, start| {
-            for i in 0..migration.len() {
-                if migration.is_selected(i) {
-                    let mut folio = SystemFolio::alloc_vma(vma, start + bytes(i))?;
-                    migration.copy_source(i, &mut folio);
-                    migration.set_system_destination(i, folio);
+        let stats = &self.device().core.stats;
+        let select = Select::Device(self.device().memory_type());
+        self.each_batch(range, select, |migration, vma, start| {
+            copy_back(migration, stats, |i, order| {
+                if self.take_fail_alloc() {
+                    return Err(ENOMEM);
                 }
-            }
-            Ok(())
-        })?;
-        self.device().core.stats.to_system.add(moved);
-        Ok(moved)
+                SystemFolio::alloc_vma(vma, start + bytes(i), order)
+            })
+        })
     }
 
-    /// Copies page `i` to a page of the device. A page that there is no room for stays where it is.
-    fn fill_device_page(&self, migration: &mut Migration<'_, Setup>, i: usize) -> Result {
+    /// Gives each source a destination on the device. A page that there is no room for stays where
+    /// it is.
+    fn copy_out_to_device(&self, migration: &mut Migration<'_, Setup>) {
         let stats = &self.device().core.stats;
-        let Ok(mut backing) = SystemFolio::alloc() else {
-            stats.failed_alloc.add(1);
-            return Ok(());
-        };
-        migration.copy_source(i, &mut backing);
-        match self.device().hand_out(self.id(), backing) {
-            Some(folio) => migration.set_device_destination(i, folio),
-            None => stats.failed_alloc.add(1),
+        let mut supply = Supply::new(self.device(), self.id(), migration.len());
+        let mut i = 0;
+        while i < migration.len() {
+            let Some(order) = migration.source(i) else {
+                i += 1;
+                continue;
+            };
+            let folio = if self.take_fail_alloc() {
+                None
+            } else {
+                supply.folio(order)
+            };
+            match folio {
+                Some(folio) => migration.copy_to_device(i, 0, folio),
+                None => {
+                    stats.fell_back(order);
+                    self.copy_out_in_pages(migration, &mut supply, i, 1 << order);
+                }
+            }
+            i += 1 << order;
         }
-        Ok(())
+    }
+
+    /// Gives each of the `pages` pages of the source at `i` a destination of its own. An allocation
+    /// that failed because that was asked for is made good here, whatever its order.
+    fn copy_out_in_pages(
+        &self,
+        migration: &mut Migration<'_, Setup>,
+        supply: &mut Supply<'_>,
+        i: usize,
+        pages: usize,
+    ) {
+        migration.split_hole(i);
+        let hole = migration.source(i) == Some(0);
+        for part in 0..pages {
+            match supply.folio(0) {
+                // A place without a page is a source by itself.
+                Some(folio) if hole => migration.copy_to_device(i + part, 0, folio),
+                Some(folio) => migration.copy_to_device(i, part, folio),
+                None => self.device().core.stats.failed_alloc.add(1),
+            }
+        }
     }
 
     /// Migrates `range` in batches, each prepared by `fill`, and returns how many pages moved.
@@ -110,147 +152,51 @@ impl Opener {
         select: Select,
         mut fill: impl FnMut(&mut Migration<'_, Setup>, &VmaRef, usize) -> Result,
     ) -> Result<usize> {
+        let device = self.device();
+        let stats = &device.core.stats;
         let mm = self.mirror().mm().mmget_not_zero().ok_or(EINVAL)?;
         let pages = ((range.end - range.start) >> PAGE_SHIFT).min(MAX_PAGES);
         let mut buffer = PfnBuffer::new(pages)?;
-        let mut moved = 0;
+        let mut total = 0;
         let mut start = range.start;
         while start < range.end {
             check_signals()?;
+            // A batch ends where a large folio may begin, so that it is not cut in two.
+            let boundary = (start / bytes(MAX_PAGES) + 1) * bytes(MAX_PAGES);
+            let end = range.end.min(start + bytes(pages)).min(boundary);
+            let large = device.max_order() > 0 && end - start == bytes(MAX_PAGES);
             if select == Select::System {
-                self.device().reserve(pages);
+                let order = if large { device.max_order() } else { 0 };
+                device.reserve((end - start) >> PAGE_SHIFT, order);
             }
             let guard = mm.mmap_read_lock();
             let vma = guard.vma_lookup(start).ok_or(EINVAL)?;
             if vma.flags() & flags::READ == 0 {
                 return Err(EINVAL);
             }
-            let end = range.end.min(vma.end()).min(start + bytes(pages));
-            let owner = self.mirror().owner();
-            let mut migration = Migration::of_range(&mut buffer, vma, start, end, select, owner)?;
-            let wanted = (0..migration.len())
-                .filter(|&i| migration.is_selected(i))
-                .count();
+            let request = Request {
+                vma,
+                start,
+                end: end.min(vma.end()),
+                select,
+                large: device.max_order() > 0,
+                owner: self.mirror().owner(),
+            };
+            let mut migration = Migration::of_range(&mut buffer, &request)?;
+            let wanted = migration.selected();
             // On failure the migration is dropped, which puts the pages back.
             fill(&mut migration, vma, start)?;
             let migration = migration.copied();
-            let n = migration.moved();
-            moved += n;
-            self.device().core.stats.failed_migrate.add(wanted - n);
+            let moved = migration.moved();
             migration.finalize();
-            start = end;
+            match select {
+                Select::System => stats.moved_to_device(moved),
+                Select::Device(_) => stats.moved_to_system(moved),
+            }
+            stats.failed_migrate.add(wanted.saturating_sub(moved.pages));
+            total += moved.pages;
+            start = request.end;
         }
-        Ok(moved)
-    }
-}
-
-impl Device {
-    /// Returns the pages of `opener` to system memory, at a cost that follows how many there are.
-    /// May sleep, and takes a bounded time: what would not move is put on record and stays.
-    pub(super) fn evict(&self, opener: OpenerId) {
-        let mut tries = 0;
-        loop {
-            let before = self.core.pool.lock().owned(opener);
-            if before == 0 {
-                return;
-            }
-            if self.evict_once(opener, before).is_err() {
-                pr_warn!("no memory to evict with, trying again\n");
-            }
-            let after = self.core.pool.lock().owned(opener);
-            if after >= before {
-                // Somebody holds the pages for a moment, or for good.
-                tries += 1;
-                if tries > EVICTION_TRIES {
-                    break;
-                }
-                fsleep(Delta::from_millis(5));
-            }
-        }
-        self.report_stuck(opener);
-    }
-
-    /// Tries each of the `count` pages of `opener` once.
-    fn evict_once(&self, opener: OpenerId, count: usize) -> Result {
-        let batch = count.min(MAX_PAGES);
-        let mut buffer = PfnBuffer::new(batch)?;
-        let mut pages = KVVec::from_elem((0, 0), batch, GFP_KERNEL)?;
-        let mut pfns: KVVec<usize> = KVVec::with_capacity(batch, GFP_KERNEL)?;
-        let mut left = count;
-        while left > 0 {
-            let room = left.min(batch);
-            let n = self.core.pool.lock().next_owned(opener, &mut pages[..room]);
-            if n == 0 {
-                break;
-            }
-            left -= n;
-            // A migration takes pages of one chunk; an opener rarely has more than one.
-            let mut rest = &pages[..n];
-            while let Some(&(first, _)) = rest.first() {
-                let Some((chunk, _)) = self.locate(first) else {
-                    break;
-                };
-                pfns.clear();
-                for &(page, _) in rest {
-                    match self.locate(page) {
-                        Some((c, index)) if core::ptr::eq(c, chunk) => {
-                            pfns.push(chunk.first_pfn() + index, GFP_KERNEL)?;
-                        }
-                        _ => break,
-                    }
-                }
-                rest = &rest[pfns.len()..];
-                if let Some(list) = DevicePfns::new(chunk, &pfns) {
-                    self.evict_batch(Migration::of_device_pages(&mut buffer, &list));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn evict_batch(&self, mut migration: Migration<'_, Setup>) {
-        for i in 0..migration.len() {
-            if !migration.is_selected(i) {
-                continue;
-            }
-            // Without memory the page stays; the caller tries again.
-            if let Ok(mut folio) = SystemFolio::alloc_movable() {
-                migration.copy_source(i, &mut folio);
-                migration.set_system_destination(i, folio);
-            }
-        }
-        let migration = migration.copied();
-        self.core.stats.evicted.add(migration.moved());
-        migration.finalize();
-    }
-
-    /// Puts pages on record that `opener` leaves behind.
-    fn report_stuck(&self, opener: OpenerId) {
-        let mut pages = [(0, 0); STUCK_RECORDS];
-        let (n, left) = {
-            let mut pool = self.core.pool.lock();
-            (pool.next_owned(opener, &mut pages), pool.owned(opener))
-        };
-        for &(page, _) in &pages[..n] {
-            let view = self
-                .locate(page)
-                .and_then(|(chunk, index)| chunk.page(index));
-            if let Some(view) = view {
-                let refs = u64::try_from(view.refs()).unwrap_or(0);
-                self.core.auditor.report(Violation::on(
-                    view,
-                    Invariant::Teardown,
-                    Check::Stuck,
-                    0,
-                    refs,
-                ));
-            }
-        }
-        if left > 0 {
-            pr_err!(
-                "{} device pages would not move; the module stays loaded\n",
-                left
-            );
-        }
+        Ok(total)
     }
 }

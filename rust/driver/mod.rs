@@ -7,7 +7,9 @@
 mod access;
 mod blocks;
 mod chunk;
+mod config;
 mod device;
+mod evict;
 mod file;
 mod freed;
 mod inject;
@@ -18,10 +20,13 @@ mod openers;
 mod pool;
 #[cfg(CONFIG_KUNIT = "y")]
 mod pool_model;
+mod snapshot;
 mod stats;
+mod supply;
 
-pub(crate) use device::{
+pub(crate) use config::{
     Config,
-    Device, //
+    Location, //
 };
+pub(crate) use device::Device;
 pub(crate) use file::Opener;

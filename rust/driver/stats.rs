@@ -4,7 +4,10 @@
 
 #![forbid(unsafe_code)]
 
-use crate::mm::uapi::ZdmStats;
+use crate::mm::{
+    migrate::Moved,
+    uapi::ZdmStats, //
+};
 use kernel::sync::atomic::{
     Atomic,
     Relaxed, //
@@ -61,6 +64,25 @@ impl Stats {
             large_fallback: Counter::new(),
             exclusive: Counter::new(),
         }
+    }
+
+    /// Something moved to the device.
+    pub(super) fn moved_to_device(&self, moved: Moved) {
+        self.to_device.add(moved.pages);
+        self.large_to_device.add(moved.large);
+    }
+
+    /// A folio of `order` is moved in pages.
+    pub(super) fn fell_back(&self, order: u32) {
+        if order > 0 {
+            self.large_fallback.add(1);
+        }
+    }
+
+    /// Something moved back.
+    pub(super) fn moved_to_system(&self, moved: Moved) {
+        self.to_system.add(moved.pages);
+        self.large_to_system.add(moved.large);
     }
 
     /// As user space reads them, with what is not counted here.

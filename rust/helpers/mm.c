@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 /* Forwarders for struct page, folios, ZONE_DEVICE and mmu interval notifiers. */
 #include <linux/highmem.h>
-#include <linux/hmm.h>
 #include <linux/ioport.h>
 #include <linux/jiffies.h>
+#include <linux/memory_hotplug.h>
 #include <linux/pagemap.h>
 #include <linux/sched/signal.h>
 
@@ -29,6 +29,38 @@ void zdm_set_page_count(struct page *page, int count)
 	set_page_count(page, count);
 }
 
+/*
+ * All that tells a free page from others, in one look. Of the page itself, not of its folio:
+ * a free page may still look like the tail of the large folio that it was part of, and then
+ * most of its fields are that folio's.
+ */
+unsigned int zdm_page_bits(const struct page *page)
+{
+	unsigned long flags = READ_ONCE(page->flags.f);
+	unsigned int bits = 0;
+
+	/* PageAnonExclusive() insists on an anonymous page; the oracle asks of any page. */
+	if (flags & BIT(PG_anon_exclusive))
+		bits |= ZDM_PAGE_ANON_EXCLUSIVE;
+	if (PageTail(page))
+		return bits | ZDM_PAGE_TAIL;
+	if (flags & BIT(PG_locked))
+		bits |= ZDM_PAGE_LOCKED;
+	if (flags & BIT(PG_lru))
+		bits |= ZDM_PAGE_LRU;
+	if (flags & BIT(PG_head))
+		bits |= ZDM_PAGE_HEAD;
+	if (atomic_read(&page->_mapcount) != -1)
+		bits |= ZDM_PAGE_MAPPED;
+	if (page->mapping)
+		bits |= ZDM_PAGE_MAPPING;
+#ifdef CONFIG_MEMCG
+	if (page->memcg_data)
+		bits |= ZDM_PAGE_CHARGED;
+#endif
+	return bits;
+}
+
 int zdm_folio_mapcount(struct page *page)
 {
 	return folio_mapcount(page_folio(page));
@@ -37,22 +69,6 @@ int zdm_folio_mapcount(struct page *page)
 unsigned int zdm_folio_order(struct page *page)
 {
 	return folio_order(page_folio(page));
-}
-
-bool zdm_folio_locked(struct page *page)
-{
-	return folio_test_locked(page_folio(page));
-}
-
-bool zdm_folio_lru(struct page *page)
-{
-	return folio_test_lru(page_folio(page));
-}
-
-/* PageAnonExclusive() insists on an anonymous page; the oracle asks of any page. */
-bool zdm_page_anon_exclusive(struct page *page)
-{
-	return test_bit(PG_anon_exclusive, &page->flags.f);
 }
 
 unsigned long zdm_folio_mapping(struct page *page)
@@ -67,6 +83,33 @@ unsigned long zdm_folio_memcg(struct page *page)
 #else
 	return 0;
 #endif
+}
+
+struct page *zdm_compound_head(struct page *page)
+{
+	return compound_head(page);
+}
+
+bool zdm_pgmap_tryget_live(struct dev_pagemap *pgmap)
+{
+	return percpu_ref_tryget_live(&pgmap->ref);
+}
+
+void zdm_pgmap_put(struct dev_pagemap *pgmap)
+{
+	put_dev_pagemap(pgmap);
+}
+
+void zdm_folio_init(struct page *page, struct dev_pagemap *pgmap, unsigned int order)
+{
+	zone_device_folio_init((struct folio *)page, pgmap, order);
+}
+
+/* What the core copies itself where a pagemap has no folio_split. */
+void zdm_folio_inherit(struct folio *tail, struct folio *head)
+{
+	tail->pgmap = head->pgmap;
+	tail->mapping = head->mapping;
 }
 
 struct dev_pagemap *zdm_page_pgmap(struct page *page)
@@ -119,19 +162,46 @@ void zdm_clear_highpage(struct page *page)
 	clear_highpage(page);
 }
 
-struct page *zdm_alloc_page(gfp_t gfp)
+struct page *zdm_alloc_pages(gfp_t gfp, unsigned int order)
 {
-	return alloc_page(gfp);
+	return alloc_pages(gfp, order);
 }
 
-struct page *zdm_alloc_page_vma(gfp_t gfp, struct vm_area_struct *vma, unsigned long addr)
+struct page *zdm_alloc_folio(gfp_t gfp, unsigned int order)
 {
-	return alloc_page_vma(gfp, vma, addr);
+	return (struct page *)folio_alloc(gfp, order);
+}
+
+struct page *zdm_alloc_folio_vma(gfp_t gfp, unsigned int order, struct vm_area_struct *vma,
+				 unsigned long addr)
+{
+	return (struct page *)vma_alloc_folio(gfp, order, vma, addr);
+}
+
+bool zdm_request_mem_region(resource_size_t start, resource_size_t n, const char *name)
+{
+	return request_mem_region(start, n, name);
 }
 
 void zdm_release_mem_region(resource_size_t start, resource_size_t n)
 {
 	release_mem_region(start, n);
+}
+
+unsigned long long zdm_max_phys(void)
+{
+	return mhp_get_pluggable_range(true).end;
+}
+
+bool zdm_is_system_ram(resource_size_t start, size_t n)
+{
+	return region_intersects(start, n, IORESOURCE_SYSTEM_RAM, IORES_DESC_NONE) !=
+	       REGION_DISJOINT;
+}
+
+bool zdm_thp_migration_supported(void)
+{
+	return thp_migration_supported();
 }
 
 void zdm_mmu_interval_set_seq(struct mmu_interval_notifier *sub, unsigned long seq)
@@ -147,24 +217,6 @@ bool zdm_mmu_interval_read_retry(struct mmu_interval_notifier *sub, unsigned lon
 bool zdm_mmu_notifier_range_blockable(const struct mmu_notifier_range *range)
 {
 	return mmu_notifier_range_blockable(range);
-}
-
-/* Flags of the top bits, which bindgen makes nothing of. */
-struct page *zdm_hmm_pfn_page(unsigned long entry)
-{
-	bool valid = (entry & HMM_PFN_VALID) && !(entry & HMM_PFN_ERROR);
-
-	return valid ? hmm_pfn_to_page(entry) : NULL;
-}
-
-bool zdm_hmm_pfn_writable(unsigned long entry)
-{
-	return entry & HMM_PFN_WRITE;
-}
-
-unsigned long zdm_hmm_pfn_req(bool write)
-{
-	return HMM_PFN_REQ_FAULT | (write ? HMM_PFN_REQ_WRITE : 0);
 }
 
 bool zdm_fatal_signal_pending(void)

@@ -13,3 +13,17 @@ void zdm_module_put(void)
 {
 	module_put(THIS_MODULE);
 }
+
+/* A kernel whose migration handles large COHERENT folios has this; a stock one does not. */
+int zdm_migrate_device_max_order(enum memory_type type)
+{
+	unsigned int (*max_order)(enum memory_type type);
+	int order;
+
+	max_order = (void *)__symbol_get("migrate_device_max_order");
+	if (!max_order)
+		return -ENOSYS;
+	order = max_order(type);
+	__symbol_put("migrate_device_max_order");
+	return order;
+}

@@ -15,6 +15,7 @@ use kernel::{
         MiscDeviceOptions,
         MiscDeviceRegistration, //
     },
+    mm::virt::VmaNew,
     prelude::*, //
 };
 
@@ -31,6 +32,10 @@ pub(crate) trait NodeOps: Send + Sync + Sized + 'static {
 
     /// An ioctl of the current task, possibly one of several at a time. May sleep.
     fn ioctl(&self, cmd: u32, arg: usize) -> Result<isize>;
+
+    /// The file is mapped at `vma`, with the mmap lock held for writing. May sleep. After an error
+    /// core mm unmaps what was mapped already.
+    fn mmap(&self, vma: &VmaNew) -> Result;
 }
 
 /// A registered misc device.
@@ -74,5 +79,9 @@ impl<T: NodeOps> MiscDevice for Shim<T> {
 
     fn ioctl(device: Pin<&T>, _file: &File, cmd: u32, arg: usize) -> Result<isize> {
         device.get_ref().ioctl(cmd, arg)
+    }
+
+    fn mmap(device: Pin<&T>, _file: &File, vma: &VmaNew) -> Result {
+        device.get_ref().mmap(vma)
     }
 }

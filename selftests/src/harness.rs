@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! Runs tests: each in a process of its own with a time limit, with the module
-//! loaded as it asks, and with an audit of both devices after it.
+//! loaded as it asks, and with an audit of every device after it.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -248,18 +248,19 @@ pub struct Harness {
     dirty: bool,
     /// Pages in use and violations on each device that an earlier test left and
     /// that could not be got rid of, so that one leak fails one test.
-    left: [(u64, u64); module::DEVICES],
+    left: Vec<(u64, u64)>,
 }
 
 impl Harness {
     pub fn new(module: Module, limit: Duration) -> Self {
+        let left = vec![(0, 0); module.nodes().len()];
         Self {
             ctx: Ctx { module },
             limit,
             loaded: None,
             // Whoever has loaded it chose the parameters.
             dirty: true,
-            left: [(0, 0); module::DEVICES],
+            left,
         }
     }
 
@@ -342,7 +343,7 @@ impl Harness {
             return Ok(unloaded);
         }
         self.loaded = None;
-        self.left = [(0, 0); module::DEVICES];
+        self.left.fill((0, 0));
         let Some(parameters) = want else {
             self.dirty = false;
             return Ok(unloaded);
@@ -357,12 +358,12 @@ impl Harness {
 
     /// Checks what a test left behind.
     fn settle(&mut self, test: &Test) -> io::Result<Contained> {
-        let (ctx, left) = (&self.ctx, self.left);
+        let (ctx, left) = (&self.ctx, &self.left);
         let gone = test.then == Then::Gone || test.needs == Needs::Absent;
         let after = match gone {
             true => contain(self.limit, || ctx.module.check_gone())?,
             false => contain(self.limit, || {
-                for (n, left) in left.iter().enumerate() {
+                for (n, left) in ctx.module.nodes().into_iter().zip(left) {
                     audit_clean(n, *left)?;
                 }
                 Ok(())
@@ -380,7 +381,7 @@ impl Harness {
     /// Takes what cannot be got rid of as given. Needs no process of its own: an
     /// audit came back before.
     fn note_what_is_left(&mut self) -> io::Result<()> {
-        for (n, left) in self.left.iter_mut().enumerate() {
+        for (n, left) in self.ctx.module.nodes().into_iter().zip(&mut self.left) {
             if let Ok(device) = Device::try_open(n) {
                 device.try_audit(ZDM_AUDIT_CLEAR)?;
                 let (audit, _) = device.try_audit(ZDM_AUDIT_CLEAR)?;

@@ -12,6 +12,7 @@ mod check;
 mod device;
 mod harness;
 mod ktap;
+mod memory;
 mod module;
 mod proc;
 mod sys;
@@ -24,7 +25,6 @@ use std::time::Duration;
 
 use crate::harness::Harness;
 use crate::module::Module;
-use crate::tests::TESTS;
 
 const USAGE: &str = "\
 usage: zdm-selftests [--module FILE] [--timeout SECONDS] [NAME...]
@@ -32,6 +32,7 @@ usage: zdm-selftests [--module FILE] [--timeout SECONDS] [NAME...]
 
 Runs the tests with these names, or whose names begin so; all of them without
 a name. The module is unloaded at the end, which is the test unload.clean.
+It is always loaded with the parameters in ZDM_MODULE_PARAMS, too.
 ";
 
 struct Options {
@@ -75,7 +76,8 @@ fn run() -> Result<bool, String> {
         print!("{USAGE}");
         return Ok(true);
     }
-    let names: Vec<&str> = TESTS.iter().map(|t| t.name).collect();
+    let tests = tests::all();
+    let names: Vec<&str> = tests.iter().map(|t| t.name).collect();
     if options.list {
         for name in names {
             println!("{name}");
@@ -84,12 +86,14 @@ fn run() -> Result<bool, String> {
     }
     let mut chosen = ktap::select(&names, &options.names)?;
     // However few tests are wanted, whether the module can go is always one.
-    let last = TESTS.len() - 1;
+    let last = tests.len() - 1;
     if chosen.last() != Some(&last) {
         chosen.push(last);
     }
-    let chosen: Vec<_> = chosen.into_iter().map(|i| &TESTS[i]).collect();
-    Harness::new(Module::new(options.module), options.timeout)
+    let chosen: Vec<_> = chosen.into_iter().map(|i| tests[i]).collect();
+    // Without the variable there is nothing to add.
+    let base = std::env::var(module::BASE).unwrap_or_default();
+    Harness::new(Module::new(options.module, base), options.timeout)
         .run(&chosen, std::io::stdout())
         .map_err(|e| format!("the harness itself failed: {e}"))
 }

@@ -5,43 +5,87 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::check;
 use crate::check::{OrFail, Outcome};
-use crate::device::Device;
+use crate::device::{Device, PAGE};
 use crate::proc;
 use crate::sys;
 
 /// Name of the module as the kernel knows it.
 pub const NAME: &str = "zdmirror";
-/// Device nodes that are there whatever the parameters.
-pub const DEVICES: usize = 2;
+/// Parameters that the module is loaded with in all tests, from the environment:
+/// where the machine has memory for COHERENT devices.
+pub const BASE: &str = "ZDM_MODULE_PARAMS";
+/// Nodes of the PRIVATE devices, which are there whatever the parameters.
+const PRIVATE: Range<usize> = 0..2;
+/// What else there may be: parameters with an address each, and the nodes that
+/// are there if all of them are given.
+const OTHERS: [([&str; 2], Range<usize>); 2] = [
+    (["spm_addr_dev0", "spm_addr_dev1"], 2..4),
+    (["generic_addr_dev0", "generic_addr_dev1"], 4..6),
+];
+/// Bytes of memory that a COHERENT device has at its address, unless
+/// devmem_chunk_mb says otherwise.
+const CHUNK: u64 = 256 << 20;
 /// devtmpfs and module reference counts settle a little later than the calls.
 const SETTLE: Duration = Duration::from_secs(2);
 
 /// The module file, which tests may load and unload themselves.
 pub struct Module {
     path: PathBuf,
+    base: String,
+}
+
+/// The number that a list of parameters gives for `name`.
+fn parameter(list: &str, name: &str) -> Option<u64> {
+    let value = |w: &str| w.strip_prefix(name)?.strip_prefix('=').map(str::to_string);
+    // Of several the kernel takes the last.
+    let text = list.split_whitespace().filter_map(value).next_back()?;
+    match text.strip_prefix("0x") {
+        Some(hex) => u64::from_str_radix(hex, 16).ok(),
+        None => text.parse().ok(),
+    }
 }
 
 impl Module {
-    pub fn new(path: PathBuf) -> Self {
-        Self { path }
+    pub fn new(path: PathBuf, base: String) -> Self {
+        Self { path, base }
     }
 
-    /// Loads the module, without waiting for anything.
+    /// Nodes that there must be when the module is loaded.
+    pub fn nodes(&self) -> Vec<usize> {
+        let given = |names: &[&str; 2]| names.iter().all(|n| parameter(&self.base, n).is_some());
+        let others = OTHERS.iter().filter(|(names, _)| given(names));
+        PRIVATE
+            .chain(others.flat_map(|(_, nodes)| nodes.clone()))
+            .collect()
+    }
+
+    /// Page frames of the COHERENT devices, whichever has which.
+    pub fn coherent_frames(&self) -> Vec<Range<u64>> {
+        let page = PAGE as u64;
+        let start = |name: &&str| parameter(&self.base, name);
+        let starts = OTHERS[0].0.iter().filter_map(start);
+        starts.map(|a| a / page..(a + CHUNK) / page).collect()
+    }
+
+    /// Loads the module with these parameters only, without waiting for anything.
     pub fn try_load(&self, parameters: &str) -> io::Result<()> {
         sys::finit_module(&File::open(&self.path)?, parameters)
     }
 
-    /// Loads the module and waits until its nodes can be opened.
+    /// Loads the module with these parameters and those of every load, and waits
+    /// until its nodes can be opened.
     #[track_caller]
     pub fn load(&self, parameters: &str) -> Outcome {
+        let parameters = format!("{} {parameters}", self.base);
         let what = format!("loading {} '{parameters}'", self.path.display());
-        self.try_load(parameters).or_fail(&what)?;
-        for n in 0..DEVICES {
+        self.try_load(parameters.trim()).or_fail(&what)?;
+        for n in self.nodes() {
             let mut last = Ok(());
             let opened = sys::wait_until(SETTLE, || {
                 last = Device::try_open(n).map(drop);
@@ -103,4 +147,22 @@ impl Module {
 /// Whether unloading was refused because of a user.
 pub fn busy(e: &io::Error) -> bool {
     matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EBUSY))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nodes_follow_the_parameters() {
+        let nodes = |base: &str| Module::new(PathBuf::new(), base.into()).nodes();
+        assert_eq!(nodes(""), [0, 1]);
+        assert_eq!(nodes("spm_addr_dev0=0x100000000"), [0, 1]);
+        let both = "spm_addr_dev0=0x100000000 spm_addr_dev1=4563402752";
+        assert_eq!(nodes(both), [0, 1, 2, 3]);
+        let frames = Module::new(PathBuf::new(), both.into()).coherent_frames();
+        assert_eq!(frames, [0x10_0000..0x11_0000, 0x11_0000..0x12_0000]);
+        assert_eq!(parameter("a=1 ab=2 a=3", "a"), Some(3));
+        assert_eq!(parameter("a=x", "a"), None);
+    }
 }

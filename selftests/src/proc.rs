@@ -8,6 +8,7 @@ use std::os::unix::fs::FileExt;
 
 use crate::check::{Fail, OrFail, Outcome};
 use crate::device::{Buffer, PAGE};
+use crate::sys;
 
 const PRESENT: u64 = 1 << 63;
 const SWAPPED: u64 = 1 << 62;
@@ -40,6 +41,26 @@ pub fn on_device(buf: &Buffer, first: usize, n: usize) -> Outcome<Vec<u64>> {
         .collect())
 }
 
+/// Page frame numbers of those pages that the CPU has mapped. Needs CAP_SYS_ADMIN.
+#[track_caller]
+pub fn frames(buf: &Buffer, first: usize, n: usize) -> Outcome<Vec<u64>> {
+    let all = entries(buf, first, n)?.into_iter();
+    Ok(all
+        .filter(|e| e & PRESENT != 0)
+        .map(|e| e & FRAME)
+        .collect())
+}
+
+/// How many of the pages are mapped by huge entries, present or not.
+#[track_caller]
+pub fn huge(buf: &Buffer, first: usize, n: usize) -> Outcome<usize> {
+    let file = fs::File::open("/proc/self/pagemap").or_fail("/proc/self/pagemap")?;
+    let (start, end) = (buf.at(first), buf.at(first + n));
+    let regions = sys::scan_huge(&file, start, end).or_fail("PAGEMAP_SCAN")?;
+    let bytes: u64 = regions.into_iter().map(|(a, b)| b - a).sum();
+    Ok(bytes as usize / PAGE)
+}
+
 /// How many of the pages the CPU has mapped.
 #[track_caller]
 pub fn present(buf: &Buffer, first: usize, n: usize) -> Outcome<usize> {
@@ -62,6 +83,16 @@ pub fn rss_anon() -> Outcome<u64> {
     match kib(&text, "RssAnon") {
         Some(n) => Ok(n * 1024 / PAGE as u64),
         None => Err(Fail::failed("no RssAnon in /proc/self/status")),
+    }
+}
+
+/// Free memory of the machine, in pages. Approximate: each CPU keeps some.
+#[track_caller]
+pub fn mem_free() -> Outcome<u64> {
+    let text = fs::read_to_string("/proc/meminfo").or_fail("/proc/meminfo")?;
+    match kib(&text, "MemFree") {
+        Some(n) => Ok(n * 1024 / PAGE as u64),
+        None => Err(Fail::failed("no MemFree in /proc/meminfo")),
     }
 }
 
@@ -130,6 +161,7 @@ mod tests {
         let buf = Buffer::filled(4, 1).unwrap();
         assert_eq!(present(&buf, 0, 4).unwrap(), 4);
         assert!(on_device(&buf, 0, 4).unwrap().is_empty());
+        assert_eq!(frames(&buf, 0, 4).unwrap().len(), 4);
         assert!(rss_anon().unwrap() > 0);
     }
 }

@@ -6,7 +6,7 @@
 //! The unit test below reads `uapi/zdmirror.h` and compares every number, field
 //! and size, so that the two cannot drift apart. `test_hmm_uapi.h` belongs to
 //! the kernel tree, which need not be there when this crate is built; its part
-//! here is one structure and four numbers that are settled ABI.
+//! here is one structure and a few numbers that are settled ABI.
 
 use std::mem::size_of;
 
@@ -72,13 +72,30 @@ pub struct Stats {
     pub failed_alloc: u64,
     pub failed_migrate: u64,
     pub violations: u64,
+    pub large_to_device: u64,
+    pub large_to_system: u64,
+    pub large_fallback: u64,
+    pub max_order: u64,
+    pub exclusive: u64,
+}
+
+/// `struct zdm_fault`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Fault {
+    pub addr: u64,
+    pub npages: u64,
+    pub flags: u32,
+    pub reserved: u32,
+    pub mapped: u64,
 }
 
 const _: () = assert!(size_of::<HmmCmd>() == 40);
 const _: () = assert!(size_of::<Violation>() == 40);
 const _: () = assert!(size_of::<Audit>() == 56);
 const _: () = assert!(size_of::<Inject>() == 24);
-const _: () = assert!(size_of::<Stats>() == 80);
+const _: () = assert!(size_of::<Stats>() == 120);
+const _: () = assert!(size_of::<Fault>() == 32);
 
 /// Direction bits of an ioctl number, as asm-generic/ioctl.h has them.
 pub const IOC_READ: u32 = 2;
@@ -95,6 +112,30 @@ pub const HMM_WRITE: u64 = ioc(IOC_READ_WRITE, 0x01, size_of::<HmmCmd>());
 pub const HMM_MIGRATE_TO_DEV: u64 = ioc(IOC_READ_WRITE, 0x02, size_of::<HmmCmd>());
 pub const HMM_MIGRATE_TO_SYS: u64 = ioc(IOC_READ_WRITE, 0x03, size_of::<HmmCmd>());
 
+pub const HMM_SNAPSHOT: u64 = ioc(IOC_READ_WRITE, 0x04, size_of::<HmmCmd>());
+pub const HMM_EXCLUSIVE: u64 = ioc(IOC_READ_WRITE, 0x05, size_of::<HmmCmd>());
+pub const HMM_CHECK_EXCLUSIVE: u64 = ioc(IOC_READ_WRITE, 0x06, size_of::<HmmCmd>());
+pub const HMM_RELEASE: u64 = ioc(IOC_READ_WRITE, 0x07, size_of::<HmmCmd>());
+pub const HMM_FLAGS: u64 = ioc(IOC_READ_WRITE, 0x08, size_of::<HmmCmd>());
+
+/// For `HMM_FLAGS`, in place of a number of pages: the next allocation fails.
+pub const HMM_FLAG_FAIL_ALLOC: u64 = 1;
+
+/// What `HMM_SNAPSHOT` says of a page: one of the kinds below, with READ or WRITE,
+/// and with PMD if it is mapped as a part of a huge page.
+pub const PROT_ERROR: u8 = 0xff;
+pub const PROT_NONE: u8 = 0x00;
+pub const PROT_READ: u8 = 0x01;
+pub const PROT_WRITE: u8 = 0x02;
+pub const PROT_PMD: u8 = 0x04;
+pub const PROT_ZERO: u8 = 0x10;
+pub const PROT_PRIVATE_LOCAL: u8 = 0x20;
+pub const PROT_COHERENT_LOCAL: u8 = 0x40;
+pub const PROT_COHERENT_REMOTE: u8 = 0x50;
+
+pub const ZDM_FAULT_NUMBER: u32 = 0x40;
+pub const ZDM_FAULT: u64 = ioc(IOC_READ_WRITE, ZDM_FAULT_NUMBER, size_of::<Fault>());
+pub const ZDM_FAULT_WRITE: u32 = 1;
 pub const ZDM_AUDIT_NUMBER: u32 = 0x42;
 pub const ZDM_AUDIT: u64 = ioc(IOC_READ_WRITE, ZDM_AUDIT_NUMBER, size_of::<Audit>());
 pub const ZDM_INJECT: u64 = ioc(IOC_READ_WRITE, 0x45, size_of::<Inject>());
@@ -229,6 +270,20 @@ mod tests {
             ("failed_alloc", failed_alloc),
             ("failed_migrate", failed_migrate),
             ("violations", violations),
+            ("large_to_device", large_to_device),
+            ("large_to_system", large_to_system),
+            ("large_fallback", large_fallback),
+            ("max_order", max_order),
+            ("exclusive", exclusive),
+        );
+        same_fields!(
+            "zdm_fault",
+            Fault,
+            ("addr", addr),
+            ("npages", npages),
+            ("flags", flags),
+            ("reserved", reserved),
+            ("mapped", mapped),
         );
     }
 
@@ -239,7 +294,11 @@ mod tests {
         assert_eq!(value("ZDM_INJECT"), "_IOWR('H', 0x45, struct zdm_inject)");
         assert_eq!(ZDM_INJECT, 0xc018_4845);
         assert_eq!(value("ZDM_STATS"), "_IOR('H', 0x46, struct zdm_stats)");
-        assert_eq!(ZDM_STATS, 0x8050_4846);
+        assert_eq!(ZDM_STATS, 0x8078_4846);
+        assert_eq!(value("ZDM_FAULT"), "_IOWR('H', 0x40, struct zdm_fault)");
+        assert_eq!(ZDM_FAULT, 0xc020_4840);
+        assert_eq!(value("ZDM_FAULT_WRITE"), "0x1");
+        assert_eq!(ZDM_FAULT_WRITE, 1 << 0);
         let max = ZDM_AUDIT_MAX_RECORDS.to_string();
         assert_eq!(value("ZDM_AUDIT_MAX_RECORDS"), max);
         assert_eq!(value("ZDM_AUDIT_CLEAR"), "0x1");

@@ -4,6 +4,8 @@
 //! Standard error is the console, which the host judges as kernel log: only a failure of the
 //! agent itself is printed there.
 
+#![forbid(unsafe_code)]
+
 mod run;
 mod sys;
 

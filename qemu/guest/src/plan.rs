@@ -7,6 +7,10 @@ use std::fmt::Write as _;
 pub const PATH: &str = "/zdvm.plan";
 /// Where the module is in the guest.
 pub const MODULE: &str = "/lib/modules/zdmirror.ko";
+/// Environment variable with the module's parameters, for programs that load it themselves.
+pub const PARAMS_ENV: &str = "ZDM_MODULE_PARAMS";
+/// What a reason begins with when the audit after a test found something.
+pub const AUDIT: &str = "audit: ";
 
 /// How a suite is run and where its results come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,6 +21,9 @@ pub enum Kind {
     Ktap,
     /// A kselftest_harness binary, each test run by itself with the module loaded.
     Harness,
+    /// A program that loads the module by itself, runs a kselftest_harness binary as a whole and
+    /// whose exit status means nothing.
+    Script,
 }
 
 impl Kind {
@@ -25,6 +32,7 @@ impl Kind {
             Self::Kunit => "kunit",
             Self::Ktap => "ktap",
             Self::Harness => "harness",
+            Self::Script => "script",
         }
     }
 }
@@ -40,7 +48,7 @@ pub struct Suite {
     pub timeout: u64,
     /// Program in the guest; `-` where there is none.
     pub program: String,
-    /// Only these tests; for [`Kind::Ktap`], empty means all.
+    /// Only these tests; for [`Kind::Ktap`], empty means all. A script's arguments.
     pub tests: Vec<String>,
 }
 
@@ -49,6 +57,10 @@ pub struct Suite {
 pub struct Plan {
     /// Name of the module, as `rmmod` takes it.
     pub module: String,
+    /// Its parameters, as `insmod` takes them.
+    pub params: String,
+    /// Program that looks for what a test left behind in the module; empty for none.
+    pub audit: String,
     /// An interactive shell instead of suites.
     pub shell: bool,
     /// Suites, in order.
@@ -59,6 +71,12 @@ impl Plan {
     /// As text for the file.
     pub fn to_text(&self) -> String {
         let mut out = format!("module {}\n", self.module);
+        if !self.params.is_empty() {
+            let _ = writeln!(out, "params {}", self.params);
+        }
+        if !self.audit.is_empty() {
+            let _ = writeln!(out, "audit {}", self.audit);
+        }
         if self.shell {
             out.push_str("shell\n");
         }
@@ -78,6 +96,8 @@ impl Plan {
             let words: Vec<&str> = line.split_whitespace().collect();
             match words[..] {
                 ["module", name] => plan.module = name.to_owned(),
+                ["params", ..] => plan.params = words[1..].join(" "),
+                ["audit", program] => plan.audit = program.to_owned(),
                 ["shell"] => plan.shell = true,
                 ["suite", name, kind, timeout, program] => plan.suites.push(Suite {
                     name: name.to_owned(),
@@ -85,6 +105,7 @@ impl Plan {
                         "kunit" => Kind::Kunit,
                         "ktap" => Kind::Ktap,
                         "harness" => Kind::Harness,
+                        "script" => Kind::Script,
                         _ => return Err(format!("unknown kind of suite in {line:?}")),
                     },
                     timeout: timeout.parse().map_err(|_| format!("bad timeout in {line:?}"))?,
@@ -111,6 +132,8 @@ mod tests {
     fn round_trip() {
         let plan = Plan {
             module: "zdmirror".into(),
+            params: "a=0x1 b=2".into(),
+            audit: "/bin/zdvm-audit".into(),
             shell: true,
             suites: vec![
                 Suite {
@@ -126,6 +149,13 @@ mod tests {
                     timeout: 20,
                     program: "/bin/hmm-tests".into(),
                     tests: vec!["hmm.a".into(), "hmm.b".into()],
+                },
+                Suite {
+                    name: "smoke".into(),
+                    kind: Kind::Script,
+                    timeout: 20,
+                    program: "/bin/test_hmm.sh".into(),
+                    tests: vec!["smoke".into(), "0x100000000".into()],
                 },
             ],
         };

@@ -4,14 +4,14 @@
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process_group, waitpid};
-use zdvm_guest::plan::{Kind, MODULE, Plan, Suite};
+use zdvm_guest::plan::{AUDIT, Kind, MODULE, PARAMS_ENV, Plan, Suite};
 use zdvm_guest::wire::Message;
 
 use crate::sys::{self, Link};
@@ -20,7 +20,7 @@ use crate::sys::{self, Link};
 pub fn shell(plan: &Plan) -> Result<()> {
     let _ = Command::new("/bin/busybox").args(["--install", "-s", "/bin"]).status();
     if std::path::Path::new(MODULE).exists() {
-        match sys::insmod(MODULE) {
+        match sys::insmod(MODULE, &plan.params) {
             Ok(()) => println!("zdvm: {} is loaded; `exit` powers off", plan.module),
             Err(e) => println!("zdvm: {e:#}"),
         }
@@ -30,6 +30,7 @@ pub fn shell(plan: &Plan) -> Result<()> {
         .env("PATH", "/bin")
         .env("HOME", "/tmp")
         .env("PS1", "guest# ")
+        .env(PARAMS_ENV, &plan.params)
         .status()
         .context("starting the shell")?;
     Ok(())
@@ -41,21 +42,34 @@ pub fn suite(link: &mut Link, plan: &Plan, suite: &Suite) -> Result<()> {
         Kind::Kunit => kunit(link, plan, suite),
         Kind::Ktap => {
             let mut command = Command::new(&suite.program);
-            command.args(&suite.tests);
+            command.args(&suite.tests).env(PARAMS_ENV, &plan.params);
             // The binary brackets and times its own tests; the host watches over the whole.
-            match child(link, command, None)? {
-                None => Ok(()),
-                Some(why) => bail!("{why}"),
-            }
+            whole(link, command)
+        }
+        Kind::Script => {
+            let mut command = Command::new(&suite.program);
+            command.args(&suite.tests);
+            sys::kmsg(&format!("zdvm-guest: begin {}", suite.name));
+            let end = whole(link, command);
+            sys::kmsg(&format!("zdvm-guest: end {}", suite.name));
+            end
         }
         Kind::Harness => harness(link, plan, suite),
+    }
+}
+
+/// Runs a program that is a suite by itself.
+fn whole(link: &mut Link, command: Command) -> Result<()> {
+    match child(link, command, None)? {
+        End::Well => Ok(()),
+        End::Ill(why) | End::Stuck(why) => bail!("{why}"),
     }
 }
 
 fn kunit(link: &mut Link, plan: &Plan, suite: &Suite) -> Result<()> {
     let before = sys::kunit_suites();
     sys::kmsg(&format!("zdvm-guest: begin {}", suite.name));
-    let loaded = sys::insmod(MODULE);
+    let loaded = sys::insmod(MODULE, &plan.params);
     let mut seen = 0;
     for name in sys::kunit_suites() {
         if before.contains(&name) {
@@ -79,42 +93,118 @@ fn kunit(link: &mut Link, plan: &Plan, suite: &Suite) -> Result<()> {
 }
 
 fn harness(link: &mut Link, plan: &Plan, suite: &Suite) -> Result<()> {
-    sys::insmod(MODULE)?;
+    sys::insmod(MODULE, &plan.params)?;
     for test in &suite.tests {
         link.send(&Message::TestStart(test.clone()))?;
         sys::kmsg(&format!("zdvm-guest: begin {test}"));
         let mut command = Command::new(&suite.program);
         command.args(["-r", test]);
-        let why = child(link, command, Some(Duration::from_secs(suite.timeout)))?;
+        let end = child(link, command, Some(Duration::from_secs(suite.timeout)))?;
+        // With a process stuck in the kernel no audit could be quiescent.
+        let audit = match end {
+            End::Stuck(_) => None,
+            _ => audit(plan)?,
+        };
         sys::kmsg(&format!("zdvm-guest: end {test}"));
+        let why: Vec<String> = end.why().into_iter().chain(audit).collect();
+        let why = (!why.is_empty()).then(|| why.join("; "));
         link.send(&Message::TestEnd(test.clone(), why))?;
+        if let End::Stuck(why) = end {
+            bail!("{test} {why}: what follows is not run");
+        }
     }
     sys::rmmod(&plan.module)
 }
 
-fn describe(status: ExitStatus) -> Option<String> {
+/// What the test just run left behind in the module, if there is a program that can tell.
+fn audit(plan: &Plan) -> Result<Option<String>> {
+    if plan.audit.is_empty() {
+        return Ok(None);
+    }
+    // The program itself waits for a while for pages that are on their way.
+    let mut said = Vec::new();
+    let end = watched(Command::new(&plan.audit), Some(Duration::from_secs(60)), |line| {
+        said.push(line);
+        Ok(())
+    })?;
+    Ok(match end.why() {
+        None => None,
+        Some(why) if said.is_empty() => Some(format!("{AUDIT}{} {why}", plan.audit)),
+        Some(_) => Some(format!("{AUDIT}{}", said.join(", "))),
+    })
+}
+
+fn describe(status: ExitStatus) -> End {
     match (status.code(), status.signal()) {
-        (Some(0), _) => None,
-        (Some(code), _) => Some(format!("exit status {code}")),
-        (None, Some(signal)) => Some(format!("killed by signal {signal}")),
-        (None, None) => Some("ended in an unknown way".to_owned()),
+        (Some(0), _) => End::Well,
+        (Some(code), _) => End::Ill(format!("exit status {code}")),
+        (None, Some(signal)) => End::Ill(format!("killed by signal {signal}")),
+        (None, None) => End::Ill("ended in an unknown way".to_owned()),
     }
 }
 
-/// Forwards lines until the sender is gone or `until` has passed; true if it is gone.
-fn forward(link: &mut Link, lines: &Receiver<String>, until: Instant) -> Result<bool> {
+/// How a program ended.
+enum End {
+    /// By itself, status 0.
+    Well,
+    /// Otherwise, and why.
+    Ill(String),
+    /// Not even when it was killed.
+    Stuck(String),
+}
+
+impl End {
+    fn why(&self) -> Option<String> {
+        match self {
+            Self::Well => None,
+            Self::Ill(why) | Self::Stuck(why) => Some(why.clone()),
+        }
+    }
+}
+
+/// Takes lines until the sender is gone or `until` has passed; true if it is gone.
+fn forward(
+    line: &mut impl FnMut(String) -> Result<()>,
+    lines: &Receiver<String>,
+    until: Instant,
+) -> Result<bool> {
     loop {
         let left = until.saturating_duration_since(Instant::now());
         match lines.recv_timeout(left) {
-            Ok(line) => link.send(&Message::Ktap(line))?,
+            Ok(text) => line(text)?,
             Err(RecvTimeoutError::Disconnected) => return Ok(true),
             Err(RecvTimeoutError::Timeout) => return Ok(false),
         }
     }
 }
 
-/// Runs a program to its end, forwarding its standard output; says how it ended badly.
-fn child(link: &mut Link, mut command: Command, limit: Option<Duration>) -> Result<Option<String>> {
+/// Waits for the end of a process, which may not come.
+fn wait_for(child: &mut Child, limit: Duration) -> Result<Option<ExitStatus>> {
+    let until = Instant::now() + limit;
+    loop {
+        let status = child.try_wait()?;
+        if status.is_some() || Instant::now() > until {
+            return Ok(status);
+        }
+        thread::sleep(TICK);
+    }
+}
+
+const TICK: Duration = Duration::from_millis(10);
+/// How long a killed process may take to be gone: unmapping what it had migrated takes time.
+const DEATH: Duration = Duration::from_secs(20);
+
+/// Runs a program to its end, forwarding its standard output.
+fn child(link: &mut Link, command: Command, limit: Option<Duration>) -> Result<End> {
+    watched(command, limit, |line| link.send(&Message::Ktap(line)))
+}
+
+/// Runs a program to its end, giving every line of its standard output to `line`.
+fn watched(
+    mut command: Command,
+    limit: Option<Duration>,
+    mut line: impl FnMut(String) -> Result<()>,
+) -> Result<End> {
     let mut child = command
         .env("PATH", "/bin")
         .current_dir("/tmp")
@@ -134,33 +224,49 @@ fn child(link: &mut Link, mut command: Command, limit: Option<Duration>) -> Resu
         thread::spawn(move || pump(err, "# stderr: ", &send));
     }
     let start = Instant::now();
-    let tick = Duration::from_millis(10);
-    let mut timed_out = false;
-    let status = loop {
+    let mut end = loop {
         if let Some(status) = child.try_wait()? {
-            break status;
+            break describe(status);
         }
-        if limit.is_some_and(|l| start.elapsed() > l) {
+        if let Some(limit) = limit.filter(|l| start.elapsed() > *l) {
             sys::kmsg("zdvm-guest: test timed out, all stacks follow");
             sys::dump_stacks();
-            timed_out = true;
             child.kill()?;
-            break child.wait()?;
+            let why = format!("timed out after {} s", limit.as_secs());
+            break match wait_for(&mut child, DEATH)? {
+                Some(_) => End::Ill(why),
+                None => End::Stuck(format!("{why} and cannot be killed")),
+            };
         }
-        if forward(link, &lines, Instant::now() + tick)? {
-            thread::sleep(tick);
+        if forward(&mut line, &lines, Instant::now() + TICK)? {
+            thread::sleep(TICK);
         }
     };
     // Whatever the test started must not outlive it (it could hold the pipe open, or the
     // module). Process group 1 to kill(2) is -1: everything but process 1.
     let _ = kill_process_group(Pid::INIT, Signal::KILL);
-    forward(link, &lines, Instant::now() + Duration::from_secs(5))?;
-    while let Ok(Some(_)) = waitpid(None, WaitOptions::NOHANG) {}
-    if timed_out {
-        let limit = limit.unwrap_or_default().as_secs();
-        return Ok(Some(format!("timed out after {limit} s")));
+    if !matches!(end, End::Stuck(_)) && !reap()? {
+        end = End::Stuck(format!(
+            "{}left a process that cannot be killed",
+            end.why().map_or(String::new(), |w| format!("{w}; "))
+        ));
     }
-    Ok(describe(status))
+    forward(&mut line, &lines, Instant::now() + Duration::from_secs(5))?;
+    Ok(end)
+}
+
+/// Waits until all that a program left behind is gone; false if something stays.
+fn reap() -> Result<bool> {
+    let until = Instant::now() + DEATH;
+    loop {
+        match waitpid(None, WaitOptions::NOHANG) {
+            Ok(Some(_)) => {}
+            Ok(None) if Instant::now() > until => return Ok(false),
+            Ok(None) => thread::sleep(TICK),
+            Err(rustix::io::Errno::CHILD) => return Ok(true),
+            Err(e) => return Err(e).context("waiting for processes"),
+        }
+    }
 }
 
 fn pump(from: impl std::io::Read, prefix: &str, to: &std::sync::mpsc::Sender<String>) {

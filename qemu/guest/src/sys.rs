@@ -109,9 +109,10 @@ pub fn module_loaded(name: &str) -> Result<bool> {
 }
 
 /// Loads the module.
-pub fn insmod(path: &str) -> Result<()> {
+pub fn insmod(path: &str, params: &str) -> Result<()> {
     let file = File::open(path).with_context(|| format!("opening {path}"))?;
-    finit_module(&file, c"", 0).with_context(|| format!("loading {path}"))
+    let params = CString::new(params)?;
+    finit_module(&file, &params, 0).with_context(|| format!("loading {path} {params:?}"))
 }
 
 /// Unloads the module, waiting a little for the last user to be gone.

@@ -5,8 +5,8 @@
 //! C header: [`include/linux/memremap.h`](srctree/include/linux/memremap.h)
 
 use super::{
-    page::PageView,
-    system_folio::SystemFolio, //
+    backing::Backing,
+    page::PageView, //
 };
 use crate::bindings;
 use core::ptr::NonNull;
@@ -17,20 +17,32 @@ use core::ptr::NonNull;
 ///
 /// # Invariants
 ///
-/// `page` is locked, and we own the lock and one reference.
+/// `page` is the head of a locked folio of `order`, and we own the lock and one reference.
 #[must_use = "the folio is freed at once when it is not given to a migration"]
 pub(crate) struct LockedDeviceFolio {
     page: NonNull<bindings::page>,
+    order: u32,
 }
 
 impl LockedDeviceFolio {
     /// # Safety
     ///
-    /// The caller gives away the lock and a reference of `page`, a page in use of a
-    /// [`DevPagemap`](super::pagemap::DevPagemap).
-    pub(super) unsafe fn from_raw(page: NonNull<bindings::page>) -> Self {
+    /// The caller gives away the lock and a reference of the folio of `order` that `page` is the
+    /// head of, in use and of a [`DevPagemap`](super::pagemap::DevPagemap).
+    pub(super) unsafe fn from_raw(page: NonNull<bindings::page>, order: u32) -> Self {
         // INVARIANT: By the caller's contract.
-        Self { page }
+        Self { page, order }
+    }
+
+    /// Its order.
+    pub(crate) fn order(&self) -> u32 {
+        self.order
+    }
+
+    /// The head page.
+    pub(crate) fn page(&self) -> PageView<'_> {
+        // SAFETY: Our reference keeps the folio in use, and with it the pagemap registered.
+        unsafe { PageView::from_raw(self.page) }
     }
 
     /// Gives lock and reference away.
@@ -54,7 +66,7 @@ impl Drop for LockedDeviceFolio {
 ///
 /// # Invariants
 ///
-/// We own a reference on `page`.
+/// We own a reference on the folio of `page`.
 pub(crate) struct DeviceFolioRef {
     page: NonNull<bindings::page>,
 }
@@ -65,7 +77,7 @@ unsafe impl Send for DeviceFolioRef {}
 impl DeviceFolioRef {
     /// # Safety
     ///
-    /// The caller gives away a reference on `page`.
+    /// The caller gives away a reference on the folio of `page`.
     pub(super) unsafe fn from_raw(page: NonNull<bindings::page>) -> Self {
         // INVARIANT: By the caller's contract.
         Self { page }
@@ -89,18 +101,20 @@ impl Drop for DeviceFolioRef {
 /// given back.
 pub(crate) enum HandOutError {
     /// The page is in use.
-    InUse(SystemFolio),
-    /// The page is not in use, but has a reference or is locked.
-    NotFree(SystemFolio),
-    /// The index is beyond the end.
-    NoSuchPage(SystemFolio),
+    InUse(Backing),
+    /// This page is not in use, but has a reference or is locked.
+    NotFree(Backing, usize),
+    /// There is no such folio: beyond the end, not aligned to its order, or of other memory.
+    NoSuchFolio(Backing),
 }
 
 impl HandOutError {
     /// The backing that was to be used.
-    pub(crate) fn into_backing(self) -> SystemFolio {
+    pub(crate) fn into_backing(self) -> Backing {
         match self {
-            Self::InUse(backing) | Self::NotFree(backing) | Self::NoSuchPage(backing) => backing,
+            Self::InUse(backing) | Self::NotFree(backing, _) | Self::NoSuchFolio(backing) => {
+                backing
+            }
         }
     }
 }
@@ -109,30 +123,43 @@ impl HandOutError {
 pub(crate) struct FreedFolio<'a> {
     page: PageView<'a>,
     index: usize,
-    was_in_use: bool,
+    order: u32,
+    handed_out: Option<u32>,
 }
 
 impl<'a> FreedFolio<'a> {
-    pub(super) fn new(page: PageView<'a>, index: usize, was_in_use: bool) -> Self {
+    pub(super) fn new(
+        page: PageView<'a>,
+        index: usize,
+        order: u32,
+        handed_out: Option<u32>,
+    ) -> Self {
         Self {
             page,
             index,
-            was_in_use,
+            order,
+            handed_out,
         }
     }
 
-    /// The (head) page.
+    /// The head page.
     pub(crate) fn page(&self) -> PageView<'a> {
         self.page
     }
 
-    /// Index of the page in its pagemap.
+    /// Index of the head page in its pagemap.
     pub(crate) fn index(&self) -> usize {
         self.index
     }
 
-    /// Whether the page was handed out; if not this is a second free.
-    pub(crate) fn was_in_use(&self) -> bool {
-        self.was_in_use
+    /// Order of the folio.
+    pub(crate) fn order(&self) -> u32 {
+        self.order
+    }
+
+    /// The order in which the folio was handed out or that a split left it with; `None` when it
+    /// is not in use, so that this is a second free.
+    pub(crate) fn handed_out(&self) -> Option<u32> {
+        self.handed_out
     }
 }

@@ -8,10 +8,15 @@ use super::{
     migrate::{
         Migration,
         PfnBuffer,
+        Request,
+        Select,
         Setup, //
     },
     page::PageView,
-    pagemap::PgmapOwner,
+    pagemap::{
+        MemoryType,
+        PgmapOwner, //
+    },
     PAGE_SIZE, //
 };
 use crate::bindings;
@@ -74,9 +79,19 @@ impl<'a> VmFault<'a> {
         }
     }
 
-    /// User address of the faulting page, in bytes.
+    /// Order of what the fault is about: that of the folio where one entry maps all of it, else 0.
+    pub(crate) fn order(&self) -> u32 {
+        // A folio mapped by more than one entry may be mapped in part only.
+        if self.vmf.pte.is_null() {
+            self.page().order()
+        } else {
+            0
+        }
+    }
+
+    /// Address of the first page of what the fault is about, in bytes.
     pub(crate) fn address(&self) -> usize {
-        self.vmf.__bindgen_anon_1.address & !(PAGE_SIZE - 1)
+        self.vmf.__bindgen_anon_1.address & !((PAGE_SIZE << self.order()) - 1)
     }
 
     /// The area that the address lies in.
@@ -92,15 +107,18 @@ impl<'a> VmFault<'a> {
         unsafe { PageView::from_raw(NonNull::new_unchecked(self.vmf.page)) }
     }
 
-    /// Starts to migrate the faulting page back, with others of the owner in `start..end`, which
-    /// must contain it. May sleep.
-    pub(crate) fn migrate<'b>(
-        &'b self,
-        buffer: &'b mut PfnBuffer,
-        start: usize,
-        end: usize,
-    ) -> Result<Migration<'b, Setup>> {
+    /// Starts to migrate what the fault is about back. May sleep.
+    pub(crate) fn migrate<'b>(&'b self, buffer: &'b mut PfnBuffer) -> Result<Migration<'b, Setup>> {
+        let (start, order) = (self.address(), self.order());
+        let request = Request {
+            vma: self.vma(),
+            start,
+            end: start + (PAGE_SIZE << order),
+            select: Select::Device(MemoryType::Private),
+            large: order > 0,
+            owner: self.owner,
+        };
         // SAFETY: The page is the locked one of the fault by the type invariants.
-        unsafe { Migration::of_fault(buffer, self.vma(), start, end, self.owner, self.vmf.page) }
+        unsafe { Migration::of_fault(buffer, &request, self.vmf.page) }
     }
 }

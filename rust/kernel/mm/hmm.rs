@@ -1,25 +1,29 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A device's view of an address space: page table, kept up to date by an interval notifier.
+//! A device's view of an address space, by way of its page table.
 //!
 //! C header: [`include/linux/hmm.h`](srctree/include/linux/hmm.h)
 //!
-//! Entries hold no reference on their pages. What keeps them valid is the protocol of
-//! `Documentation/mm/hmm.rst`: they are stored under the table's lock after the sequence was
-//! checked, and removed under it before the CPU's page tables change. Both halves live here, so
-//! that a driver cannot get one of them wrong; pages leave this file as copied bytes only.
+//! Finding pages, and storing them in the table while they are sure to be the right ones, is one
+//! operation here, so that a driver cannot get it wrong; pages leave as copied bytes only, see
+//! `copy.rs`.
 
 use super::{
     device_folio::DeviceFolioRef,
-    migrate::contents,
+    mapped::{
+        HmmEntry,
+        MappedPage, //
+    },
     notifier::{
-        IntervalOps,
         MmuIntervalNotifier,
-        NotifierRange,
-        PendingSeq,
-        SeqSet, //
+        ReadSeq, //
     },
     pagemap::PgmapOwner,
+    table::{
+        Access,
+        Grant,
+        LockedTable, //
+    },
     task::{
         check_signals,
         Deadline, //
@@ -28,135 +32,46 @@ use super::{
     PAGE_SIZE, //
 };
 use crate::bindings;
-use core::{
-    ops::Range,
-    ptr::NonNull, //
-};
+use core::ops::Range;
 use kernel::{
     error::to_result,
     mm::{
         Mm,
         MmWithUser, //
     },
-    new_mutex,
-    page::BorrowedPage,
     prelude::*,
-    sync::{
-        Arc,
-        Mutex, //
-    },
-    types::Opaque, //
+    sync::Arc,
+    time::msecs_to_jiffies, //
 };
 
-/// What the device wants to do.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Access {
-    /// Load.
-    Read,
-    /// Store.
-    Write,
-}
-
 /// Pages that one call of `hmm_range_fault()` asks for; the array lives on the stack.
-const BATCH: usize = 64;
+pub(super) const BATCH: usize = 64;
 
-/// The device's page table: page number to struct page and write permission.
-///
-/// # Invariants
-///
-/// Entries point at the pages that hold the contents of mapped pages, tagged with [`WRITE`].
-#[pin_data(PinnedDrop)]
-struct Table {
-    #[pin]
-    xa: Opaque<bindings::xarray>,
+/// What becomes of pages that are not there.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Absent {
+    /// They are passed over.
+    Skip,
+    /// They are faulted in, with the mmap lock held all the time.
+    Fault(Access),
+    /// They are faulted in, and who handles the fault may drop the mmap lock meanwhile.
+    FaultUnlocked(Access),
 }
 
-// SAFETY: The entries belong to no thread.
-unsafe impl Send for Table {}
-
-/// Tag of an entry that may be written through. Struct pages are aligned to more than that.
-const WRITE: usize = 4;
-
-impl Table {
-    fn new() -> impl PinInit<Self> {
-        pin_init!(Self {
-            // SAFETY: `xa` is valid for writes; an empty array needs no flags.
-            xa <- Opaque::ffi_init(|xa| unsafe { bindings::xa_init_flags(xa, 0) }),
-        })
+impl Absent {
+    fn is_write(self) -> bool {
+        matches!(
+            self,
+            Self::Fault(Access::Write) | Self::FaultUnlocked(Access::Write)
+        )
     }
 
-    /// The page at page number `index`, if it may be accessed so.
-    fn load(&self, index: usize, access: Access) -> Option<BorrowedPage<'_>> {
-        // SAFETY: The array is initialised.
-        let entry = unsafe { bindings::xa_load(self.xa.get(), index) } as usize;
-        if access == Access::Write && entry & WRITE == 0 {
-            return None;
+    /// Flags that `hmm_range_fault()` takes for it.
+    fn request(self) -> usize {
+        match self {
+            Self::Skip => 0,
+            _ => HmmEntry::request(self.is_write()),
         }
-        let page = NonNull::new((entry & !WRITE) as *mut bindings::page)?;
-        // SAFETY: Entries are valid while the table is locked, which the borrow lies within.
-        Some(unsafe { BorrowedPage::from_raw(page) })
-    }
-
-    /// Stores `page`, without waiting for memory.
-    fn store(&self, index: usize, page: NonNull<bindings::page>, write: bool) -> Result {
-        let entry = page.as_ptr() as usize | if write { WRITE } else { 0 };
-        // Reclaim would call `invalidate()`, whose lock is held: GFP_ATOMIC does not enter it.
-        // SAFETY: The array is initialised, the entry is a tagged, aligned pointer.
-        let old = unsafe {
-            bindings::xa_store(self.xa.get(), index, entry as *mut _, bindings::GFP_ATOMIC)
-        };
-        // SAFETY: What `xa_store()` returns is what `xa_err()` takes.
-        to_result(unsafe { bindings::xa_err(old) })
-    }
-
-    /// Forgets all pages from `first` to `last`, at a cost that follows how many there are.
-    fn erase(&self, first: usize, last: usize) {
-        let mut index = first;
-        loop {
-            // SAFETY: The array is initialised.
-            let entry =
-                unsafe { bindings::xa_find(self.xa.get(), &mut index, last, bindings::XA_PRESENT) };
-            if entry.is_null() {
-                return;
-            }
-            // SAFETY: As above.
-            unsafe { bindings::xa_erase(self.xa.get(), index) };
-            if index == last {
-                return;
-            }
-            index += 1;
-        }
-    }
-}
-
-#[pinned_drop]
-impl PinnedDrop for Table {
-    fn drop(self: Pin<&mut Self>) {
-        // SAFETY: The array is initialised; entries own nothing.
-        unsafe { bindings::xa_destroy(self.xa.get()) };
-    }
-}
-
-#[pin_data]
-struct LockedTable {
-    #[pin]
-    table: Mutex<Table>,
-}
-
-impl IntervalOps for LockedTable {
-    fn invalidate(
-        &self,
-        range: &NotifierRange<'_>,
-        seq: PendingSeq<'_>,
-    ) -> core::result::Result<SeqSet, ()> {
-        let table = if range.is_blockable() {
-            self.table.lock()
-        } else {
-            self.table.try_lock().ok_or(())?
-        };
-        let set = seq.set();
-        table.erase(range.start() >> PAGE_SHIFT, (range.end() - 1) >> PAGE_SHIFT);
-        Ok(set)
     }
 }
 
@@ -164,21 +79,18 @@ impl IntervalOps for LockedTable {
 #[pin_data]
 pub(crate) struct HmmMirror {
     #[pin]
-    notifier: MmuIntervalNotifier<LockedTable>,
+    pub(super) notifier: MmuIntervalNotifier<LockedTable>,
     owner: Arc<PgmapOwner>,
 }
 
 impl HmmMirror {
-    /// Mirrors `mm` for the device whose PRIVATE memory `owner` owns. May sleep.
+    /// Mirrors `mm` for the device whose memory `owner` owns. May sleep.
     pub(crate) fn new<'a>(
         mm: &'a MmWithUser,
         owner: Arc<PgmapOwner>,
     ) -> impl PinInit<Self, Error> + 'a {
-        let table = try_pin_init!(LockedTable {
-            table <- new_mutex!(Table::new(), "HmmMirror::table"),
-        }? Error);
         try_pin_init!(Self {
-            notifier <- MmuIntervalNotifier::new(mm, table),
+            notifier <- MmuIntervalNotifier::new(mm, LockedTable::new()),
             owner,
         })
     }
@@ -188,7 +100,7 @@ impl HmmMirror {
         self.notifier.mm()
     }
 
-    /// Whose PRIVATE memory the mirror can see.
+    /// Whose memory is the device's own.
     pub(crate) fn owner(&self) -> &PgmapOwner {
         &self.owner
     }
@@ -203,55 +115,58 @@ impl HmmMirror {
     /// is read-only, `EBUSY` when invalidations keep coming for a second, `EINTR` for a task that
     /// was killed, `ENOMEM`.
     pub(crate) fn fault(&self, range: Range<usize>, access: Access) -> Result {
-        self.walk(range, Some(access), |_| {})
+        self.walk(range, Absent::Fault(access), |_| {})
+    }
+
+    /// As [`HmmMirror::fault`], for areas whose faults drop the mmap lock, such as those that
+    /// user space handles.
+    ///
+    /// Wraps `hmm_range_fault_unlocked_timeout()`. Waits for as long as a fault takes, unless the
+    /// task is killed.
+    pub(crate) fn fault_unlocked(&self, range: Range<usize>, access: Access) -> Result {
+        self.walk(range, Absent::FaultUnlocked(access), |_| {})
     }
 
     /// Maps what is present of `range`, without faulting anything in, and returns how many pages
     /// of it are on the device. May sleep.
     pub(crate) fn refresh(&self, range: Range<usize>) -> Result<usize> {
         let mut pages = 0;
-        self.walk(range, None, |page| {
-            // SAFETY: The table is locked and the sequence checked: the page is mapped.
-            if unsafe { bindings::zdm_is_device_private_page(page.as_ptr()) } {
+        self.walk(range, Absent::Skip, |page| {
+            if page.memory(&self.owner).is_local() {
                 pages += 1;
             }
         })?;
         Ok(pages)
     }
 
-    /// Takes a reference on the PRIVATE page of ours that is mapped at `address`. May sleep.
+    /// Takes a reference on the page of the device that is mapped at `address`. May sleep.
     ///
     /// # Errors
     ///
     /// `ENOENT` when there is none, else as [`HmmMirror::fault`].
     pub(crate) fn get_device_folio(&self, address: usize) -> Result<DeviceFolioRef> {
         let mut found = None;
-        self.walk(address..address + PAGE_SIZE, None, |page| {
-            // SAFETY: The table is locked and the sequence checked: the page is mapped.
-            if unsafe { bindings::zdm_is_device_private_page(page.as_ptr()) } {
-                // SAFETY: As above.
-                if unsafe { bindings::zdm_folio_try_get(page.as_ptr()) } {
-                    // SAFETY: We just took the reference.
-                    found = Some(unsafe { DeviceFolioRef::from_raw(page) });
-                }
+        self.walk(address..address + PAGE_SIZE, Absent::Skip, |page| {
+            if page.memory(&self.owner).is_local() {
+                found = page.get_device_folio();
             }
         })?;
         found.ok_or(ENOENT)
     }
 
-    /// Walks `range`, faults in what is not there for `fault`, and stores what is found, calling
-    /// `f` for each page under the lock.
+    /// Walks `range`, in batches, and stores what is found, calling `f` for each page under the
+    /// lock.
     fn walk(
         &self,
         range: Range<usize>,
-        fault: Option<Access>,
-        mut f: impl FnMut(NonNull<bindings::page>),
+        absent: Absent,
+        mut f: impl FnMut(MappedPage<'_>),
     ) -> Result {
         let mm = self.mm().mmget_not_zero().ok_or(EFAULT)?;
         let mut start = range.start;
         while start < range.end {
             let end = range.end.min(start.saturating_add(BATCH * PAGE_SIZE));
-            self.walk_batch(&mm, start..end, fault, &mut f)?;
+            self.walk_batch(&mm, start..end, absent, &mut f)?;
             start = end;
         }
         Ok(())
@@ -261,109 +176,100 @@ impl HmmMirror {
         &self,
         mm: &MmWithUser,
         range: Range<usize>,
-        fault: Option<Access>,
-        f: &mut impl FnMut(NonNull<bindings::page>),
+        absent: Absent,
+        f: &mut impl FnMut(MappedPage<'_>),
     ) -> Result {
         let mut pfns = [0usize; BATCH];
         let pages = (range.end - range.start) >> PAGE_SHIFT;
-        let write = fault == Some(Access::Write);
-        // SAFETY: Always safe.
-        let flags = fault.map_or(0, |_| unsafe { bindings::zdm_hmm_pfn_req(write) });
         let mut owner = self.owner.as_ptr();
         let deadline = Deadline::after_ms(bindings::HMM_RANGE_DEFAULT_TIMEOUT);
+        // Who handles a fault in user space may take longer than the deadline; then there is one
+        // for what comes after the fault, in the C function.
+        let unlocked = matches!(absent, Absent::FaultUnlocked(_));
         loop {
             check_signals()?;
-            if deadline.passed() {
+            if !unlocked && deadline.passed() {
                 return Err(EBUSY);
             }
-            let seq = self.notifier.read_begin();
             let mut hmm_range = bindings::hmm_range {
                 notifier: self.notifier.as_raw(),
-                notifier_seq: seq.0,
+                notifier_seq: 0,
                 start: range.start,
                 end: range.end,
                 hmm_pfns: pfns.as_mut_ptr(),
-                default_flags: flags,
+                default_flags: absent.request(),
                 pfn_flags_mask: 0,
                 dev_private_owner: owner,
             };
-            let guard = mm.mmap_read_lock();
-            // SAFETY: The mmap lock is held, the array has an entry for each page of the range.
-            let result = to_result(unsafe { bindings::hmm_range_fault(&mut hmm_range) });
-            drop(guard);
-            match result {
-                Err(err) if err == EBUSY => continue,
+            let seq = if unlocked {
+                // SAFETY: `pfns` has an entry for each page of the range, and `mm` users.
+                unsafe { range_fault_unlocked(&mut hmm_range) }
+            } else {
+                let seq = self.notifier.read_begin();
+                // SAFETY: As above.
+                unsafe { range_fault(&mut hmm_range, mm, seq) }
+            };
+            let seq = match seq {
+                Err(err) if err == EBUSY && !unlocked => continue,
                 other => other?,
-            }
-            let table = self.notifier.data().table.lock();
+            };
+            let table = self.notifier.data().lock();
             if self.notifier.read_retry(seq) {
                 continue;
             }
-            if write && !pfns[..pages].iter().all(|&entry| is_writable(entry)) {
+            let entries = || pfns[..pages].iter().map(|&raw| HmmEntry::new(raw));
+            if absent.is_write() && !entries().all(HmmEntry::is_writable) {
                 // A PRIVATE page of the owner's is reported as it is, without the write fault that
                 // was asked for. As nobody's it is brought back and its sharing broken (or the
                 // write refused), like any other page.
                 owner = core::ptr::null_mut();
                 continue;
             }
-            for (i, index) in (range.start >> PAGE_SHIFT..range.end >> PAGE_SHIFT).enumerate() {
-                // `i` stays below BATCH by the size of the range.
-                let Some(page) = hmm_page(pfns[i]) else {
+            for (address, entry) in range.clone().step_by(PAGE_SIZE).zip(entries()) {
+                // SAFETY: The table is locked until the end of the loop and the sequence checked;
+                // `owner` owns the memory of `DevPagemap`s.
+                let Some(page) = (unsafe { MappedPage::new(entry, address) }) else {
                     continue;
                 };
                 f(page);
-                // SAFETY: Under the lock and after the sequence was checked the page is mapped, so
-                // in use; a PRIVATE page is one of `owner`, whose pagemaps are `DevPagemap`s.
-                if let Some(page) = NonNull::new(unsafe { contents(page.as_ptr()) }) {
-                    table.store(index, page, is_writable(pfns[i]))?;
+                if let Some(page) = page.contents() {
+                    let grant = Grant::shared(entry.is_writable());
+                    // SAFETY: The page is mapped so, and the sequence was checked under the lock.
+                    unsafe { table.store(address >> PAGE_SHIFT, page, grant) }?;
                 }
             }
             return Ok(());
         }
     }
-
-    /// Copies pages from `start` on to `buf`, up to its end or the first page that the table does
-    /// not map, and returns how many. May sleep.
-    pub(crate) fn read(&self, start: usize, buf: &mut [u8]) -> Result<usize> {
-        let table = self.notifier.data().table.lock();
-        let mut pages = 0;
-        for (i, chunk) in buf.chunks_exact_mut(PAGE_SIZE).enumerate() {
-            let Some(page) = table.load((start >> PAGE_SHIFT) + i, Access::Read) else {
-                break;
-            };
-            // SAFETY: The chunk is valid for a page of writes. The CPU may write the page at the
-            // same time, as it may for any device: the bytes are the user's, not ours.
-            unsafe { page.read_raw(chunk.as_mut_ptr(), 0, PAGE_SIZE) }?;
-            pages += 1;
-        }
-        Ok(pages)
-    }
-
-    /// Copies pages from `buf` to `start` on, up to its end or the first page that the table does
-    /// not map for writing, and returns how many. May sleep.
-    pub(crate) fn write(&self, start: usize, buf: &[u8]) -> Result<usize> {
-        let table = self.notifier.data().table.lock();
-        let mut pages = 0;
-        for (i, chunk) in buf.chunks_exact(PAGE_SIZE).enumerate() {
-            let Some(page) = table.load((start >> PAGE_SHIFT) + i, Access::Write) else {
-                break;
-            };
-            // SAFETY: The chunk is valid for a page of reads; as to races see `read()`.
-            unsafe { page.write_raw(chunk.as_ptr(), 0, PAGE_SIZE) }?;
-            pages += 1;
-        }
-        Ok(pages)
-    }
 }
 
-/// Whether an output entry may be written through.
-fn is_writable(entry: usize) -> bool {
-    // SAFETY: Always safe.
-    unsafe { bindings::zdm_hmm_pfn_writable(entry) }
+/// Wraps `hmm_range_fault()`. May sleep.
+///
+/// # Safety
+///
+/// `range` must have room for an entry for each of its pages. Its notifier must be one of `mm`,
+/// that the range lies in, and `seq` begun with it.
+pub(super) unsafe fn range_fault(
+    range: &mut bindings::hmm_range,
+    mm: &MmWithUser,
+    seq: ReadSeq,
+) -> Result<ReadSeq> {
+    range.notifier_seq = seq.0;
+    let _guard = mm.mmap_read_lock();
+    // SAFETY: The mmap lock is held, the rest is by the caller's contract.
+    to_result(unsafe { bindings::hmm_range_fault(range) })?;
+    Ok(seq)
 }
 
-/// The page of an output entry, `None` when there is none or it cannot be accessed.
-fn hmm_page(entry: usize) -> Option<NonNull<bindings::page>> {
-    // SAFETY: Valid entries hold the number of a page with a struct page.
-    NonNull::new(unsafe { bindings::zdm_hmm_pfn_page(entry) })
+/// Wraps `hmm_range_fault_unlocked_timeout()`, which begins the sequence itself. May sleep.
+///
+/// # Safety
+///
+/// `range` must have room for an entry for each of its pages. Its notifier must be one that the
+/// range lies in, of an address space that has users, whose mmap lock is not held.
+unsafe fn range_fault_unlocked(range: &mut bindings::hmm_range) -> Result<ReadSeq> {
+    let timeout = msecs_to_jiffies(bindings::HMM_RANGE_DEFAULT_TIMEOUT);
+    // SAFETY: By the caller's contract.
+    to_result(unsafe { bindings::hmm_range_fault_unlocked_timeout(range, timeout) })?;
+    Ok(ReadSeq(range.notifier_seq))
 }

@@ -23,3 +23,9 @@ pub(crate) fn mmap_anon(bytes: usize) -> Result<usize> {
         Ok(address)
     }
 }
+
+/// Unmaps `bytes` from `address` on in the address space of the KUnit thread. May sleep.
+pub(crate) fn munmap(address: usize, bytes: usize) -> Result {
+    // SAFETY: The address space is that of a test, whose memory nothing refers to.
+    to_result(unsafe { bindings::vm_munmap(address, bytes) })
+}

@@ -3,20 +3,27 @@
 //! Moving pages between system and device memory.
 //!
 //! The protocol of [`include/linux/migrate.h`](srctree/include/linux/migrate.h) as types: a
-//! [`Migration`] in state [`Setup`] holds the source pages locked and unmapped, takes
-//! destinations, and becomes [`Copied`] once core mm has moved what it could. Each state can be
-//! left in one way only, and dropping one on the way puts every page back where it was.
+//! [`Migration`] in state [`Setup`] holds the source folios locked and unmapped, takes
+//! destinations with their contents, and becomes [`Copied`] once core mm has moved what it could.
+//! Each state can be left in one way only, and dropping one on the way puts every page back where
+//! it was.
+//!
+//! A source folio is one entry, that of its first page. It may be moved in one piece, or page by
+//! page, in which case core mm splits it.
 
 use super::{
+    backing::contents,
     device_folio::LockedDeviceFolio,
     pagemap::{
         DevPagemap,
+        MemoryType,
         PagemapOps,
         PgmapOwner, //
     },
     system_folio::SystemFolio, //
     PAGE_SHIFT,
     PAGE_SIZE,
+    PMD_ORDER,
 };
 use crate::bindings;
 use core::{
@@ -29,13 +36,14 @@ use kernel::{
     prelude::*, //
 };
 
-/// Most pages that one migration takes: what one page of page table entries maps.
-pub(crate) const MAX_PAGES: usize = 512;
+/// Most pages that one migration takes: what one page of page table entries maps, and what one
+/// large folio has.
+pub(crate) const MAX_PAGES: usize = 1 << PMD_ORDER;
 
 /// Source and destination entries for migrations of up to [`MAX_PAGES`] pages, to be reused.
 pub(crate) struct PfnBuffer {
-    src: KVVec<usize>,
-    dst: KVVec<usize>,
+    /// The first half is for the source.
+    entries: KVVec<usize>,
 }
 
 impl PfnBuffer {
@@ -43,14 +51,21 @@ impl PfnBuffer {
     pub(crate) fn new(pages: usize) -> Result<Self> {
         let pages = pages.clamp(1, MAX_PAGES);
         Ok(Self {
-            src: KVVec::from_elem(0, pages, GFP_KERNEL)?,
-            dst: KVVec::from_elem(0, pages, GFP_KERNEL)?,
+            entries: KVVec::from_elem(0, 2 * pages, GFP_KERNEL)?,
         })
     }
 
     /// Pages that there is room for.
     pub(crate) fn capacity(&self) -> usize {
-        self.src.len()
+        self.entries.len() / 2
+    }
+
+    /// Source entries, and destination entries of which the first `len` are cleared.
+    fn halves(&mut self, len: usize) -> (&mut [usize], &mut [usize]) {
+        let capacity = self.capacity();
+        let (src, dst) = self.entries.split_at_mut(capacity);
+        dst[..len].fill(0);
+        (src, dst)
     }
 }
 
@@ -59,23 +74,54 @@ impl PfnBuffer {
 pub(crate) enum Select {
     /// Pages in system memory, and places where no page is yet.
     System,
-    /// PRIVATE pages of the given owner.
-    DevicePrivate,
+    /// Pages of the given owner in device memory of this type.
+    Device(MemoryType),
 }
 
 impl Select {
     fn flags(self) -> usize {
         match self {
             Self::System => bindings::MIGRATE_VMA_SELECT_SYSTEM,
-            Self::DevicePrivate => bindings::MIGRATE_VMA_SELECT_DEVICE_PRIVATE,
+            Self::Device(MemoryType::Private) => bindings::MIGRATE_VMA_SELECT_DEVICE_PRIVATE,
+            Self::Device(MemoryType::Coherent) => bindings::MIGRATE_VMA_SELECT_DEVICE_COHERENT,
         }
     }
 }
 
-/// Source pages are locked and unmapped; destinations may be set.
+/// A range of an area, and what of it is to be migrated.
+pub(crate) struct Request<'a> {
+    /// The area, read-locked.
+    pub(crate) vma: &'a VmaRef,
+    /// First address, in bytes.
+    pub(crate) start: usize,
+    /// End address, in bytes, exclusive.
+    pub(crate) end: usize,
+    /// What is taken.
+    pub(crate) select: Select,
+    /// Whether large folios are taken in one piece; otherwise core mm splits them first.
+    pub(crate) large: bool,
+    /// Whose device pages are taken; told to notifiers.
+    pub(crate) owner: &'a PgmapOwner,
+}
+
+/// Where a [`Migration`] is.
+pub(crate) trait Stage {
+    /// Whether core mm has been told to move the pages.
+    const MOVED: bool;
+}
+
+/// Source folios are locked and unmapped; destinations may be set.
 pub(crate) struct Setup(());
 /// Core mm has moved what it could; the page tables still hold migration entries.
 pub(crate) struct Copied(());
+
+impl Stage for Setup {
+    const MOVED: bool = false;
+}
+
+impl Stage for Copied {
+    const MOVED: bool = true;
+}
 
 /// A migration of up to [`MAX_PAGES`] pages, of a range of an area or of a list of device pages.
 ///
@@ -83,96 +129,70 @@ pub(crate) struct Copied(());
 ///
 /// - `args.src` and `args.dst` hold at least `len` entries, borrowed for `'a`.
 /// - The entries are those of a migration that core mm has set up and not finalized; each valid
-///   destination entry owns the lock and a reference of its page.
+///   destination entry owns the lock and a reference of its folio.
 /// - `vma` says whether `args` is used as a whole (by `migrate_vma_*()`) or only its arrays (by
 ///   `migrate_device_*()`).
 #[must_use = "dropping a migration puts the pages back"]
-pub(crate) struct Migration<'a, State> {
+pub(crate) struct Migration<'a, S: Stage> {
     args: bindings::migrate_vma,
     len: usize,
     vma: bool,
     finalized: bool,
-    _p: PhantomData<(&'a mut PfnBuffer, State)>,
+    _p: PhantomData<(&'a mut PfnBuffer, S)>,
 }
 
 impl<'a> Migration<'a, Setup> {
-    /// Takes the pages of `start..end` of `vma`, which the caller has read-locked.
+    /// Takes the pages that `request` names.
     ///
     /// Wraps `migrate_vma_setup()`: invalidates interval notifiers of the range, locks and unmaps
-    /// the pages that `select` names. `owner` is whose device pages are taken, and is told to
-    /// notifiers. May sleep.
+    /// the pages. May sleep.
     ///
     /// # Errors
     ///
-    /// `EINVAL` for a range that is not within `vma` or larger than `buffer`, and for areas that
-    /// cannot be migrated (hugetlb, DAX, `VM_SPECIAL`).
-    pub(crate) fn of_range(
-        buffer: &'a mut PfnBuffer,
-        vma: &'a VmaRef,
-        start: usize,
-        end: usize,
-        select: Select,
-        owner: &PgmapOwner,
-    ) -> Result<Self> {
-        Self::setup(
-            buffer,
-            vma,
-            start,
-            end,
-            select,
-            owner,
-            core::ptr::null_mut(),
-        )
+    /// `EINVAL` for a range that is not within the area or larger than `buffer`, and for areas
+    /// that cannot be migrated (hugetlb, DAX, `VM_SPECIAL`).
+    pub(crate) fn of_range(buffer: &'a mut PfnBuffer, request: &Request<'_>) -> Result<Self> {
+        Self::setup(buffer, request, core::ptr::null_mut())
     }
 
     /// As [`Migration::of_range`], for a fault on `fault_page`, which the faulting task has locked.
     ///
     /// # Safety
     ///
-    /// `fault_page` must be NULL or the locked page of a fault in `vma` that is being handled.
+    /// `fault_page` must be NULL or the locked page of a fault in the area that is being handled.
     pub(super) unsafe fn of_fault(
         buffer: &'a mut PfnBuffer,
-        vma: &'a VmaRef,
-        start: usize,
-        end: usize,
-        owner: &PgmapOwner,
+        request: &Request<'_>,
         fault_page: *mut bindings::page,
     ) -> Result<Self> {
-        Self::setup(
-            buffer,
-            vma,
-            start,
-            end,
-            Select::DevicePrivate,
-            owner,
-            fault_page,
-        )
+        Self::setup(buffer, request, fault_page)
     }
 
     fn setup(
         buffer: &'a mut PfnBuffer,
-        vma: &VmaRef,
-        start: usize,
-        end: usize,
-        select: Select,
-        owner: &PgmapOwner,
+        request: &Request<'_>,
         fault_page: *mut bindings::page,
     ) -> Result<Self> {
-        let len = end.checked_sub(start).ok_or(EINVAL)? >> PAGE_SHIFT;
+        let len = request.end.checked_sub(request.start).ok_or(EINVAL)? >> PAGE_SHIFT;
         if len > buffer.capacity() {
             return Err(EINVAL);
         }
-        buffer.dst[..len].fill(0);
+        let (src, dst) = buffer.halves(len);
+        let compound = if request.large {
+            bindings::MIGRATE_VMA_SELECT_COMPOUND
+        } else {
+            0
+        };
         let mut args = bindings::migrate_vma {
-            vma: vma.as_ptr(),
-            dst: buffer.dst.as_mut_ptr(),
-            src: buffer.src.as_mut_ptr(),
+            vma: request.vma.as_ptr(),
+            dst: dst.as_mut_ptr(),
+            src: src.as_mut_ptr(),
             cpages: 0,
             npages: 0,
-            start,
-            end,
-            pgmap_owner: owner.as_ptr(),
-            flags: select.flags(),
+            start: request.start,
+            end: request.end,
+            pgmap_owner: request.owner.as_ptr(),
+            flags: request.select.flags() | compound,
             fault_page,
         };
         // SAFETY: The area is valid and read-locked, the arrays are large enough.
@@ -187,18 +207,18 @@ impl<'a> Migration<'a, Setup> {
         })
     }
 
-    /// Takes the device pages whose page frame numbers the first `len` entries of `buffer` are,
-    /// wherever they are mapped; those that are free are passed over.
+    /// Takes the device pages of `pfns`, at most as many as `buffer` has room for, wherever they
+    /// are mapped; those that are free are passed over. A large folio must be listed page by page.
     ///
     /// Wraps `migrate_device_pfns()`. May sleep; not to be called with the mmap lock held.
     pub(crate) fn of_device_pages(buffer: &'a mut PfnBuffer, pfns: &DevicePfns<'_>) -> Self {
         let len = pfns.0.len().min(buffer.capacity());
-        buffer.src[..len].copy_from_slice(&pfns.0[..len]);
-        buffer.dst[..len].fill(0);
+        let (src, dst) = buffer.halves(len);
+        src[..len].copy_from_slice(&pfns.0[..len]);
         let args = bindings::migrate_vma {
             vma: core::ptr::null_mut(),
-            dst: buffer.dst.as_mut_ptr(),
-            src: buffer.src.as_mut_ptr(),
+            dst: dst.as_mut_ptr(),
+            src: src.as_mut_ptr(),
             cpages: 0,
             npages: len,
             start: 0,
@@ -220,48 +240,92 @@ impl<'a> Migration<'a, Setup> {
         }
     }
 
-    /// Makes `folio` the destination of source page `i`, with the source's write permission.
-    pub(crate) fn set_device_destination(&mut self, i: usize, folio: LockedDeviceFolio) {
-        if self.is_selected(i) {
-            self.set_destination(i, folio.into_raw());
+    /// Order of the source that starts at entry `i`; `None` where there is none to be moved.
+    pub(crate) fn source(&self, i: usize) -> Option<u32> {
+        if !self.is_selected(i) {
+            None
+        } else if self.src(i) & bindings::MIGRATE_PFN_COMPOUND != 0 {
+            Some(PMD_ORDER)
+        } else {
+            Some(0)
         }
     }
 
-    /// Makes `folio` the destination of source page `i`, with the source's write permission.
-    pub(crate) fn set_system_destination(&mut self, i: usize, folio: SystemFolio) {
-        if self.is_selected(i) {
+    /// Pages of all sources.
+    pub(crate) fn selected(&self) -> usize {
+        (0..self.len)
+            .filter_map(|i| self.source(i))
+            .map(|order| 1 << order)
+            .sum()
+    }
+
+    /// Makes `folio` the destination of page `part` of the source at entry `i`, with the contents
+    /// and the write permission of the source. A folio of the source's order takes all of it
+    /// (`part` is 0 then).
+    pub(crate) fn copy_to_device(&mut self, i: usize, part: usize, folio: LockedDeviceFolio) {
+        let order = folio.order();
+        if self.accepts(i, part, order) {
+            self.copy_to(i, part, folio.into_raw(), order);
+        }
+    }
+
+    /// As [`Migration::copy_to_device`], in the other direction.
+    pub(crate) fn copy_to_system(&mut self, i: usize, part: usize, folio: SystemFolio) {
+        let order = folio.order();
+        if self.accepts(i, part, order) {
             let page = folio.into_raw();
-            // SAFETY: The page is new and nobody else's, so the lock is free.
+            // SAFETY: The folio is new and nobody else's, so the lock is free.
             unsafe { bindings::zdm_folio_lock(page) };
-            self.set_destination(i, page);
+            self.copy_to(i, part, page, order);
         }
     }
 
-    /// `page` must be locked and referenced, both of which we become the owner of.
-    fn set_destination(&mut self, i: usize, page: *mut bindings::page) {
-        self.drop_destination(i);
+    /// Makes a large place without pages, at entry `i`, one of small places, so that each of them
+    /// gets a destination of its own or none.
+    pub(crate) fn split_hole(&mut self, i: usize) {
+        if self.source(i) == Some(PMD_ORDER) && page_of(self.src(i)).is_none() {
+            for entry in i..self.len.min(i + MAX_PAGES) {
+                self.set_src(entry, bindings::MIGRATE_PFN_MIGRATE);
+            }
+        }
+    }
+
+    /// Whether the source at `i` has a page `part` that a folio of `order` could take.
+    fn accepts(&self, i: usize, part: usize, order: u32) -> bool {
+        self.source(i).is_some_and(|source| {
+            let small = order == 0 && part < 1 << source;
+            (small || order == source && part == 0) && i + part < self.len
+        })
+    }
+
+    /// `page` must be the head of a folio of `order` that is locked and referenced, both of which
+    /// we become the owner of, and that `accepts()` was asked about.
+    fn copy_to(&mut self, i: usize, part: usize, page: *mut bindings::page, order: u32) {
+        // SAFETY: Both folios are locked and in use, nobody splits them.
+        let to = unsafe { contents(page) };
+        // SAFETY: As above.
+        let from = page_of(self.src(i)).map(|source| unsafe { contents(source.as_ptr()) });
+        let from = from.and_then(NonNull::new).map(NonNull::as_ptr);
+        for n in 0..1 << order {
+            // SAFETY: The destination has that many pages, and is ours.
+            let to = unsafe { to.add(n) };
+            match from {
+                // SAFETY: The source has at least `part` and `n` pages more, one of them 0. It is
+                // locked and unmapped, so its contents are stable.
+                Some(from) => unsafe { bindings::zdm_copy_highpage(to, from.add(part + n)) },
+                // SAFETY: As for the destination above.
+                None => unsafe { bindings::zdm_clear_highpage(to) },
+            }
+        }
+        self.drop_destination(i + part);
         // SAFETY: The caller gives a valid page.
         let pfn = unsafe { bindings::zdm_page_to_pfn(page) };
-        let write = self.src(i) & bindings::MIGRATE_PFN_WRITE;
-        let entry = (pfn << bindings::MIGRATE_PFN_SHIFT) | bindings::MIGRATE_PFN_VALID | write;
-        self.set_dst(i, entry);
-    }
-
-    /// Copies source page `i` to `folio`, zeroes where there is no page yet.
-    pub(crate) fn copy_source(&self, i: usize, folio: &mut SystemFolio) {
-        match self.source_contents(i) {
-            // SAFETY: The source is locked and unmapped, so its contents are stable.
-            Some(from) => unsafe { folio.copy_from(from.as_ptr()) },
-            None => folio.clear(),
+        let mut entry = (pfn << bindings::MIGRATE_PFN_SHIFT) | bindings::MIGRATE_PFN_VALID;
+        entry |= self.src(i) & bindings::MIGRATE_PFN_WRITE;
+        if order > 0 {
+            entry |= bindings::MIGRATE_PFN_COMPOUND;
         }
-    }
-
-    /// The page that holds the contents of source page `i`.
-    fn source_contents(&self, i: usize) -> Option<NonNull<bindings::page>> {
-        let page = page_of(self.src(i))?.as_ptr();
-        // SAFETY: Source pages are valid during a migration.
-        let contents = unsafe { contents(page) };
-        NonNull::new(contents)
+        self.set_dst(i + part, entry);
     }
 
     /// Moves what can be moved. Wraps `migrate_vma_pages()` and `migrate_device_pages()`; may
@@ -285,27 +349,33 @@ impl<'a> Migration<'a, Setup> {
         self.finalized = true;
         next
     }
+}
 
-    fn drop_destination(&mut self, i: usize) {
-        if let Some(page) = page_of(self.dst(i)) {
-            self.set_dst(i, 0);
-            // SAFETY: We own the lock by the type invariants.
-            unsafe { bindings::zdm_folio_unlock(page.as_ptr()) };
-            // SAFETY: We own a reference by the type invariants.
-            unsafe { bindings::zdm_folio_put(page.as_ptr()) };
-        }
-    }
+/// What a migration came to, in base pages but for the last.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Moved {
+    /// Pages that have moved.
+    pub(crate) pages: usize,
+    /// Large folios among them that have moved in one piece.
+    pub(crate) large: usize,
 }
 
 impl Migration<'_, Copied> {
-    /// Whether page `i` has moved.
-    pub(crate) fn has_moved(&self, i: usize) -> bool {
-        self.is_selected(i) && page_of(self.dst(i)).is_some()
-    }
-
-    /// Number of pages that have moved.
-    pub(crate) fn moved(&self) -> usize {
-        (0..self.len).filter(|&i| self.has_moved(i)).count()
+    /// What has moved.
+    pub(crate) fn moved(&self) -> Moved {
+        let mut moved = Moved::default();
+        for i in 0..self.len {
+            if !self.is_selected(i) || page_of(self.dst(i)).is_none() {
+                continue;
+            }
+            if self.dst(i) & bindings::MIGRATE_PFN_COMPOUND != 0 {
+                moved.pages += 1 << PMD_ORDER;
+                moved.large += 1;
+            } else {
+                moved.pages += 1;
+            }
+        }
+        moved
     }
 
     /// Restores the page tables and drops what is no longer needed. Wraps
@@ -315,14 +385,14 @@ impl Migration<'_, Copied> {
     }
 }
 
-impl<State> Migration<'_, State> {
-    /// Number of pages of the range, selected or not.
+impl<S: Stage> Migration<'_, S> {
+    /// Number of entries: pages of the range, selected or not.
     pub(crate) fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether core mm will move (or has moved) page `i`.
-    pub(crate) fn is_selected(&self, i: usize) -> bool {
+    /// Whether core mm will move (or has moved) what starts at entry `i`.
+    fn is_selected(&self, i: usize) -> bool {
         i < self.len && self.src(i) & bindings::MIGRATE_PFN_MIGRATE != 0
     }
 
@@ -338,17 +408,39 @@ impl<State> Migration<'_, State> {
         unsafe { *self.args.dst.add(i) }
     }
 
+    fn set_src(&mut self, i: usize, entry: usize) {
+        assert_index(i, self.len);
+        // SAFETY: `i` is below `len`.
+        unsafe { *self.args.src.add(i) = entry };
+    }
+
     fn set_dst(&mut self, i: usize, entry: usize) {
         assert_index(i, self.len);
         // SAFETY: `i` is below `len`.
         unsafe { *self.args.dst.add(i) = entry };
     }
+
+    fn drop_destination(&mut self, i: usize) {
+        if let Some(page) = page_of(self.dst(i)) {
+            self.set_dst(i, 0);
+            // SAFETY: We own the lock by the type invariants.
+            unsafe { bindings::zdm_folio_unlock(page.as_ptr()) };
+            // SAFETY: We own a reference by the type invariants.
+            unsafe { bindings::zdm_folio_put(page.as_ptr()) };
+        }
+    }
 }
 
-impl<State> Drop for Migration<'_, State> {
+impl<S: Stage> Drop for Migration<'_, S> {
     fn drop(&mut self) {
         if self.finalized {
             return;
+        }
+        if !S::MOVED {
+            // Core mm would take a destination for one that the source was moved to.
+            for i in 0..self.len {
+                self.drop_destination(i);
+            }
         }
         if self.vma {
             // SAFETY: Not finalized yet by the type invariants.
@@ -390,23 +482,6 @@ fn page_of(entry: usize) -> Option<NonNull<bindings::page>> {
     }
     // SAFETY: Valid entries hold the number of a page with a struct page.
     NonNull::new(unsafe { bindings::zdm_pfn_to_page(entry >> bindings::MIGRATE_PFN_SHIFT) })
-}
-
-/// The page that the CPU finds the contents of `page` in: the backing of a PRIVATE page, or
-/// `page` itself. NULL when a PRIVATE page has no backing, that is when it is not in use.
-///
-/// # Safety
-///
-/// `page` must be a page in use that nobody frees meanwhile and, where it is PRIVATE, one of a
-/// [`DevPagemap`](super::pagemap::DevPagemap).
-pub(super) unsafe fn contents(page: *mut bindings::page) -> *mut bindings::page {
-    // SAFETY: By the caller's contract.
-    if unsafe { bindings::zdm_is_device_private_page(page) } {
-        // SAFETY: As above.
-        unsafe { bindings::zdm_zone_device_data(page) }.cast()
-    } else {
-        page
-    }
 }
 
 /// Length in bytes of `pages` pages.

@@ -5,20 +5,30 @@
 //! The only room of this module in which `unsafe` may be said. Written as if it were to move to
 //! `rust/kernel/mm/`: names follow the C side, nothing here knows the driver.
 
+pub(crate) mod backing;
+pub(crate) mod copy;
 pub(crate) mod device_folio;
+pub(crate) mod exclusive;
 pub(crate) mod fault;
 pub(crate) mod hmm;
+pub(crate) mod mapped;
 pub(crate) mod migrate;
 pub(crate) mod module;
 pub(crate) mod notifier;
 pub(crate) mod page;
 pub(crate) mod pagemap;
+pub(crate) mod region;
+pub(crate) mod snapshot;
 pub(crate) mod system_folio;
+pub(crate) mod table;
 pub(crate) mod task;
 pub(crate) mod uapi;
 
 pub(crate) use kernel::page::PAGE_SHIFT;
 pub(crate) use kernel::page::PAGE_SIZE;
+
+/// Order of a folio that one entry of a page middle directory maps: 9 on x86-64.
+pub(crate) const PMD_ORDER: u32 = crate::bindings::PMD_ORDER;
 
 #[cfg(CONFIG_KUNIT = "y")]
 pub(crate) mod kunit;

@@ -5,7 +5,10 @@
 //! C header: [`include/linux/mmu_notifier.h`](srctree/include/linux/mmu_notifier.h)
 
 use crate::bindings;
-use core::marker::PhantomData;
+use core::{
+    marker::PhantomData,
+    ops::Range, //
+};
 use kernel::{
     error::to_result,
     mm::{
@@ -22,20 +25,45 @@ pub(super) trait IntervalOps: Send + Sync + 'static {
     /// The range is about to change: stop using what was learnt of it.
     ///
     /// The lock that guards what was learnt must be held while the sequence is set, which only
-    /// [`PendingSeq::set`] can do. Where `range` is not blockable nothing here may sleep, and the
-    /// sequence is given back when the lock cannot be had. May be called in reclaim: must not
-    /// allocate in a way that waits for it.
+    /// [`PendingSeq::set`] can do; [`PendingSeq::keep`] says that nothing is to be forgotten.
+    /// Where `range` is not blockable nothing here may sleep, and `Err` says that the lock could
+    /// not be had. May be called in reclaim: must not allocate in a way that waits for it.
     fn invalidate(
         &self,
         range: &NotifierRange<'_>,
         seq: PendingSeq<'_>,
-    ) -> core::result::Result<SeqSet, ()>;
+    ) -> core::result::Result<SeqHandled, ()>;
+}
+
+/// Why a range changes, as far as it makes a difference: `enum mmu_notifier_event`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Event {
+    /// Pages are collected for a migration by the owner.
+    Migrate,
+    /// The owner gets exclusive access to a page.
+    Exclusive,
+    /// Anything else.
+    Other,
 }
 
 /// The range of an invalidation.
 pub(super) struct NotifierRange<'a>(&'a bindings::mmu_notifier_range);
 
 impl NotifierRange<'_> {
+    /// What happens.
+    pub(super) fn event(&self) -> Event {
+        match self.0.event {
+            bindings::mmu_notifier_event_MMU_NOTIFY_MIGRATE => Event::Migrate,
+            bindings::mmu_notifier_event_MMU_NOTIFY_EXCLUSIVE => Event::Exclusive,
+            _ => Event::Other,
+        }
+    }
+
+    /// Whether `owner` is who does it. Other events than those that have an owner have none.
+    pub(super) fn is_owner(&self, owner: *const c_void) -> bool {
+        self.event() != Event::Other && core::ptr::eq(self.0.owner, owner)
+    }
+
     /// First address, in bytes.
     pub(super) fn start(&self) -> usize {
         self.0.start
@@ -60,15 +88,22 @@ pub(super) struct PendingSeq<'a> {
     _p: PhantomData<&'a ()>,
 }
 
-/// Proof that the sequence was set.
-pub(super) struct SeqSet(());
+/// Proof that the sequence was set, or deliberately not.
+pub(super) struct SeqHandled(());
 
 impl PendingSeq<'_> {
     /// Sets the sequence: `mmu_interval_set_seq()`. The user's lock must be held.
-    pub(super) fn set(self) -> SeqSet {
+    pub(super) fn set(self) -> SeqHandled {
         // SAFETY: The subscription is valid during the callback.
         unsafe { bindings::zdm_mmu_interval_set_seq(self.sub, self.seq) };
-        SeqSet(())
+        SeqHandled(())
+    }
+
+    /// Leaves the sequence as it is: who reads the range now is not told to try again.
+    ///
+    /// Right only where all that may have been learnt of the range stays true.
+    pub(super) fn keep(self) -> SeqHandled {
+        SeqHandled(())
     }
 }
 
@@ -76,7 +111,7 @@ impl PendingSeq<'_> {
 #[derive(Clone, Copy)]
 pub(super) struct ReadSeq(pub(super) usize);
 
-/// A subscription to the changes of a whole address space.
+/// A subscription to the changes of an address space, or of a range of it.
 ///
 /// # Invariants
 ///
@@ -104,14 +139,31 @@ impl<T: IntervalOps> MmuIntervalNotifier<T> {
     };
 
     /// Subscribes to all addresses of `mm`. May sleep.
-    ///
-    /// Wraps `mmu_interval_notifier_insert()`.
     pub(super) fn new<'a>(
         mm: &'a MmWithUser,
         data: impl PinInit<T, Error> + 'a,
     ) -> impl PinInit<Self, Error> + 'a {
+        Self::insert(mm, 0..usize::MAX & !(super::PAGE_SIZE - 1), data)
+    }
+
+    /// Subscribes to `range`, in bytes, of `mm`; `EOVERFLOW` if that is empty. May sleep.
+    pub(super) fn for_range<'a>(
+        mm: &'a MmWithUser,
+        range: Range<usize>,
+        data: impl PinInit<T, Error> + 'a,
+    ) -> impl PinInit<Self, Error> + 'a {
+        Self::insert(mm, range, data)
+    }
+
+    /// Wraps `mmu_interval_notifier_insert()`.
+    fn insert<'a>(
+        mm: &'a MmWithUser,
+        range: Range<usize>,
+        data: impl PinInit<T, Error> + 'a,
+    ) -> impl PinInit<Self, Error> + 'a {
         let raw_mm = mm.as_raw();
-        let length = usize::MAX & !(super::PAGE_SIZE - 1);
+        let start = range.start;
+        let length = range.end.saturating_sub(start);
         // The callback may run as soon as the subscription is in, so it comes last.
         try_pin_init!(Self {
             data <- data,
@@ -119,7 +171,7 @@ impl<T: IntervalOps> MmuIntervalNotifier<T> {
             sub <- Opaque::try_ffi_init(move |sub: *mut bindings::mmu_interval_notifier| {
                 // SAFETY: `mm` has users, `sub` is pinned until it is removed.
                 to_result(unsafe {
-                    bindings::mmu_interval_notifier_insert(sub, raw_mm, 0, length, &Self::OPS)
+                    bindings::mmu_interval_notifier_insert(sub, raw_mm, start, length, &Self::OPS)
                 })
             }),
         })
@@ -139,7 +191,7 @@ impl<T: IntervalOps> MmuIntervalNotifier<T> {
         self.sub.get()
     }
 
-    /// Begins to read the address space; waits for invalidations that are under way. May sleep.
+    /// Begins to read the range; waits for invalidations that are under way. May sleep.
     pub(super) fn read_begin(&self) -> ReadSeq {
         // SAFETY: The subscription is inserted.
         ReadSeq(unsafe { bindings::mmu_interval_read_begin(self.as_raw()) })
@@ -178,5 +230,83 @@ impl<T: IntervalOps> PinnedDrop for MmuIntervalNotifier<T> {
     fn drop(self: Pin<&mut Self>) {
         // SAFETY: Inserted by the type invariants. Waits for callbacks that run.
         unsafe { bindings::mmu_interval_notifier_remove(self.sub.get()) };
+    }
+}
+
+#[kunit_tests(zdmirror_notifier)]
+mod tests {
+    use super::*;
+    use crate::mm::{
+        kunit::{
+            mmap_anon,
+            munmap, //
+        },
+        PAGE_SIZE, //
+    };
+    use kernel::{
+        new_mutex,
+        sync::Mutex, //
+    };
+
+    /// Counts what it is told.
+    #[pin_data]
+    struct Watch {
+        #[pin]
+        events: Mutex<usize>,
+    }
+
+    impl IntervalOps for Watch {
+        fn invalidate(
+            &self,
+            range: &NotifierRange<'_>,
+            seq: PendingSeq<'_>,
+        ) -> core::result::Result<SeqHandled, ()> {
+            let mut events = if range.is_blockable() {
+                self.events.lock()
+            } else {
+                self.events.try_lock().ok_or(())?
+            };
+            *events += 1;
+            Ok(seq.set())
+        }
+    }
+
+    fn watch(range: Range<usize>) -> Result<Pin<KBox<MmuIntervalNotifier<Watch>>>> {
+        let task = current!();
+        let mm = task.mm().ok_or(EINVAL)?;
+        let data = try_pin_init!(Watch {
+            events <- new_mutex!(0, "Watch::events"),
+        }? Error);
+        KBox::try_pin_init(MmuIntervalNotifier::for_range(mm, range, data), GFP_KERNEL)
+    }
+
+    /// What was seen, and whether what was read since `seq` is stale.
+    fn state(watch: &MmuIntervalNotifier<Watch>, seq: ReadSeq) -> (usize, bool) {
+        let events = watch.data().events.lock();
+        (*events, watch.read_retry(seq))
+    }
+
+    #[test]
+    fn range_sees_its_own_unmaps_only() -> Result {
+        let start = mmap_anon(4 * PAGE_SIZE)?;
+        let end = start + 4 * PAGE_SIZE;
+        let watch = watch(start + PAGE_SIZE..end - PAGE_SIZE)?;
+        let seq = watch.read_begin();
+        assert_eq!(state(&watch, seq), (0, false));
+        munmap(start, PAGE_SIZE)?;
+        munmap(end - PAGE_SIZE, PAGE_SIZE)?;
+        assert_eq!(state(&watch, seq), (0, false));
+        munmap(end - 2 * PAGE_SIZE, PAGE_SIZE)?;
+        assert_eq!(state(&watch, seq), (1, true));
+        let seq = watch.read_begin();
+        assert_eq!(state(&watch, seq), (1, false));
+        Ok(())
+    }
+
+    #[test]
+    fn empty_range_is_refused() -> Result {
+        let start = mmap_anon(PAGE_SIZE)?;
+        assert!(watch(start..start).is_err());
+        Ok(())
     }
 }

@@ -10,6 +10,60 @@ use core::{
     ptr::NonNull, //
 };
 
+/// What one look at a page says of the page itself, in whatever folio it is.
+///
+/// Of a tail page only [`PageBits::is_tail`] and [`PageBits::is_anon_exclusive`] are known: its
+/// other fields belong to the folio. A free page may look like a tail: `zone_device_page_init()`
+/// undoes a large folio when the page is handed out, not when it is freed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct PageBits(u32);
+
+impl PageBits {
+    fn has(self, bit: u32) -> bool {
+        self.0 & bit != 0
+    }
+
+    /// `PG_locked`.
+    pub(crate) fn is_locked(self) -> bool {
+        self.has(bindings::ZDM_PAGE_LOCKED)
+    }
+
+    /// `PG_lru`, which must never be set on ZONE_DEVICE memory.
+    pub(crate) fn is_lru(self) -> bool {
+        self.has(bindings::ZDM_PAGE_LRU)
+    }
+
+    /// The page is mapped by page table entries of its own.
+    pub(crate) fn is_mapped(self) -> bool {
+        self.has(bindings::ZDM_PAGE_MAPPED)
+    }
+
+    /// `folio->mapping` is not NULL.
+    pub(crate) fn has_mapping(self) -> bool {
+        self.has(bindings::ZDM_PAGE_MAPPING)
+    }
+
+    /// A memory cgroup is charged.
+    pub(crate) fn is_charged(self) -> bool {
+        self.has(bindings::ZDM_PAGE_CHARGED)
+    }
+
+    /// The page is, or was until it was freed, a tail of a large folio.
+    pub(crate) fn is_tail(self) -> bool {
+        self.has(bindings::ZDM_PAGE_TAIL)
+    }
+
+    /// `PG_anon_exclusive`.
+    pub(crate) fn is_anon_exclusive(self) -> bool {
+        self.has(bindings::ZDM_PAGE_ANON_EXCLUSIVE)
+    }
+
+    /// Nothing that a free page must not have.
+    pub(crate) fn is_clean(self) -> bool {
+        self.0 & !(bindings::ZDM_PAGE_HEAD | bindings::ZDM_PAGE_TAIL) == 0
+    }
+}
+
 /// A `struct page` that stays mapped in the memory map for `'a`, in whatever state it is.
 ///
 /// Everything that is read here may change at any time: the values are exact only while nothing
@@ -47,10 +101,22 @@ impl PageView<'_> {
         unsafe { bindings::zdm_page_to_pfn(self.as_ptr()) }
     }
 
+    /// `enum memory_type` of the pagemap.
+    pub(crate) fn memory_type(&self) -> u32 {
+        // SAFETY: The page is valid by the type invariants, and so is its pagemap.
+        unsafe { (*bindings::zdm_page_pgmap(self.as_ptr())).type_ }
+    }
+
     /// `page_ref_count()`: references on this page or, for a tail page, always zero.
     pub(crate) fn refs(&self) -> i32 {
         // SAFETY: The page is valid by the type invariants.
         unsafe { bindings::zdm_page_ref_count(self.as_ptr()) }
+    }
+
+    /// Flags and the like, of this page only.
+    pub(crate) fn bits(&self) -> PageBits {
+        // SAFETY: The page is valid by the type invariants.
+        PageBits(unsafe { bindings::zdm_page_bits(self.as_ptr()) })
     }
 
     /// `folio_mapcount()`: page table entries, present or not, that map the folio.
@@ -59,28 +125,10 @@ impl PageView<'_> {
         unsafe { bindings::zdm_folio_mapcount(self.as_ptr()) }
     }
 
-    /// `folio_order()`.
+    /// `folio_order()` of the folio that the page is part of.
     pub(crate) fn order(&self) -> u32 {
         // SAFETY: The page is valid by the type invariants.
         unsafe { bindings::zdm_folio_order(self.as_ptr()) }
-    }
-
-    /// Whether `PG_locked` is set.
-    pub(crate) fn is_locked(&self) -> bool {
-        // SAFETY: The page is valid by the type invariants.
-        unsafe { bindings::zdm_folio_locked(self.as_ptr()) }
-    }
-
-    /// Whether `PG_lru` is set, which it must never be on ZONE_DEVICE memory.
-    pub(crate) fn is_lru(&self) -> bool {
-        // SAFETY: The page is valid by the type invariants.
-        unsafe { bindings::zdm_folio_lru(self.as_ptr()) }
-    }
-
-    /// Whether `PG_anon_exclusive` is set.
-    pub(crate) fn is_anon_exclusive(&self) -> bool {
-        // SAFETY: The page is valid by the type invariants.
-        unsafe { bindings::zdm_page_anon_exclusive(self.as_ptr()) }
     }
 
     /// `folio->mapping` as a number, with its type bits.

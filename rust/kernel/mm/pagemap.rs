@@ -5,6 +5,10 @@
 //! C header: [`include/linux/memremap.h`](srctree/include/linux/memremap.h)
 
 use super::{
+    backing::{
+        Backing,
+        RawBacking, //
+    },
     device_folio::{
         FreedFolio,
         HandOutError,
@@ -16,8 +20,11 @@ use super::{
     },
     module::ModulePin,
     page::PageView,
-    system_folio::SystemFolio,
-    PAGE_SHIFT, //
+    region::{
+        MemRegion,
+        RegionError, //
+    },
+    PMD_ORDER, //
 };
 use crate::bindings;
 use core::{
@@ -59,35 +66,103 @@ impl PgmapOwner {
     }
 }
 
+/// `enum memory_type`, as far as this module registers it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum MemoryType {
+    /// Memory that the CPU cannot reach.
+    Private,
+    /// Memory that the CPU reaches as its own.
+    Coherent,
+}
+
+impl MemoryType {
+    fn raw(self) -> bindings::memory_type {
+        match self {
+            Self::Private => bindings::MEMORY_DEVICE_PRIVATE,
+            Self::Coherent => bindings::MEMORY_DEVICE_COHERENT,
+        }
+    }
+
+    /// Memory for a folio of `order`: a block of system memory for PRIVATE memory, nothing for
+    /// memory that the CPU can reach. May sleep.
+    pub(crate) fn alloc_backing(self, order: u32) -> Result<Backing> {
+        match self {
+            Self::Private => Backing::alloc(order),
+            Self::Coherent => Ok(Backing::none(order)),
+        }
+    }
+
+    /// The largest order of a folio that this kernel can migrate to and from such memory.
+    ///
+    /// A kernel with `migrate_device_max_order()` says so itself. One without it knows large
+    /// folios in PRIVATE memory only: it would not take a large COHERENT one back out.
+    pub(crate) fn max_order(self) -> u32 {
+        // SAFETY: Always safe in a context that may sleep.
+        let said = unsafe { bindings::zdm_migrate_device_max_order(self.raw()) };
+        match u32::try_from(said) {
+            Ok(order) => order.min(PMD_ORDER),
+            // SAFETY: Always safe.
+            Err(_)
+                if self == Self::Private && unsafe { bindings::zdm_thp_migration_supported() } =>
+            {
+                PMD_ORDER
+            }
+            Err(_) => 0,
+        }
+    }
+}
+
 /// What the owner of a pagemap is called for: `struct dev_pagemap_ops`.
 pub(crate) trait PagemapOps: Send + Sync + Sized + 'static {
     /// The last reference on a folio is gone.
     ///
-    /// Called by whoever dropped it, possibly under a spinlock: must not sleep. The folio may be
-    /// handed out again as soon as the owner's allocator knows it.
+    /// Called by whoever dropped it, in any context, interrupts included: must not sleep, and
+    /// take no lock that is ever taken with interrupts on. The folio may be handed out again as
+    /// soon as the owner's allocator knows it.
     fn folio_free(&self, folio: FreedFolio<'_>);
+}
 
-    /// The CPU touched a folio of PRIVATE memory. The mmap lock or the lock of the area is held
-    /// for reading, and the folio is locked. May sleep.
+/// What the owner of PRIVATE memory is called for besides.
+pub(crate) trait PrivateOps: PagemapOps {
+    /// The CPU touched a folio. The mmap lock is held for reading, and the folio is locked. May
+    /// sleep.
     fn migrate_to_ram(&self, fault: &VmFault<'_>) -> Result<(), FaultError>;
 }
 
-/// A chunk of MEMORY_DEVICE_PRIVATE memory: struct pages without memory that the CPU can reach.
+/// The page is not (the head of) a folio in use.
+const FREE: i8 = 0;
+
+/// The page is free but must not be handed out for the moment.
+const HELD: i8 = -1;
+
+/// What `state` holds for the head of a folio in use.
+fn in_use(order: u32) -> i8 {
+    // CAST: Orders are below 64.
+    order as i8 + 1
+}
+
+/// The opposite.
+fn order_in_use(state: i8) -> Option<u32> {
+    u32::try_from(state).ok()?.checked_sub(1)
+}
+
+/// A chunk of ZONE_DEVICE memory.
 ///
-/// Each page in use is backed by a [`SystemFolio`], in the place of a device's own memory.
+/// Folios in use of PRIVATE memory are backed by system memory, in the place of a device's own.
 ///
 /// # Invariants
 ///
 /// - `pgmap` is registered with `memremap_pages()`, and its `ops` are those of `T`.
-/// - `in_use[i]` says whether page `i` was handed out and did not come back through
-///   `folio_free` yet; while it is set `zone_device_data` of that page owns a [`SystemFolio`].
-/// - A pin on the module is held for every page in use.
+/// - `state[i]` says whether page `i` is the head of a folio that was handed out and did not come
+///   back through `folio_free` yet, and of which order; while it does, `zone_device_data` of that
+///   page owns the [`RawBacking`] of a PRIVATE folio, and a pin on the module is held for it.
 #[pin_data]
 pub(crate) struct DevPagemap<T: PagemapOps> {
     #[pin]
     pgmap: Opaque<bindings::dev_pagemap>,
+    memory: MemoryType,
     first_pfn: usize,
-    in_use: KVVec<Atomic<bool>>,
+    state: KVVec<Atomic<i8>>,
     used: Atomic<usize>,
     owner: Arc<PgmapOwner>,
     ops: T,
@@ -99,16 +174,21 @@ unsafe impl<T: PagemapOps> Send for DevPagemap<T> {}
 unsafe impl<T: PagemapOps> Sync for DevPagemap<T> {}
 
 impl<T: PagemapOps> DevPagemap<T> {
-    const OPS: bindings::dev_pagemap_ops = bindings::dev_pagemap_ops {
+    const COHERENT_OPS: bindings::dev_pagemap_ops = bindings::dev_pagemap_ops {
         folio_free: Some(Self::folio_free),
-        migrate_to_ram: Some(Self::migrate_to_ram),
+        migrate_to_ram: None,
         memory_failure: None,
-        folio_split: None,
+        folio_split: Some(Self::folio_split),
     };
+
+    /// The data of the owner.
+    pub(crate) fn ops(&self) -> &T {
+        &self.ops
+    }
 
     /// Number of base pages.
     pub(crate) fn pages(&self) -> usize {
-        self.in_use.len()
+        self.state.len()
     }
 
     /// Base pages that are handed out.
@@ -132,41 +212,72 @@ impl<T: PagemapOps> DevPagemap<T> {
         NonNull::new(page).map(|page| unsafe { PageView::from_raw(page) })
     }
 
-    /// Hands out page `index`, locked and with one reference, backed by `backing`.
+    /// The order of the folio in use that page `index` is the head of.
+    pub(crate) fn order_in_use(&self, index: usize) -> Option<u32> {
+        order_in_use(self.state.get(index)?.load(Relaxed))
+    }
+
+    /// Hands the folio out whose first page has number `index`, of the order of `backing`.
     ///
-    /// Wraps `zone_device_page_init()`. Refused, with the backing given back, when the page is in
-    /// use or not in the state that a free page must have. Does not sleep.
+    /// Wraps `zone_device_folio_init()`. Does not sleep.
+    ///
+    /// # Errors
+    ///
+    /// Gives the backing back when a page of the folio is in use or not in the state that a free
+    /// page must have, and when the backing is for another type of memory.
     pub(crate) fn hand_out(
         &self,
         index: usize,
-        backing: SystemFolio,
+        backing: Backing,
     ) -> Result<LockedDeviceFolio, HandOutError> {
-        let Some(page) = self.page(index) else {
-            return Err(HandOutError::NoSuchPage(backing));
+        let order = backing.order();
+        let pages = 1 << order;
+        let end = index.saturating_add(pages);
+        let fits = index % pages == 0 && end <= self.pages();
+        let suits = backing.is_some() == (self.memory == MemoryType::Private);
+        let (true, true, Some(head)) = (fits, suits, self.page(index)) else {
+            return Err(HandOutError::NoSuchFolio(backing));
         };
-        if self.in_use[index].xchg(true, Full) {
+        let state = &self.state[index];
+        // Not in use yet: a tail that was left over may still name this page as its head.
+        if state.cmpxchg(FREE, HELD, Full).is_err() {
             return Err(HandOutError::InUse(backing));
         }
-        if page.refs() != 0 || page.is_locked() {
-            self.in_use[index].store(false, Relaxed);
-            return Err(HandOutError::NotFree(backing));
+        for i in index..end {
+            if !self.page(i).is_some_and(|page| self.is_idle(page)) {
+                state.store(FREE, Relaxed);
+                return Err(HandOutError::NotFree(backing, i));
+            }
         }
-        self.used.add(1, Relaxed);
+        state.store(in_use(order), Relaxed);
+        self.used.add(pages, Relaxed);
         ModulePin::take().leak();
-        // SAFETY: The page is free: it has no reference, and `in_use` keeps others away.
-        unsafe { bindings::zone_device_page_init(page.as_ptr(), self.pgmap.get(), 0) };
-        // SAFETY: The page is ours now.
-        // INVARIANT: `zone_device_data` owns the backing while the page is in use.
-        unsafe { bindings::zdm_set_zone_device_data(page.as_ptr(), backing.into_raw().cast()) };
-        // SAFETY: `zone_device_page_init()` left the page locked and with one reference.
-        Ok(unsafe { LockedDeviceFolio::from_raw(NonNull::new_unchecked(page.as_ptr())) })
+        let page = head.as_ptr();
+        // SAFETY: The pages are free: none has a reference, and `state` keeps others away.
+        unsafe { bindings::zdm_folio_init(page, self.pgmap.get(), order) };
+        // SAFETY: The folio is ours now.
+        // INVARIANT: `zone_device_data` owns the backing while the folio is in use.
+        unsafe { backing.into_raw().store(page) };
+        // SAFETY: The folio was left locked and with one reference.
+        Ok(unsafe { LockedDeviceFolio::from_raw(NonNull::new_unchecked(page), order) })
     }
 
-    /// Whether page `index` is handed out.
-    pub(crate) fn is_in_use(&self, index: usize) -> bool {
-        self.in_use
-            .get(index)
-            .is_some_and(|used| used.load(Relaxed))
+    /// Whether nothing refers to `page`, so that it may be initialised.
+    fn is_idle(&self, page: PageView<'_>) -> bool {
+        let bits = page.bits();
+        if page.refs() != 0 || bits.is_locked() {
+            return false;
+        }
+        if !bits.is_tail() {
+            return true;
+        }
+        // A tail has no references of its own: what matters is whether its folio is still there.
+        // SAFETY: The page is valid, and the head of a folio of ours is a page of ours.
+        let head = self.index_of(unsafe { bindings::zdm_compound_head(page.as_ptr()) });
+        let end = self
+            .order_in_use(head)
+            .map_or(0, |order| head + (1 << order));
+        end <= self.index_of(page.as_ptr())
     }
 
     /// Overwrites the reference count of a page that is not handed out, and says whether it did.
@@ -176,21 +287,29 @@ impl<T: PagemapOps> DevPagemap<T> {
         let Some(page) = self.page(index) else {
             return false;
         };
-        if self.in_use[index].xchg(true, Full) {
+        let state = &self.state[index];
+        if page.bits().is_tail() || state.cmpxchg(FREE, HELD, Full).is_err() {
             return false;
         }
         // SAFETY: The page is free and kept from being handed out, so nobody relies on its count.
         unsafe { bindings::zdm_set_page_count(page.as_ptr(), refs) };
-        self.in_use[index].store(false, Relaxed);
+        state.store(FREE, Relaxed);
         true
     }
 
     /// # Safety
     ///
-    /// `pgmap` must be embedded in a registered `DevPagemap<T>` that outlives `'a`.
-    unsafe fn from_pgmap<'a>(pgmap: *mut bindings::dev_pagemap) -> &'a Self {
+    /// `page` must be a page of a registered `DevPagemap<T>` that outlives `'a`.
+    unsafe fn of_page<'a>(page: *mut bindings::page) -> &'a Self {
         // SAFETY: By the caller's contract.
+        let pgmap = unsafe { bindings::zdm_page_pgmap(page) };
+        // SAFETY: As above.
         unsafe { &*kernel::container_of!(Opaque::cast_from(pgmap), Self, pgmap) }
+    }
+
+    fn index_of(&self, page: *mut bindings::page) -> usize {
+        // SAFETY: The callers give pages of this pagemap.
+        unsafe { bindings::zdm_page_to_pfn(page) }.wrapping_sub(self.first_pfn)
     }
 
     /// # Safety
@@ -200,77 +319,80 @@ impl<T: PagemapOps> DevPagemap<T> {
         let page: *mut bindings::page = folio.cast();
         // SAFETY: Core mm frees a valid folio, whose pagemap is alive until this one is counted
         // as freed, which happens after the call.
-        let map = unsafe { Self::from_pgmap(bindings::zdm_page_pgmap(page)) };
+        let map = unsafe { Self::of_page(page) };
         // SAFETY: The folio is valid and nobody else's any more.
         let view = unsafe { PageView::from_raw(NonNull::new_unchecked(page)) };
-        let index = view.pfn() - map.first_pfn;
-        // SAFETY: As above.
-        let data = unsafe { bindings::zdm_zone_device_data(page) };
-        // SAFETY: As above.
-        unsafe { bindings::zdm_set_zone_device_data(page, core::ptr::null_mut()) };
-        let was_in_use = map.in_use[index].xchg(false, Full);
-        if was_in_use {
-            if let Some(backing) = NonNull::new(data.cast()) {
-                // SAFETY: `zone_device_data` owns the backing by the type invariants.
-                drop(unsafe { SystemFolio::from_raw(backing) });
-            }
-            map.used.fetch_sub(1, Relaxed);
+        let (index, order) = (map.index_of(page), view.order());
+        let handed_out = order_in_use(map.state[index].xchg(FREE, Full));
+        if handed_out.is_some() {
+            // SAFETY: The folio is nobody else's.
+            let backing = unsafe { RawBacking::of(page) };
+            // SAFETY: As above.
+            unsafe { RawBacking::NONE.store(page) };
+            // SAFETY: The folio owned the backing by the type invariants, and is gone.
+            unsafe { backing.free(order) };
+            map.used.fetch_sub(1 << order, Relaxed);
         }
-        map.ops.folio_free(FreedFolio::new(view, index, was_in_use));
-        if was_in_use {
-            // SAFETY: `hand_out()` leaked one for this page. Unloading still waits for this
-            // function to return: core mm drops the pagemap's reference afterwards.
+        map.ops
+            .folio_free(FreedFolio::new(view, index, order, handed_out));
+        if handed_out.is_some() {
+            // SAFETY: One was leaked for this folio. Unloading still waits for this function to
+            // return: core mm drops the pagemap's reference afterwards.
             drop(unsafe { ModulePin::from_leaked() });
         }
     }
+
+    /// A large folio was split: gives `tail` what it needs of `head`'s, or, without a tail, ends
+    /// the split for the head itself. Does not sleep.
+    ///
+    /// # Safety
+    ///
+    /// Only to be called by core mm, with folios of this kind of pagemap that it is splitting.
+    unsafe extern "C" fn folio_split(head: *mut bindings::folio, tail: *mut bindings::folio) {
+        let page: *mut bindings::page = head.cast();
+        // SAFETY: Core mm keeps the folio, and so its pagemap.
+        let map = unsafe { Self::of_page(page) };
+        let target: *mut bindings::page = if tail.is_null() { page } else { tail.cast() };
+        // SAFETY: Both folios are frozen: core mm is the only one who uses them.
+        let order = unsafe { bindings::zdm_folio_order(target) };
+        map.state[map.index_of(target)].store(in_use(order), Relaxed);
+        if tail.is_null() {
+            return;
+        }
+        // SAFETY: As above.
+        unsafe { bindings::zdm_folio_inherit(tail, head) };
+        // SAFETY: The backing is that of the folio being split.
+        let backing = unsafe { RawBacking::of(page).split() };
+        // SAFETY: As above.
+        unsafe { backing.store(page) };
+        let part = backing.part(map.index_of(target) - map.index_of(page));
+        // SAFETY: As above.
+        // INVARIANT: The tail owns its part of the block from here on.
+        unsafe { part.store(target) };
+        // The tail is a folio in use of its own.
+        ModulePin::take().leak();
+    }
+}
+
+impl<T: PrivateOps> DevPagemap<T> {
+    const PRIVATE_OPS: bindings::dev_pagemap_ops = bindings::dev_pagemap_ops {
+        migrate_to_ram: Some(Self::migrate_to_ram),
+        ..Self::COHERENT_OPS
+    };
 
     /// # Safety
     ///
     /// Only to be called by core mm, with a fault on a page of this kind of pagemap.
     unsafe extern "C" fn migrate_to_ram(vmf: *mut bindings::vm_fault) -> bindings::vm_fault_t {
-        // SAFETY: Core mm gives a valid fault, whose page it holds a reference on.
-        let pgmap = unsafe { bindings::zdm_page_pgmap((*vmf).page) };
-        // SAFETY: The page's reference keeps its pagemap alive.
-        let map = unsafe { Self::from_pgmap(pgmap) };
+        // SAFETY: Core mm gives a valid fault, and holds a reference on its page, which keeps the
+        // pagemap alive.
+        let map = unsafe { Self::of_page((*vmf).page) };
         // SAFETY: As above, for the duration of this call.
         let fault = unsafe { VmFault::from_raw(vmf, &map.owner) };
         match map.ops.migrate_to_ram(&fault) {
             Ok(()) => 0,
             Err(err) => err.to_vm_fault(),
         }
-    }
-}
-
-/// The range of physical addresses of a pagemap, given back when dropped.
-struct MemRegion {
-    start: u64,
-    bytes: u64,
-}
-
-impl MemRegion {
-    /// Takes `bytes` that no memory of the machine answers to. May sleep.
-    fn request_free(bytes: usize) -> Result<Self> {
-        // SAFETY: `iomem_resource` is a static of the kernel, the name a static string.
-        let res = from_err_ptr(unsafe {
-            bindings::request_free_mem_region(
-                &raw mut bindings::iomem_resource,
-                bytes,
-                kernel::str::as_char_ptr_in_const_context(c"hmm_dmirror"),
-            )
-        })?;
-        // SAFETY: The resource is ours until it is released.
-        let (start, end) = unsafe { ((*res).start, (*res).end) };
-        Ok(Self {
-            start,
-            bytes: end - start + 1,
-        })
-    }
-}
-
-impl Drop for MemRegion {
-    fn drop(&mut self) {
-        // SAFETY: The region is ours, and `memunmap_pages()` was called for what was on it.
-        unsafe { bindings::zdm_release_mem_region(self.start, self.bytes) };
     }
 }
 
@@ -292,20 +414,51 @@ impl<T: PagemapOps> Registration<T> {
     ///
     /// # Errors
     ///
-    /// `EINVAL` when `bytes` is no multiple of 2 MiB, and whatever the C functions return, mostly
-    /// `ERANGE` (no free physical addresses) and `ENOMEM`.
-    pub(crate) fn private(bytes: usize, owner: Arc<PgmapOwner>, ops: T) -> Result<Self> {
-        if bytes == 0 || bytes % kernel::sizes::SZ_2M != 0 {
-            return Err(EINVAL);
-        }
+    /// [`RegionError::Unaligned`] when `bytes` is no multiple of 2 MiB, `NoSpace` when addresses
+    /// or memory are short.
+    pub(crate) fn private(bytes: usize, owner: Arc<PgmapOwner>, ops: T) -> Result<Self, RegionError>
+    where
+        T: PrivateOps,
+    {
         let region = MemRegion::request_free(bytes)?;
-        let first_pfn = (region.start >> PAGE_SHIFT) as usize;
-        let pages = bytes >> PAGE_SHIFT;
-        let mut in_use = KVVec::with_capacity(pages, GFP_KERNEL)?;
-        for _ in 0..pages {
-            in_use.push(Atomic::new(false), GFP_KERNEL)?;
+        let raw_ops = const { &DevPagemap::<T>::PRIVATE_OPS };
+        Self::new(region, MemoryType::Private, raw_ops, owner, ops)
+    }
+
+    /// Registers the `bytes` of memory at physical address `start` as COHERENT memory of `owner`.
+    /// May sleep.
+    ///
+    /// Wraps `request_mem_region()` and `memremap_pages()`.
+    ///
+    /// # Errors
+    ///
+    /// As `MemRegion::request()`, and `NoSpace` when memory is short.
+    pub(crate) fn coherent(
+        start: u64,
+        bytes: usize,
+        owner: Arc<PgmapOwner>,
+        ops: T,
+    ) -> Result<Self, RegionError> {
+        let region = MemRegion::request(start, bytes)?;
+        let raw_ops = const { &DevPagemap::<T>::COHERENT_OPS };
+        Self::new(region, MemoryType::Coherent, raw_ops, owner, ops)
+    }
+
+    fn new(
+        region: MemRegion,
+        memory: MemoryType,
+        raw_ops: &'static bindings::dev_pagemap_ops,
+        owner: Arc<PgmapOwner>,
+        ops: T,
+    ) -> Result<Self, RegionError> {
+        let mut state =
+            KVVec::with_capacity(region.pages(), GFP_KERNEL).map_err(|_| RegionError::NoSpace)?;
+        for _ in 0..region.pages() {
+            state
+                .push_within_capacity(Atomic::new(FREE))
+                .map_err(|_| RegionError::NoSpace)?;
         }
-        let (start, end) = (region.start, region.start + region.bytes - 1);
+        let (range, first_pfn) = (region.range(), region.first_pfn());
         let raw_owner = owner.as_ptr();
         let map = KBox::try_pin_init(
             try_pin_init!(DevPagemap {
@@ -314,25 +467,26 @@ impl<T: PagemapOps> Registration<T> {
                     unsafe { pgmap.write_bytes(0, 1) };
                     // SAFETY: As above.
                     let raw = unsafe { &mut *pgmap };
-                    raw.type_ = bindings::MEMORY_DEVICE_PRIVATE;
+                    raw.type_ = memory.raw();
                     raw.nr_range = 1;
                     // SAFETY: The union is all zeroes, which is a valid range.
-                    let range = unsafe { raw.__bindgen_anon_1.range.as_mut() };
-                    *range = bindings::range { start, end };
-                    raw.ops = &Self::OPS;
+                    *unsafe { raw.__bindgen_anon_1.range.as_mut() } = range;
+                    raw.ops = raw_ops;
                     raw.owner = raw_owner;
                     // SAFETY: `pgmap` is set up, and pinned until it is unregistered.
                     from_err_ptr(unsafe { bindings::memremap_pages(pgmap, -1) })?;
                     Ok::<(), Error>(())
                 }),
+                memory,
                 first_pfn,
-                in_use,
+                state,
                 used: Atomic::new(0),
                 owner,
                 ops,
             }),
             GFP_KERNEL,
-        )?;
+        )
+        .map_err(|_| RegionError::NoSpace)?;
         // INVARIANT: Registered above; no page was handed out.
         Ok(Self {
             map: ManuallyDrop::new(map),
@@ -340,7 +494,16 @@ impl<T: PagemapOps> Registration<T> {
         })
     }
 
-    const OPS: bindings::dev_pagemap_ops = DevPagemap::<T>::OPS;
+    /// Keeps the memory registered for as long as the result lives; `None` while it is being
+    /// unregistered. Does not sleep.
+    pub(crate) fn get(&self) -> Option<PagemapRef<T>> {
+        // SAFETY: Registered by the type invariants.
+        if !unsafe { bindings::zdm_pgmap_tryget_live(self.map.pgmap.get()) } {
+            return None;
+        }
+        // INVARIANT: Taken above.
+        Some(PagemapRef(NonNull::from(&**self)))
+    }
 }
 
 impl<T: PagemapOps> Deref for Registration<T> {
@@ -361,11 +524,37 @@ impl<T: PagemapOps> Drop for Registration<T> {
             );
             return;
         }
-        // SAFETY: Registered by the type invariants, and unregistered only here.
+        // SAFETY: Registered by the type invariants, and unregistered only here. Waits for each
+        // `PagemapRef`.
         unsafe { bindings::memunmap_pages(self.map.pgmap.get()) };
         // SAFETY: Not used afterwards; core mm has forgotten the pagemap.
         unsafe { ManuallyDrop::drop(&mut self.map) };
         // SAFETY: Not used afterwards; nothing lies in the region any more.
         unsafe { ManuallyDrop::drop(&mut self.region) };
+    }
+}
+
+/// A reference on a pagemap that is registered. To be held for a bounded time: unregistering it
+/// waits.
+///
+/// # Invariants
+///
+/// Owns a reference of the `dev_pagemap`, so that `memunmap_pages()` does not return and the
+/// [`DevPagemap`] is not freed.
+pub(crate) struct PagemapRef<T: PagemapOps>(NonNull<DevPagemap<T>>);
+
+impl<T: PagemapOps> Deref for PagemapRef<T> {
+    type Target = DevPagemap<T>;
+
+    fn deref(&self) -> &DevPagemap<T> {
+        // SAFETY: Not freed by the type invariants.
+        unsafe { self.0.as_ref() }
+    }
+}
+
+impl<T: PagemapOps> Drop for PagemapRef<T> {
+    fn drop(&mut self) {
+        // SAFETY: We own a reference by the type invariants.
+        unsafe { bindings::zdm_pgmap_put(self.pgmap.get()) };
     }
 }

@@ -3,17 +3,25 @@
 //! The table of tests. One file per group; a test's name begins with its group.
 //!
 //! A test runs in a process of its own and ends with `?` or Ok; after it the
-//! harness audits both devices, so that a test need not say "and nothing leaked".
+//! harness audits every device, so that a test need not say "and nothing leaked".
 
 mod access;
 mod account;
 mod bad;
 mod close;
+mod exclusive;
 mod fault;
+mod fault_ioctl;
 mod fork;
 mod inject;
 mod migrate;
+mod mixedmap;
 mod race;
+mod release;
+mod snapshot;
+mod target;
+mod thp;
+mod thp_parts;
 mod unload;
 mod unmap;
 
@@ -41,7 +49,7 @@ pub enum Needs {
 /// What must hold after a test that needs the module.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Then {
-    /// An audit of both devices finds nothing in use and nothing wrong.
+    /// An audit of every device finds nothing in use and nothing wrong.
     Clean,
     /// The test has unloaded the module and nothing is left of it.
     Gone,
@@ -87,7 +95,24 @@ const fn unloads(needs: Needs, test: Test) -> Test {
 
 /// All tests in the order of running: those with the same module parameters
 /// together, as a reload is slow, and `unload.clean` at the very end.
-pub const TESTS: &[Test] = &[
+pub fn all() -> Vec<&'static Test> {
+    let groups = [
+        PLAIN,
+        thp::TESTS,
+        thp_parts::TESTS,
+        snapshot::TESTS,
+        exclusive::TESTS,
+        fault_ioctl::TESTS,
+        release::TESTS,
+        mixedmap::TESTS,
+        INJECTING,
+        RELOADING,
+    ];
+    groups.into_iter().flatten().collect()
+}
+
+/// With the module as the machine wants it.
+const PLAIN: &[Test] = &[
     test("migrate.round_trip", migrate::round_trip),
     test("migrate.one_page", migrate::one_page),
     test("migrate.read_only_mapping", migrate::read_only_mapping),
@@ -137,6 +162,10 @@ pub const TESTS: &[Test] = &[
     test("account.rss", account::rss),
     test("account.memcg", account::memcg),
     test("inject.not_allowed", inject::not_allowed),
+];
+
+/// With injection allowed.
+const INJECTING: &[Test] = &[
     with("inject=1", test("inject.not_root", inject::not_root)),
     with("inject=1", test("inject.bad", inject::bad)),
     with("inject=1", test("inject.extra_get", inject::extra_get)),
@@ -152,6 +181,10 @@ pub const TESTS: &[Test] = &[
         "inject=1",
         test("inject.hand_out_twice", inject::hand_out_twice),
     ),
+];
+
+/// Those that load and unload the module themselves.
+const RELOADING: &[Test] = &[
     absent(test("bad.module_param", bad::module_param)),
     test("unload.busy", unload::busy),
     unloads(Needs::Loaded(""), test("unload.idle", unload::idle)),
@@ -220,14 +253,15 @@ mod unit {
 
     #[test]
     fn names_are_unique_and_grouped() {
-        for (i, a) in TESTS.iter().enumerate() {
+        let tests = all();
+        for (i, a) in tests.iter().enumerate() {
             assert!(
                 a.name
                     .split_once('.')
                     .is_some_and(|(g, t)| !g.is_empty() && !t.is_empty())
             );
-            assert!(TESTS[..i].iter().all(|b| b.name != a.name), "{}", a.name);
+            assert!(tests[..i].iter().all(|b| b.name != a.name), "{}", a.name);
         }
-        assert_eq!(TESTS.last().map(|t| t.name), Some("unload.clean"));
+        assert_eq!(tests.last().map(|t| t.name), Some("unload.clean"));
     }
 }

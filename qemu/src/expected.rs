@@ -1,0 +1,218 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Files of expected results: which tests must come, which may fail or skip where and why, which
+//! are left out of a quick run, and which splats are deliberate.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Context, Result, bail};
+use regex::Regex;
+use serde::Deserialize;
+use zdvm_guest::plan::Kind;
+
+use crate::matrix::Matrix;
+use crate::planned::{Allow, Expect, Suite, Test};
+
+/// A file of expected results.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Expected {
+    /// Tests that must come.
+    #[serde(default)]
+    pub tests: Vec<String>,
+    /// Expected failures.
+    #[serde(default)]
+    pub fail: Vec<Exception>,
+    /// Expected skips.
+    #[serde(default)]
+    pub skip: Vec<Exception>,
+    /// Left out of a quick run.
+    #[serde(default)]
+    pub slow: Vec<Exception>,
+    /// Deliberate splats.
+    #[serde(default)]
+    pub allow: Vec<AllowSpec>,
+}
+
+/// What is said of one test or of several.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Exception {
+    /// The test.
+    #[serde(default)]
+    pub test: Option<String>,
+    /// Or all tests whose name matches.
+    #[serde(default)]
+    pub pattern: Option<Pattern>,
+    /// On these kernels; empty means on all.
+    #[serde(default)]
+    pub kernels: Vec<String>,
+    /// On these machines; empty means on all.
+    #[serde(default)]
+    pub machines: Vec<String>,
+    /// Why.
+    pub reason: String,
+}
+
+/// One deliberate splat.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AllowSpec {
+    /// The test (for KUnit, the suite's name).
+    pub test: String,
+    /// What its line looks like.
+    pub pattern: Pattern,
+    /// Exact count.
+    pub count: usize,
+    /// On these kernels; empty means on all.
+    #[serde(default)]
+    pub kernels: Vec<String>,
+    /// On these machines; empty means on all.
+    #[serde(default)]
+    pub machines: Vec<String>,
+}
+
+/// A regular expression, compiled as the file is read.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Pattern(Regex);
+
+impl TryFrom<String> for Pattern {
+    type Error = regex::Error;
+
+    fn try_from(text: String) -> Result<Self, regex::Error> {
+        Regex::new(&text).map(Self)
+    }
+}
+
+/// What of the plan is wanted this time.
+#[derive(Clone, Debug, Default)]
+pub struct Selection {
+    /// Only these suites; empty means all.
+    pub suites: Vec<String>,
+    /// Only tests whose name matches.
+    pub filter: Option<Regex>,
+    /// Also what is slow.
+    pub full: bool,
+}
+
+/// Where a plan is to hold.
+#[derive(Clone, Debug)]
+pub struct On {
+    /// The kernel whose results are expected.
+    pub kernel: String,
+    /// The machine.
+    pub machine: String,
+}
+
+impl On {
+    fn is(&self, kernels: &[String], machines: &[String]) -> bool {
+        let among = |list: &[String], name| list.is_empty() || list.contains(name);
+        among(kernels, &self.kernel) && among(machines, &self.machine)
+    }
+}
+
+impl Exception {
+    fn names(&self, test: &str) -> bool {
+        self.test.as_deref().is_some_and(|t| t == test)
+            || self.pattern.as_ref().is_some_and(|p| p.0.is_match(test))
+    }
+
+    fn fits(&self, test: &str, on: &On) -> bool {
+        self.names(test) && on.is(&self.kernels, &self.machines)
+    }
+
+    fn check(&self, tests: &[String]) -> Result<()> {
+        let said = match (&self.test, &self.pattern) {
+            (Some(test), None) => test.clone(),
+            (None, Some(pattern)) => format!("/{}/", pattern.0),
+            _ => bail!("{:?} wants either `test` or `pattern`", self.reason),
+        };
+        if !tests.iter().any(|t| self.names(t)) {
+            bail!("{said} is an exception, but nothing in `tests` is meant by it");
+        }
+        Ok(())
+    }
+}
+
+impl Expected {
+    /// Refuses what could only be a slip of the pen.
+    pub fn check(&self, matrix: &Matrix) -> Result<()> {
+        let mut seen = BTreeSet::new();
+        for test in &self.tests {
+            if !seen.insert(test) {
+                bail!("{test} is planned twice");
+            }
+        }
+        let exceptions = || self.fail.iter().chain(&self.skip).chain(&self.slow);
+        for e in exceptions() {
+            e.check(&self.tests)?;
+        }
+        let places = exceptions().map(|e| (&e.reason, &e.kernels, &e.machines));
+        let places = places.chain(self.allow.iter().map(|a| (&a.test, &a.kernels, &a.machines)));
+        for (what, kernels, machines) in places {
+            for name in kernels {
+                matrix.kernel(name).with_context(|| what.clone())?;
+            }
+            for name in machines {
+                matrix.machine(name).with_context(|| what.clone())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn expect(&self, test: &str, on: &On) -> Expect {
+        let find =
+            |list: &[Exception]| list.iter().find(|e| e.fits(test, on)).map(|e| e.reason.clone());
+        match (find(&self.fail), find(&self.skip)) {
+            (Some(why), _) => Expect::Fail(why),
+            (None, Some(why)) => Expect::Skip(why),
+            (None, None) => Expect::Pass,
+        }
+    }
+
+    /// The deliberate splats there.
+    pub fn allowed(&self, on: &On) -> Vec<Allow> {
+        let there = self.allow.iter().filter(|a| on.is(&a.kernels, &a.machines));
+        let allow = |a: &AllowSpec| Allow {
+            test: a.test.clone(),
+            pattern: a.pattern.0.clone(),
+            count: a.count,
+        };
+        there.map(allow).collect()
+    }
+
+    /// What is planned of this file.
+    pub fn suite(
+        &self,
+        name: &str,
+        kind: Kind,
+        source: String,
+        on: &On,
+        selection: &Selection,
+    ) -> Suite {
+        let mut suite = Suite {
+            name: name.to_owned(),
+            kind,
+            source,
+            tests: Vec::new(),
+            deselected: BTreeSet::new(),
+            with_full: 0,
+        };
+        // A script runs all of its tests: none can be left out.
+        let slow = |test: &str| {
+            !selection.full
+                && !matches!(kind, Kind::Script | Kind::Kunit)
+                && self.slow.iter().any(|e| e.fits(test, on))
+        };
+        for test in &self.tests {
+            let wanted = selection.filter.as_ref().is_none_or(|f| f.is_match(test));
+            if wanted && !slow(test) {
+                suite.tests.push(Test { name: test.clone(), expect: self.expect(test, on) });
+            } else {
+                suite.with_full += usize::from(wanted);
+                suite.deselected.insert(test.clone());
+            }
+        }
+        suite
+    }
+}

@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The matrix of this checkout and its plans: machines, quick and full runs, what is refused.
+#![allow(clippy::unwrap_used, clippy::expect_used)] // A test may panic.
+
+use std::path::Path;
+
+use regex::Regex;
+use zdvm::expected::{Expected, On, Selection};
+use zdvm::matrix::Matrix;
+use zdvm::planned::{Expect, Planned};
+
+fn matrix() -> Matrix {
+    Matrix::load(Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()).unwrap()
+}
+
+fn on(kernel: &str, machine: &str) -> On {
+    On { kernel: kernel.to_owned(), machine: machine.to_owned() }
+}
+
+fn planned(machine: &str, selection: &Selection) -> Planned {
+    let matrix = matrix();
+    matrix.planned(&on("stock", machine), &matrix.plans().unwrap(), selection).unwrap()
+}
+
+fn full() -> Selection {
+    Selection { full: true, ..Selection::default() }
+}
+
+fn names(planned: &Planned) -> Vec<&str> {
+    planned.suites.iter().map(|s| s.name.as_str()).collect()
+}
+
+#[test]
+fn every_kernel_has_a_plan_on_every_machine() {
+    let matrix = matrix();
+    let plans = matrix.plans().unwrap();
+    for kernel in matrix.kernel.keys() {
+        for machine in matrix.machine.keys() {
+            let planned = matrix.planned(&on(kernel, machine), &plans, &full()).unwrap();
+            assert_eq!(planned.suites.len(), matrix.order.len());
+            assert!(planned.suites.iter().all(|s| !s.tests.is_empty() && s.with_full == 0));
+        }
+    }
+}
+
+#[test]
+fn hmm_tests_has_78_tests() {
+    for suite in ["hmm", "smoke"] {
+        let planned = planned("default", &full());
+        let suite = planned.suites.iter().find(|s| s.name == suite).unwrap();
+        assert_eq!(suite.tests.len(), 78);
+        assert!(suite.tests.iter().all(|t| t.expect == Expect::Pass));
+    }
+}
+
+#[test]
+fn without_reserved_memory_the_coherent_tests_are_skipped() {
+    let planned = planned("private", &full());
+    let hmm = planned.suites.iter().find(|s| s.name == "hmm").unwrap();
+    let (skip, pass): (Vec<_>, Vec<_>) = hmm.tests.iter().partition(|t| t.expect != Expect::Pass);
+    assert_eq!((skip.len(), pass.len()), (39, 39));
+    assert!(skip.iter().all(|t| t.name.contains("coherent")));
+    assert!(pass.iter().all(|t| t.name.contains("private")));
+}
+
+#[test]
+fn a_quick_run_leaves_out_what_is_slow() {
+    let quick = planned("default", &Selection::default());
+    assert_eq!(names(&quick), ["kunit", "selftests", "hmm"]);
+    assert_eq!(quick.left_out, [("smoke".to_owned(), 78)]);
+    let hmm = &quick.suites[2];
+    assert!(hmm.with_full >= 2 && hmm.tests.len() + hmm.with_full == 78);
+    assert!(hmm.tests.iter().all(|t| !t.name.contains("benchmark")));
+    assert_eq!(hmm.deselected.len(), hmm.with_full);
+}
+
+#[test]
+fn what_is_asked_for_by_name_is_run() {
+    let suites = vec!["smoke".to_owned()];
+    let smoke = planned("default", &Selection { suites, ..Selection::default() });
+    assert_eq!(names(&smoke), ["smoke"]);
+    assert_eq!(smoke.suites[0].tests.len(), 78, "a script cannot leave a test out");
+}
+
+#[test]
+fn a_filter_is_no_wish_for_a_script() {
+    let filter = Some(Regex::new("private.migrate$").unwrap());
+    let one = planned("default", &Selection { filter, ..full() });
+    assert_eq!(names(&one), ["hmm"]);
+    assert_eq!((one.suites[0].tests.len(), one.suites[0].with_full), (1, 0));
+    assert!(one.left_out.is_empty());
+}
+
+#[test]
+fn arguments_of_a_script_follow_the_machine() {
+    let matrix = matrix();
+    let smoke = matrix.suite("smoke").unwrap();
+    let there = smoke.arguments(matrix.machine("default").unwrap());
+    assert_eq!(there, ["smoke", "0x100000000", "0x110000000"]);
+    assert_eq!(smoke.arguments(matrix.machine("private").unwrap()), ["smoke"]);
+    let machine = matrix.machine("default").unwrap();
+    assert_eq!(machine.param("spm_addr_dev1"), Some("0x110000000"));
+    assert_eq!(machine.param("spm_addr_dev"), None);
+}
+
+/// Whether a file of expected results is refused, and what is said.
+fn refused(text: &str, says: &str) {
+    let matrix = matrix();
+    let error = match toml::from_str::<Expected>(text) {
+        Ok(expected) => format!("{:#}", expected.check(&matrix).expect_err(text)),
+        Err(e) => e.to_string(),
+    };
+    assert!(error.contains(says), "{error}");
+}
+
+#[test]
+fn slips_of_the_pen_are_refused() {
+    refused("tests = ['a', 'a']", "planned twice");
+    refused("tests = ['a']\n[[fail]]\ntest = 'b'\nreason = 'x'", "nothing in `tests`");
+    refused("tests = ['a']\n[[slow]]\npattern = '^b'\nreason = 'x'", "nothing in `tests`");
+    refused("tests = ['a']\n[[skip]]\nreason = 'x'", "either `test` or `pattern`");
+    refused("tests = ['a']\n[[skip]]\ntest = 'a'\npattern = 'a'\nreason = 'x'", "either");
+    refused("tests = ['a']\n[[skip]]\npattern = '('\nreason = 'x'", "unclosed group");
+    refused("tests = ['a']\n[[skip]]\ntest = 'a'\nreason = 'x'\nmachines = ['m']", "no machine");
+    refused("tests = ['a']\n[[skip]]\ntest = 'a'\nreason = 'x'\nkernels = ['k']", "no kernel");
+    refused("tests = ['a']\n[[skip]]\ntest = 'a'", "missing field `reason`");
+    refused("rest_not_yet = true", "unknown field");
+}

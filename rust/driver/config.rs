@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the module parameters say, checked.
+
+#![forbid(unsafe_code)]
+
+use crate::{
+    audit::Policy,
+    mm::{
+        pagemap::MemoryType,
+        PAGE_SIZE, //
+    }, //
+};
+use core::num::NonZeroUsize;
+use kernel::{
+    fmt,
+    prelude::*,
+    sizes::SZ_1M,
+    str::CStr, //
+};
+
+const PAGES_PER_MB: NonZeroUsize = NonZeroUsize::new(SZ_1M / PAGE_SIZE).unwrap();
+
+/// What all devices have in common.
+#[derive(Clone, Copy)]
+pub(crate) struct Config {
+    /// What a broken invariant does.
+    pub(crate) policy: Policy,
+    /// Pages of a chunk.
+    pub(crate) chunk_pages: NonZeroUsize,
+    /// Whether `ZDM_INJECT` is allowed.
+    pub(crate) inject: bool,
+}
+
+impl Config {
+    /// Largest chunk, so that a slip of the finger does not take all memory for struct pages.
+    const MAX_CHUNK_MB: usize = 16 * 1024;
+
+    /// Checks the parameters; says in the log which one is wrong and why.
+    pub(crate) fn parse(audit: &CStr, chunk_mb: usize, inject: bool) -> Result<Self> {
+        let Some(policy) = Policy::parse(audit) else {
+            pr_err!("parameter audit: must be off, report or panic\n");
+            return Err(EINVAL);
+        };
+        let chunk_pages = match NonZeroUsize::new(chunk_mb) {
+            Some(mb) if chunk_mb % 2 == 0 && chunk_mb <= Self::MAX_CHUNK_MB => {
+                mb.checked_mul(PAGES_PER_MB)
+            }
+            _ => None,
+        };
+        let Some(chunk_pages) = chunk_pages else {
+            pr_err!(
+                "parameter devmem_chunk_mb: {} is not a multiple of 2 from 2 to {}\n",
+                chunk_mb,
+                Self::MAX_CHUNK_MB
+            );
+            return Err(EINVAL);
+        };
+        Ok(Self {
+            policy,
+            chunk_pages,
+            inject,
+        })
+    }
+}
+
+/// Where a device's memory is, and so of what type it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Location {
+    /// PRIVATE memory, at addresses that nothing answers to; as many chunks as are wanted.
+    Anywhere,
+    /// COHERENT memory, one chunk at this physical address.
+    At(u64),
+}
+
+impl Location {
+    /// The type of the memory.
+    pub(crate) fn memory_type(self) -> MemoryType {
+        match self {
+            Self::Anywhere => MemoryType::Private,
+            Self::At(_) => MemoryType::Coherent,
+        }
+    }
+
+    /// Checks `spm_addr_dev0` and `spm_addr_dev1`, of which both or none must be given.
+    pub(crate) fn coherent(addresses: [u64; 2]) -> Result<Option<[Self; 2]>> {
+        match addresses {
+            [0, 0] => Ok(None),
+            [_, 0] | [0, _] => {
+                pr_err!("parameters spm_addr_dev0 and spm_addr_dev1: only one of them is given\n");
+                Err(EINVAL)
+            }
+            [first, second] => Ok(Some([Self::At(first), Self::At(second)])),
+        }
+    }
+}
+
+impl fmt::Display for Location {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Anywhere => f.write_str("the memory"),
+            Self::At(start) => write!(f, "{start:#x}"),
+        }
+    }
+}
+
+#[kunit_tests(zdmirror_config)]
+mod tests {
+    // `Location` is a name of the macro's.
+    use super::Location as Place;
+
+    #[test]
+    fn coherent_needs_both_addresses() {
+        assert_eq!(Place::coherent([0, 0]), Ok(None));
+        assert_eq!(
+            Place::coherent([1 << 32, 1 << 33]),
+            Ok(Some([Place::At(1 << 32), Place::At(1 << 33)]))
+        );
+    }
+}

@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the device sees of the address space that it mirrors, as `HMM_DMIRROR_SNAPSHOT` says it.
+
+#![forbid(unsafe_code)]
+
+use super::file::Opener;
+use crate::mm::{
+    mapped::Memory,
+    migrate::bytes,
+    snapshot::{
+        MapSize,
+        Seen,
+        SNAPSHOT_PAGES, //
+    },
+    uapi, //
+    PAGE_SHIFT,
+};
+use core::ops::Range;
+use kernel::{
+    prelude::*,
+    uaccess::{
+        UserPtr,
+        UserSlice, //
+    }, //
+};
+
+impl Opener {
+    /// Puts down a byte for each page of `range` at `to`, and returns how many. May sleep.
+    pub(super) fn snapshot(&self, range: Range<usize>, to: UserPtr) -> Result<usize> {
+        let pages = (range.end - range.start) >> PAGE_SHIFT;
+        let mut writer = UserSlice::new(to, pages).writer();
+        let mut perms = [0; SNAPSHOT_PAGES];
+        let mut start = range.start;
+        while start < range.end {
+            let n = ((range.end - start) >> PAGE_SHIFT).min(SNAPSHOT_PAGES);
+            self.mirror().snapshot(start, &mut perms[..n], perm)?;
+            writer.write_slice(&perms[..n])?;
+            start += bytes(n);
+        }
+        Ok(pages)
+    }
+}
+
+/// The byte of a page.
+fn perm(seen: Seen) -> u8 {
+    let Seen::Page {
+        memory,
+        write,
+        size,
+    } = seen
+    else {
+        return if seen == Seen::Error {
+            uapi::HMM_DMIRROR_PROT_ERROR
+        } else {
+            uapi::HMM_DMIRROR_PROT_NONE
+        };
+    };
+    let memory = match memory {
+        Memory::System => uapi::HMM_DMIRROR_PROT_NONE,
+        Memory::Zero => uapi::HMM_DMIRROR_PROT_ZERO,
+        Memory::Private { local: true } => uapi::HMM_DMIRROR_PROT_DEV_PRIVATE_LOCAL,
+        Memory::Private { local: false } => uapi::HMM_DMIRROR_PROT_DEV_PRIVATE_REMOTE,
+        Memory::Coherent { local: true } => uapi::HMM_DMIRROR_PROT_DEV_COHERENT_LOCAL,
+        Memory::Coherent { local: false } => uapi::HMM_DMIRROR_PROT_DEV_COHERENT_REMOTE,
+    };
+    let access = if write {
+        uapi::HMM_DMIRROR_PROT_WRITE
+    } else {
+        uapi::HMM_DMIRROR_PROT_READ
+    };
+    let size = match size {
+        MapSize::Base => 0,
+        MapSize::Pmd => uapi::HMM_DMIRROR_PROT_PMD,
+        MapSize::Pud => uapi::HMM_DMIRROR_PROT_PUD,
+    };
+    memory | access | size
+}
+
+#[kunit_tests(zdmirror_snapshot)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_of_the_uapi() {
+        let page = |memory, write, size| Seen::Page {
+            memory,
+            write,
+            size,
+        };
+        let private = |local| Memory::Private { local };
+        let coherent = |local| Memory::Coherent { local };
+        for (seen, byte) in [
+            (Seen::Error, 0xff),
+            (Seen::Absent, 0x00),
+            (page(Memory::System, false, MapSize::Base), 0x01),
+            (page(Memory::System, true, MapSize::Base), 0x02),
+            (page(Memory::System, true, MapSize::Pmd), 0x06),
+            (page(Memory::System, false, MapSize::Pud), 0x09),
+            (page(Memory::Zero, false, MapSize::Base), 0x11),
+            (page(private(true), true, MapSize::Pmd), 0x26),
+            (page(private(false), false, MapSize::Base), 0x31),
+            (page(coherent(true), true, MapSize::Base), 0x42),
+            (page(coherent(false), true, MapSize::Base), 0x52),
+        ] {
+            assert_eq!(perm(seen), byte);
+        }
+    }
+}

@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: GPL-2.0
+/* Forwarders for what a device does with the pages that it found mapped. */
+#include <linux/highmem.h>
+#include <linux/hmm.h>
+#include <linux/memremap.h>
+#include <linux/pagemap.h>
+#include <linux/uaccess.h>
+
+#include "helpers.h"
+
+bool zdm_is_device_coherent_page(const struct page *page)
+{
+	return is_device_coherent_page(page);
+}
+
+bool zdm_is_zero_page(const struct page *page)
+{
+	return is_zero_pfn(page_to_pfn(page));
+}
+
+void *zdm_page_pgmap_owner(const struct page *page)
+{
+	return page_pgmap(page)->owner;
+}
+
+struct page *zdm_folio_page(struct page *page, unsigned long n)
+{
+	return folio_page(page_folio(page), n);
+}
+
+unsigned int zdm_hmm_pfn_order(unsigned long entry)
+{
+	return hmm_pfn_to_map_order(entry);
+}
+
+/* What backs PRIVATE memory is no part of an address space, and stays clean. */
+void zdm_mark_dirty(struct page *page)
+{
+	if (page_folio(page)->mapping)
+		folio_mark_dirty(page_folio(page));
+}
+
+int zdm_page_to_user_nofault(void *to, struct page *page)
+{
+	void *from = kmap_local_page(page);
+	int ret = copy_to_user_nofault((void __user *)to, from, PAGE_SIZE);
+
+	kunmap_local(from);
+	return ret;
+}
+
+int zdm_page_from_user_nofault(struct page *page, const void *from)
+{
+	void *to = kmap_local_page(page);
+	int ret = copy_from_user_nofault(to, (const void __user *)from, PAGE_SIZE);
+
+	kunmap_local(to);
+	return ret;
+}

@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Memory behind PRIVATE pages, in the place of a device's own.
+//!
+//! A block of system memory stands for the memory of a device folio. It is no folio itself: core
+//! mm never sees it, and when the device folio is split the block is, too.
+//!
+//! C header: [`include/linux/gfp.h`](srctree/include/linux/gfp.h)
+
+use super::system_folio::gfp;
+use crate::bindings;
+use core::ptr::NonNull;
+use kernel::prelude::*;
+
+/// Low bits of [`RawBacking`] that hold the order of a block in one piece. Struct pages are
+/// aligned to more than that.
+const ORDER_BITS: usize = 0xf;
+
+/// Memory for a device folio that is not handed out yet.
+///
+/// # Invariants
+///
+/// Owns the block of `order`, in one piece, that starts at `block`; none for memory that the CPU
+/// can reach by itself.
+pub(crate) struct Backing {
+    block: Option<NonNull<bindings::page>>,
+    order: u32,
+}
+
+// SAFETY: A block that nobody else knows may change threads.
+unsafe impl Send for Backing {}
+
+impl Backing {
+    /// For a folio of memory that is its own backing.
+    pub(super) fn none(order: u32) -> Self {
+        // INVARIANT: There is nothing to own.
+        Self { block: None, order }
+    }
+
+    /// Allocates a block. May sleep.
+    pub(super) fn alloc(order: u32) -> Result<Self> {
+        let gfp = gfp(bindings::GFP_HIGHUSER, order);
+        // SAFETY: Always safe in a context that may sleep.
+        let page = unsafe { bindings::zdm_alloc_pages(gfp, order) };
+        // INVARIANT: The block is new.
+        Ok(Self {
+            block: Some(NonNull::new(page).ok_or(ENOMEM)?),
+            order,
+        })
+    }
+
+    /// Order of the folio that it is for.
+    pub(crate) fn order(&self) -> u32 {
+        self.order
+    }
+
+    /// Whether there is a block.
+    pub(super) fn is_some(&self) -> bool {
+        self.block.is_some()
+    }
+
+    /// Gives the block away.
+    pub(super) fn into_raw(self) -> RawBacking {
+        let address = self.block.map_or(0, |block| block.as_ptr() as usize);
+        let raw = match address {
+            0 => RawBacking(0),
+            address => RawBacking(address | self.order as usize),
+        };
+        core::mem::forget(self);
+        raw
+    }
+}
+
+impl Drop for Backing {
+    fn drop(&mut self) {
+        if let Some(block) = self.block {
+            // SAFETY: We own the block by the type invariants.
+            unsafe { bindings::__free_pages(block.as_ptr(), self.order) };
+        }
+    }
+}
+
+/// A block as `zone_device_data` of the head page carries it: the address of the first page and
+/// the order in which it is in one piece, 0 after a split. All zeroes is none.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct RawBacking(usize);
+
+impl RawBacking {
+    /// No backing.
+    pub(super) const NONE: Self = Self(0);
+
+    /// What `head` carries.
+    ///
+    /// # Safety
+    ///
+    /// `head` must be the head page of a folio of a [`DevPagemap`](super::pagemap::DevPagemap).
+    pub(super) unsafe fn of(head: *mut bindings::page) -> Self {
+        // SAFETY: By the caller's contract.
+        Self(unsafe { bindings::zdm_zone_device_data(head) } as usize)
+    }
+
+    /// Makes `head` carry it.
+    ///
+    /// # Safety
+    ///
+    /// As [`RawBacking::of`], and nobody else may look at `head`'s backing meanwhile.
+    pub(super) unsafe fn store(self, head: *mut bindings::page) {
+        // SAFETY: By the caller's contract.
+        unsafe { bindings::zdm_set_zone_device_data(head, self.0 as *mut _) };
+    }
+
+    /// Page `i` of the block, NULL when there is none.
+    pub(super) fn page(self, i: usize) -> *mut bindings::page {
+        let first = (self.0 & !ORDER_BITS) as *mut bindings::page;
+        if first.is_null() {
+            first
+        } else {
+            first.wrapping_add(i)
+        }
+    }
+
+    /// Takes a block in one piece apart, so that each page can be freed by itself. Does not sleep.
+    ///
+    /// # Safety
+    ///
+    /// Nobody else may free or split the block meanwhile.
+    pub(super) unsafe fn split(self) -> Self {
+        let order = (self.0 & ORDER_BITS) as u32;
+        if order > 0 {
+            // SAFETY: The block is in one piece, by the encoding.
+            unsafe { bindings::split_page(self.page(0), order) };
+        }
+        Self(self.0 & !ORDER_BITS)
+    }
+
+    /// The part of a block that was split which starts at page `i`.
+    pub(super) fn part(self, i: usize) -> Self {
+        Self(self.page(i) as usize)
+    }
+
+    /// Frees what backs a folio of `order`. Does not sleep.
+    ///
+    /// # Safety
+    ///
+    /// The folio must be the only user of the block, and not use it afterwards.
+    pub(super) unsafe fn free(self, order: u32) {
+        if self.page(0).is_null() {
+            return;
+        }
+        if self.0 & ORDER_BITS == order as usize {
+            // SAFETY: The block is in one piece and ours by the caller's contract.
+            unsafe { bindings::__free_pages(self.page(0), order) };
+            return;
+        }
+        for i in 0..1 << order {
+            // SAFETY: The block was split into pages of order 0, these are the folio's.
+            unsafe { bindings::__free_pages(self.page(i), 0) };
+        }
+    }
+}
+
+/// The page that the CPU finds the contents of `page` in: the backing of a PRIVATE page, or
+/// `page` itself. NULL when a PRIVATE page has no backing, that is when it is not in use.
+///
+/// # Safety
+///
+/// `page` must be a page in use that nobody frees or splits meanwhile and, where it is PRIVATE,
+/// one of a [`DevPagemap`](super::pagemap::DevPagemap).
+pub(super) unsafe fn contents(page: *mut bindings::page) -> *mut bindings::page {
+    // SAFETY: By the caller's contract.
+    if !unsafe { bindings::zdm_is_device_private_page(page) } {
+        return page;
+    }
+    // SAFETY: As above.
+    let head = unsafe { bindings::zdm_compound_head(page) };
+    // SAFETY: As above.
+    let backing = unsafe { RawBacking::of(head) };
+    let offset = (page as usize - head as usize) / core::mem::size_of::<bindings::page>();
+    backing.page(offset)
+}

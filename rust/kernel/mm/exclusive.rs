@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Device-exclusive access: the device may access a page, the CPU may not until it faults.
+//!
+//! C header: [`include/linux/rmap.h`](srctree/include/linux/rmap.h), `make_device_exclusive()`
+
+use super::{
+    hmm::HmmMirror,
+    table::Grant,
+    task::{
+        check_signals,
+        Deadline, //
+    },
+    PAGE_SHIFT,
+    PAGE_SIZE, //
+};
+use crate::bindings;
+use core::{
+    ops::Range,
+    ptr::NonNull, //
+};
+use kernel::{
+    error::from_err_ptr,
+    mm::MmWithUser,
+    prelude::*, //
+};
+
+/// A page that the CPU cannot access, nor get back while this lives.
+///
+/// # Invariants
+///
+/// We own the lock of the folio of `page` and a reference.
+struct ExclusivePage {
+    page: NonNull<bindings::page>,
+}
+
+impl ExclusivePage {
+    /// Takes the page at `address` from the CPU, after faulting it in for writing. `owner` is told
+    /// to interval notifiers. May sleep; the mmap lock must not be held.
+    fn make(mm: &MmWithUser, address: usize, owner: *mut c_void) -> Result<Self> {
+        let mut folio = core::ptr::null_mut();
+        let _guard = mm.mmap_read_lock();
+        // SAFETY: The mmap lock is held; `owner` is not dereferenced, `folio` is written only.
+        let page = from_err_ptr(unsafe {
+            bindings::make_device_exclusive(mm.as_raw(), address, owner, &mut folio)
+        })?;
+        // INVARIANT: The folio came locked and referenced, and it is that of `page`.
+        Ok(Self {
+            page: NonNull::new(page).ok_or(EFAULT)?,
+        })
+    }
+}
+
+impl Drop for ExclusivePage {
+    fn drop(&mut self) {
+        // SAFETY: We own the lock by the type invariants.
+        unsafe { bindings::zdm_folio_unlock(self.page.as_ptr()) };
+        // SAFETY: We own a reference by the type invariants.
+        unsafe { bindings::zdm_folio_put(self.page.as_ptr()) };
+    }
+}
+
+impl HmmMirror {
+    /// Gets exclusive access to each page of `range`, until the CPU wants it back, and returns how
+    /// many pages were not exclusive before. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` when the process is gone, `EFAULT` where nothing writable is mapped, `EOPNOTSUPP`
+    /// for memory that is not anonymous, `EBUSY` when a page is taken back for a second, `EINTR`
+    /// for a task that was killed, `ENOMEM`. Pages that come before keep what they have got.
+    pub(crate) fn make_exclusive(&self, range: Range<usize>) -> Result<usize> {
+        let mm = self.mm().mmget_not_zero().ok_or(EINVAL)?;
+        let mut pages = 0;
+        for address in range.step_by(PAGE_SIZE) {
+            if self.make_page_exclusive(&mm, address)? {
+                pages += 1;
+            }
+        }
+        Ok(pages)
+    }
+
+    fn make_page_exclusive(&self, mm: &MmWithUser, address: usize) -> Result<bool> {
+        let table = self.notifier.data();
+        let index = address >> PAGE_SHIFT;
+        let deadline = Deadline::after_ms(bindings::HMM_RANGE_DEFAULT_TIMEOUT);
+        loop {
+            check_signals()?;
+            let seq = self.notifier.read_begin();
+            if table.lock().is_exclusive(index) {
+                return Ok(false);
+            }
+            let page = ExclusivePage::make(mm, address, table.exclusive_owner())?;
+            let result = {
+                let table = table.lock();
+                if self.notifier.read_retry(seq) {
+                    Err(EBUSY)
+                } else {
+                    // SAFETY: The page is mapped, by an entry that was writable, and the sequence
+                    // was checked under the lock.
+                    unsafe { table.store(index, page.page, Grant::Exclusive) }
+                }
+            };
+            // The fault below wants the lock of the folio.
+            drop(page);
+            let Err(err) = result else {
+                return Ok(true);
+            };
+            // Before the sequence begins anew: `make_device_exclusive()` takes back first what is
+            // exclusive, and that is an invalidation, which would make each try fail the next.
+            give_back(mm, address);
+            if err != EBUSY || deadline.passed() {
+                return Err(err);
+            }
+        }
+    }
+
+    /// Whether the device has exclusive access to any page of `range`. May sleep.
+    pub(crate) fn has_exclusive(&self, range: Range<usize>) -> Result<bool> {
+        for address in range.step_by(PAGE_SIZE) {
+            check_signals()?;
+            if self
+                .notifier
+                .data()
+                .lock()
+                .is_exclusive(address >> PAGE_SHIFT)
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
+/// Lets the CPU access `address` again, as a fault of its own would. May sleep.
+fn give_back(mm: &MmWithUser, address: usize) {
+    let flags = bindings::fault_flag_FAULT_FLAG_WRITE | bindings::fault_flag_FAULT_FLAG_REMOTE;
+    let _guard = mm.mmap_read_lock();
+    // Where it fails the area has changed, which the next try finds out too; what is exclusive
+    // and unknown to the table is nobody's loss, as the next access of the CPU ends it.
+    // SAFETY: The mmap lock is held, and not dropped as no pointer is given to say so by.
+    unsafe {
+        bindings::fixup_user_fault(mm.as_raw(), address, flags, core::ptr::null_mut());
+    }
+}

@@ -1,0 +1,224 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Pages that `hmm_range_fault()` found mapped.
+//!
+//! C headers: [`include/linux/hmm.h`](srctree/include/linux/hmm.h),
+//! [`include/linux/memremap.h`](srctree/include/linux/memremap.h)
+
+use super::{
+    backing::contents,
+    device_folio::DeviceFolioRef,
+    pagemap::PgmapOwner,
+    PAGE_SHIFT, //
+};
+use crate::bindings;
+use core::{
+    marker::PhantomData,
+    ptr::NonNull, //
+};
+use kernel::prelude::*;
+
+/// An output entry of `hmm_range_fault()`.
+#[derive(Clone, Copy)]
+pub(super) struct HmmEntry(usize);
+
+impl HmmEntry {
+    const VALID: usize = 1 << bindings::HMM_PFN_VALID_BIT;
+    const WRITE: usize = 1 << bindings::HMM_PFN_WRITE_BIT;
+    const ERROR: usize = 1 << bindings::HMM_PFN_ERROR_BIT;
+    const PFN: usize = (1 << bindings::HMM_PFN_FLAGS_BIT) - 1;
+
+    /// Input flags that ask for a page to be faulted in.
+    pub(super) fn request(write: bool) -> usize {
+        // `HMM_PFN_REQ_*` are the bits of the output.
+        Self::VALID | if write { Self::WRITE } else { 0 }
+    }
+
+    pub(super) fn new(raw: usize) -> Self {
+        Self(raw)
+    }
+
+    /// Whether there is nothing that could be accessed, now or after a fault.
+    pub(super) fn is_error(self) -> bool {
+        self.0 & Self::ERROR != 0
+    }
+
+    /// Whether there is a page that may be read.
+    pub(super) fn is_valid(self) -> bool {
+        self.0 & (Self::VALID | Self::ERROR) == Self::VALID
+    }
+
+    /// Whether the page may be written.
+    pub(super) fn is_writable(self) -> bool {
+        self.0 & Self::WRITE != 0
+    }
+
+    /// Order of the page table entry that maps the page.
+    pub(super) fn order(self) -> u32 {
+        // SAFETY: Always safe.
+        unsafe { bindings::zdm_hmm_pfn_order(self.0) }
+    }
+}
+
+/// What kind of memory a page is of, as a device sees it. `local` is memory of the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Memory {
+    /// Any page that the CPU has and no device.
+    System,
+    /// The page of zeroes that reads of untouched memory see.
+    Zero,
+    /// MEMORY_DEVICE_PRIVATE.
+    Private {
+        /// Of the device that asks.
+        local: bool,
+    },
+    /// MEMORY_DEVICE_COHERENT.
+    Coherent {
+        /// Of the device that asks.
+        local: bool,
+    },
+}
+
+impl Memory {
+    /// Whether this is memory of the device that asks.
+    pub(crate) fn is_local(self) -> bool {
+        matches!(
+            self,
+            Self::Private { local: true } | Self::Coherent { local: true }
+        )
+    }
+}
+
+/// A page that an address of the mirrored process maps.
+///
+/// # Invariants
+///
+/// For `'a` the page is mapped, so in use and its folio whole: the lock of the interval notifier
+/// is held under which the sequence was checked, which unmapping waits for. A PRIVATE page is one
+/// of a [`DevPagemap`](super::pagemap::DevPagemap).
+#[derive(Clone, Copy)]
+pub(super) struct MappedPage<'a> {
+    page: NonNull<bindings::page>,
+    _lock: PhantomData<&'a ()>,
+}
+
+impl MappedPage<'_> {
+    /// The page of an entry for `address`, `None` when there is none or it cannot be accessed.
+    ///
+    /// # Safety
+    ///
+    /// `entry` must have been obtained for `address` by `hmm_range_fault()`, for the owner of
+    /// `DevPagemap`s or none. For the lifetime that the caller picks the lock of the notifier
+    /// must be held under which the sequence was checked afterwards.
+    pub(super) unsafe fn new(entry: HmmEntry, address: usize) -> Option<Self> {
+        if !entry.is_valid() {
+            return None;
+        }
+        // SAFETY: Valid entries hold the number of a page with a struct page.
+        let page = unsafe { bindings::zdm_pfn_to_page(entry.0 & HmmEntry::PFN) };
+        // INVARIANT: By the caller's contract.
+        let mapped = Self {
+            page: NonNull::new(page)?,
+            _lock: PhantomData,
+        };
+        let order = entry.order();
+        if order == bindings::PMD_ORDER && mapped.is_private() {
+            return mapped.of_folio((address >> PAGE_SHIFT) & ((1 << order) - 1));
+        }
+        Some(mapped)
+    }
+
+    /// Page `n` of the folio, all of which one entry of a page table maps.
+    ///
+    /// Of a PRIVATE folio that a PMD maps some kernels report the first pages, wherever the range
+    /// begins; the pages follow the address, whose alignment the folio has.
+    fn of_folio(self, n: usize) -> Option<Self> {
+        // SAFETY: The page is in use by the type invariants, its folio as large as its mapping.
+        let page = unsafe { bindings::zdm_folio_page(self.page.as_ptr(), n) };
+        // INVARIANT: Mapped by the same entry of the page table.
+        Some(Self {
+            page: NonNull::new(page)?,
+            _lock: PhantomData,
+        })
+    }
+
+    fn is_private(&self) -> bool {
+        // SAFETY: The page is in use by the type invariants.
+        unsafe { bindings::zdm_is_device_private_page(self.page.as_ptr()) }
+    }
+
+    fn is_coherent(&self) -> bool {
+        // SAFETY: The page is in use by the type invariants.
+        unsafe { bindings::zdm_is_device_coherent_page(self.page.as_ptr()) }
+    }
+
+    fn is_zero(&self) -> bool {
+        // SAFETY: The page is in use by the type invariants.
+        unsafe { bindings::zdm_is_zero_page(self.page.as_ptr()) }
+    }
+
+    /// The kind of memory, to a device whose memory `owner` owns.
+    pub(super) fn memory(&self, owner: &PgmapOwner) -> Memory {
+        let local = || {
+            // SAFETY: A page of a device has a pagemap, which stays while the page is in use.
+            unsafe { bindings::zdm_page_pgmap_owner(self.page.as_ptr()) == owner.as_ptr() }
+        };
+        if self.is_private() {
+            Memory::Private { local: local() }
+        } else if self.is_coherent() {
+            Memory::Coherent { local: local() }
+        } else if self.is_zero() {
+            Memory::Zero
+        } else {
+            Memory::System
+        }
+    }
+
+    /// The page that the CPU finds the contents in, `None` for a PRIVATE page without any. It is
+    /// good for as long as the page is mapped.
+    pub(super) fn contents(&self) -> Option<NonNull<bindings::page>> {
+        // SAFETY: The page is in use, its folio whole and, if PRIVATE, of a `DevPagemap` by the
+        // type invariants.
+        NonNull::new(unsafe { contents(self.page.as_ptr()) })
+    }
+
+    /// Takes a reference on a page of a device, `None` if it is none or about to be freed.
+    pub(super) fn get_device_folio(&self) -> Option<DeviceFolioRef> {
+        if !self.is_private() && !self.is_coherent() {
+            return None;
+        }
+        // SAFETY: The page is in use by the type invariants.
+        if !unsafe { bindings::zdm_folio_try_get(self.page.as_ptr()) } {
+            return None;
+        }
+        // SAFETY: We just took the reference.
+        Some(unsafe { DeviceFolioRef::from_raw(self.page) })
+    }
+}
+
+#[kunit_tests(zdmirror_mapped)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_of_entries() {
+        let read = HmmEntry::new(HmmEntry::VALID | 1);
+        let write = HmmEntry::new(HmmEntry::VALID | HmmEntry::WRITE | 1);
+        let error = HmmEntry::new(HmmEntry::VALID | HmmEntry::ERROR);
+        let absent = HmmEntry::new(0);
+        let entries = [
+            (read, true, false, false),
+            (write, true, true, false),
+            (error, false, false, true),
+            (absent, false, false, false),
+        ];
+        for (entry, valid, writable, is_error) in entries {
+            assert_eq!(entry.is_valid(), valid);
+            assert_eq!(entry.is_writable(), writable);
+            assert_eq!(entry.is_error(), is_error);
+            assert_eq!(entry.order(), 0);
+        }
+        assert_eq!(HmmEntry::request(false), HmmEntry::VALID);
+        assert_eq!(HmmEntry::PFN & (HmmEntry::VALID | HmmEntry::ERROR), 0);
+    }
+}

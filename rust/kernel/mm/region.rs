@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Ranges of physical addresses.
+//!
+//! C header: [`include/linux/ioport.h`](srctree/include/linux/ioport.h)
+
+use super::PAGE_SHIFT;
+use crate::bindings;
+use kernel::{
+    error::from_err_ptr,
+    prelude::*,
+    sizes::SZ_2M, //
+};
+
+/// Name of the ranges in `/proc/iomem`.
+const NAME: *const c_char = kernel::str::as_char_ptr_in_const_context(c"hmm_dmirror");
+
+/// Why a range cannot be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RegionError {
+    /// Start or length is no multiple of 2 MiB, or there is nothing in it.
+    Unaligned,
+    /// It is beyond what the machine can address.
+    OutOfRange,
+    /// Some of it is the system's own memory.
+    SystemRam,
+    /// Some of it belongs to somebody else.
+    Busy,
+    /// No addresses or no memory are left.
+    NoSpace,
+}
+
+impl RegionError {
+    /// For the log.
+    pub(crate) fn reason(self) -> &'static str {
+        match self {
+            Self::Unaligned => "is not a multiple of 2 MiB",
+            Self::OutOfRange => "is beyond the machine's physical addresses",
+            Self::SystemRam => "overlaps System RAM",
+            Self::Busy => "overlaps memory that is in use",
+            Self::NoSpace => "cannot be had: no addresses or no memory are left",
+        }
+    }
+}
+
+impl From<RegionError> for Error {
+    fn from(err: RegionError) -> Self {
+        match err {
+            RegionError::NoSpace => ENOMEM,
+            _ => EINVAL,
+        }
+    }
+}
+
+/// A range of physical addresses, given back when dropped.
+///
+/// # Invariants
+///
+/// The range is registered in `iomem_resource`, and ours.
+pub(super) struct MemRegion {
+    start: u64,
+    /// As it was asked for.
+    bytes: u64,
+    /// As it is registered, which may be more.
+    registered: u64,
+}
+
+impl MemRegion {
+    fn check(start: u64, bytes: usize) -> Result<u64, RegionError> {
+        // CAST: `usize` has 64 bits.
+        let len = bytes as u64;
+        let align = SZ_2M as u64;
+        if len == 0 || len % align != 0 || start % align != 0 {
+            return Err(RegionError::Unaligned);
+        }
+        Ok(len)
+    }
+
+    /// Takes `bytes`, a multiple of 2 MiB, that no memory of the machine answers to. May sleep.
+    ///
+    /// Wraps `request_free_mem_region()`, which rounds up to whole sections.
+    pub(super) fn request_free(bytes: usize) -> Result<Self, RegionError> {
+        let len = Self::check(0, bytes)?;
+        // SAFETY: `iomem_resource` is a static of the kernel, the name a static string.
+        let res = from_err_ptr(unsafe {
+            bindings::request_free_mem_region(&raw mut bindings::iomem_resource, bytes, NAME)
+        })
+        .map_err(|_| RegionError::NoSpace)?;
+        // SAFETY: The resource is ours until it is released.
+        let (start, end) = unsafe { ((*res).start, (*res).end) };
+        // INVARIANT: Registered above.
+        Ok(Self {
+            start,
+            bytes: len,
+            registered: end - start + 1,
+        })
+    }
+
+    /// Takes the `bytes` at `start`, both multiples of 2 MiB: memory that the machine has but the
+    /// system does not use. May sleep.
+    ///
+    /// Wraps `request_mem_region()`.
+    pub(super) fn request(start: u64, bytes: usize) -> Result<Self, RegionError> {
+        let len = Self::check(start, bytes)?;
+        let end = start.checked_add(len).ok_or(RegionError::OutOfRange)?;
+        // SAFETY: Always safe.
+        if end - 1 > unsafe { bindings::zdm_max_phys() } {
+            return Err(RegionError::OutOfRange);
+        }
+        // SAFETY: Always safe.
+        if unsafe { bindings::zdm_is_system_ram(start, bytes) } {
+            return Err(RegionError::SystemRam);
+        }
+        // SAFETY: The name is a static string.
+        if !unsafe { bindings::zdm_request_mem_region(start, len, NAME) } {
+            return Err(RegionError::Busy);
+        }
+        // INVARIANT: Registered above.
+        Ok(Self {
+            start,
+            bytes: len,
+            registered: len,
+        })
+    }
+
+    /// First and last address.
+    pub(super) fn range(&self) -> bindings::range {
+        bindings::range {
+            start: self.start,
+            end: self.start + self.bytes - 1,
+        }
+    }
+
+    /// Page frame number of the first page.
+    pub(super) fn first_pfn(&self) -> usize {
+        // CAST: Page frame numbers fit `usize`.
+        (self.start >> PAGE_SHIFT) as usize
+    }
+
+    /// Number of pages.
+    pub(super) fn pages(&self) -> usize {
+        // CAST: As above.
+        (self.bytes >> PAGE_SHIFT) as usize
+    }
+}
+
+impl Drop for MemRegion {
+    fn drop(&mut self) {
+        // SAFETY: The region is ours by the type invariants, and nothing lies in it any more.
+        unsafe { bindings::zdm_release_mem_region(self.start, self.registered) };
+    }
+}

@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What an address space maps at one moment, without touching it.
+//!
+//! C header: [`include/linux/hmm.h`](srctree/include/linux/hmm.h)
+
+use super::{
+    hmm::{
+        range_fault,
+        HmmMirror,
+        BATCH, //
+    },
+    mapped::{
+        HmmEntry,
+        MappedPage,
+        Memory, //
+    },
+    notifier::{
+        IntervalOps,
+        MmuIntervalNotifier,
+        NotifierRange,
+        PendingSeq,
+        SeqHandled, //
+    },
+    task::{
+        check_signals,
+        Deadline, //
+    },
+    PAGE_SIZE, //
+};
+use crate::bindings;
+use core::pin::Pin;
+use kernel::{
+    new_mutex,
+    prelude::*,
+    sync::Mutex, //
+};
+
+/// Pages that one snapshot takes at most.
+pub(crate) const SNAPSHOT_PAGES: usize = BATCH;
+
+/// Size of the page table entry that maps a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum MapSize {
+    /// That of a page, or any that the others are not.
+    Base,
+    /// All of what a PMD maps.
+    Pmd,
+    /// All of what a PUD maps.
+    Pud,
+}
+
+/// What a snapshot sees of an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Seen {
+    /// Nothing that could be accessed.
+    Error,
+    /// Nothing, but a fault may change that.
+    Absent,
+    /// A page that may be read.
+    Page {
+        /// What it is of.
+        memory: Memory,
+        /// Whether it may be written.
+        write: bool,
+        /// How it is mapped.
+        size: MapSize,
+    },
+}
+
+/// What a snapshot has learnt is good while this is locked.
+#[pin_data]
+struct SnapshotLock {
+    #[pin]
+    lock: Mutex<()>,
+}
+
+impl SnapshotLock {
+    fn new() -> impl PinInit<Self, Error> {
+        try_pin_init!(Self {
+            lock <- new_mutex!((), "SnapshotLock::lock"),
+        })
+    }
+}
+
+impl IntervalOps for SnapshotLock {
+    fn invalidate(
+        &self,
+        range: &NotifierRange<'_>,
+        seq: PendingSeq<'_>,
+    ) -> core::result::Result<SeqHandled, ()> {
+        // Whatever changes, all of the snapshot is taken again.
+        let _lock = if range.is_blockable() {
+            self.lock.lock()
+        } else {
+            self.lock.try_lock().ok_or(())?
+        };
+        Ok(seq.set())
+    }
+}
+
+impl HmmMirror {
+    /// Looks at the pages from `start` on, as many as `out` has elements but no more than
+    /// [`SNAPSHOT_PAGES`], and puts down what `f` makes of each. May sleep, and faults nothing in.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` when the process is gone or `out` is too large or empty, `EBUSY` when invalidations
+    /// keep coming for a second, `EINTR` for a task that was killed, `ENOMEM`.
+    pub(crate) fn snapshot<T>(&self, start: usize, out: &mut [T], f: impl Fn(Seen) -> T) -> Result {
+        if out.is_empty() || out.len() > SNAPSHOT_PAGES {
+            return Err(EINVAL);
+        }
+        let mm = self.mm().mmget_not_zero().ok_or(EINVAL)?;
+        let end = start.checked_add(out.len() * PAGE_SIZE).ok_or(EINVAL)?;
+        pin_init::stack_try_pin_init!(
+            let notifier: MmuIntervalNotifier<SnapshotLock> =
+                MmuIntervalNotifier::for_range(&mm, start..end, SnapshotLock::new())
+        );
+        let notifier: Pin<&mut MmuIntervalNotifier<SnapshotLock>> = notifier?;
+        let mut pfns = [0usize; SNAPSHOT_PAGES];
+        let deadline = Deadline::after_ms(bindings::HMM_RANGE_DEFAULT_TIMEOUT);
+        loop {
+            check_signals()?;
+            if deadline.passed() {
+                return Err(EBUSY);
+            }
+            let seq = notifier.read_begin();
+            let mut range = bindings::hmm_range {
+                notifier: notifier.as_raw(),
+                notifier_seq: 0,
+                start,
+                end,
+                hmm_pfns: pfns.as_mut_ptr(),
+                default_flags: 0,
+                pfn_flags_mask: 0,
+                dev_private_owner: self.owner().as_ptr(),
+            };
+            // SAFETY: `pfns` has room for all pages, and the notifier is one of `mm`.
+            match unsafe { range_fault(&mut range, &mm, seq) } {
+                Err(err) if err == EBUSY => continue,
+                other => other?,
+            };
+            let _lock = notifier.data().lock.lock();
+            if notifier.read_retry(seq) {
+                continue;
+            }
+            for (i, slot) in out.iter_mut().enumerate() {
+                let entry = HmmEntry::new(pfns[i]);
+                // SAFETY: The lock is held until the end of the loop and the sequence checked;
+                // the owner owns the memory of `DevPagemap`s.
+                let page = unsafe { MappedPage::new(entry, start + i * PAGE_SIZE) };
+                *slot = f(self.seen(entry, page));
+            }
+            return Ok(());
+        }
+    }
+
+    fn seen(&self, entry: HmmEntry, page: Option<MappedPage<'_>>) -> Seen {
+        let Some(page) = page else {
+            return if entry.is_error() {
+                Seen::Error
+            } else {
+                Seen::Absent
+            };
+        };
+        Seen::Page {
+            memory: page.memory(self.owner()),
+            write: entry.is_writable(),
+            size: match entry.order() {
+                bindings::PMD_ORDER => MapSize::Pmd,
+                bindings::PUD_ORDER => MapSize::Pud,
+                _ => MapSize::Base,
+            },
+        }
+    }
+}

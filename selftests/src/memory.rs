@@ -1,0 +1,383 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Memory to migrate, and patterns to tell its pages apart.
+
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::check;
+use crate::check::{Fail, OrFail, Outcome};
+use crate::sys::cvt;
+
+pub const PAGE: usize = 4096;
+const WORDS: usize = PAGE / 8;
+/// Size and alignment of a transparent huge page on x86-64, in pages.
+pub const HUGE_PAGES: usize = 512;
+/// Word `word` of page `page` in the pattern of `seed`: no two pages are alike,
+/// so a page that lands at the wrong address is seen.
+fn pattern(seed: u64, page: usize, word: usize) -> u64 {
+    // CAST: usize is u64 here.
+    let n = (page * WORDS + word) as u64 ^ (seed << 48);
+    n.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(23) ^ seed
+}
+
+/// Fills bytes with the pattern of `seed`, as if they began at page `first`.
+pub fn pattern_bytes(seed: u64, first: usize, npages: usize) -> Vec<u8> {
+    let mut out = Vec::with_capacity(npages * PAGE);
+    for page in first..first + npages {
+        for word in 0..WORDS {
+            out.extend_from_slice(&pattern(seed, page, word).to_ne_bytes());
+        }
+    }
+    out
+}
+
+/// Checks that bytes are whole pages of the pattern of `seed` from page `first`.
+#[track_caller]
+pub fn check_bytes(bytes: &[u8], seed: u64, first: usize, what: &str) -> Outcome {
+    let expected = pattern_bytes(seed, first, bytes.len() / PAGE);
+    match bytes.iter().zip(&expected).position(|(a, b)| a != b) {
+        None => Ok(()),
+        Some(at) => Err(Fail::failed(format!(
+            "{what}: byte {} of page {}: expected {:#04x}, found {:#04x}",
+            at % PAGE,
+            first + at / PAGE,
+            expected[at],
+            bytes[at]
+        ))),
+    }
+}
+
+/// A mapping of the test's own, unmapped on drop.
+///
+/// # Invariants
+///
+/// The range was mapped by `mmap` for this value alone and no reference to its
+/// memory is ever made: every access is volatile, through raw pointers. So it
+/// does not matter to Rust that a device, another thread or another process
+/// changes it. A test that touches what it unmapped or protected dies of SIGSEGV,
+/// which the harness reports.
+///
+/// What a test unmaps or moves away is not this value's any more: something else
+/// may be mapped there before the drop.
+pub struct Buffer {
+    base: usize,
+    pages: usize,
+    /// One for each page: whether it has gone.
+    gone: Vec<AtomicBool>,
+}
+
+impl Buffer {
+    /// Private anonymous memory of small pages, not populated.
+    ///
+    /// Without the advice the kernel may join the mapping with that of a result
+    /// next to it, and put both into one huge page: then it is chance what moves.
+    #[track_caller]
+    pub fn anon(pages: usize) -> Outcome<Self> {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        let buf = Self::map(0, pages, flags, -1).or_fail("mmap")?;
+        // A kernel without huge pages refuses the advice and needs none.
+        let _ = buf.advise(0, pages, libc::MADV_NOHUGEPAGE);
+        Ok(buf)
+    }
+
+    /// Private anonymous memory with the pattern of `seed`.
+    #[track_caller]
+    pub fn filled(pages: usize, seed: u64) -> Outcome<Self> {
+        let buf = Self::anon(pages)?;
+        buf.fill(0, pages, seed);
+        Ok(buf)
+    }
+
+    /// Private anonymous memory that begins at a huge page's boundary.
+    #[track_caller]
+    pub fn anon_huge_aligned(pages: usize) -> Outcome<Self> {
+        let mut buf = Self::anon(pages + HUGE_PAGES)?;
+        let skip = (buf.base / PAGE).next_multiple_of(HUGE_PAGES) - buf.base / PAGE;
+        let rest = HUGE_PAGES - skip;
+        if skip > 0 {
+            buf.unmap(0, skip)?;
+        }
+        if rest > 0 {
+            buf.unmap(skip + pages, rest)?;
+        }
+        buf.base += skip * PAGE;
+        buf.pages = pages;
+        buf.gone.drain(..skip);
+        buf.gone.truncate(pages);
+        Ok(buf)
+    }
+
+    /// A shared mapping of a file.
+    #[track_caller]
+    pub fn shared(file: &File, pages: usize) -> Outcome<Self> {
+        Self::of_file(file, pages, libc::MAP_SHARED).or_fail("mmap of a file")
+    }
+
+    /// A mapping of a file from its beginning, MAP_SHARED or MAP_PRIVATE.
+    pub fn of_file(file: &File, pages: usize, flags: i32) -> io::Result<Self> {
+        Self::map(0, pages, flags, file.as_raw_fd())
+    }
+
+    fn map(addr: usize, pages: usize, flags: i32, fd: i32) -> io::Result<Self> {
+        let prot = libc::PROT_READ | libc::PROT_WRITE;
+        let (hint, len) = (addr as *mut libc::c_void, pages * PAGE);
+        // SAFETY: without MAP_FIXED the kernel chooses free addresses, and with
+        // MAP_FIXED_NOREPLACE, the only other use here, it never replaces a mapping.
+        let ret = unsafe { libc::mmap(hint, len, prot, flags, fd, 0) };
+        if ret == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        // INVARIANT: just mapped, and nobody else has the address.
+        let gone = std::iter::repeat_with(|| AtomicBool::new(false));
+        Ok(Self {
+            base: ret as usize,
+            pages,
+            gone: gone.take(pages).collect(),
+        })
+    }
+
+    fn mark_gone(&self, first: usize, n: usize, gone: bool) {
+        for page in &self.gone[first..first + n] {
+            page.store(gone, Ordering::Relaxed);
+        }
+    }
+
+    pub fn pages(&self) -> usize {
+        self.pages
+    }
+
+    /// Address of page `page`.
+    pub fn at(&self, page: usize) -> u64 {
+        (self.base + page * PAGE) as u64
+    }
+
+    fn word(&self, page: usize, word: usize) -> *mut u64 {
+        assert!(page < self.pages && word < WORDS, "out of the buffer");
+        (self.base + page * PAGE + word * 8) as *mut u64
+    }
+
+    /// Reads one word.
+    pub fn get(&self, page: usize, word: usize) -> u64 {
+        // SAFETY: in bounds and aligned by `word()`; volatile by the invariant.
+        unsafe { ptr::read_volatile(self.word(page, word)) }
+    }
+
+    /// Writes one word.
+    pub fn set(&self, page: usize, word: usize, value: u64) {
+        // SAFETY: in bounds and aligned by `word()`; volatile by the invariant.
+        unsafe { ptr::write_volatile(self.word(page, word), value) }
+    }
+
+    /// Fills pages with the pattern of `seed`.
+    pub fn fill(&self, first: usize, n: usize, seed: u64) {
+        for page in first..first + n {
+            for word in 0..WORDS {
+                self.set(page, word, pattern(seed, page, word));
+            }
+        }
+    }
+
+    /// Checks that pages hold the pattern of `seed`, by the CPU.
+    #[track_caller]
+    pub fn check(&self, first: usize, n: usize, seed: u64) -> Outcome {
+        self.check_from(first, n, seed, first)
+    }
+
+    /// As `check`, for pages that have moved: page `first` holds what was filled
+    /// in as page `filled_as`.
+    #[track_caller]
+    pub fn check_from(&self, first: usize, n: usize, seed: u64, filled_as: usize) -> Outcome {
+        for i in 0..n {
+            for word in 0..WORDS {
+                let expected = pattern(seed, filled_as + i, word);
+                let found = self.get(first + i, word);
+                check!(
+                    found == expected,
+                    "word {word} of page {}: expected {expected:#x}, found {found:#x}",
+                    first + i
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks that pages are all zeroes.
+    #[track_caller]
+    pub fn check_zero(&self, first: usize, n: usize) -> Outcome {
+        for page in first..first + n {
+            for word in 0..WORDS {
+                let found = self.get(page, word);
+                check!(
+                    found == 0,
+                    "word {word} of page {page}: expected 0, found {found:#x}"
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// mprotect of pages; `write` with read, or read only.
+    #[track_caller]
+    pub fn protect(&self, first: usize, n: usize, prot: i32) -> Outcome {
+        let addr = self.at(first) as *mut libc::c_void;
+        // SAFETY: only this buffer's own pages change, by the invariant.
+        cvt(unsafe { libc::mprotect(addr, n * PAGE, prot) }.into())
+            .map(drop)
+            .or_fail("mprotect")
+    }
+
+    /// madvise of pages.
+    #[track_caller]
+    pub fn advise(&self, first: usize, n: usize, advice: i32) -> Outcome {
+        let addr = self.at(first) as *mut libc::c_void;
+        // SAFETY: only this buffer's own pages change, by the invariant.
+        cvt(unsafe { libc::madvise(addr, n * PAGE, advice) }.into())
+            .map(drop)
+            .or_fail("madvise")
+    }
+
+    /// munmap of pages; they must not be touched any more.
+    #[track_caller]
+    pub fn unmap(&self, first: usize, n: usize) -> Outcome {
+        let addr = self.at(first) as *mut libc::c_void;
+        // SAFETY: only this buffer's own pages go, by the invariant.
+        cvt(unsafe { libc::munmap(addr, n * PAGE) }.into()).or_fail("munmap")?;
+        self.mark_gone(first, n, true);
+        Ok(())
+    }
+
+    /// Maps fresh anonymous memory where `unmap` made room. Fails if somebody
+    /// else has taken the place in between.
+    #[track_caller]
+    pub fn map_again(&self, first: usize, n: usize) -> Outcome {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
+        let addr = self.base + first * PAGE;
+        let part = Self::map(addr, n, flags, -1).or_fail("mmap of the same place")?;
+        let _ = part.advise(0, n, libc::MADV_NOHUGEPAGE);
+        // The pages belong to `self`, not to a buffer that unmaps them now.
+        part.mark_gone(0, n, true);
+        self.mark_gone(first, n, false);
+        Ok(())
+    }
+
+    /// mremap of the whole buffer to another place.
+    #[track_caller]
+    pub fn move_to_another_place(self) -> Outcome<Self> {
+        // A reservation of the same size makes sure that the place does change.
+        let place = Self::anon(self.pages)?;
+        let (old, new) = (
+            self.base as *mut libc::c_void,
+            place.base as *mut libc::c_void,
+        );
+        let len = self.pages * PAGE;
+        let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+        // SAFETY: both ranges are buffers that this function owns.
+        let ret = unsafe { libc::mremap(old, len, len, flags, new) };
+        if ret == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error()).or_fail("mremap");
+        }
+        self.mark_gone(0, self.pages, true);
+        Ok(place)
+    }
+
+    /// mremap of pages to page `at` of `place`, over what is there. They must not
+    /// be touched at their old place any more.
+    #[track_caller]
+    pub fn move_pages(&self, first: usize, n: usize, place: &Buffer, at: usize) -> Outcome {
+        if at + n > place.pages || first + n > self.pages {
+            return Err(Fail::failed("mremap: out of the buffer"));
+        }
+        let old = self.at(first) as *mut libc::c_void;
+        let new = place.at(at) as *mut libc::c_void;
+        let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+        // SAFETY: both ranges belong to buffers, by the check above and the
+        // invariant, and a buffer may have holes.
+        let ret = unsafe { libc::mremap(old, n * PAGE, n * PAGE, flags, new) };
+        if ret == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error()).or_fail("mremap");
+        }
+        self.mark_gone(first, n, true);
+        place.mark_gone(at, n, false);
+        Ok(())
+    }
+
+    /// write(2) of pages straight from this memory.
+    pub fn write_to(&self, file: &File, first: usize, n: usize) -> io::Result<usize> {
+        let addr = self.at(first) as *const libc::c_void;
+        // SAFETY: the kernel checks the addresses itself.
+        let ret = unsafe { libc::write(file.as_raw_fd(), addr, n * PAGE) };
+        cvt(ret as libc::c_long).map(|n| n as usize)
+    }
+
+    /// read(2) of pages straight into this memory.
+    pub fn read_from(&self, file: &File, first: usize, n: usize) -> io::Result<usize> {
+        let addr = self.at(first) as *mut libc::c_void;
+        // SAFETY: the kernel checks the addresses itself, and what it writes is
+        // this buffer's, which has volatile accesses only.
+        let ret = unsafe { libc::read(file.as_raw_fd(), addr, n * PAGE) };
+        cvt(ret as libc::c_long).map(|n| n as usize)
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        let mut first = 0;
+        for run in self
+            .gone
+            .chunk_by(|a, b| a.load(Ordering::Relaxed) == b.load(Ordering::Relaxed))
+        {
+            if !run[0].load(Ordering::Relaxed) {
+                let addr = self.at(first) as *mut libc::c_void;
+                // SAFETY: these pages belong to this value alone, by the invariant
+                // and because they have not gone.
+                unsafe { libc::munmap(addr, run.len() * PAGE) };
+            }
+            first += run.len();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_differ_by_page_and_seed() {
+        assert_ne!(pattern(1, 0, 0), pattern(2, 0, 0));
+        assert_ne!(pattern(1, 0, 0), pattern(1, 1, 0));
+        assert_ne!(pattern(0, 0, 1), 0);
+        let bytes = pattern_bytes(7, 3, 2);
+        assert!(check_bytes(&bytes, 7, 3, "bytes").is_ok());
+        assert!(check_bytes(&bytes, 7, 4, "bytes").is_err());
+    }
+
+    #[test]
+    fn buffer_keeps_its_pattern() {
+        let buf = Buffer::filled(3, 5).unwrap();
+        buf.check(0, 3, 5).unwrap();
+        buf.set(2, 7, 1);
+        let text = buf.check(0, 3, 5).unwrap_err().to_string();
+        assert!(text.contains("word 7 of page 2"), "{text}");
+        let buf = buf.move_to_another_place().unwrap();
+        buf.check(0, 2, 5).unwrap();
+        buf.unmap(1, 1).unwrap();
+        buf.map_again(1, 1).unwrap();
+        buf.check_zero(1, 1).unwrap();
+        let huge = Buffer::anon_huge_aligned(4).unwrap();
+        assert_eq!(huge.at(0) % (HUGE_PAGES * PAGE) as u64, 0);
+        huge.check_zero(0, 4).unwrap();
+        buf.move_pages(0, 2, &huge, 1).unwrap();
+        huge.check_zero(0, 1).unwrap();
+        huge.check_from(1, 2, 5, 0)
+            .expect_err("page 1 is no copy of the old one");
+        huge.check_from(1, 1, 5, 0).unwrap();
+        let gone: Vec<bool> = buf.gone.iter().map(|g| g.load(Ordering::Relaxed)).collect();
+        assert_eq!(gone, [true, true, false]);
+    }
+}

@@ -1,0 +1,230 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A device of either kind for tests that are the same for both, and where pages
+//! are, as the kernel and not the driver tells it.
+
+use std::ops::{Deref, Range};
+
+use super::Ctx;
+use crate::check::{Fail, OrFail, Outcome};
+use crate::check_eq;
+use crate::device::{Buffer, Device, HUGE_PAGES, check_bytes};
+use crate::proc;
+use crate::uapi::Stats;
+
+/// The first node of each kind; the next number is the second.
+pub const PRIVATE: usize = 0;
+pub const COHERENT: usize = 2;
+
+/// Opens node `n`; a COHERENT one that this machine has no memory for is a reason
+/// to skip the test.
+#[track_caller]
+pub fn open(ctx: &Ctx, n: usize) -> Outcome<Device> {
+    if n >= COHERENT && !ctx.module.nodes().contains(&n) {
+        return Err(Fail::Skip("no memory for COHERENT devices".into()));
+    }
+    Device::open(n)
+}
+
+/// An open device.
+pub struct Target {
+    device: Device,
+    /// Page frames of COHERENT devices; those of a PRIVATE one are never mapped.
+    frames: Option<Vec<Range<u64>>>,
+    /// The largest order that this kernel migrates to the device.
+    max_order: u64,
+}
+
+impl Deref for Target {
+    type Target = Device;
+
+    fn deref(&self) -> &Device {
+        &self.device
+    }
+}
+
+impl Target {
+    #[track_caller]
+    pub fn open(ctx: &Ctx, n: usize) -> Outcome<Self> {
+        let device = open(ctx, n)?;
+        let frames = (n >= COHERENT).then(|| ctx.module.coherent_frames());
+        let max_order = device.stats()?.max_order;
+        let huge = u64::from(HUGE_PAGES.ilog2());
+        let known = max_order == huge || (frames.is_some() && max_order == 0);
+        match known {
+            true => Ok(Self {
+                device,
+                frames,
+                max_order,
+            }),
+            false => Err(Fail::failed(format!(
+                "stats.max_order of {}: expected {huge}, or 0 if COHERENT, found {max_order}",
+                Device::path(n)
+            ))),
+        }
+    }
+
+    pub fn is_coherent(&self) -> bool {
+        self.frames.is_some()
+    }
+
+    /// Whether huge pages move in one piece.
+    pub fn moves_large(&self) -> bool {
+        self.max_order > 0
+    }
+
+    /// How many of the pages are on a device of this kind.
+    #[track_caller]
+    pub fn on_device(&self, buf: &Buffer, first: usize, n: usize) -> Outcome<usize> {
+        let Some(frames) = &self.frames else {
+            return Ok(proc::on_device(buf, first, n)?.len());
+        };
+        let here = proc::frames(buf, first, n)?;
+        let inside = |pfn: &&u64| frames.iter().any(|r| r.contains(pfn));
+        Ok(here.iter().filter(inside).count())
+    }
+
+    /// Checks how many of the pages are on the device.
+    #[track_caller]
+    pub fn expect(&self, buf: &Buffer, first: usize, n: usize, expected: usize) -> Outcome {
+        let found = self.on_device(buf, first, n)?;
+        match found == expected {
+            true => Ok(()),
+            false => Err(Fail::failed(format!(
+                "device pages among pages {first}..{}: expected {expected}, found {found}",
+                first + n
+            ))),
+        }
+    }
+
+    /// Moves all of a buffer which holds the pattern of `seed`, none of it on the
+    /// device yet, and checks that every page went and has the right data.
+    #[track_caller]
+    pub fn move_all(&self, buf: &Buffer, seed: u64) -> Outcome {
+        let n = buf.pages();
+        let before = self.stats()?;
+        let moved = self
+            .to_device(buf, 0, n)
+            .or_fail("MIGRATE_TO_DEV of the whole buffer")?;
+        check_bytes(&moved.data, seed, 0, "data that MIGRATE_TO_DEV returned")?;
+        self.expect(buf, 0, n, n)?;
+        let went = self.stats()?.to_device.wrapping_sub(before.to_device);
+        match (moved.cpages == n as u64, went == n as u64) {
+            (true, true) => Ok(()),
+            _ => Err(Fail::failed(format!(
+                "pages that went: expected {n}, found {} by the ioctl, {went} by stats",
+                moved.cpages
+            ))),
+        }
+    }
+
+    /// As `move_all`, for a buffer of nothing but huge pages. Each must have gone
+    /// in one piece where the kernel can do that, and be mapped as one.
+    #[track_caller]
+    pub fn move_huge(&self, buf: &Buffer, seed: u64) -> Outcome {
+        let before = self.stats()?;
+        self.move_all(buf, seed)?;
+        self.expect_large(&before, buf.pages() / HUGE_PAGES, 0, 0)?;
+        if self.moves_large() {
+            expect_huge(buf, 0, buf.pages(), buf.pages())?;
+        }
+        Ok(())
+    }
+
+    /// Checks how many huge pages have moved since `before`: to the device, to the
+    /// system, and in small pieces. There is nothing to check where the kernel
+    /// moves small pages only, but that it did.
+    #[track_caller]
+    pub fn expect_large(
+        &self,
+        before: &Stats,
+        to_device: usize,
+        to_system: usize,
+        fallback: usize,
+    ) -> Outcome {
+        let now = self.stats()?;
+        let found = [
+            now.large_to_device.wrapping_sub(before.large_to_device),
+            now.large_to_system.wrapping_sub(before.large_to_system),
+            now.large_fallback.wrapping_sub(before.large_fallback),
+        ];
+        let expected = match self.moves_large() {
+            true => [to_device as u64, to_system as u64, fallback as u64],
+            // Whether those count as fallen back is the driver's choice.
+            false => [0, 0, found[2]],
+        };
+        match found == expected {
+            true => Ok(()),
+            false => Err(Fail::failed(format!(
+                "growth of stats.large_{{to_device, to_system, fallback}}: expected \
+                 {expected:?}, found {found:?}"
+            ))),
+        }
+    }
+
+    /// Brings pages back to system memory: by a CPU access to each, or by request
+    /// where accesses bring nothing back.
+    #[track_caller]
+    pub fn bring_back(&self, buf: &Buffer, first: usize, n: usize) -> Outcome {
+        if self.is_coherent() {
+            self.to_system(buf, first, n).or_fail("MIGRATE_TO_SYS")?;
+        } else {
+            for page in first..first + n {
+                buf.get(page, 0);
+            }
+        }
+        self.expect(buf, first, n, 0)
+    }
+
+    /// Checks that nothing is in use on the device and that a scan finds no fault.
+    #[track_caller]
+    pub fn expect_empty(&self) -> Outcome {
+        // Frees by RCU or by another CPU come a little later.
+        let mut audit = self.audit()?.0;
+        crate::sys::wait_until(std::time::Duration::from_secs(2), || {
+            // An error shows as what was found last.
+            if let Ok((again, _)) = self.try_audit(0) {
+                audit = again;
+            }
+            audit.used == 0 && audit.found == 0
+        });
+        check_eq!((audit.used, audit.found), (0, 0), "used pages and faults");
+        Ok(())
+    }
+}
+
+/// Checks how many of the pages are mapped as parts of huge pages, be they on a
+/// device or not.
+#[track_caller]
+pub fn expect_huge(buf: &Buffer, first: usize, n: usize, expected: usize) -> Outcome {
+    let found = proc::huge(buf, first, n)?;
+    match found == expected {
+        true => Ok(()),
+        false => Err(Fail::failed(format!(
+            "pages {first}..{} that huge entries map: expected {expected}, found {found}",
+            first + n
+        ))),
+    }
+}
+
+/// `count` huge pages with the pattern of `seed`. That they are huge is the
+/// kernel's free choice, so it gets a second chance.
+#[track_caller]
+pub fn huge_filled(count: usize, seed: u64) -> Outcome<Buffer> {
+    let n = count * HUGE_PAGES;
+    let buf = Buffer::anon_huge_aligned(n)?;
+    buf.advise(0, n, libc::MADV_HUGEPAGE)?;
+    buf.fill(0, n, seed);
+    make_huge(&buf)?;
+    Ok(buf)
+}
+
+/// Makes a buffer that is touched and in system memory huge, if it is not.
+#[track_caller]
+pub fn make_huge(buf: &Buffer) -> Outcome {
+    let n = buf.pages();
+    if proc::huge(buf, 0, n)? != n {
+        buf.advise(0, n, libc::MADV_COLLAPSE)?;
+    }
+    expect_huge(buf, 0, n, n)
+}
