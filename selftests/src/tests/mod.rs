@@ -7,9 +7,11 @@
 
 mod access;
 mod account;
+mod allocator;
 mod bad;
 mod close;
 mod exclusive;
+mod fail;
 mod fault;
 mod fault_ioctl;
 mod fork;
@@ -105,6 +107,8 @@ pub fn all() -> Vec<&'static Test> {
         fault_ioctl::TESTS,
         release::TESTS,
         mixedmap::TESTS,
+        fail::TESTS,
+        allocator::TESTS,
         INJECTING,
         RELOADING,
     ];
