@@ -24,6 +24,7 @@ mod snapshot;
 mod target;
 mod thp;
 mod thp_parts;
+mod uffd;
 mod unload;
 mod unmap;
 
@@ -108,6 +109,7 @@ pub fn all() -> Vec<&'static Test> {
         release::TESTS,
         mixedmap::TESTS,
         fail::TESTS,
+        uffd::TESTS,
         allocator::TESTS,
         INJECTING,
         RELOADING,
