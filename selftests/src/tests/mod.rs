@@ -18,6 +18,7 @@ mod fork;
 mod inject;
 mod migrate;
 mod mixedmap;
+mod pin;
 mod race;
 mod release;
 mod snapshot;
@@ -110,6 +111,7 @@ pub fn all() -> Vec<&'static Test> {
         mixedmap::TESTS,
         fail::TESTS,
         uffd::TESTS,
+        pin::TESTS,
         allocator::TESTS,
         INJECTING,
         RELOADING,
