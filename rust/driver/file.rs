@@ -260,6 +260,21 @@ mod tests {
     }
 
     #[test]
+    fn release_unregisters_and_memory_comes_again() -> Result {
+        let s = setting()?;
+        let range = s.address..s.address + bytes(PAGES);
+        fill(s.address)?;
+        for _ in 0..2 {
+            s.opener.to_device(range.clone())?;
+            assert_eq!(s.device.audit()?.used, PAGES as u64);
+            s.device.release_memory()?;
+            assert_eq!(s.device.audit()?.pages, 0);
+            assert!(holds_pattern(s.address)?);
+        }
+        Ok(())
+    }
+
+    #[test]
     fn unmapped_range_is_refused() -> Result {
         let s = setting()?;
         let beyond = s.address..s.address + bytes(PAGES) + (1 << 40);

@@ -34,8 +34,7 @@ use kernel::{
 
 /// Gives each source of `migration`, all of them in device memory, a destination in system memory.
 ///
-/// `alloc` makes a folio for entry `i` of an order; where it has none of a large order the folio is
-/// moved in pages.
+/// `alloc` makes a folio for entry `i` of an order; where it has none the folio is moved in pages.
 ///
 /// # Errors
 ///
@@ -51,16 +50,14 @@ pub(super) fn copy_back(
             i += 1;
             continue;
         };
-        if order > 0 {
-            if let Ok(folio) = alloc(i, order) {
-                migration.copy_to_system(i, 0, folio);
-                i += 1 << order;
-                continue;
+        match alloc(i, order) {
+            Ok(folio) => migration.copy_to_system(i, 0, folio),
+            Err(_) => {
+                stats.fell_back(order);
+                for part in 0..1 << order {
+                    migration.copy_to_system(i, part, alloc(i + part, 0)?);
+                }
             }
-            stats.large_fallback.add(1);
-        }
-        for part in 0..1 << order {
-            migration.copy_to_system(i, part, alloc(i + part, 0)?);
         }
         i += 1 << order;
     }
@@ -118,9 +115,8 @@ impl Opener {
             };
             match folio {
                 Some(folio) => migration.copy_to_device(i, 0, folio),
-                None if order == 0 => stats.failed_alloc.add(1),
                 None => {
-                    stats.large_fallback.add(1);
+                    stats.fell_back(order);
                     self.copy_out_in_pages(migration, &mut supply, i, 1 << order);
                 }
             }
@@ -128,7 +124,8 @@ impl Opener {
         }
     }
 
-    /// Gives each of the `pages` pages of the large source at `i` a destination of its own.
+    /// Gives each of the `pages` pages of the source at `i` a destination of its own. An allocation
+    /// that failed because that was asked for is made good here, whatever its order.
     fn copy_out_in_pages(
         &self,
         migration: &mut Migration<'_, Setup>,

@@ -72,6 +72,13 @@ impl Stats {
         self.large_to_device.add(moved.large);
     }
 
+    /// A folio of `order` is moved in pages.
+    pub(super) fn fell_back(&self, order: u32) {
+        if order > 0 {
+            self.large_fallback.add(1);
+        }
+    }
+
     /// Something moved back.
     pub(super) fn moved_to_system(&self, moved: Moved) {
         self.to_system.add(moved.pages);

@@ -163,7 +163,16 @@ impl<'a> Supply<'a> {
             }
             HandOutError::NotFree(_, bad) => {
                 if let Some(view) = chunk.page(*bad).filter(|_| !reported) {
-                    auditor.judge(check_handed_out(view));
+                    // Clean by itself, so part of a folio that is in use.
+                    if !auditor.judge(check_handed_out(view)) {
+                        auditor.report(Violation::on(
+                            view,
+                            Invariant::HandedOut,
+                            Check::Tail,
+                            0,
+                            1,
+                        ));
+                    }
                 }
             }
             HandOutError::NoSuchFolio(_) => {}

@@ -239,7 +239,8 @@ impl<T: PagemapOps> DevPagemap<T> {
             return Err(HandOutError::NoSuchFolio(backing));
         };
         let state = &self.state[index];
-        if state.cmpxchg(FREE, in_use(order), Full).is_err() {
+        // Not in use yet: a tail that was left over may still name this page as its head.
+        if state.cmpxchg(FREE, HELD, Full).is_err() {
             return Err(HandOutError::InUse(backing));
         }
         for i in index..end {
@@ -248,6 +249,7 @@ impl<T: PagemapOps> DevPagemap<T> {
                 return Err(HandOutError::NotFree(backing, i));
             }
         }
+        state.store(in_use(order), Relaxed);
         self.used.add(pages, Relaxed);
         ModulePin::take().leak();
         let page = head.as_ptr();

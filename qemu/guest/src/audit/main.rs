@@ -9,10 +9,10 @@ mod uapi;
 use std::fs::{self, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::thread::sleep;
+use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 
 /// Exit and RCU free pages a little later than the last user leaves.
 const QUIESCENCE: Duration = Duration::from_secs(2);
@@ -65,10 +65,16 @@ fn work() -> Result<bool> {
     if nodes.is_empty() {
         bail!("no /dev/hmm_dmirror*");
     }
+    // All at once: a scan of some hundred thousand pages takes its time under TCG.
+    let results: Vec<Result<()>> = thread::scope(|scope| {
+        let threads: Vec<_> = nodes.iter().map(|node| scope.spawn(|| audit(node))).collect();
+        let joined = threads.into_iter().map(|t| t.join());
+        joined.map(|r| r.unwrap_or_else(|_| Err(anyhow!("its audit panicked")))).collect()
+    });
     let mut clean = true;
-    for node in nodes {
-        if let Err(e) = audit(&node) {
-            let name = node.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    for (node, result) in nodes.iter().zip(results) {
+        if let Err(e) = result {
+            let name = node.file_name().unwrap_or_default().to_string_lossy();
             println!("{name}: {e:#}");
             clean = false;
         }
