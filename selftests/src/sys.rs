@@ -105,6 +105,22 @@ pub fn become_nobody() -> io::Result<()> {
     cvt(unsafe { libc::setresuid(NOBODY, NOBODY, NOBODY) }.into()).map(drop)
 }
 
+/// The number of the calling process.
+pub fn pid() -> i32 {
+    // SAFETY: has no preconditions.
+    unsafe { libc::getpid() }
+}
+
+/// Lets core dumps of the calling process be of any size.
+pub fn allow_core_dumps() -> io::Result<()> {
+    let limit = libc::rlimit {
+        rlim_cur: libc::RLIM_INFINITY,
+        rlim_max: libc::RLIM_INFINITY,
+    };
+    // SAFETY: `limit` outlives the call.
+    cvt(unsafe { libc::setrlimit(libc::RLIMIT_CORE, &limit) }.into()).map(drop)
+}
+
 /// Mounts the cgroup v2 hierarchy.
 pub fn mount_cgroup2(at: &str) -> io::Result<()> {
     let at = CString::new(at)?;

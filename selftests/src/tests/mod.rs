@@ -9,6 +9,7 @@ mod access;
 mod account;
 mod allocator;
 mod bad;
+mod cgroup;
 mod close;
 mod exclusive;
 mod fail;
@@ -16,6 +17,7 @@ mod fault;
 mod fault_ioctl;
 mod fork;
 mod inject;
+mod kill;
 mod migrate;
 mod mixedmap;
 mod pin;
@@ -112,6 +114,8 @@ pub fn all() -> Vec<&'static Test> {
         fail::TESTS,
         uffd::TESTS,
         pin::TESTS,
+        cgroup::TESTS,
+        kill::TESTS,
         allocator::TESTS,
         INJECTING,
         RELOADING,
