@@ -187,7 +187,13 @@ impl PrivateOps for Chunk {
             fsleep(Delta::from_millis(1));
         }
         // The fault has a reference of its own.
-        self.core.auditor.judge(check_settled(fault.page(), 1));
+        let held = check_settled(fault.page(), 1);
+        if held.is_none() {
+            // Nobody holds it: what lacks is memory for a large folio, which core mm cannot split
+            // for a fault.
+            return Err(FaultError::Oom);
+        }
+        self.core.auditor.judge(held);
         Err(FaultError::Sigbus)
     }
 }

@@ -7,7 +7,6 @@
 //!
 //! C header: [`include/linux/gfp.h`](srctree/include/linux/gfp.h)
 
-use super::system_folio::gfp;
 use crate::bindings;
 use core::ptr::NonNull;
 use kernel::prelude::*;
@@ -37,9 +36,11 @@ impl Backing {
         Self { block: None, order }
     }
 
-    /// Allocates a block. May sleep.
+    /// Allocates a block. May sleep; a large one, which a caller can do without, is not worth wearing
+    /// the system out.
     pub(super) fn alloc(order: u32) -> Result<Self> {
-        let gfp = gfp(bindings::GFP_HIGHUSER, order);
+        let patience = if order > 0 { bindings::GFP_NORETRY } else { 0 };
+        let gfp = bindings::GFP_HIGHUSER | bindings::__GFP_NOWARN | patience;
         // SAFETY: Always safe in a context that may sleep.
         let page = unsafe { bindings::zdm_alloc_pages(gfp, order) };
         // INVARIANT: The block is new.

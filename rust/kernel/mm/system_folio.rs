@@ -24,10 +24,12 @@ pub(crate) struct SystemFolio {
 // SAFETY: A folio that nobody else knows may change threads.
 unsafe impl Send for SystemFolio {}
 
+// Core mm cannot split a folio for which a CPU fault or an eviction asks, so that large ones are
+// worth some effort. To run out of memory is no reason for a line in the log.
 impl SystemFolio {
     /// Allocates a movable folio for `address` of `vma`, by the memory policy there. May sleep.
     pub(crate) fn alloc_vma(vma: &VmaRef, address: usize, order: u32) -> Result<Self> {
-        let gfp = gfp(bindings::GFP_HIGHUSER_MOVABLE, order);
+        let gfp = bindings::GFP_HIGHUSER_MOVABLE | bindings::__GFP_NOWARN;
         // SAFETY: `vma` is valid and read-locked for the call.
         let page = unsafe { bindings::zdm_alloc_folio_vma(gfp, order, vma.as_ptr(), address) };
         // INVARIANT: A new folio has one reference, which is ours.
@@ -39,7 +41,7 @@ impl SystemFolio {
 
     /// Allocates a movable folio for user data whose address is not known. May sleep.
     pub(crate) fn alloc(order: u32) -> Result<Self> {
-        let gfp = gfp(bindings::GFP_HIGHUSER_MOVABLE, order);
+        let gfp = bindings::GFP_HIGHUSER_MOVABLE | bindings::__GFP_NOWARN;
         // SAFETY: Always safe in a context that may sleep.
         let page = unsafe { bindings::zdm_alloc_folio(gfp, order) };
         // INVARIANT: As in `alloc_vma()`.
@@ -67,11 +69,4 @@ impl Drop for SystemFolio {
         // SAFETY: We own a reference by the type invariants.
         unsafe { bindings::zdm_folio_put(self.page.as_ptr()) };
     }
-}
-
-/// Flags for an allocation that may fail. To run out of memory is no reason for a line in the log,
-/// and a large folio, which can do without, none to wear the system out.
-pub(super) fn gfp(base: bindings::gfp_t, order: u32) -> bindings::gfp_t {
-    let patience = if order > 0 { bindings::GFP_NORETRY } else { 0 };
-    base | bindings::__GFP_NOWARN | patience
 }

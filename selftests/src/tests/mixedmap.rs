@@ -143,10 +143,12 @@ fn fork(_: &Ctx) -> Outcome {
     shared.fill(0, N, 376);
     copied.fill(0, N / 2, 377);
     let (mut wait, go) = sys::pipe().or_fail("pipe")?;
+    let (mut ready, checked) = sys::pipe().or_fail("pipe")?;
     let child = Child::spawn(|| {
         shared.check(0, N, 376)?;
         copied.check(0, N / 2, 377)?;
         copied.check_zero(N / 2, N - N / 2)?;
+        (&checked).write_all(b"c").or_fail("pipe")?;
         shared.fill(0, 4, 378);
         copied.fill(0, 4, 379);
         // A file of the child's own mirrors the child.
@@ -157,8 +159,14 @@ fn fork(_: &Ctx) -> Outcome {
         shared.check(4, 4, 380)?;
         copied.check(4, 4, 377)
     })?;
-    shared.fill(4, 4, 380);
-    copied.fill(4, 4, 381);
+    // Or the end of the child would not be seen.
+    drop(checked);
+    // The child says what is wrong itself where it does not come this far.
+    let told = ready.read(&mut [0]).or_fail("pipe")?;
+    if told == 1 {
+        shared.fill(4, 4, 380);
+        copied.fill(4, 4, 381);
+    }
     (&go).write_all(b"g").or_fail("pipe")?;
     child.join()?;
     shared.check(0, 4, 378)?;
