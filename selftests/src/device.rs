@@ -154,6 +154,11 @@ impl Device {
         self.fetch(HMM_READ, buf, first, n)
     }
 
+    /// The same, but who provides the pages may take his time.
+    pub fn read_unlocked(&self, buf: &Buffer, first: usize, n: usize) -> io::Result<Moved> {
+        self.fetch(HMM_READ_UNLOCKED, buf, first, n)
+    }
+
     /// The device writes whole pages of `data`.
     pub fn write(&self, buf: &Buffer, first: usize, data: &[u8]) -> io::Result<HmmCmd> {
         let n = (data.len() / PAGE) as u64;

@@ -86,7 +86,13 @@ impl Child {
 
     #[track_caller]
     pub fn kill(self) -> Outcome<Exit> {
-        sys::kill(self.pid, libc::SIGKILL).or_fail("kill")?;
+        self.end(libc::SIGKILL)
+    }
+
+    /// Sends a signal and waits for the end.
+    #[track_caller]
+    pub fn end(self, signal: i32) -> Outcome<Exit> {
+        sys::kill(self.pid, signal).or_fail("kill")?;
         self.exit()
     }
 }

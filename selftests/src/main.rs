@@ -18,6 +18,7 @@ mod proc;
 mod sys;
 mod tests;
 mod uapi;
+mod uffd;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -315,6 +315,18 @@ impl Buffer {
         cvt(ret as libc::c_long).map(|n| n as usize)
     }
 
+    /// vmsplice(2): the pipe holds the pages themselves until they are read.
+    pub fn vmsplice_to(&self, pipe: &File, first: usize, n: usize) -> io::Result<usize> {
+        let vec = libc::iovec {
+            iov_base: self.at(first) as *mut libc::c_void,
+            iov_len: n * PAGE,
+        };
+        // SAFETY: one valid iovec is passed, and the kernel checks the addresses in
+        // it itself.
+        let ret = unsafe { libc::vmsplice(pipe.as_raw_fd(), &vec, 1, libc::SPLICE_F_NONBLOCK) };
+        cvt(ret as libc::c_long).map(|n| n as usize)
+    }
+
     /// read(2) of pages straight into this memory.
     pub fn read_from(&self, file: &File, first: usize, n: usize) -> io::Result<usize> {
         let addr = self.at(first) as *mut libc::c_void;

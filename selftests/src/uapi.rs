@@ -117,6 +117,7 @@ pub const HMM_EXCLUSIVE: u64 = ioc(IOC_READ_WRITE, 0x05, size_of::<HmmCmd>());
 pub const HMM_CHECK_EXCLUSIVE: u64 = ioc(IOC_READ_WRITE, 0x06, size_of::<HmmCmd>());
 pub const HMM_RELEASE: u64 = ioc(IOC_READ_WRITE, 0x07, size_of::<HmmCmd>());
 pub const HMM_FLAGS: u64 = ioc(IOC_READ_WRITE, 0x08, size_of::<HmmCmd>());
+pub const HMM_READ_UNLOCKED: u64 = ioc(IOC_READ_WRITE, 0x09, size_of::<HmmCmd>());
 
 /// For `HMM_FLAGS`, in place of a number of pages: the next allocation fails.
 pub const HMM_FLAG_FAIL_ALLOC: u64 = 1;
@@ -323,5 +324,6 @@ mod tests {
         // _IOWR('H', 0x00, struct hmm_dmirror_cmd) and on, 40 bytes each.
         assert_eq!(HMM_READ, 0xc028_4800);
         assert_eq!(HMM_MIGRATE_TO_SYS, 0xc028_4803);
+        assert_eq!(HMM_READ_UNLOCKED, 0xc028_4809);
     }
 }

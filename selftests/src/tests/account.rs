@@ -88,7 +88,7 @@ pub fn rss(_: &Ctx) -> Outcome {
 const CGROUPS: &str = "/sys/fs/cgroup";
 
 /// A new memory cgroup, mounting the hierarchy if nobody has.
-fn new_cgroup() -> Outcome<PathBuf> {
+pub(super) fn new_cgroup() -> Outcome<PathBuf> {
     let root = Path::new(CGROUPS);
     let skip = |what: &str, e: std::io::Error| Fail::Skip(format!("{what}: {e}"));
     if !root.join("cgroup.controllers").exists() {
@@ -117,7 +117,7 @@ fn charged(dir: &Path) -> Outcome<u64> {
 }
 
 /// memory.current, in pages.
-fn current(dir: &Path) -> Outcome<u64> {
+pub(super) fn current(dir: &Path) -> Outcome<u64> {
     let text = fs::read_to_string(dir.join("memory.current")).or_fail("memory.current")?;
     match text.trim().parse::<u64>() {
         Ok(n) => Ok(n / PAGE as u64),

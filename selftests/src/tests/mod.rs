@@ -7,21 +7,27 @@
 
 mod access;
 mod account;
+mod allocator;
 mod bad;
+mod cgroup;
 mod close;
 mod exclusive;
+mod fail;
 mod fault;
 mod fault_ioctl;
 mod fork;
 mod inject;
+mod kill;
 mod migrate;
 mod mixedmap;
+mod pin;
 mod race;
 mod release;
 mod snapshot;
 mod target;
 mod thp;
 mod thp_parts;
+mod uffd;
 mod unload;
 mod unmap;
 
@@ -105,6 +111,12 @@ pub fn all() -> Vec<&'static Test> {
         fault_ioctl::TESTS,
         release::TESTS,
         mixedmap::TESTS,
+        fail::TESTS,
+        uffd::TESTS,
+        pin::TESTS,
+        cgroup::TESTS,
+        kill::TESTS,
+        allocator::TESTS,
         INJECTING,
         RELOADING,
     ];

@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! HMM_DMIRROR_FLAGS with FAIL_ALLOC: the next allocation for a migration fails,
+//! once. What huge pages make of it is in `thp.rs`.
+
+use super::target::{COHERENT, PRIVATE, Target};
+use super::{Ctx, PAGES, Test, test};
+use crate::check::{OrFail, Outcome, expect_errno};
+use crate::check_eq;
+use crate::device::{Buffer, check_bytes};
+
+pub const TESTS: &[Test] = &[
+    test("fail.to_device", to_device::<PRIVATE>),
+    test("fail.to_system", to_system::<PRIVATE>),
+    test("fail.cpu_fault", cpu_fault),
+    test("fail.per_file", per_file),
+    test("fail.close", close::<PRIVATE>),
+    test("fail_coherent.to_device", to_device::<COHERENT>),
+    test("fail_coherent.to_system", to_system::<COHERENT>),
+    test("fail_coherent.close", close::<COHERENT>),
+];
+
+/// One page stays, the rest goes; the command cannot return all data then.
+fn to_device<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    let target = Target::open(ctx, NODE)?;
+    let buf = Buffer::filled(PAGES, 390)?;
+    let before = target.stats()?;
+    target.fail_alloc()?;
+    let result = target.to_device(&buf, 0, PAGES);
+    expect_errno(
+        result,
+        &[libc::ENOENT],
+        "MIGRATE_TO_DEV with a page missing",
+    )?;
+    target.expect(&buf, 0, PAGES, PAGES - 1)?;
+    let failed = target
+        .stats()?
+        .failed_alloc
+        .wrapping_sub(before.failed_alloc);
+    check_eq!(failed, 1, "growth of stats.failed_alloc");
+    let read = target.read(&buf, 0, PAGES).or_fail("READ")?;
+    check_bytes(&read.data, 390, 0, "READ of a mixture")?;
+    // Once is once.
+    let moved = target.to_device(&buf, 0, PAGES).or_fail("MIGRATE_TO_DEV")?;
+    check_bytes(&moved.data, 390, 0, "returned data")?;
+    target.expect(&buf, 0, PAGES, PAGES)?;
+    target.bring_back(&buf, 0, PAGES)?;
+    buf.check(0, PAGES, 390)?;
+    target.expect_empty()
+}
+
+/// The command fails and what it was at stays where it is.
+fn to_system<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    let target = Target::open(ctx, NODE)?;
+    let buf = Buffer::filled(PAGES, 391)?;
+    target.move_all(&buf, 391)?;
+    target.fail_alloc()?;
+    let result = target.to_system(&buf, 0, PAGES);
+    expect_errno(result, &[libc::ENOMEM], "MIGRATE_TO_SYS")?;
+    target.expect(&buf, 0, PAGES, PAGES)?;
+    let (audit, _) = target.audit()?;
+    check_eq!(audit.used, PAGES as u64, "used pages in the audit");
+    check_eq!(audit.found, 0, "violations after a failure");
+    let read = target.read(&buf, 0, PAGES).or_fail("READ")?;
+    check_bytes(&read.data, 391, 0, "READ")?;
+    target.to_system(&buf, 0, PAGES).or_fail("MIGRATE_TO_SYS")?;
+    target.expect(&buf, 0, PAGES, 0)?;
+    buf.check(0, PAGES, 391)?;
+    target.expect_empty()
+}
+
+/// A CPU fault that finds no memory is tried again, and the process sees nothing.
+fn cpu_fault(ctx: &Ctx) -> Outcome {
+    let target = Target::open(ctx, PRIVATE)?;
+    let buf = Buffer::filled(8, 392)?;
+    for page in [0, 5] {
+        target.move_all(&buf, 392)?;
+        let before = target.stats()?;
+        target.fail_alloc()?;
+        buf.check(page, 1, 392)?;
+        let faults = target.stats()?.cpu_faults.wrapping_sub(before.cpu_faults);
+        check_eq!(faults, 2, "CPU faults for a page, the first in vain");
+        target.expect(&buf, page, 1, 0)?;
+        buf.check(0, 8, 392)?;
+    }
+    target.expect_empty()
+}
+
+/// The flag is the file's.
+fn per_file(ctx: &Ctx) -> Outcome {
+    let flagged = Target::open(ctx, PRIVATE)?;
+    let other = Target::open(ctx, PRIVATE)?;
+    let buf = Buffer::filled(PAGES, 393)?;
+    flagged.fail_alloc()?;
+    other.move_all(&buf, 393)?;
+    buf.check(0, PAGES, 393)?;
+    let result = flagged.to_device(&buf, 0, PAGES);
+    expect_errno(
+        result,
+        &[libc::ENOENT],
+        "MIGRATE_TO_DEV with a page missing",
+    )?;
+    flagged.expect(&buf, 0, PAGES, PAGES - 1)?;
+    buf.check(0, PAGES, 393)
+}
+
+/// With the flag set the close still brings everything back.
+fn close<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    let observer = Target::open(ctx, NODE)?;
+    let target = Target::open(ctx, NODE)?;
+    let buf = Buffer::filled(PAGES, 394)?;
+    target.move_all(&buf, 394)?;
+    target.fail_alloc()?;
+    drop(target);
+    observer.expect(&buf, 0, PAGES, 0)?;
+    buf.check(0, PAGES, 394)?;
+    observer.expect_empty()
+}
