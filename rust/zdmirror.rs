@@ -8,7 +8,7 @@
 //! # Lock order
 //!
 //! 1. `Opener::broken`
-//! 2. `Device::growth`, and under it core mm's memory hotplug lock
+//! 2. `TextFile::text` of debugfs, `Device::growth`, and under it core mm's memory hotplug lock
 //! 3. `mmap_lock` of the mirrored process
 //! 4. folio locks
 //! 5. `HmmMirror`'s table and the lock of a snapshot, never held together, taken by interval
@@ -19,6 +19,8 @@
 
 mod audit;
 mod bindings;
+#[path = "kernel/debugfs.rs"]
+mod debugfs;
 mod driver;
 #[path = "kernel/miscdevice.rs"]
 mod miscdevice;
@@ -26,8 +28,10 @@ mod miscdevice;
 mod mm;
 
 use crate::{
+    debugfs::Dir,
     driver::{
         Config,
+        DebugFiles,
         Device,
         Location,
         Opener, //
@@ -76,6 +80,8 @@ const COHERENT: [(&CStr, &str); 2] = [
 ];
 
 struct Zdmirror {
+    // Removed before the nodes; each lets go of its device.
+    _files: KVec<DebugFiles>,
     _nodes: KVec<Pin<KBox<Node<Opener>>>>,
 }
 
@@ -95,15 +101,21 @@ impl kernel::Module for Zdmirror {
             .iter()
             .flat_map(|locations| COHERENT.iter().zip(locations.iter().copied()));
         let mut nodes = KVec::with_capacity(PRIVATE.len() + COHERENT.len(), GFP_KERNEL)?;
+        let root = Dir::new(c"zdmirror", None)?;
+        let mut files = KVec::with_capacity(nodes.capacity(), GFP_KERNEL)?;
         for (&(name, parameter), location) in Iterator::chain(private, coherent) {
             let device = Device::new(name, config, location).map_err(|err| {
                 pr_err!("parameter {}: {} {}\n", parameter, location, err.reason());
                 Error::from(err)
             })?;
-            let node = KBox::try_pin_init(Node::register(name, device), GFP_KERNEL)?;
+            let node = KBox::try_pin_init(Node::register(name, device.clone()), GFP_KERNEL)?;
             nodes.push(node, GFP_KERNEL)?;
+            files.push(DebugFiles::new(&root, name, &device)?, GFP_KERNEL)?;
         }
         pr_info!("loaded; only for testing\n");
-        Ok(Self { _nodes: nodes })
+        Ok(Self {
+            _files: files,
+            _nodes: nodes,
+        })
     }
 }

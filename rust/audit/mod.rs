@@ -34,6 +34,10 @@ use crate::mm::{
         MEMORY_DEVICE_PRIVATE, //
     }, //
 };
+use kernel::{
+    fmt,
+    prelude::*, //
+};
 
 /// The rule that was broken; the number is the one that the uapi reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,7 +139,7 @@ impl Violation {
     }
 
     /// Name of the type of memory.
-    pub(crate) fn type_name(&self) -> &'static str {
+    fn type_name(&self) -> &'static str {
         match self.memory_type {
             MEMORY_DEVICE_PRIVATE => "PRIVATE",
             MEMORY_DEVICE_COHERENT => "COHERENT",
@@ -155,5 +159,46 @@ impl Violation {
             order: self.order,
             type_: self.memory_type,
         }
+    }
+}
+
+/// The text of a violation, in the log and in debugfs.
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} pfn={:#x} order={} type={} check={} expected={:#x} found={:#x}",
+            self.invariant.name(),
+            self.pfn,
+            self.order,
+            self.type_name(),
+            self.check.name(),
+            self.expected,
+            self.found,
+        )
+    }
+}
+
+#[kunit_tests(zdmirror_audit)]
+mod tests {
+    use super::*;
+    use kernel::str::CString;
+
+    #[test]
+    fn text_of_a_violation() -> Result {
+        let violation = Violation {
+            invariant: Invariant::Idle,
+            check: Check::Refcount,
+            pfn: 0x1234,
+            memory_type: MEMORY_DEVICE_COHERENT,
+            order: 9,
+            expected: 0,
+            found: u64::MAX,
+        };
+        let text = CString::try_from_fmt(fmt!("{}", violation))?;
+        let expected = c"I5 idle pfn=0x1234 order=9 type=COHERENT check=refcount \
+                         expected=0x0 found=0xffffffffffffffff";
+        assert_eq!(text.to_bytes(), expected.to_bytes());
+        Ok(())
     }
 }

@@ -108,14 +108,8 @@ impl Auditor {
         let before = self.total.fetch_add(1, Relaxed);
         if before < LOG_LINES {
             pr_err!(
-                "violation: {} pfn={:#x} order={} type={} check={} expected={:#x} found={:#x} device={}\n",
-                v.invariant.name(),
-                v.pfn,
-                v.order,
-                v.type_name(),
-                v.check.name(),
-                v.expected,
-                v.found,
+                "violation: {} device={}\n",
+                v,
                 self.device.to_str().unwrap_or("?"),
             );
         }
@@ -130,11 +124,7 @@ impl Auditor {
         }
         if self.policy == Policy::Panic {
             // PANIC: Asked for with audit=panic.
-            panic!(
-                "broken invariant {} at pfn {:#x}",
-                v.invariant.name(),
-                v.pfn
-            );
+            panic!("{}", fmt!("broken invariant: {}", v));
         }
     }
 

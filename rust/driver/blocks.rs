@@ -59,6 +59,7 @@ impl Block {
         (index / BITS, 1 << (index % BITS))
     }
 
+    #[cfg(CONFIG_KUNIT = "y")]
     fn is_free(&self, page: u32) -> bool {
         let (word, bit) = Self::place(page);
         self.map[word] & bit != 0
@@ -206,7 +207,8 @@ impl Blocks {
         });
     }
 
-    /// Whether `page` is free, `None` when there is no such page.
+    /// Whether `page` is free, `None` when there is no such page. For tests.
+    #[cfg(CONFIG_KUNIT = "y")]
     pub(super) fn is_free(&self, page: u32) -> Option<bool> {
         Some(self.table.get(block_of(page))?.is_free(page))
     }

@@ -37,7 +37,8 @@ use crate::{
             Registration, //
         },
         region::RegionError,
-        task::check_signals, //
+        task::check_signals,
+        uapi::ZdmStats, //
     },
 };
 use kernel::{
@@ -279,6 +280,12 @@ impl Device {
             // CAST: Page numbers of a device fit `u32`.
             (index < chunk.pages()).then_some((number * pages + index) as u32)
         })
+    }
+
+    /// Its counters.
+    pub(super) fn stats(&self) -> ZdmStats {
+        let violations = self.core.auditor.total();
+        self.core.stats.to_uapi(violations, self.max_order)
     }
 
     /// Checks every page. Exact at a quiescent point only. May sleep; may be interrupted by a

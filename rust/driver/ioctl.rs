@@ -218,11 +218,7 @@ impl Opener {
     }
 
     fn stats(&self, cmd: u32, arg: usize) -> Result {
-        let core = &self.device().core;
-        let mut stats = core
-            .stats
-            .to_uapi(core.auditor.total(), self.device().max_order());
-        write_versioned(cmd, arg, &mut stats)
+        write_versioned(cmd, arg, &mut self.device().stats())
     }
 
     fn audit(&self, cmd: u32, arg: usize) -> Result {

@@ -8,6 +8,7 @@ mod access;
 mod blocks;
 mod chunk;
 mod config;
+mod debugfs;
 mod device;
 mod evict;
 mod file;
@@ -28,5 +29,6 @@ pub(crate) use config::{
     Config,
     Location, //
 };
+pub(crate) use debugfs::DebugFiles;
 pub(crate) use device::Device;
 pub(crate) use file::Opener;

@@ -6,6 +6,7 @@
 #ifndef ZDM_HELPERS_H
 #define ZDM_HELPERS_H
 
+#include <linux/debugfs.h>
 #include <linux/mm.h>
 #include <linux/memremap.h>
 #include <linux/mmu_notifier.h>
@@ -71,6 +72,11 @@ unsigned int zdm_hmm_pfn_order(unsigned long entry);
 void zdm_mark_dirty(struct page *page);
 int zdm_page_to_user_nofault(void *to, struct page *page);
 int zdm_page_from_user_nofault(struct page *page, const void *from);
+
+struct dentry *zdm_debugfs_create_dir(const char *name, struct dentry *parent);
+struct dentry *zdm_debugfs_create_file(const char *name, umode_t mode, struct dentry *parent,
+				       void *data, const struct debugfs_short_fops *fops);
+void zdm_debugfs_remove(struct dentry *dentry);
 
 void zdm_module_get(void);
 void zdm_module_put(void);

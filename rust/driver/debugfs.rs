@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! `/sys/kernel/debug/zdmirror/NAME`: `ZDM_STATS` and `ZDM_AUDIT` as text for people.
+
+#![forbid(unsafe_code)]
+
+use super::device::Device;
+use crate::{
+    debugfs::{
+        Dir,
+        Source,
+        Text,
+        TextFile, //
+    },
+    mm::uapi::{
+        ZdmStats,
+        ZDM_AUDIT_MAX_RECORDS, //
+    }, //
+};
+use kernel::{
+    prelude::*,
+    sync::Arc, //
+};
+
+/// The files of a device, for as long as it lives.
+pub(crate) struct DebugFiles {
+    _stats: TextFile<Stats>,
+    _audit: TextFile<Audit>,
+}
+
+impl DebugFiles {
+    /// Makes the files of `device`, in the directory `name` of `root`. May sleep.
+    pub(crate) fn new(root: &Arc<Dir>, name: &CStr, device: &Arc<Device>) -> Result<Self> {
+        let dir = Dir::new(name, Some(root.clone()))?;
+        Ok(Self {
+            _stats: TextFile::new(dir.clone(), c"stats", Stats(device.clone()))?,
+            _audit: TextFile::new(dir, c"audit", Audit(device.clone()))?,
+        })
+    }
+}
+
+/// The fields of a structure with their names; it does not compile when one is forgotten.
+macro_rules! named {
+    ($value:expr, $t:ident { $($field:ident),* $(,)? }) => {{
+        let $t { $($field),* } = $value;
+        [$((stringify!($field), $field)),*]
+    }};
+}
+
+/// A line `name value` for each counter.
+struct Stats(Arc<Device>);
+
+impl Source for Stats {
+    fn write(&self, text: &mut Text) -> Result {
+        let stats = named!(
+            self.0.stats(),
+            ZdmStats {
+                allocated,
+                freed,
+                to_device,
+                to_system,
+                cpu_faults,
+                device_faults,
+                evicted,
+                failed_alloc,
+                failed_migrate,
+                violations,
+                large_to_device,
+                large_to_system,
+                large_fallback,
+                max_order,
+                exclusive,
+            }
+        );
+        for (name, value) in stats {
+            text.line(fmt!("{} {}", name, value))?;
+        }
+        Ok(())
+    }
+}
+
+/// The outcome of a scan, which is made when the file is read, and a line for each record.
+struct Audit(Arc<Device>);
+
+impl Source for Audit {
+    fn write(&self, text: &mut Text) -> Result {
+        let counts = self.0.audit()?;
+        let auditor = &self.0.core.auditor;
+        let counts = [
+            ("pages", counts.pages),
+            ("free", counts.free),
+            ("used", counts.used),
+            ("found", counts.found),
+            ("total", auditor.total()),
+        ];
+        for (name, value) in counts {
+            text.line(fmt!("{} {}", name, value))?;
+        }
+        for violation in &auditor.records(ZDM_AUDIT_MAX_RECORDS as usize)? {
+            text.line(fmt!("{}", violation))?;
+        }
+        Ok(())
+    }
+}
+
+#[kunit_tests(zdmirror_debugfs)]
+mod tests {
+    use super::*;
+    use crate::{
+        audit::Policy,
+        driver::{
+            config::Location as Place,
+            Config, //
+        },
+        mm::PAGE_SIZE, //
+    };
+    use core::num::NonZeroUsize;
+    use kernel::sizes::SZ_2M;
+
+    fn device() -> Result<Arc<Device>> {
+        let config = Config {
+            policy: Policy::Report,
+            chunk_pages: NonZeroUsize::new(SZ_2M / PAGE_SIZE).ok_or(EINVAL)?,
+            inject: false,
+        };
+        Device::new(c"kunit", config, Place::Anywhere).map_err(Error::from)
+    }
+
+    #[test]
+    fn stats_are_names_and_numbers() -> Result {
+        let mut text = Text::default();
+        Stats(device()?).write(&mut text)?;
+        let text = core::str::from_utf8(text.as_bytes()).map_err(|_| EINVAL)?;
+        assert!(text.starts_with("allocated 0\nfreed 0\n"));
+        assert!(text.ends_with("\nexclusive 0\n"));
+        assert_eq!(text.lines().count(), size_of::<ZdmStats>() / 8);
+        Ok(())
+    }
+
+    #[test]
+    fn audit_of_a_fresh_device() -> Result {
+        let mut text = Text::default();
+        Audit(device()?).write(&mut text)?;
+        let expected = b"pages 512\nfree 512\nused 0\nfound 0\ntotal 0\n";
+        assert_eq!(text.as_bytes(), expected);
+        Ok(())
+    }
+
+    #[test]
+    fn files_come_and_go() -> Result {
+        let root = Dir::new(c"zdmirror_kunit", None)?;
+        // Debugfs refuses a name that is taken, which is no error for us but one in the log: so
+        // what was made first must be gone.
+        for _ in 0..2 {
+            drop(DebugFiles::new(&root, c"kunit", &device()?)?);
+        }
+        Ok(())
+    }
+}

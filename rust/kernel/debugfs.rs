@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Text files in debugfs that do not keep the module loaded.
+//!
+//! The files of `kernel::debugfs` have a `release()` that is called through their operations, which
+//! are in the module, and name no owner: a file that stays open over the end of the module calls
+//! into nowhere when it is closed. Files with `debugfs_short_fops` have no `release()`: once one
+//! is removed, which waits for readers, debugfs does not come back to the module.
+//!
+//! C header: [`include/linux/debugfs.h`](srctree/include/linux/debugfs.h)
+
+use crate::bindings;
+use kernel::{
+    fmt,
+    new_mutex,
+    prelude::*,
+    sync::{
+        Arc,
+        Mutex, //
+    },
+    uaccess::{
+        UserPtr,
+        UserSlice,
+        UserSliceWriter, //
+    }, //
+};
+
+/// A file or a directory; removed when dropped. May sleep.
+///
+/// # Invariants
+///
+/// What `debugfs_create_dir()` or `debugfs_create_file()` returned, which may be an error: debugfs
+/// takes that everywhere. Not removed yet, and so the directory that it is in is not either.
+struct Dentry(*mut bindings::dentry);
+
+// SAFETY: debugfs does its own locking.
+unsafe impl Send for Dentry {}
+// SAFETY: As above.
+unsafe impl Sync for Dentry {}
+
+impl Drop for Dentry {
+    fn drop(&mut self) {
+        // SAFETY: Not removed yet by the type invariants.
+        unsafe { bindings::zdm_debugfs_remove(self.0) };
+    }
+}
+
+/// A directory; removed with the last file or directory in it.
+pub(crate) struct Dir {
+    // Removed before the directory that it is in.
+    dentry: Dentry,
+    _parent: Option<Arc<Dir>>,
+}
+
+impl Dir {
+    /// Makes a directory, at the root unless there is a `parent`. May sleep.
+    pub(crate) fn new(name: &CStr, parent: Option<Arc<Dir>>) -> Result<Arc<Self>> {
+        let above = parent
+            .as_ref()
+            .map_or(core::ptr::null_mut(), |dir| dir.dentry.0);
+        // SAFETY: `above` is NULL or a directory that lives as long as `parent`.
+        let dentry = unsafe { bindings::zdm_debugfs_create_dir(name.as_char_ptr(), above) };
+        // INVARIANT: `_parent` keeps the directory above from being removed.
+        let dir = Self {
+            dentry: Dentry(dentry),
+            _parent: parent,
+        };
+        Ok(Arc::new(dir, GFP_KERNEL)?)
+    }
+}
+
+/// What is read from a file.
+pub(crate) trait Source: Send + Sync + 'static {
+    /// Writes the text, when a file is read from its start. May sleep.
+    fn write(&self, text: &mut Text) -> Result;
+}
+
+/// Text that is being written.
+#[derive(Default)]
+pub(crate) struct Text(KVVec<u8>);
+
+impl Text {
+    /// Adds a line.
+    pub(crate) fn line(&mut self, args: fmt::Arguments<'_>) -> Result {
+        fmt::Write::write_fmt(self, args).map_err(|_| ENOMEM)?;
+        Ok(self.0.push(b'\n', GFP_KERNEL)?)
+    }
+
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Write for Text {
+    fn write_str(&mut self, s: &str) -> fmt::Result {
+        self.0
+            .extend_from_slice(s.as_bytes(), GFP_KERNEL)
+            .map_err(|_| fmt::Error)
+    }
+}
+
+/// What readers of a file share.
+#[pin_data]
+struct Shared<S> {
+    source: S,
+    /// The text that a reader has begun, as one may read it in pieces.
+    #[pin]
+    text: Mutex<Text>,
+}
+
+impl<S: Source> Shared<S> {
+    fn read(&self, mut out: UserSliceWriter, pos: &mut i64) -> Result<usize> {
+        let mut text = self.text.lock();
+        if *pos == 0 {
+            *text = Text::default();
+            self.source.write(&mut text)?;
+        }
+        out.write_slice_file(text.as_bytes(), pos)
+    }
+}
+
+/// A file that only its owner may read; removed when dropped, which waits for readers.
+pub(crate) struct TextFile<S> {
+    // Removed before what its readers use, and before the directory that it is in.
+    _dentry: Dentry,
+    _shared: Pin<KBox<Shared<S>>>,
+    _dir: Arc<Dir>,
+}
+
+impl<S: Source> TextFile<S> {
+    const OPS: &'static bindings::debugfs_short_fops = &bindings::debugfs_short_fops {
+        read: Some(Self::read),
+        write: None,
+        llseek: Some(bindings::default_llseek),
+    };
+
+    /// Makes the file `name` in `dir`. May sleep.
+    pub(crate) fn new(dir: Arc<Dir>, name: &CStr, source: S) -> Result<Self> {
+        let shared = KBox::pin_init(
+            pin_init!(Shared {
+                source,
+                text <- new_mutex!(Text::default(), "TextFile::text"),
+            }),
+            GFP_KERNEL,
+        )?;
+        let data = core::ptr::from_ref(&*shared).cast_mut().cast();
+        // SAFETY: `dir` is a directory, and `data` and the operations outlive the file.
+        let dentry = unsafe {
+            bindings::zdm_debugfs_create_file(
+                name.as_char_ptr(),
+                0o400,
+                dir.dentry.0,
+                data,
+                Self::OPS,
+            )
+        };
+        // INVARIANT: `_dir` keeps the directory from being removed.
+        Ok(Self {
+            _dentry: Dentry(dentry),
+            _shared: shared,
+            _dir: dir,
+        })
+    }
+
+    /// # Safety
+    ///
+    /// Only to be called by debugfs, for a file of this type.
+    unsafe extern "C" fn read(
+        file: *mut bindings::file,
+        buffer: *mut kernel::ffi::c_char,
+        len: usize,
+        pos: *mut bindings::loff_t,
+    ) -> isize {
+        // SAFETY: `simple_open()` put the data there that the file was made with. The file is not
+        // removed before this returns, so it is alive.
+        let shared = unsafe { &*(*file).private_data.cast::<Shared<S>>() };
+        // SAFETY: The caller's position, which nobody else uses.
+        let pos = unsafe { &mut *pos };
+        let out = UserSlice::new(UserPtr::from_ptr(buffer.cast()), len).writer();
+        match shared.read(out, pos) {
+            // CAST: No slice is larger than `isize::MAX` bytes.
+            Ok(n) => n as isize,
+            Err(err) => err.to_errno() as isize,
+        }
+    }
+}
