@@ -6,6 +6,9 @@ use std::sync::LazyLock;
 
 use regex::Regex;
 
+/// How many diagnostics make a reason.
+const NOTES: usize = 8;
+
 /// What a result line says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -174,7 +177,7 @@ impl Parser {
         };
         let reason = match (directive, outcome) {
             (_, Outcome::Skip) => directive[4..].trim().to_owned(),
-            ("", Outcome::Fail) => notes.join("; "),
+            ("", Outcome::Fail) => shortened(&notes),
             _ => directive.to_owned(),
         };
         level.nodes.push(Node { case: Case { name: name.clone(), outcome, reason }, children });
@@ -211,6 +214,17 @@ impl Parser {
             }
         }
     }
+}
+
+/// The first few diagnostics, where the cause is, without a harness's announcements.
+fn shortened(notes: &[String]) -> String {
+    let announced = |n: &&String| n.starts_with("Starting ") || n.starts_with("RUN  ");
+    let telling: Vec<&str> = notes.iter().filter(|n| !announced(n)).map(String::as_str).collect();
+    let mut text = telling[..telling.len().min(NOTES)].join("; ");
+    if telling.len() > NOTES {
+        text += &format!("; and {} more lines", telling.len() - NOTES);
+    }
+    text
 }
 
 /// Reads a text that holds any number of KTAP documents.
@@ -341,5 +355,16 @@ mod tests {
         ] {
             assert!(says(line).is_some_and(|w| w.contains(why)), "{line}");
         }
+    }
+
+    #[test]
+    fn a_reason_is_short() {
+        let mut text =
+            "TAP version 13\n1..1\n# Starting 1 tests\n#  RUN           a ...\n".to_owned();
+        (0..100).for_each(|n| text += &format!("# x.c:{n}: Expected 1\n"));
+        let report = parse((text + "not ok 1 a\n").lines());
+        let reason = &report.cases[0].reason;
+        assert!(reason.starts_with("x.c:0: Expected 1; x.c:1"), "{reason}");
+        assert!(reason.ends_with("x.c:7: Expected 1; and 92 more lines"), "{reason}");
     }
 }
