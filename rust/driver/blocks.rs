@@ -231,8 +231,8 @@ impl Blocks {
         if Self::is_whole(before) && !Self::is_whole(after) {
             self.whole.remove(&mut self.table, number);
         }
-        // In front: a block that was full is the last one that will ever be whole, and one that
-        // has just become whole is to be broken before others.
+        // In front: a block that was full is the farthest from being whole, so it is used up first,
+        // and one that has just become whole is broken before others are.
         if !Self::is_partial(before) && Self::is_partial(after) {
             self.partial.push_front(&mut self.table, number);
         }

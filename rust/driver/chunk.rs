@@ -7,6 +7,7 @@
 use super::{
     freed::Freed,
     migrate::copy_back,
+    pool::OpenerId,
     stats::Stats, //
 };
 use crate::{
@@ -35,17 +36,52 @@ use crate::{
 use kernel::{
     prelude::*,
     str::CStr,
-    sync::Arc,
+    sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        Arc, //
+    },
     time::{
         delay::fsleep,
         Delta, //
     }, //
 };
 
+/// An allocation that is to fail because an opener asked for it: `HMM_DMIRROR_FLAG_FAIL_ALLOC`.
+pub(super) struct FailAlloc(Atomic<u32>);
+
+impl FailAlloc {
+    /// Nobody asked.
+    const NOBODY: u32 = 0;
+
+    fn tag(opener: OpenerId) -> u32 {
+        opener.number() + 1
+    }
+
+    /// Asks for the next one of `opener` to fail, or that of a CPU fault.
+    pub(super) fn ask(&self, opener: OpenerId) {
+        self.0.store(Self::tag(opener), Relaxed);
+    }
+
+    /// Whether `opener` asked, who has to ask again then.
+    pub(super) fn take(&self, opener: OpenerId) -> bool {
+        let tag = Self::tag(opener);
+        self.0.load(Relaxed) == tag && self.0.cmpxchg(tag, Self::NOBODY, Relaxed).is_ok()
+    }
+
+    /// Whether anybody asked. A CPU fault does not know whose page it is on.
+    fn take_any(&self) -> bool {
+        self.0.load(Relaxed) != Self::NOBODY && self.0.xchg(Self::NOBODY, Relaxed) != Self::NOBODY
+    }
+}
+
 /// What the chunks of a device share, and what is left of it in atomic context.
 #[pin_data]
 pub(super) struct Core {
     pub(super) stats: Stats,
+    pub(super) fail_alloc: FailAlloc,
     #[pin]
     pub(super) auditor: Auditor,
 }
@@ -56,6 +92,7 @@ impl Core {
         Arc::pin_init(
             pin_init!(Self {
                 stats: Stats::new(),
+                fail_alloc: FailAlloc(Atomic::new(FailAlloc::NOBODY)),
                 auditor <- Auditor::new(policy, name),
             }),
             GFP_KERNEL,
@@ -106,6 +143,9 @@ impl Chunk {
         // Dropping the migration on failure puts the pages back.
         let mut migration = fault.migrate(buffer)?;
         copy_back(&mut migration, &self.core.stats, |i, order| {
+            if self.core.fail_alloc.take_any() {
+                return Err(ENOMEM);
+            }
             SystemFolio::alloc_vma(fault.vma(), start + i * PAGE_SIZE, order)
         })?;
         let migration = migration.copied();

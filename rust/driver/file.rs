@@ -27,11 +27,6 @@ use kernel::{
     page::Page,
     prelude::*,
     sync::{
-        atomic::{
-            Atomic,
-            Full,
-            Relaxed, //
-        },
         Arc,
         Mutex, //
     }, //
@@ -44,8 +39,6 @@ pub(crate) struct Opener {
     mirror: HmmMirror,
     device: Arc<Device>,
     id: OpenerId,
-    /// Whether the next allocation for a migration is to fail.
-    fail_alloc: Atomic<bool>,
     #[pin]
     broken: Mutex<Broken>,
 }
@@ -59,7 +52,6 @@ impl Opener {
                 mirror <- HmmMirror::new(mm, device.owner.clone()),
                 device: device.clone(),
                 id,
-                fail_alloc: Atomic::new(false),
                 broken <- new_mutex!(Broken::default(), "Opener::broken"),
             }),
             GFP_KERNEL,
@@ -85,13 +77,17 @@ impl Opener {
 
     /// Sets whether the next allocation for a migration is to fail.
     pub(super) fn set_fail_alloc(&self, fail: bool) {
-        self.fail_alloc.store(fail, Relaxed);
+        if fail {
+            self.device.core.fail_alloc.ask(self.id);
+        } else {
+            self.device.core.fail_alloc.take(self.id);
+        }
     }
 
     /// Whether this allocation for a migration is to fail, which one does for each time that
     /// [`Opener::set_fail_alloc`] asked for it.
     pub(super) fn take_fail_alloc(&self) -> bool {
-        self.fail_alloc.load(Relaxed) && self.fail_alloc.xchg(false, Full)
+        self.device.core.fail_alloc.take(self.id)
     }
 
     pub(super) fn broken(&self) -> &Mutex<Broken> {
@@ -109,6 +105,7 @@ impl NodeOps for Opener {
     }
 
     fn release(&self) {
+        self.set_fail_alloc(false);
         // Data stays with the processes that own it; only this opener's pages are moved.
         self.device.evict(self.id);
         self.device.memory().pool.remove_opener(self.id);
@@ -171,6 +168,15 @@ mod tests {
         device: Arc<Device>,
         opener: Pin<KBox<Opener>>,
         address: usize,
+    }
+
+    /// A page in use would keep the device's memory registered for good.
+    impl Drop for Setting {
+        fn drop(&mut self) {
+            if self.device.release_memory().is_err() {
+                pr_err!("a KUnit case leaves pages in use\n");
+            }
+        }
     }
 
     /// A device of its own, an opener, and some memory of the KUnit thread's address space.

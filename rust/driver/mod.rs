@@ -18,6 +18,8 @@ mod list;
 mod migrate;
 mod openers;
 mod pool;
+#[cfg(CONFIG_KUNIT = "y")]
+mod pool_model;
 mod snapshot;
 mod stats;
 mod supply;

@@ -399,8 +399,8 @@ impl<T: PrivateOps> DevPagemap<T> {
 /// A [`DevPagemap`] and the duty to unregister it.
 ///
 /// Dropping it calls `memunmap_pages()`, which would wait forever for a page that is still in use.
-/// With such pages the memory stays registered instead, and the module stays loaded (a page in use
-/// holds a pin on it). May sleep.
+/// With such pages the memory stays registered instead, for good, and the module stays loaded. May
+/// sleep.
 pub(crate) struct Registration<T: PagemapOps> {
     // Dropped before the region that it lies in.
     map: ManuallyDrop<Pin<KBox<DevPagemap<T>>>>,
@@ -522,6 +522,8 @@ impl<T: PagemapOps> Drop for Registration<T> {
                 self.first_pfn,
                 self.used()
             );
+            // What stays registered calls this module's code, and bears its name.
+            ModulePin::take().leak();
             return;
         }
         // SAFETY: Registered by the type invariants, and unregistered only here. Waits for each
