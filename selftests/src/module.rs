@@ -41,7 +41,7 @@ pub struct Module {
 }
 
 /// The number that a list of parameters gives for `name`.
-fn parameter(list: &str, name: &str) -> Option<u64> {
+pub fn parameter(list: &str, name: &str) -> Option<u64> {
     let value = |w: &str| w.strip_prefix(name)?.strip_prefix('=').map(str::to_string);
     // Of several the kernel takes the last.
     let text = list.split_whitespace().filter_map(value).next_back()?;
@@ -54,6 +54,11 @@ fn parameter(list: &str, name: &str) -> Option<u64> {
 impl Module {
     pub fn new(path: PathBuf, base: String) -> Self {
         Self { path, base }
+    }
+
+    /// Parameters of every load but those of `try_load`.
+    pub fn base(&self) -> &str {
+        &self.base
     }
 
     /// Nodes that there must be when the module is loaded.

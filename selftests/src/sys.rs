@@ -8,8 +8,9 @@
 
 use std::ffi::CString;
 use std::fs::File;
-use std::io;
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -289,6 +290,38 @@ impl LongTermPin {
 
     pub fn stop(&mut self) -> io::Result<()> {
         self.ioctl(Self::STOP, std::ptr::null())
+    }
+}
+
+/// The kernel's log from now on.
+pub struct KernelLog(File);
+
+impl KernelLog {
+    pub fn open() -> io::Result<Self> {
+        let mut options = File::options();
+        options.read(true).custom_flags(libc::O_NONBLOCK);
+        let mut file = options.open("/dev/kmsg")?;
+        file.seek(SeekFrom::End(0))?;
+        Ok(Self(file))
+    }
+
+    /// The lines that have come since, without their head.
+    pub fn rest(&mut self) -> io::Result<Vec<String>> {
+        let mut lines = Vec::new();
+        let mut record = vec![0; 8192];
+        loop {
+            match self.0.read(&mut record) {
+                Ok(n) => {
+                    let text = String::from_utf8_lossy(&record[..n]);
+                    let text = text.split_once(';').map_or("", |(_, text)| text);
+                    lines.push(text.lines().next().unwrap_or("").to_string());
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(lines),
+                // Lines were overwritten before they were read: go on behind them.
+                Err(e) if e.raw_os_error() == Some(libc::EPIPE) => {}
+                Err(e) => return Err(e),
+            }
+        }
     }
 }
 

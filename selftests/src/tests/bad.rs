@@ -20,9 +20,19 @@ const COMMANDS: [(u64, &str); 4] = [
     (HMM_MIGRATE_TO_SYS, "MIGRATE_TO_SYS"),
 ];
 
-/// Checks that all commands refuse a range.
+/// The others, which are refused for what a range is only.
+const MORE: [(u64, &str); 5] = [
+    (HMM_SNAPSHOT, "SNAPSHOT"),
+    (HMM_EXCLUSIVE, "EXCLUSIVE"),
+    (HMM_CHECK_EXCLUSIVE, "CHECK_EXCLUSIVE"),
+    (HMM_READ_UNLOCKED, "READ_UNLOCKED"),
+    (HMM_RELEASE, "RELEASE"),
+];
+
+/// Checks that commands refuse a range: all of them if it is none.
 fn refused(device: &Device, addr: u64, npages: u64, errnos: &[i32]) -> Outcome {
-    for (request, name) in COMMANDS {
+    let more = if errnos == [EINVAL] { &MORE[..] } else { &[] };
+    for (request, name) in COMMANDS.iter().chain(more).copied() {
         // Large ranges have no data to go with them.
         let mut room = vec![0; 4 * PAGE];
         let data = match npages <= 4 {

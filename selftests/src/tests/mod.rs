@@ -11,6 +11,7 @@ mod allocator;
 mod bad;
 mod cgroup;
 mod close;
+mod debugfs;
 mod exclusive;
 mod fail;
 mod fault;
@@ -20,6 +21,7 @@ mod inject;
 mod kill;
 mod migrate;
 mod mixedmap;
+mod params;
 mod pin;
 mod race;
 mod release;
@@ -116,8 +118,12 @@ pub fn all() -> Vec<&'static Test> {
         pin::TESTS,
         cgroup::TESTS,
         kill::TESTS,
+        debugfs::TESTS,
         allocator::TESTS,
         INJECTING,
+        debugfs::INJECTING,
+        params::TESTS,
+        debugfs::RELOADING,
         RELOADING,
     ];
     groups.into_iter().flatten().collect()

@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What debugfs shows people is what the ioctls tell programs.
+
+use std::fs;
+use std::io::{Read, Seek};
+use std::path::PathBuf;
+
+use super::{Ctx, Needs, PAGES, Test, test, unloads, with};
+use crate::check::{Fail, OrFail, Outcome};
+use crate::device::{Buffer, Device};
+use crate::module::NAME;
+use crate::uapi::*;
+use crate::{check, check_eq};
+
+pub const TESTS: &[Test] = &[
+    test("debugfs.stats", stats),
+    test("debugfs.audit", audit),
+    test("debugfs.every_node", every_node),
+];
+
+/// With injection allowed.
+pub const INJECTING: &[Test] = &[with("inject=1", test("debugfs.violation", violation))];
+
+/// Those that unload the module.
+pub const RELOADING: &[Test] = &[unloads(Needs::Any, test("debugfs.gone", gone))];
+
+fn path(node: usize, file: &str) -> PathBuf {
+    let device = format!("hmm_dmirror{node}");
+    ["/sys/kernel/debug", NAME, &device, file].iter().collect()
+}
+
+#[track_caller]
+fn read(node: usize, file: &str) -> Outcome<String> {
+    let path = path(node, file);
+    fs::read_to_string(&path).or_fail(&path.display().to_string())
+}
+
+/// The number in the line that begins with `name`.
+#[track_caller]
+fn number(text: &str, name: &str) -> Outcome<u64> {
+    let value = |line: &str| {
+        let mut words = line.split(|c: char| !c.is_alphanumeric() && c != '_');
+        let first = words.by_ref().find(|w| !w.is_empty())?;
+        let numbers = words.filter(|w| !w.is_empty());
+        (first == name).then(|| numbers.last()?.parse().ok())?
+    };
+    match text.lines().find_map(value) {
+        Some(n) => Ok(n),
+        None => Err(Fail::failed(format!(
+            "a line '{name}' with a number: expected one, found {text:?}"
+        ))),
+    }
+}
+
+fn stats(_: &Ctx) -> Outcome {
+    let device = Device::open(0)?;
+    let buf = Buffer::filled(PAGES, 510)?;
+    device.move_all(&buf, 510)?;
+    buf.check(0, 8, 510)?;
+    device.to_system(&buf, 8, 8).or_fail("MIGRATE_TO_SYS")?;
+    device.exclusive(&buf, 0, 4).or_fail("EXCLUSIVE")?;
+    let now = device.stats()?;
+    let text = read(0, "stats")?;
+    check_eq!(device.stats()?.allocated, now.allocated, "pages allocated");
+    for (name, expected) in [
+        ("allocated", now.allocated),
+        ("freed", now.freed),
+        ("to_device", now.to_device),
+        ("to_system", now.to_system),
+        ("cpu_faults", now.cpu_faults),
+        ("device_faults", now.device_faults),
+        ("evicted", now.evicted),
+        ("failed_alloc", now.failed_alloc),
+        ("failed_migrate", now.failed_migrate),
+        ("violations", now.violations),
+        ("large_to_device", now.large_to_device),
+        ("large_to_system", now.large_to_system),
+        ("large_fallback", now.large_fallback),
+        ("max_order", now.max_order),
+        ("exclusive", now.exclusive),
+    ] {
+        check_eq!(number(&text, name)?, expected, "{name} in stats");
+    }
+    check!(now.exclusive >= 4, "exclusive: expected some, found none");
+    buf.check(0, PAGES, 510)
+}
+
+/// Read twice, with pages in use and without: a scan each time.
+fn audit(_: &Ctx) -> Outcome {
+    let device = Device::open(0)?;
+    let buf = Buffer::filled(PAGES, 511)?;
+    let path = path(0, "audit");
+    let mut file = fs::File::open(&path).or_fail(&path.display().to_string())?;
+    for used in [PAGES, 0] {
+        if used > 0 {
+            device.move_all(&buf, 511)?;
+        } else {
+            buf.check(0, PAGES, 511)?;
+        }
+        let (seen, _) = device.audit()?;
+        check_eq!(
+            (seen.used, seen.found),
+            (used as u64, 0),
+            "used pages, faults"
+        );
+        let mut text = String::new();
+        file.rewind().or_fail("lseek")?;
+        file.read_to_string(&mut text).or_fail("read of audit")?;
+        for text in [&text, &read(0, "audit")?] {
+            check_eq!(number(text, "pages")?, seen.pages, "pages");
+            check_eq!(number(text, "free")?, seen.free, "free pages");
+            check_eq!(number(text, "used")?, seen.used, "used pages");
+            check!(
+                text.to_lowercase().contains("clean"),
+                "an audit without violations: expected 'clean', found {text:?}"
+            );
+        }
+    }
+    Ok(())
+}
+
+fn every_node(ctx: &Ctx) -> Outcome {
+    let nodes = ctx.module.nodes();
+    for node in &nodes {
+        let text = read(*node, "audit")?;
+        check!(
+            text.to_lowercase().contains("clean"),
+            "audit of node {node}: expected 'clean', found {text:?}"
+        );
+        let expected = Device::open(*node)?.stats()?.allocated;
+        check_eq!(
+            number(&read(*node, "stats")?, "allocated")?,
+            expected,
+            "allocated"
+        );
+    }
+    let dir: PathBuf = ["/sys/kernel/debug", NAME].iter().collect();
+    let entries = fs::read_dir(&dir).or_fail(&dir.display().to_string())?;
+    let found = entries
+        .filter_map(Result::ok)
+        .filter(|e| e.file_name().to_string_lossy().starts_with("hmm_dmirror"))
+        .count();
+    check_eq!(found, nodes.len(), "directories of devices");
+    Ok(())
+}
+
+/// A broken invariant shows, with its page.
+fn violation(_: &Ctx) -> Outcome {
+    let device = Device::open(1)?;
+    let pfn = device
+        .inject(ZDM_INJECT_FREE_PAGE_REF, 0)
+        .or_fail("ZDM_INJECT_FREE_PAGE_REF")?;
+    let text = read(1, "audit")?;
+    device
+        .inject(ZDM_INJECT_UNDO_FREE_PAGE_REF, 0)
+        .or_fail("ZDM_INJECT_UNDO_FREE_PAGE_REF")?;
+    check!(
+        !text.to_lowercase().contains("clean"),
+        "an audit with a violation: expected no 'clean', found {text:?}"
+    );
+    for what in ["I5".to_string(), format!("{pfn:#x}")] {
+        check!(
+            text.contains(&what),
+            "an audit with a violation: expected {what}, found {text:?}"
+        );
+    }
+    let stats = device.stats()?;
+    check_eq!(stats.violations, 1, "stats.violations");
+    check_eq!(
+        number(&read(1, "stats")?, "violations")?,
+        1,
+        "violations in stats"
+    );
+    device
+        .try_audit(ZDM_AUDIT_CLEAR)
+        .or_fail("ZDM_AUDIT_CLEAR")?;
+    let text = read(1, "audit")?;
+    check!(
+        text.to_lowercase().contains("clean"),
+        "an audit after all is well: expected 'clean', found {text:?}"
+    );
+    Ok(())
+}
+
+/// A file that is open does not hold the module, and is at its end when that has
+/// gone.
+fn gone(ctx: &Ctx) -> Outcome {
+    let path = path(0, "audit");
+    let mut file = fs::File::open(&path).or_fail(&path.display().to_string())?;
+    let mut text = String::new();
+    file.read_to_string(&mut text).or_fail("read of audit")?;
+    ctx.module.unload()?;
+    check!(
+        !path.exists(),
+        "{}: expected none, found it",
+        path.display()
+    );
+    let mut rest = String::new();
+    match file.rewind().and_then(|()| file.read_to_string(&mut rest)) {
+        Err(_) | Ok(0) => Ok(()),
+        Ok(n) => Err(Fail::failed(format!(
+            "read of a file whose module is gone: expected an error, found {n} bytes"
+        ))),
+    }
+}

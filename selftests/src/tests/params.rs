@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Parameters of the module. A bad one is an error of loading and one line in the
+//! log which names it, and nothing is left registered.
+
+use std::fs;
+
+use super::{Ctx, Test, absent, test};
+use crate::check::{Fail, OrFail, Outcome, expect_errno};
+use crate::device::{Buffer, Device, PAGE};
+use crate::module::{NAME, parameter};
+use crate::sys::KernelLog;
+use crate::{check, check_eq};
+
+pub const TESTS: &[Test] = &[
+    absent(test("params.chunk", chunk)),
+    absent(test("params.words", words)),
+    absent(test("params.address", address)),
+    absent(test("params.system_ram", system_ram)),
+    absent(test("params.good_chunks", good_chunks)),
+    absent(test("params_coherent.overlap", overlap)),
+    absent(test("params_coherent.second", second)),
+    absent(test("params_coherent.swapped", swapped)),
+];
+
+/// Checks that the module does not load with these parameters, and that the log
+/// says why: `name` is the one that is bad.
+#[track_caller]
+fn refused(ctx: &Ctx, parameters: &str, name: &str) -> Outcome {
+    let mut log = KernelLog::open().or_fail("/dev/kmsg")?;
+    let loaded = ctx.module.try_load(parameters);
+    if loaded.is_ok() {
+        // Or the next one would start from here.
+        ctx.module.unload()?;
+    }
+    let what = format!("loading with '{parameters}'");
+    expect_errno(loaded, &[libc::EINVAL], &what)?;
+    let lines = log.rest().or_fail("/dev/kmsg")?;
+    let ours = |l: &&String| l.starts_with(NAME) && l.contains(name);
+    let found: Vec<&String> = lines.iter().filter(ours).collect();
+    if found.len() != 1 {
+        return Err(Fail::failed(format!(
+            "lines of the log that name {name} after {what}: expected 1, found {found:?}"
+        )));
+    }
+    ctx.module.check_gone()
+}
+
+/// Not a multiple of 2 from 2 to 16384, or no number at all.
+fn chunk(ctx: &Ctx) -> Outcome {
+    for value in ["0", "1", "3", "16386", "99999999999", "-2", "2m", ""] {
+        refused(ctx, &format!("devmem_chunk_mb={value}"), "devmem_chunk_mb")?;
+    }
+    Ok(())
+}
+
+fn words(ctx: &Ctx) -> Outcome {
+    for value in ["bogus", "Report", "off,"] {
+        refused(ctx, &format!("audit={value}"), "audit")?;
+    }
+    refused(ctx, "inject=maybe", "inject")
+}
+
+/// Addresses that cannot be any memory's, and one address without the other.
+fn address(ctx: &Ctx) -> Outcome {
+    let good = "0x110000000";
+    for bad in [
+        "0x100001000",
+        "0x100100000",
+        "1",
+        "0xfff0000000000000",
+        "0xffffffffffe00000",
+    ] {
+        let parameters = format!("spm_addr_dev0={bad} spm_addr_dev1={good}");
+        refused(ctx, &parameters, "spm_addr_dev0")?;
+    }
+    refused(ctx, &format!("spm_addr_dev0={good}"), "spm_addr_dev0")?;
+    refused(ctx, &format!("spm_addr_dev1={good}"), "spm_addr_dev1")
+}
+
+/// Start addresses and lengths of System RAM.
+fn ram() -> Outcome<Vec<(u64, u64)>> {
+    let text = fs::read_to_string("/proc/iomem").or_fail("/proc/iomem")?;
+    let number = |s: &str| u64::from_str_radix(s, 16).ok();
+    let range = |line: &str| {
+        let (range, name) = line.split_once(" : ")?;
+        let (start, end) = range.split_once('-')?;
+        (name == "System RAM").then_some((number(start)?, number(end)?))
+    };
+    Ok(text
+        .lines()
+        .filter_map(range)
+        .map(|(a, b)| (a, b + 1 - a))
+        .collect())
+}
+
+/// Memory that is the system's, from its beginning, within it, and over its end.
+fn system_ram(ctx: &Ctx) -> Outcome {
+    const ALIGN: u64 = 2 << 20;
+    let largest = ram()?.into_iter().max_by_key(|(_, len)| *len);
+    let (start, len) = largest.ok_or_else(|| Fail::failed("no System RAM in /proc/iomem"))?;
+    check!(
+        len > 1 << 30,
+        "largest System RAM: expected more than 1 GiB, found {len:#x} bytes"
+    );
+    let first = start.next_multiple_of(ALIGN);
+    let last = (start + len - ALIGN) / ALIGN * ALIGN;
+    for bad in [first, first + (512 << 20), last] {
+        let parameters = format!("spm_addr_dev0={bad:#x} spm_addr_dev1=0x110000000");
+        refused(ctx, &parameters, "spm_addr_dev0")?;
+    }
+    Ok(())
+}
+
+/// The addresses that this machine has memory at.
+fn addresses(ctx: &Ctx) -> Outcome<[u64; 2]> {
+    let base = ctx.module.base();
+    let value = |name| parameter(base, name);
+    match (value("spm_addr_dev0"), value("spm_addr_dev1")) {
+        (Some(a), Some(b)) => Ok([a, b]),
+        _ => Err(Fail::Skip("no memory for COHERENT devices".into())),
+    }
+}
+
+/// Memory that two devices would have to share.
+fn overlap(ctx: &Ctx) -> Outcome {
+    let [a, b] = addresses(ctx)?;
+    for (first, second) in [(a, a), (b, b), (a, a + (128 << 20)), (a + (254 << 20), b)] {
+        let parameters = format!("spm_addr_dev0={first:#x} spm_addr_dev1={second:#x}");
+        refused(ctx, &parameters, "spm_addr_dev1")?;
+    }
+    // Or that a larger chunk makes them share.
+    let parameters = format!("spm_addr_dev0={a:#x} spm_addr_dev1={b:#x} devmem_chunk_mb=258");
+    refused(ctx, &parameters, "spm_addr_dev1")
+}
+
+/// The second address is bad when the first device is there already.
+fn second(ctx: &Ctx) -> Outcome {
+    let [a, _] = addresses(ctx)?;
+    let largest = ram()?.into_iter().max_by_key(|(_, len)| *len);
+    let (start, _) = largest.ok_or_else(|| Fail::failed("no System RAM in /proc/iomem"))?;
+    let ram = start.next_multiple_of(2 << 20);
+    for bad in ["1".to_string(), "0x110001000".into(), format!("{ram:#x}")] {
+        let parameters = format!("spm_addr_dev0={a:#x} spm_addr_dev1={bad}");
+        refused(ctx, &parameters, "spm_addr_dev1")?;
+    }
+    Ok(())
+}
+
+/// Loads, lets each device do its work, and unloads.
+fn works(ctx: &Ctx, nodes: &[usize], pages: usize) -> Outcome {
+    for node in nodes {
+        let device = Device::open(*node)?;
+        let (audit, _) = device.audit()?;
+        check_eq!(
+            audit.pages,
+            pages as u64,
+            "pages of {}",
+            Device::path(*node)
+        );
+        check_eq!((audit.used, audit.found), (0, 0), "used pages, violations");
+        let buf = Buffer::filled(8, 500)?;
+        let moved = device.to_device(&buf, 0, 8).or_fail("MIGRATE_TO_DEV")?;
+        check_eq!(moved.cpages, 8, "copied pages");
+        check_eq!(device.audit()?.0.used, 8, "used pages");
+        buf.check(0, 8, 500)?;
+    }
+    ctx.module.unload()
+}
+
+fn good_chunks(ctx: &Ctx) -> Outcome {
+    for mb in [2, 4, 130, 256] {
+        ctx.module.load(&format!("devmem_chunk_mb={mb}"))?;
+        works(ctx, &ctx.module.nodes(), (mb << 20) / PAGE)?;
+    }
+    // The last one counts, as for every module.
+    ctx.module.load("devmem_chunk_mb=3 devmem_chunk_mb=6")?;
+    works(ctx, &ctx.module.nodes(), (6 << 20) / PAGE)?;
+    for audit in ["off", "report"] {
+        ctx.module.load(&format!("audit={audit}"))?;
+        works(ctx, &ctx.module.nodes(), (256 << 20) / PAGE)?;
+    }
+    Ok(())
+}
+
+/// Which device has which memory is free.
+fn swapped(ctx: &Ctx) -> Outcome {
+    let [a, b] = addresses(ctx)?;
+    ctx.module
+        .load(&format!("spm_addr_dev0={b:#x} spm_addr_dev1={a:#x}"))?;
+    works(ctx, &ctx.module.nodes(), (256 << 20) / PAGE)?;
+    // And a chunk that ends right where the other one begins.
+    ctx.module.load(&format!(
+        "spm_addr_dev1={:#x} devmem_chunk_mb=2",
+        a + (2 << 20)
+    ))?;
+    works(ctx, &ctx.module.nodes(), (2 << 20) / PAGE)
+}
