@@ -99,15 +99,15 @@ impl MemoryType {
     pub(crate) fn max_order(self) -> u32 {
         // SAFETY: Always safe in a context that may sleep.
         let said = unsafe { bindings::zdm_migrate_device_max_order(self.raw()) };
-        match u32::try_from(said) {
-            Ok(order) => order.min(PMD_ORDER),
-            // SAFETY: Always safe.
-            Err(_)
-                if self == Self::Private && unsafe { bindings::zdm_thp_migration_supported() } =>
-            {
-                PMD_ORDER
-            }
-            Err(_) => 0,
+        if let Ok(order) = u32::try_from(said) {
+            return order.min(PMD_ORDER);
+        }
+        // SAFETY: Always safe.
+        let thp = unsafe { bindings::zdm_thp_migration_supported() };
+        if self == Self::Private && thp {
+            PMD_ORDER
+        } else {
+            0
         }
     }
 }
