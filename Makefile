@@ -53,9 +53,12 @@ rust-analyzer: $(need-tree)
 run: $(ZDVM)
 	@$(ENV) $(ZDVM) run $(or $(kdir-args),--kernel patched)
 
-# All tests: of the tools on this machine, and of the module on every kernel.
+# All tests: of the tools on this machine, and of the module on every kernel. The smoke suite runs
+# the tests of the suite hmm once more in upstream's way, for which one kernel is enough.
 test: test-host $(ZDVM)
-	@$(ENV) $(ZDVM) run --full $(or $(kdir-args),--kernel patched --kernel stock)
+	@$(ENV) $(ZDVM) run --full $(or $(kdir-args),--kernel patched --kernel stock) \
+		--suite kunit --suite selftests --suite hmm
+	@$(ENV) $(ZDVM) run --full $(or $(kdir-args),--kernel patched) --suite smoke
 
 test-host:
 	@echo "  TEST    zdvm, zdm-selftests (on this machine)"
