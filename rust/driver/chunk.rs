@@ -142,7 +142,7 @@ impl Chunk {
         let start = fault.address();
         // Dropping the migration on failure puts the pages back.
         let mut migration = fault.migrate(buffer)?;
-        copy_back(&mut migration, &self.core.stats, |i, order| {
+        copy_back(&mut migration, &self.core.stats, false, |i, order| {
             if self.core.fail_alloc.take_any() {
                 return Err(ENOMEM);
             }

@@ -34,7 +34,8 @@ use kernel::{
 
 /// Gives each source of `migration`, all of them in device memory, a destination in system memory.
 ///
-/// `alloc` makes a folio for entry `i` of an order; where it has none the folio is moved in pages.
+/// `alloc` makes a folio for entry `i` of an order. Where it has none a large folio is moved in
+/// pages; so is what core mm made of a large folio, if the sources are `pieces`.
 ///
 /// # Errors
 ///
@@ -42,6 +43,7 @@ use kernel::{
 pub(super) fn copy_back(
     migration: &mut Migration<'_, Setup>,
     stats: &Stats,
+    pieces: bool,
     mut alloc: impl FnMut(usize, u32) -> Result<SystemFolio>,
 ) -> Result {
     let mut i = 0;
@@ -52,6 +54,7 @@ pub(super) fn copy_back(
         };
         match alloc(i, order) {
             Ok(folio) => migration.copy_to_system(i, 0, folio),
+            Err(err) if order == 0 && !pieces => return Err(err),
             Err(_) => {
                 stats.fell_back(order);
                 for part in 0..1 << order {
@@ -88,7 +91,7 @@ impl Opener {
         let stats = &self.device().core.stats;
         let select = Select::Device(self.device().memory_type());
         self.each_batch(range, select, |migration, vma, start| {
-            copy_back(migration, stats, |i, order| {
+            copy_back(migration, stats, self.moves_pieces(), |i, order| {
                 if self.take_fail_alloc() {
                     return Err(ENOMEM);
                 }
@@ -115,6 +118,7 @@ impl Opener {
             };
             match folio {
                 Some(folio) => migration.copy_to_device(i, 0, folio),
+                None if order == 0 && !self.moves_pieces() => stats.failed_alloc.add(1),
                 None => {
                     stats.fell_back(order);
                     self.copy_out_in_pages(migration, &mut supply, i, 1 << order);
@@ -124,8 +128,14 @@ impl Opener {
         }
     }
 
-    /// Gives each of the `pages` pages of the source at `i` a destination of its own. An allocation
-    /// that failed because that was asked for is made good here, whatever its order.
+    /// Whether pages may be what is left of large folios, which the kernel splits for a device that
+    /// cannot have them. What an allocation that is to fail would have been for is not known then:
+    /// like a large folio the page gets another one.
+    fn moves_pieces(&self) -> bool {
+        self.device().max_order() == 0
+    }
+
+    /// Gives each of the `pages` pages of the source at `i` a destination of its own.
     fn copy_out_in_pages(
         &self,
         migration: &mut Migration<'_, Setup>,
