@@ -51,6 +51,13 @@ pub fn parameter(list: &str, name: &str) -> Option<u64> {
     }
 }
 
+/// The name of a parameter.
+fn key(parameter: &str) -> &str {
+    parameter
+        .split_once('=')
+        .map_or(parameter, |(name, _)| name)
+}
+
 impl Module {
     pub fn new(path: PathBuf, base: String) -> Self {
         Self { path, base }
@@ -87,7 +94,11 @@ impl Module {
     /// until its nodes can be opened.
     #[track_caller]
     pub fn load(&self, parameters: &str) -> Outcome {
-        let parameters = format!("{} {parameters}", self.base);
+        // A parameter of a Rust module can be given once.
+        let given = |name: &str| parameters.split_whitespace().any(|p| key(p) == name);
+        let base = self.base.split_whitespace().filter(|p| !given(key(p)));
+        let all: Vec<&str> = base.chain([parameters]).collect();
+        let parameters = all.join(" ");
         let what = format!("loading {} '{parameters}'", self.path.display());
         self.try_load(parameters.trim()).or_fail(&what)?;
         for n in self.nodes() {

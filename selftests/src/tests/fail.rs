@@ -102,13 +102,15 @@ fn cpu_fault(ctx: &Ctx) -> Outcome {
     target.expect_empty()
 }
 
-/// The flag is the file's.
+/// The flag is the file's, but for a CPU fault, which does not know whose page it
+/// is about.
 fn per_file(ctx: &Ctx) -> Outcome {
     let flagged = Target::open(ctx, PRIVATE)?;
     let other = Target::open(ctx, PRIVATE)?;
     let buf = Buffer::filled(PAGES, 393)?;
     flagged.fail_alloc()?;
     other.move_all(&buf, 393)?;
+    other.bring_back(&buf, 0, PAGES)?;
     buf.check(0, PAGES, 393)?;
     let result = flagged.to_device(&buf, 0, PAGES);
     expect_errno(

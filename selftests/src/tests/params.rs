@@ -173,9 +173,6 @@ fn good_chunks(ctx: &Ctx) -> Outcome {
         ctx.module.load(&format!("devmem_chunk_mb={mb}"))?;
         works(ctx, &ctx.module.nodes(), (mb << 20) / PAGE)?;
     }
-    // The last one counts, as for every module.
-    ctx.module.load("devmem_chunk_mb=3 devmem_chunk_mb=6")?;
-    works(ctx, &ctx.module.nodes(), (6 << 20) / PAGE)?;
     for audit in ["off", "report"] {
         ctx.module.load(&format!("audit={audit}"))?;
         works(ctx, &ctx.module.nodes(), (256 << 20) / PAGE)?;
