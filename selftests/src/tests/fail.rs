@@ -110,7 +110,8 @@ fn per_file(ctx: &Ctx) -> Outcome {
     let buf = Buffer::filled(PAGES, 393)?;
     flagged.fail_alloc()?;
     other.move_all(&buf, 393)?;
-    other.bring_back(&buf, 0, PAGES)?;
+    // No CPU fault comes in between.
+    other.to_system(&buf, 0, PAGES).or_fail("MIGRATE_TO_SYS")?;
     buf.check(0, PAGES, 393)?;
     let result = flagged.to_device(&buf, 0, PAGES);
     expect_errno(
