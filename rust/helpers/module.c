@@ -22,7 +22,7 @@ int zdm_migrate_device_max_order(enum memory_type type)
 
 	max_order = (void *)__symbol_get("migrate_device_max_order");
 	if (!max_order)
-		return -ENOSYS;
+		return -EOPNOTSUPP;
 	order = max_order(type);
 	__symbol_put("migrate_device_max_order");
 	return order;
