@@ -97,7 +97,7 @@ impl Memory {
     }
 
     /// The chunk of page `page`, and the index of the page there.
-    pub(super) fn locate(&self, page: u32) -> Option<(PagemapRef<Chunk>, usize)> {
+    fn locate(&self, page: u32) -> Option<(PagemapRef<Chunk>, usize)> {
         let page = page as usize;
         // The pool, which the number comes from, has chunks of more than no pages.
         let number = page.checked_div(self.chunk_pages)?;
@@ -268,7 +268,13 @@ impl Device {
 
     /// Chunk `number`, for as long as the result lives. Does not sleep.
     pub(super) fn chunk(&self, number: usize) -> Option<PagemapRef<Chunk>> {
-        self.memory().chunk(number)
+        self.memory.lock().chunk(number)
+    }
+
+    /// The chunk of page `page`, and the index of the page there. Does not sleep; what came back is
+    /// left to who asks for the pool.
+    pub(super) fn locate(&self, page: u32) -> Option<(PagemapRef<Chunk>, usize)> {
+        self.memory.lock().locate(page)
     }
 
     /// The page with number `pfn`, if it is one of the device.

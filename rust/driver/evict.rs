@@ -120,7 +120,7 @@ impl Device {
             )
         };
         for &(page, _) in &stuck[..n] {
-            let located = self.memory().locate(page);
+            let located = self.locate(page);
             if let Some((chunk, index)) = located {
                 self.report_stuck(chunk.page(index));
             }
@@ -213,7 +213,7 @@ impl Device {
             }
             for &(page, order) in &list[..n] {
                 left = left.saturating_sub(1 << order);
-                let located = self.memory().locate(page);
+                let located = self.locate(page);
                 if let Some((chunk, index)) = located {
                     batch.add(self, chunk, index, order);
                 }

@@ -85,7 +85,7 @@ impl Opener {
     }
 
     fn set_free_page_refs(&self, page: u32, refs: i32) -> Result<usize> {
-        let located = self.device().memory().locate(page);
+        let located = self.device().locate(page);
         let (chunk, index) = located.ok_or(ENOENT)?;
         if chunk.corrupt_free_page(index, refs) {
             Ok(chunk.first_pfn() + index)

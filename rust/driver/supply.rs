@@ -117,7 +117,7 @@ impl<'a> Supply<'a> {
             .as_ref()
             .is_some_and(|chunk| chunk.ops().number() == page as usize / pages);
         if !known {
-            self.chunk = Some(self.device.memory().locate(page)?.0);
+            self.chunk = Some(self.device.locate(page)?.0);
         }
         Some(index)
     }
