@@ -151,6 +151,9 @@ enum zdm_inject_kind {
  * @max_order:		largest order of a device folio that this kernel can migrate;
  *			no counter
  * @exclusive:		base pages that the device got exclusive access to
+ * @free_refs:		references that this kernel keeps on a free page of the device's
+ *			memory: 0, or 1 for GENERIC memory where the old rule holds; no
+ *			counter
  */
 struct zdm_stats {
 	__u64 allocated;
@@ -168,10 +171,143 @@ struct zdm_stats {
 	__u64 large_fallback;
 	__u64 max_order;
 	__u64 exclusive;
+	__u64 free_refs;
 };
 
+/*
+ * HMM_DMIRROR_SNAPSHOT of a page of GENERIC memory, next to those of
+ * lib/test_hmm_uapi.h; remote is every pagemap but those of this device.
+ */
+#define ZDM_PROT_DEV_GENERIC_LOCAL	0x60
+#define ZDM_PROT_DEV_GENERIC_REMOTE	0x70
+
+/**
+ * struct zdm_page - what is known of one page, for ZDM_INSPECT
+ * @pfn:	page frame number of the page itself, 0 where there is none
+ * @refs:	reference count of its folio
+ * @mapcount:	page table entries that map the folio, folio_mapcount()
+ * @pins:	FOLL_PIN pins of the folio; an estimate (references in units of
+ *		GUP_PIN_COUNTING_BIAS) where the folio is small
+ * @order:	order of the folio
+ * @type:	enum memory_type of the pagemap, 0 for system memory
+ * @owner:	enum zdm_owner, whose pagemap it is
+ * @flags:	ZDM_PAGE_*
+ * @index:	number of the page in its folio
+ *
+ * The counts are those of one moment. What the ioctl holds itself is not in them.
+ */
+struct zdm_page {
+	__u64 pfn;
+	__s32 refs;
+	__s32 mapcount;
+	__s32 pins;
+	__u32 order;
+	__u32 type;
+	__u32 owner;
+	__u32 flags;
+	__u32 index;
+};
+
+enum zdm_owner {
+	ZDM_OWNER_NONE		= 0,	/* system memory, or a pagemap without an owner */
+	ZDM_OWNER_LOCAL		= 1,	/* this device */
+	ZDM_OWNER_REMOTE	= 2,	/* anybody else */
+};
+
+/* The address maps a page, or there is such a page frame; all is 0 otherwise. */
+#define ZDM_PAGE_THERE		0x0001
+/* The CPU (or, for PRIVATE memory, the device) may write through the mapping. */
+#define ZDM_PAGE_WRITE		0x0002
+/* One PMD maps it, one PUD maps it. */
+#define ZDM_PAGE_PMD		0x0004
+#define ZDM_PAGE_PUD		0x0008
+/* Flags of the folio: locked, on an LRU list, anonymous, charged to a memcg. */
+#define ZDM_PAGE_LOCKED		0x0010
+#define ZDM_PAGE_LRU		0x0020
+#define ZDM_PAGE_ANON		0x0040
+#define ZDM_PAGE_CHARGED	0x0080
+/* folio->mapping is set. */
+#define ZDM_PAGE_MAPPING	0x0100
+/* PG_anon_exclusive of the page itself. */
+#define ZDM_PAGE_ANON_EXCLUSIVE	0x0200
+/* It is the page of zeroes, small or huge. */
+#define ZDM_PAGE_ZERO		0x0400
+/* The address cannot be accessed (poisoned, PROT_NONE, no mapping); no page then. */
+#define ZDM_PAGE_ERROR		0x0800
+
+/**
+ * struct zdm_inspect - look at pages without touching them
+ * @addr:	in: first user address, on a page boundary; with ZDM_INSPECT_PFN the
+ *		number of the first page frame
+ * @npages:	in: pages from there on, at most ZDM_INSPECT_MAX_PAGES
+ * @pages:	in: user pointer to as many struct zdm_page
+ * @flags:	in: ZDM_INSPECT_*
+ * @reserved:	must be zero
+ *
+ * By address any memory of the mirrored process can be looked at, DAX included;
+ * nothing is faulted in. A PRIVATE page of another device is seen as no page. By
+ * page frame number any page of any pagemap can be looked at, free ones included:
+ * what is no page of a pagemap is no page here either.
+ */
+struct zdm_inspect {
+	__u64 addr;
+	__u64 npages;
+	__u64 pages;
+	__u32 flags;
+	__u32 reserved;
+};
+
+/* Look at page frames of ZONE_DEVICE memory, whoever uses them (CAP_SYS_ADMIN). */
+#define ZDM_INSPECT_PFN		0x1
+#define ZDM_INSPECT_MAX_PAGES	65536
+
+/**
+ * struct zdm_pin - hold references on user pages
+ * @addr:	in: first user address, on a page boundary
+ * @npages:	in: pages from there on
+ * @flags:	in: ZDM_PIN_*
+ * @id:		out: what ZDM_UNPIN wants
+ *
+ * All of the pages are held, or none. They are let go by ZDM_UNPIN or when the file
+ * is closed. A file holds at most ZDM_PIN_MAX_PAGES in ZDM_PIN_MAX pins, -ENOSPC
+ * for more. The pages are those of the calling process.
+ */
+struct zdm_pin {
+	__u64 addr;
+	__u64 npages;
+	__u32 flags;
+	__u32 id;
+};
+
+/* For writing: copy-on-write is broken first. */
+#define ZDM_PIN_WRITE		0x1
+/* get_user_pages() rather than pin_user_pages(); not with ZDM_PIN_LONGTERM. */
+#define ZDM_PIN_GET		0x2
+/* FOLL_LONGTERM. */
+#define ZDM_PIN_LONGTERM	0x4
+/* The variant that tries without the mmap lock first, as O_DIRECT does. */
+#define ZDM_PIN_FAST		0x8
+#define ZDM_PIN_MAX		64
+#define ZDM_PIN_MAX_PAGES	65536
+
+/**
+ * struct zdm_unpin - let go of what ZDM_PIN holds
+ * @id:		in: as ZDM_PIN said; -ENOENT for what this file does not hold
+ * @flags:	in: ZDM_UNPIN_DIRTY or 0
+ */
+struct zdm_unpin {
+	__u32 id;
+	__u32 flags;
+};
+
+/* Mark the pages dirty, as who has written to them must. */
+#define ZDM_UNPIN_DIRTY		0x1
+
 #define ZDM_FAULT	_IOWR('H', 0x40, struct zdm_fault)
+#define ZDM_INSPECT	_IOWR('H', 0x41, struct zdm_inspect)
 #define ZDM_AUDIT	_IOWR('H', 0x42, struct zdm_audit)
+#define ZDM_PIN		_IOWR('H', 0x43, struct zdm_pin)
+#define ZDM_UNPIN	_IOW('H', 0x44, struct zdm_unpin)
 #define ZDM_INJECT	_IOWR('H', 0x45, struct zdm_inject)
 #define ZDM_STATS	_IOR('H', 0x46, struct zdm_stats)
 
