@@ -12,14 +12,14 @@
 #include <linux/mmu_notifier.h>
 
 /* Bits of zdm_page_bits(); a tail page has none but the last two. */
-#define ZDM_PAGE_LOCKED		0x01
-#define ZDM_PAGE_LRU		0x02
-#define ZDM_PAGE_MAPPED		0x04
-#define ZDM_PAGE_MAPPING	0x08
-#define ZDM_PAGE_CHARGED	0x10
-#define ZDM_PAGE_HEAD		0x20
-#define ZDM_PAGE_TAIL		0x40
-#define ZDM_PAGE_ANON_EXCLUSIVE	0x80
+#define ZDM_BIT_LOCKED		0x01
+#define ZDM_BIT_LRU		0x02
+#define ZDM_BIT_MAPPED		0x04
+#define ZDM_BIT_MAPPING		0x08
+#define ZDM_BIT_CHARGED		0x10
+#define ZDM_BIT_HEAD		0x20
+#define ZDM_BIT_TAIL		0x40
+#define ZDM_BIT_ANON_EXCLUSIVE	0x80
 
 struct page *zdm_pfn_to_page(unsigned long pfn);
 unsigned long zdm_page_to_pfn(const struct page *page);

@@ -41,22 +41,22 @@ unsigned int zdm_page_bits(const struct page *page)
 
 	/* PageAnonExclusive() insists on an anonymous page; the oracle asks of any page. */
 	if (flags & BIT(PG_anon_exclusive))
-		bits |= ZDM_PAGE_ANON_EXCLUSIVE;
+		bits |= ZDM_BIT_ANON_EXCLUSIVE;
 	if (PageTail(page))
-		return bits | ZDM_PAGE_TAIL;
+		return bits | ZDM_BIT_TAIL;
 	if (flags & BIT(PG_locked))
-		bits |= ZDM_PAGE_LOCKED;
+		bits |= ZDM_BIT_LOCKED;
 	if (flags & BIT(PG_lru))
-		bits |= ZDM_PAGE_LRU;
+		bits |= ZDM_BIT_LRU;
 	if (flags & BIT(PG_head))
-		bits |= ZDM_PAGE_HEAD;
+		bits |= ZDM_BIT_HEAD;
 	if (atomic_read(&page->_mapcount) != -1)
-		bits |= ZDM_PAGE_MAPPED;
+		bits |= ZDM_BIT_MAPPED;
 	if (page->mapping)
-		bits |= ZDM_PAGE_MAPPING;
+		bits |= ZDM_BIT_MAPPING;
 #ifdef CONFIG_MEMCG
 	if (page->memcg_data)
-		bits |= ZDM_PAGE_CHARGED;
+		bits |= ZDM_BIT_CHARGED;
 #endif
 	return bits;
 }

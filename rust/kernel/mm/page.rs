@@ -25,42 +25,42 @@ impl PageBits {
 
     /// `PG_locked`.
     pub(crate) fn is_locked(self) -> bool {
-        self.has(bindings::ZDM_PAGE_LOCKED)
+        self.has(bindings::ZDM_BIT_LOCKED)
     }
 
     /// `PG_lru`, which must never be set on ZONE_DEVICE memory.
     pub(crate) fn is_lru(self) -> bool {
-        self.has(bindings::ZDM_PAGE_LRU)
+        self.has(bindings::ZDM_BIT_LRU)
     }
 
     /// The page is mapped by page table entries of its own.
     pub(crate) fn is_mapped(self) -> bool {
-        self.has(bindings::ZDM_PAGE_MAPPED)
+        self.has(bindings::ZDM_BIT_MAPPED)
     }
 
     /// `folio->mapping` is not NULL.
     pub(crate) fn has_mapping(self) -> bool {
-        self.has(bindings::ZDM_PAGE_MAPPING)
+        self.has(bindings::ZDM_BIT_MAPPING)
     }
 
     /// A memory cgroup is charged.
     pub(crate) fn is_charged(self) -> bool {
-        self.has(bindings::ZDM_PAGE_CHARGED)
+        self.has(bindings::ZDM_BIT_CHARGED)
     }
 
     /// The page is, or was until it was freed, a tail of a large folio.
     pub(crate) fn is_tail(self) -> bool {
-        self.has(bindings::ZDM_PAGE_TAIL)
+        self.has(bindings::ZDM_BIT_TAIL)
     }
 
     /// `PG_anon_exclusive`.
     pub(crate) fn is_anon_exclusive(self) -> bool {
-        self.has(bindings::ZDM_PAGE_ANON_EXCLUSIVE)
+        self.has(bindings::ZDM_BIT_ANON_EXCLUSIVE)
     }
 
     /// Nothing that a free page must not have.
     pub(crate) fn is_clean(self) -> bool {
-        self.0 & !(bindings::ZDM_PAGE_HEAD | bindings::ZDM_PAGE_TAIL) == 0
+        self.0 & !(bindings::ZDM_BIT_HEAD | bindings::ZDM_BIT_TAIL) == 0
     }
 }
 
