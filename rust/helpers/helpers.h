@@ -54,6 +54,7 @@ void zdm_release_mem_region(resource_size_t start, resource_size_t n);
 unsigned long long zdm_max_phys(void);
 bool zdm_is_system_ram(resource_size_t start, size_t n);
 bool zdm_thp_migration_supported(void);
+unsigned long zdm_migrate_select_generic(void);
 
 void zdm_mmu_interval_set_seq(struct mmu_interval_notifier *sub, unsigned long seq);
 bool zdm_mmu_interval_read_retry(struct mmu_interval_notifier *sub, unsigned long seq);
@@ -65,6 +66,7 @@ void zdm_cond_resched(void);
 unsigned long zdm_task_size(void);
 
 bool zdm_is_device_coherent_page(const struct page *page);
+bool zdm_is_device_generic_page(const struct page *page);
 bool zdm_is_zero_page(const struct page *page);
 void *zdm_page_pgmap_owner(const struct page *page);
 struct page *zdm_folio_page(struct page *page, unsigned long n);

@@ -4,6 +4,7 @@
 #include <linux/ioport.h>
 #include <linux/jiffies.h>
 #include <linux/memory_hotplug.h>
+#include <linux/migrate.h>
 #include <linux/pagemap.h>
 #include <linux/sched/signal.h>
 
@@ -202,6 +203,16 @@ bool zdm_is_system_ram(resource_size_t start, size_t n)
 bool zdm_thp_migration_supported(void)
 {
 	return thp_migration_supported();
+}
+
+/* A kernel without the flag migrates no GENERIC pages: 0 selects none. */
+unsigned long zdm_migrate_select_generic(void)
+{
+#ifdef MIGRATE_VMA_SELECT_DEVICE_GENERIC
+	return MIGRATE_VMA_SELECT_DEVICE_GENERIC;
+#else
+	return 0;
+#endif
 }
 
 void zdm_mmu_interval_set_seq(struct mmu_interval_notifier *sub, unsigned long seq)

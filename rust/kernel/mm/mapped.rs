@@ -77,6 +77,11 @@ pub(crate) enum Memory {
         /// Of the device that asks.
         local: bool,
     },
+    /// MEMORY_DEVICE_GENERIC, that of device-dax included.
+    Generic {
+        /// Of the device that asks.
+        local: bool,
+    },
 }
 
 impl Memory {
@@ -84,7 +89,9 @@ impl Memory {
     pub(crate) fn is_local(self) -> bool {
         matches!(
             self,
-            Self::Private { local: true } | Self::Coherent { local: true }
+            Self::Private { local: true }
+                | Self::Coherent { local: true }
+                | Self::Generic { local: true }
         )
     }
 }
@@ -152,6 +159,11 @@ impl MappedPage<'_> {
         unsafe { bindings::zdm_is_device_coherent_page(self.page.as_ptr()) }
     }
 
+    fn is_generic(&self) -> bool {
+        // SAFETY: The page is in use by the type invariants.
+        unsafe { bindings::zdm_is_device_generic_page(self.page.as_ptr()) }
+    }
+
     fn is_zero(&self) -> bool {
         // SAFETY: The page is in use by the type invariants.
         unsafe { bindings::zdm_is_zero_page(self.page.as_ptr()) }
@@ -167,6 +179,8 @@ impl MappedPage<'_> {
             Memory::Private { local: local() }
         } else if self.is_coherent() {
             Memory::Coherent { local: local() }
+        } else if self.is_generic() {
+            Memory::Generic { local: local() }
         } else if self.is_zero() {
             Memory::Zero
         } else {
@@ -184,7 +198,7 @@ impl MappedPage<'_> {
 
     /// Takes a reference on a page of a device, `None` if it is none or about to be freed.
     pub(super) fn get_device_folio(&self) -> Option<DeviceFolioRef> {
-        if !self.is_private() && !self.is_coherent() {
+        if !self.is_private() && !self.is_coherent() && !self.is_generic() {
             return None;
         }
         // SAFETY: The page is in use by the type invariants.

@@ -53,6 +53,8 @@ pub(crate) use bindings::{
     ZDM_FAULT,
     ZDM_FAULT_WRITE,
     ZDM_INJECT,
+    ZDM_PROT_DEV_GENERIC_LOCAL,
+    ZDM_PROT_DEV_GENERIC_REMOTE,
     ZDM_STATS, //
 };
 
@@ -77,7 +79,7 @@ uapi_struct! {
     ZdmViolation: 2 * 4 + 3 * 8 + 2 * 4,
     ZdmInject: 2 * 4 + 2 * 8,
     ZdmFault: 3 * 8 + 2 * 4,
-    ZdmStats: 15 * 8,
+    ZdmStats: 16 * 8,
 }
 
 /// The bytes of `value`, to be filled from user space.
