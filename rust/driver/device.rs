@@ -255,8 +255,9 @@ impl Device {
         };
         self.free_refs.store(chunk.free_refs(), Relaxed);
         if self.core.auditor.is_on() {
+            let mut scan = self.core.auditor.scan();
             for page in (0..pages).filter_map(|i| chunk.page(i)) {
-                self.core.auditor.judge(check_born(page));
+                scan.judge(check_born(page));
             }
         }
         pr_info!(
@@ -357,7 +358,7 @@ impl Device {
     }
 
     fn audit_chunk(&self, chunk: &PagemapRef<Chunk>, counts: &mut AuditCounts) -> Result {
-        let auditor = &self.core.auditor;
+        let mut scan = self.core.auditor.scan();
         // Pages left of the large folio in use that was met last.
         let mut tails = 0;
         for (index, page) in (0..chunk.pages()).filter_map(|i| Some((i, chunk.page(i)?))) {
@@ -377,7 +378,7 @@ impl Device {
                 counts.free += 1;
                 check_idle(page)
             };
-            counts.found += u64::from(auditor.judge(outcome));
+            counts.found += u64::from(scan.judge(outcome));
         }
         Ok(())
     }
