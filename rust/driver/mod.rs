@@ -14,6 +14,7 @@ mod evict;
 mod file;
 mod freed;
 mod inject;
+mod inspect;
 mod ioctl;
 mod list;
 mod migrate;

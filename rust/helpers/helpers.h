@@ -11,7 +11,7 @@
 #include <linux/memremap.h>
 #include <linux/mmu_notifier.h>
 
-/* Bits of zdm_page_bits(); a tail page has none but the last two. */
+/* Bits of zdm_page_bits(); a tail page has none but TAIL and ANON_EXCLUSIVE. */
 #define ZDM_BIT_LOCKED		0x01
 #define ZDM_BIT_LRU		0x02
 #define ZDM_BIT_MAPPED		0x04
@@ -20,6 +20,7 @@
 #define ZDM_BIT_HEAD		0x20
 #define ZDM_BIT_TAIL		0x40
 #define ZDM_BIT_ANON_EXCLUSIVE	0x80
+#define ZDM_BIT_ANON		0x100
 
 struct page *zdm_pfn_to_page(unsigned long pfn);
 unsigned long zdm_page_to_pfn(const struct page *page);
@@ -74,6 +75,14 @@ unsigned int zdm_hmm_pfn_order(unsigned long entry);
 void zdm_mark_dirty(struct page *page);
 int zdm_page_to_user_nofault(void *to, struct page *page);
 int zdm_page_from_user_nofault(struct page *page, const void *from);
+
+bool zdm_pgmap_pfn_valid(struct dev_pagemap *pgmap, unsigned long pfn);
+struct dev_pagemap *zdm_any_pgmap(const struct page *page);
+unsigned int zdm_large_order(const struct page *head);
+int zdm_large_mapcount(const struct page *head);
+int zdm_large_pins(const struct page *head);
+int zdm_small_mapcount(const struct page *page);
+bool zdm_is_huge_zero_page(const struct page *page);
 
 struct dentry *zdm_debugfs_create_dir(const char *name, struct dentry *parent);
 struct dentry *zdm_debugfs_create_file(const char *name, umode_t mode, struct dentry *parent,

@@ -55,6 +55,8 @@ unsigned int zdm_page_bits(const struct page *page)
 		bits |= ZDM_BIT_MAPPED;
 	if (page->mapping)
 		bits |= ZDM_BIT_MAPPING;
+	if ((unsigned long)page->mapping & FOLIO_MAPPING_ANON)
+		bits |= ZDM_BIT_ANON;
 #ifdef CONFIG_MEMCG
 	if (page->memcg_data)
 		bits |= ZDM_BIT_CHARGED;

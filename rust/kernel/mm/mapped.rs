@@ -8,6 +8,7 @@
 use super::{
     backing::contents,
     device_folio::DeviceFolioRef,
+    page::PageView,
     pagemap::PgmapOwner,
     PAGE_SHIFT, //
 };
@@ -164,9 +165,22 @@ impl MappedPage<'_> {
         unsafe { bindings::zdm_is_device_generic_page(self.page.as_ptr()) }
     }
 
-    fn is_zero(&self) -> bool {
+    /// Whether it is the small page of zeroes.
+    pub(super) fn is_zero(&self) -> bool {
         // SAFETY: The page is in use by the type invariants.
         unsafe { bindings::zdm_is_zero_page(self.page.as_ptr()) }
+    }
+
+    /// Whether it is of the huge page of zeroes, to be asked where a PMD maps it.
+    pub(super) fn is_huge_zero(&self) -> bool {
+        // SAFETY: The page is in use by the type invariants.
+        unsafe { bindings::zdm_is_huge_zero_page(self.page.as_ptr()) }
+    }
+
+    /// A view of the page.
+    pub(super) fn view(&self) -> PageView<'_> {
+        // SAFETY: The page is in use by the type invariants.
+        unsafe { PageView::from_raw(self.page) }
     }
 
     /// The kind of memory, to a device whose memory `owner` owns.

@@ -11,6 +11,7 @@ pub(crate) mod device_folio;
 pub(crate) mod exclusive;
 pub(crate) mod fault;
 pub(crate) mod hmm;
+pub(crate) mod inspect;
 pub(crate) mod mapped;
 pub(crate) mod migrate;
 pub(crate) mod module;
