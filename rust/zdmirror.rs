@@ -7,7 +7,8 @@
 //!
 //! # Lock order
 //!
-//! 1. `Opener::broken`
+//! 1. `Opener::broken` and `Opener::pins`, never held together; nothing but the allocator is called
+//!    under the latter
 //! 2. `TextFile::text` of debugfs, `Device::growth`, and under it core mm's memory hotplug lock
 //! 3. `mmap_lock` of the mirrored process
 //! 4. folio locks

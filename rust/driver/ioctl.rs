@@ -15,6 +15,10 @@ use crate::{
     audit::Violation,
     mm::{
         inspect::MAX_PFNS,
+        pin::{
+            Hold,
+            PinRequest, //
+        },
         table::Access,
         uapi,
         uapi::{
@@ -26,7 +30,9 @@ use crate::{
             ZdmFault,
             ZdmInject,
             ZdmInspect,
-            ZdmPage, //
+            ZdmPage,
+            ZdmPin,
+            ZdmUnpin, //
         },
         PAGE_SHIFT,
         PAGE_SIZE, //
@@ -79,6 +85,26 @@ fn frame_range(first: u64, npages: u64) -> Result<Range<usize>> {
     }
     // CAST: `usize` has 64 bits.
     Ok(first as usize..end as usize)
+}
+
+/// What the flags of `ZDM_PIN` ask for; `EINVAL` for those that are unknown or exclude each other.
+fn pin_request(flags: u32) -> Result<PinRequest> {
+    let has = |flag| flags & flag != 0;
+    let known =
+        uapi::ZDM_PIN_WRITE | uapi::ZDM_PIN_GET | uapi::ZDM_PIN_LONGTERM | uapi::ZDM_PIN_FAST;
+    if has(!known) {
+        return Err(EINVAL);
+    }
+    Ok(PinRequest {
+        hold: match (has(uapi::ZDM_PIN_GET), has(uapi::ZDM_PIN_LONGTERM)) {
+            (false, false) => Hold::Pin,
+            (false, true) => Hold::LongTerm,
+            (true, false) => Hold::Get,
+            (true, true) => return Err(EINVAL),
+        },
+        write: has(uapi::ZDM_PIN_WRITE),
+        fast: has(uapi::ZDM_PIN_FAST),
+    })
 }
 
 /// A user address as the uapi carries it.
@@ -137,6 +163,8 @@ impl Opener {
             _ if is_versioned(cmd, uapi::ZDM_FAULT) => self.zdm_fault(cmd, arg),
             _ if is_versioned(cmd, uapi::ZDM_INSPECT) => self.zdm_inspect(cmd, arg),
             _ if is_versioned(cmd, uapi::ZDM_AUDIT) => self.audit(cmd, arg),
+            _ if is_versioned(cmd, uapi::ZDM_PIN) => self.zdm_pin(cmd, arg),
+            _ if is_versioned(cmd, uapi::ZDM_UNPIN) => self.zdm_unpin(cmd, arg),
             _ if is_versioned(cmd, uapi::ZDM_INJECT) => self.zdm_inject(cmd, arg),
             _ if is_versioned(cmd, uapi::ZDM_STATS) => self.stats(cmd, arg),
             _ => Err(ENOTTY),
@@ -249,6 +277,26 @@ impl Opener {
         self.inspect(range.start, pages, writer(pages)?)
     }
 
+    fn zdm_pin(&self, cmd: u32, arg: usize) -> Result {
+        let mut args: ZdmPin = read_versioned(cmd, arg)?;
+        let request = pin_request(args.flags)?;
+        args.id = self.pin(user_range(args.addr, args.npages)?, request)?;
+        let written = write_versioned(cmd, arg, &mut args);
+        if written.is_err() {
+            // Nobody knows the number.
+            self.unpin(args.id, false)?;
+        }
+        written
+    }
+
+    fn zdm_unpin(&self, cmd: u32, arg: usize) -> Result {
+        let args: ZdmUnpin = read_versioned(cmd, arg)?;
+        if args.flags & !uapi::ZDM_UNPIN_DIRTY != 0 {
+            return Err(EINVAL);
+        }
+        self.unpin(args.id, args.flags != 0)
+    }
+
     fn zdm_inject(&self, cmd: u32, arg: usize) -> Result {
         let mut inject: ZdmInject = read_versioned(cmd, arg)?;
         if !self.device().config.inject || !is_admin() {
@@ -323,6 +371,24 @@ mod tests {
         assert_eq!(user_range(page, 1), Ok(PAGE_SIZE..2 * PAGE_SIZE));
         assert_eq!(user_range(0, 2), Ok(0..2 * PAGE_SIZE));
         assert!(user_range(top - page, 1).is_ok());
+    }
+
+    #[test]
+    fn flags_of_pins() {
+        let request = |hold, write, fast| Ok(PinRequest { hold, write, fast });
+        for (flags, expected) in [
+            (0x0, request(Hold::Pin, false, false)),
+            (0x1, request(Hold::Pin, true, false)),
+            (0x2, request(Hold::Get, false, false)),
+            (0x4, request(Hold::LongTerm, false, false)),
+            (0x8, request(Hold::Pin, false, true)),
+            (0xd, request(Hold::LongTerm, true, true)),
+            (0x6, Err(EINVAL)),
+            (0x10, Err(EINVAL)),
+            (1 << 31, Err(EINVAL)),
+        ] {
+            assert_eq!(pin_request(flags), expected);
+        }
     }
 
     #[test]

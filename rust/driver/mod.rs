@@ -19,6 +19,7 @@ mod ioctl;
 mod list;
 mod migrate;
 mod openers;
+mod pin;
 mod pool;
 #[cfg(CONFIG_KUNIT = "y")]
 mod pool_model;

@@ -18,6 +18,7 @@ pub(crate) mod module;
 pub(crate) mod notifier;
 pub(crate) mod page;
 pub(crate) mod pagemap;
+pub(crate) mod pin;
 pub(crate) mod region;
 pub(crate) mod snapshot;
 pub(crate) mod system_folio;

@@ -20,7 +20,9 @@ pub(crate) use bindings::{
     zdm_inject as ZdmInject,
     zdm_inspect as ZdmInspect,
     zdm_page as ZdmPage,
+    zdm_pin as ZdmPin,
     zdm_stats as ZdmStats,
+    zdm_unpin as ZdmUnpin,
     zdm_violation as ZdmViolation, //
 };
 pub(crate) use bindings::{
@@ -75,9 +77,18 @@ pub(crate) use bindings::{
     ZDM_PAGE_THERE,
     ZDM_PAGE_WRITE,
     ZDM_PAGE_ZERO,
+    ZDM_PIN,
+    ZDM_PIN_FAST,
+    ZDM_PIN_GET,
+    ZDM_PIN_LONGTERM,
+    ZDM_PIN_MAX,
+    ZDM_PIN_MAX_PAGES,
+    ZDM_PIN_WRITE,
     ZDM_PROT_DEV_GENERIC_LOCAL,
     ZDM_PROT_DEV_GENERIC_REMOTE,
-    ZDM_STATS, //
+    ZDM_STATS,
+    ZDM_UNPIN,
+    ZDM_UNPIN_DIRTY, //
 };
 
 /// A structure that user space and the module exchange.
@@ -103,6 +114,8 @@ uapi_struct! {
     ZdmFault: 3 * 8 + 2 * 4,
     ZdmInspect: 3 * 8 + 2 * 4,
     ZdmPage: 8 + 8 * 4,
+    ZdmPin: 2 * 8 + 2 * 4,
+    ZdmUnpin: 2 * 4,
     ZdmStats: 16 * 8,
 }
 
