@@ -2,7 +2,7 @@
 
 //! The oracle: what must be true of ZONE_DEVICE pages, and the record of what was not.
 //!
-//! It reads pages through [`PageView`](crate::mm::page::PageView) only and knows nothing of the
+//! It reads pages through [`PageView`] only and knows nothing of the
 //! driver; `invariants.md` numbers the invariants.
 
 #![forbid(unsafe_code)]
