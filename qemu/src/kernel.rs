@@ -113,6 +113,11 @@ fn pristine(repo: &Path, version: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
+/// What a patch does, without what it says.
+fn diff(patch: &str) -> &str {
+    patch.find("\ndiff --git ").map_or(patch, |start| &patch[start..])
+}
+
 /// Everything that determines a build.
 struct Recipe {
     source: PathBuf,
@@ -126,7 +131,8 @@ fn recipe(repo: &Path, matrix: &Matrix, kernel: &Kernel) -> Result<Recipe> {
     let patches = patches(matrix, kernel)?;
     let fragments = fragments(matrix, kernel)?;
     let mut parts = vec!["1 tinyconfig".to_owned(), source.display().to_string(), tool_versions()?];
-    parts.extend(patches.iter().map(|(_, text)| text.clone()));
+    // Another word in a message, or another number in the series, is no other kernel.
+    parts.extend(patches.iter().map(|(_, text)| diff(text).to_owned()));
     parts.push("fragments".to_owned());
     parts.extend(fragments.iter().map(|(_, text)| text.clone()));
     let key = repo::key(&parts);
@@ -240,5 +246,19 @@ fn prune(kernels: &Path, name: &str) {
             eprintln!("zdvm: removing the old tree {}", path.display());
             let _ = fs::remove_dir_all(&path);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_make_no_other_kernel() {
+        let change = "\ndiff --git a/x b/x\n--- a/x\n+++ b/x\n@@ -1 +1 @@\n-a\n+b\n";
+        let patch = |subject: &str| format!("Subject: {subject}\n\nWhy.\n---\n x | 2 +-\n{change}");
+        assert_eq!(diff(&patch("[PATCH 1/2] x: b")), change);
+        assert_eq!(diff(&patch("[PATCH 1/3] x: c")), change);
+        assert_eq!(diff("no diff"), "no diff");
     }
 }
