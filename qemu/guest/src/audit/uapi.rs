@@ -29,7 +29,7 @@ pub struct Audit {
     pub flags: u32,
 }
 
-/// The head of `struct zdm_stats`, which the module takes for an older version of it.
+/// `struct zdm_stats`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Stats {
@@ -37,6 +37,10 @@ pub struct Stats {
     pub allocated: u64,
     /// Base pages that came back.
     pub freed: u64,
+    /// Counters that nothing here depends on.
+    pub other: [u64; 13],
+    /// References that the kernel keeps on a free page.
+    pub free_refs: u64,
 }
 
 const ZDM_AUDIT: Opcode = opcode::read_write::<Audit>(b'H', 0x42);
@@ -80,7 +84,12 @@ mod tests {
         let header = std::fs::read_to_string(path).unwrap();
         let audit = ["pages", "free", "used", "found", "total", "records", "nr_records", "flags"];
         assert_eq!(members(&header, "zdm_audit"), audit);
-        assert_eq!(members(&header, "zdm_stats")[..2], ["allocated", "freed"]);
+        let stats = members(&header, "zdm_stats");
+        assert_eq!(
+            (stats.len(), &stats[..2]),
+            (16, &["allocated", "freed"].map(str::to_owned)[..])
+        );
+        assert_eq!(stats[15], "free_refs");
         let lines = header.replace(['\t', ' '], "");
         for line in [
             "#defineZDM_AUDIT_IOWR('H',0x42,structzdm_audit)",
@@ -89,6 +98,6 @@ mod tests {
         ] {
             assert!(lines.contains(line), "{line}");
         }
-        assert_eq!((ZDM_AUDIT, ZDM_STATS), (0xc038_4842, 0x8010_4846));
+        assert_eq!((ZDM_AUDIT, ZDM_STATS), (0xc038_4842, 0x8080_4846));
     }
 }
