@@ -74,7 +74,7 @@ pub struct AllowSpec {
 /// A regular expression, compiled as the file is read.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(try_from = "String")]
-pub struct Pattern(Regex);
+pub struct Pattern(pub Regex);
 
 impl TryFrom<String> for Pattern {
     type Error = regex::Error;

@@ -103,6 +103,17 @@ fn arguments_of_a_script_follow_the_machine() {
     assert_eq!(machine.param("spm_addr_dev"), None);
 }
 
+#[test]
+fn a_known_fault_holds_where_its_devices_are() {
+    let there = planned("default", &full()).known;
+    assert_eq!(there.len(), 2);
+    assert!(planned("private", &full()).known.is_empty());
+    let matrix = matrix();
+    let plans = matrix.plans().unwrap();
+    let patched = matrix.planned(&on("patched", "default"), &plans, &full()).unwrap();
+    assert!(patched.known.is_empty());
+}
+
 /// Whether a file of expected results is refused, and what is said.
 fn refused(text: &str, says: &str) {
     let matrix = matrix();
