@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use zdvm_guest::plan::Kind;
 
-use crate::expected::{Expected, On, Pattern, Selection};
+use crate::expected::{Expected, On, Pattern, Place, Selection};
 use crate::planned::{Known, Planned};
 use crate::taint;
 
@@ -68,6 +68,8 @@ pub struct Kernel {
     pub taint_before: String,
     /// Taint letters after the last test.
     pub taint_after: String,
+    /// The kernel whose results and faults are expected of this one, too.
+    pub like: Option<String>,
     /// Lines of the log that are a fault of this kernel, known and no splat.
     #[serde(default)]
     pub allow: Vec<KnownSpec>,
@@ -172,13 +174,16 @@ impl Matrix {
                 bail!("suite {name} is not in `order` of {}", path.display());
             }
         }
-        matrix.check_known()?;
+        matrix.check_kernels()?;
         Ok(matrix)
     }
 
-    /// Refuses an allowance that could never hold.
-    fn check_known(&self) -> Result<()> {
+    /// Refuses a kernel like one that is not there, and an allowance that could never hold.
+    fn check_kernels(&self) -> Result<()> {
         for (name, kernel) in &self.kernel {
+            if let Some(like) = &kernel.like {
+                self.kernel(like).with_context(|| format!("what kernel {name} is like"))?;
+            }
             for param in kernel.allow.iter().filter_map(|a| a.param.as_ref()) {
                 if self.machine.values().all(|m| m.param(param).is_none()) {
                     bail!("kernel {name} allows lines with {param}, which no machine has");
@@ -253,6 +258,9 @@ impl Matrix {
     pub fn planned(&self, on: &On, plans: &Plans, selection: &Selection) -> Result<Planned> {
         let kernel = self.kernel(&on.kernel)?;
         let machine = self.machine(&on.machine)?;
+        let like = kernel.like.as_deref().map(|name| self.kernel(name)).transpose()?;
+        let place = Place { on, like: kernel.like.as_deref() };
+        let faults = kernel.allow.iter().chain(like.iter().flat_map(|k| &k.allow));
         let there = |k: &&KnownSpec| k.param.as_ref().is_none_or(|p| machine.param(p).is_some());
         let known =
             |k: &KnownSpec| Known { pattern: k.pattern.0.clone(), reason: k.reason.clone() };
@@ -262,7 +270,7 @@ impl Matrix {
             suites: Vec::new(),
             left_out: Vec::new(),
             allow: Vec::new(),
-            known: kernel.allow.iter().filter(there).map(known).collect(),
+            known: faults.filter(there).map(known).collect(),
             taint_before: taint::parse(&kernel.taint_before)?,
             taint_after: taint::parse(&kernel.taint_after)?,
         };
@@ -279,13 +287,13 @@ impl Matrix {
                 continue;
             }
             let source = format!("qemu/kernel/{}", spec.expected.display());
-            let suite = expected.suite(name, spec.kind()?, source, on, selection);
+            let suite = expected.suite(name, spec.kind()?, source, place, selection);
             // A filter that leaves nothing of a suite leaves the suite out.
             if selection.filter.is_some() && suite.tests.is_empty() {
                 continue;
             }
             planned.suites.push(suite);
-            planned.allow.extend(expected.allowed(on));
+            planned.allow.extend(expected.allowed(place));
         }
         Ok(planned)
     }
