@@ -47,9 +47,10 @@ const ZDM_AUDIT: Opcode = opcode::read_write::<Audit>(b'H', 0x42);
 const ZDM_STATS: Opcode = opcode::read::<Stats>(b'H', 0x46);
 const ZDM_AUDIT_CLEAR: u32 = 1;
 
-/// Audits a device, and has it forget what it tells.
-pub fn audit(device: &File) -> Result<Audit> {
-    let mut audit = Audit { flags: ZDM_AUDIT_CLEAR, ..Default::default() };
+/// Audits a device, and may have it forget what it tells.
+pub fn audit(device: &File, clear: bool) -> Result<Audit> {
+    let flags = if clear { ZDM_AUDIT_CLEAR } else { 0 };
+    let mut audit = Audit { flags, ..Default::default() };
     // SAFETY: `Audit` is laid out as the `struct zdm_audit` that ZDM_AUDIT reads and writes.
     let update = unsafe { Updater::<ZDM_AUDIT, Audit>::new(&mut audit) };
     // SAFETY: ZDM_AUDIT writes nothing but the structure: it has no room for records.
