@@ -3,7 +3,7 @@
 //! ZDM_PIN and ZDM_UNPIN themselves, and what they do to pages of every kind. That
 //! GENERIC pages stay where they are is in `generic_pins.rs`.
 
-use super::counts::{Counts, MAPPED, Waiting, drain_batches, expect, frames, held, pinned};
+use super::counts::{Counts, MAPPED, Waiting, drain_batches, frames, held, pinned};
 use super::target::{COHERENT, GENERIC, PRIVATE, Target};
 use super::{Ctx, Test, test};
 use crate::check::{OrFail, Outcome, expect_errno};
@@ -46,11 +46,25 @@ fn with_flags(flags: u32) -> Counts {
     }
 }
 
+/// Checks the counts of pages in system memory, too: getting one may put it into a batch
+/// that is to be activated, which holds it as well.
+#[track_caller]
+fn expect(
+    device: &Device,
+    buf: &Buffer,
+    first: usize,
+    n: usize,
+    counts: Counts,
+    when: &str,
+) -> Outcome {
+    drain_batches()?;
+    super::counts::expect(device, buf, first, n, counts, when)
+}
+
 /// On system memory: the counts before, while it is held, and after.
 fn flavours(_: &Ctx) -> Outcome {
     let device = Device::open(0)?;
     let buf = Buffer::filled(ALL, 680)?;
-    drain_batches()?;
     let pfns = frames(&device, &buf, 0, ALL)?;
     for flags in all_flags() {
         let when = format!("with {flags:#x}");
@@ -92,7 +106,6 @@ fn migrated<const NODE: usize>(ctx: &Ctx) -> Outcome {
         let stay = target.cpu_maps() && (target.keeps_pinned() || !long);
         target.expect(&buf, FIRST, HELD, if stay { HELD } else { 0 })?;
         target.expect(&buf, 0, ALL, if stay { ALL } else { ALL - HELD })?;
-        drain_batches()?;
         expect(&target, &buf, FIRST, HELD, with_flags(flags), &when)?;
         let pfns = frames(&target, &buf, FIRST, HELD)?;
         // Whichever way it would go, it does not.
@@ -118,7 +131,6 @@ fn migrated<const NODE: usize>(ctx: &Ctx) -> Outcome {
 fn bad(_: &Ctx) -> Outcome {
     let device = Device::open(0)?;
     let buf = Buffer::filled(ALL, 682)?;
-    drain_batches()?;
     let refused = |addr: u64, npages: u64, flags: u32, errno: i32| -> Outcome {
         let what = format!("ZDM_PIN of {npages:#x} pages at {addr:#x} with {flags:#x}");
         expect_errno(device.pin_at(addr, npages, flags), &[errno], &what)
@@ -179,7 +191,6 @@ fn hole(_: &Ctx) -> Outcome {
     let buf = Buffer::filled(ALL, 683)?;
     buf.unmap(6, 1)?;
     buf.protect(9, 1, libc::PROT_NONE)?;
-    drain_batches()?;
     for flags in all_flags() {
         for (first, n) in [(6, 1), (9, 1), (0, ALL), (5, 2), (7, 3), (6, 2)] {
             let what = format!("ZDM_PIN of {n} pages from {first} with {flags:#x}");
@@ -199,7 +210,6 @@ fn read_only(_: &Ctx) -> Outcome {
     let device = Device::open(0)?;
     let buf = Buffer::filled(ALL, 684)?;
     buf.protect(4, 4, libc::PROT_READ)?;
-    drain_batches()?;
     for flags in all_flags() {
         let result = device.pin(&buf, 2, 4, flags);
         if flags & ZDM_PIN_WRITE != 0 {
@@ -219,7 +229,6 @@ fn limits(_: &Ctx) -> Outcome {
     let device = Device::open(0)?;
     let other = Device::open(0)?;
     let buf = Buffer::filled(1, 685)?;
-    drain_batches()?;
     let full = |what: &str| {
         let result = device.pin(&buf, 0, 1, ZDM_PIN_GET);
         expect_errno(result, &[libc::ENOSPC], what)
@@ -266,7 +275,6 @@ fn limits(_: &Ctx) -> Outcome {
 fn close(_: &Ctx) -> Outcome {
     let observer = Device::open(0)?;
     let buf = Buffer::filled(ALL, 686)?;
-    drain_batches()?;
     let device = Device::open(0)?;
     for flags in [ZDM_PIN_GET, 0, ZDM_PIN_WRITE, ZDM_PIN_LONGTERM] {
         device.pin(&buf, FIRST, HELD, flags).or_fail("ZDM_PIN")?;
@@ -291,8 +299,11 @@ fn kill(_: &Ctx) -> Outcome {
     file.set_len((ALL * PAGE) as u64).or_fail("ftruncate")?;
     let buf = Buffer::shared(&file, ALL)?;
     buf.fill(0, ALL, 687);
-    drain_batches()?;
-    let before = device.inspect(&buf, 0, ALL).or_fail("ZDM_INSPECT")?;
+    let look = || -> Outcome<Vec<PageInfo>> {
+        drain_batches()?;
+        device.inspect(&buf, 0, ALL).or_fail("ZDM_INSPECT")
+    };
+    let before = look()?;
     for flags in [ZDM_PIN_GET, ZDM_PIN_WRITE, ZDM_PIN_WRITE | ZDM_PIN_LONGTERM] {
         let child = Waiting::start(
             || {
@@ -308,7 +319,7 @@ fn kill(_: &Ctx) -> Outcome {
         } else {
             PIN_BIAS
         };
-        let during = device.inspect(&buf, 0, ALL).or_fail("ZDM_INSPECT")?;
+        let during = look()?;
         for (page, was) in (0..ALL).zip(&before) {
             let is = during[page];
             // The child maps what it has touched.
@@ -318,8 +329,7 @@ fn kill(_: &Ctx) -> Outcome {
             check_eq!(is.refs, expected, "references of page {page}, held");
         }
         child.kill()?;
-        let after = device.inspect(&buf, 0, ALL).or_fail("ZDM_INSPECT")?;
-        check_eq!(&after, &before, "pages after the holder was killed");
+        check_eq!(look()?, before, "pages after the holder was killed");
     }
     buf.check(0, ALL, 687)
 }
@@ -332,11 +342,9 @@ fn cow(_: &Ctx) -> Outcome {
         let flags = flags | ZDM_PIN_WRITE;
         let buf = Buffer::filled(ALL, 688)?;
         let child = Waiting::start(|| Ok(()), || buf.check(0, ALL, 688))?;
-        drain_batches()?;
         let shared = frames(&device, &buf, 0, ALL)?;
         expect(&device, &buf, 0, ALL, [2, 2, 0], "shared")?;
         let id = device.pin(&buf, FIRST, HELD, flags).or_fail("ZDM_PIN")?;
-        drain_batches()?;
         let own = frames(&device, &buf, FIRST, HELD)?;
         for (i, pfn) in own.iter().enumerate() {
             check_eq!(
@@ -365,11 +373,9 @@ fn cow_read(_: &Ctx) -> Outcome {
     let device = Device::open(0)?;
     let buf = Buffer::filled(ALL, 690)?;
     let child = Waiting::start(|| Ok(()), || buf.check(0, ALL, 690))?;
-    drain_batches()?;
     let shared = frames(&device, &buf, 0, ALL)?;
     let pin = device.pin(&buf, 0, 2, 0).or_fail("ZDM_PIN")?;
     let get = device.pin(&buf, 4, 2, ZDM_PIN_GET).or_fail("ZDM_PIN")?;
-    drain_batches()?;
     let own = frames(&device, &buf, 0, 2)?;
     check_eq!(
         own.iter().any(|pfn| shared.contains(pfn)),
