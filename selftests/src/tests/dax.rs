@@ -370,13 +370,13 @@ fn exit(_: &Ctx) -> Outcome {
                 match how {
                     0 => sys::exit_now(0),
                     1 => sys::kill(sys::pid(), libc::SIGKILL).or_fail("kill"),
-                    _ => sys::kill(sys::pid(), libc::SIGSEGV).or_fail("kill"),
+                    _ => sys::kill(sys::pid(), libc::SIGABRT).or_fail("kill"),
                 }
             })?;
             let expected = [
                 Exit::Code(0),
                 Exit::Signal(libc::SIGKILL),
-                Exit::Signal(libc::SIGSEGV),
+                Exit::Signal(libc::SIGABRT),
             ];
             check_eq!(child.exit()?, expected[how], "end of a child");
             s.expect(0, FOLIOS, IDLE, "after its end")?;

@@ -455,10 +455,11 @@ fn mremap(ctx: &Ctx) -> Outcome {
         let all = buf.pages();
         target.move_all(&buf, 636)?;
         let pfns = frames(&target, &buf, 0, all)?;
-        let place = Buffer::anon_huge_aligned(2 * N)?;
-        for at in [N, 17] {
-            let from = if at == N { &buf } else { &place };
-            let first = if at == N { 0 } else { N };
+        let place = Buffer::anon_huge_aligned(3 * N)?;
+        // To where a huge entry fits, and to where it does not.
+        for at in [2 * N, 17] {
+            let from = if at == 17 { &place } else { &buf };
+            let first = if at == 17 { 2 * N } else { 0 };
             from.move_pages(first, all, &place, at)?;
             check_eq!(
                 &frames(&target, &place, at, all)?,
