@@ -5,6 +5,7 @@
 #
 #   scripts/toolchain.sh run CMD [ARG...]   run CMD with that tool set
 #   scripts/toolchain.sh check              make it ready, print where it comes from
+#   scripts/toolchain.sh cross TRIPLET      make gcc for another architecture ready, too
 #   scripts/toolchain.sh packages           print the package list
 #
 # On Debian 13 with the packages installed CMD runs as it is. Anywhere else that
@@ -131,6 +132,38 @@ run() {
 	exec bwrap "${args[@]}" --die-with-parent --chdir "$PWD" -- "$@"
 }
 
+# Few need a cross compiler and the sysroot is keyed by its packages, so this comes on demand and
+# goes into the sysroot without its package database knowing. Unpacking it twice does no harm.
+cross() {
+	local triplet=$1 package=gcc-$1 tmp
+	ensure
+	if [ -z "$root" ]; then
+		command -v "$triplet-gcc" >/dev/null && return
+		die "missing $package; run: sudo apt-get install -y --no-install-recommends $package"
+	fi
+	[ -e "$root/.cross-$triplet" ] && return
+	exec 9>"$cache/sysroot.lock"
+	flock 9
+	[ -e "$root/.cross-$triplet" ] && return
+	tmp=$(mktemp -d "$cache/cross.XXXXXX")
+	trap "rm -rf '$tmp'" EXIT
+	mkdir -p "$tmp/lists/partial" "$tmp/archives/partial"
+	say "adding $package to the sysroot"
+	# shellcheck disable=SC2016
+	(run bash -euc '
+		apt=(apt-get -q -o "Dir::State::lists=$1/lists" -o "Dir::Cache=$1"
+			-o APT::Sandbox::User= -o Acquire::Retries=3 -o Acquire::Languages=none
+			-o Debug::NoLocking=1)
+		"${apt[@]}" update
+		"${apt[@]}" install -y --download-only --no-install-recommends "$2"
+		for deb in "$1"/archives/*.deb; do dpkg-deb -x "$deb" /; done
+		"$3-gcc" --version' bash "$tmp" "$package" "$triplet") >"$cache/cross.log" 2>&1 || {
+		tail -n 20 "$cache/cross.log" >&2
+		die "cannot add $package; the whole log is $cache/cross.log"
+	}
+	touch "$root/.cross-$triplet"
+}
+
 case ${1:-} in
 run)
 	shift
@@ -142,6 +175,10 @@ check)
 	ensure
 	if [ -n "$root" ]; then say "using the sysroot $root"; else say "using this machine's own tools"; fi
 	;;
+cross)
+	[ $# -eq 2 ] || die "cross: give one triplet, such as powerpc64le-linux-gnu"
+	cross "$2"
+	;;
 packages) echo $packages ;;
-*) die "usage: scripts/toolchain.sh run CMD [ARG...] | check | packages" ;;
+*) die "usage: scripts/toolchain.sh run CMD [ARG...] | check | cross TRIPLET | packages" ;;
 esac

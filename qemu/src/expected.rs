@@ -28,6 +28,9 @@ pub struct Expected {
     /// Left out of a quick run.
     #[serde(default)]
     pub slow: Vec<Exception>,
+    /// Tests that a kernel's programs do not have.
+    #[serde(default)]
+    pub absent: Vec<Exception>,
     /// Deliberate splats.
     #[serde(default)]
     pub allow: Vec<AllowSpec>,
@@ -74,7 +77,7 @@ pub struct AllowSpec {
 /// A regular expression, compiled as the file is read.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(try_from = "String")]
-pub struct Pattern(Regex);
+pub struct Pattern(pub Regex);
 
 impl TryFrom<String> for Pattern {
     type Error = regex::Error;
@@ -104,10 +107,21 @@ pub struct On {
     pub machine: String,
 }
 
-impl On {
+/// The same, with what the matrix knows of the kernel.
+#[derive(Clone, Copy, Debug)]
+pub struct Place<'a> {
+    /// Kernel and machine.
+    pub on: &'a On,
+    /// The kernel whose results the kernel gives, too.
+    pub like: Option<&'a str>,
+}
+
+impl Place<'_> {
     fn is(&self, kernels: &[String], machines: &[String]) -> bool {
-        let among = |list: &[String], name| list.is_empty() || list.contains(name);
-        among(kernels, &self.kernel) && among(machines, &self.machine)
+        let kernel = kernels.is_empty()
+            || kernels.contains(&self.on.kernel)
+            || kernels.iter().any(|k| Some(k.as_str()) == self.like);
+        kernel && (machines.is_empty() || machines.contains(&self.on.machine))
     }
 }
 
@@ -117,8 +131,8 @@ impl Exception {
             || self.pattern.as_ref().is_some_and(|p| p.0.is_match(test))
     }
 
-    fn fits(&self, test: &str, on: &On) -> bool {
-        self.names(test) && on.is(&self.kernels, &self.machines)
+    fn fits(&self, test: &str, place: Place<'_>) -> bool {
+        self.names(test) && place.is(&self.kernels, &self.machines)
     }
 
     fn check(&self, tests: &[String]) -> Result<()> {
@@ -143,9 +157,13 @@ impl Expected {
                 bail!("{test} is planned twice");
             }
         }
-        let exceptions = || self.fail.iter().chain(&self.skip).chain(&self.slow);
+        let exceptions =
+            || self.fail.iter().chain(&self.skip).chain(&self.slow).chain(&self.absent);
         for e in exceptions() {
             e.check(&self.tests)?;
+        }
+        if let Some(e) = self.absent.iter().find(|e| e.kernels.is_empty()) {
+            bail!("{:?}: what no kernel has is no test: `kernels` is wanted", e.reason);
         }
         let places = exceptions().map(|e| (&e.reason, &e.kernels, &e.machines));
         let places = places.chain(self.allow.iter().map(|a| (&a.test, &a.kernels, &a.machines)));
@@ -160,9 +178,10 @@ impl Expected {
         Ok(())
     }
 
-    fn expect(&self, test: &str, on: &On) -> Expect {
-        let find =
-            |list: &[Exception]| list.iter().find(|e| e.fits(test, on)).map(|e| e.reason.clone());
+    fn expect(&self, test: &str, place: Place<'_>) -> Expect {
+        let find = |list: &[Exception]| {
+            list.iter().find(|e| e.fits(test, place)).map(|e| e.reason.clone())
+        };
         match (find(&self.fail), find(&self.skip)) {
             (Some(why), _) => Expect::Fail(why),
             (None, Some(why)) => Expect::Skip(why),
@@ -171,8 +190,8 @@ impl Expected {
     }
 
     /// The deliberate splats there.
-    pub fn allowed(&self, on: &On) -> Vec<Allow> {
-        let there = self.allow.iter().filter(|a| on.is(&a.kernels, &a.machines));
+    pub fn allowed(&self, place: Place<'_>) -> Vec<Allow> {
+        let there = self.allow.iter().filter(|a| place.is(&a.kernels, &a.machines));
         let allow = |a: &AllowSpec| Allow {
             test: a.test.clone(),
             pattern: a.pattern.0.clone(),
@@ -187,7 +206,7 @@ impl Expected {
         name: &str,
         kind: Kind,
         source: String,
-        on: &On,
+        place: Place<'_>,
         selection: &Selection,
     ) -> Suite {
         let mut suite = Suite {
@@ -202,12 +221,13 @@ impl Expected {
         let slow = |test: &str| {
             !selection.full
                 && !matches!(kind, Kind::Script | Kind::Kunit)
-                && self.slow.iter().any(|e| e.fits(test, on))
+                && self.slow.iter().any(|e| e.fits(test, place))
         };
-        for test in &self.tests {
+        let absent = |test: &str| self.absent.iter().any(|e| e.fits(test, place));
+        for test in self.tests.iter().filter(|t| !absent(t)) {
             let wanted = selection.filter.as_ref().is_none_or(|f| f.is_match(test));
             if wanted && !slow(test) {
-                suite.tests.push(Test { name: test.clone(), expect: self.expect(test, on) });
+                suite.tests.push(Test { name: test.clone(), expect: self.expect(test, place) });
             } else {
                 suite.with_full += usize::from(wanted);
                 suite.deselected.insert(test.clone());

@@ -9,8 +9,8 @@ use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use zdvm_guest::plan::Kind;
 
-use crate::expected::{Expected, On, Selection};
-use crate::planned::Planned;
+use crate::expected::{Expected, On, Pattern, Place, Selection};
+use crate::planned::{Known, Planned};
 use crate::taint;
 
 /// The whole file.
@@ -68,6 +68,24 @@ pub struct Kernel {
     pub taint_before: String,
     /// Taint letters after the last test.
     pub taint_after: String,
+    /// The kernel whose results and faults are expected of this one, too.
+    pub like: Option<String>,
+    /// Lines of the log that are a fault of this kernel, known and no splat.
+    #[serde(default)]
+    pub allow: Vec<KnownSpec>,
+}
+
+/// Lines that a kernel is known to break the module's rules with.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KnownSpec {
+    /// What they look like.
+    pub pattern: Pattern,
+    /// Only on machines that give the module this parameter.
+    #[serde(rename = "with")]
+    pub param: Option<String>,
+    /// Why they come.
+    pub reason: String,
 }
 
 /// One machine: what a kernel runs on, and what the module is told about it.
@@ -156,7 +174,23 @@ impl Matrix {
                 bail!("suite {name} is not in `order` of {}", path.display());
             }
         }
+        matrix.check_kernels()?;
         Ok(matrix)
+    }
+
+    /// Refuses a kernel like one that is not there, and an allowance that could never hold.
+    fn check_kernels(&self) -> Result<()> {
+        for (name, kernel) in &self.kernel {
+            if let Some(like) = &kernel.like {
+                self.kernel(like).with_context(|| format!("what kernel {name} is like"))?;
+            }
+            for param in kernel.allow.iter().filter_map(|a| a.param.as_ref()) {
+                if self.machine.values().all(|m| m.param(param).is_none()) {
+                    bail!("kernel {name} allows lines with {param}, which no machine has");
+                }
+            }
+        }
+        Ok(())
     }
 
     /// A kernel by name.
@@ -223,13 +257,20 @@ impl Matrix {
     /// What is planned for a kernel on a machine.
     pub fn planned(&self, on: &On, plans: &Plans, selection: &Selection) -> Result<Planned> {
         let kernel = self.kernel(&on.kernel)?;
-        self.machine(&on.machine)?;
+        let machine = self.machine(&on.machine)?;
+        let like = kernel.like.as_deref().map(|name| self.kernel(name)).transpose()?;
+        let place = Place { on, like: kernel.like.as_deref() };
+        let faults = kernel.allow.iter().chain(like.iter().flat_map(|k| &k.allow));
+        let there = |k: &&KnownSpec| k.param.as_ref().is_none_or(|p| machine.param(p).is_some());
+        let known =
+            |k: &KnownSpec| Known { pattern: k.pattern.0.clone(), reason: k.reason.clone() };
         let mut planned = Planned {
             kernel: on.kernel.clone(),
             machine: on.machine.clone(),
             suites: Vec::new(),
             left_out: Vec::new(),
             allow: Vec::new(),
+            known: faults.filter(there).map(known).collect(),
             taint_before: taint::parse(&kernel.taint_before)?,
             taint_after: taint::parse(&kernel.taint_after)?,
         };
@@ -246,13 +287,13 @@ impl Matrix {
                 continue;
             }
             let source = format!("qemu/kernel/{}", spec.expected.display());
-            let suite = expected.suite(name, spec.kind()?, source, on, selection);
+            let suite = expected.suite(name, spec.kind()?, source, place, selection);
             // A filter that leaves nothing of a suite leaves the suite out.
             if selection.filter.is_some() && suite.tests.is_empty() {
                 continue;
             }
             planned.suites.push(suite);
-            planned.allow.extend(expected.allowed(on));
+            planned.allow.extend(expected.allowed(place));
         }
         Ok(planned)
     }

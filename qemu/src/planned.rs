@@ -54,6 +54,15 @@ pub struct Allow {
     pub count: usize,
 }
 
+/// Lines of the log that are a known fault of the kernel and no splat, whatever test runs.
+#[derive(Clone, Debug)]
+pub struct Known {
+    /// What they look like.
+    pub pattern: Regex,
+    /// Why they come.
+    pub reason: String,
+}
+
 /// All that is known before the run.
 #[derive(Clone, Debug, Default)]
 pub struct Planned {
@@ -67,6 +76,8 @@ pub struct Planned {
     pub left_out: Vec<(String, usize)>,
     /// Deliberate splats.
     pub allow: Vec<Allow>,
+    /// Known faults of the kernel on that machine.
+    pub known: Vec<Known>,
     /// Taint before the first test.
     pub taint_before: u64,
     /// Taint after the last test.

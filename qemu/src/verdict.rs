@@ -12,7 +12,7 @@ use zdvm_guest::plan::{AUDIT, Kind};
 use zdvm_guest::wire::{self, Message};
 
 use crate::ktap::{self, Case, Outcome};
-pub use crate::planned::{Allow, Expect, Planned, Suite, Test};
+pub use crate::planned::{Allow, Expect, Known, Planned, Suite, Test};
 use crate::splat::{self, Splat};
 use crate::taint;
 
@@ -397,12 +397,18 @@ fn judge_log(
     problems: &mut Vec<Problem>,
 ) {
     let mut counts = vec![0; planned.allow.len()];
+    let mut came = vec![false; planned.known.len()];
     for splat in splats {
         let fits = |a: &Allow| {
             Some(a.test.as_str()) == splat.test.as_deref() && a.pattern.is_match(&splat.text)
         };
+        // What a test provokes is counted there, though the kernel may do it unprovoked.
         if let Some(at) = planned.allow.iter().position(fits) {
             counts[at] += 1;
+            continue;
+        }
+        if let Some(at) = planned.known.iter().position(|k| k.pattern.is_match(&splat.text)) {
+            came[at] = true;
             continue;
         }
         let place = splat.place.as_ref().map(|p| format!(" in {p}")).unwrap_or_default();
@@ -429,6 +435,30 @@ fn judge_log(
             );
             problems.push(problem("deliberate splat", &allow.test, text));
         }
+    }
+    judge_known(planned, results, &came, problems);
+}
+
+/// A known fault of the kernel that does not come is no fault any more, or not looked for.
+fn judge_known(
+    planned: &Planned,
+    results: &[SuiteResult],
+    came: &[bool],
+    problems: &mut Vec<Problem>,
+) {
+    // In these the runner itself loads the module, with all that the machine has; other programs
+    // load it as they need it.
+    let loads = |s: &&Suite| matches!(s.kind, Kind::Kunit | Kind::Harness);
+    let ran = |t: &TestResult| !matches!(t.status, Status::Missing | Status::Crashed);
+    let loaded = planned.suites.iter().filter(loads).any(|suite| {
+        results.iter().filter(|r| r.name == suite.name).any(|r| r.tests.iter().any(ran))
+    });
+    for (known, _) in planned.known.iter().zip(came).filter(|(_, came)| loaded && !**came) {
+        let text = format!(
+            "no line like /{}/ in the log, though one must come on this kernel: {}",
+            known.pattern, known.reason
+        );
+        problems.push(problem("known fault", &planned.kernel, text));
     }
 }
 

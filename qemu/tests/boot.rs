@@ -64,6 +64,7 @@ fn boot(script: &str, as_init: bool) -> (Verdict, String, TempDir) {
             with_full: 0,
         }],
         allow: vec![],
+        known: vec![],
         taint_before: 0x40000,
         taint_after: 0x40000,
     };

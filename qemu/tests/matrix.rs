@@ -103,6 +103,40 @@ fn arguments_of_a_script_follow_the_machine() {
     assert_eq!(machine.param("spm_addr_dev"), None);
 }
 
+#[test]
+fn a_known_fault_holds_where_its_devices_are() {
+    let there = planned("default", &full()).known;
+    assert_eq!(there.len(), 2);
+    assert!(planned("private", &full()).known.is_empty());
+    let matrix = matrix();
+    let plans = matrix.plans().unwrap();
+    let patched = matrix.planned(&on("patched", "default"), &plans, &full()).unwrap();
+    assert!(patched.known.is_empty());
+}
+
+#[test]
+fn the_kernel_before_gives_the_same_results_less_what_it_lacks() {
+    let matrix = matrix();
+    let plans = matrix.plans().unwrap();
+    for (old, new) in [("stock-7.2", "stock"), ("patched-7.2", "patched")] {
+        let plan = |name: &str| matrix.planned(&on(name, "default"), &plans, &full()).unwrap();
+        let (old, new) = (plan(old), plan(new));
+        assert_eq!(old.known.len(), new.known.len());
+        assert_eq!(old.allow.len(), new.allow.len());
+        for (old, new) in old.suites.iter().zip(&new.suites) {
+            let gone = new.tests.iter().filter(|t| old.tests.iter().all(|o| o.name != t.name));
+            let gone: Vec<&str> = gone.map(|t| t.name.as_str()).collect();
+            assert_eq!(old.tests.len() + gone.len(), new.tests.len());
+            assert!(gone.iter().all(|t| t.ends_with("userfaultfd_read")), "{gone:?}");
+            assert!(old.deselected.is_empty(), "what comes all the same is unplanned");
+            for test in &old.tests {
+                let as_new = new.tests.iter().find(|t| t.name == test.name).unwrap();
+                assert_eq!(test.expect, as_new.expect, "{}", test.name);
+            }
+        }
+    }
+}
+
 /// Whether a file of expected results is refused, and what is said.
 fn refused(text: &str, says: &str) {
     let matrix = matrix();
@@ -123,6 +157,7 @@ fn slips_of_the_pen_are_refused() {
     refused("tests = ['a']\n[[skip]]\npattern = '('\nreason = 'x'", "unclosed group");
     refused("tests = ['a']\n[[skip]]\ntest = 'a'\nreason = 'x'\nmachines = ['m']", "no machine");
     refused("tests = ['a']\n[[skip]]\ntest = 'a'\nreason = 'x'\nkernels = ['k']", "no kernel");
+    refused("tests = ['a']\n[[absent]]\ntest = 'a'\nreason = 'x'", "`kernels` is wanted");
     refused("tests = ['a']\n[[skip]]\ntest = 'a'", "missing field `reason`");
     refused("rest_not_yet = true", "unknown field");
 }

@@ -29,7 +29,7 @@ pub struct Audit {
     pub flags: u32,
 }
 
-/// The head of `struct zdm_stats`, which the module takes for an older version of it.
+/// `struct zdm_stats`, in which an older module leaves zeroes at the end.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Stats {
@@ -37,15 +37,20 @@ pub struct Stats {
     pub allocated: u64,
     /// Base pages that came back.
     pub freed: u64,
+    /// What is of no interest here.
+    pub others: [u64; 13],
+    /// References that the kernel keeps on a free page of the device.
+    pub free_refs: u64,
 }
 
 const ZDM_AUDIT: Opcode = opcode::read_write::<Audit>(b'H', 0x42);
 const ZDM_STATS: Opcode = opcode::read::<Stats>(b'H', 0x46);
 const ZDM_AUDIT_CLEAR: u32 = 1;
 
-/// Audits a device, and has it forget what it tells.
-pub fn audit(device: &File) -> Result<Audit> {
-    let mut audit = Audit { flags: ZDM_AUDIT_CLEAR, ..Default::default() };
+/// Audits a device, and may have it forget what it tells.
+pub fn audit(device: &File, clear: bool) -> Result<Audit> {
+    let flags = if clear { ZDM_AUDIT_CLEAR } else { 0 };
+    let mut audit = Audit { flags, ..Default::default() };
     // SAFETY: `Audit` is laid out as the `struct zdm_audit` that ZDM_AUDIT reads and writes.
     let update = unsafe { Updater::<ZDM_AUDIT, Audit>::new(&mut audit) };
     // SAFETY: ZDM_AUDIT writes nothing but the structure: it has no room for records.
@@ -55,7 +60,7 @@ pub fn audit(device: &File) -> Result<Audit> {
 
 /// The counters of a device.
 pub fn stats(device: &File) -> Result<Stats> {
-    // SAFETY: `Stats` begins as `struct zdm_stats` does, and its size is part of the number.
+    // SAFETY: `Stats` is laid out as `struct zdm_stats` is, and its size is part of the number.
     let get = unsafe { Getter::<ZDM_STATS, Stats>::new() };
     // SAFETY: ZDM_STATS writes as many bytes as its number says, which is the size of `Stats`.
     unsafe { ioctl(device, get) }
@@ -80,7 +85,10 @@ mod tests {
         let header = std::fs::read_to_string(path).unwrap();
         let audit = ["pages", "free", "used", "found", "total", "records", "nr_records", "flags"];
         assert_eq!(members(&header, "zdm_audit"), audit);
-        assert_eq!(members(&header, "zdm_stats")[..2], ["allocated", "freed"]);
+        let stats = members(&header, "zdm_stats");
+        assert_eq!(stats[..2], ["allocated", "freed"]);
+        assert_eq!(stats.iter().position(|m| m == "free_refs"), Some(2 + 13));
+        assert_eq!(stats.len() * size_of::<u64>(), size_of::<Stats>());
         let lines = header.replace(['\t', ' '], "");
         for line in [
             "#defineZDM_AUDIT_IOWR('H',0x42,structzdm_audit)",
@@ -89,6 +97,6 @@ mod tests {
         ] {
             assert!(lines.contains(line), "{line}");
         }
-        assert_eq!((ZDM_AUDIT, ZDM_STATS), (0xc038_4842, 0x8010_4846));
+        assert_eq!((ZDM_AUDIT, ZDM_STATS), (0xc038_4842, 0x8080_4846));
     }
 }
