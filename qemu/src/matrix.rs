@@ -21,6 +21,8 @@ pub struct Matrix {
     pub requires: Vec<String>,
     /// Limits, for KVM.
     pub timeouts: Timeouts,
+    /// What is compiled after every patch, by name.
+    pub compile: BTreeMap<String, CompileSpec>,
     /// Kernels by name.
     pub kernel: BTreeMap<String, Kernel>,
     /// Machines by name.
@@ -48,6 +50,20 @@ pub struct Timeouts {
     pub total: u64,
     /// All of the above times this under TCG.
     pub tcg_factor: u64,
+}
+
+/// One configuration that objects are compiled in.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CompileSpec {
+    /// Architecture, as the kernel's make takes it; else this machine's.
+    pub arch: Option<String>,
+    /// Triplet of the compiler for it.
+    pub cross: Option<String>,
+    /// Configuration fragments, beside the matrix, merged in order.
+    pub config: Vec<PathBuf>,
+    /// Objects, from the top of the tree.
+    pub objects: Vec<String>,
 }
 
 /// One kernel.
