@@ -7,7 +7,8 @@
 //!
 //! # Lock order
 //!
-//! 1. `Opener::broken`
+//! 1. `Opener::broken` and `Opener::pins`, never held together; nothing but the allocator is called
+//!    under the latter
 //! 2. `TextFile::text` of debugfs, `Device::growth`, and under it core mm's memory hotplug lock
 //! 3. `mmap_lock` of the mirrored process
 //! 4. folio locks
@@ -60,6 +61,14 @@ module! {
             default: 0,
             description: "The same of hmm_dmirror3; both addresses must be given, or none",
         },
+        generic_addr_dev0: u64 {
+            default: 0,
+            description: "Physical address of hmm_dmirror4's GENERIC memory, devmem_chunk_mb of it",
+        },
+        generic_addr_dev1: u64 {
+            default: 0,
+            description: "The same of hmm_dmirror5; both addresses must be given, or none",
+        },
         inject: bool {
             default: false,
             description: "Allow ZDM_INJECT to break invariants on purpose",
@@ -79,6 +88,12 @@ const COHERENT: [(&CStr, &str); 2] = [
     (c"hmm_dmirror3", "spm_addr_dev1"),
 ];
 
+/// The same of the GENERIC ones.
+const GENERIC: [(&CStr, &str); 2] = [
+    (c"hmm_dmirror4", "generic_addr_dev0"),
+    (c"hmm_dmirror5", "generic_addr_dev1"),
+];
+
 struct Zdmirror {
     // Removed before the nodes; each lets go of its device.
     _files: KVec<DebugFiles>,
@@ -96,14 +111,23 @@ impl kernel::Module for Zdmirror {
             *module_parameters::spm_addr_dev0.value_ref(),
             *module_parameters::spm_addr_dev1.value_ref(),
         ])?;
+        let generic = Location::generic([
+            *module_parameters::generic_addr_dev0.value_ref(),
+            *module_parameters::generic_addr_dev1.value_ref(),
+        ])?;
         let private = PRIVATE.iter().map(|device| (device, Location::Anywhere));
         let coherent = coherent
             .iter()
             .flat_map(|locations| COHERENT.iter().zip(locations.iter().copied()));
-        let mut nodes = KVec::with_capacity(PRIVATE.len() + COHERENT.len(), GFP_KERNEL)?;
+        let generic = generic
+            .iter()
+            .flat_map(|locations| GENERIC.iter().zip(locations.iter().copied()));
+        let devices = Iterator::chain(Iterator::chain(private, coherent), generic);
+        let most = PRIVATE.len() + COHERENT.len() + GENERIC.len();
+        let mut nodes = KVec::with_capacity(most, GFP_KERNEL)?;
         let root = Dir::new(c"zdmirror", None)?;
         let mut files = KVec::with_capacity(nodes.capacity(), GFP_KERNEL)?;
-        for (&(name, parameter), location) in Iterator::chain(private, coherent) {
+        for (&(name, parameter), location) in devices {
             let device = Device::new(name, config, location).map_err(|err| {
                 pr_err!("parameter {}: {} {}\n", parameter, location, err.reason());
                 Error::from(err)

@@ -55,6 +55,14 @@ struct Records {
     next: usize,
 }
 
+impl Records {
+    fn add(&mut self, v: Violation) {
+        let next = self.next % RECORDS;
+        self.list[next] = Some(v);
+        self.next = (next + 1) % RECORDS;
+    }
+}
+
 /// Collects the violations of one device. Its methods do not sleep.
 #[pin_data]
 pub(crate) struct Auditor {
@@ -102,9 +110,24 @@ impl Auditor {
 
     /// Records a violation and logs it.
     pub(crate) fn report(&self, v: Violation) {
-        if !self.is_on() {
-            return;
+        if self.is_on() {
+            self.count(v);
+            self.records.lock().add(v);
+            self.may_panic(v);
         }
+    }
+
+    /// Begins to judge many pages in a row.
+    pub(crate) fn scan(&self) -> Scan<'_> {
+        Scan {
+            auditor: self,
+            batch: [None; SCAN_BATCH],
+            len: 0,
+        }
+    }
+
+    /// Counts a violation, and logs it unless there were too many.
+    fn count(&self, v: Violation) {
         let before = self.total.fetch_add(1, Relaxed);
         if before < LOG_LINES {
             pr_err!(
@@ -116,12 +139,9 @@ impl Auditor {
         if before == LOG_LINES {
             pr_err!("violation: more of them are counted, but not logged\n");
         }
-        {
-            let mut records = self.records.lock();
-            let next = records.next % RECORDS;
-            records.list[next] = Some(v);
-            records.next = (next + 1) % RECORDS;
-        }
+    }
+
+    fn may_panic(&self, v: Violation) {
         if self.policy == Policy::Panic {
             // PANIC: Asked for with audit=panic.
             panic!("{}", fmt!("broken invariant: {}", v));
@@ -154,6 +174,54 @@ impl Auditor {
         records.list = [None; RECORDS];
         records.next = 0;
         self.total.store(0, Relaxed);
+    }
+}
+
+/// Violations that a scan puts on record together.
+const SCAN_BATCH: usize = 16;
+
+/// Judges many pages in a row, for a kernel that may break a rule on every one of them: violations
+/// go on record in batches, so that the lock is not what such a scan costs. Dropping it puts what
+/// is left on record. None of its methods sleeps.
+pub(crate) struct Scan<'a> {
+    auditor: &'a Auditor,
+    batch: [Option<Violation>; SCAN_BATCH],
+    len: usize,
+}
+
+impl Scan<'_> {
+    /// As [`Auditor::judge`].
+    pub(crate) fn judge(&mut self, outcome: Option<Violation>) -> bool {
+        let Some(v) = outcome else {
+            return false;
+        };
+        if self.auditor.is_on() {
+            self.auditor.count(v);
+            self.batch[self.len] = Some(v);
+            self.len += 1;
+            if self.len == SCAN_BATCH || self.auditor.policy == Policy::Panic {
+                self.flush();
+                self.auditor.may_panic(v);
+            }
+        }
+        true
+    }
+
+    fn flush(&mut self) {
+        if self.len == 0 {
+            return;
+        }
+        let mut records = self.auditor.records.lock();
+        for v in self.batch[..self.len].iter().flatten() {
+            records.add(*v);
+        }
+        self.len = 0;
+    }
+}
+
+impl Drop for Scan<'_> {
+    fn drop(&mut self) {
+        self.flush();
     }
 }
 
@@ -225,10 +293,9 @@ mod tests {
         let auditor = auditor(Policy::Report)?;
         // Filled without the log: a KUnit run is to end with a clean one.
         for pfn in 0..RECORDS + 3 {
-            let mut records = auditor.records.lock();
-            let next = records.next;
-            records.list[next] = record(pfn).list[0];
-            records.next = (next + 1) % RECORDS;
+            if let Some(v) = record(pfn).list[0] {
+                auditor.records.lock().add(v);
+            }
         }
         let all = auditor.records(usize::MAX)?;
         assert_eq!(all.len(), RECORDS);
@@ -238,6 +305,33 @@ mod tests {
         assert_eq!(two.len(), 2);
         assert_eq!(two.first().map(|v| v.pfn), Some(RECORDS + 1));
         auditor.clear();
+        assert_eq!(auditor.records(RECORDS)?.len(), 0);
+        Ok(())
+    }
+
+    #[test]
+    fn scan_records_all_that_it_judges() -> Result {
+        let auditor = auditor(Policy::Report)?;
+        // As if the log had had its lines: a KUnit run is to end with a clean one.
+        auditor.total.store(LOG_LINES + 1, Relaxed);
+        let mut scan = auditor.scan();
+        assert!(!scan.judge(None));
+        for pfn in 0..SCAN_BATCH + 2 {
+            assert!(scan.judge(record(pfn).list[0]));
+        }
+        assert_eq!(auditor.records(RECORDS)?.len(), SCAN_BATCH);
+        drop(scan);
+        let all = auditor.records(RECORDS)?;
+        assert!(all.iter().map(|v| v.pfn).eq(0..SCAN_BATCH + 2));
+        assert_eq!(auditor.total(), LOG_LINES + 1 + SCAN_BATCH as u64 + 2);
+        Ok(())
+    }
+
+    #[test]
+    fn scan_records_nothing_when_off() -> Result {
+        let auditor = auditor(Policy::Off)?;
+        assert!(auditor.scan().judge(record(1).list[0]));
+        assert_eq!(auditor.total(), 0);
         assert_eq!(auditor.records(RECORDS)?.len(), 0);
         Ok(())
     }

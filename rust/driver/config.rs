@@ -70,7 +70,9 @@ pub(crate) enum Location {
     /// PRIVATE memory, at addresses that nothing answers to; as many chunks as are wanted.
     Anywhere,
     /// COHERENT memory, one chunk at this physical address.
-    At(u64),
+    Coherent(u64),
+    /// GENERIC memory, likewise.
+    Generic(u64),
 }
 
 impl Location {
@@ -78,20 +80,33 @@ impl Location {
     pub(crate) fn memory_type(self) -> MemoryType {
         match self {
             Self::Anywhere => MemoryType::Private,
-            Self::At(_) => MemoryType::Coherent,
+            Self::Coherent(_) => MemoryType::Coherent,
+            Self::Generic(_) => MemoryType::Generic,
         }
     }
 
     /// Checks `spm_addr_dev0` and `spm_addr_dev1`, of which both or none must be given.
     pub(crate) fn coherent(addresses: [u64; 2]) -> Result<Option<[Self; 2]>> {
-        match addresses {
-            [0, 0] => Ok(None),
-            [_, 0] | [0, _] => {
-                pr_err!("parameters spm_addr_dev0 and spm_addr_dev1: only one of them is given\n");
-                Err(EINVAL)
-            }
-            [first, second] => Ok(Some([Self::At(first), Self::At(second)])),
+        let pair = both_or_none("spm_addr_dev", addresses)?;
+        Ok(pair.map(|addresses| addresses.map(Self::Coherent)))
+    }
+
+    /// The same for `generic_addr_dev0` and `generic_addr_dev1`.
+    pub(crate) fn generic(addresses: [u64; 2]) -> Result<Option<[Self; 2]>> {
+        let pair = both_or_none("generic_addr_dev", addresses)?;
+        Ok(pair.map(|addresses| addresses.map(Self::Generic)))
+    }
+}
+
+/// The values of two parameters, whose names are `name` and a digit, if there are any.
+fn both_or_none(name: &str, addresses: [u64; 2]) -> Result<Option<[u64; 2]>> {
+    match addresses {
+        [0, 0] => Ok(None),
+        [_, 0] | [0, _] => {
+            pr_err!("parameters {name}0 and {name}1: only one of them is given\n");
+            Err(EINVAL)
         }
+        both => Ok(Some(both)),
     }
 }
 
@@ -99,7 +114,7 @@ impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Anywhere => f.write_str("the memory"),
-            Self::At(start) => write!(f, "{start:#x}"),
+            Self::Coherent(start) | Self::Generic(start) => write!(f, "{start:#x}"),
         }
     }
 }
@@ -107,14 +122,34 @@ impl fmt::Display for Location {
 #[kunit_tests(zdmirror_config)]
 mod tests {
     // `Location` is a name of the macro's.
-    use super::Location as Place;
+    use super::{
+        Location as Place,
+        MemoryType, //
+    };
 
     #[test]
     fn coherent_needs_both_addresses() {
         assert_eq!(Place::coherent([0, 0]), Ok(None));
         assert_eq!(
             Place::coherent([1 << 32, 1 << 33]),
-            Ok(Some([Place::At(1 << 32), Place::At(1 << 33)]))
+            Ok(Some([Place::Coherent(1 << 32), Place::Coherent(1 << 33)]))
         );
+    }
+
+    #[test]
+    fn generic_is_a_place_of_its_own() {
+        assert_eq!(Place::generic([0, 0]), Ok(None));
+        let both = Place::generic([1 << 32, 1 << 33]);
+        assert_eq!(
+            both,
+            Ok(Some([Place::Generic(1 << 32), Place::Generic(1 << 33)]))
+        );
+        for (place, memory) in [
+            (Place::Anywhere, MemoryType::Private),
+            (Place::Coherent(1 << 32), MemoryType::Coherent),
+            (Place::Generic(1 << 32), MemoryType::Generic),
+        ] {
+            assert_eq!(place.memory_type(), memory);
+        }
     }
 }

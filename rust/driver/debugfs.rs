@@ -70,6 +70,7 @@ impl Source for Stats {
                 large_fallback,
                 max_order,
                 exclusive,
+                free_refs,
             }
         );
         for (name, value) in stats {
@@ -132,7 +133,7 @@ mod tests {
         Stats(device()?).write(&mut text)?;
         let text = core::str::from_utf8(text.as_bytes()).map_err(|_| EINVAL)?;
         assert!(text.starts_with("allocated 0\nfreed 0\n"));
-        assert!(text.ends_with("\nexclusive 0\n"));
+        assert!(text.ends_with("\nexclusive 0\nfree_refs 0\n"));
         assert_eq!(text.lines().count(), size_of::<ZdmStats>() / 8);
         Ok(())
     }

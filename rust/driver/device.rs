@@ -48,6 +48,11 @@ use kernel::{
     sizes::SZ_1M,
     str::CStr,
     sync::{
+        atomic::{
+            Atomic,
+            AtomicFlag,
+            Relaxed, //
+        },
         lock::{
             spinlock::SpinLockBackend,
             Guard, //
@@ -64,11 +69,16 @@ const AUDIT_BATCH: usize = 4096;
 /// A device.
 #[pin_data]
 pub(crate) struct Device {
+    name: &'static CStr,
     pub(super) core: Arc<Core>,
     pub(super) owner: Arc<PgmapOwner>,
     pub(super) config: Config,
     location: Location,
     max_order: u32,
+    /// What the kernel keeps on a free page, as the chunk shows that came last.
+    free_refs: Atomic<i32>,
+    /// Whether the log says that nothing is migrated to the device.
+    refused: AtomicFlag,
     /// Held while a chunk is added or taken away.
     #[pin]
     pub(super) growth: Mutex<()>,
@@ -151,11 +161,14 @@ impl Device {
         };
         Arc::pin_init(
             pin_init!(Self {
+                name,
                 core,
                 owner,
                 config,
                 location,
                 max_order: location.memory_type().max_order(),
+                free_refs: Atomic::new(0),
+                refused: AtomicFlag::new(false),
                 growth <- new_mutex!((), "Device::growth"),
                 memory <- new_spinlock!(memory, "Device::memory"),
             }),
@@ -180,11 +193,42 @@ impl Device {
         self.max_order
     }
 
+    /// References that this kernel keeps on a free page of the device's memory.
+    pub(super) fn free_refs(&self) -> i32 {
+        self.free_refs.load(Relaxed)
+    }
+
+    /// Whether pages can be migrated to the device, to be asked when it has memory.
+    ///
+    /// # Errors
+    ///
+    /// `EOPNOTSUPP` for GENERIC memory in a kernel that has no notion of a free page of it, or that
+    /// does not migrate to it. The log says which, once.
+    pub(super) fn check_migratable(&self) -> Result {
+        let memory = self.memory_type();
+        // On other memory such a reference is a violation, which the audit reports, and no rule.
+        let why = if memory == MemoryType::Generic && self.free_refs() != 0 {
+            "keeps a reference on free GENERIC pages"
+        } else if !memory.is_migratable() {
+            "cannot migrate GENERIC pages"
+        } else {
+            return Ok(());
+        };
+        if !self.refused.xchg(true, Relaxed) {
+            pr_warn!(
+                "{}: this kernel {}: nothing is migrated to them\n",
+                self.name.to_str().unwrap_or("?"),
+                why
+            );
+        }
+        Err(EOPNOTSUPP)
+    }
+
     /// Chunks that the device may have.
     fn max_chunks(&self) -> usize {
         match self.location {
             Location::Anywhere => MAX_CHUNKS,
-            Location::At(_) => 1,
+            Location::Coherent(_) | Location::Generic(_) => 1,
         }
     }
 
@@ -206,11 +250,14 @@ impl Device {
         let owner = self.owner.clone();
         let chunk = match self.location {
             Location::Anywhere => Registration::private(bytes(pages), owner, ops)?,
-            Location::At(start) => Registration::coherent(start, bytes(pages), owner, ops)?,
+            Location::Coherent(start) => Registration::coherent(start, bytes(pages), owner, ops)?,
+            Location::Generic(start) => Registration::generic(start, bytes(pages), owner, ops)?,
         };
+        self.free_refs.store(chunk.free_refs(), Relaxed);
         if self.core.auditor.is_on() {
+            let mut scan = self.core.auditor.scan();
             for page in (0..pages).filter_map(|i| chunk.page(i)) {
-                self.core.auditor.judge(check_born(page));
+                scan.judge(check_born(page));
             }
         }
         pr_info!(
@@ -291,7 +338,11 @@ impl Device {
     /// Its counters.
     pub(super) fn stats(&self) -> ZdmStats {
         let violations = self.core.auditor.total();
-        self.core.stats.to_uapi(violations, self.max_order)
+        // CAST: Not negative.
+        let free_refs = self.free_refs() as u64;
+        self.core
+            .stats
+            .to_uapi(violations, self.max_order, free_refs)
     }
 
     /// Checks every page. Exact at a quiescent point only. May sleep; may be interrupted by a
@@ -307,7 +358,7 @@ impl Device {
     }
 
     fn audit_chunk(&self, chunk: &PagemapRef<Chunk>, counts: &mut AuditCounts) -> Result {
-        let auditor = &self.core.auditor;
+        let mut scan = self.core.auditor.scan();
         // Pages left of the large folio in use that was met last.
         let mut tails = 0;
         for (index, page) in (0..chunk.pages()).filter_map(|i| Some((i, chunk.page(i)?))) {
@@ -327,7 +378,7 @@ impl Device {
                 counts.free += 1;
                 check_idle(page)
             };
-            counts.found += u64::from(auditor.judge(outcome));
+            counts.found += u64::from(scan.judge(outcome));
         }
         Ok(())
     }

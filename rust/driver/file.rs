@@ -7,12 +7,14 @@
 use super::{
     device::Device,
     inject::Broken,
+    pin::Pins,
     pool::OpenerId, //
 };
 use crate::{
     miscdevice::NodeOps,
     mm::{
         hmm::HmmMirror,
+        pin::PinnedPages,
         task::check_signals,
         PAGE_SIZE, //
     }, //
@@ -41,6 +43,8 @@ pub(crate) struct Opener {
     id: OpenerId,
     #[pin]
     broken: Mutex<Broken>,
+    #[pin]
+    pins: Mutex<Pins<PinnedPages>>,
 }
 
 impl Opener {
@@ -53,6 +57,7 @@ impl Opener {
                 device: device.clone(),
                 id,
                 broken <- new_mutex!(Broken::default(), "Opener::broken"),
+                pins <- new_mutex!(Pins::new(), "Opener::pins"),
             }),
             GFP_KERNEL,
         );
@@ -93,6 +98,10 @@ impl Opener {
     pub(super) fn broken(&self) -> &Mutex<Broken> {
         &self.broken
     }
+
+    pub(super) fn pins(&self) -> &Mutex<Pins<PinnedPages>> {
+        &self.pins
+    }
 }
 
 impl NodeOps for Opener {
@@ -106,6 +115,8 @@ impl NodeOps for Opener {
 
     fn release(&self) {
         self.set_fail_alloc(false);
+        // First, as pages that are held do not move.
+        self.unpin_all();
         // Data stays with the processes that own it; only this opener's pages are moved.
         self.device.evict(self.id);
         self.device.memory().pool.remove_opener(self.id);

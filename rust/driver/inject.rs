@@ -71,7 +71,7 @@ impl Opener {
             }
             Kind::UndoFreePageRef => {
                 let page = broken.counted.take().ok_or(ENOENT)?;
-                self.set_free_page_refs(page, 0)?
+                self.set_free_page_refs(page, self.device().free_refs())?
             }
             Kind::HandOutTwice => {
                 let pfn = self.mirror().get_device_folio(address)?.pfn();
@@ -98,7 +98,10 @@ impl Opener {
     pub(super) fn mend(&self) {
         let mut broken = self.broken().lock();
         if let Some(page) = broken.counted.take() {
-            if self.set_free_page_refs(page, 0).is_err() {
+            if self
+                .set_free_page_refs(page, self.device().free_refs())
+                .is_err()
+            {
                 pr_err!(
                     "page {} with an injected reference was taken meanwhile\n",
                     page

@@ -14,6 +14,11 @@ use super::{
 use crate::{
     audit::Violation,
     mm::{
+        inspect::MAX_PFNS,
+        pin::{
+            Hold,
+            PinRequest, //
+        },
         table::Access,
         uapi,
         uapi::{
@@ -23,7 +28,11 @@ use crate::{
             UapiStruct,
             ZdmAudit,
             ZdmFault,
-            ZdmInject, //
+            ZdmInject,
+            ZdmInspect,
+            ZdmPage,
+            ZdmPin,
+            ZdmUnpin, //
         },
         PAGE_SHIFT,
         PAGE_SIZE, //
@@ -62,6 +71,40 @@ fn user_range(addr: u64, npages: u64) -> Result<Range<usize>> {
         return Err(EINVAL);
     }
     Ok(start..end)
+}
+
+/// The page frames that a command is about.
+///
+/// # Errors
+///
+/// `EINVAL` when there are none, or not so many.
+fn frame_range(first: u64, npages: u64) -> Result<Range<usize>> {
+    let end = first.checked_add(npages).ok_or(EINVAL)?;
+    if npages == 0 || end > MAX_PFNS as u64 {
+        return Err(EINVAL);
+    }
+    // CAST: `usize` has 64 bits.
+    Ok(first as usize..end as usize)
+}
+
+/// What the flags of `ZDM_PIN` ask for; `EINVAL` for those that are unknown or exclude each other.
+fn pin_request(flags: u32) -> Result<PinRequest> {
+    let has = |flag| flags & flag != 0;
+    let known =
+        uapi::ZDM_PIN_WRITE | uapi::ZDM_PIN_GET | uapi::ZDM_PIN_LONGTERM | uapi::ZDM_PIN_FAST;
+    if has(!known) {
+        return Err(EINVAL);
+    }
+    Ok(PinRequest {
+        hold: match (has(uapi::ZDM_PIN_GET), has(uapi::ZDM_PIN_LONGTERM)) {
+            (false, false) => Hold::Pin,
+            (false, true) => Hold::LongTerm,
+            (true, false) => Hold::Get,
+            (true, true) => return Err(EINVAL),
+        },
+        write: has(uapi::ZDM_PIN_WRITE),
+        fast: has(uapi::ZDM_PIN_FAST),
+    })
 }
 
 /// A user address as the uapi carries it.
@@ -118,7 +161,10 @@ impl Opener {
             | uapi::HMM_DMIRROR_READ_UNLOCKED => self.upstream(cmd, arg),
             uapi::HMM_DMIRROR_FLAGS => self.flags(arg),
             _ if is_versioned(cmd, uapi::ZDM_FAULT) => self.zdm_fault(cmd, arg),
+            _ if is_versioned(cmd, uapi::ZDM_INSPECT) => self.zdm_inspect(cmd, arg),
             _ if is_versioned(cmd, uapi::ZDM_AUDIT) => self.audit(cmd, arg),
+            _ if is_versioned(cmd, uapi::ZDM_PIN) => self.zdm_pin(cmd, arg),
+            _ if is_versioned(cmd, uapi::ZDM_UNPIN) => self.zdm_unpin(cmd, arg),
             _ if is_versioned(cmd, uapi::ZDM_INJECT) => self.zdm_inject(cmd, arg),
             _ if is_versioned(cmd, uapi::ZDM_STATS) => self.stats(cmd, arg),
             _ => Err(ENOTTY),
@@ -208,6 +254,49 @@ impl Opener {
         write_versioned(cmd, arg, &mut args)
     }
 
+    fn zdm_inspect(&self, cmd: u32, arg: usize) -> Result {
+        let args: ZdmInspect = read_versioned(cmd, arg)?;
+        let too_many = args.npages > u64::from(uapi::ZDM_INSPECT_MAX_PAGES);
+        if args.reserved != 0 || args.flags & !uapi::ZDM_INSPECT_PFN != 0 || too_many {
+            return Err(EINVAL);
+        }
+        let writer = |pages: usize| -> Result<_> {
+            let out = user_ptr(args.pages)?;
+            Ok(UserSlice::new(out, pages * size_of::<ZdmPage>()).writer())
+        };
+        if args.flags & uapi::ZDM_INSPECT_PFN != 0 {
+            if !is_admin() {
+                return Err(EPERM);
+            }
+            let frames = frame_range(args.addr, args.npages)?;
+            let out = writer(frames.len())?;
+            return self.inspect_pfns(frames, out);
+        }
+        let range = user_range(args.addr, args.npages)?;
+        let pages = (range.end - range.start) >> PAGE_SHIFT;
+        self.inspect(range.start, pages, writer(pages)?)
+    }
+
+    fn zdm_pin(&self, cmd: u32, arg: usize) -> Result {
+        let mut args: ZdmPin = read_versioned(cmd, arg)?;
+        let request = pin_request(args.flags)?;
+        args.id = self.pin(user_range(args.addr, args.npages)?, request)?;
+        let written = write_versioned(cmd, arg, &mut args);
+        if written.is_err() {
+            // Nobody knows the number.
+            self.unpin(args.id, false)?;
+        }
+        written
+    }
+
+    fn zdm_unpin(&self, cmd: u32, arg: usize) -> Result {
+        let args: ZdmUnpin = read_versioned(cmd, arg)?;
+        if args.flags & !uapi::ZDM_UNPIN_DIRTY != 0 {
+            return Err(EINVAL);
+        }
+        self.unpin(args.id, args.flags != 0)
+    }
+
     fn zdm_inject(&self, cmd: u32, arg: usize) -> Result {
         let mut inject: ZdmInject = read_versioned(cmd, arg)?;
         if !self.device().config.inject || !is_admin() {
@@ -282,6 +371,41 @@ mod tests {
         assert_eq!(user_range(page, 1), Ok(PAGE_SIZE..2 * PAGE_SIZE));
         assert_eq!(user_range(0, 2), Ok(0..2 * PAGE_SIZE));
         assert!(user_range(top - page, 1).is_ok());
+    }
+
+    #[test]
+    fn flags_of_pins() {
+        let request = |hold, write, fast| Ok(PinRequest { hold, write, fast });
+        for (flags, expected) in [
+            (0x0, request(Hold::Pin, false, false)),
+            (0x1, request(Hold::Pin, true, false)),
+            (0x2, request(Hold::Get, false, false)),
+            (0x4, request(Hold::LongTerm, false, false)),
+            (0x8, request(Hold::Pin, false, true)),
+            (0xd, request(Hold::LongTerm, true, true)),
+            (0x6, Err(EINVAL)),
+            (0x10, Err(EINVAL)),
+            (1 << 31, Err(EINVAL)),
+        ] {
+            assert_eq!(pin_request(flags), expected);
+        }
+    }
+
+    #[test]
+    fn frames() {
+        let top = MAX_PFNS as u64;
+        for (first, npages) in [
+            (0, 0),
+            (top, 1),
+            (top - 1, 2),
+            (u64::MAX, 1),
+            (u64::MAX, 2),
+            (1 << 52, 1),
+        ] {
+            assert_eq!(frame_range(first, npages), Err(EINVAL));
+        }
+        assert_eq!(frame_range(0, 1), Ok(0..1));
+        assert_eq!(frame_range(top - 1, 1), Ok(MAX_PFNS - 1..MAX_PFNS));
     }
 
     #[test]

@@ -73,7 +73,8 @@ impl Opener {
     /// # Errors
     ///
     /// `EINVAL` when the process is gone, when part of the range is not mapped, not readable or
-    /// of a kind that cannot be migrated; what comes before that part has moved.
+    /// of a kind that cannot be migrated; what comes before that part has moved. `EOPNOTSUPP` when
+    /// this kernel migrates nothing to the device.
     pub(super) fn to_device(&self, range: Range<usize>) -> Result {
         self.each_batch(range, Select::System, |migration, _, _| {
             self.copy_out_to_device(migration);
@@ -178,6 +179,7 @@ impl Opener {
             if select == Select::System {
                 let order = if large { device.max_order() } else { 0 };
                 device.reserve((end - start) >> PAGE_SHIFT, order);
+                device.check_migratable()?;
             }
             let guard = mm.mmap_read_lock();
             let vma = guard.vma_lookup(start).ok_or(EINVAL)?;

@@ -14,10 +14,12 @@ mod evict;
 mod file;
 mod freed;
 mod inject;
+mod inspect;
 mod ioctl;
 mod list;
 mod migrate;
 mod openers;
+mod pin;
 mod pool;
 #[cfg(CONFIG_KUNIT = "y")]
 mod pool_model;

@@ -63,6 +63,8 @@ fn perm(seen: Seen) -> u8 {
         Memory::Private { local: false } => uapi::HMM_DMIRROR_PROT_DEV_PRIVATE_REMOTE,
         Memory::Coherent { local: true } => uapi::HMM_DMIRROR_PROT_DEV_COHERENT_LOCAL,
         Memory::Coherent { local: false } => uapi::HMM_DMIRROR_PROT_DEV_COHERENT_REMOTE,
+        Memory::Generic { local: true } => uapi::ZDM_PROT_DEV_GENERIC_LOCAL,
+        Memory::Generic { local: false } => uapi::ZDM_PROT_DEV_GENERIC_REMOTE,
     };
     let access = if write {
         uapi::HMM_DMIRROR_PROT_WRITE
@@ -90,6 +92,7 @@ mod tests {
         };
         let private = |local| Memory::Private { local };
         let coherent = |local| Memory::Coherent { local };
+        let generic = |local| Memory::Generic { local };
         for (seen, byte) in [
             (Seen::Error, 0xff),
             (Seen::Absent, 0x00),
@@ -102,6 +105,8 @@ mod tests {
             (page(private(false), false, MapSize::Base), 0x31),
             (page(coherent(true), true, MapSize::Base), 0x42),
             (page(coherent(false), true, MapSize::Base), 0x52),
+            (page(generic(true), true, MapSize::Pmd), 0x66),
+            (page(generic(false), false, MapSize::Pud), 0x79),
         ] {
             assert_eq!(perm(seen), byte);
         }

@@ -86,7 +86,7 @@ impl Stats {
     }
 
     /// As user space reads them, with what is not counted here.
-    pub(super) fn to_uapi(&self, violations: u64, max_order: u32) -> ZdmStats {
+    pub(super) fn to_uapi(&self, violations: u64, max_order: u32, free_refs: u64) -> ZdmStats {
         ZdmStats {
             allocated: self.allocated.get(),
             freed: self.freed.get(),
@@ -103,6 +103,7 @@ impl Stats {
             large_fallback: self.large_fallback.get(),
             max_order: max_order.into(),
             exclusive: self.exclusive.get(),
+            free_refs,
         }
     }
 }

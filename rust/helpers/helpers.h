@@ -11,15 +11,16 @@
 #include <linux/memremap.h>
 #include <linux/mmu_notifier.h>
 
-/* Bits of zdm_page_bits(); a tail page has none but the last two. */
-#define ZDM_PAGE_LOCKED		0x01
-#define ZDM_PAGE_LRU		0x02
-#define ZDM_PAGE_MAPPED		0x04
-#define ZDM_PAGE_MAPPING	0x08
-#define ZDM_PAGE_CHARGED	0x10
-#define ZDM_PAGE_HEAD		0x20
-#define ZDM_PAGE_TAIL		0x40
-#define ZDM_PAGE_ANON_EXCLUSIVE	0x80
+/* Bits of zdm_page_bits(); a tail page has none but TAIL and ANON_EXCLUSIVE. */
+#define ZDM_BIT_LOCKED		0x01
+#define ZDM_BIT_LRU		0x02
+#define ZDM_BIT_MAPPED		0x04
+#define ZDM_BIT_MAPPING		0x08
+#define ZDM_BIT_CHARGED		0x10
+#define ZDM_BIT_HEAD		0x20
+#define ZDM_BIT_TAIL		0x40
+#define ZDM_BIT_ANON_EXCLUSIVE	0x80
+#define ZDM_BIT_ANON		0x100
 
 struct page *zdm_pfn_to_page(unsigned long pfn);
 unsigned long zdm_page_to_pfn(const struct page *page);
@@ -54,6 +55,7 @@ void zdm_release_mem_region(resource_size_t start, resource_size_t n);
 unsigned long long zdm_max_phys(void);
 bool zdm_is_system_ram(resource_size_t start, size_t n);
 bool zdm_thp_migration_supported(void);
+unsigned long zdm_migrate_select_generic(void);
 
 void zdm_mmu_interval_set_seq(struct mmu_interval_notifier *sub, unsigned long seq);
 bool zdm_mmu_interval_read_retry(struct mmu_interval_notifier *sub, unsigned long seq);
@@ -65,6 +67,7 @@ void zdm_cond_resched(void);
 unsigned long zdm_task_size(void);
 
 bool zdm_is_device_coherent_page(const struct page *page);
+bool zdm_is_device_generic_page(const struct page *page);
 bool zdm_is_zero_page(const struct page *page);
 void *zdm_page_pgmap_owner(const struct page *page);
 struct page *zdm_folio_page(struct page *page, unsigned long n);
@@ -72,6 +75,14 @@ unsigned int zdm_hmm_pfn_order(unsigned long entry);
 void zdm_mark_dirty(struct page *page);
 int zdm_page_to_user_nofault(void *to, struct page *page);
 int zdm_page_from_user_nofault(struct page *page, const void *from);
+
+bool zdm_pgmap_pfn_valid(struct dev_pagemap *pgmap, unsigned long pfn);
+struct dev_pagemap *zdm_any_pgmap(const struct page *page);
+unsigned int zdm_large_order(const struct page *head);
+int zdm_large_mapcount(const struct page *head);
+int zdm_large_pins(const struct page *head);
+int zdm_small_mapcount(const struct page *page);
+bool zdm_is_huge_zero_page(const struct page *page);
 
 struct dentry *zdm_debugfs_create_dir(const char *name, struct dentry *parent);
 struct dentry *zdm_debugfs_create_file(const char *name, umode_t mode, struct dentry *parent,

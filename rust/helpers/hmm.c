@@ -13,6 +13,12 @@ bool zdm_is_device_coherent_page(const struct page *page)
 	return is_device_coherent_page(page);
 }
 
+/* GENERIC pagemaps of others, such as device-dax, may have neither owner nor ops. */
+bool zdm_is_device_generic_page(const struct page *page)
+{
+	return is_zone_device_page(page) && page_pgmap(page)->type == MEMORY_DEVICE_GENERIC;
+}
+
 bool zdm_is_zero_page(const struct page *page)
 {
 	return is_zero_pfn(page_to_pfn(page));

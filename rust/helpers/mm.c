@@ -4,6 +4,7 @@
 #include <linux/ioport.h>
 #include <linux/jiffies.h>
 #include <linux/memory_hotplug.h>
+#include <linux/migrate.h>
 #include <linux/pagemap.h>
 #include <linux/sched/signal.h>
 
@@ -41,22 +42,24 @@ unsigned int zdm_page_bits(const struct page *page)
 
 	/* PageAnonExclusive() insists on an anonymous page; the oracle asks of any page. */
 	if (flags & BIT(PG_anon_exclusive))
-		bits |= ZDM_PAGE_ANON_EXCLUSIVE;
+		bits |= ZDM_BIT_ANON_EXCLUSIVE;
 	if (PageTail(page))
-		return bits | ZDM_PAGE_TAIL;
+		return bits | ZDM_BIT_TAIL;
 	if (flags & BIT(PG_locked))
-		bits |= ZDM_PAGE_LOCKED;
+		bits |= ZDM_BIT_LOCKED;
 	if (flags & BIT(PG_lru))
-		bits |= ZDM_PAGE_LRU;
+		bits |= ZDM_BIT_LRU;
 	if (flags & BIT(PG_head))
-		bits |= ZDM_PAGE_HEAD;
+		bits |= ZDM_BIT_HEAD;
 	if (atomic_read(&page->_mapcount) != -1)
-		bits |= ZDM_PAGE_MAPPED;
+		bits |= ZDM_BIT_MAPPED;
 	if (page->mapping)
-		bits |= ZDM_PAGE_MAPPING;
+		bits |= ZDM_BIT_MAPPING;
+	if ((unsigned long)page->mapping & FOLIO_MAPPING_ANON)
+		bits |= ZDM_BIT_ANON;
 #ifdef CONFIG_MEMCG
 	if (page->memcg_data)
-		bits |= ZDM_PAGE_CHARGED;
+		bits |= ZDM_BIT_CHARGED;
 #endif
 	return bits;
 }
@@ -202,6 +205,16 @@ bool zdm_is_system_ram(resource_size_t start, size_t n)
 bool zdm_thp_migration_supported(void)
 {
 	return thp_migration_supported();
+}
+
+/* A kernel without the flag migrates no GENERIC pages: 0 selects none. */
+unsigned long zdm_migrate_select_generic(void)
+{
+#ifdef MIGRATE_VMA_SELECT_DEVICE_GENERIC
+	return MIGRATE_VMA_SELECT_DEVICE_GENERIC;
+#else
+	return 0;
+#endif
 }
 
 void zdm_mmu_interval_set_seq(struct mmu_interval_notifier *sub, unsigned long seq)

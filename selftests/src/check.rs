@@ -102,14 +102,15 @@ macro_rules! check {
 /// Fails the test unless what was found equals what was expected.
 #[macro_export]
 macro_rules! check_eq {
-    ($found:expr, $expected:expr, $($arg:tt)+) => {{
-        let (found, expected) = ($found, $expected);
-        if found != expected {
-            return Err($crate::check::Fail::failed(format!(
-                "{}: expected {:?}, found {:?}", format_args!($($arg)+), expected, found
-            )));
+    ($found:expr, $expected:expr, $($arg:tt)+) => {
+        match (&$found, &$expected) {
+            (found, expected) => if *found != *expected {
+                return Err($crate::check::Fail::failed(format!(
+                    "{}: expected {:?}, found {:?}", format_args!($($arg)+), expected, found
+                )));
+            }
         }
-    }};
+    };
 }
 
 #[cfg(test)]

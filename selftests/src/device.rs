@@ -294,6 +294,86 @@ impl Device {
         self.ioctl_struct(ZDM_AUDIT, audit)
     }
 
+    /// Looks at pages of the mirrored process by address.
+    pub fn inspect(&self, buf: &Buffer, first: usize, n: usize) -> io::Result<Vec<PageInfo>> {
+        self.inspect_at(buf.at(first), n, 0)
+    }
+
+    /// Looks at one page of the mirrored process.
+    #[track_caller]
+    pub fn inspect_one(&self, buf: &Buffer, page: usize) -> Outcome<PageInfo> {
+        let pages = self.inspect(buf, page, 1).or_fail("ZDM_INSPECT")?;
+        Ok(pages[0])
+    }
+
+    /// Looks at page frames of ZONE_DEVICE memory, as many as are wanted.
+    #[track_caller]
+    pub fn inspect_frames(&self, first: u64, n: usize) -> Outcome<Vec<PageInfo>> {
+        let mut pages = Vec::with_capacity(n);
+        while pages.len() < n {
+            let part = (n - pages.len()).min(ZDM_INSPECT_MAX_PAGES);
+            let from = first + pages.len() as u64;
+            let found = self
+                .inspect_at(from, part, ZDM_INSPECT_PFN)
+                .or_fail("ZDM_INSPECT of page frames")?;
+            pages.extend(found);
+        }
+        Ok(pages)
+    }
+
+    /// Looks at pages, with what may be no address and flags that there may not be.
+    pub fn inspect_at(&self, addr: u64, n: usize, flags: u32) -> io::Result<Vec<PageInfo>> {
+        // Garbage, so that a page which is left out is seen.
+        let garbage = PageInfo {
+            pfn: u64::MAX,
+            refs: i32::MIN,
+            mapcount: i32::MIN,
+            pins: i32::MIN,
+            order: u32::MAX,
+            kind: u32::MAX,
+            owner: u32::MAX,
+            flags: u32::MAX,
+            index: u32::MAX,
+        };
+        let mut pages = vec![garbage; n];
+        let mut inspect = Inspect {
+            addr,
+            npages: n as u64,
+            pages: pages.as_mut_ptr() as u64,
+            flags,
+            reserved: 0,
+        };
+        self.ioctl_struct(ZDM_INSPECT, &mut inspect)?;
+        Ok(pages)
+    }
+
+    /// Asks with a request that may be wrong. `pages` is 0 or points to nothing, or
+    /// to a `Buffer` with room.
+    pub fn inspect_with(&self, inspect: &mut Inspect) -> io::Result<()> {
+        self.ioctl_struct(ZDM_INSPECT, inspect)
+    }
+
+    /// Holds pages of the calling process; returns what `unpin` wants.
+    pub fn pin(&self, buf: &Buffer, first: usize, n: usize, flags: u32) -> io::Result<u32> {
+        self.pin_at(buf.at(first), n as u64, flags)
+    }
+
+    pub fn pin_at(&self, addr: u64, npages: u64, flags: u32) -> io::Result<u32> {
+        let mut pin = Pin {
+            addr,
+            npages,
+            flags,
+            id: u32::MAX,
+        };
+        self.ioctl_struct(ZDM_PIN, &mut pin)?;
+        Ok(pin.id)
+    }
+
+    /// Lets go of what `pin` holds.
+    pub fn unpin(&self, id: u32, flags: u32) -> io::Result<()> {
+        self.ioctl_struct(ZDM_UNPIN, &mut Unpin { id, flags })
+    }
+
     /// Breaks an invariant; returns the page frame number that was touched.
     pub fn inject(&self, kind: u32, addr: u64) -> io::Result<u64> {
         let mut inject = Inject {

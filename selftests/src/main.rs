@@ -9,6 +9,7 @@
 #![deny(unsafe_code)]
 
 mod check;
+mod dax;
 mod device;
 mod harness;
 mod ktap;

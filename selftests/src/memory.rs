@@ -242,6 +242,19 @@ impl Buffer {
             .or_fail("madvise")
     }
 
+    /// mlock of pages, or munlock.
+    #[track_caller]
+    pub fn lock(&self, first: usize, n: usize, lock: bool) -> Outcome {
+        let (addr, len) = (self.at(first) as *const libc::c_void, n * PAGE);
+        let ret = match lock {
+            // SAFETY: only this buffer's own pages change, by the invariant.
+            true => unsafe { libc::mlock(addr, len) },
+            // SAFETY: as above.
+            false => unsafe { libc::munlock(addr, len) },
+        };
+        cvt(ret.into()).map(drop).or_fail("mlock or munlock")
+    }
+
     /// munmap of pages; they must not be touched any more.
     #[track_caller]
     pub fn unmap(&self, first: usize, n: usize) -> Outcome {

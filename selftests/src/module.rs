@@ -18,7 +18,7 @@ use crate::sys;
 /// Name of the module as the kernel knows it.
 pub const NAME: &str = "zdmirror";
 /// Parameters that the module is loaded with in all tests, from the environment:
-/// where the machine has memory for COHERENT devices.
+/// where the machine has memory for COHERENT and GENERIC devices.
 pub const BASE: &str = "ZDM_MODULE_PARAMS";
 /// Nodes of the PRIVATE devices, which are there whatever the parameters.
 const PRIVATE: Range<usize> = 0..2;
@@ -28,8 +28,8 @@ const OTHERS: [([&str; 2], Range<usize>); 2] = [
     (["spm_addr_dev0", "spm_addr_dev1"], 2..4),
     (["generic_addr_dev0", "generic_addr_dev1"], 4..6),
 ];
-/// Bytes of memory that a COHERENT device has at its address, unless
-/// devmem_chunk_mb says otherwise.
+/// Bytes of memory that such a device has at its address, unless devmem_chunk_mb
+/// says otherwise.
 const CHUNK: u64 = 256 << 20;
 /// devtmpfs and module reference counts settle a little later than the calls.
 const SETTLE: Duration = Duration::from_secs(2);
@@ -77,11 +77,13 @@ impl Module {
             .collect()
     }
 
-    /// Page frames of the COHERENT devices, whichever has which.
-    pub fn coherent_frames(&self) -> Vec<Range<u64>> {
+    /// Page frames of both devices of the kind that node `n` is of, whichever has
+    /// which; none for the PRIVATE ones, whose memory is anywhere.
+    pub fn frames(&self, n: usize) -> Vec<Range<u64>> {
         let page = PAGE as u64;
         let start = |name: &&str| parameter(&self.base, name);
-        let starts = OTHERS[0].0.iter().filter_map(start);
+        let kind = OTHERS.iter().filter(|(_, nodes)| nodes.contains(&n));
+        let starts = kind.flat_map(|(names, _)| names.iter().filter_map(start));
         starts.map(|a| a / page..(a + CHUNK) / page).collect()
     }
 
@@ -176,8 +178,16 @@ mod tests {
         assert_eq!(nodes("spm_addr_dev0=0x100000000"), [0, 1]);
         let both = "spm_addr_dev0=0x100000000 spm_addr_dev1=4563402752";
         assert_eq!(nodes(both), [0, 1, 2, 3]);
-        let frames = Module::new(PathBuf::new(), both.into()).coherent_frames();
-        assert_eq!(frames, [0x10_0000..0x11_0000, 0x11_0000..0x12_0000]);
+        let module = Module::new(PathBuf::new(), both.into());
+        assert_eq!(
+            module.frames(3),
+            [0x10_0000..0x11_0000, 0x11_0000..0x12_0000]
+        );
+        assert!(module.frames(0).is_empty() && module.frames(4).is_empty());
+        let all = format!("{both} generic_addr_dev0=0x120000000 generic_addr_dev1=0x130000000");
+        assert_eq!(nodes(&all), [0, 1, 2, 3, 4, 5]);
+        let frames = Module::new(PathBuf::new(), all).frames(4);
+        assert_eq!(frames, [0x12_0000..0x13_0000, 0x13_0000..0x14_0000]);
         assert_eq!(parameter("a=1 ab=2 a=3", "a"), Some(3));
         assert_eq!(parameter("a=x", "a"), None);
     }

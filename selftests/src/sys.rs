@@ -81,6 +81,19 @@ pub fn wait(pid: i32, block: bool) -> io::Result<Option<(i32, Exit)>> {
     }
 }
 
+/// Whether child `pid` has not ended yet; it can still be waited for.
+pub fn is_running(pid: i32) -> io::Result<bool> {
+    // SAFETY: all zeroes is a good value of this structure.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+    // CAST: process numbers are positive.
+    // SAFETY: `info` outlives the call.
+    let ret = unsafe { libc::waitid(libc::P_PID, pid as libc::id_t, &mut info, flags) };
+    cvt(ret.into())?;
+    // SAFETY: the kernel has filled it in, or left the zeroes where there was nothing.
+    Ok(unsafe { info.si_pid() } == 0)
+}
+
 /// Sends a signal to a process, or to a group when `pid` is negative.
 pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
     // SAFETY: takes numbers only.

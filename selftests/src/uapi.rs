@@ -77,6 +77,51 @@ pub struct Stats {
     pub large_fallback: u64,
     pub max_order: u64,
     pub exclusive: u64,
+    pub free_refs: u64,
+}
+
+/// `struct zdm_page`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PageInfo {
+    pub pfn: u64,
+    pub refs: i32,
+    pub mapcount: i32,
+    pub pins: i32,
+    pub order: u32,
+    pub kind: u32,
+    pub owner: u32,
+    pub flags: u32,
+    pub index: u32,
+}
+
+/// `struct zdm_inspect`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Inspect {
+    pub addr: u64,
+    pub npages: u64,
+    pub pages: u64,
+    pub flags: u32,
+    pub reserved: u32,
+}
+
+/// `struct zdm_pin`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Pin {
+    pub addr: u64,
+    pub npages: u64,
+    pub flags: u32,
+    pub id: u32,
+}
+
+/// `struct zdm_unpin`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Unpin {
+    pub id: u32,
+    pub flags: u32,
 }
 
 /// `struct zdm_fault`.
@@ -94,10 +139,15 @@ const _: () = assert!(size_of::<HmmCmd>() == 40);
 const _: () = assert!(size_of::<Violation>() == 40);
 const _: () = assert!(size_of::<Audit>() == 56);
 const _: () = assert!(size_of::<Inject>() == 24);
-const _: () = assert!(size_of::<Stats>() == 120);
+const _: () = assert!(size_of::<Stats>() == 128);
 const _: () = assert!(size_of::<Fault>() == 32);
+const _: () = assert!(size_of::<PageInfo>() == 40);
+const _: () = assert!(size_of::<Inspect>() == 32);
+const _: () = assert!(size_of::<Pin>() == 24);
+const _: () = assert!(size_of::<Unpin>() == 8);
 
 /// Direction bits of an ioctl number, as asm-generic/ioctl.h has them.
+pub const IOC_WRITE: u32 = 1;
 pub const IOC_READ: u32 = 2;
 pub const IOC_READ_WRITE: u32 = 3;
 
@@ -133,17 +183,58 @@ pub const PROT_ZERO: u8 = 0x10;
 pub const PROT_PRIVATE_LOCAL: u8 = 0x20;
 pub const PROT_COHERENT_LOCAL: u8 = 0x40;
 pub const PROT_COHERENT_REMOTE: u8 = 0x50;
+pub const PROT_GENERIC_LOCAL: u8 = 0x60;
+pub const PROT_GENERIC_REMOTE: u8 = 0x70;
 
 pub const ZDM_FAULT_NUMBER: u32 = 0x40;
 pub const ZDM_FAULT: u64 = ioc(IOC_READ_WRITE, ZDM_FAULT_NUMBER, size_of::<Fault>());
 pub const ZDM_FAULT_WRITE: u32 = 1;
+pub const ZDM_INSPECT: u64 = ioc(IOC_READ_WRITE, 0x41, size_of::<Inspect>());
 pub const ZDM_AUDIT_NUMBER: u32 = 0x42;
 pub const ZDM_AUDIT: u64 = ioc(IOC_READ_WRITE, ZDM_AUDIT_NUMBER, size_of::<Audit>());
+pub const ZDM_PIN: u64 = ioc(IOC_READ_WRITE, 0x43, size_of::<Pin>());
+pub const ZDM_UNPIN: u64 = ioc(IOC_WRITE, 0x44, size_of::<Unpin>());
 pub const ZDM_INJECT: u64 = ioc(IOC_READ_WRITE, 0x45, size_of::<Inject>());
 pub const ZDM_STATS: u64 = ioc(IOC_READ, 0x46, size_of::<Stats>());
 
 pub const ZDM_AUDIT_MAX_RECORDS: usize = 64;
 pub const ZDM_AUDIT_CLEAR: u32 = 1;
+
+pub const ZDM_INSPECT_PFN: u32 = 1;
+pub const ZDM_INSPECT_MAX_PAGES: usize = 65536;
+
+pub const ZDM_OWNER_NONE: u32 = 0;
+pub const ZDM_OWNER_LOCAL: u32 = 1;
+pub const ZDM_OWNER_REMOTE: u32 = 2;
+
+pub const ZDM_PAGE_THERE: u32 = 0x0001;
+pub const ZDM_PAGE_WRITE: u32 = 0x0002;
+pub const ZDM_PAGE_PMD: u32 = 0x0004;
+pub const ZDM_PAGE_PUD: u32 = 0x0008;
+pub const ZDM_PAGE_LRU: u32 = 0x0020;
+pub const ZDM_PAGE_ANON: u32 = 0x0040;
+pub const ZDM_PAGE_CHARGED: u32 = 0x0080;
+pub const ZDM_PAGE_MAPPING: u32 = 0x0100;
+pub const ZDM_PAGE_ANON_EXCLUSIVE: u32 = 0x0200;
+pub const ZDM_PAGE_ZERO: u32 = 0x0400;
+pub const ZDM_PAGE_ERROR: u32 = 0x0800;
+
+/// `enum memory_type` of include/linux/memremap.h, 0 for system memory.
+pub const TYPE_SYSTEM: u32 = 0;
+pub const TYPE_PRIVATE: u32 = 1;
+pub const TYPE_COHERENT: u32 = 2;
+pub const TYPE_GENERIC: u32 = 4;
+
+pub const ZDM_PIN_WRITE: u32 = 0x1;
+pub const ZDM_PIN_GET: u32 = 0x2;
+pub const ZDM_PIN_LONGTERM: u32 = 0x4;
+pub const ZDM_PIN_FAST: u32 = 0x8;
+pub const ZDM_PIN_MAX: usize = 64;
+pub const ZDM_PIN_MAX_PAGES: usize = 65536;
+pub const ZDM_UNPIN_DIRTY: u32 = 0x1;
+
+/// References that one FOLL_PIN pin of a small folio takes, GUP_PIN_COUNTING_BIAS.
+pub const PIN_BIAS: i32 = 1024;
 
 pub const ZDM_CHECK_REFCOUNT: u32 = 1;
 
@@ -188,7 +279,7 @@ mod tests {
         for line in body.split(';').map(str::trim).filter(|l| !l.is_empty()) {
             let (kind, field) = line.split_once(char::is_whitespace).expect("type name;");
             let size = match kind {
-                "__u32" => 4,
+                "__u32" | "__s32" => 4,
                 "__u64" => 8,
                 other => panic!("type {other} of {field} is not known to this test"),
             };
@@ -276,7 +367,39 @@ mod tests {
             ("large_fallback", large_fallback),
             ("max_order", max_order),
             ("exclusive", exclusive),
+            ("free_refs", free_refs),
         );
+        same_fields!(
+            "zdm_page",
+            PageInfo,
+            ("pfn", pfn),
+            ("refs", refs),
+            ("mapcount", mapcount),
+            ("pins", pins),
+            ("order", order),
+            ("type", kind),
+            ("owner", owner),
+            ("flags", flags),
+            ("index", index),
+        );
+        same_fields!(
+            "zdm_inspect",
+            Inspect,
+            ("addr", addr),
+            ("npages", npages),
+            ("pages", pages),
+            ("flags", flags),
+            ("reserved", reserved),
+        );
+        same_fields!(
+            "zdm_pin",
+            Pin,
+            ("addr", addr),
+            ("npages", npages),
+            ("flags", flags),
+            ("id", id),
+        );
+        same_fields!("zdm_unpin", Unpin, ("id", id), ("flags", flags));
         same_fields!(
             "zdm_fault",
             Fault,
@@ -295,7 +418,20 @@ mod tests {
         assert_eq!(value("ZDM_INJECT"), "_IOWR('H', 0x45, struct zdm_inject)");
         assert_eq!(ZDM_INJECT, 0xc018_4845);
         assert_eq!(value("ZDM_STATS"), "_IOR('H', 0x46, struct zdm_stats)");
-        assert_eq!(ZDM_STATS, 0x8078_4846);
+        assert_eq!(ZDM_STATS, 0x8080_4846);
+        assert_eq!(value("ZDM_INSPECT"), "_IOWR('H', 0x41, struct zdm_inspect)");
+        assert_eq!(ZDM_INSPECT, 0xc020_4841);
+        assert_eq!(value("ZDM_PIN"), "_IOWR('H', 0x43, struct zdm_pin)");
+        assert_eq!(ZDM_PIN, 0xc018_4843);
+        assert_eq!(value("ZDM_UNPIN"), "_IOW('H', 0x44, struct zdm_unpin)");
+        assert_eq!(ZDM_UNPIN, 0x4008_4844);
+        for (name, max) in [
+            ("ZDM_INSPECT_MAX_PAGES", ZDM_INSPECT_MAX_PAGES),
+            ("ZDM_PIN_MAX", ZDM_PIN_MAX),
+            ("ZDM_PIN_MAX_PAGES", ZDM_PIN_MAX_PAGES),
+        ] {
+            assert_eq!(value(name), max.to_string(), "{name}");
+        }
         assert_eq!(value("ZDM_FAULT"), "_IOWR('H', 0x40, struct zdm_fault)");
         assert_eq!(ZDM_FAULT, 0xc020_4840);
         assert_eq!(value("ZDM_FAULT_WRITE"), "0x1");
@@ -314,8 +450,40 @@ mod tests {
                 ZDM_INJECT_UNDO_FREE_PAGE_REF,
             ),
             ("ZDM_INJECT_HAND_OUT_TWICE", ZDM_INJECT_HAND_OUT_TWICE),
+            ("ZDM_OWNER_NONE", ZDM_OWNER_NONE),
+            ("ZDM_OWNER_LOCAL", ZDM_OWNER_LOCAL),
+            ("ZDM_OWNER_REMOTE", ZDM_OWNER_REMOTE),
         ] {
             assert_eq!(value(name), number.to_string(), "{name}");
+        }
+    }
+
+    #[test]
+    fn flags_are_those_of_the_header() {
+        for (name, flag) in [
+            ("ZDM_INSPECT_PFN", ZDM_INSPECT_PFN),
+            ("ZDM_PAGE_THERE", ZDM_PAGE_THERE),
+            ("ZDM_PAGE_WRITE", ZDM_PAGE_WRITE),
+            ("ZDM_PAGE_PMD", ZDM_PAGE_PMD),
+            ("ZDM_PAGE_PUD", ZDM_PAGE_PUD),
+            ("ZDM_PAGE_LRU", ZDM_PAGE_LRU),
+            ("ZDM_PAGE_ANON", ZDM_PAGE_ANON),
+            ("ZDM_PAGE_CHARGED", ZDM_PAGE_CHARGED),
+            ("ZDM_PAGE_MAPPING", ZDM_PAGE_MAPPING),
+            ("ZDM_PAGE_ANON_EXCLUSIVE", ZDM_PAGE_ANON_EXCLUSIVE),
+            ("ZDM_PAGE_ZERO", ZDM_PAGE_ZERO),
+            ("ZDM_PAGE_ERROR", ZDM_PAGE_ERROR),
+            ("ZDM_PIN_WRITE", ZDM_PIN_WRITE),
+            ("ZDM_PIN_GET", ZDM_PIN_GET),
+            ("ZDM_PIN_LONGTERM", ZDM_PIN_LONGTERM),
+            ("ZDM_PIN_FAST", ZDM_PIN_FAST),
+            ("ZDM_UNPIN_DIRTY", ZDM_UNPIN_DIRTY),
+            ("ZDM_PROT_DEV_GENERIC_LOCAL", PROT_GENERIC_LOCAL.into()),
+            ("ZDM_PROT_DEV_GENERIC_REMOTE", PROT_GENERIC_REMOTE.into()),
+        ] {
+            let text = value(name);
+            let digits = text.strip_prefix("0x").expect("a hexadecimal number");
+            assert_eq!(u32::from_str_radix(digits, 16), Ok(flag), "{name}");
         }
     }
 

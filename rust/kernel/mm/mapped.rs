@@ -8,6 +8,7 @@
 use super::{
     backing::contents,
     device_folio::DeviceFolioRef,
+    page::PageView,
     pagemap::PgmapOwner,
     PAGE_SHIFT, //
 };
@@ -77,6 +78,11 @@ pub(crate) enum Memory {
         /// Of the device that asks.
         local: bool,
     },
+    /// MEMORY_DEVICE_GENERIC, that of device-dax included.
+    Generic {
+        /// Of the device that asks.
+        local: bool,
+    },
 }
 
 impl Memory {
@@ -84,7 +90,9 @@ impl Memory {
     pub(crate) fn is_local(self) -> bool {
         matches!(
             self,
-            Self::Private { local: true } | Self::Coherent { local: true }
+            Self::Private { local: true }
+                | Self::Coherent { local: true }
+                | Self::Generic { local: true }
         )
     }
 }
@@ -152,9 +160,27 @@ impl MappedPage<'_> {
         unsafe { bindings::zdm_is_device_coherent_page(self.page.as_ptr()) }
     }
 
-    fn is_zero(&self) -> bool {
+    fn is_generic(&self) -> bool {
+        // SAFETY: The page is in use by the type invariants.
+        unsafe { bindings::zdm_is_device_generic_page(self.page.as_ptr()) }
+    }
+
+    /// Whether it is the small page of zeroes.
+    pub(super) fn is_zero(&self) -> bool {
         // SAFETY: The page is in use by the type invariants.
         unsafe { bindings::zdm_is_zero_page(self.page.as_ptr()) }
+    }
+
+    /// Whether it is of the huge page of zeroes, to be asked where a PMD maps it.
+    pub(super) fn is_huge_zero(&self) -> bool {
+        // SAFETY: The page is in use by the type invariants.
+        unsafe { bindings::zdm_is_huge_zero_page(self.page.as_ptr()) }
+    }
+
+    /// A view of the page.
+    pub(super) fn view(&self) -> PageView<'_> {
+        // SAFETY: The page is in use by the type invariants.
+        unsafe { PageView::from_raw(self.page) }
     }
 
     /// The kind of memory, to a device whose memory `owner` owns.
@@ -167,6 +193,8 @@ impl MappedPage<'_> {
             Memory::Private { local: local() }
         } else if self.is_coherent() {
             Memory::Coherent { local: local() }
+        } else if self.is_generic() {
+            Memory::Generic { local: local() }
         } else if self.is_zero() {
             Memory::Zero
         } else {
@@ -184,7 +212,7 @@ impl MappedPage<'_> {
 
     /// Takes a reference on a page of a device, `None` if it is none or about to be freed.
     pub(super) fn get_device_folio(&self) -> Option<DeviceFolioRef> {
-        if !self.is_private() && !self.is_coherent() {
+        if !self.is_private() && !self.is_coherent() && !self.is_generic() {
             return None;
         }
         // SAFETY: The page is in use by the type invariants.

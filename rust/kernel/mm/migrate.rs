@@ -79,11 +79,14 @@ pub(crate) enum Select {
 }
 
 impl Select {
-    fn flags(self) -> usize {
+    /// Flags that `migrate_vma_setup()` takes for it, 0 where the kernel cannot select such pages.
+    pub(super) fn flags(self) -> usize {
         match self {
             Self::System => bindings::MIGRATE_VMA_SELECT_SYSTEM,
             Self::Device(MemoryType::Private) => bindings::MIGRATE_VMA_SELECT_DEVICE_PRIVATE,
             Self::Device(MemoryType::Coherent) => bindings::MIGRATE_VMA_SELECT_DEVICE_COHERENT,
+            // SAFETY: Always safe.
+            Self::Device(MemoryType::Generic) => unsafe { bindings::zdm_migrate_select_generic() },
         }
     }
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Read-only view of a `struct page` of ZONE_DEVICE memory, free or in use.
+//! Read-only view of a `struct page`: of ZONE_DEVICE memory, free or in use, or of other memory in
+//! use.
 //!
 //! C header: [`include/linux/mm.h`](srctree/include/linux/mm.h)
 
@@ -25,43 +26,61 @@ impl PageBits {
 
     /// `PG_locked`.
     pub(crate) fn is_locked(self) -> bool {
-        self.has(bindings::ZDM_PAGE_LOCKED)
+        self.has(bindings::ZDM_BIT_LOCKED)
     }
 
     /// `PG_lru`, which must never be set on ZONE_DEVICE memory.
     pub(crate) fn is_lru(self) -> bool {
-        self.has(bindings::ZDM_PAGE_LRU)
+        self.has(bindings::ZDM_BIT_LRU)
     }
 
     /// The page is mapped by page table entries of its own.
     pub(crate) fn is_mapped(self) -> bool {
-        self.has(bindings::ZDM_PAGE_MAPPED)
+        self.has(bindings::ZDM_BIT_MAPPED)
+    }
+
+    /// The page is the first of a large folio.
+    pub(crate) fn is_head(self) -> bool {
+        self.has(bindings::ZDM_BIT_HEAD)
+    }
+
+    /// The page is one of an anonymous folio.
+    pub(crate) fn is_anon(self) -> bool {
+        self.has(bindings::ZDM_BIT_ANON)
     }
 
     /// `folio->mapping` is not NULL.
     pub(crate) fn has_mapping(self) -> bool {
-        self.has(bindings::ZDM_PAGE_MAPPING)
+        self.has(bindings::ZDM_BIT_MAPPING)
     }
 
     /// A memory cgroup is charged.
     pub(crate) fn is_charged(self) -> bool {
-        self.has(bindings::ZDM_PAGE_CHARGED)
+        self.has(bindings::ZDM_BIT_CHARGED)
     }
 
     /// The page is, or was until it was freed, a tail of a large folio.
     pub(crate) fn is_tail(self) -> bool {
-        self.has(bindings::ZDM_PAGE_TAIL)
+        self.has(bindings::ZDM_BIT_TAIL)
     }
 
     /// `PG_anon_exclusive`.
     pub(crate) fn is_anon_exclusive(self) -> bool {
-        self.has(bindings::ZDM_PAGE_ANON_EXCLUSIVE)
+        self.has(bindings::ZDM_BIT_ANON_EXCLUSIVE)
     }
 
     /// Nothing that a free page must not have.
     pub(crate) fn is_clean(self) -> bool {
-        self.0 & !(bindings::ZDM_PAGE_HEAD | bindings::ZDM_PAGE_TAIL) == 0
+        self.0 & !(bindings::ZDM_BIT_HEAD | bindings::ZDM_BIT_TAIL) == 0
     }
+}
+
+/// What only a large folio has of its own.
+#[derive(Clone, Copy)]
+pub(super) struct LargeFacts {
+    pub(super) order: u32,
+    pub(super) mapcount: i32,
+    pub(super) pins: i32,
 }
 
 /// A `struct page` that stays mapped in the memory map for `'a`, in whatever state it is.
@@ -71,18 +90,18 @@ impl PageBits {
 ///
 /// # Invariants
 ///
-/// `page` points at an initialised `struct page` of a registered pagemap for `'a`.
+/// For `'a` `page` points at an initialised `struct page`, of a registered pagemap or in use.
 #[derive(Clone, Copy)]
 pub(crate) struct PageView<'a> {
     page: NonNull<bindings::page>,
     _pagemap: PhantomData<&'a ()>,
 }
 
-impl PageView<'_> {
+impl<'a> PageView<'a> {
     /// # Safety
     ///
-    /// `page` must point at a `struct page` of a pagemap that stays registered for the lifetime
-    /// that the caller picks.
+    /// `page` must point at an initialised `struct page`. For the lifetime that the caller picks it
+    /// must be in use, or of a pagemap that stays registered.
     pub(super) unsafe fn from_raw(page: NonNull<bindings::page>) -> Self {
         // INVARIANT: By the caller's contract.
         Self {
@@ -101,16 +120,63 @@ impl PageView<'_> {
         unsafe { bindings::zdm_page_to_pfn(self.as_ptr()) }
     }
 
-    /// `enum memory_type` of the pagemap.
+    /// The pagemap, `None` for a page of other memory than a device's.
+    fn pagemap(&self) -> Option<NonNull<bindings::dev_pagemap>> {
+        // SAFETY: The page is valid by the type invariants.
+        NonNull::new(unsafe { bindings::zdm_any_pgmap(self.as_ptr()) })
+    }
+
+    /// `enum memory_type` of the pagemap, 0 where there is none.
     pub(crate) fn memory_type(&self) -> u32 {
-        // SAFETY: The page is valid by the type invariants, and so is its pagemap.
-        unsafe { (*bindings::zdm_page_pgmap(self.as_ptr())).type_ }
+        self.pagemap()
+            // SAFETY: The pagemap is registered by the type invariants.
+            .map_or(0, |pgmap| unsafe { (*pgmap.as_ptr()).type_ })
+    }
+
+    /// Owner of the pagemap, NULL where there is none.
+    pub(super) fn pagemap_owner(&self) -> *mut kernel::ffi::c_void {
+        self.pagemap()
+            // SAFETY: As above.
+            .map_or(core::ptr::null_mut(), |pgmap| unsafe {
+                (*pgmap.as_ptr()).owner
+            })
     }
 
     /// `page_ref_count()`: references on this page or, for a tail page, always zero.
     pub(crate) fn refs(&self) -> i32 {
         // SAFETY: The page is valid by the type invariants.
         unsafe { bindings::zdm_page_ref_count(self.as_ptr()) }
+    }
+
+    /// The first page of the folio that this is, or was until it was freed, a part of.
+    pub(super) fn head(&self) -> Self {
+        // SAFETY: The page is valid by the type invariants.
+        let head = unsafe { bindings::zdm_compound_head(self.as_ptr()) };
+        // SAFETY: A folio lies in one pagemap, or is in use as a whole.
+        NonNull::new(head).map_or(*self, |head| unsafe { Self::from_raw(head) })
+    }
+
+    /// What a large folio that begins with this page has besides; `None` where none does.
+    pub(super) fn large(&self) -> Option<LargeFacts> {
+        let head = self.as_ptr();
+        // The first page of a large folio has a second one, which these are in.
+        self.bits().is_head().then(|| LargeFacts {
+            // SAFETY: As said above.
+            order: unsafe { bindings::zdm_large_order(head) },
+            // SAFETY: As above.
+            mapcount: unsafe { bindings::zdm_large_mapcount(head) },
+            // SAFETY: As above.
+            pins: unsafe { bindings::zdm_large_pins(head) },
+        })
+    }
+
+    /// Page table entries that map this page, where it is a small folio; 0 for a tail.
+    pub(super) fn own_mapcount(&self) -> i32 {
+        if self.bits().is_tail() {
+            return 0;
+        }
+        // SAFETY: The page is valid by the type invariants.
+        unsafe { bindings::zdm_small_mapcount(self.as_ptr()) }
     }
 
     /// Flags and the like, of this page only.

@@ -18,6 +18,7 @@ use super::{
         FaultError,
         VmFault, //
     },
+    migrate::Select,
     module::ModulePin,
     page::PageView,
     region::{
@@ -73,6 +74,8 @@ pub(crate) enum MemoryType {
     Private,
     /// Memory that the CPU reaches as its own.
     Coherent,
+    /// The same, and it may be pinned for long. Also what device-dax registers.
+    Generic,
 }
 
 impl MemoryType {
@@ -80,6 +83,7 @@ impl MemoryType {
         match self {
             Self::Private => bindings::MEMORY_DEVICE_PRIVATE,
             Self::Coherent => bindings::MEMORY_DEVICE_COHERENT,
+            Self::Generic => bindings::MEMORY_DEVICE_GENERIC,
         }
     }
 
@@ -88,15 +92,24 @@ impl MemoryType {
     pub(crate) fn alloc_backing(self, order: u32) -> Result<Backing> {
         match self {
             Self::Private => Backing::alloc(order),
-            Self::Coherent => Ok(Backing::none(order)),
+            Self::Coherent | Self::Generic => Ok(Backing::none(order)),
         }
+    }
+
+    /// Whether this kernel migrates pages to and from such memory at all.
+    pub(crate) fn is_migratable(self) -> bool {
+        Select::Device(self).flags() != 0
     }
 
     /// The largest order of a folio that this kernel can migrate to and from such memory.
     ///
     /// A kernel with `migrate_device_max_order()` says so itself. One without it knows large
-    /// folios in PRIVATE memory only: it would not take a large COHERENT one back out.
+    /// folios in PRIVATE memory only: it would not take a large COHERENT one back out. Where nothing
+    /// is migrated to such memory the order is 0.
     pub(crate) fn max_order(self) -> u32 {
+        if !self.is_migratable() {
+            return 0;
+        }
         // SAFETY: Always safe in a context that may sleep.
         let said = unsafe { bindings::zdm_migrate_device_max_order(self.raw()) };
         if let Ok(order) = u32::try_from(said) {
@@ -174,7 +187,9 @@ unsafe impl<T: PagemapOps> Send for DevPagemap<T> {}
 unsafe impl<T: PagemapOps> Sync for DevPagemap<T> {}
 
 impl<T: PagemapOps> DevPagemap<T> {
-    const COHERENT_OPS: bindings::dev_pagemap_ops = bindings::dev_pagemap_ops {
+    /// Of memory that the CPU can reach. A kernel in which a free GENERIC page has a reference
+    /// never calls `folio_free` for one, nor has this module one in use there.
+    const OPS: bindings::dev_pagemap_ops = bindings::dev_pagemap_ops {
         folio_free: Some(Self::folio_free),
         migrate_to_ram: None,
         memory_failure: None,
@@ -189,6 +204,17 @@ impl<T: PagemapOps> DevPagemap<T> {
     /// Number of base pages.
     pub(crate) fn pages(&self) -> usize {
         self.state.len()
+    }
+
+    /// References that this kernel keeps on a free page of such memory: as many as each page has
+    /// while none is handed out, which is when to ask. 0, but for GENERIC memory in a kernel with
+    /// the old rule.
+    pub(crate) fn free_refs(&self) -> i32 {
+        (0..self.pages())
+            .filter_map(|i| self.page(i))
+            .map(|page| page.refs())
+            .min()
+            .map_or(0, |refs| refs.max(0))
     }
 
     /// Base pages that are handed out.
@@ -377,7 +403,7 @@ impl<T: PagemapOps> DevPagemap<T> {
 impl<T: PrivateOps> DevPagemap<T> {
     const PRIVATE_OPS: bindings::dev_pagemap_ops = bindings::dev_pagemap_ops {
         migrate_to_ram: Some(Self::migrate_to_ram),
-        ..Self::COHERENT_OPS
+        ..Self::OPS
     };
 
     /// # Safety
@@ -440,8 +466,20 @@ impl<T: PagemapOps> Registration<T> {
         ops: T,
     ) -> Result<Self, RegionError> {
         let region = MemRegion::request(start, bytes)?;
-        let raw_ops = const { &DevPagemap::<T>::COHERENT_OPS };
+        let raw_ops = const { &DevPagemap::<T>::OPS };
         Self::new(region, MemoryType::Coherent, raw_ops, owner, ops)
+    }
+
+    /// As [`Registration::coherent`], of GENERIC memory.
+    pub(crate) fn generic(
+        start: u64,
+        bytes: usize,
+        owner: Arc<PgmapOwner>,
+        ops: T,
+    ) -> Result<Self, RegionError> {
+        let region = MemRegion::request(start, bytes)?;
+        let raw_ops = const { &DevPagemap::<T>::OPS };
+        Self::new(region, MemoryType::Generic, raw_ops, owner, ops)
     }
 
     fn new(

@@ -68,6 +68,16 @@ pub(crate) enum Seen {
     },
 }
 
+impl Seen {
+    /// How the page is mapped, if there is one.
+    pub(crate) fn size(self) -> Option<MapSize> {
+        match self {
+            Self::Page { size, .. } => Some(size),
+            Self::Error | Self::Absent => None,
+        }
+    }
+}
+
 /// What a snapshot has learnt is good while this is locked.
 #[pin_data]
 struct SnapshotLock {
@@ -108,6 +118,17 @@ impl HmmMirror {
     /// `EINVAL` when the process is gone or `out` is too large or empty, `EBUSY` when invalidations
     /// keep coming for a second, `EINTR` for a task that was killed, `ENOMEM`.
     pub(crate) fn snapshot<T>(&self, start: usize, out: &mut [T], f: impl Fn(Seen) -> T) -> Result {
+        self.look(start, out, |seen, _| f(seen))
+    }
+
+    /// As [`HmmMirror::snapshot`], which also shows `f` each page that is there. It is mapped until
+    /// `f` returns, which is called with the lock of the snapshot held and must not sleep.
+    pub(super) fn look<T>(
+        &self,
+        start: usize,
+        out: &mut [T],
+        f: impl Fn(Seen, Option<MappedPage<'_>>) -> T,
+    ) -> Result {
         if out.is_empty() || out.len() > SNAPSHOT_PAGES {
             return Err(EINVAL);
         }
@@ -150,7 +171,7 @@ impl HmmMirror {
                 // SAFETY: The lock is held until the end of the loop and the sequence checked;
                 // the owner owns the memory of `DevPagemap`s.
                 let page = unsafe { MappedPage::new(entry, start + i * PAGE_SIZE) };
-                *slot = f(self.seen(entry, page));
+                *slot = f(self.seen(entry, page), page);
             }
             return Ok(());
         }

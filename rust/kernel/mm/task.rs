@@ -8,10 +8,15 @@
 use crate::bindings;
 use kernel::prelude::*;
 
-/// Gives others a turn, and `EINTR` when the current task was killed. May sleep.
-pub(crate) fn check_signals() -> Result {
+/// Gives others a turn. May sleep.
+pub(super) fn cond_resched() {
     // SAFETY: Always safe in a context that may sleep.
     unsafe { bindings::zdm_cond_resched() };
+}
+
+/// Gives others a turn, and `EINTR` when the current task was killed. May sleep.
+pub(crate) fn check_signals() -> Result {
+    cond_resched();
     // SAFETY: Always safe in process context.
     if unsafe { bindings::zdm_fatal_signal_pending() } {
         Err(EINTR)

@@ -18,8 +18,17 @@ pub(crate) use bindings::{
     zdm_audit as ZdmAudit,
     zdm_fault as ZdmFault,
     zdm_inject as ZdmInject,
+    zdm_inspect as ZdmInspect,
+    zdm_page as ZdmPage,
+    zdm_pin as ZdmPin,
     zdm_stats as ZdmStats,
+    zdm_unpin as ZdmUnpin,
     zdm_violation as ZdmViolation, //
+};
+pub(crate) use bindings::{
+    zdm_owner_ZDM_OWNER_LOCAL as ZDM_OWNER_LOCAL,
+    zdm_owner_ZDM_OWNER_NONE as ZDM_OWNER_NONE,
+    zdm_owner_ZDM_OWNER_REMOTE as ZDM_OWNER_REMOTE, //
 };
 pub(crate) use bindings::{
     HMM_DMIRROR_CHECK_EXCLUSIVE,
@@ -53,7 +62,33 @@ pub(crate) use bindings::{
     ZDM_FAULT,
     ZDM_FAULT_WRITE,
     ZDM_INJECT,
-    ZDM_STATS, //
+    ZDM_INSPECT,
+    ZDM_INSPECT_MAX_PAGES,
+    ZDM_INSPECT_PFN,
+    ZDM_PAGE_ANON,
+    ZDM_PAGE_ANON_EXCLUSIVE,
+    ZDM_PAGE_CHARGED,
+    ZDM_PAGE_ERROR,
+    ZDM_PAGE_LOCKED,
+    ZDM_PAGE_LRU,
+    ZDM_PAGE_MAPPING,
+    ZDM_PAGE_PMD,
+    ZDM_PAGE_PUD,
+    ZDM_PAGE_THERE,
+    ZDM_PAGE_WRITE,
+    ZDM_PAGE_ZERO,
+    ZDM_PIN,
+    ZDM_PIN_FAST,
+    ZDM_PIN_GET,
+    ZDM_PIN_LONGTERM,
+    ZDM_PIN_MAX,
+    ZDM_PIN_MAX_PAGES,
+    ZDM_PIN_WRITE,
+    ZDM_PROT_DEV_GENERIC_LOCAL,
+    ZDM_PROT_DEV_GENERIC_REMOTE,
+    ZDM_STATS,
+    ZDM_UNPIN,
+    ZDM_UNPIN_DIRTY, //
 };
 
 /// A structure that user space and the module exchange.
@@ -77,7 +112,11 @@ uapi_struct! {
     ZdmViolation: 2 * 4 + 3 * 8 + 2 * 4,
     ZdmInject: 2 * 4 + 2 * 8,
     ZdmFault: 3 * 8 + 2 * 4,
-    ZdmStats: 15 * 8,
+    ZdmInspect: 3 * 8 + 2 * 4,
+    ZdmPage: 8 + 8 * 4,
+    ZdmPin: 2 * 8 + 2 * 4,
+    ZdmUnpin: 2 * 4,
+    ZdmStats: 16 * 8,
 }
 
 /// The bytes of `value`, to be filled from user space.

@@ -2,14 +2,15 @@
 
 //! The device reads and writes the process's memory.
 
-use super::{Ctx, PAGES, expect_on_device};
+use super::target::Target;
+use super::{Ctx, PAGES};
 use crate::check::{OrFail, Outcome, expect_errno};
-use crate::device::{Buffer, Data, Device, PAGE, check_bytes, pattern_bytes};
+use crate::device::{Buffer, Data, PAGE, check_bytes, pattern_bytes};
 use crate::uapi::HMM_READ;
 use crate::{check, check_eq};
 
-pub fn read(_: &Ctx) -> Outcome {
-    let device = Device::open(0)?;
+pub fn read<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    let device = Target::open(ctx, NODE)?;
     let buf = Buffer::filled(PAGES, 30)?;
     let read = device.read(&buf, 0, PAGES).or_fail("READ")?;
     check_eq!(read.cpages, PAGES as u64, "copied pages");
@@ -36,8 +37,8 @@ pub fn read(_: &Ctx) -> Outcome {
     Ok(())
 }
 
-pub fn write(_: &Ctx) -> Outcome {
-    let device = Device::open(0)?;
+pub fn write<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    let device = Target::open(ctx, NODE)?;
     let buf = Buffer::filled(PAGES, 32)?;
     let data = pattern_bytes(33, 0, PAGES);
     let cmd = device.write(&buf, 0, &data).or_fail("WRITE")?;
@@ -55,8 +56,8 @@ pub fn write(_: &Ctx) -> Outcome {
 }
 
 /// The device reads its own memory: no page moves.
-pub fn read_migrated(_: &Ctx) -> Outcome {
-    let device = Device::open(0)?;
+pub fn read_migrated<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    let device = Target::open(ctx, NODE)?;
     let buf = Buffer::filled(PAGES, 35)?;
     device.move_all(&buf, 35)?;
     let before = device.stats()?;
@@ -69,33 +70,33 @@ pub fn read_migrated(_: &Ctx) -> Outcome {
         before.to_system,
         "pages moved to the system"
     );
-    expect_on_device(&buf, 0, PAGES, PAGES)?;
+    device.expect(&buf, 0, PAGES, PAGES)?;
 
     // Through another file the device's page table is empty: it has to look the
     // pages up, and finds that they are its own.
-    let other = Device::open(0)?;
+    let other = Target::open(ctx, NODE)?;
     let read = other.read(&buf, 0, PAGES).or_fail("READ by another file")?;
     check_bytes(&read.data, 35, 0, "READ by another file")?;
     check_eq!(device.stats()?.cpu_faults, before.cpu_faults, "CPU faults");
-    expect_on_device(&buf, 0, PAGES, PAGES)
+    device.expect(&buf, 0, PAGES, PAGES)
 }
 
-pub fn write_migrated(_: &Ctx) -> Outcome {
-    let device = Device::open(0)?;
+pub fn write_migrated<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    let device = Target::open(ctx, NODE)?;
     let buf = Buffer::filled(PAGES, 36)?;
     device.move_all(&buf, 36)?;
     let before = device.stats()?;
     let data = pattern_bytes(37, 0, PAGES);
     device.write(&buf, 0, &data).or_fail("WRITE")?;
     check_eq!(device.stats()?.cpu_faults, before.cpu_faults, "CPU faults");
-    expect_on_device(&buf, 0, PAGES, PAGES)?;
+    device.expect(&buf, 0, PAGES, PAGES)?;
     let read = device.read(&buf, 0, PAGES).or_fail("READ")?;
     check_bytes(&read.data, 37, 0, "READ of what the device wrote")?;
     buf.check(0, PAGES, 37)
 }
 
-pub fn read_unmapped(_: &Ctx) -> Outcome {
-    let device = Device::open(0)?;
+pub fn read_unmapped<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    let device = Target::open(ctx, NODE)?;
     let buf = Buffer::filled(PAGES, 38)?;
     buf.unmap(16, 8)?;
     let errnos = [libc::EFAULT, libc::ENOENT, libc::EINVAL];
@@ -113,8 +114,8 @@ pub fn read_unmapped(_: &Ctx) -> Outcome {
 }
 
 /// The device has no more rights than the process.
-pub fn write_read_only(_: &Ctx) -> Outcome {
-    let device = Device::open(0)?;
+pub fn write_read_only<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    let device = Target::open(ctx, NODE)?;
     let buf = Buffer::filled(PAGES, 39)?;
     let data = pattern_bytes(40, 0, PAGES);
     // Once while it may, so that a stale right is there to be revoked.

@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::Ctx;
+use super::target::Target;
 use crate::check;
 use crate::check::{Fail, OrFail, Outcome};
 use crate::check_eq;
-use crate::device::{Buffer, Data, Device, PAGE};
+use crate::device::{Buffer, Data, PAGE};
 use crate::harness::Child;
 use crate::proc;
 use crate::sys;
@@ -22,8 +23,8 @@ const TRIPS: usize = 10;
 
 /// RssAnon and smaps are the same before and after; in between the pages are
 /// still the process's.
-pub fn rss(_: &Ctx) -> Outcome {
-    let device = Device::open(0)?;
+pub fn rss<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    let device = Target::open(ctx, NODE)?;
     // Pages without access at both ends keep the kernel from joining the mapping
     // with a neighbour, which would hide it in smaps.
     let buf = Buffer::anon(N + 2)?;
@@ -38,13 +39,13 @@ pub fn rss(_: &Ctx) -> Outcome {
         device
             .command(HMM_MIGRATE_TO_DEV, addr, n, into)
             .or_fail("MIGRATE_TO_DEV")?;
-        super::expect_on_device(&buf, 1, N, N)?;
+        device.expect(&buf, 1, N, N)?;
         check_eq!(
             proc::smaps_anonymous(&buf)?,
             n,
             "anonymous pages in smaps while on the device"
         );
-        if !by_fault {
+        if !by_fault || device.cpu_maps() {
             device
                 .command(HMM_MIGRATE_TO_SYS, addr, n, Data::Nowhere)
                 .or_fail("MIGRATE_TO_SYS")?;
@@ -127,11 +128,11 @@ pub(super) fn current(dir: &Path) -> Outcome<u64> {
 
 /// A cgroup is charged for pages on the device, and for none when they are freed
 /// there: by munmap, which never brings them back, and by exit.
-pub fn memcg(_: &Ctx) -> Outcome {
+pub fn memcg<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let dir = new_cgroup()?;
     let work = Child::spawn(|| {
         fs::write(dir.join("cgroup.procs"), "0").or_fail("cgroup.procs")?;
-        let device = Device::open(0)?;
+        let device = Target::open(ctx, NODE)?;
         let trip = || -> Outcome {
             let buf = Buffer::filled(N, 96)?;
             device.move_all(&buf, 96)?;

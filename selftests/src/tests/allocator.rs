@@ -3,7 +3,7 @@
 //! Small and huge pages from the same device memory, for ever: what has come back
 //! must be good for either again.
 
-use super::target::{COHERENT, PRIVATE, Target, huge_filled};
+use super::target::{COHERENT, GENERIC, PRIVATE, Target, huge_filled};
 use super::{Ctx, Test, test, with};
 use crate::check::{Fail, OrFail, Outcome, expect_errno};
 use crate::device::{Buffer, Device, HUGE_PAGES, check_bytes};
@@ -22,8 +22,18 @@ pub const TESTS: &[Test] = &[
     test("allocator_coherent.threads", threads::<COHERENT>),
     test("allocator_coherent.processes", processes::<COHERENT>),
     test("allocator_coherent.fill", fill::<COHERENT>),
+    test("allocator_generic.threads", threads::<GENERIC>),
+    test("allocator_generic.processes", processes::<GENERIC>),
+    test("allocator_generic.fill", fill::<GENERIC>),
     with(TWO, test("allocator.one_huge", one_huge)),
-    with(TWO, test("allocator_coherent.one_huge", one_huge_only)),
+    with(
+        TWO,
+        test("allocator_coherent.one_huge", one_huge_only::<COHERENT>),
+    ),
+    with(
+        TWO,
+        test("allocator_generic.one_huge", one_huge_only::<GENERIC>),
+    ),
     with(FOUR, test("allocator.growth", growth)),
     with(FOUR, test("allocator.fragments", fragments::<PRIVATE>)),
     with(FOUR, test("allocator.random", random::<PRIVATE>)),
@@ -32,6 +42,11 @@ pub const TESTS: &[Test] = &[
         test("allocator_coherent.fragments", fragments::<COHERENT>),
     ),
     with(FOUR, test("allocator_coherent.random", random::<COHERENT>)),
+    with(
+        FOUR,
+        test("allocator_generic.fragments", fragments::<GENERIC>),
+    ),
+    with(FOUR, test("allocator_generic.random", random::<GENERIC>)),
 ];
 
 /// Pages of device memory that there are.
@@ -88,9 +103,9 @@ fn one_huge(ctx: &Ctx) -> Outcome {
     second.check(0, N, 405)
 }
 
-/// COHERENT memory does not grow: what there is no room for stays, whole.
-fn one_huge_only(ctx: &Ctx) -> Outcome {
-    let target = Target::open(ctx, COHERENT)?;
+/// COHERENT and GENERIC memory does not grow: what there is no room for stays, whole.
+fn one_huge_only<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    let target = Target::open(ctx, NODE)?;
     check_eq!(capacity(&target)?, N, "pages of the device");
     let first = huge_filled(1, 406)?;
     let second = huge_filled(1, 407)?;
@@ -163,8 +178,8 @@ fn fragments<const NODE: usize>(ctx: &Ctx) -> Outcome {
         let before = target.stats()?;
         let huge = huge_filled(1, 421)?;
         target.move_all(&huge, 421)?;
-        // COHERENT memory has no whole place left; PRIVATE memory grows.
-        match target.is_coherent() {
+        // Only PRIVATE memory grows; the other kinds have no whole place left.
+        match target.cpu_maps() {
             true => target.expect_large(&before, 0, 0, 1)?,
             false => target.expect_large(&before, 1, 0, 0)?,
         }
@@ -189,7 +204,7 @@ fn fragments<const NODE: usize>(ctx: &Ctx) -> Outcome {
         );
         largest = now;
     }
-    let limit = if target.is_coherent() { ALL } else { 2 * ALL };
+    let limit = if target.cpu_maps() { ALL } else { 2 * ALL };
     check!(
         largest <= limit,
         "pages of the device: expected {limit} at most, found {largest}"
@@ -257,7 +272,7 @@ fn random<const NODE: usize>(ctx: &Ctx) -> Outcome {
                 match target.to_device(&item.buf, first, n) {
                     Ok(m) => check_bytes(&m.data, item.seed, first, "returned data")?,
                     Err(e) => check_eq!(
-                        (e.raw_os_error(), target.is_coherent()),
+                        (e.raw_os_error(), target.cpu_maps()),
                         (Some(libc::ENOENT), true),
                         "errno of MIGRATE_TO_DEV in step {step}"
                     ),
@@ -422,12 +437,12 @@ fn fill<const NODE: usize>(ctx: &Ctx) -> Outcome {
         match target.to_device(&more, 0, N) {
             Ok(moved) => check_bytes(&moved.data, 441, 0, "returned data")?,
             Err(e) => check_eq!(
-                (e.raw_os_error(), target.is_coherent()),
+                (e.raw_os_error(), target.cpu_maps()),
                 (Some(libc::ENOENT), true),
                 "errno of MIGRATE_TO_DEV without room"
             ),
         }
-        if target.is_coherent() {
+        if target.cpu_maps() {
             target.expect(&more, 0, N, 0)?;
             let failed = target
                 .stats()?
@@ -454,7 +469,7 @@ fn fill<const NODE: usize>(ctx: &Ctx) -> Outcome {
         check_marks(&huge, round + 100, 0..huge.pages())?;
         target.bring_back(&one, 0, 1)?;
         one.check(0, 1, 440)?;
-        let limit = if target.is_coherent() { 1 } else { 2 } * (all + 1);
+        let limit = if target.cpu_maps() { 1 } else { 2 } * (all + 1);
         let now = capacity(&target)?;
         check!(
             now <= limit,

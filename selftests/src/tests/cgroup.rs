@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::account::{current, new_cgroup};
-use super::target::{COHERENT, PRIVATE, Target, huge_filled};
+use super::target::{COHERENT, GENERIC, PRIVATE, Target, huge_filled};
 use super::{Ctx, Test, test};
 use crate::check::{Fail, OrFail, Outcome};
 use crate::device::{Buffer, HUGE_PAGES, PAGE};
@@ -24,6 +24,9 @@ pub const TESTS: &[Test] = &[
     test("cgroup_coherent.limit", limit::<COHERENT>),
     test("cgroup_coherent.huge", huge::<COHERENT>),
     test("cgroup_coherent.oom", oom::<COHERENT>),
+    test("cgroup_generic.limit", limit::<GENERIC>),
+    test("cgroup_generic.huge", huge::<GENERIC>),
+    test("cgroup_generic.oom", oom::<GENERIC>),
 ];
 
 /// Pages of the buffer: 16 MiB.

@@ -5,15 +5,16 @@
 use std::io::{Read, Write};
 use std::time::Duration;
 
-use super::{Ctx, PAGES, expect_on_device, freed_since};
+use super::target::Target;
+use super::{Ctx, PAGES, freed_since};
 use crate::check::{OrFail, Outcome, expect_errno};
-use crate::device::{Buffer, Device, check_bytes};
+use crate::device::{Buffer, check_bytes};
 use crate::harness::{Child, note};
 use crate::sys::{self, Exit};
 use crate::{check, check_eq};
 
-pub fn while_migrated(_: &Ctx) -> Outcome {
-    let device = Device::open(0)?;
+pub fn while_migrated<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    let device = Target::open(ctx, NODE)?;
     let buf = Buffer::filled(PAGES, 60)?;
     device.move_all(&buf, 60)?;
     drop(device);
@@ -22,27 +23,27 @@ pub fn while_migrated(_: &Ctx) -> Outcome {
     buf.fill(0, PAGES, 61);
 
     // A new file has nothing to do with the old one.
-    let device = Device::open(0)?;
+    let device = Target::open(ctx, NODE)?;
     device.move_all(&buf, 61)?;
     buf.check(0, PAGES, 61)
 }
 
 /// Closing a file may evict its pages; the C driver evicts everybody's.
-pub fn other_opener_keeps(_: &Ctx) -> Outcome {
-    let mine = Device::open(0)?;
+pub fn other_opener_keeps<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    let mine = Target::open(ctx, NODE)?;
     let buf = Buffer::filled(PAGES, 62)?;
     mine.move_all(&buf, 62)?;
 
     // Another process.
     Child::spawn(|| {
-        let device = Device::open(0)?;
+        let device = Target::open(ctx, NODE)?;
         let buf = Buffer::filled(PAGES, 63)?;
         device.move_all(&buf, 63)?;
         drop(device);
         buf.check(0, PAGES, 63)
     })?
     .join()?;
-    let left = crate::proc::on_device(&buf, 0, PAGES)?.len();
+    let left = mine.on_device(&buf, 0, PAGES)?;
     note(&format!(
         "{left} of {PAGES} pages left after another process closed"
     ));
@@ -51,8 +52,9 @@ pub fn other_opener_keeps(_: &Ctx) -> Outcome {
 
     // Another file of the same process.
     buf.check(0, PAGES, 62)?;
+    mine.bring_back(&buf, 0, PAGES)?;
     mine.move_all(&buf, 62)?;
-    let other = Device::open(0)?;
+    let other = Target::open(ctx, NODE)?;
     let second = Buffer::filled(PAGES, 64)?;
     other.move_all(&second, 64)?;
     drop(other);
@@ -63,8 +65,8 @@ pub fn other_opener_keeps(_: &Ctx) -> Outcome {
 }
 
 /// A file that is shared by fork mirrors the process that opened it.
-pub fn after_fork(_: &Ctx) -> Outcome {
-    let device = Device::open(0)?;
+pub fn after_fork<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    let device = Target::open(ctx, NODE)?;
     let buf = Buffer::filled(PAGES, 65)?;
     let before = device.stats()?;
     let (mut wait, go) = sys::pipe().or_fail("pipe")?;
@@ -98,11 +100,11 @@ pub fn after_fork(_: &Ctx) -> Outcome {
 
 /// The last holder of the file is not the process whose memory it mirrors, and
 /// that memory is gone.
-pub fn fd_outlives_mm(_: &Ctx) -> Outcome {
+pub fn fd_outlives_mm<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let (mut done, held) = sys::pipe().or_fail("pipe")?;
     let (mut gone, go) = sys::pipe().or_fail("pipe")?;
     let middle = Child::spawn(|| {
-        let device = Device::open(0)?;
+        let device = Target::open(ctx, NODE)?;
         let buf = Buffer::filled(PAGES, 67)?;
         device.move_all(&buf, 67)?;
         Child::spawn(|| {
@@ -129,11 +131,11 @@ pub fn fd_outlives_mm(_: &Ctx) -> Outcome {
 }
 
 /// The harness's audit would see what is left; here also that all went at once.
-pub fn exit_while_migrated(_: &Ctx) -> Outcome {
-    let device = Device::open(1)?;
+pub fn exit_while_migrated<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    let device = Target::open(ctx, NODE + 1)?;
     let before = device.stats()?;
     Child::spawn(|| {
-        let device = Device::open(1)?;
+        let device = Target::open(ctx, NODE + 1)?;
         let buf = Buffer::filled(PAGES, 68)?;
         device.move_all(&buf, 68)?;
         // Without destructors: neither file nor memory is given back first.
@@ -149,18 +151,19 @@ pub fn exit_while_migrated(_: &Ctx) -> Outcome {
     let buf = Buffer::filled(PAGES, 69)?;
     device.move_all(&buf, 69)?;
     Child::spawn(|| sys::exit_now(0))?.join()?;
-    expect_on_device(&buf, 0, PAGES, PAGES)?;
+    device.expect(&buf, 0, PAGES, PAGES)?;
     buf.check(0, PAGES, 69)?;
+    device.bring_back(&buf, 0, PAGES)?;
     freed_since(&device, &before, PAGES)
 }
 
 /// SIGKILL at some point of a migration: the process gets out and leaves nothing.
-pub fn exit_killed(_: &Ctx) -> Outcome {
-    let device = Device::open(0)?;
+pub fn exit_killed<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    let device = Target::open(ctx, NODE)?;
     for round in 0..8 {
         let before = device.stats()?;
         let child = Child::spawn(|| {
-            let device = Device::open(0)?;
+            let device = Target::open(ctx, NODE)?;
             let buf = Buffer::filled(512, 70)?;
             loop {
                 device.to_device(&buf, 0, 512).or_fail("MIGRATE_TO_DEV")?;

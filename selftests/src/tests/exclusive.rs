@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
-use super::target::{COHERENT, PRIVATE, Target, expect_huge, huge_filled};
+use super::target::{COHERENT, GENERIC, PRIVATE, Target, expect_huge, huge_filled};
 use super::{Ctx, PAGES, Test, expect_present, test};
 use crate::check::{Fail, OrFail, Outcome, expect_errno};
 use crate::device::{Buffer, Device, HUGE_PAGES, check_bytes, pattern_bytes};
@@ -33,6 +33,7 @@ pub const TESTS: &[Test] = &[
     test("exclusive.close", close),
     test("exclusive.exit", exit),
     test("exclusive_coherent.migrated", migrated::<COHERENT>),
+    test("exclusive_generic.migrated", migrated::<GENERIC>),
 ];
 
 const RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
@@ -346,7 +347,7 @@ fn huge(_: &Ctx) -> Outcome {
     buf.check(0, N, 331)
 }
 
-/// PRIVATE memory comes back first; COHERENT memory is taken where it is.
+/// PRIVATE memory comes back first; COHERENT and GENERIC memory is taken where it is.
 fn migrated<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, NODE)?;
     let buf = Buffer::filled(PAGES, 332)?;
@@ -354,7 +355,7 @@ fn migrated<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let taken = target.exclusive(&buf, 0, PAGES).or_fail("EXCLUSIVE")?;
     check_bytes(&taken.data, 332, 0, "data that EXCLUSIVE returned")?;
     held(&target, &buf, 0, PAGES)?;
-    let used = if target.is_coherent() { PAGES } else { 0 };
+    let used = if target.cpu_maps() { PAGES } else { 0 };
     check_eq!(target.audit()?.0.used, used as u64, "used pages");
     buf.check(0, PAGES / 2, 332)?;
     lost(&target, &buf, 0, PAGES / 2)?;

@@ -3,7 +3,7 @@
 //! HMM_DMIRROR_FLAGS with FAIL_ALLOC: the next allocation for a migration fails,
 //! once. What huge pages make of it is in `thp.rs`.
 
-use super::target::{COHERENT, PRIVATE, Target};
+use super::target::{COHERENT, GENERIC, PRIVATE, Target};
 use super::{Ctx, PAGES, Test, test};
 use crate::check::{OrFail, Outcome, expect_errno};
 use crate::check_eq;
@@ -18,6 +18,9 @@ pub const TESTS: &[Test] = &[
     test("fail_coherent.to_device", to_device::<COHERENT>),
     test("fail_coherent.to_system", to_system::<COHERENT>),
     test("fail_coherent.close", close::<COHERENT>),
+    test("fail_generic.to_device", to_device::<GENERIC>),
+    test("fail_generic.to_system", to_system::<GENERIC>),
+    test("fail_generic.close", close::<GENERIC>),
 ];
 
 /// A device that moves small pages only takes each for a part of something large,

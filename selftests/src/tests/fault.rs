@@ -4,16 +4,23 @@
 
 use std::io::Read;
 
-use super::{Ctx, PAGES, expect_on_device, expect_present, freed_since};
+use super::target::Target;
+use super::{Ctx, PAGES, expect_present, freed_since};
 use crate::check::{Fail, OrFail, Outcome};
-use crate::device::{Buffer, Device, PAGE, check_bytes, pattern_bytes};
+use crate::device::{Buffer, PAGE, check_bytes, pattern_bytes};
 use crate::sys;
+use crate::uapi::Stats;
 use crate::{check, check_eq};
 
-/// Checks that the CPU's faults, and nothing else, have brought `n` pages back.
+/// Checks that the CPU's faults, and nothing else, have brought `n` pages back; or that
+/// there were none and the pages have stayed, where the CPU can use them there.
 #[track_caller]
-fn faulted_back(device: &Device, before: &crate::uapi::Stats, buf: &Buffer, n: usize) -> Outcome {
+fn faulted_back(device: &Target, before: &Stats, buf: &Buffer, n: usize) -> Outcome {
     let faults = device.stats()?.cpu_faults.wrapping_sub(before.cpu_faults);
+    if device.cpu_maps() {
+        check_eq!(faults, 0, "growth of stats.cpu_faults");
+        return device.expect(buf, 0, n, n);
+    }
     // A driver may bring neighbours along, so there may be fewer faults.
     check!(
         (1..=n as u64).contains(&faults),
@@ -23,8 +30,8 @@ fn faulted_back(device: &Device, before: &crate::uapi::Stats, buf: &Buffer, n: u
     freed_since(device, before, n)
 }
 
-pub fn cpu_read(_: &Ctx) -> Outcome {
-    let device = Device::open(0)?;
+pub fn cpu_read<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    let device = Target::open(ctx, NODE)?;
     let buf = Buffer::filled(PAGES, 20)?;
     device.move_all(&buf, 20)?;
     let before = device.stats()?;
@@ -35,8 +42,8 @@ pub fn cpu_read(_: &Ctx) -> Outcome {
     buf.check(0, PAGES, 21)
 }
 
-pub fn cpu_write(_: &Ctx) -> Outcome {
-    let device = Device::open(0)?;
+pub fn cpu_write<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    let device = Target::open(ctx, NODE)?;
     let buf = Buffer::filled(PAGES, 22)?;
     device.move_all(&buf, 22)?;
     let before = device.stats()?;
@@ -59,12 +66,13 @@ pub fn cpu_write(_: &Ctx) -> Outcome {
     buf.check(0, PAGES, 22)
 }
 
-pub fn every_other_page(_: &Ctx) -> Outcome {
-    let device = Device::open(0)?;
+pub fn every_other_page<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    let device = Target::open(ctx, NODE)?;
     let buf = Buffer::filled(PAGES, 23)?;
     device.move_all(&buf, 23)?;
     for page in (0..PAGES).step_by(2) {
         buf.check(page, 1, 23)?;
+        device.bring_back(&buf, page, 1)?;
         expect_present(&buf, page, 1)?;
     }
     // Of a mixed range, the device sees both halves.
@@ -74,20 +82,21 @@ pub fn every_other_page(_: &Ctx) -> Outcome {
     check_bytes(&read.data, 23, 0, "READ of a mixed range")?;
     for page in (1..PAGES).step_by(2) {
         buf.check(page, 1, 23)?;
+        device.bring_back(&buf, page, 1)?;
     }
     expect_present(&buf, 0, PAGES)?;
 
     // And half of it goes again, to lie between the others.
     for page in (1..PAGES).step_by(2) {
         device.to_device(&buf, page, 1).or_fail("MIGRATE_TO_DEV")?;
-        expect_on_device(&buf, page, 1, 1)?;
+        device.expect(&buf, page, 1, 1)?;
     }
     buf.check(0, PAGES, 23)
 }
 
-pub fn from_threads(_: &Ctx) -> Outcome {
+pub fn from_threads<const NODE: usize>(ctx: &Ctx) -> Outcome {
     const THREADS: usize = 4;
-    let device = Device::open(0)?;
+    let device = Target::open(ctx, NODE)?;
     let buf = Buffer::filled(PAGES, 24)?;
     for round in 0..5 {
         device.move_all(&buf, 24)?;
@@ -108,6 +117,11 @@ pub fn from_threads(_: &Ctx) -> Outcome {
                 .collect()
         });
         outcomes.into_iter().collect::<Outcome<()>>()?;
+        if device.cpu_maps() {
+            faulted_back(&device, &before, &buf, PAGES)?;
+            device.bring_back(&buf, 0, PAGES)?;
+            continue;
+        }
         expect_present(&buf, 0, PAGES)?;
         let back = device.stats()?.to_system.wrapping_sub(before.to_system);
         check_eq!(back, PAGES as u64, "pages that came back in round {round}");
@@ -117,8 +131,8 @@ pub fn from_threads(_: &Ctx) -> Outcome {
 }
 
 /// The kernel itself faults when a system call's buffer is on the device.
-pub fn syscall_access(_: &Ctx) -> Outcome {
-    let device = Device::open(0)?;
+pub fn syscall_access<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    let device = Target::open(ctx, NODE)?;
     let buf = Buffer::filled(PAGES, 25)?;
 
     device.move_all(&buf, 25)?;
@@ -129,6 +143,7 @@ pub fn syscall_access(_: &Ctx) -> Outcome {
     std::os::unix::fs::FileExt::read_exact_at(&file, &mut data, 0).or_fail("pread")?;
     check_bytes(&data, 25, 0, "data in the memfd")?;
     expect_present(&buf, 0, PAGES)?;
+    device.bring_back(&buf, 0, PAGES)?;
 
     // A pipe of the default size takes 16 pages.
     device.move_all(&buf, 25)?;
@@ -141,6 +156,7 @@ pub fn syscall_access(_: &Ctx) -> Outcome {
 
     // The other direction: the kernel writes to pages on the device.
     buf.check(0, PAGES, 25)?;
+    device.bring_back(&buf, 0, PAGES)?;
     device.move_all(&buf, 25)?;
     let other = Buffer::filled(PAGES, 26)?;
     let file = sys::memfd("zdm-syscall").or_fail("memfd_create")?;

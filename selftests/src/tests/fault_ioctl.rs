@@ -2,7 +2,7 @@
 
 //! ZDM_FAULT: the device faults a range in, as for an access, but copies nothing.
 
-use super::target::{COHERENT, PRIVATE, Target, expect_huge, huge_filled};
+use super::target::{COHERENT, GENERIC, PRIVATE, Target, expect_huge, huge_filled};
 use super::{Ctx, PAGES, Test, expect_present, test};
 use crate::check::{OrFail, Outcome, expect_errno};
 use crate::device::{Buffer, Device, HUGE_PAGES, check_bytes, pattern_bytes};
@@ -20,6 +20,7 @@ pub const TESTS: &[Test] = &[
     test("fault_ioctl.bad", bad),
     test("fault_ioctl.size", size),
     test("fault_ioctl_coherent.migrated", migrated::<COHERENT>),
+    test("fault_ioctl_generic.migrated", migrated::<GENERIC>),
 ];
 
 /// Faults pages in, all of which must work.
@@ -193,7 +194,7 @@ fn migrated<const NODE: usize>(ctx: &Ctx) -> Outcome {
 
     let other = Target::open(ctx, NODE + 1)?;
     fault(&other, &buf, 0, PAGES, 0)?;
-    let left = if target.is_coherent() { PAGES } else { 0 };
+    let left = if target.cpu_maps() { PAGES } else { 0 };
     target.expect(&buf, 0, PAGES, left)?;
     reads_at_once(&other, &buf, PAGES, 349)?;
     buf.check(0, PAGES, 349)

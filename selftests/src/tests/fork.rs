@@ -4,21 +4,22 @@
 
 use std::io::{Read, Write};
 
-use super::{Ctx, PAGES, expect_on_device};
+use super::target::Target;
+use super::{Ctx, PAGES};
 use crate::check::{OrFail, Outcome};
 use crate::check_eq;
-use crate::device::{Buffer, Device, check_bytes};
+use crate::device::{Buffer, check_bytes};
 use crate::harness::{Child, note};
 
 /// What one side writes the other must not see.
-pub fn cow_while_migrated(_: &Ctx) -> Outcome {
-    let device = Device::open(0)?;
+pub fn cow_while_migrated<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    let device = Target::open(ctx, NODE)?;
     let buf = Buffer::filled(PAGES, 80)?;
 
     // The child writes.
     device.move_all(&buf, 80)?;
     let child = Child::spawn(|| {
-        expect_on_device(&buf, 0, PAGES, PAGES)?;
+        device.expect(&buf, 0, PAGES, PAGES)?;
         buf.fill(0, PAGES, 81);
         buf.check(0, PAGES, 81)
     })?;
@@ -28,6 +29,7 @@ pub fn cow_while_migrated(_: &Ctx) -> Outcome {
     buf.check(0, PAGES, 80)?;
 
     // The parent writes while the child holds on.
+    device.bring_back(&buf, 0, PAGES)?;
     device.move_all(&buf, 80)?;
     let (mut wait, go) = crate::sys::pipe().or_fail("pipe")?;
     let child = Child::spawn(|| {
@@ -62,8 +64,8 @@ pub fn cow_while_migrated(_: &Ctx) -> Outcome {
     buf.check(0, PAGES, now)
 }
 
-pub fn child_reads(_: &Ctx) -> Outcome {
-    let device = Device::open(0)?;
+pub fn child_reads<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    let device = Target::open(ctx, NODE)?;
     let buf = Buffer::filled(PAGES, 84)?;
     device.move_all(&buf, 84)?;
     let before = device.stats()?;
@@ -74,6 +76,7 @@ pub fn child_reads(_: &Ctx) -> Outcome {
         reader.join()?;
     }
     buf.check(0, PAGES, 84)?;
+    device.bring_back(&buf, 0, PAGES)?;
     super::expect_present(&buf, 0, PAGES)?;
     super::freed_since(&device, &before, PAGES)?;
     let (audit, _) = device.audit()?;

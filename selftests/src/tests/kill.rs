@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use super::target::{COHERENT, PRIVATE, Target, huge_filled};
+use super::target::{COHERENT, GENERIC, PRIVATE, Target, huge_filled};
 use super::{Ctx, PAGES, Test, test};
 use crate::check::{Fail, OrFail, Outcome};
 use crate::device::{Buffer, HUGE_PAGES, PAGE, check_bytes, pattern_bytes};
@@ -29,6 +29,10 @@ pub const TESTS: &[Test] = &[
     test("kill_coherent.huge", loops::<COHERENT, HUGE>),
     test("kill_coherent.core", core::<COHERENT>),
     test("kill_coherent.core_huge", core_huge::<COHERENT>),
+    test("kill_generic.migrate", loops::<GENERIC, MIGRATE>),
+    test("kill_generic.huge", loops::<GENERIC, HUGE>),
+    test("kill_generic.core", core::<GENERIC>),
+    test("kill_generic.core_huge", core_huge::<GENERIC>),
 ];
 
 /// What a process does until it is killed.

@@ -2,15 +2,16 @@
 
 //! Pages to the device and back.
 
-use super::{Ctx, PAGES, expect_on_device, expect_present, freed_since};
+use super::target::Target;
+use super::{Ctx, PAGES, expect_present, freed_since};
 use crate::check::{Fail, OrFail, Outcome, expect_errno};
-use crate::device::{Buffer, Device, HUGE_PAGES, PAGE, check_bytes};
+use crate::device::{Buffer, HUGE_PAGES, PAGE, check_bytes};
 use crate::harness::{Child, note};
 use crate::sys::{self, Exit};
 use crate::{check, check_eq};
 
 /// To the device, and back by request, with every page looked at from all sides.
-fn there_and_back(device: &Device, buf: &Buffer, seed: u64) -> Outcome {
+fn there_and_back(device: &Target, buf: &Buffer, seed: u64) -> Outcome {
     let n = buf.pages();
     let before = device.stats()?;
     device.move_all(buf, seed)?;
@@ -37,8 +38,8 @@ fn there_and_back(device: &Device, buf: &Buffer, seed: u64) -> Outcome {
     buf.check(0, n, seed)
 }
 
-pub fn round_trip(_: &Ctx) -> Outcome {
-    let device = Device::open(0)?;
+pub fn round_trip<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    let device = Target::open(ctx, NODE)?;
     let buf = Buffer::filled(PAGES, 1)?;
     there_and_back(&device, &buf, 1)?;
     // Again with other data: a stale copy of the first time would show.
@@ -46,13 +47,13 @@ pub fn round_trip(_: &Ctx) -> Outcome {
     there_and_back(&device, &buf, 2)
 }
 
-pub fn one_page(_: &Ctx) -> Outcome {
-    let device = Device::open(1)?;
+pub fn one_page<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    let device = Target::open(ctx, NODE + 1)?;
     let buf = Buffer::filled(3, 3)?;
     let moved = device.to_device(&buf, 1, 1).or_fail("MIGRATE_TO_DEV")?;
     check_eq!(moved.cpages, 1, "copied pages");
     check_bytes(&moved.data, 3, 1, "returned data")?;
-    expect_on_device(&buf, 1, 1, 1)?;
+    device.expect(&buf, 1, 1, 1)?;
     expect_present(&buf, 0, 1)?;
     expect_present(&buf, 2, 1)?;
     device.to_system(&buf, 1, 1).or_fail("MIGRATE_TO_SYS")?;
@@ -61,8 +62,8 @@ pub fn one_page(_: &Ctx) -> Outcome {
 }
 
 /// A page that was read-only must come back so, or never have been writable.
-pub fn read_only_mapping(_: &Ctx) -> Outcome {
-    let device = Device::open(0)?;
+pub fn read_only_mapping<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    let device = Target::open(ctx, NODE)?;
     let buf = Buffer::filled(PAGES, 4)?;
     buf.protect(0, PAGES, libc::PROT_READ)?;
     device.move_all(&buf, 4)?;
@@ -96,8 +97,8 @@ pub fn read_only_mapping(_: &Ctx) -> Outcome {
 }
 
 /// Memory that no one has touched, and the shared zero page, migrate as zeroes.
-pub fn untouched_pages(_: &Ctx) -> Outcome {
-    let device = Device::open(0)?;
+pub fn untouched_pages<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    let device = Target::open(ctx, NODE)?;
     let buf = Buffer::anon(PAGES)?;
     // The zero page in the middle third; nothing at all around it.
     buf.check_zero(PAGES / 3, PAGES / 3)?;
@@ -113,19 +114,20 @@ pub fn untouched_pages(_: &Ctx) -> Outcome {
         None,
         "first byte of the returned data that is not 0"
     );
-    expect_on_device(&buf, 0, PAGES, PAGES)?;
+    device.expect(&buf, 0, PAGES, PAGES)?;
     let got = device.stats()?.allocated.wrapping_sub(before.allocated);
     check_eq!(got, PAGES as u64, "growth of stats.allocated");
 
     buf.check_zero(0, PAGES)?;
-    expect_on_device(&buf, 0, PAGES, 0)?;
+    device.bring_back(&buf, 0, PAGES)?;
+    buf.check_zero(0, PAGES)?;
     buf.fill(0, PAGES, 6);
     buf.check(0, PAGES, 6)
 }
 
 /// A hole in the range is an error and harms nothing around it.
-pub fn partial_range(_: &Ctx) -> Outcome {
-    let device = Device::open(0)?;
+pub fn partial_range<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    let device = Target::open(ctx, NODE)?;
     let buf = Buffer::filled(PAGES, 7)?;
     let (hole, len) = (PAGES / 2, 8);
     buf.unmap(hole, len)?;
@@ -148,8 +150,8 @@ pub fn partial_range(_: &Ctx) -> Outcome {
 /// The C driver answers ENOENT here when memory that ends where the buffer begins
 /// was unmapped in between: its invalidation takes the end for part of the range,
 /// so its page table forgets the buffer's first page.
-pub fn twice(_: &Ctx) -> Outcome {
-    let device = Device::open(0)?;
+pub fn twice<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    let device = Target::open(ctx, NODE)?;
     let buf = Buffer::filled(PAGES, 8)?;
     // Half first, so that the second time meets both kinds.
     device
@@ -166,36 +168,38 @@ pub fn twice(_: &Ctx) -> Outcome {
         (PAGES / 2) as u64,
         "pages of the second half that went"
     );
-    expect_on_device(&buf, 0, PAGES, PAGES)?;
+    device.expect(&buf, 0, PAGES, PAGES)?;
 
     let moved = device
         .to_device(&buf, 0, PAGES)
         .or_fail("MIGRATE_TO_DEV of all, again")?;
     check_bytes(&moved.data, 8, 0, "returned data")?;
-    expect_on_device(&buf, 0, PAGES, PAGES)?;
+    device.expect(&buf, 0, PAGES, PAGES)?;
     let (audit, _) = device.audit()?;
     check_eq!(audit.used, PAGES as u64, "used pages in the audit");
     buf.check(0, PAGES, 8)
 }
 
-fn eight_megabytes(advice: i32) -> Outcome {
-    let device = Device::open(0)?;
+fn eight_megabytes<const NODE: usize>(ctx: &Ctx, advice: i32) -> Outcome {
+    let device = Target::open(ctx, NODE)?;
     let pages = 4 * HUGE_PAGES;
     let buf = Buffer::anon_huge_aligned(pages)?;
     buf.advise(0, pages, advice)?;
     buf.fill(0, pages, 9);
     there_and_back(&device, &buf, 9)?;
 
-    // And back by faults, beginning in the middle of each huge page.
+    // And back by faults where there are any, beginning in the middle of each huge
+    // page.
     device.move_all(&buf, 9)?;
     for huge in 0..4 {
         buf.check(huge * HUGE_PAGES + 100, 1, 9)?;
     }
     buf.check(0, pages, 9)?;
+    device.bring_back(&buf, 0, pages)?;
     expect_present(&buf, 0, pages)
 }
 
-pub fn large(_: &Ctx) -> Outcome {
+pub fn large<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let path = "/sys/kernel/mm/transparent_hugepage/enabled";
     let thp = std::fs::read_to_string(path)
         .map_err(|e| Fail::Skip(format!("no transparent huge pages: {path}: {e}")))?;
@@ -203,16 +207,16 @@ pub fn large(_: &Ctx) -> Outcome {
         !thp.contains("[never]") || std::fs::write(path, "madvise").is_ok(),
         "{path}: expected always or madvise, found {thp}"
     );
-    eight_megabytes(libc::MADV_HUGEPAGE)
+    eight_megabytes::<NODE>(ctx, libc::MADV_HUGEPAGE)
 }
 
-pub fn large_nohuge(_: &Ctx) -> Outcome {
-    eight_megabytes(libc::MADV_NOHUGEPAGE)
+pub fn large_nohuge<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    eight_megabytes::<NODE>(ctx, libc::MADV_NOHUGEPAGE)
 }
 
 /// The other device's pages: whatever the driver decides, no data may be lost.
-pub fn two_devices(_: &Ctx) -> Outcome {
-    let (zero, one) = (Device::open(0)?, Device::open(1)?);
+pub fn two_devices<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    let (zero, one) = (Target::open(ctx, NODE)?, Target::open(ctx, NODE + 1)?);
     let buf = Buffer::filled(PAGES, 10)?;
     zero.move_all(&buf, 10)?;
     match one.to_device(&buf, 0, PAGES) {
@@ -228,6 +232,7 @@ pub fn two_devices(_: &Ctx) -> Outcome {
     buf.check(0, PAGES, 10)?;
 
     // And the other way around with the CPU in between.
+    zero.bring_back(&buf, 0, PAGES)?;
     one.move_all(&buf, 10)?;
     let read = zero
         .read(&buf, 0, PAGES)
@@ -236,10 +241,10 @@ pub fn two_devices(_: &Ctx) -> Outcome {
     buf.check(0, PAGES, 10)
 }
 
-/// Core mm does not move page cache to private device memory: an error or fewer
+/// Core mm does not move page cache to device memory: an error or fewer
 /// pages, but the file stays what it is.
-pub fn file_backed(_: &Ctx) -> Outcome {
-    let device = Device::open(0)?;
+pub fn file_backed<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    let device = Target::open(ctx, NODE)?;
     let file = sys::memfd("zdm-file-backed").or_fail("memfd_create")?;
     file.set_len((PAGES * PAGE) as u64).or_fail("ftruncate")?;
     let buf = Buffer::shared(&file, PAGES)?;
@@ -253,11 +258,7 @@ pub fn file_backed(_: &Ctx) -> Outcome {
         Err(e) => note(&format!("MIGRATE_TO_DEV of page cache: {e}")),
     }
     let went = device.stats()?.to_device.wrapping_sub(before.to_device);
-    check_eq!(
-        went,
-        0,
-        "pages of the page cache that went to private memory"
-    );
+    check_eq!(went, 0, "pages of the page cache that went to the device");
     buf.check(0, PAGES, 11)?;
     buf.fill(0, PAGES, 12);
     let mut data = vec![0; PAGES * PAGE];

@@ -11,18 +11,26 @@ mod allocator;
 mod bad;
 mod cgroup;
 mod close;
+mod counts;
+mod dax;
+mod dax_unbind;
 mod debugfs;
 mod exclusive;
 mod fail;
 mod fault;
 mod fault_ioctl;
 mod fork;
+mod generic;
+mod generic_pins;
+mod generic_rule;
 mod inject;
+mod inspect;
 mod kill;
 mod migrate;
 mod mixedmap;
 mod params;
 mod pin;
+mod pin_ioctl;
 mod race;
 mod release;
 mod snapshot;
@@ -33,6 +41,7 @@ mod uffd;
 mod unload;
 mod unmap;
 
+use self::target::{GENERIC, PRIVATE};
 use crate::check::{Fail, Outcome};
 use crate::device::{Buffer, Device};
 use crate::module::Module;
@@ -106,6 +115,8 @@ const fn unloads(needs: Needs, test: Test) -> Test {
 pub fn all() -> Vec<&'static Test> {
     let groups = [
         PLAIN,
+        GENERIC_PLAIN,
+        inspect::TESTS,
         thp::TESTS,
         thp_parts::TESTS,
         snapshot::TESTS,
@@ -116,6 +127,12 @@ pub fn all() -> Vec<&'static Test> {
         fail::TESTS,
         uffd::TESTS,
         pin::TESTS,
+        pin_ioctl::TESTS,
+        generic_rule::TESTS,
+        generic::TESTS,
+        generic_pins::TESTS,
+        dax::TESTS,
+        dax_unbind::TESTS,
         cgroup::TESTS,
         kill::TESTS,
         debugfs::TESTS,
@@ -124,6 +141,8 @@ pub fn all() -> Vec<&'static Test> {
         debugfs::INJECTING,
         params::TESTS,
         debugfs::RELOADING,
+        generic_rule::RELOADING,
+        generic::RELOADING,
         RELOADING,
     ];
     groups.into_iter().flatten().collect()
@@ -131,42 +150,57 @@ pub fn all() -> Vec<&'static Test> {
 
 /// With the module as the machine wants it.
 const PLAIN: &[Test] = &[
-    test("migrate.round_trip", migrate::round_trip),
-    test("migrate.one_page", migrate::one_page),
-    test("migrate.read_only_mapping", migrate::read_only_mapping),
-    test("migrate.untouched_pages", migrate::untouched_pages),
-    test("migrate.partial_range", migrate::partial_range),
-    test("migrate.twice", migrate::twice),
-    test("migrate.large", migrate::large),
-    test("migrate.large_nohuge", migrate::large_nohuge),
-    test("migrate.two_devices", migrate::two_devices),
-    test("migrate.file_backed", migrate::file_backed),
-    test("fault.cpu_read", fault::cpu_read),
-    test("fault.cpu_write", fault::cpu_write),
-    test("fault.every_other_page", fault::every_other_page),
-    test("fault.from_threads", fault::from_threads),
-    test("fault.syscall_access", fault::syscall_access),
-    test("device.read", access::read),
-    test("device.write", access::write),
-    test("device.read_migrated", access::read_migrated),
-    test("device.write_migrated", access::write_migrated),
-    test("device.read_unmapped", access::read_unmapped),
-    test("device.write_read_only", access::write_read_only),
-    test("unmap.while_migrated", unmap::while_migrated),
-    test("unmap.partial_while_migrated", unmap::partial),
-    test("unmap.mremap_while_migrated", unmap::mremap),
-    test("unmap.madvise_dontneed", unmap::madvise_dontneed),
-    test("protect.mprotect_while_migrated", unmap::mprotect),
-    test("close.while_migrated", close::while_migrated),
-    test("close.other_opener_keeps", close::other_opener_keeps),
-    test("close.after_fork", close::after_fork),
-    test("close.fd_outlives_mm", close::fd_outlives_mm),
-    test("exit.while_migrated", close::exit_while_migrated),
-    test("exit.killed", close::exit_killed),
-    test("fork.cow_while_migrated", fork::cow_while_migrated),
-    test("fork.child_reads", fork::child_reads),
-    test("race.munmap_migrate", race::munmap_migrate),
-    test("race.fault_migrate", race::fault_migrate),
+    test("migrate.round_trip", migrate::round_trip::<PRIVATE>),
+    test("migrate.one_page", migrate::one_page::<PRIVATE>),
+    test(
+        "migrate.read_only_mapping",
+        migrate::read_only_mapping::<PRIVATE>,
+    ),
+    test(
+        "migrate.untouched_pages",
+        migrate::untouched_pages::<PRIVATE>,
+    ),
+    test("migrate.partial_range", migrate::partial_range::<PRIVATE>),
+    test("migrate.twice", migrate::twice::<PRIVATE>),
+    test("migrate.large", migrate::large::<PRIVATE>),
+    test("migrate.large_nohuge", migrate::large_nohuge::<PRIVATE>),
+    test("migrate.two_devices", migrate::two_devices::<PRIVATE>),
+    test("migrate.file_backed", migrate::file_backed::<PRIVATE>),
+    test("fault.cpu_read", fault::cpu_read::<PRIVATE>),
+    test("fault.cpu_write", fault::cpu_write::<PRIVATE>),
+    test("fault.every_other_page", fault::every_other_page::<PRIVATE>),
+    test("fault.from_threads", fault::from_threads::<PRIVATE>),
+    test("fault.syscall_access", fault::syscall_access::<PRIVATE>),
+    test("device.read", access::read::<PRIVATE>),
+    test("device.write", access::write::<PRIVATE>),
+    test("device.read_migrated", access::read_migrated::<PRIVATE>),
+    test("device.write_migrated", access::write_migrated::<PRIVATE>),
+    test("device.read_unmapped", access::read_unmapped::<PRIVATE>),
+    test("device.write_read_only", access::write_read_only::<PRIVATE>),
+    test("unmap.while_migrated", unmap::while_migrated::<PRIVATE>),
+    test("unmap.partial_while_migrated", unmap::partial::<PRIVATE>),
+    test("unmap.mremap_while_migrated", unmap::mremap::<PRIVATE>),
+    test("unmap.madvise_dontneed", unmap::madvise_dontneed::<PRIVATE>),
+    test(
+        "protect.mprotect_while_migrated",
+        unmap::mprotect::<PRIVATE>,
+    ),
+    test("close.while_migrated", close::while_migrated::<PRIVATE>),
+    test(
+        "close.other_opener_keeps",
+        close::other_opener_keeps::<PRIVATE>,
+    ),
+    test("close.after_fork", close::after_fork::<PRIVATE>),
+    test("close.fd_outlives_mm", close::fd_outlives_mm::<PRIVATE>),
+    test("exit.while_migrated", close::exit_while_migrated::<PRIVATE>),
+    test("exit.killed", close::exit_killed::<PRIVATE>),
+    test(
+        "fork.cow_while_migrated",
+        fork::cow_while_migrated::<PRIVATE>,
+    ),
+    test("fork.child_reads", fork::child_reads::<PRIVATE>),
+    test("race.munmap_migrate", race::munmap_migrate::<PRIVATE>),
+    test("race.fault_migrate", race::fault_migrate::<PRIVATE>),
     test("bad.unknown_ioctl", bad::unknown_ioctl),
     test("bad.unaligned", bad::unaligned),
     test("bad.zero_pages", bad::zero_pages),
@@ -177,9 +211,120 @@ const PLAIN: &[Test] = &[
     test("bad.no_vma", bad::no_vma),
     test("bad.prot_none", bad::prot_none),
     test("bad.audit_size", bad::audit_size),
-    test("account.rss", account::rss),
-    test("account.memcg", account::memcg),
+    test("account.rss", account::rss::<PRIVATE>),
+    test("account.memcg", account::memcg::<PRIVATE>),
     test("inject.not_allowed", inject::not_allowed),
+];
+
+/// The same with GENERIC memory, where it makes sense.
+const GENERIC_PLAIN: &[Test] = &[
+    test("migrate_generic.round_trip", migrate::round_trip::<GENERIC>),
+    test("migrate_generic.one_page", migrate::one_page::<GENERIC>),
+    test(
+        "migrate_generic.read_only_mapping",
+        migrate::read_only_mapping::<GENERIC>,
+    ),
+    test(
+        "migrate_generic.untouched_pages",
+        migrate::untouched_pages::<GENERIC>,
+    ),
+    test(
+        "migrate_generic.partial_range",
+        migrate::partial_range::<GENERIC>,
+    ),
+    test("migrate_generic.twice", migrate::twice::<GENERIC>),
+    test("migrate_generic.large", migrate::large::<GENERIC>),
+    test(
+        "migrate_generic.large_nohuge",
+        migrate::large_nohuge::<GENERIC>,
+    ),
+    test(
+        "migrate_generic.two_devices",
+        migrate::two_devices::<GENERIC>,
+    ),
+    test(
+        "migrate_generic.file_backed",
+        migrate::file_backed::<GENERIC>,
+    ),
+    test("fault_generic.cpu_read", fault::cpu_read::<GENERIC>),
+    test("fault_generic.cpu_write", fault::cpu_write::<GENERIC>),
+    test(
+        "fault_generic.every_other_page",
+        fault::every_other_page::<GENERIC>,
+    ),
+    test("fault_generic.from_threads", fault::from_threads::<GENERIC>),
+    test(
+        "fault_generic.syscall_access",
+        fault::syscall_access::<GENERIC>,
+    ),
+    test("device_generic.read", access::read::<GENERIC>),
+    test("device_generic.write", access::write::<GENERIC>),
+    test(
+        "device_generic.read_migrated",
+        access::read_migrated::<GENERIC>,
+    ),
+    test(
+        "device_generic.write_migrated",
+        access::write_migrated::<GENERIC>,
+    ),
+    test(
+        "device_generic.read_unmapped",
+        access::read_unmapped::<GENERIC>,
+    ),
+    test(
+        "device_generic.write_read_only",
+        access::write_read_only::<GENERIC>,
+    ),
+    test(
+        "unmap_generic.while_migrated",
+        unmap::while_migrated::<GENERIC>,
+    ),
+    test(
+        "unmap_generic.partial_while_migrated",
+        unmap::partial::<GENERIC>,
+    ),
+    test(
+        "unmap_generic.mremap_while_migrated",
+        unmap::mremap::<GENERIC>,
+    ),
+    test(
+        "unmap_generic.madvise_dontneed",
+        unmap::madvise_dontneed::<GENERIC>,
+    ),
+    test(
+        "protect_generic.mprotect_while_migrated",
+        unmap::mprotect::<GENERIC>,
+    ),
+    test(
+        "close_generic.while_migrated",
+        close::while_migrated::<GENERIC>,
+    ),
+    test(
+        "close_generic.other_opener_keeps",
+        close::other_opener_keeps::<GENERIC>,
+    ),
+    test("close_generic.after_fork", close::after_fork::<GENERIC>),
+    test(
+        "close_generic.fd_outlives_mm",
+        close::fd_outlives_mm::<GENERIC>,
+    ),
+    test(
+        "exit_generic.while_migrated",
+        close::exit_while_migrated::<GENERIC>,
+    ),
+    test("exit_generic.killed", close::exit_killed::<GENERIC>),
+    test(
+        "fork_generic.cow_while_migrated",
+        fork::cow_while_migrated::<GENERIC>,
+    ),
+    test("fork_generic.child_reads", fork::child_reads::<GENERIC>),
+    test(
+        "race_generic.munmap_migrate",
+        race::munmap_migrate::<GENERIC>,
+    ),
+    test("race_generic.fault_migrate", race::fault_migrate::<GENERIC>),
+    test("account_generic.rss", account::rss::<GENERIC>),
+    test("account_generic.memcg", account::memcg::<GENERIC>),
 ];
 
 /// With injection allowed.

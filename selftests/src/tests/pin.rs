@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use super::target::{COHERENT, PRIVATE, Target, huge_filled};
+use super::target::{COHERENT, GENERIC, PRIVATE, Target, huge_filled};
 use super::{Ctx, Test, test};
 use crate::check;
 use crate::check::{Fail, OrFail, Outcome, expect_errno};
@@ -22,9 +22,12 @@ pub const TESTS: &[Test] = &[
     test("pin.pipe_huge", pipe_huge),
     test("pin.long_term", long_term::<PRIVATE>),
     test("pin.long_term_huge", long_term_huge::<PRIVATE>),
-    test("pin_coherent.pipe", pipe_coherent),
+    test("pin_coherent.pipe", pipe_mapped::<COHERENT>),
     test("pin_coherent.long_term", long_term::<COHERENT>),
     test("pin_coherent.long_term_huge", long_term_huge::<COHERENT>),
+    test("pin_generic.pipe", pipe_mapped::<GENERIC>),
+    test("pin_generic.long_term", long_term::<GENERIC>),
+    test("pin_generic.long_term_huge", long_term_huge::<GENERIC>),
 ];
 
 /// Pages that are held, and the pages of the buffers. A pipe has room for 16.
@@ -68,6 +71,27 @@ fn move_around(target: &Target, buf: &Buffer, seed: u64) -> Outcome {
         expect_errno(result, &[libc::ENOENT], "MIGRATE_TO_DEV of pages in use")?;
         target.expect(buf, FIRST, HELD, 0)?;
         target.expect(buf, 0, buf.pages(), buf.pages() - HELD)?;
+        check_eq!(
+            &proc::frames(buf, FIRST, HELD)?,
+            &frames,
+            "pages that are held"
+        );
+        buf.check(0, buf.pages(), seed)?;
+    }
+    Ok(())
+}
+
+/// The other way around: of a buffer that is on the device all comes back but the
+/// pages that are held, which stay where they are.
+fn come_back_around(target: &Target, buf: &Buffer, seed: u64) -> Outcome {
+    let frames = proc::frames(buf, FIRST, HELD)?;
+    for _ in 0..3 {
+        // What can come back does.
+        target
+            .to_system(buf, 0, buf.pages())
+            .or_fail("MIGRATE_TO_SYS of pages of which some are in use")?;
+        target.expect(buf, 0, buf.pages(), HELD)?;
+        target.expect(buf, FIRST, HELD, HELD)?;
         check_eq!(
             &proc::frames(buf, FIRST, HELD)?,
             &frames,
@@ -144,30 +168,15 @@ fn pipe_huge(ctx: &Ctx) -> Outcome {
     Ok(())
 }
 
-/// COHERENT pages are lent where they are, and cannot come back meanwhile.
-fn pipe_coherent(ctx: &Ctx) -> Outcome {
-    let target = Target::open(ctx, COHERENT)?;
+/// COHERENT and GENERIC pages are lent where they are, and cannot come back meanwhile.
+fn pipe_mapped<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    let target = Target::open(ctx, NODE)?;
     let buf = Buffer::filled(ALL, 465)?;
     target.move_all(&buf, 465)?;
     let (mut read, write) = sys::pipe().or_fail("pipe")?;
     lend(&buf, FIRST, HELD, &write)?;
     target.expect(&buf, 0, ALL, ALL)?;
-    let frames = proc::frames(&buf, FIRST, HELD)?;
-    for _ in 0..3 {
-        // What can come back does.
-        if let Err(e) = target.to_system(&buf, 0, ALL) {
-            return Err(Fail::failed(format!(
-                "MIGRATE_TO_SYS of pages in use: expected success in part, found {e}"
-            )));
-        }
-        target.expect(&buf, 0, ALL, HELD)?;
-        check_eq!(
-            &proc::frames(&buf, FIRST, HELD)?,
-            &frames,
-            "pages that are held"
-        );
-        buf.check(0, ALL, 465)?;
-    }
+    come_back_around(&target, &buf, 465)?;
     buf.fill(FIRST, HELD, 466);
     take_back(&mut read, FIRST, HELD, 466)?;
     buf.fill(FIRST, HELD, 465);
@@ -198,8 +207,8 @@ fn same_memory(pin: &LongTermPin, buf: &Buffer, first: usize, n: usize, seed: u6
     Ok(())
 }
 
-/// Device memory is not for long-term pins: the page comes to system memory first,
-/// and stays there until it is let go.
+/// PRIVATE and COHERENT memory is not for long-term pins: the page comes to system
+/// memory first, and stays there until it is let go. GENERIC memory is, so it stays.
 fn long_term<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, NODE)?;
     for (fast, write) in [(false, true), (true, true), (false, false), (true, false)] {
@@ -208,10 +217,15 @@ fn long_term<const NODE: usize>(ctx: &Ctx) -> Outcome {
         let mut pin = long_term_pin()?;
         pin.start(&buf, FIRST, HELD, fast, write)
             .or_fail("PIN_LONGTERM_TEST_START")?;
-        target.expect(&buf, FIRST, HELD, 0)?;
+        let kept = if target.keeps_pinned() { HELD } else { 0 };
+        target.expect(&buf, FIRST, HELD, kept)?;
         same_memory(&pin, &buf, FIRST, HELD, 467)?;
-        target.bring_back(&buf, 0, ALL)?;
-        move_around(&target, &buf, 467)?;
+        if target.keeps_pinned() {
+            come_back_around(&target, &buf, 467)?;
+        } else {
+            target.bring_back(&buf, 0, ALL)?;
+            move_around(&target, &buf, 467)?;
+        }
         same_memory(&pin, &buf, FIRST, HELD, 467)?;
         pin.stop().or_fail("PIN_LONGTERM_TEST_STOP")?;
         target.bring_back(&buf, 0, ALL)?;
@@ -233,12 +247,15 @@ fn long_term_huge<const NODE: usize>(ctx: &Ctx) -> Outcome {
         let mut pin = long_term_pin()?;
         pin.start(&buf, 200, HELD, fast, true)
             .or_fail("PIN_LONGTERM_TEST_START")?;
-        target.expect(&buf, 200, HELD, 0)?;
+        let kept = if target.keeps_pinned() { HELD } else { 0 };
+        target.expect(&buf, 200, HELD, kept)?;
         let frames = proc::frames(&buf, 200, HELD)?;
         check_eq!(frames.len(), HELD, "mapped pages");
         same_memory(&pin, &buf, 200, HELD, 470)?;
         // Whatever else of it goes, the pinned pages do not.
-        if let Err(e) = target.to_device(&buf, 0, N) {
+        if target.keeps_pinned() {
+            target.to_system(&buf, 0, N).or_fail("MIGRATE_TO_SYS")?;
+        } else if let Err(e) = target.to_device(&buf, 0, N) {
             check_eq!(e.raw_os_error(), Some(libc::ENOENT), "MIGRATE_TO_DEV");
         }
         check_eq!(

@@ -6,9 +6,10 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::Ctx;
+use super::target::Target;
 use crate::check;
-use crate::check::{Fail, Outcome};
-use crate::device::{Buffer, Data, Device, PAGE};
+use crate::check::{Fail, OrFail, Outcome};
+use crate::device::{Buffer, Data, PAGE};
 use crate::uapi::HMM_MIGRATE_TO_DEV;
 
 const ROUNDS: usize = 60;
@@ -28,7 +29,7 @@ impl Drop for Done<'_> {
 /// It must not allocate: memory from mmap could take the place of a buffer that
 /// the other thread has just unmapped.
 fn against_migration(
-    device: &Device,
+    device: &Target,
     buf: &Buffer,
     errnos: &[i32],
     other: impl FnOnce(&AtomicUsize, &AtomicBool) -> Outcome,
@@ -82,8 +83,8 @@ fn wait_for_call(calls: &AtomicUsize, dead: &AtomicBool) {
     }
 }
 
-pub fn munmap_migrate(_: &Ctx) -> Outcome {
-    let device = Device::open(0)?;
+pub fn munmap_migrate<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    let device = Target::open(ctx, NODE)?;
     let buf = Buffer::filled(N, 90)?;
     // No mapping; or pages that went away again before the data was read.
     let errnos = [libc::EINVAL, libc::ENOENT, libc::EFAULT, libc::EBUSY];
@@ -105,8 +106,8 @@ pub fn munmap_migrate(_: &Ctx) -> Outcome {
     buf.check(0, N, 90)
 }
 
-pub fn fault_migrate(_: &Ctx) -> Outcome {
-    let device = Device::open(0)?;
+pub fn fault_migrate<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    let device = Target::open(ctx, NODE)?;
     let buf = Buffer::filled(N, 91)?;
     // Pages that were faulted back before the data was read.
     let errnos = [libc::ENOENT, libc::EBUSY];
@@ -128,6 +129,10 @@ pub fn fault_migrate(_: &Ctx) -> Outcome {
                 );
             }
             buf.fill(0, N, 91);
+            // Where the CPU faults nothing back it is done by request, and races as well.
+            if device.cpu_maps() {
+                device.to_system(&buf, 0, N).or_fail("MIGRATE_TO_SYS")?;
+            }
         }
         Ok(())
     })?;

@@ -6,7 +6,7 @@
 use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
-use super::target::{COHERENT, PRIVATE, Target, huge_filled};
+use super::target::{COHERENT, GENERIC, PRIVATE, Target, huge_filled};
 use super::{Ctx, PAGES, Test, expect_present, test};
 use crate::check::{OrFail, Outcome, expect_errno};
 use crate::device::{Buffer, HUGE_PAGES, check_bytes};
@@ -24,6 +24,9 @@ pub const TESTS: &[Test] = &[
     test("release_coherent.own", own::<COHERENT>),
     test("release_coherent.others", others::<COHERENT>),
     test("release_coherent.race", race::<COHERENT>),
+    test("release_generic.own", own::<GENERIC>),
+    test("release_generic.others", others::<GENERIC>),
+    test("release_generic.race", race::<GENERIC>),
 ];
 
 /// Small and huge pages come back, and can go again, more than once.

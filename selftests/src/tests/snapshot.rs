@@ -3,7 +3,7 @@
 //! What the device sees of the CPU's page table without faulting anything. The
 //! kinds are those that the kernel's hmm-tests expect.
 
-use super::target::{COHERENT, PRIVATE, Target, expect_huge, huge_filled, open};
+use super::target::{COHERENT, GENERIC, PRIVATE, Target, expect_huge, huge_filled, open};
 use super::{Ctx, Test, expect_present, test};
 use crate::check;
 use crate::check::{Fail, OrFail, Outcome, expect_errno};
@@ -21,6 +21,8 @@ pub const TESTS: &[Test] = &[
     test("snapshot.bad", bad),
     test("snapshot_coherent.kinds", kinds::<COHERENT>),
     test("snapshot_coherent.huge", huge::<COHERENT>),
+    test("snapshot_generic.kinds", kinds::<GENERIC>),
+    test("snapshot_generic.huge", huge::<GENERIC>),
 ];
 
 const RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
@@ -44,7 +46,7 @@ fn expect(device: &Device, buf: &Buffer, first: usize, expected: &[u8]) -> Outco
 
 /// One page of every kind.
 fn kinds<const NODE: usize>(ctx: &Ctx) -> Outcome {
-    let (zero, one) = (open(ctx, NODE)?, open(ctx, NODE + 1)?);
+    let (zero, one) = (Target::open(ctx, NODE)?, Target::open(ctx, NODE + 1)?);
     let buf = Buffer::anon(9)?;
     buf.protect(0, 1, libc::PROT_NONE)?;
     buf.unmap(1, 1)?;
@@ -58,12 +60,8 @@ fn kinds<const NODE: usize>(ctx: &Ctx) -> Outcome {
     }
     buf.protect(7, 1, libc::PROT_READ)?;
 
-    let (local, remote) = match NODE {
-        PRIVATE => (PROT_PRIVATE_LOCAL, None),
-        _ => (PROT_COHERENT_LOCAL, Some(PROT_COHERENT_REMOTE)),
-    };
-    // The other device's private memory is nothing that this one could use.
-    let remote = |rights| remote.map_or(PROT_NONE, |kind| kind | rights);
+    let local = zero.local();
+    let remote = |rights| zero.remote(rights);
     let expected = |five, six, seven| {
         [
             PROT_ERROR,
@@ -103,10 +101,7 @@ fn huge<const NODE: usize>(ctx: &Ctx) -> Outcome {
     expect_huge(&buf, 0, N, N)?;
 
     target.move_huge(&buf, 301)?;
-    let local = match target.is_coherent() {
-        false => PROT_PRIVATE_LOCAL,
-        true => PROT_COHERENT_LOCAL,
-    };
+    let local = target.local();
     let whole = if target.moves_large() { PROT_PMD } else { 0 };
     expect(&target, &buf, 0, &[local | PROT_WRITE | whole; N])?;
     expect(&target, &buf, 31, &[local | PROT_WRITE | whole; 2])?;
@@ -121,10 +116,7 @@ fn huge<const NODE: usize>(ctx: &Ctx) -> Outcome {
     // The other device, for which stock kernels have two ways to say no.
     let other = open(ctx, NODE + 1)?;
     let seen = other.snapshot(&buf, 150, 10).or_fail("SNAPSHOT")?;
-    let remote = match target.is_coherent() {
-        false => PROT_NONE,
-        true => PROT_COHERENT_REMOTE | PROT_WRITE,
-    };
+    let remote = target.remote(PROT_WRITE);
     check_eq!(seen, vec![remote; 10], "SNAPSHOT by the other device");
     buf.check(0, N, 301)
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A device of either kind for tests that are the same for both, and where pages
-//! are, as the kernel and not the driver tells it.
+//! A device of any kind for tests that are the same for all, and where pages are, as
+//! the kernel and not the driver tells it.
 
 use std::ops::{Deref, Range};
 
@@ -10,26 +10,69 @@ use crate::check::{Fail, OrFail, Outcome};
 use crate::check_eq;
 use crate::device::{Buffer, Device, HUGE_PAGES, check_bytes};
 use crate::proc;
-use crate::uapi::Stats;
+use crate::uapi::*;
 
 /// The first node of each kind; the next number is the second.
 pub const PRIVATE: usize = 0;
 pub const COHERENT: usize = 2;
+pub const GENERIC: usize = 4;
 
-/// Opens node `n`; a COHERENT one that this machine has no memory for is a reason
-/// to skip the test.
+/// Why tests that move pages to GENERIC memory are skipped where the old rule holds.
+const OLD_RULE: &str = "this kernel keeps a reference on free GENERIC pages";
+
+/// Opens node `n`, of a kernel with whatever rule; one that this machine has no
+/// memory for is a reason to skip the test.
 #[track_caller]
 pub fn open(ctx: &Ctx, n: usize) -> Outcome<Device> {
     if n >= COHERENT && !ctx.module.nodes().contains(&n) {
-        return Err(Fail::Skip("no memory for COHERENT devices".into()));
+        let kind = if n >= GENERIC { "GENERIC" } else { "COHERENT" };
+        return Err(Fail::Skip(format!("no memory for {kind} devices")));
     }
     Device::open(n)
+}
+
+/// Whether free pages of a GENERIC device have a reference, by the page frames of both
+/// devices; whether the driver says the same is checked.
+///
+/// Under the old rule no page ever has count zero. Under the new one those have that
+/// are not in use: the last ones, unless the devices are full.
+#[track_caller]
+pub fn old_rule(ctx: &Ctx, device: &Device, n: usize) -> Outcome<bool> {
+    let said = device.stats()?.free_refs;
+    let mut zeroes = false;
+    // The last page tells in most cases, as the allocator hands out low ones first;
+    // with small chunks there is none that far up.
+    for tail in [1, usize::MAX] {
+        for range in ctx.module.frames(n) {
+            let all = (range.end - range.start) as usize;
+            let few = all.min(tail);
+            let pages = device.inspect_frames(range.end - few as u64, few)?;
+            let mut there = pages.iter().filter(|p| p.flags & ZDM_PAGE_THERE != 0);
+            zeroes |= there.any(|p| p.refs == 0);
+        }
+        if zeroes {
+            break;
+        }
+    }
+    // Of free pages nothing can be seen where there are none.
+    let agree = if zeroes { said == 0 } else { said == 1 };
+    match agree || device.audit()?.0.free == 0 {
+        true => Ok(said == 1),
+        false => Err(Fail::failed(format!(
+            "stats.free_refs of {}: expected {} as by the page frames, found {said}",
+            Device::path(n),
+            u64::from(!zeroes)
+        ))),
+    }
 }
 
 /// An open device.
 pub struct Target {
     device: Device,
-    /// Page frames of COHERENT devices; those of a PRIVATE one are never mapped.
+    /// Node of the first device of its kind.
+    kind: usize,
+    /// Page frames of both devices of the kind; those of PRIVATE ones are never
+    /// mapped.
     frames: Option<Vec<Range<u64>>>,
     /// The largest order that this kernel migrates to the device.
     max_order: u64,
@@ -44,28 +87,70 @@ impl Deref for Target {
 }
 
 impl Target {
+    /// Opens node `n`. A GENERIC one is a reason to skip the test also where the
+    /// kernel cannot migrate to it.
     #[track_caller]
     pub fn open(ctx: &Ctx, n: usize) -> Outcome<Self> {
         let device = open(ctx, n)?;
-        let frames = (n >= COHERENT).then(|| ctx.module.coherent_frames());
+        if n >= GENERIC && old_rule(ctx, &device, n)? {
+            return Err(Fail::Skip(OLD_RULE.into()));
+        }
+        let frames = (n >= COHERENT).then(|| ctx.module.frames(n));
         let max_order = device.stats()?.max_order;
         let huge = u64::from(HUGE_PAGES.ilog2());
         let known = max_order == huge || (frames.is_some() && max_order == 0);
         match known {
             true => Ok(Self {
                 device,
+                kind: n / 2 * 2,
                 frames,
                 max_order,
             }),
             false => Err(Fail::failed(format!(
-                "stats.max_order of {}: expected {huge}, or 0 if COHERENT, found {max_order}",
+                "stats.max_order of {}: expected {huge}, or 0 unless PRIVATE, found {max_order}",
                 Device::path(n)
             ))),
         }
     }
 
-    pub fn is_coherent(&self) -> bool {
+    /// Whether the CPU can use pages where they are on the device, as with COHERENT
+    /// and GENERIC memory: then no access brings them back, and there is no more of it
+    /// than the machine has.
+    pub fn cpu_maps(&self) -> bool {
         self.frames.is_some()
+    }
+
+    /// Whether long-term pins are granted on the device's pages.
+    pub fn keeps_pinned(&self) -> bool {
+        self.kind == GENERIC
+    }
+
+    /// What SNAPSHOT says of pages of this device, without rights.
+    pub fn local(&self) -> u8 {
+        match self.kind {
+            PRIVATE => PROT_PRIVATE_LOCAL,
+            COHERENT => PROT_COHERENT_LOCAL,
+            _ => PROT_GENERIC_LOCAL,
+        }
+    }
+
+    /// What SNAPSHOT says of pages of the other device of this kind, with `rights`.
+    pub fn remote(&self, rights: u8) -> u8 {
+        match self.kind {
+            // The other device's private memory is nothing that this one could use.
+            PRIVATE => PROT_NONE,
+            COHERENT => PROT_COHERENT_REMOTE | rights,
+            _ => PROT_GENERIC_REMOTE | rights,
+        }
+    }
+
+    /// What ZDM_INSPECT says of pages of this device.
+    pub fn memory_type(&self) -> u32 {
+        match self.kind {
+            PRIVATE => TYPE_PRIVATE,
+            COHERENT => TYPE_COHERENT,
+            _ => TYPE_GENERIC,
+        }
     }
 
     /// Whether huge pages move in one piece.
@@ -166,7 +251,7 @@ impl Target {
     /// where accesses bring nothing back.
     #[track_caller]
     pub fn bring_back(&self, buf: &Buffer, first: usize, n: usize) -> Outcome {
-        if self.is_coherent() {
+        if self.cpu_maps() {
             self.to_system(buf, first, n).or_fail("MIGRATE_TO_SYS")?;
         } else {
             for page in first..first + n {

@@ -6,7 +6,7 @@
 use std::io::{Read, Write};
 use std::time::Duration;
 
-use super::target::{COHERENT, PRIVATE, Target, expect_huge, huge_filled, make_huge};
+use super::target::{COHERENT, GENERIC, PRIVATE, Target, expect_huge, huge_filled, make_huge};
 use super::{Ctx, Test, expect_present, freed_since, test};
 use crate::check::{OrFail, Outcome, expect_errno};
 use crate::check_eq;
@@ -31,7 +31,7 @@ pub const TESTS: &[Test] = &[
     test("thp.kill", kill::<PRIVATE>),
     test("thp.close", close::<PRIVATE>),
     test("thp_coherent.round_trip", round_trip::<COHERENT>),
-    test("thp_coherent.cpu_access", cpu_access),
+    test("thp_coherent.cpu_access", cpu_access::<COHERENT>),
     test("thp_coherent.zero_page", zero_page::<COHERENT>),
     test("thp_coherent.fork_read", fork_read::<COHERENT>),
     test("thp_coherent.fork_write", fork_write::<COHERENT>),
@@ -47,6 +47,23 @@ pub const TESTS: &[Test] = &[
     test("thp_coherent.exit", exit::<COHERENT>),
     test("thp_coherent.kill", kill::<COHERENT>),
     test("thp_coherent.close", close::<COHERENT>),
+    test("thp_generic.round_trip", round_trip::<GENERIC>),
+    test("thp_generic.cpu_access", cpu_access::<GENERIC>),
+    test("thp_generic.zero_page", zero_page::<GENERIC>),
+    test("thp_generic.fork_read", fork_read::<GENERIC>),
+    test("thp_generic.fork_write", fork_write::<GENERIC>),
+    test("thp_generic.mremap", mremap::<GENERIC>),
+    test(
+        "thp_generic.fail_alloc_to_device",
+        fail_to_device::<GENERIC>,
+    ),
+    test(
+        "thp_generic.fail_alloc_to_system",
+        fail_to_system::<GENERIC>,
+    ),
+    test("thp_generic.exit", exit::<GENERIC>),
+    test("thp_generic.kill", kill::<GENERIC>),
+    test("thp_generic.close", close::<GENERIC>),
 ];
 
 /// Two huge pages there and back by request.
@@ -106,9 +123,9 @@ fn cpu_fault(ctx: &Ctx) -> Outcome {
     buf.check(0, N, 202)
 }
 
-/// The CPU reads and writes COHERENT memory where it is.
-fn cpu_access(ctx: &Ctx) -> Outcome {
-    let target = Target::open(ctx, COHERENT)?;
+/// The CPU reads and writes COHERENT and GENERIC memory where it is.
+fn cpu_access<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    let target = Target::open(ctx, NODE)?;
     let buf = huge_filled(1, 203)?;
     target.move_huge(&buf, 203)?;
     let before = target.stats()?;
@@ -163,7 +180,7 @@ fn zero_page<const NODE: usize>(ctx: &Ctx) -> Outcome {
 
 /// Where pages are after processes have only read them.
 fn after_reading(target: &Target, buf: &Buffer) -> Outcome {
-    let there = if target.is_coherent() { N } else { 0 };
+    let there = if target.cpu_maps() { N } else { 0 };
     target.expect(buf, 0, N, there)
 }
 

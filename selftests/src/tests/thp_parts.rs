@@ -2,7 +2,7 @@
 
 //! Transparent huge pages of which a part only moves, changes or goes.
 
-use super::target::{COHERENT, PRIVATE, Target, expect_huge, huge_filled};
+use super::target::{COHERENT, GENERIC, PRIVATE, Target, expect_huge, huge_filled};
 use super::{Ctx, Test, expect_present, test};
 use crate::check::{OrFail, Outcome, expect_errno};
 use crate::device::{Buffer, Device, HUGE_PAGES, check_bytes, pattern_bytes};
@@ -33,6 +33,16 @@ pub const TESTS: &[Test] = &[
     test("thp_coherent.part_to_system", to_system::<COHERENT>),
     test("thp_coherent.misaligned", misaligned::<COHERENT>),
     test("thp_coherent.close_parts", close_parts::<COHERENT>),
+    test("thp_generic.unmap_part", unmap::<GENERIC>),
+    test("thp_generic.dontneed_part", dontneed::<GENERIC>),
+    test("thp_generic.protect_part", protect::<GENERIC>),
+    test("thp_generic.mremap_part", mremap::<GENERIC>),
+    test("thp_generic.device_part", device_part::<GENERIC>),
+    test("thp_generic.other_device", other_device::<GENERIC>),
+    test("thp_generic.part_to_device", to_device::<GENERIC>),
+    test("thp_generic.part_to_system", to_system::<GENERIC>),
+    test("thp_generic.misaligned", misaligned::<GENERIC>),
+    test("thp_generic.close_parts", close_parts::<GENERIC>),
 ];
 
 /// The beginning, the end, the middle, and single pages.
@@ -240,8 +250,8 @@ fn device_part<const NODE: usize>(ctx: &Ctx) -> Outcome {
     buf.check(0, N, 242)
 }
 
-/// Another device reads a part: a CPU fault brings PRIVATE memory back, COHERENT
-/// memory is read where it is.
+/// Another device reads a part: a CPU fault brings PRIVATE memory back, COHERENT and
+/// GENERIC memory is read where it is.
 fn other_device<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, NODE)?;
     let other = Target::open(ctx, NODE + 1)?;
@@ -249,11 +259,7 @@ fn other_device<const NODE: usize>(ctx: &Ctx) -> Outcome {
     target.move_huge(&buf, 244)?;
     device_check(&other, &buf, 100, 40, 244)?;
     let left = target.on_device(&buf, 100, 40)?;
-    check_eq!(
-        left,
-        if target.is_coherent() { 40 } else { 0 },
-        "pages left"
-    );
+    check_eq!(left, if target.cpu_maps() { 40 } else { 0 }, "pages left");
     device_check(&other, &buf, 0, N, 244)?;
     let data = pattern_bytes(245, 8, 8);
     other.write(&buf, 8, &data).or_fail("WRITE")?;

@@ -2,15 +2,16 @@
 
 //! The mapping changes or goes while its pages are on the device.
 
-use super::{Ctx, PAGES, expect_on_device, expect_present, freed_since};
+use super::target::Target;
+use super::{Ctx, PAGES, expect_present, freed_since};
 use crate::check::{OrFail, Outcome};
 use crate::check_eq;
-use crate::device::{Buffer, Device, check_bytes};
+use crate::device::{Buffer, check_bytes};
 use crate::harness::Child;
 use crate::sys::Exit;
 
-pub fn while_migrated(_: &Ctx) -> Outcome {
-    let device = Device::open(0)?;
+pub fn while_migrated<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    let device = Target::open(ctx, NODE)?;
     let buf = Buffer::filled(PAGES, 50)?;
     device.move_all(&buf, 50)?;
     let before = device.stats()?;
@@ -28,15 +29,15 @@ pub fn while_migrated(_: &Ctx) -> Outcome {
     Ok(())
 }
 
-pub fn partial(_: &Ctx) -> Outcome {
-    let device = Device::open(0)?;
+pub fn partial<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    let device = Target::open(ctx, NODE)?;
     let buf = Buffer::filled(PAGES, 51)?;
     device.move_all(&buf, 51)?;
     let before = device.stats()?;
     buf.unmap(PAGES / 3, PAGES / 3)?;
     freed_since(&device, &before, PAGES / 3)?;
-    expect_on_device(&buf, 0, PAGES / 3, PAGES / 3)?;
-    expect_on_device(&buf, PAGES / 3, PAGES / 3, 0)?;
+    device.expect(&buf, 0, PAGES / 3, PAGES / 3)?;
+    device.expect(&buf, PAGES / 3, PAGES / 3, 0)?;
     let (audit, _) = device.audit()?;
     check_eq!(
         audit.used,
@@ -49,14 +50,14 @@ pub fn partial(_: &Ctx) -> Outcome {
 }
 
 /// The entries move to another address, the pages do not.
-pub fn mremap(_: &Ctx) -> Outcome {
-    let device = Device::open(0)?;
+pub fn mremap<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    let device = Target::open(ctx, NODE)?;
     let buf = Buffer::filled(PAGES, 52)?;
     device.move_all(&buf, 52)?;
     let before = device.stats()?;
     let buf = buf.move_to_another_place()?;
     check_eq!(device.stats()?.cpu_faults, before.cpu_faults, "CPU faults");
-    expect_on_device(&buf, 0, PAGES, PAGES)?;
+    device.expect(&buf, 0, PAGES, PAGES)?;
     // The device must not use what it knew of the old address, and must find the
     // pages at the new one.
     let read = device.read(&buf, 0, PAGES).or_fail("READ after mremap")?;
@@ -66,8 +67,8 @@ pub fn mremap(_: &Ctx) -> Outcome {
     buf.check(0, PAGES, 52)
 }
 
-pub fn madvise_dontneed(_: &Ctx) -> Outcome {
-    let device = Device::open(0)?;
+pub fn madvise_dontneed<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    let device = Target::open(ctx, NODE)?;
     let buf = Buffer::filled(PAGES, 53)?;
     device.move_all(&buf, 53)?;
     let before = device.stats()?;
@@ -82,12 +83,12 @@ pub fn madvise_dontneed(_: &Ctx) -> Outcome {
 }
 
 /// Rights that change while the page is away hold when it is back.
-pub fn mprotect(_: &Ctx) -> Outcome {
-    let device = Device::open(0)?;
+pub fn mprotect<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    let device = Target::open(ctx, NODE)?;
     let buf = Buffer::filled(PAGES, 54)?;
     device.move_all(&buf, 54)?;
     buf.protect(0, PAGES, libc::PROT_READ)?;
-    expect_on_device(&buf, 0, PAGES, PAGES)?;
+    device.expect(&buf, 0, PAGES, PAGES)?;
     // The first half comes back while read-only.
     buf.check(0, PAGES / 2, 54)?;
     for page in [0, PAGES - 1] {
@@ -107,6 +108,7 @@ pub fn mprotect(_: &Ctx) -> Outcome {
     buf.check(0, PAGES, 55)?;
 
     // No access at all, and access again: the data waits on the device.
+    device.bring_back(&buf, 0, PAGES)?;
     device.move_all(&buf, 55)?;
     buf.protect(0, PAGES, libc::PROT_NONE)?;
     buf.protect(0, PAGES, libc::PROT_READ)?;

@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What is known of pages, as `ZDM_INSPECT` says it.
+
+#![forbid(unsafe_code)]
+
+use super::file::Opener;
+use crate::mm::{
+    inspect::{
+        inspect_pfns,
+        Ownership,
+        PageFacts, //
+    },
+    migrate::bytes,
+    snapshot::{
+        MapSize,
+        Seen,
+        SNAPSHOT_PAGES, //
+    },
+    task::check_signals,
+    uapi,
+    uapi::ZdmPage, //
+};
+use core::ops::Range;
+use kernel::{
+    prelude::*,
+    uaccess::UserSliceWriter, //
+};
+
+impl Opener {
+    /// Describes `pages` pages of the mirrored process from `start` on, in bytes. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// As [`HmmMirror::snapshot`](crate::mm::hmm::HmmMirror::snapshot), and `EFAULT` where it
+    /// cannot be written to.
+    pub(super) fn inspect(&self, start: usize, pages: usize, to: UserSliceWriter) -> Result {
+        in_batches(pages, to, |first, batch| {
+            self.mirror()
+                .inspect(start + bytes(first), batch, page_seen)
+        })
+    }
+
+    /// Describes the page frames of `frames`. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `EINTR` for a task that was killed, `EFAULT` where it cannot be written to, `ENOMEM`.
+    pub(super) fn inspect_pfns(&self, frames: Range<usize>, to: UserSliceWriter) -> Result {
+        in_batches(frames.len(), to, |first, batch| {
+            check_signals()?;
+            inspect_pfns(frames.start + first, batch, self.mirror().owner(), frame);
+            Ok(())
+        })
+    }
+}
+
+/// Calls `look` for pages `0..pages` in batches, each with the number of its first page and room
+/// for it, and copies what it puts there out.
+fn in_batches(
+    pages: usize,
+    mut to: UserSliceWriter,
+    look: impl Fn(usize, &mut [ZdmPage]) -> Result,
+) -> Result {
+    let mut room = KVec::new();
+    for _ in 0..pages.min(SNAPSHOT_PAGES) {
+        room.push(ZdmPage::default(), GFP_KERNEL)?;
+    }
+    for first in (0..pages).step_by(SNAPSHOT_PAGES) {
+        let batch = &mut room[..SNAPSHOT_PAGES.min(pages - first)];
+        look(first, batch)?;
+        for page in batch.iter() {
+            to.write(page)?;
+        }
+    }
+    Ok(())
+}
+
+/// What is at an address.
+fn page_seen(seen: Seen, facts: Option<PageFacts>) -> ZdmPage {
+    let (Seen::Page { write, size, .. }, Some(facts)) = (seen, facts) else {
+        return ZdmPage {
+            flags: if seen == Seen::Error {
+                uapi::ZDM_PAGE_ERROR
+            } else {
+                0
+            },
+            ..Default::default()
+        };
+    };
+    let mut page = describe(facts);
+    if write {
+        page.flags |= uapi::ZDM_PAGE_WRITE;
+    }
+    page.flags |= match size {
+        MapSize::Base => 0,
+        MapSize::Pmd => uapi::ZDM_PAGE_PMD,
+        MapSize::Pud => uapi::ZDM_PAGE_PUD,
+    };
+    page
+}
+
+/// What is at a page frame number.
+fn frame(facts: Option<PageFacts>) -> ZdmPage {
+    facts.map(describe).unwrap_or_default()
+}
+
+fn describe(facts: PageFacts) -> ZdmPage {
+    let bits = facts.bits;
+    let flags = [
+        (true, uapi::ZDM_PAGE_THERE),
+        (bits.is_locked(), uapi::ZDM_PAGE_LOCKED),
+        (bits.is_lru(), uapi::ZDM_PAGE_LRU),
+        (bits.is_anon(), uapi::ZDM_PAGE_ANON),
+        (bits.is_charged(), uapi::ZDM_PAGE_CHARGED),
+        (bits.has_mapping(), uapi::ZDM_PAGE_MAPPING),
+        (facts.anon_exclusive, uapi::ZDM_PAGE_ANON_EXCLUSIVE),
+        (facts.zero, uapi::ZDM_PAGE_ZERO),
+    ];
+    ZdmPage {
+        pfn: facts.pfn as u64,
+        refs: facts.refs,
+        mapcount: facts.mapcount,
+        pins: facts.pins,
+        order: facts.order,
+        type_: facts.memory_type,
+        owner: match facts.ownership {
+            Ownership::Nobody => uapi::ZDM_OWNER_NONE,
+            Ownership::Local => uapi::ZDM_OWNER_LOCAL,
+            Ownership::Remote => uapi::ZDM_OWNER_REMOTE,
+        },
+        flags: flags
+            .iter()
+            .filter(|(is_set, _)| *is_set)
+            .fold(0, |flags, (_, flag)| flags | flag),
+        // CAST: Folios have fewer pages.
+        index: facts.index as u32,
+    }
+}
+
+#[kunit_tests(zdmirror_driver_inspect)]
+mod tests {
+    use super::*;
+    use crate::{
+        audit::Policy,
+        driver::{
+            Config,
+            Device,
+            Location as Place, //
+        },
+        mm::{
+            kunit::mmap_anon,
+            pagemap::PgmapOwner,
+            PAGE_SIZE, //
+        },
+    };
+    use core::num::NonZeroUsize;
+    use kernel::{
+        sizes::SZ_2M,
+        sync::Arc,
+        uaccess::{
+            UserPtr,
+            UserSlice, //
+        },
+    };
+
+    fn device() -> Result<Arc<Device>> {
+        let config = Config {
+            policy: Policy::Report,
+            chunk_pages: NonZeroUsize::new(SZ_2M / PAGE_SIZE).ok_or(EINVAL)?,
+            inject: false,
+        };
+        Device::new(c"kunit", config, Place::Anywhere).map_err(Error::from)
+    }
+
+    /// Count, type and owner of page frame `pfn`, to `owner`.
+    fn at(pfn: usize, owner: &PgmapOwner) -> (u32, i32, u32, u32) {
+        let mut out = [ZdmPage::default()];
+        inspect_pfns(pfn, &mut out, owner, frame);
+        let page = &out[0];
+        (page.flags, page.refs, page.type_, page.owner)
+    }
+
+    #[test]
+    fn free_pages_by_number() -> Result {
+        let device = device()?;
+        let first = device.chunk(0).ok_or(EINVAL)?.first_pfn();
+        let there = uapi::ZDM_PAGE_THERE;
+        let private = uapi::MEMORY_DEVICE_PRIVATE;
+        for pfn in [first, first + SZ_2M / PAGE_SIZE - 1] {
+            assert_eq!(
+                at(pfn, &device.owner),
+                (there, 0, private, uapi::ZDM_OWNER_LOCAL)
+            );
+            let stranger = PgmapOwner::new()?;
+            assert_eq!(
+                at(pfn, &stranger),
+                (there, 0, private, uapi::ZDM_OWNER_REMOTE)
+            );
+        }
+        device.release_memory()?;
+        assert_eq!(at(first, &device.owner), (0, 0, 0, 0));
+        Ok(())
+    }
+
+    #[test]
+    fn page_of_the_device_by_address() -> Result {
+        let device = device()?;
+        let start = mmap_anon(PAGE_SIZE)?;
+        UserSlice::new(UserPtr::from_addr(start), 1)
+            .writer()
+            .write_slice(&[1])?;
+        let task = current!();
+        let mm = task.mm().ok_or(EINVAL)?;
+        let opener = Opener::new(&device, mm)?;
+        opener.to_device(start..start + PAGE_SIZE)?;
+        let mut out = [ZdmPage::default()];
+        opener.mirror().inspect(start, &mut out, page_seen)?;
+        let page = &out[0];
+        assert_eq!((page.refs, page.mapcount, page.pins), (1, 1, 0));
+        assert_eq!((page.order, page.index), (0, 0));
+        assert_eq!(page.type_, uapi::MEMORY_DEVICE_PRIVATE);
+        assert_eq!(page.owner, uapi::ZDM_OWNER_LOCAL);
+        let flags = uapi::ZDM_PAGE_THERE | uapi::ZDM_PAGE_WRITE | uapi::ZDM_PAGE_ANON;
+        assert_eq!(page.flags & flags, flags);
+        device.release_memory()?;
+        Ok(())
+    }
+}

@@ -1,0 +1,290 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Looking at pages of any kind without touching them.
+//!
+//! C headers: [`include/linux/mm_types.h`](srctree/include/linux/mm_types.h),
+//! [`include/linux/memremap.h`](srctree/include/linux/memremap.h)
+
+use super::{
+    hmm::HmmMirror,
+    page::{
+        PageBits,
+        PageView, //
+    },
+    pagemap::PgmapOwner,
+    snapshot::{
+        MapSize,
+        Seen, //
+    },
+    PAGE_SHIFT, //
+};
+use crate::bindings;
+use core::ptr::NonNull;
+use kernel::prelude::*;
+
+/// Page frames that there can be: their addresses have 64 bits.
+pub(crate) const MAX_PFNS: usize = 1 << (usize::BITS as usize - PAGE_SHIFT);
+
+/// Whose pagemap a page is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ownership {
+    /// Nobody's: system memory, or a pagemap without an owner, as device-dax has.
+    Nobody,
+    /// That of the device that asks.
+    Local,
+    /// Somebody else's.
+    Remote,
+}
+
+/// What one look at a page tells. It is out of date at once unless something keeps the page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PageFacts {
+    /// Page frame number.
+    pub(crate) pfn: usize,
+    /// References on the folio.
+    pub(crate) refs: i32,
+    /// Page table entries that map the folio.
+    pub(crate) mapcount: i32,
+    /// `FOLL_PIN` pins of the folio; an estimate where it is small.
+    pub(crate) pins: i32,
+    /// Order of the folio.
+    pub(crate) order: u32,
+    /// Number of the page in the folio.
+    pub(crate) index: usize,
+    /// `enum memory_type` of the pagemap, 0 for system memory.
+    pub(crate) memory_type: u32,
+    /// Whose pagemap it is.
+    pub(crate) ownership: Ownership,
+    /// Those of the first page of the folio.
+    pub(crate) bits: PageBits,
+    /// `PG_anon_exclusive` of the page itself.
+    pub(crate) anon_exclusive: bool,
+    /// It is of the zeroes, small or huge, that reads of untouched memory see.
+    pub(crate) zero: bool,
+}
+
+/// Pins that the references of a small folio may be of: one is as many as a driver takes who pins.
+fn pins_of(refs: i32) -> i32 {
+    refs.max(0) / bindings::GUP_PIN_COUNTING_BIAS
+}
+
+impl PageFacts {
+    /// Of `page`, whose folio begins with `head`.
+    fn read(page: PageView<'_>, head: PageView<'_>, owner: &PgmapOwner) -> Self {
+        let large = head.large();
+        let order = large.map_or(0, |large| large.order);
+        let index = page.pfn().wrapping_sub(head.pfn());
+        if index.checked_shr(order) != Some(0) {
+            // The page was a tail until it was freed, and what begins with `head` now ends before
+            // it. It is a page by itself.
+            return Self::read(page, page, owner);
+        }
+        let refs = head.refs();
+        let (mapcount, pins) = match large {
+            Some(large) => (large.mapcount, large.pins),
+            None => (head.own_mapcount(), pins_of(refs)),
+        };
+        let memory_type = page.memory_type();
+        let bits = head.bits();
+        Self {
+            pfn: page.pfn(),
+            refs,
+            mapcount,
+            pins,
+            order,
+            index,
+            memory_type,
+            ownership: Ownership::of(page, owner),
+            bits,
+            // On pages of files the flag is another one.
+            anon_exclusive: page.bits().is_anon_exclusive() && (bits.is_anon() || memory_type != 0),
+            zero: false,
+        }
+    }
+
+    /// Of `page`, which must be in use, so that its folio stays what it is.
+    fn of_used(page: PageView<'_>, owner: &PgmapOwner) -> Self {
+        Self::read(page, page.head(), owner)
+    }
+}
+
+impl Ownership {
+    fn of(page: PageView<'_>, owner: &PgmapOwner) -> Self {
+        let actual = page.pagemap_owner();
+        if actual.is_null() {
+            Self::Nobody
+        } else if actual == owner.as_ptr() {
+            Self::Local
+        } else {
+            Self::Remote
+        }
+    }
+}
+
+impl HmmMirror {
+    /// As [`HmmMirror::snapshot`], with the facts of each page that is there.
+    pub(crate) fn inspect<T>(
+        &self,
+        start: usize,
+        out: &mut [T],
+        f: impl Fn(Seen, Option<PageFacts>) -> T,
+    ) -> Result {
+        self.look(start, out, |seen, page| {
+            let facts = page.map(|page| PageFacts {
+                zero: page.is_zero() || seen.size() == Some(MapSize::Pmd) && page.is_huge_zero(),
+                // The page is mapped, so in use, until the closure returns.
+                ..PageFacts::of_used(page.view(), self.owner())
+            });
+            f(seen, facts)
+        })
+    }
+}
+
+/// A registered pagemap, of whoever it is.
+///
+/// # Invariants
+///
+/// Owns a reference of the `dev_pagemap`, so that it stays registered.
+struct AnyPagemap(NonNull<bindings::dev_pagemap>);
+
+impl AnyPagemap {
+    /// That of page frame `pfn`, which is below [`MAX_PFNS`].
+    fn of_pfn(pfn: usize) -> Option<Self> {
+        // SAFETY: Always safe.
+        let pgmap = unsafe { bindings::get_dev_pagemap(pfn) };
+        // INVARIANT: The reference is new.
+        NonNull::new(pgmap).map(Self)
+    }
+
+    /// Whether the pagemap has a struct page for `pfn`; it has none for what holds struct pages.
+    fn has_page(&self, pfn: usize) -> bool {
+        // SAFETY: Registered by the type invariants.
+        unsafe { bindings::zdm_pgmap_pfn_valid(self.0.as_ptr(), pfn) }
+    }
+
+    /// The struct page of `pfn`, `None` where there is none or not yet.
+    fn page(&self, pfn: usize) -> Option<PageView<'_>> {
+        if !self.has_page(pfn) {
+            return None;
+        }
+        // SAFETY: There is a struct page.
+        let page = NonNull::new(unsafe { bindings::zdm_pfn_to_page(pfn) })?;
+        // SAFETY: There is a struct page. It is not initialised yet where the pagemap is being
+        // registered, so nothing that it says is relied on before it has been compared.
+        let first = unsafe { bindings::zdm_compound_head(page.as_ptr()) };
+        // SAFETY: This is arithmetic only.
+        let first_pfn = unsafe { bindings::zdm_page_to_pfn(first) };
+        if first_pfn > pfn || !self.has_page(first_pfn) {
+            return None;
+        }
+        // SAFETY: Both have struct pages.
+        let pgmap = unsafe { bindings::zdm_any_pgmap(page.as_ptr()) };
+        // SAFETY: The page says itself that it is one of this pagemap, so it is initialised; the
+        // pagemap stays registered while it is borrowed.
+        (pgmap == self.0.as_ptr()).then_some(unsafe { PageView::from_raw(page) })
+    }
+}
+
+impl Drop for AnyPagemap {
+    fn drop(&mut self) {
+        // SAFETY: We own a reference by the type invariants.
+        unsafe { bindings::zdm_pgmap_put(self.0.as_ptr()) };
+    }
+}
+
+/// Looks at the page frames from `first` on, as many as `out` has elements, and puts down what `f`
+/// makes of each, of `None` where there is no page of a pagemap. `owner` is who asks. Does not
+/// sleep; the frames must be below [`MAX_PFNS`].
+pub(crate) fn inspect_pfns<T>(
+    first: usize,
+    out: &mut [T],
+    owner: &PgmapOwner,
+    f: impl Fn(Option<PageFacts>) -> T,
+) {
+    let mut known: Option<AnyPagemap> = None;
+    for (pfn, slot) in (first..MAX_PFNS).zip(out.iter_mut()) {
+        if !known.as_ref().is_some_and(|pgmap| pgmap.has_page(pfn)) {
+            known = AnyPagemap::of_pfn(pfn);
+        }
+        let page = known.as_ref().and_then(|pgmap| pgmap.page(pfn));
+        *slot = f(page.map(|page| PageFacts::read(page, page.head(), owner)));
+    }
+}
+
+#[kunit_tests(zdmirror_inspect)]
+mod tests {
+    use super::*;
+    use crate::mm::{
+        kunit::mmap_anon,
+        PAGE_SIZE, //
+    };
+    use kernel::uaccess::{
+        UserPtr,
+        UserSlice, //
+    };
+
+    fn user(address: usize) -> UserSlice {
+        UserSlice::new(UserPtr::from_addr(address), 1)
+    }
+
+    #[test]
+    fn pins_of_a_small_folio() {
+        for (refs, pins) in [
+            (i32::MIN, 0),
+            (-1, 0),
+            (0, 0),
+            (1, 0),
+            (1023, 0),
+            (1024, 1),
+            (1025, 1),
+            (2047, 1),
+            (2048, 2),
+            (i32::MAX, (1 << 21) - 1),
+        ] {
+            assert_eq!(pins_of(refs), pins);
+        }
+    }
+
+    #[test]
+    fn anonymous_memory_by_address() -> Result {
+        const PAGES: usize = 3;
+        let start = mmap_anon(PAGES * PAGE_SIZE)?;
+        user(start).reader().read_slice(&mut [0])?;
+        user(start + PAGE_SIZE).writer().write_slice(&[1])?;
+        let task = current!();
+        let mm = task.mm().ok_or(EINVAL)?;
+        let mirror = KBox::try_pin_init(HmmMirror::new(mm, PgmapOwner::new()?), GFP_KERNEL)?;
+        let mut out = [(Seen::Error, None); PAGES];
+        mirror.inspect(start, &mut out, |seen, facts| (seen, facts))?;
+        let [(_, zero), (_, page), (seen, none)] = out;
+        let (zero, page) = (zero.ok_or(EINVAL)?, page.ok_or(EINVAL)?);
+        assert!(zero.zero);
+        assert_eq!((seen, none), (Seen::Absent, None));
+        assert!(!page.zero);
+        assert!(page.bits.is_anon());
+        assert!(page.bits.has_mapping());
+        assert!(page.anon_exclusive);
+        // It may be on its way to an LRU list, which takes a reference.
+        assert!(page.refs >= page.mapcount);
+        assert!(page.mapcount >= 1);
+        assert_eq!(page.pins, 0);
+        assert_eq!((page.memory_type, page.ownership), (0, Ownership::Nobody));
+        assert_eq!(page.index >> page.order, 0);
+        // By number only memory of devices is looked at.
+        let mut out = [Some(0)];
+        inspect_pfns(page.pfn, &mut out, mirror.owner(), |facts| facts.map(|_| 1));
+        assert_eq!(out, [None]);
+        Ok(())
+    }
+
+    #[test]
+    fn frames_beyond_the_last_are_none() -> Result {
+        let mut out = [0; 3];
+        let owner = PgmapOwner::new()?;
+        inspect_pfns(MAX_PFNS - 2, &mut out, &owner, |facts| {
+            1 + i32::from(facts.is_some())
+        });
+        assert_eq!(out, [1, 1, 0]);
+        Ok(())
+    }
+}

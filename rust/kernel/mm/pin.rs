@@ -1,0 +1,268 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! References on user pages, held for as long as the owner likes.
+//!
+//! C header: [`include/linux/mm.h`](srctree/include/linux/mm.h);
+//! `Documentation/core-api/pin_user_pages.rst`
+
+use super::{
+    task::{
+        check_signals,
+        cond_resched, //
+    },
+    PAGE_SHIFT,
+    PAGE_SIZE, //
+};
+use crate::bindings;
+use core::ops::Range;
+use kernel::prelude::*;
+
+/// Pages that one call of core mm takes.
+const BATCH: usize = 512;
+
+/// What is held of a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Hold {
+    /// A reference: `FOLL_GET`.
+    Get,
+    /// A pin: `FOLL_PIN`.
+    Pin,
+    /// A pin that may last: `FOLL_PIN | FOLL_LONGTERM`. What cannot stay where it is for long is
+    /// migrated first.
+    LongTerm,
+}
+
+/// How pages are to be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PinRequest {
+    /// What is held.
+    pub(crate) hold: Hold,
+    /// Whether it is for writing, so that no copy-on-write can come between: `FOLL_WRITE`.
+    pub(crate) write: bool,
+    /// Whether to try without the mmap lock first.
+    pub(crate) fast: bool,
+}
+
+impl PinRequest {
+    /// Flags that core mm takes for it.
+    fn flags(self) -> u32 {
+        let write = if self.write { bindings::FOLL_WRITE } else { 0 };
+        match self.hold {
+            Hold::LongTerm => write | bindings::FOLL_LONGTERM,
+            // The functions themselves say which of the two it is.
+            Hold::Get | Hold::Pin => write,
+        }
+    }
+}
+
+/// User pages that are held. They are let go when this is dropped, which may sleep.
+///
+/// # Invariants
+///
+/// Owns what `hold` says of each of `pages`.
+pub(crate) struct PinnedPages {
+    pages: KVVec<*mut bindings::page>,
+    hold: Hold,
+    dirty: bool,
+}
+
+// SAFETY: What is held of pages may be let go on any thread.
+unsafe impl Send for PinnedPages {}
+
+impl PinnedPages {
+    /// Holds the pages that `range` of the current task's address space maps, faulting in what is
+    /// not there: all of them, or none. May sleep; the mmap lock must not be held.
+    ///
+    /// Wraps `pin_user_pages_fast()`, `pin_user_pages_unlocked()` and the same of
+    /// `get_user_pages`.
+    ///
+    /// # Errors
+    ///
+    /// `EFAULT` where nothing is mapped or may not be accessed so, `EINVAL` for a task without an
+    /// address space, `EINTR` for one that was killed, `ENOMEM`, and what core mm says about
+    /// memory that cannot be held for long.
+    pub(crate) fn new(range: Range<usize>, request: PinRequest) -> Result<Self> {
+        current!().mm().ok_or(EINVAL)?;
+        let pages = (range.end - range.start) >> PAGE_SHIFT;
+        // INVARIANT: There are no pages yet.
+        let mut held = Self {
+            pages: KVVec::with_capacity(pages, GFP_KERNEL)?,
+            hold: request.hold,
+            dirty: false,
+        };
+        // On failure what is held already is dropped.
+        while held.pages.len() < pages {
+            check_signals()?;
+            let start = range.start + held.pages.len() * PAGE_SIZE;
+            held.take(start, pages - held.pages.len(), request)?;
+        }
+        Ok(held)
+    }
+
+    /// Takes at least one and up to `pages` pages more, from `start` on.
+    fn take(&mut self, start: usize, pages: usize, request: PinRequest) -> Result {
+        let flags = request.flags();
+        let room = self.pages.spare_capacity_mut();
+        let n = pages.min(room.len()).min(BATCH);
+        let out = room.as_mut_ptr().cast();
+        // CAST: `n` is small.
+        let (long, int) = (n, n as i32);
+        let taken = match (request.fast, request.hold) {
+            // SAFETY: `out` has room for `n` pages, and the task has an address space.
+            (false, Hold::Get) => unsafe {
+                bindings::get_user_pages_unlocked(start, long, out, flags)
+            },
+            // SAFETY: As above.
+            (false, Hold::Pin | Hold::LongTerm) => unsafe {
+                bindings::pin_user_pages_unlocked(start, long, out, flags)
+            },
+            // SAFETY: As above.
+            (true, Hold::Get) => unsafe {
+                bindings::get_user_pages_fast(start, int, flags, out) as isize
+            },
+            // SAFETY: As above.
+            (true, Hold::Pin | Hold::LongTerm) => unsafe {
+                bindings::pin_user_pages_fast(start, int, flags, out) as isize
+            },
+        };
+        // CAST: Error numbers are small.
+        let taken = usize::try_from(taken).map_err(|_| Error::from_errno(taken as i32))?;
+        if taken == 0 {
+            return Err(EFAULT);
+        }
+        // SAFETY: Core mm has written so many, which are no more than `n`.
+        // INVARIANT: What was taken of them is ours.
+        unsafe { self.pages.inc_len(taken) };
+        Ok(())
+    }
+
+    /// Says that the pages were written to: they are marked dirty when they are let go.
+    pub(crate) fn mark_dirty(&mut self) {
+        self.dirty = true;
+    }
+}
+
+impl Drop for PinnedPages {
+    fn drop(&mut self) {
+        for pages in self.pages.chunks_mut(BATCH) {
+            let (first, n) = (pages.as_mut_ptr(), pages.len());
+            match self.hold {
+                // SAFETY: We own a pin on each by the type invariants.
+                Hold::Pin | Hold::LongTerm => unsafe {
+                    bindings::unpin_user_pages_dirty_lock(first, n, self.dirty)
+                },
+                Hold::Get => pages.iter().for_each(|&page| put(page, self.dirty)),
+            }
+            cond_resched();
+        }
+    }
+}
+
+/// Drops a reference on `page`, which the caller owns. May sleep.
+fn put(page: *mut bindings::page, dirty: bool) {
+    if dirty {
+        // SAFETY: The caller's reference keeps the page.
+        unsafe { bindings::set_page_dirty_lock(page) };
+    }
+    // SAFETY: The caller owns a reference.
+    unsafe { bindings::zdm_folio_put(page) };
+}
+
+#[kunit_tests(zdmirror_pin)]
+mod tests {
+    use super::*;
+    use crate::mm::{
+        hmm::HmmMirror,
+        inspect::PageFacts,
+        kunit::mmap_anon,
+        pagemap::PgmapOwner, //
+    };
+    use kernel::uaccess::{
+        UserPtr,
+        UserSlice, //
+    };
+
+    fn facts(mirror: &HmmMirror, address: usize) -> Result<PageFacts> {
+        let mut out = [None];
+        mirror.inspect(address, &mut out, |_, facts| facts)?;
+        out[0].ok_or(EFAULT)
+    }
+
+    /// Two pages of the KUnit thread's own, both there, with nothing mapped behind them that is
+    /// looked at.
+    fn setting() -> Result<(usize, Pin<KBox<HmmMirror>>)> {
+        let start = mmap_anon(2 * PAGE_SIZE)?;
+        for address in [start, start + PAGE_SIZE] {
+            UserSlice::new(UserPtr::from_addr(address), 1)
+                .writer()
+                .write_slice(&[1])?;
+        }
+        let task = current!();
+        let mm = task.mm().ok_or(EINVAL)?;
+        let mirror = KBox::try_pin_init(HmmMirror::new(mm, PgmapOwner::new()?), GFP_KERNEL)?;
+        Ok((start, mirror))
+    }
+
+    #[test]
+    fn flags_of_requests() {
+        let flags = |hold, write| {
+            PinRequest {
+                hold,
+                write,
+                fast: false,
+            }
+            .flags()
+        };
+        assert_eq!(flags(Hold::Get, false), 0);
+        assert_eq!(flags(Hold::Pin, true), bindings::FOLL_WRITE);
+        let long = bindings::FOLL_LONGTERM;
+        assert_eq!(flags(Hold::LongTerm, false), long);
+        assert_eq!(flags(Hold::LongTerm, true), long | bindings::FOLL_WRITE);
+    }
+
+    #[test]
+    fn held_pages_are_let_go() -> Result {
+        let (start, mirror) = setting()?;
+        let page = start..start + PAGE_SIZE;
+        for hold in [Hold::Get, Hold::Pin, Hold::LongTerm] {
+            for (write, fast) in [(false, false), (true, false), (false, true), (true, true)] {
+                let request = PinRequest { hold, write, fast };
+                // A first one gets pages off the ways to LRU lists, which hold them.
+                drop(PinnedPages::new(page.clone(), request)?);
+                let before = facts(&mirror, start)?;
+                let mut held = PinnedPages::new(page.clone(), request)?;
+                let during = facts(&mirror, start)?;
+                assert_eq!(during.pins, i32::from(hold != Hold::Get));
+                assert!(during.refs > during.mapcount);
+                if write {
+                    held.mark_dirty();
+                }
+                drop(held);
+                let after = facts(&mirror, start)?;
+                assert_eq!((after.pins, after.pfn), (0, during.pfn));
+                assert!((after.mapcount..=before.refs).contains(&after.refs));
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn all_or_nothing() -> Result {
+        let (start, mirror) = setting()?;
+        let before = facts(&mirror, start)?;
+        // Nobody maps so much.
+        let beyond = start..start + 2 * PAGE_SIZE + (1 << 30);
+        for fast in [false, true] {
+            let request = PinRequest {
+                hold: Hold::Pin,
+                write: true,
+                fast,
+            };
+            let held = PinnedPages::new(beyond.clone(), request);
+            assert_eq!(held.err(), Some(EFAULT));
+            assert_eq!(facts(&mirror, start)?.pins, 0);
+        }
+        assert_eq!(facts(&mirror, start)?.pfn, before.pfn);
+        Ok(())
+    }
+}

@@ -1,0 +1,267 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Device-dax out of the pmem that a machine may have (`memmap=SIZE!START`).
+//!
+//! The namespace is taken from the block driver nd_pmem, a dax device of its region is
+//! told to use it (with the page map in ordinary memory) and given to dax_pmem, whose
+//! child device_dax has the node /dev/daxX.Y. All of it is undone at the end, the info
+//! block included, so that /dev/pmem0 is there again as on the first day.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::check::{Fail, OrFail, Outcome};
+use crate::device::{Buffer, HUGE_PAGES, PAGE};
+use crate::sys;
+
+const ND: &str = "/sys/bus/nd";
+const DAX: &str = "/sys/bus/dax";
+/// What libnvdimm calls the first namespace of the first region.
+const NAMESPACE: &str = "namespace0.0";
+/// The block device that the namespace is at the start.
+const PMEM: &str = "/dev/pmem0";
+/// Where nd_pfn keeps its info block, in bytes.
+const INFO: u64 = 4096;
+/// Devices come and go a little later than the calls.
+const SETTLE: Duration = Duration::from_secs(5);
+
+/// Alignments in bytes: what one fault maps.
+pub const PTE: usize = PAGE;
+pub const PMD: usize = HUGE_PAGES * PAGE;
+pub const PUD: usize = 512 * PMD;
+
+/// A device-dax; the pmem is as before when this is dropped.
+pub struct Dax {
+    /// The dax device on the bus nd, which has the namespace.
+    claim: String,
+    /// Its child on the bus dax.
+    name: String,
+    /// Physical address of the first page.
+    start: u64,
+    bytes: u64,
+    align: usize,
+}
+
+/// Writes an attribute, in one go.
+fn put(path: impl AsRef<Path>, text: &str) -> io::Result<()> {
+    let path = path.as_ref();
+    let named = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", path.display()));
+    File::options()
+        .write(true)
+        .open(path)
+        .and_then(|mut file| file.write_all(text.as_bytes()))
+        .map_err(named)
+}
+
+/// Reads an attribute without its end of line.
+fn get(path: impl AsRef<Path>) -> io::Result<String> {
+    let path = path.as_ref();
+    let named = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", path.display()));
+    let text = fs::read_to_string(path).map_err(named)?;
+    Ok(text.trim().to_string())
+}
+
+/// The device `name` on the bus nd.
+fn nd(name: &str) -> PathBuf {
+    [ND, "devices", name].iter().collect()
+}
+
+/// Gives a device to a driver, or takes it away.
+fn drive(bus: &str, driver: &str, action: &str, name: &str) -> io::Result<()> {
+    put(format!("{bus}/drivers/{driver}/{action}"), name)
+}
+
+fn has_driver(device: &Path) -> bool {
+    device.join("driver").exists()
+}
+
+/// The dax devices on the bus nd.
+fn claims() -> io::Result<Vec<String>> {
+    let entries = fs::read_dir(format!("{ND}/devices"))?;
+    let names = entries.filter_map(|e| Some(e.ok()?.file_name().to_string_lossy().into_owned()));
+    Ok(names.filter(|n| n.starts_with("dax")).collect())
+}
+
+/// Makes a plain block device of the pmem again, whatever it is now.
+fn restore() -> io::Result<()> {
+    let mut claimed = false;
+    for claim in claims()? {
+        let device = nd(&claim);
+        if has_driver(&device) {
+            drive(ND, "dax_pmem", "unbind", &claim)?;
+        }
+        // A device that has just lost its namespace may be gone already.
+        if get(device.join("namespace")).is_ok_and(|n| !n.is_empty()) {
+            put(device.join("namespace"), "\n")?;
+            claimed = true;
+        }
+    }
+    let namespace = nd(NAMESPACE);
+    if !claimed && has_driver(&namespace) {
+        return Ok(());
+    }
+    if has_driver(&namespace) {
+        drive(ND, "nd_pmem", "unbind", NAMESPACE)?;
+    }
+    // With the info block there nd_pmem would make a dax device of it again.
+    put(namespace.join("force_raw"), "1")?;
+    drive(ND, "nd_pmem", "bind", NAMESPACE)?;
+    let wiped = wipe();
+    put(namespace.join("force_raw"), "0")?;
+    wiped
+}
+
+/// Forgets the info block of the block device.
+fn wipe() -> io::Result<()> {
+    let mut pmem = Err(io::ErrorKind::NotFound.into());
+    sys::wait_until(SETTLE, || {
+        pmem = File::options().write(true).open(PMEM);
+        pmem.is_ok()
+    });
+    let pmem = pmem?;
+    pmem.write_all_at(&[0; PAGE], INFO)?;
+    pmem.sync_all()
+}
+
+impl Dax {
+    /// Makes a device-dax of the pmem; a reason to skip the test where there is none or
+    /// it cannot have this alignment.
+    #[track_caller]
+    pub fn set_up(align: usize) -> Outcome<Self> {
+        if !nd(NAMESPACE).exists() {
+            return Err(Fail::Skip("no pmem on this machine".into()));
+        }
+        restore().or_fail("making pmem of what was there")?;
+        let size: usize = get(nd(NAMESPACE).join("size"))
+            .or_fail("size of the pmem")?
+            .parse()
+            .map_err(|e| Fail::failed(format!("size of the pmem: {e}")))?;
+        // The first part is the info block's.
+        if size < 2 * align {
+            return Err(Fail::Skip(format!(
+                "{} MiB of pmem on this machine are too few",
+                size >> 20
+            )));
+        }
+        Self::claim(align).or_fail(&format!("a device-dax with an alignment of {align}"))
+    }
+
+    fn claim(align: usize) -> io::Result<Self> {
+        let region = fs::canonicalize(nd(NAMESPACE))?
+            .parent()
+            .map(Path::to_path_buf)
+            .ok_or(io::ErrorKind::NotFound)?;
+        let claim = get(region.join("dax_seed"))?;
+        drive(ND, "nd_pmem", "unbind", NAMESPACE)?;
+        let device = nd(&claim);
+        let done = || -> io::Result<()> {
+            put(device.join("uuid"), &get("/proc/sys/kernel/random/uuid")?)?;
+            put(device.join("align"), &align.to_string())?;
+            put(device.join("mode"), "ram")?;
+            put(device.join("namespace"), NAMESPACE)?;
+            drive(ND, "dax_pmem", "bind", &claim)
+        };
+        let found = done().and_then(|()| Self::find(&device, &claim, align));
+        if found.is_err() {
+            // The first error is what counts.
+            let _ = restore();
+        }
+        found
+    }
+
+    /// The child of a claim.
+    fn find(device: &Path, claim: &str, align: usize) -> io::Result<Self> {
+        let mut name = None;
+        sys::wait_until(SETTLE, || {
+            let entries = fs::read_dir(device).into_iter().flatten().flatten();
+            let names = entries.map(|e| e.file_name().to_string_lossy().into_owned());
+            // A child's name is that of a node, unlike its parent's group dax_region.
+            let mut children =
+                names.filter(|n| n.starts_with("dax") && device.join(n).join("dev").exists());
+            name = children.next();
+            name.as_ref()
+                .is_some_and(|n| Path::new("/dev").join(n).exists())
+        });
+        let name = name.ok_or_else(|| io::Error::other(format!("no device below {claim}")))?;
+        let child = device.join(&name);
+        let number = |attribute: &str| -> io::Result<u64> {
+            let text = get(child.join(attribute))?;
+            let parsed = match text.strip_prefix("0x") {
+                Some(hex) => u64::from_str_radix(hex, 16),
+                None => text.parse(),
+            };
+            parsed.map_err(|e| io::Error::other(format!("{attribute} of {name}: '{text}': {e}")))
+        };
+        let (start, bytes) = (number("resource")?, number("size")?);
+        if number("align")? != align as u64 || start % align as u64 != 0 {
+            return Err(io::Error::other(format!(
+                "{name} at {start:#x}: expected an alignment of {align:#x}, found another"
+            )));
+        }
+        Ok(Self {
+            claim: claim.to_string(),
+            name,
+            start,
+            bytes,
+            align,
+        })
+    }
+
+    #[track_caller]
+    pub fn open(&self) -> Outcome<File> {
+        let path = Path::new("/dev").join(&self.name);
+        let mut file = Err(io::ErrorKind::NotFound.into());
+        // The node comes back a little later than the driver.
+        sys::wait_until(SETTLE, || {
+            file = File::options().read(true).write(true).open(&path);
+            file.is_ok()
+        });
+        file.or_fail(&path.display().to_string())
+    }
+
+    /// A shared mapping of the first `pages` pages. The file need not stay open.
+    #[track_caller]
+    pub fn map(&self, pages: usize) -> Outcome<Buffer> {
+        Buffer::shared(&self.open()?, pages)
+    }
+
+    /// Page frame number of the first page.
+    pub fn frame(&self) -> u64 {
+        self.start / PAGE as u64
+    }
+
+    /// Pages of the device.
+    pub fn pages(&self) -> usize {
+        (self.bytes / PAGE as u64) as usize
+    }
+
+    /// Pages that one fault maps.
+    pub fn step(&self) -> usize {
+        self.align / PAGE
+    }
+
+    /// Takes the device from device_dax, which waits until nobody holds a page where
+    /// the kernel knows how to.
+    pub fn unbind(&self) -> io::Result<()> {
+        drive(DAX, "device_dax", "unbind", &self.name)
+    }
+
+    /// Gives it back.
+    pub fn bind(&self) -> io::Result<()> {
+        drive(DAX, "device_dax", "bind", &self.name)
+    }
+
+    pub fn is_bound(&self) -> bool {
+        has_driver(&nd(&self.claim).join(&self.name))
+    }
+}
+
+impl Drop for Dax {
+    fn drop(&mut self) {
+        // What cannot be restored is tried again by the next test, which says so.
+        let _ = restore();
+    }
+}
