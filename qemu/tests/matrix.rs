@@ -137,6 +137,23 @@ fn the_kernel_before_gives_the_same_results_less_what_it_lacks() {
     }
 }
 
+#[test]
+fn a_machine_like_another_gives_its_results() {
+    let (owner, default) = (planned("pageowner", &full()), planned("default", &full()));
+    for (a, b) in owner.suites.iter().zip(&default.suites) {
+        assert_eq!(a.tests.len(), b.tests.len());
+        assert!(
+            a.tests.iter().zip(&b.tests).all(|(a, b)| (&a.name, &a.expect) == (&b.name, &b.expect))
+        );
+    }
+    assert_eq!((owner.known.len(), owner.allow.len()), (default.known.len(), default.allow.len()));
+    let matrix = matrix();
+    let (owner, default) =
+        (matrix.machine("pageowner").unwrap(), matrix.machine("default").unwrap());
+    assert_eq!(owner.cmdline, format!("page_owner=on {}", default.cmdline));
+    assert_eq!((&owner.module_params, &owner.memory), (&default.module_params, &default.memory));
+}
+
 /// Whether a file of expected results is refused, and what is said.
 fn refused(text: &str, says: &str) {
     let matrix = matrix();
