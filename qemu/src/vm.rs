@@ -143,7 +143,9 @@ impl Machine {
                         sysrq_always_enabled"
             .to_owned();
         if accel == Accel::Tcg {
-            line.push_str(" watchdog_thresh=60 rcupdate.rcu_cpu_stall_timeout=60");
+            // On a busy host the emulated timer may stand still while the kernel counts the ticks
+            // of a short loop, and panic: it takes that for a broken IO-APIC.
+            line.push_str(" no_timer_check watchdog_thresh=60 rcupdate.rcu_cpu_stall_timeout=60");
         }
         if !self.cmdline.is_empty() {
             line.push(' ');

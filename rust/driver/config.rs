@@ -152,4 +152,12 @@ mod tests {
             assert_eq!(place.memory_type(), memory);
         }
     }
+
+    #[test]
+    fn only_generic_may_lack_migration() {
+        assert!(MemoryType::Private.is_migratable());
+        assert!(MemoryType::Coherent.is_migratable());
+        let generic = MemoryType::Generic;
+        assert!(generic.is_migratable() || generic.max_order() == 0);
+    }
 }

@@ -150,6 +150,7 @@ mod tests {
         },
         mm::{
             kunit::mmap_anon,
+            mapped::Memory,
             pagemap::PgmapOwner,
             PAGE_SIZE, //
         },
@@ -171,6 +172,60 @@ mod tests {
             inject: false,
         };
         Device::new(c"kunit", config, Place::Anywhere).map_err(Error::from)
+    }
+
+    #[test]
+    fn flags_of_the_uapi() {
+        let facts = PageFacts {
+            pfn: 0x12345,
+            refs: 3,
+            mapcount: 2,
+            pins: 1,
+            order: 9,
+            index: 511,
+            memory_type: uapi::MEMORY_DEVICE_GENERIC,
+            ownership: Ownership::Remote,
+            bits: Default::default(),
+            anon_exclusive: false,
+            zero: false,
+        };
+        let seen = |write, size| Seen::Page {
+            memory: Memory::Generic { local: false },
+            write,
+            size,
+        };
+        for (seen, facts, flags) in [
+            (Seen::Absent, None, 0),
+            (Seen::Error, None, 0x800),
+            (seen(false, MapSize::Base), Some(facts), 0x1),
+            (seen(true, MapSize::Base), Some(facts), 0x3),
+            (seen(false, MapSize::Pmd), Some(facts), 0x5),
+            (seen(true, MapSize::Pud), Some(facts), 0xb),
+            (
+                seen(true, MapSize::Base),
+                Some(PageFacts {
+                    anon_exclusive: true,
+                    ..facts
+                }),
+                0x203,
+            ),
+            (
+                seen(false, MapSize::Pmd),
+                Some(PageFacts {
+                    zero: true,
+                    ..facts
+                }),
+                0x405,
+            ),
+        ] {
+            assert_eq!(page_seen(seen, facts).flags, flags);
+        }
+        let page = frame(Some(facts));
+        assert_eq!(page.flags, 0x1);
+        assert_eq!((page.pfn, page.order, page.index), (0x12345, 9, 511));
+        assert_eq!((page.refs, page.mapcount, page.pins), (3, 2, 1));
+        assert_eq!((page.type_, page.owner), (4, 2));
+        assert_eq!(frame(None).flags, 0);
     }
 
     /// Count, type and owner of page frame `pfn`, to `owner`.

@@ -25,6 +25,10 @@ use kernel::prelude::*;
 /// Page frames that there can be: their addresses have 64 bits.
 pub(crate) const MAX_PFNS: usize = 1 << (usize::BITS as usize - PAGE_SHIFT);
 
+/// Looks at a page that does not say whose it is. One that becomes a tail, or stops to be one, says
+/// so in the place where its pagemap was.
+const TRIES: usize = 3;
+
 /// Whose pagemap a page is of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ownership {
@@ -68,24 +72,49 @@ fn pins_of(refs: i32) -> i32 {
     refs.max(0) / bindings::GUP_PIN_COUNTING_BIAS
 }
 
+/// What the pagemap of a page tells.
+#[derive(Clone, Copy)]
+struct Origin {
+    memory_type: u32,
+    ownership: Ownership,
+}
+
+impl Origin {
+    /// Of the pagemap with this type and owner, to `asking`; 0 and NULL where there is none.
+    fn new(memory_type: u32, owner: *mut c_void, asking: &PgmapOwner) -> Self {
+        let ownership = if owner.is_null() {
+            Ownership::Nobody
+        } else if owner == asking.as_ptr() {
+            Ownership::Local
+        } else {
+            Ownership::Remote
+        };
+        Self {
+            memory_type,
+            ownership,
+        }
+    }
+}
+
 impl PageFacts {
     /// Of `page`, whose folio begins with `head`.
-    fn read(page: PageView<'_>, head: PageView<'_>, owner: &PgmapOwner) -> Self {
+    fn read(page: PageView<'_>, head: PageView<'_>, origin: Origin) -> Self {
         let large = head.large();
         let order = large.map_or(0, |large| large.order);
         let index = page.pfn().wrapping_sub(head.pfn());
         if index.checked_shr(order) != Some(0) {
             // The page was a tail until it was freed, and what begins with `head` now ends before
             // it. It is a page by itself.
-            return Self::read(page, page, owner);
+            return Self::read(page, page, origin);
         }
         let refs = head.refs();
         let (mapcount, pins) = match large {
             Some(large) => (large.mapcount, large.pins),
             None => (head.own_mapcount(), pins_of(refs)),
         };
-        let memory_type = page.memory_type();
         let bits = head.bits();
+        // On pages of files the flag is another one.
+        let has_flag = bits.is_anon() || origin.memory_type != 0;
         Self {
             pfn: page.pfn(),
             refs,
@@ -93,31 +122,18 @@ impl PageFacts {
             pins,
             order,
             index,
-            memory_type,
-            ownership: Ownership::of(page, owner),
+            memory_type: origin.memory_type,
+            ownership: origin.ownership,
             bits,
-            // On pages of files the flag is another one.
-            anon_exclusive: page.bits().is_anon_exclusive() && (bits.is_anon() || memory_type != 0),
+            anon_exclusive: has_flag && page.bits().is_anon_exclusive(),
             zero: false,
         }
     }
 
-    /// Of `page`, which must be in use, so that its folio stays what it is.
-    fn of_used(page: PageView<'_>, owner: &PgmapOwner) -> Self {
-        Self::read(page, page.head(), owner)
-    }
-}
-
-impl Ownership {
-    fn of(page: PageView<'_>, owner: &PgmapOwner) -> Self {
-        let actual = page.pagemap_owner();
-        if actual.is_null() {
-            Self::Nobody
-        } else if actual == owner.as_ptr() {
-            Self::Local
-        } else {
-            Self::Remote
-        }
+    /// Of `page`, which must be in use, so that its folio and its pagemap stay what they are.
+    fn of_used(page: PageView<'_>, asking: &PgmapOwner) -> Self {
+        let origin = Origin::new(page.memory_type(), page.pagemap_owner(), asking);
+        Self::read(page, page.head(), origin)
     }
 }
 
@@ -154,6 +170,15 @@ impl AnyPagemap {
         let pgmap = unsafe { bindings::get_dev_pagemap(pfn) };
         // INVARIANT: The reference is new.
         NonNull::new(pgmap).map(Self)
+    }
+
+    /// What it tells of its pages.
+    fn origin(&self, asking: &PgmapOwner) -> Origin {
+        // SAFETY: Registered by the type invariants.
+        let memory_type = unsafe { (*self.0.as_ptr()).type_ };
+        // SAFETY: As above.
+        let owner = unsafe { (*self.0.as_ptr()).owner };
+        Origin::new(memory_type, owner, asking)
     }
 
     /// Whether the pagemap has a struct page for `pfn`; it has none for what holds struct pages.
@@ -206,8 +231,11 @@ pub(crate) fn inspect_pfns<T>(
         if !known.as_ref().is_some_and(|pgmap| pgmap.has_page(pfn)) {
             known = AnyPagemap::of_pfn(pfn);
         }
-        let page = known.as_ref().and_then(|pgmap| pgmap.page(pfn));
-        *slot = f(page.map(|page| PageFacts::read(page, page.head(), owner)));
+        let facts = known.as_ref().and_then(|pgmap| {
+            let page = (0..TRIES).find_map(|_| pgmap.page(pfn))?;
+            Some(PageFacts::read(page, page.head(), pgmap.origin(owner)))
+        });
+        *slot = f(facts);
     }
 }
 
