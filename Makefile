@@ -35,7 +35,7 @@ endif
 kbuild = $(ENV) make -C "$(build-tree)" M="$(CURDIR)" $(if $(MO),MO="$(abspath $(MO))")
 
 .PHONY: all modules modules_install clean distclean run test test-host test-repeat test-upstream \
-	shell help doctor \
+	patch-check shell help doctor \
 	rust-analyzer rustfmt rustfmtcheck clippy rustdoc checkpatch unsafe-check
 
 all: modules
@@ -71,6 +71,12 @@ test-repeat: $(ZDVM)
 # The kernel tree's own C driver and ours, test by test. WRITE=1 keeps the table.
 test-upstream: $(ZDVM)
 	@$(ENV) $(ZDVM) compare $(if $(WRITE),--write) $(or $(kdir-args),--kernel stock)
+
+# The series one patch after the other, and a boot of the result. Hours the first time, on two
+# processors; it goes on where it was interrupted, and says at once what it has found out before.
+patch-check: $(ZDVM)
+	@scripts/toolchain.sh cross powerpc64le-linux-gnu
+	@$(ENV) $(ZDVM) patch-check $(if $(KERNEL),--kernel $(KERNEL)) $(if $(NOBOOT),--no-boot)
 
 shell: $(ZDVM)
 	@$(ENV) $(ZDVM) shell
@@ -136,6 +142,9 @@ help:
 	@echo '  test-upstream  - hmm-tests with the C driver and with ours, side by side;'
 	@echo '                   WRITE=1 writes Documentation/upstream.rst'
 	@echo 'With KDIR=DIR (and O=DIR) they use your kernel tree.'
+	@echo '  patch-check    - apply the patches one by one, compile what each touches, checkpatch;'
+	@echo '                   boot the result. Too slow for "test". KERNEL=patched-7.2 for one'
+	@echo '                   series, NOBOOT=1 without the boot'
 	@echo
 	@echo 'Module:'
 	@echo '  modules        - build zdmirror.ko (the default)'

@@ -107,21 +107,21 @@ pub struct On {
     pub machine: String,
 }
 
-/// The same, with what the matrix knows of the kernel.
+/// The same, with what the matrix knows of them.
 #[derive(Clone, Copy, Debug)]
 pub struct Place<'a> {
-    /// Kernel and machine.
-    pub on: &'a On,
-    /// The kernel whose results the kernel gives, too.
-    pub like: Option<&'a str>,
+    /// The kernel, and the one whose results it gives, too.
+    pub kernel: (&'a str, Option<&'a str>),
+    /// The machine, likewise.
+    pub machine: (&'a str, Option<&'a str>),
 }
 
 impl Place<'_> {
     fn is(&self, kernels: &[String], machines: &[String]) -> bool {
-        let kernel = kernels.is_empty()
-            || kernels.contains(&self.on.kernel)
-            || kernels.iter().any(|k| Some(k.as_str()) == self.like);
-        kernel && (machines.is_empty() || machines.contains(&self.on.machine))
+        let among = |list: &[String], (name, like): (&str, Option<&str>)| {
+            list.is_empty() || list.iter().any(|n| n == name || Some(n.as_str()) == like)
+        };
+        among(kernels, self.kernel) && among(machines, self.machine)
     }
 }
 

@@ -20,7 +20,8 @@ pub fn open(matrix: &Matrix, like: &Kernel, kdir: &Path, objdir: Option<&Path>) 
         Some(dir) => dir.canonicalize().with_context(|| format!("--objdir {}", dir.display()))?,
         None => source.clone(),
     };
-    let mut tree = Tree { name: source.display().to_string(), source, objects, ours: false };
+    let mut tree =
+        Tree { name: source.display().to_string(), source, objects, ours: false, arch: vec![] };
     if !tree.source.join("Makefile").is_file() {
         if tree.objects == tree.source && tree.source.join("source/Makefile").is_file() {
             bail!(
@@ -47,7 +48,7 @@ fn build(matrix: &Matrix, like: &Kernel, tree: &mut Tree, given: bool) -> Result
             source.display()
         );
     }
-    let fragments = kernel::fragments(matrix, like)?;
+    let fragments = kernel::fragments(matrix, &like.config)?;
     let key = {
         let mut parts = vec![source.display().to_string()];
         parts.extend(fragments.iter().map(|(_, text)| text.clone()));

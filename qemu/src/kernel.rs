@@ -14,6 +14,7 @@ use crate::make::{logged, make};
 use crate::matrix::{Kernel, Matrix};
 use crate::progress::Progress;
 use crate::repo;
+use crate::series::{self, Patch};
 
 /// A built kernel.
 #[derive(Clone, Debug)]
@@ -26,6 +27,8 @@ pub struct Tree {
     pub objects: PathBuf,
     /// Whether it is ours to write to.
     pub ours: bool,
+    /// What make is told of another architecture.
+    pub arch: Vec<String>,
 }
 
 impl Tree {
@@ -51,6 +54,7 @@ impl Tree {
     /// A make in the source, told where the objects are.
     pub fn make(&self) -> Command {
         let mut command = make(&self.source);
+        command.args(&self.arch);
         if self.objects != self.source {
             command.arg(format!("O={}", self.objects.display()));
         }
@@ -59,36 +63,23 @@ impl Tree {
 }
 
 /// Fragments by file name, with their text.
-pub fn fragments(matrix: &Matrix, kernel: &Kernel) -> Result<Vec<(String, String)>> {
+pub fn fragments(matrix: &Matrix, files: &[PathBuf]) -> Result<Vec<(String, String)>> {
     let read = |path: &PathBuf| {
         let full = matrix.dir.join(path);
         let text =
             fs::read_to_string(&full).with_context(|| format!("reading {}", full.display()))?;
         Ok((full.display().to_string(), text))
     };
-    kernel.config.iter().map(read).collect()
+    files.iter().map(read).collect()
 }
 
-/// Patches in the order of the series, with their text.
-fn patches(matrix: &Matrix, kernel: &Kernel) -> Result<Vec<(PathBuf, String)>> {
-    let Some(dir) = kernel.patches.as_ref().map(|d| matrix.dir.join(d)) else {
-        return Ok(Vec::new());
-    };
-    let Ok(series) = fs::read_to_string(dir.join("series")) else {
-        return Ok(Vec::new());
-    };
-    let mut out = Vec::new();
-    for line in series.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#')) {
-        let path = dir.join(line);
-        let text = fs::read_to_string(&path)
-            .with_context(|| format!("{} is in the series", path.display()))?;
-        out.push((path, text));
-    }
-    Ok(out)
+/// Patches in the order of the series.
+pub fn patches(matrix: &Matrix, kernel: &Kernel) -> Result<Vec<Patch>> {
+    kernel.patches.as_ref().map_or(Ok(Vec::new()), |dir| series::read(&matrix.dir.join(dir)))
 }
 
 /// Versions of everything that makes an object what it is.
-fn tool_versions() -> Result<String> {
+pub fn tool_versions() -> Result<String> {
     let mut out = String::new();
     for tool in ["gcc", "ld", "rustc", "bindgen", "pahole"] {
         let text = job::output(Command::new(tool).arg("--version"), tool)?;
@@ -99,7 +90,7 @@ fn tool_versions() -> Result<String> {
 }
 
 /// Path of the pristine source.
-fn pristine(repo: &Path, version: &str) -> Result<PathBuf> {
+pub fn pristine(repo: &Path, version: &str) -> Result<PathBuf> {
     let mut command = job::command(repo.join("scripts/kernel-source.sh"));
     command.arg(version).stderr(std::process::Stdio::inherit());
     let out = job::output(&mut command, "scripts/kernel-source.sh")?;
@@ -113,15 +104,10 @@ fn pristine(repo: &Path, version: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// What a patch does, without what it says.
-fn diff(patch: &str) -> &str {
-    patch.find("\ndiff --git ").map_or(patch, |start| &patch[start..])
-}
-
 /// Everything that determines a build.
 struct Recipe {
     source: PathBuf,
-    patches: Vec<(PathBuf, String)>,
+    patches: Vec<Patch>,
     fragments: Vec<(String, String)>,
     key: String,
 }
@@ -129,10 +115,10 @@ struct Recipe {
 fn recipe(repo: &Path, matrix: &Matrix, kernel: &Kernel) -> Result<Recipe> {
     let source = pristine(repo, &kernel.source)?;
     let patches = patches(matrix, kernel)?;
-    let fragments = fragments(matrix, kernel)?;
+    let fragments = fragments(matrix, &kernel.config)?;
     let mut parts = vec!["1 tinyconfig".to_owned(), source.display().to_string(), tool_versions()?];
     // Another word in a message, or another number in the series, is no other kernel.
-    parts.extend(patches.iter().map(|(_, text)| diff(text).to_owned()));
+    parts.extend(patches.iter().map(|p| p.diff().to_owned()));
     parts.push("fragments".to_owned());
     parts.extend(fragments.iter().map(|(_, text)| text.clone()));
     let key = repo::key(&parts);
@@ -144,8 +130,13 @@ pub fn build(repo: &Path, matrix: &Matrix, name: &str) -> Result<Tree> {
     let recipe = recipe(repo, matrix, matrix.kernel(name)?)?;
     let kernels = repo::cache("kernels")?;
     let dir = kernels.join(format!("{name}-{}", recipe.key));
-    let tree =
-        Tree { name: name.to_owned(), source: dir.clone(), objects: dir.clone(), ours: true };
+    let tree = Tree {
+        name: name.to_owned(),
+        source: dir.clone(),
+        objects: dir.clone(),
+        ours: true,
+        arch: Vec::new(),
+    };
     let complete = dir.join(".zdvm-complete");
     let _lock = repo::lock(&kernels.join(format!("{name}-{}.lock", recipe.key)))?;
     if !complete.exists() {
@@ -170,30 +161,9 @@ fn prepare(recipe: &Recipe, dir: &Path) -> Result<()> {
     if copied.exists() {
         return Ok(());
     }
-    if dir.exists() {
-        fs::remove_dir_all(dir).with_context(|| format!("removing {}", dir.display()))?;
-    }
-    let mut progress = Progress::new("copying the kernel source", 0);
-    let mut copy = job::command("cp");
-    copy.args(["-a", "--reflink=auto"]).arg(&recipe.source).arg(dir);
-    job::Job::spawn(&mut copy, "cp")?.success(|| {
-        progress.set(0, "");
-        Ok(())
-    })?;
-    // The pristine tree's own marker says nothing about the copy.
-    let _ = fs::remove_file(dir.join(".complete"));
-    for (path, _) in &recipe.patches {
-        let mut patch = Command::new("patch");
-        patch.args(["-p1", "--no-backup-if-mismatch", "--batch", "--fuzz=0", "-d"]);
-        patch.arg(dir).arg("-i").arg(path);
-        let out = patch.output().context("starting patch")?;
-        if !out.status.success() {
-            bail!(
-                "{} does not apply:\n{}",
-                path.display(),
-                String::from_utf8_lossy(&out.stdout).trim()
-            );
-        }
+    series::copy(&recipe.source, dir)?;
+    for patch in &recipe.patches {
+        series::apply(dir, &patch.path)?;
     }
     fs::write(copied, "")?;
     Ok(())
@@ -246,19 +216,5 @@ fn prune(kernels: &Path, name: &str) {
             eprintln!("zdvm: removing the old tree {}", path.display());
             let _ = fs::remove_dir_all(&path);
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn messages_make_no_other_kernel() {
-        let change = "\ndiff --git a/x b/x\n--- a/x\n+++ b/x\n@@ -1 +1 @@\n-a\n+b\n";
-        let patch = |subject: &str| format!("Subject: {subject}\n\nWhy.\n---\n x | 2 +-\n{change}");
-        assert_eq!(diff(&patch("[PATCH 1/2] x: b")), change);
-        assert_eq!(diff(&patch("[PATCH 1/3] x: c")), change);
-        assert_eq!(diff("no diff"), "no diff");
     }
 }

@@ -11,8 +11,9 @@ use zdvm::accel::Choice;
 use zdvm::expected::{On, Selection};
 use zdvm::kernel::Tree;
 use zdvm::matrix::Matrix;
+use zdvm::patchcheck::Tally;
 use zdvm::run::{self, Request, Setup};
-use zdvm::{compare, job, kdir, kernel, repo, report};
+use zdvm::{compare, job, kdir, kernel, patchcheck, repo, report};
 
 /// Builds kernels, boots them in QEMU with the zdmirror module, and judges the result.
 #[derive(Debug, Parser)]
@@ -31,6 +32,8 @@ enum Cmd {
     Run(RunArgs),
     /// The kernel's own C driver and ours, test by test; the verdict is on ours.
     Compare(CompareArgs),
+    /// Apply series patch by patch, compile what each touches, run checkpatch.pl; boot the result.
+    PatchCheck(PatchCheckArgs),
     /// Build kernels only.
     Build {
         /// A kernel of the matrix.
@@ -97,6 +100,22 @@ struct CompareArgs {
 }
 
 #[derive(Debug, Args)]
+struct PatchCheckArgs {
+    /// A kernel of the matrix that has patches; may be given more than once. Else all of them.
+    #[arg(long = "kernel")]
+    kernels: Vec<String>,
+    /// Do not build and boot the patched kernels.
+    #[arg(long)]
+    no_boot: bool,
+    /// auto, kvm or tcg.
+    #[arg(long, default_value = "auto")]
+    accel: String,
+    /// A machine of the matrix.
+    #[arg(long, default_value = "default")]
+    machine: String,
+}
+
+#[derive(Debug, Args)]
 struct RunArgs {
     #[command(flatten)]
     which: Which,
@@ -142,7 +161,7 @@ fn open(repo: &std::path::Path, matrix: &Matrix, which: &Which, name: &str) -> R
     }
 }
 
-fn cmd_run(repo: &std::path::Path, args: &RunArgs) -> Result<bool> {
+fn run_all(repo: &std::path::Path, args: &RunArgs) -> Result<Tally> {
     let matrix = Matrix::load(repo)?;
     let plans = matrix.plans()?;
     let filter = args.filter.as_deref().map(Regex::new).transpose().context("--filter")?;
@@ -179,12 +198,60 @@ fn cmd_run(repo: &std::path::Path, args: &RunArgs) -> Result<bool> {
     if args.repeat > 1 && !args.list {
         report::say(&format!("zdvm: {clean} of {turns} repetitions were clean\n"));
     }
-    if !args.list {
-        // A problem that belongs to no test must not read as "0 failed".
-        let failed = if good { 0 } else { failed.max(1) };
-        report::say(&format!("zdvm: {passed} passed, {failed} failed\n"));
+    // A problem that belongs to no test must not read as "0 failed".
+    Ok(Tally { passed, failed: if good { 0 } else { failed.max(1) } })
+}
+
+fn say(tally: Tally) -> bool {
+    report::say(&format!("zdvm: {} passed, {} failed\n", tally.passed, tally.failed));
+    tally.failed == 0
+}
+
+fn cmd_run(repo: &std::path::Path, args: &RunArgs) -> Result<bool> {
+    let tally = run_all(repo, args)?;
+    Ok(args.list || say(tally))
+}
+
+fn cmd_patch_check(repo: &std::path::Path, args: &PatchCheckArgs) -> Result<bool> {
+    let matrix = Matrix::load(repo)?;
+    let mut kernels = args.kernels.clone();
+    if kernels.is_empty() {
+        let patched = matrix.kernel.iter().filter(|(_, kernel)| kernel.patches.is_some());
+        kernels.extend(patched.map(|(name, _)| name.clone()));
     }
-    Ok(good)
+    let mut tally = Tally::default();
+    for name in &kernels {
+        let found = patchcheck::check(repo, &matrix, name)?;
+        tally.passed += found.passed;
+        tally.failed += found.failed;
+    }
+    report::say(&format!("patches: {} checks passed, {} failed\n", tally.passed, tally.failed));
+    if tally.failed == 0 && !args.no_boot {
+        let which = Which {
+            kernels,
+            kdir: None,
+            objdir: None,
+            expect: String::new(),
+            module: None,
+            accel: args.accel.clone(),
+            machine: args.machine.clone(),
+            vcpus: None,
+        };
+        let run = RunArgs {
+            which,
+            suites: Vec::new(),
+            filter: None,
+            full: false,
+            repeat: 1,
+            list: false,
+            out: None,
+            keep_going: true,
+        };
+        let found = run_all(repo, &run)?;
+        tally.passed += found.passed;
+        tally.failed += found.failed;
+    }
+    Ok(say(tally))
 }
 
 fn list(planned: &zdvm::verdict::Planned) {
@@ -232,6 +299,7 @@ fn work(cli: &Cli) -> Result<bool> {
     match &cli.command {
         Cmd::Run(args) => return cmd_run(&repo, args),
         Cmd::Compare(args) => return cmd_compare(&repo, args),
+        Cmd::PatchCheck(args) => return cmd_patch_check(&repo, args),
         Cmd::Build { kernels } => {
             let matrix = Matrix::load(&repo)?;
             for name in kernels {

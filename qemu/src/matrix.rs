@@ -21,6 +21,8 @@ pub struct Matrix {
     pub requires: Vec<String>,
     /// Limits, for KVM.
     pub timeouts: Timeouts,
+    /// What is compiled after every patch, by name.
+    pub compile: BTreeMap<String, CompileSpec>,
     /// Kernels by name.
     pub kernel: BTreeMap<String, Kernel>,
     /// Machines by name.
@@ -48,6 +50,20 @@ pub struct Timeouts {
     pub total: u64,
     /// All of the above times this under TCG.
     pub tcg_factor: u64,
+}
+
+/// One configuration that objects are compiled in.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CompileSpec {
+    /// Architecture, as the kernel's make takes it; else this machine's.
+    pub arch: Option<String>,
+    /// Triplet of the compiler for it.
+    pub cross: Option<String>,
+    /// Configuration fragments, beside the matrix, merged in order.
+    pub config: Vec<PathBuf>,
+    /// Objects, from the top of the tree.
+    pub objects: Vec<String>,
 }
 
 /// One kernel.
@@ -102,6 +118,8 @@ pub struct MachineSpec {
     /// Parameters of the module there.
     #[serde(default)]
     pub module_params: String,
+    /// The machine whose results are expected on this one, too.
+    pub like: Option<String>,
 }
 
 impl MachineSpec {
@@ -174,12 +192,17 @@ impl Matrix {
                 bail!("suite {name} is not in `order` of {}", path.display());
             }
         }
-        matrix.check_kernels()?;
+        matrix.check_names()?;
         Ok(matrix)
     }
 
-    /// Refuses a kernel like one that is not there, and an allowance that could never hold.
-    fn check_kernels(&self) -> Result<()> {
+    /// Refuses what is like one that is not there, and an allowance that could never hold.
+    fn check_names(&self) -> Result<()> {
+        for (name, machine) in &self.machine {
+            if let Some(like) = &machine.like {
+                self.machine(like).with_context(|| format!("what machine {name} is like"))?;
+            }
+        }
         for (name, kernel) in &self.kernel {
             if let Some(like) = &kernel.like {
                 self.kernel(like).with_context(|| format!("what kernel {name} is like"))?;
@@ -259,7 +282,10 @@ impl Matrix {
         let kernel = self.kernel(&on.kernel)?;
         let machine = self.machine(&on.machine)?;
         let like = kernel.like.as_deref().map(|name| self.kernel(name)).transpose()?;
-        let place = Place { on, like: kernel.like.as_deref() };
+        let place = Place {
+            kernel: (&on.kernel, kernel.like.as_deref()),
+            machine: (&on.machine, machine.like.as_deref()),
+        };
         let faults = kernel.allow.iter().chain(like.iter().flat_map(|k| &k.allow));
         let there = |k: &&KnownSpec| k.param.as_ref().is_none_or(|p| machine.param(p).is_some());
         let known =

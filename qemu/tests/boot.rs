@@ -20,7 +20,13 @@ use zdvm_guest::plan::{self, Kind, Plan};
 /// Boots with a shell script as the selftests (or as the very init), and judges.
 fn boot(script: &str, as_init: bool) -> (Verdict, String, TempDir) {
     let tree = PathBuf::from(std::env::var_os("ZDVM_TEST_TREE").expect("ZDVM_TEST_TREE"));
-    let tree = Tree { name: "test".into(), source: tree.clone(), objects: tree, ours: false };
+    let tree = Tree {
+        name: "test".into(),
+        source: tree.clone(),
+        objects: tree,
+        ours: false,
+        arch: vec![],
+    };
     let repo = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let dir = TempDir::new().unwrap();
     let file = dir.path().join("script");

@@ -137,6 +137,43 @@ fn the_kernel_before_gives_the_same_results_less_what_it_lacks() {
     }
 }
 
+#[test]
+fn a_machine_like_another_gives_its_results() {
+    let (owner, default) = (planned("pageowner", &full()), planned("default", &full()));
+    for (a, b) in owner.suites.iter().zip(&default.suites) {
+        assert_eq!(a.tests.len(), b.tests.len());
+        assert!(
+            a.tests.iter().zip(&b.tests).all(|(a, b)| (&a.name, &a.expect) == (&b.name, &b.expect))
+        );
+    }
+    assert_eq!((owner.known.len(), owner.allow.len()), (default.known.len(), default.allow.len()));
+    let matrix = matrix();
+    let (owner, default) =
+        (matrix.machine("pageowner").unwrap(), matrix.machine("default").unwrap());
+    assert_eq!(owner.cmdline, format!("page_owner=on {}", default.cmdline));
+    assert_eq!((&owner.module_params, &owner.memory), (&default.module_params, &default.memory));
+}
+
+/// The document names tests by group and name, `*` standing for any end of it.
+#[test]
+fn tests_that_the_documentation_names_are_there() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../Documentation/generic.rst");
+    let text = std::fs::read_to_string(path).unwrap();
+    let matrix = matrix();
+    let tests = &matrix.plans().unwrap()["selftests"].tests;
+    let groups: Vec<&str> = tests.iter().filter_map(|t| Some(t.split_once('.')?.0)).collect();
+    let name = Regex::new(r"``([a-z_]+)\.([a-z_]*)(\*?)``").unwrap();
+    let mut count = 0;
+    for found in name.captures_iter(&text).filter(|f| groups.contains(&&f[1])) {
+        let said = format!("{}.{}", &found[1], &found[2]);
+        let there =
+            tests.iter().any(|t| *t == said || (!found[3].is_empty() && t.starts_with(&said)));
+        assert!(there, "{said}{} is in the document and not in the plan", &found[3]);
+        count += 1;
+    }
+    assert!(count > 40, "{count} names found: is the pattern still right?");
+}
+
 /// Whether a file of expected results is refused, and what is said.
 fn refused(text: &str, says: &str) {
     let matrix = matrix();

@@ -396,7 +396,7 @@ fn with_lines(kernel: &str, lines: &[&str]) -> Recorded {
     for before in ["zdvm-guest: end kunit", &format!("zdvm-guest: end {MIGRATE}")] {
         let at = run.console.find(before).expect("in the recording");
         let start = run.console[..at].rfind('\n').map_or(0, |n| n + 1);
-        let text: String = lines.iter().map(|l| format!("[    3.3] {l}\n")).collect();
+        let text = lines.iter().fold(String::new(), |t, l| t + "[    3.3] " + l + "\n");
         run.console.insert_str(start, &text);
     }
     run
