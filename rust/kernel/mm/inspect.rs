@@ -20,14 +20,24 @@ use super::{
 };
 use crate::bindings;
 use core::ptr::NonNull;
-use kernel::prelude::*;
+use kernel::{
+    prelude::*,
+    time::{
+        delay::fsleep,
+        Delta, //
+    }, //
+};
 
 /// Page frames that there can be: their addresses have 64 bits.
 pub(crate) const MAX_PFNS: usize = 1 << (usize::BITS as usize - PAGE_SHIFT);
 
-/// Looks at a page that does not say whose it is. One that becomes a tail, or stops to be one, says
-/// so in the place where its pagemap was.
-const TRIES: usize = 3;
+/// Looks at a page that is being handed out or split, a short while apart. For as long as that takes
+/// for all of a folio, a page may not say whose it is, as the pointer to the pagemap shares its place
+/// with the one to the head, and a head may have nothing of a folio in the next page any more.
+const TRIES: usize = 20;
+
+/// Time between two of them, in microseconds.
+const PAUSE: i64 = 50;
 
 /// Whose pagemap a page is of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,10 +106,20 @@ impl Origin {
     }
 }
 
+/// Whether a large folio can have these at one moment.
+fn can_be(order: u32, refs: i32, mapcount: i32, pins: i32) -> bool {
+    (1..=bindings::PUD_ORDER).contains(&order) && mapcount >= 0 && (0..=refs.max(0)).contains(&pins)
+}
+
 impl PageFacts {
     /// Of `page`, whose folio begins with `head`.
     fn read(page: PageView<'_>, head: PageView<'_>, origin: Origin) -> Self {
-        let large = head.large();
+        let refs = head.refs();
+        // A free page may look like the head of the folio that it was while the next page, which
+        // the rest of that is in, is in use again.
+        let large = head
+            .large()
+            .filter(|large| refs != 0 || can_be(large.order, refs, large.mapcount, large.pins));
         let order = large.map_or(0, |large| large.order);
         let index = page.pfn().wrapping_sub(head.pfn());
         if index.checked_shr(order) != Some(0) {
@@ -107,7 +127,6 @@ impl PageFacts {
             // it. It is a page by itself.
             return Self::read(page, page, origin);
         }
-        let refs = head.refs();
         let (mapcount, pins) = match large {
             Some(large) => (large.mapcount, large.pins),
             None => (head.own_mapcount(), pins_of(refs)),
@@ -128,6 +147,13 @@ impl PageFacts {
             anon_exclusive: has_flag && page.bits().is_anon_exclusive(),
             zero: false,
         }
+    }
+
+    /// Whether it is of one moment, as far as it shows.
+    fn is_settled(&self) -> bool {
+        self.refs == 0
+            || !self.bits.is_head() && self.order == 0
+            || can_be(self.order, self.refs, self.mapcount, self.pins)
     }
 
     /// Of `page`, which must be in use, so that its folio and its pagemap stay what they are.
@@ -187,7 +213,27 @@ impl AnyPagemap {
         unsafe { bindings::zdm_pgmap_pfn_valid(self.0.as_ptr(), pfn) }
     }
 
-    /// The struct page of `pfn`, `None` where there is none or not yet.
+    /// What is known of the page of `pfn`, `None` where there is none or not yet. May sleep.
+    fn facts(&self, pfn: usize, asking: &PgmapOwner) -> Option<PageFacts> {
+        let mut facts = None;
+        for attempt in 0..TRIES {
+            if !self.has_page(pfn) {
+                return None;
+            }
+            if attempt > 0 {
+                fsleep(Delta::from_micros(PAUSE));
+            }
+            facts = self
+                .page(pfn)
+                .map(|page| PageFacts::read(page, page.head(), self.origin(asking)));
+            if facts.is_some_and(|facts| facts.is_settled()) {
+                break;
+            }
+        }
+        facts
+    }
+
+    /// The struct page of `pfn`, if it says now that it is one of this pagemap.
     fn page(&self, pfn: usize) -> Option<PageView<'_>> {
         if !self.has_page(pfn) {
             return None;
@@ -218,8 +264,8 @@ impl Drop for AnyPagemap {
 }
 
 /// Looks at the page frames from `first` on, as many as `out` has elements, and puts down what `f`
-/// makes of each, of `None` where there is no page of a pagemap. `owner` is who asks. Does not
-/// sleep; the frames must be below [`MAX_PFNS`].
+/// makes of each, of `None` where there is no page of a pagemap. `owner` is who asks. May sleep; the
+/// frames must be below [`MAX_PFNS`].
 pub(crate) fn inspect_pfns<T>(
     first: usize,
     out: &mut [T],
@@ -231,10 +277,7 @@ pub(crate) fn inspect_pfns<T>(
         if !known.as_ref().is_some_and(|pgmap| pgmap.has_page(pfn)) {
             known = AnyPagemap::of_pfn(pfn);
         }
-        let facts = known.as_ref().and_then(|pgmap| {
-            let page = (0..TRIES).find_map(|_| pgmap.page(pfn))?;
-            Some(PageFacts::read(page, page.head(), pgmap.origin(owner)))
-        });
+        let facts = known.as_ref().and_then(|pgmap| pgmap.facts(pfn, owner));
         *slot = f(facts);
     }
 }
@@ -270,6 +313,47 @@ mod tests {
             (i32::MAX, (1 << 21) - 1),
         ] {
             assert_eq!(pins_of(refs), pins);
+        }
+    }
+
+    #[test]
+    fn what_can_be_true() {
+        let large = PageFacts {
+            pfn: 512,
+            refs: 3,
+            mapcount: 2,
+            pins: 1,
+            order: 9,
+            index: 0,
+            memory_type: 0,
+            ownership: Ownership::Nobody,
+            bits: PageBits::HEAD,
+            anon_exclusive: false,
+            zero: false,
+        };
+        assert!(large.is_settled());
+        for torn in [
+            PageFacts { order: 0, ..large },
+            PageFacts { order: 25, ..large },
+            PageFacts { pins: 4, ..large },
+            PageFacts { pins: -1, ..large },
+            PageFacts {
+                mapcount: -1,
+                ..large
+            },
+        ] {
+            assert!(!torn.is_settled());
+            // Nothing is there to be torn without a folio in use.
+            for whole in [
+                PageFacts {
+                    bits: PageBits::default(),
+                    order: 0,
+                    ..torn
+                },
+                PageFacts { refs: 0, ..torn },
+            ] {
+                assert!(whole.is_settled());
+            }
         }
     }
 

@@ -20,6 +20,10 @@ use core::{
 pub(crate) struct PageBits(u32);
 
 impl PageBits {
+    /// Those of the first page of a large folio, for tests.
+    #[cfg(CONFIG_KUNIT = "y")]
+    pub(super) const HEAD: Self = Self(bindings::ZDM_BIT_HEAD);
+
     fn has(self, bit: u32) -> bool {
         self.0 & bit != 0
     }
