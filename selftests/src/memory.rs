@@ -124,6 +124,12 @@ impl Buffer {
         Self::map(0, pages, flags, file.as_raw_fd())
     }
 
+    /// Private memory of reserved huge pages, of which there must be enough.
+    pub fn hugetlb(pages: usize) -> io::Result<Self> {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB;
+        Self::map(0, pages, flags, -1)
+    }
+
     fn map(addr: usize, pages: usize, flags: i32, fd: i32) -> io::Result<Self> {
         let prot = libc::PROT_READ | libc::PROT_WRITE;
         let (hint, len) = (addr as *mut libc::c_void, pages * PAGE);

@@ -9,13 +9,14 @@ use super::counts::{
     Counts, MAPPED, Waiting, expect, expect_frames, expect_free, frames, held, pinned, pinned_large,
 };
 use super::target::{GENERIC, Target, huge_filled};
-use super::{Ctx, Test, freed_since, test};
-use crate::check::{Fail, OrFail, Outcome};
-use crate::check_eq;
+use super::{Ctx, Test, absent, freed_since, test};
+use crate::check::{Fail, OrFail, Outcome, expect_errno};
 use crate::device::{Buffer, HUGE_PAGES, check_bytes, pattern_bytes};
 use crate::harness::Child;
+use crate::module::busy;
 use crate::sys::{self, Exit, LongTermPin};
 use crate::uapi::*;
+use crate::{check_eq, proc};
 
 pub const TESTS: &[Test] = &[
     test("generic.pin_stays", pin_stays),
@@ -29,7 +30,11 @@ pub const TESTS: &[Test] = &[
     test("generic.pin_gup_test", pin_gup_test),
     test("generic.pin_shared", pin_shared),
     test("generic.pin_device_write", pin_device_write),
+    test("generic.pin_release", pin_release),
 ];
+
+/// Those that load the module themselves.
+pub const RELOADING: &[Test] = &[absent(test("generic.pin_unload", pin_unload))];
 
 const N: usize = HUGE_PAGES;
 /// Pages of a small buffer, and those of it that are held.
@@ -309,9 +314,12 @@ fn pin_exit(ctx: &Ctx) -> Outcome {
     Ok(())
 }
 
+/// CONFIG_GUP_TEST's file.
+const GUP_TEST: &str = "/sys/kernel/debug/gup_test";
+
 /// The kernel's own long-term pins, by both ways of getting them.
 fn pin_gup_test(ctx: &Ctx) -> Outcome {
-    let path = Path::new("/sys/kernel/debug/gup_test");
+    let path = Path::new(GUP_TEST);
     let target = Target::open(ctx, GENERIC)?;
     if !path.exists() {
         return Err(Fail::Skip("no CONFIG_GUP_TEST".into()));
@@ -412,4 +420,84 @@ fn pin_device_write(ctx: &Ctx) -> Outcome {
     target.unpin(id, 0).or_fail("ZDM_UNPIN")?;
     target.bring_back(&buf, 0, ALL)?;
     buf.check(0, ALL, 667)
+}
+
+/// The device gives up its memory but for what is held, of which it says so; and that,
+/// too, as soon as it is let go.
+fn pin_release(ctx: &Ctx) -> Outcome {
+    let target = Target::open(ctx, GENERIC)?;
+    let buf = Buffer::filled(ALL, 669)?;
+    target.move_all(&buf, 669)?;
+    let pfns = frames(&target, &buf, FIRST, 2)?;
+    let id = target
+        .pin(&buf, FIRST, 2, ZDM_PIN_LONGTERM | ZDM_PIN_WRITE)
+        .or_fail("ZDM_PIN")?;
+    let result = target.release();
+    expect_errno(result, &[libc::EBUSY], "RELEASE with pinned pages")?;
+    target.expect(&buf, 0, ALL, 2)?;
+    check_eq!(frames(&target, &buf, FIRST, 2)?, pfns, "frames");
+    buf.check(0, ALL, 669)?;
+    target.unpin(id, 0).or_fail("ZDM_UNPIN")?;
+    // Not before: to a scan a reference that no entry explains is a fault as well.
+    let (audit, records) = target.audit()?;
+    check_eq!((audit.used, audit.found), (2, 0), "used pages, violations");
+    check_eq!(
+        records.iter().map(|v| v.invariant).collect::<Vec<_>>(),
+        [7, 7],
+        "invariants of pages that would not move"
+    );
+    target.release().or_fail("RELEASE")?;
+    target.expect(&buf, 0, ALL, 0)?;
+    buf.check(0, ALL, 669)?;
+    // The harness wants no records at the end.
+    target
+        .try_audit(ZDM_AUDIT_CLEAR)
+        .or_fail("ZDM_AUDIT_CLEAR")?;
+    target.expect_empty()
+}
+
+/// The file is closed while somebody else's pin holds a page: it stays where it is, with
+/// its data, and the module as long as the page is in use.
+fn pin_unload(ctx: &Ctx) -> Outcome {
+    ctx.module.load("")?;
+    let outcome = pinned_by_others(ctx);
+    if outcome.is_err() {
+        // The next test begins without the module; why this one fails is said already.
+        let _ = ctx.module.unload();
+    }
+    outcome
+}
+
+fn pinned_by_others(ctx: &Ctx) -> Outcome {
+    let target = Target::open(ctx, GENERIC)?;
+    let path = Path::new(GUP_TEST);
+    if !path.exists() {
+        return Err(Fail::Skip("no CONFIG_GUP_TEST".into()));
+    }
+    let buf = Buffer::filled(ALL, 670)?;
+    target.move_all(&buf, 670)?;
+    let pfns = frames(&target, &buf, FIRST, 2)?;
+    let mut pin = LongTermPin::open(path).or_fail("gup_test")?;
+    pin.start(&buf, FIRST, 2, true, true)
+        .or_fail("PIN_LONGTERM_TEST_START")?;
+    drop(target);
+    let here = proc::frames(&buf, FIRST, 2)?;
+    check_eq!(here, pfns, "frames of pinned pages after the close");
+    let in_use = |when: &str| match ctx.module.try_unload() {
+        Err(e) if busy(&e) => Ok(()),
+        other => Err(Fail::failed(format!(
+            "unloading {when}: expected EAGAIN or EBUSY, found {other:?}"
+        ))),
+    };
+    in_use("with pinned pages")?;
+    buf.check(0, ALL, 670)?;
+    buf.fill(FIRST, 2, 671);
+    let data = pin.read().or_fail("PIN_LONGTERM_TEST_READ")?;
+    check_bytes(&data, 671, FIRST, "data by the pin")?;
+    pin.stop().or_fail("PIN_LONGTERM_TEST_STOP")?;
+    // Let go they are still the process's, on a device that nobody has open.
+    in_use("with mapped pages")?;
+    buf.check(FIRST, 2, 671)?;
+    drop(buf);
+    ctx.module.unload()
 }

@@ -6,7 +6,7 @@
 
 use super::counts::{IDLE, MAPPED, expect_frames};
 use super::target::{GENERIC, old_rule, open};
-use super::{Ctx, PAGES, Test, absent, freed_since, test, with};
+use super::{Ctx, PAGES, Test, absent, freed_since, test};
 use crate::check::{OrFail, Outcome, expect_errno};
 use crate::device::{Buffer, Device, check_bytes, pattern_bytes};
 use crate::module::NAME;
@@ -14,9 +14,9 @@ use crate::sys::KernelLog;
 use crate::uapi::*;
 use crate::{check, check_eq, proc};
 
-/// The first one has the module loaded anew, so that nothing was done before it.
+/// To be run before all others: then nothing was done with the memory before `born`.
 pub const TESTS: &[Test] = &[
-    with("audit=report", test("generic_rule.born", born)),
+    test("generic_rule.born", born),
     test("generic_rule.idle", idle),
     test("generic_rule.migrates", migrates),
     test("generic_rule.refused", refused),

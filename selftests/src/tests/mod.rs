@@ -33,6 +33,7 @@ mod pin;
 mod pin_ioctl;
 mod race;
 mod release;
+mod scenarios;
 mod snapshot;
 mod target;
 mod thp;
@@ -114,6 +115,7 @@ const fn unloads(needs: Needs, test: Test) -> Test {
 /// together, as a reload is slow, and `unload.clean` at the very end.
 pub fn all() -> Vec<&'static Test> {
     let groups = [
+        generic_rule::TESTS,
         PLAIN,
         GENERIC_PLAIN,
         inspect::TESTS,
@@ -128,9 +130,9 @@ pub fn all() -> Vec<&'static Test> {
         uffd::TESTS,
         pin::TESTS,
         pin_ioctl::TESTS,
-        generic_rule::TESTS,
         generic::TESTS,
         generic_pins::TESTS,
+        scenarios::TESTS,
         dax::TESTS,
         dax_unbind::TESTS,
         cgroup::TESTS,
@@ -143,6 +145,7 @@ pub fn all() -> Vec<&'static Test> {
         debugfs::RELOADING,
         generic_rule::RELOADING,
         generic::RELOADING,
+        generic_pins::RELOADING,
         RELOADING,
     ];
     groups.into_iter().flatten().collect()
