@@ -137,11 +137,13 @@ impl Verdict {
         self.problems.is_empty()
     }
 
-    /// Tests that did as expected, and tests that did not.
+    /// Tests that did as expected, and tests that did not. What was skipped as expected is
+    /// neither: it has shown nothing.
     pub fn counts(&self) -> (usize, usize) {
         let all = self.suites.iter().flat_map(|s| &s.tests);
-        let good = all.clone().filter(|t| t.status.good()).count();
-        (good, all.count() - good)
+        let ran = all.filter(|t| t.status != Status::ExpectedSkip);
+        let good = ran.clone().filter(|t| t.status.good()).count();
+        (good, ran.count() - good)
     }
 }
 

@@ -132,6 +132,8 @@ fn huge<const NODE: usize>(ctx: &Ctx) -> Outcome {
 /// Memory on the device counts: with as much again the process is over its limit,
 /// is killed, and leaves nothing.
 fn oom<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    // A reason to skip is none for the process to end.
+    Target::open(ctx, NODE)?;
     within(N + REST, Exit::Signal(libc::SIGKILL), |_| {
         let target = Target::open(ctx, NODE)?;
         let buf = Buffer::filled(N, 483)?;
@@ -146,6 +148,7 @@ fn oom<const NODE: usize>(ctx: &Ctx) -> Outcome {
 /// places that were empty. In small pieces, as a huge page that is too much is
 /// refused, and nobody killed for it.
 fn oom_in_migration<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    Target::open(ctx, NODE)?;
     within(REST, Exit::Signal(libc::SIGKILL), |_| {
         let target = Target::open(ctx, NODE)?;
         let buf = Buffer::anon(N)?;
