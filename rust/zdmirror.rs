@@ -27,6 +27,8 @@ mod driver;
 mod miscdevice;
 #[path = "kernel/mm/mod.rs"]
 mod mm;
+#[path = "kernel/spinlock.rs"]
+mod spinlock;
 
 use crate::{
     debugfs::Dir,
@@ -39,6 +41,7 @@ use crate::{
     },
     miscdevice::Node, //
 };
+use core::borrow::Borrow;
 use kernel::prelude::*;
 
 module! {
@@ -69,10 +72,6 @@ module! {
             default: 0,
             description: "The same of hmm_dmirror5; both addresses must be given, or none",
         },
-        inject: bool {
-            default: false,
-            description: "Allow ZDM_INJECT to break invariants on purpose",
-        },
     },
 }
 
@@ -94,6 +93,11 @@ const GENERIC: [(&CStr, &str); 2] = [
     (c"hmm_dmirror5", "generic_addr_dev1"),
 ];
 
+/// A parameter's value, which is a reference before Linux 7.3.
+fn given<T: Copy>(value: impl Borrow<T>) -> T {
+    *value.borrow()
+}
+
 struct Zdmirror {
     // Removed before the nodes; each lets go of its device.
     _files: KVec<DebugFiles>,
@@ -104,16 +108,16 @@ impl kernel::Module for Zdmirror {
     fn init(_module: &'static ThisModule) -> Result<Self> {
         let config = Config::parse(
             mm::module::param_audit(),
-            *module_parameters::devmem_chunk_mb.value_ref(),
-            *module_parameters::inject.value_ref(),
+            given(module_parameters::devmem_chunk_mb.value()),
+            mm::module::param_inject(),
         )?;
         let coherent = Location::coherent([
-            *module_parameters::spm_addr_dev0.value_ref(),
-            *module_parameters::spm_addr_dev1.value_ref(),
+            given(module_parameters::spm_addr_dev0.value()),
+            given(module_parameters::spm_addr_dev1.value()),
         ])?;
         let generic = Location::generic([
-            *module_parameters::generic_addr_dev0.value_ref(),
-            *module_parameters::generic_addr_dev1.value_ref(),
+            given(module_parameters::generic_addr_dev0.value()),
+            given(module_parameters::generic_addr_dev1.value()),
         ])?;
         let private = PRIVATE.iter().map(|device| (device, Location::Anywhere));
         let coherent = coherent

@@ -5,17 +5,19 @@
 #![forbid(unsafe_code)]
 
 use super::Violation;
-use crate::mm::uapi::ZDM_AUDIT_MAX_RECORDS;
+use crate::{
+    mm::uapi::ZDM_AUDIT_MAX_RECORDS,
+    spinlock::{
+        new_spinlock_irq,
+        SpinLockIrq, //
+    }, //
+};
 use kernel::{
-    new_spinlock_irq,
     prelude::*,
     str::CStr,
-    sync::{
-        atomic::{
-            Atomic,
-            Relaxed, //
-        },
-        SpinLockIrq, //
+    sync::atomic::{
+        Atomic,
+        Relaxed, //
     }, //
 };
 

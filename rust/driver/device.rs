@@ -30,6 +30,7 @@ use crate::{
     },
     mm::{
         migrate::bytes,
+        not_supported,
         pagemap::{
             MemoryType,
             PagemapRef,
@@ -221,7 +222,7 @@ impl Device {
                 why
             );
         }
-        Err(EOPNOTSUPP)
+        Err(not_supported())
     }
 
     /// Chunks that the device may have.

@@ -11,6 +11,8 @@
 #include <linux/memremap.h>
 #include <linux/mmu_notifier.h>
 
+struct hmm_range;
+
 /* Bits of zdm_page_bits(); a tail page has none but TAIL and ANON_EXCLUSIVE. */
 #define ZDM_BIT_LOCKED		0x01
 #define ZDM_BIT_LRU		0x02
@@ -68,6 +70,9 @@ unsigned long zdm_task_size(void);
 
 bool zdm_is_device_coherent_page(const struct page *page);
 bool zdm_is_device_generic_page(const struct page *page);
+int zdm_range_fault_unlocked(struct hmm_range *range, unsigned long timeout);
+unsigned long zdm_irq_save(void);
+void zdm_irq_restore(unsigned long flags);
 bool zdm_is_zero_page(const struct page *page);
 void *zdm_page_pgmap_owner(const struct page *page);
 struct page *zdm_folio_page(struct page *page, unsigned long n);
@@ -92,6 +97,7 @@ void zdm_debugfs_remove(struct dentry *dentry);
 void zdm_module_get(void);
 void zdm_module_put(void);
 const char *zdm_param_audit(void);
+bool zdm_param_inject(void);
 int zdm_migrate_device_max_order(enum memory_type type);
 
 int zdm_kunit_attach_mm(void);

@@ -5,6 +5,7 @@
 #include <linux/memremap.h>
 #include <linux/pagemap.h>
 #include <linux/uaccess.h>
+#include <test_hmm_uapi.h>
 
 #include "helpers.h"
 
@@ -37,6 +38,29 @@ struct page *zdm_folio_page(struct page *page, unsigned long n)
 unsigned int zdm_hmm_pfn_order(unsigned long entry)
 {
 	return hmm_pfn_to_map_order(entry);
+}
+
+/* The function and the command that tests it came together, in Linux 7.3. */
+int zdm_range_fault_unlocked(struct hmm_range *range, unsigned long timeout)
+{
+#ifdef HMM_DMIRROR_READ_UNLOCKED
+	return hmm_range_fault_unlocked_timeout(range, timeout);
+#else
+	return -EOPNOTSUPP;
+#endif
+}
+
+unsigned long zdm_irq_save(void)
+{
+	unsigned long flags;
+
+	local_irq_save(flags);
+	return flags;
+}
+
+void zdm_irq_restore(unsigned long flags)
+{
+	local_irq_restore(flags);
 }
 
 /* What backs PRIVATE memory is no part of an address space, and stays clean. */

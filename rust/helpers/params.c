@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-/* The one module parameter that is a word: module! of 7.3 knows numbers and bool only. */
+/* Module parameters that are no numbers: module! knows no words, and bool only from 7.3 on. */
 #include <linux/moduleparam.h>
 
 #include "helpers.h"
@@ -7,6 +7,15 @@
 static char *audit = "report";
 module_param(audit, charp, 0444);
 MODULE_PARM_DESC(audit, "What a broken invariant does: off, report (default) or panic");
+
+static bool inject;
+module_param(inject, bool, 0444);
+MODULE_PARM_DESC(inject, "Allow ZDM_INJECT to break invariants on purpose");
+
+bool zdm_param_inject(void)
+{
+	return inject;
+}
 
 const char *zdm_param_audit(void)
 {

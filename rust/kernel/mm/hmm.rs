@@ -263,6 +263,10 @@ pub(super) unsafe fn range_fault(
 
 /// Wraps `hmm_range_fault_unlocked_timeout()`, which begins the sequence itself. May sleep.
 ///
+/// # Errors
+///
+/// `EOPNOTSUPP` before Linux 7.3, which does not have it.
+///
 /// # Safety
 ///
 /// `range` must have room for an entry for each of its pages. Its notifier must be one that the
@@ -270,6 +274,6 @@ pub(super) unsafe fn range_fault(
 unsafe fn range_fault_unlocked(range: &mut bindings::hmm_range) -> Result<ReadSeq> {
     let timeout = msecs_to_jiffies(bindings::HMM_RANGE_DEFAULT_TIMEOUT);
     // SAFETY: By the caller's contract.
-    to_result(unsafe { bindings::hmm_range_fault_unlocked_timeout(range, timeout) })?;
+    to_result(unsafe { bindings::zdm_range_fault_unlocked(range, timeout) })?;
     Ok(ReadSeq(range.notifier_seq))
 }

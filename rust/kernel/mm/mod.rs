@@ -26,11 +26,19 @@ pub(crate) mod table;
 pub(crate) mod task;
 pub(crate) mod uapi;
 
+use kernel::error::Error;
+
 pub(crate) use kernel::page::PAGE_SHIFT;
 pub(crate) use kernel::page::PAGE_SIZE;
 
 /// Order of a folio that one entry of a page middle directory maps: 9 on x86-64.
 pub(crate) const PMD_ORDER: u32 = crate::bindings::PMD_ORDER;
+
+/// `EOPNOTSUPP`, which the kernel crate has from Linux 7.3 on.
+pub(crate) fn not_supported() -> Error {
+    // CAST: Error numbers are below 4096.
+    Error::from_errno(-(crate::bindings::EOPNOTSUPP as i32))
+}
 
 #[cfg(CONFIG_KUNIT = "y")]
 pub(crate) mod kunit;

@@ -49,6 +49,12 @@ impl Drop for ModulePin {
     }
 }
 
+/// The `inject` parameter.
+pub(crate) fn param_inject() -> bool {
+    // SAFETY: With mode 0444 it does not change while the module is loaded.
+    unsafe { bindings::zdm_param_inject() }
+}
+
 /// The `audit` parameter as given, a word for [`crate::audit::Policy::parse`].
 pub(crate) fn param_audit() -> &'static CStr {
     // SAFETY: A charp parameter is never NULL with a default, is NUL-terminated, and (with mode
