@@ -265,8 +265,9 @@ pub fn check(repo: &Path, matrix: &Matrix, name: &str) -> Result<Tally> {
         configs.push(Config { name, spec, fragments, key: repo::key(&parts) });
     }
     let base = repo::cache("patch-check")?;
-    let dir = base.join(format!("{}-{}", kernel.source, repo::key([source.display().to_string()])));
-    let _lock = repo::lock(&dir.with_extension("lock"))?;
+    let key = format!("{}-{}", kernel.source, repo::key([source.display().to_string()]));
+    let dir = base.join(&key);
+    let _lock = repo::lock(&base.join(format!("{key}.lock")))?;
     let (stack, fresh) = Stack::open(&dir, &source)?;
     if fresh {
         for config in &configs {
