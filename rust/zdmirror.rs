@@ -29,6 +29,8 @@ mod miscdevice;
 mod mm;
 #[path = "kernel/spinlock.rs"]
 mod spinlock;
+#[path = "kernel/stacktrace.rs"]
+mod stacktrace;
 
 use crate::{
     debugfs::Dir,
@@ -110,6 +112,7 @@ impl kernel::Module for Zdmirror {
             mm::module::param_audit(),
             given(module_parameters::devmem_chunk_mb.value()),
             mm::module::param_inject(),
+            mm::module::param_ledger(),
         )?;
         let coherent = Location::coherent([
             given(module_parameters::spm_addr_dev0.value()),

@@ -22,7 +22,16 @@
  * @expected:	value that the condition asks for
  * @found:	value that was there
  * @order:	order of the folio
- * @type:	enum memory_type of the pagemap, as in include/linux/memremap.h
+ * @type:	enum memory_type of the pagemap, as in include/linux/memremap.h; 0 for system
+ *		memory
+ * @last_time:	time of the page's last transition, in nanoseconds of the kernel log's clock
+ * @last_event:	what it was, enum zdm_event
+ * @last_pid:	task that made it, or that an interrupt met
+ * @last_order:	order of the folio then
+ * @reserved:	zero
+ *
+ * From @last_time on a record is written only where @record_size of struct zdm_audit asks
+ * for it.
  */
 struct zdm_violation {
 	__u32 invariant;
@@ -32,6 +41,22 @@ struct zdm_violation {
 	__u64 found;
 	__u32 order;
 	__u32 type;
+	__u64 last_time;
+	__u32 last_event;
+	__u32 last_pid;
+	__u32 last_order;
+	__u32 reserved;
+};
+
+/* What the ledger knows of a page: the last thing that happened to it. */
+enum zdm_event {
+	ZDM_EVENT_NONE		= 0,	/* no page of a device, or no ledger is kept */
+	ZDM_EVENT_BORN		= 1,	/* its memory was registered */
+	ZDM_EVENT_HANDED_OUT	= 2,	/* it was given to a migration */
+	ZDM_EVENT_SETTLED	= 3,	/* the migration to it is done */
+	ZDM_EVENT_SPLIT		= 4,	/* the large folio that it was part of was split */
+	ZDM_EVENT_FREED		= 5,	/* the last reference on it was dropped */
+	ZDM_EVENT_SET_ASIDE	= 6,	/* it was not fit to be handed out */
 };
 
 enum zdm_check {
@@ -46,6 +71,7 @@ enum zdm_check {
 	ZDM_CHECK_LRU			= 9,	/* PG_lru */
 	ZDM_CHECK_STUCK			= 10,	/* page could not be evicted */
 	ZDM_CHECK_TAIL			= 11,	/* page is the tail of a large folio */
+	ZDM_CHECK_PAGEMAP		= 12,	/* references of the pagemap; pfn is its first */
 };
 
 /**
@@ -81,6 +107,9 @@ struct zdm_fault {
  * @nr_records:	in: room in that array; out: records written, newest last. At
  *		most ZDM_AUDIT_MAX_RECORDS are kept.
  * @flags:	in: ZDM_AUDIT_*
+ * @record_size: in: sizeof(struct zdm_violation), or 0 for ZDM_VIOLATION_SIZE_VER0; another
+ *		size is as that of an older or newer structure
+ * @reserved:	must be zero
  *
  * The scan is exact at a quiescent point, that is while nothing migrates, faults
  * or unmaps pages of this device.
@@ -94,11 +123,19 @@ struct zdm_audit {
 	__u64 records;
 	__u32 nr_records;
 	__u32 flags;
+	__u32 record_size;
+	__u32 reserved;
 };
 
+#define ZDM_VIOLATION_SIZE_VER0	40
 #define ZDM_AUDIT_MAX_RECORDS	64
 /* Forget the records and the total after they were copied out (CAP_SYS_ADMIN). */
 #define ZDM_AUDIT_CLEAR		0x1
+/*
+ * No scan: read every struct page and nothing else, which is what a scan costs at
+ * least. Only @pages is counted (CAP_SYS_ADMIN).
+ */
+#define ZDM_AUDIT_PASS		0x2
 
 /**
  * struct zdm_inject - break one invariant on purpose, to test the oracle
@@ -131,6 +168,28 @@ enum zdm_inject_kind {
 	 * migration meets it, reports I2 and takes another page.
 	 */
 	ZDM_INJECT_HAND_OUT_TWICE	= 5,
+	/* Free a page once more that is free: I4. Nothing is left behind. */
+	ZDM_INJECT_DOUBLE_FREE		= 6,
+	/* Leave a mapping, or PG_anon_exclusive, on a free page: I5, I2 when it is handed out. */
+	ZDM_INJECT_STALE_MAPPING	= 7,
+	ZDM_INJECT_STALE_ANON_EXCLUSIVE	= 8,
+	/* Take either back. */
+	ZDM_INJECT_UNDO_STALE		= 9,
+	/* Leak a reference of the pagemap: I6. The module stays loaded while it is. */
+	ZDM_INJECT_PAGEMAP_GET		= 10,
+	/* Drop it. */
+	ZDM_INJECT_PAGEMAP_PUT		= 11,
+	/* The next memory that is registered has a page with a reference: I1. */
+	ZDM_INJECT_BORN_REF		= 12,
+	/*
+	 * Keep a reference on the first folio that the next migration to the device moves,
+	 * until ZDM_INJECT_UNDO_GET: on where it moved to (I3), or on where it came from,
+	 * which then has moved under a holder (I9) and is not freed (I8).
+	 */
+	ZDM_INJECT_SETTLED_REF		= 13,
+	ZDM_INJECT_SOURCE_REF		= 14,
+	/* Flip a bit of the data of the device page at addr (I10); again, to flip it back. */
+	ZDM_INJECT_CORRUPT		= 15,
 };
 
 /**

@@ -168,13 +168,47 @@ pub(crate) fn check_fresh(page: PageView<'_>, order: u32) -> Option<Violation> {
     violation(page, Invariant::HandedOut, failed)
 }
 
+/// I2: `page` is one of a folio that was just handed out, and not its first.
+pub(crate) fn check_fresh_tail(page: PageView<'_>) -> Option<Violation> {
+    let bits = page.bits();
+    if page.refs() == 0 && bits.is_tail() && bits.is_clean() {
+        return None;
+    }
+    let facts = Facts::of_page(page);
+    let failed = tail_page(&facts).or_else(|| free_page(&facts));
+    violation(page, Invariant::HandedOut, failed)
+}
+
 /// I3: the folio of `page` is in use, and `extra` references are known besides those of its
 /// mappings.
 pub(crate) fn check_settled(page: PageView<'_>, extra: i32) -> Option<Violation> {
+    if page.refs() == page.mapcount().saturating_add(extra) {
+        return None;
+    }
     let facts = Facts::of_folio(page);
     let expected = count(facts.mapcount.saturating_add(extra));
     let failed = expect(Check::Refcount, expected, count(facts.refs));
     violation(page, Invariant::Settled, failed)
+}
+
+/// I3: core mm has moved contents to the folio of `page`, and has not finished: nobody else can
+/// reach what is not mapped yet, and the driver's reference is the only one besides the mappings'.
+pub(crate) fn check_destination(page: PageView<'_>) -> Option<Violation> {
+    check_settled(page, 1)
+}
+
+/// I9: core mm has moved the contents of the folio of `page` away. `held` references on it are
+/// those of who migrates it; with any other one somebody goes on to use what is there.
+pub(crate) fn check_source(page: PageView<'_>, held: i32) -> Option<Violation> {
+    let failed = expect(Check::Refcount, count(held), count(page.refs()));
+    violation(page, Invariant::Exclusivity, failed)
+}
+
+/// I6: the pagemap of `page`, its first one, has `excess` references more than are accounted for.
+pub(crate) fn check_pagemap(page: PageView<'_>, excess: i64) -> Option<Violation> {
+    // CAST: Sign extension is meant.
+    let failed = expect(Check::Pagemap, 0, excess as u64);
+    violation(page, Invariant::Pagemap, failed)
 }
 
 /// I4: the folio that begins with `page` is in `folio_free`; `handed_out` is the order that it was
@@ -185,6 +219,14 @@ pub(crate) fn check_freed(page: PageView<'_>, handed_out: Option<u32>) -> Option
         None => Some((Check::State, 1, 0)),
     };
     violation(page, Invariant::Freed, failed)
+}
+
+/// I4: `page`, which is not the first of a folio that is being freed.
+pub(crate) fn check_tail_freed(page: PageView<'_>) -> Option<Violation> {
+    if page.refs() == 0 && page.bits().is_clean() {
+        return None;
+    }
+    violation(page, Invariant::Freed, free_page(&Facts::of_page(page)))
 }
 
 /// I5: `page`, which is not in use, at a quiescent point.

@@ -8,17 +8,28 @@
 #![forbid(unsafe_code)]
 
 mod checks;
+mod ledger;
 mod report;
 
 pub(crate) use checks::{
     check_born,
+    check_destination,
     check_freed,
     check_fresh,
+    check_fresh_tail,
     check_handed_out,
     check_idle,
+    check_pagemap,
     check_settled,
+    check_source,
     check_tail,
+    check_tail_freed,
     check_used, //
+};
+pub(crate) use ledger::{
+    Event,
+    Ledger,
+    Transition, //
 };
 pub(crate) use report::{
     Auditor,
@@ -53,8 +64,12 @@ pub(crate) enum Invariant {
     Freed = 4,
     /// At a quiescent point a page is free if and only if its count is 0.
     Idle = 5,
+    /// A pagemap has a reference for each page in use, and its own.
+    Pagemap = 6,
     /// After eviction every count is 0.
     Teardown = 7,
+    /// A page that somebody holds does not move.
+    Exclusivity = 9,
 }
 
 impl Invariant {
@@ -65,7 +80,9 @@ impl Invariant {
             Self::Settled => "I3 settled",
             Self::Freed => "I4 freed",
             Self::Idle => "I5 idle",
+            Self::Pagemap => "I6 pagemap",
             Self::Teardown => "I7 teardown",
+            Self::Exclusivity => "I9 exclusivity",
         }
     }
 }
@@ -85,6 +102,7 @@ pub(crate) enum Check {
     Lru = 9,
     Stuck = 10,
     Tail = 11,
+    Pagemap = 12,
 }
 
 impl Check {
@@ -101,6 +119,7 @@ impl Check {
             Self::Lru => "lru",
             Self::Stuck => "stuck",
             Self::Tail => "tail",
+            Self::Pagemap => "pagemap",
         }
     }
 }
@@ -116,6 +135,8 @@ pub(crate) struct Violation {
     pub(crate) order: u32,
     pub(crate) expected: u64,
     pub(crate) found: u64,
+    /// The page's last transition, as far as it is known.
+    pub(crate) last: Transition,
 }
 
 impl Violation {
@@ -135,7 +156,13 @@ impl Violation {
             order: page.order(),
             expected,
             found,
+            last: Transition::NONE,
         }
+    }
+
+    /// The same, on a page whose last transition was `last`.
+    pub(crate) fn after(self, last: Transition) -> Self {
+        Self { last, ..self }
     }
 
     /// Name of the type of memory.
@@ -144,6 +171,7 @@ impl Violation {
             MEMORY_DEVICE_PRIVATE => "PRIVATE",
             MEMORY_DEVICE_COHERENT => "COHERENT",
             MEMORY_DEVICE_GENERIC => "GENERIC",
+            0 => "SYSTEM",
             _ => "?",
         }
     }
@@ -158,6 +186,11 @@ impl Violation {
             found: self.found,
             order: self.order,
             type_: self.memory_type,
+            last_time: self.last.time,
+            last_event: self.last.event as u32,
+            last_pid: self.last.pid,
+            last_order: self.last.order,
+            reserved: 0,
         }
     }
 }
@@ -194,6 +227,7 @@ mod tests {
             order: 9,
             expected: 0,
             found: u64::MAX,
+            last: Transition::NONE,
         };
         let text = CString::try_from_fmt(fmt!("{}", violation))?;
         let expected = c"I5 idle pfn=0x1234 order=9 type=COHERENT check=refcount \

@@ -10,7 +10,8 @@ use crate::{
     spinlock::{
         new_spinlock_irq,
         SpinLockIrq, //
-    }, //
+    },
+    stacktrace::Trace, //
 };
 use kernel::{
     prelude::*,
@@ -51,17 +52,54 @@ impl Policy {
     }
 }
 
+/// A violation, and the stack that met it; a scan, which only finds what was there, has none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Record {
+    pub(crate) violation: Violation,
+    pub(crate) stack: Trace,
+}
+
+/// The newest records, in memory that is there from the start.
 struct Records {
-    list: [Option<Violation>; RECORDS],
-    /// Index of the next record to be written.
+    list: KVec<Record>,
+    /// Index of the oldest record, once there is no room left.
     next: usize,
 }
 
 impl Records {
-    fn add(&mut self, v: Violation) {
-        let next = self.next % RECORDS;
-        self.list[next] = Some(v);
-        self.next = (next + 1) % RECORDS;
+    /// May sleep.
+    fn new() -> Result<Self> {
+        Ok(Self {
+            list: KVec::with_capacity(RECORDS, GFP_KERNEL)?,
+            next: 0,
+        })
+    }
+
+    fn add(&mut self, record: Record) {
+        if self.list.len() < RECORDS {
+            // There is room: `new()` made it.
+            let _ = self.list.push_within_capacity(record);
+            return;
+        }
+        if let Some(place) = self.list.get_mut(self.next) {
+            *place = record;
+        }
+        self.next = (self.next + 1) % RECORDS;
+    }
+
+    /// The `n`th of them, the oldest one first.
+    fn get(&self, n: usize) -> Option<Record> {
+        let first = if self.list.len() < RECORDS {
+            0
+        } else {
+            self.next
+        };
+        self.list.get((first + n) % RECORDS).copied()
+    }
+
+    fn clear(&mut self) {
+        self.list.clear();
+        self.next = 0;
     }
 }
 
@@ -77,16 +115,15 @@ pub(crate) struct Auditor {
 
 impl Auditor {
     /// An auditor for the device that the log calls `device`.
-    pub(crate) fn new(policy: Policy, device: &'static CStr) -> impl PinInit<Self> {
-        pin_init!(Self {
+    /// May sleep.
+    pub(crate) fn new(policy: Policy, device: &'static CStr) -> Result<impl PinInit<Self>> {
+        let records = Records::new()?;
+        Ok(pin_init!(Self {
             policy,
             device,
             total: Atomic::new(0),
-            records <- new_spinlock_irq!(
-                Records { list: [None; RECORDS], next: 0 },
-                "Auditor::records"
-            ),
-        })
+            records <- new_spinlock_irq!(records, "Auditor::records"),
+        }))
     }
 
     /// Whether checks are to be made.
@@ -113,8 +150,13 @@ impl Auditor {
     /// Records a violation and logs it.
     pub(crate) fn report(&self, v: Violation) {
         if self.is_on() {
-            self.count(v);
-            self.records.lock().add(v);
+            let record = Record {
+                violation: v,
+                // Without this function.
+                stack: Trace::capture(1),
+            };
+            self.count(&record);
+            self.records.lock().add(record);
             self.may_panic(v);
         }
     }
@@ -129,14 +171,18 @@ impl Auditor {
     }
 
     /// Counts a violation, and logs it unless there were too many.
-    fn count(&self, v: Violation) {
+    fn count(&self, record: &Record) {
         let before = self.total.fetch_add(1, Relaxed);
         if before < LOG_LINES {
             pr_err!(
                 "violation: {} device={}\n",
-                v,
+                record.violation,
                 self.device.to_str().unwrap_or("?"),
             );
+            pr_err!("  last transition: {}\n", record.violation.last);
+            for frame in record.stack.frames() {
+                pr_err!("  {}\n", frame);
+            }
         }
         if before == LOG_LINES {
             pr_err!("violation: more of them are counted, but not logged\n");
@@ -150,22 +196,16 @@ impl Auditor {
         }
     }
 
-    /// Copies up to `room` records, the newest ones, oldest of them first.
-    pub(crate) fn records(&self, room: usize) -> Result<KVec<Violation>> {
-        let room = room.min(RECORDS);
+    /// Copies up to `room` records, the newest ones, oldest of them first. May sleep.
+    pub(crate) fn records(&self, room: usize) -> Result<KVec<Record>> {
         // Allocated before the lock, which must not sleep.
-        let mut out = KVec::with_capacity(RECORDS, GFP_KERNEL)?;
-        {
-            let records = self.records.lock();
-            for i in 0..RECORDS {
-                if let Some(v) = records.list[(records.next + i) % RECORDS] {
-                    out.push(v, GFP_NOWAIT)?;
-                }
+        let mut out = KVec::with_capacity(room.min(RECORDS), GFP_KERNEL)?;
+        let records = self.records.lock();
+        let len = records.list.len();
+        for record in (len.saturating_sub(room)..len).filter_map(|n| records.get(n)) {
+            if out.push_within_capacity(record).is_err() {
+                break;
             }
-        }
-        let surplus = out.len().saturating_sub(room);
-        for _ in 0..surplus {
-            out.remove(0).map_err(|_| EINVAL)?;
         }
         Ok(out)
     }
@@ -173,8 +213,7 @@ impl Auditor {
     /// Forgets records and total.
     pub(crate) fn clear(&self) {
         let mut records = self.records.lock();
-        records.list = [None; RECORDS];
-        records.next = 0;
+        records.clear();
         self.total.store(0, Relaxed);
     }
 }
@@ -198,7 +237,7 @@ impl Scan<'_> {
             return false;
         };
         if self.auditor.is_on() {
-            self.auditor.count(v);
+            self.auditor.count(&Self::record(v));
             self.batch[self.len] = Some(v);
             self.len += 1;
             if self.len == SCAN_BATCH || self.auditor.policy == Policy::Panic {
@@ -209,13 +248,20 @@ impl Scan<'_> {
         true
     }
 
+    fn record(violation: Violation) -> Record {
+        Record {
+            violation,
+            stack: Trace::NONE,
+        }
+    }
+
     fn flush(&mut self) {
         if self.len == 0 {
             return;
         }
         let mut records = self.auditor.records.lock();
         for v in self.batch[..self.len].iter().flatten() {
-            records.add(*v);
+            records.add(Self::record(*v));
         }
         self.len = 0;
     }
@@ -232,7 +278,8 @@ mod tests {
     use super::*;
     use crate::audit::{
         Check,
-        Invariant, //
+        Invariant,
+        Transition, //
     };
     use crate::mm::uapi::MEMORY_DEVICE_PRIVATE;
 
@@ -253,15 +300,11 @@ mod tests {
     }
 
     fn auditor(policy: Policy) -> Result<Pin<KBox<Auditor>>> {
-        KBox::pin_init(Auditor::new(policy, c"kunit"), GFP_KERNEL)
+        KBox::pin_init(Auditor::new(policy, c"kunit")?, GFP_KERNEL)
     }
 
-    fn record(pfn: usize) -> Records {
-        let mut records = Records {
-            list: [None; RECORDS],
-            next: 1,
-        };
-        records.list[0] = Some(Violation {
+    fn violation(pfn: usize) -> Violation {
+        Violation {
             invariant: Invariant::Idle,
             check: Check::Refcount,
             pfn,
@@ -269,14 +312,18 @@ mod tests {
             order: 0,
             expected: 0,
             found: 1,
-        });
-        records
+            last: Transition::NONE,
+        }
+    }
+
+    fn pfns(records: &[Record]) -> impl Iterator<Item = usize> + '_ {
+        records.iter().map(|record| record.violation.pfn)
     }
 
     #[test]
     fn nothing_is_recorded_when_off() -> Result {
         let auditor = auditor(Policy::Off)?;
-        auditor.judge(record(1).list[0]);
+        auditor.judge(Some(violation(1)));
         assert_eq!(auditor.total(), 0);
         assert_eq!(auditor.records(RECORDS)?.len(), 0);
         Ok(())
@@ -295,17 +342,13 @@ mod tests {
         let auditor = auditor(Policy::Report)?;
         // Filled without the log: a KUnit run is to end with a clean one.
         for pfn in 0..RECORDS + 3 {
-            if let Some(v) = record(pfn).list[0] {
-                auditor.records.lock().add(v);
-            }
+            let record = Scan::record(violation(pfn));
+            auditor.records.lock().add(record);
         }
         let all = auditor.records(usize::MAX)?;
-        assert_eq!(all.len(), RECORDS);
-        assert_eq!(all.first().map(|v| v.pfn), Some(3));
-        assert_eq!(all.last().map(|v| v.pfn), Some(RECORDS + 2));
+        assert!(pfns(&all).eq(3..RECORDS + 3));
         let two = auditor.records(2)?;
-        assert_eq!(two.len(), 2);
-        assert_eq!(two.first().map(|v| v.pfn), Some(RECORDS + 1));
+        assert!(pfns(&two).eq(RECORDS + 1..RECORDS + 3));
         auditor.clear();
         assert_eq!(auditor.records(RECORDS)?.len(), 0);
         Ok(())
@@ -319,12 +362,12 @@ mod tests {
         let mut scan = auditor.scan();
         assert!(!scan.judge(None));
         for pfn in 0..SCAN_BATCH + 2 {
-            assert!(scan.judge(record(pfn).list[0]));
+            assert!(scan.judge(Some(violation(pfn))));
         }
         assert_eq!(auditor.records(RECORDS)?.len(), SCAN_BATCH);
         drop(scan);
         let all = auditor.records(RECORDS)?;
-        assert!(all.iter().map(|v| v.pfn).eq(0..SCAN_BATCH + 2));
+        assert!(pfns(&all).eq(0..SCAN_BATCH + 2));
         assert_eq!(auditor.total(), LOG_LINES + 1 + SCAN_BATCH as u64 + 2);
         Ok(())
     }
@@ -332,7 +375,7 @@ mod tests {
     #[test]
     fn scan_records_nothing_when_off() -> Result {
         let auditor = auditor(Policy::Off)?;
-        assert!(auditor.scan().judge(record(1).list[0]));
+        assert!(auditor.scan().judge(Some(violation(1))));
         assert_eq!(auditor.total(), 0);
         assert_eq!(auditor.records(RECORDS)?.len(), 0);
         Ok(())

@@ -14,8 +14,12 @@ use crate::{
     audit::{
         check_freed,
         check_settled,
+        check_tail_freed,
         Auditor,
-        Policy, //
+        Event,
+        Ledger,
+        Policy,
+        Violation, //
     },
     mm::{
         device_folio::FreedFolio,
@@ -84,16 +88,24 @@ pub(super) struct Core {
     pub(super) fail_alloc: FailAlloc,
     #[pin]
     pub(super) auditor: Auditor,
+    /// Whether chunks keep a ledger.
+    keeps_ledger: bool,
 }
 
 impl Core {
     /// For a device called `name`. May sleep.
-    pub(super) fn new(name: &'static CStr, policy: Policy) -> Result<Arc<Self>> {
+    pub(super) fn new(
+        name: &'static CStr,
+        policy: Policy,
+        keeps_ledger: bool,
+    ) -> Result<Arc<Self>> {
+        let auditor = Auditor::new(policy, name)?;
         Arc::pin_init(
             pin_init!(Self {
                 stats: Stats::new(),
                 fail_alloc: FailAlloc(Atomic::new(FailAlloc::NOBODY)),
-                auditor <- Auditor::new(policy, name),
+                auditor <- auditor,
+                keeps_ledger,
             }),
             GFP_KERNEL,
         )
@@ -106,16 +118,31 @@ pub(super) struct Chunk {
     /// Its number in the device.
     number: usize,
     freed: Freed,
+    ledger: Ledger,
 }
 
 impl Chunk {
     /// Chunk `number` of a device, with `pages` pages. May sleep.
     pub(super) fn new(core: Arc<Core>, number: usize, pages: usize) -> Result<Self> {
+        let ledger = Ledger::new(if core.keeps_ledger { pages } else { 0 })?;
         Ok(Self {
             core,
             number,
             freed: Freed::new(pages)?,
+            ledger,
         })
+    }
+
+    /// What happened to its pages last.
+    pub(super) fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// Takes the outcome of a check of page `index`, and says whether it was a violation. Does not
+    /// sleep.
+    pub(super) fn judge(&self, index: usize, outcome: Option<Violation>) -> bool {
+        let outcome = outcome.map(|v| v.after(self.ledger.last(index)));
+        self.core.auditor.judge(outcome)
     }
 
     /// Its number in the device.
@@ -149,9 +176,11 @@ impl Chunk {
             SystemFolio::alloc_vma(fault.vma(), start + i * PAGE_SIZE, order)
         })?;
         let migration = migration.copied();
+        self.core
+            .check_moved(&migration, |pfn| self.ledger.last(fault.index_of(pfn)));
         let moved = migration.moved();
         self.core.stats.moved_to_system(moved);
-        migration.finalize();
+        drop(migration.finalize());
         Ok(moved.pages != 0)
     }
 }
@@ -159,15 +188,23 @@ impl Chunk {
 impl PagemapOps for Chunk {
     fn folio_free(&self, folio: FreedFolio<'_>) {
         let core = &self.core;
-        if core.auditor.is_on() {
-            core.auditor
-                .judge(check_freed(folio.page(), folio.handed_out()));
+        let index = folio.index();
+        if core.auditor.is_on() && !self.judge(index, check_freed(folio.page(), folio.handed_out()))
+        {
+            for (i, tail) in folio.tails() {
+                self.judge(i, check_tail_freed(tail));
+            }
         }
         if folio.handed_out().is_some() {
+            self.ledger.note(index, Event::Freed, folio.order());
             core.stats.freed.add(1 << folio.order());
             // CAST: Pages of a chunk fit `u32`: `Device::grow()` makes sure.
-            self.freed.push(folio.index() as u32, folio.order());
+            self.freed.push(index as u32, folio.order());
         }
+    }
+
+    fn folio_split(&self, index: usize, order: u32) {
+        self.ledger.note(index, Event::Split, order);
     }
 }
 
@@ -193,7 +230,7 @@ impl PrivateOps for Chunk {
             // for a fault.
             return Err(FaultError::Oom);
         }
-        self.core.auditor.judge(held);
+        self.judge(fault.index(), held);
         Err(FaultError::Sigbus)
     }
 }

@@ -30,6 +30,8 @@ pub(crate) struct Config {
     pub(crate) chunk_pages: NonZeroUsize,
     /// Whether `ZDM_INJECT` is allowed.
     pub(crate) inject: bool,
+    /// Whether a ledger of pages is kept.
+    pub(crate) ledger: bool,
 }
 
 impl Config {
@@ -37,7 +39,7 @@ impl Config {
     const MAX_CHUNK_MB: usize = 16 * 1024;
 
     /// Checks the parameters; says in the log which one is wrong and why.
-    pub(crate) fn parse(audit: &CStr, chunk_mb: usize, inject: bool) -> Result<Self> {
+    pub(crate) fn parse(audit: &CStr, chunk_mb: usize, inject: bool, ledger: bool) -> Result<Self> {
         let Some(policy) = Policy::parse(audit) else {
             pr_err!("parameter audit: must be off, report or panic\n");
             return Err(EINVAL);
@@ -60,6 +62,7 @@ impl Config {
             policy,
             chunk_pages,
             inject,
+            ledger,
         })
     }
 }

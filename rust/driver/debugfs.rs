@@ -97,8 +97,12 @@ impl Source for Audit {
         for (name, value) in counts {
             text.line(fmt!("{} {}", name, value))?;
         }
-        for violation in &auditor.records(ZDM_AUDIT_MAX_RECORDS as usize)? {
-            text.line(fmt!("{}", violation))?;
+        for record in &auditor.records(ZDM_AUDIT_MAX_RECORDS as usize)? {
+            text.line(fmt!("{}", record.violation))?;
+            text.line(fmt!("  last transition: {}", record.violation.last))?;
+            for frame in record.stack.frames() {
+                text.line(fmt!("  {}", frame))?;
+            }
         }
         Ok(())
     }
@@ -123,6 +127,7 @@ mod tests {
             policy: Policy::Report,
             chunk_pages: NonZeroUsize::new(SZ_2M / PAGE_SIZE).ok_or(EINVAL)?,
             inject: false,
+            ledger: true,
         };
         Device::new(c"kunit", config, Place::Anywhere).map_err(Error::from)
     }

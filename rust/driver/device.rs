@@ -21,26 +21,21 @@ use super::{
         MAX_CHUNKS, //
     },
 };
-use crate::{
-    audit::{
-        check_born,
-        check_idle,
-        check_tail,
-        check_used, //
+use crate::mm::{
+    migrate::bytes,
+    module::ModulePin,
+    not_supported,
+    pagemap::{
+        Corruption,
+        MemoryType,
+        PgmapOwner, //
     },
-    mm::{
-        migrate::bytes,
-        not_supported,
-        pagemap::{
-            MemoryType,
-            PagemapRef,
-            PgmapOwner,
-            Registration, //
-        },
-        region::RegionError,
-        task::check_signals,
-        uapi::ZdmStats, //
+    region::RegionError,
+    registration::{
+        PagemapRef,
+        Registration, //
     },
+    uapi::ZdmStats, //
 };
 use kernel::{
     new_mutex,
@@ -64,9 +59,6 @@ use kernel::{
     }, //
 };
 
-/// Pages between two looks for a fatal signal.
-const AUDIT_BATCH: usize = 4096;
-
 /// A device.
 #[pin_data]
 pub(crate) struct Device {
@@ -80,6 +72,11 @@ pub(crate) struct Device {
     free_refs: Atomic<i32>,
     /// Whether the log says that nothing is migrated to the device.
     refused: AtomicFlag,
+    /// Whether the next chunk is to have a page with a reference: fault injection.
+    spoilt: AtomicFlag,
+    /// Keeps the module loaded while a pagemap has references too many.
+    #[pin]
+    pub(super) leaks: Mutex<Option<ModulePin>>,
     /// Held while a chunk is added or taken away.
     #[pin]
     pub(super) growth: Mutex<()>,
@@ -127,15 +124,6 @@ impl Memory {
     }
 }
 
-/// Pages that an audit has seen.
-#[derive(Default)]
-pub(super) struct AuditCounts {
-    pub(super) pages: u64,
-    pub(super) free: u64,
-    pub(super) used: u64,
-    pub(super) found: u64,
-}
-
 impl Device {
     /// A device with one chunk. May sleep.
     ///
@@ -153,7 +141,7 @@ impl Device {
     }
 
     fn empty(name: &'static CStr, config: Config, location: Location) -> Result<Arc<Self>> {
-        let core = Core::new(name, config.policy)?;
+        let core = Core::new(name, config.policy, config.ledger)?;
         let owner = PgmapOwner::new()?;
         let memory = Memory {
             chunks: [const { None }; MAX_CHUNKS],
@@ -170,11 +158,23 @@ impl Device {
                 max_order: location.memory_type().max_order(),
                 free_refs: Atomic::new(0),
                 refused: AtomicFlag::new(false),
+                spoilt: AtomicFlag::new(false),
+                leaks <- new_mutex!(None, "Device::leaks"),
                 growth <- new_mutex!((), "Device::growth"),
                 memory <- new_spinlock!(memory, "Device::memory"),
             }),
             GFP_KERNEL,
         )
+    }
+
+    /// Its name.
+    pub(super) fn name(&self) -> &'static str {
+        self.name.to_str().unwrap_or("?")
+    }
+
+    /// Makes the next chunk break I1.
+    pub(super) fn spoil_next_memory(&self) {
+        self.spoilt.store(true, Relaxed);
     }
 
     /// The memory, with the pool up to date.
@@ -218,7 +218,7 @@ impl Device {
         if !self.refused.xchg(true, Relaxed) {
             pr_warn!(
                 "{}: this kernel {}: nothing is migrated to them\n",
-                self.name.to_str().unwrap_or("?"),
+                self.name(),
                 why
             );
         }
@@ -255,11 +255,13 @@ impl Device {
             Location::Generic(start) => Registration::generic(start, bytes(pages), owner, ops)?,
         };
         self.free_refs.store(chunk.free_refs(), Relaxed);
-        if self.core.auditor.is_on() {
-            let mut scan = self.core.auditor.scan();
-            for page in (0..pages).filter_map(|i| chunk.page(i)) {
-                scan.judge(check_born(page));
-            }
+        let spoilt = self.spoilt.xchg(false, Relaxed);
+        if spoilt {
+            chunk.corrupt_free_page(0, Corruption::Refs(1));
+        }
+        self.scan_born(&chunk);
+        if spoilt {
+            chunk.corrupt_free_page(0, Corruption::Refs(self.free_refs()));
         }
         pr_info!(
             "added {} MB of device memory, pfns {:#x} to {:#x}\n",
@@ -319,6 +321,11 @@ impl Device {
         self.memory.lock().chunk(number)
     }
 
+    /// All chunks, each for as long as it is used. Does not sleep.
+    pub(super) fn chunks(&self) -> impl Iterator<Item = PagemapRef<Chunk>> + '_ {
+        (0..MAX_CHUNKS).filter_map(|number| self.chunk(number))
+    }
+
     /// The chunk of page `page`, and the index of the page there. Does not sleep; what came back is
     /// left to who asks for the pool.
     pub(super) fn locate(&self, page: u32) -> Option<(PagemapRef<Chunk>, usize)> {
@@ -344,43 +351,5 @@ impl Device {
         self.core
             .stats
             .to_uapi(violations, self.max_order, free_refs)
-    }
-
-    /// Checks every page. Exact at a quiescent point only. May sleep; may be interrupted by a
-    /// fatal signal.
-    pub(super) fn audit(&self) -> Result<AuditCounts> {
-        let mut counts = AuditCounts::default();
-        for number in 0..MAX_CHUNKS {
-            if let Some(chunk) = self.chunk(number) {
-                self.audit_chunk(&chunk, &mut counts)?;
-            }
-        }
-        Ok(counts)
-    }
-
-    fn audit_chunk(&self, chunk: &PagemapRef<Chunk>, counts: &mut AuditCounts) -> Result {
-        let mut scan = self.core.auditor.scan();
-        // Pages left of the large folio in use that was met last.
-        let mut tails = 0;
-        for (index, page) in (0..chunk.pages()).filter_map(|i| Some((i, chunk.page(i)?))) {
-            if index % AUDIT_BATCH == 0 {
-                check_signals()?;
-            }
-            counts.pages += 1;
-            let outcome = if tails > 0 {
-                tails -= 1;
-                counts.used += 1;
-                check_tail(page)
-            } else if let Some(order) = chunk.order_in_use(index) {
-                tails = (1usize << order) - 1;
-                counts.used += 1;
-                check_used(page, order)
-            } else {
-                counts.free += 1;
-                check_idle(page)
-            };
-            counts.found += u64::from(scan.judge(outcome));
-        }
-        Ok(())
     }
 }

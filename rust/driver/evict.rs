@@ -26,8 +26,7 @@ use crate::{
             Setup,
             MAX_PAGES, //
         },
-        page::PageView,
-        pagemap::PagemapRef,
+        registration::PagemapRef,
         system_folio::SystemFolio, //
     },
 };
@@ -122,7 +121,7 @@ impl Device {
         for &(page, _) in &stuck[..n] {
             let located = self.locate(page);
             if let Some((chunk, index)) = located {
-                self.report_stuck(chunk.page(index));
+                self.report_stuck(&chunk, index);
             }
         }
         if left > 0 {
@@ -156,7 +155,7 @@ impl Device {
             if let Some(chunk) = self.chunk(number) {
                 let used = (0..chunk.pages()).filter(|&i| chunk.order_in_use(i).is_some());
                 for index in used.take(STUCK_RECORDS) {
-                    self.report_stuck(chunk.page(index));
+                    self.report_stuck(&chunk, index);
                 }
             }
         }
@@ -255,23 +254,20 @@ impl Device {
             }
         }
         let migration = migration.copied();
+        self.core
+            .check_moved(&migration, |pfn| self.last_of_pfn(pfn));
         let moved = migration.moved();
-        migration.finalize();
+        drop(migration.finalize());
         stats.evicted.add(moved.pages);
         stats.large_to_system.add(moved.large);
     }
 
-    /// Puts a page on record that an eviction leaves behind.
-    fn report_stuck(&self, page: Option<PageView<'_>>) {
-        if let Some(page) = page {
+    /// Puts page `index` on record, which an eviction leaves behind.
+    fn report_stuck(&self, chunk: &PagemapRef<Chunk>, index: usize) {
+        let stuck = chunk.page(index).map(|page| {
             let refs = u64::try_from(page.refs()).unwrap_or(0);
-            self.core.auditor.report(Violation::on(
-                page,
-                Invariant::Teardown,
-                Check::Stuck,
-                0,
-                refs,
-            ));
-        }
+            Violation::on(page, Invariant::Teardown, Check::Stuck, 0, refs)
+        });
+        chunk.ops().judge(index, stuck);
     }
 }

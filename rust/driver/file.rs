@@ -6,7 +6,10 @@
 
 use super::{
     device::Device,
-    inject::Broken,
+    inject::{
+        Armed,
+        Broken, //
+    },
     pin::Pins,
     pool::OpenerId, //
 };
@@ -43,6 +46,7 @@ pub(crate) struct Opener {
     id: OpenerId,
     #[pin]
     broken: Mutex<Broken>,
+    armed: Armed,
     #[pin]
     pins: Mutex<Pins<PinnedPages>>,
 }
@@ -57,6 +61,7 @@ impl Opener {
                 device: device.clone(),
                 id,
                 broken <- new_mutex!(Broken::default(), "Opener::broken"),
+                armed: Armed::new(),
                 pins <- new_mutex!(Pins::new(), "Opener::pins"),
             }),
             GFP_KERNEL,
@@ -99,6 +104,10 @@ impl Opener {
         &self.broken
     }
 
+    pub(super) fn armed_end(&self) -> &Armed {
+        &self.armed
+    }
+
     pub(super) fn pins(&self) -> &Mutex<Pins<PinnedPages>> {
         &self.pins
     }
@@ -122,6 +131,8 @@ impl NodeOps for Opener {
         self.device.memory().pool.remove_opener(self.id);
         // After the eviction, so that a page kept by injection is reported as what it is.
         self.mend();
+        // Once the module is being unloaded it is too late to stay.
+        self.device.stay_for_leaks();
     }
 
     fn ioctl(&self, cmd: u32, arg: usize) -> Result<isize> {
@@ -197,6 +208,7 @@ mod tests {
             policy: Policy::Report,
             chunk_pages: NonZeroUsize::new(SZ_2M / PAGE_SIZE).ok_or(EINVAL)?,
             inject: false,
+            ledger: true,
         };
         let device = Device::new(c"kunit", config, Location::Anywhere)?;
         let task = current!();

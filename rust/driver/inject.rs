@@ -4,19 +4,62 @@
 
 #![forbid(unsafe_code)]
 
-use super::file::Opener;
+use super::{
+    device::Device,
+    file::Opener, //
+};
 use crate::mm::{
-    device_folio::DeviceFolioRef,
+    device_folio::FolioRef,
+    migrate::{
+        Copied,
+        Migration, //
+    },
+    pagemap::Corruption,
     uapi::ZdmInject,
     PAGE_SIZE, //
 };
-use kernel::prelude::*;
+use kernel::{
+    prelude::*,
+    sync::atomic::{
+        Atomic,
+        Relaxed, //
+    }, //
+};
 
 /// What an opener has broken and not mended yet.
 #[derive(Default)]
 pub(super) struct Broken {
-    held: Option<DeviceFolioRef>,
+    held: Option<FolioRef>,
     counted: Option<u32>,
+    stale: Option<(u32, Corruption)>,
+}
+
+/// Which end of a migration is to be held, if any, by whoever migrates next.
+pub(super) struct Armed(Atomic<u32>);
+
+impl Armed {
+    const NONE: u32 = 0;
+    const DESTINATION: u32 = 1;
+    const SOURCE: u32 = 2;
+
+    pub(super) fn new() -> Self {
+        Self(Atomic::new(Self::NONE))
+    }
+}
+
+/// What a migration holds on to, as was asked for.
+pub(super) struct Held {
+    wanted: u32,
+    folio: Option<FolioRef>,
+}
+
+impl Held {
+    /// Takes the first folio that `migration` has moved.
+    pub(super) fn take_from(&mut self, migration: &Migration<'_, Copied>) {
+        if self.wanted != Armed::NONE && self.folio.is_none() {
+            self.folio = migration.hold_moved(self.wanted == Armed::SOURCE);
+        }
+    }
 }
 
 /// `enum zdm_inject_kind`.
@@ -27,6 +70,16 @@ enum Kind {
     FreePageRef,
     UndoFreePageRef,
     HandOutTwice,
+    DoubleFree,
+    StaleMapping,
+    StaleAnonExclusive,
+    UndoStale,
+    PagemapGet,
+    PagemapPut,
+    BornRef,
+    SettledRef,
+    SourceRef,
+    Corrupt,
 }
 
 impl Kind {
@@ -37,19 +90,73 @@ impl Kind {
             3 => Self::FreePageRef,
             4 => Self::UndoFreePageRef,
             5 => Self::HandOutTwice,
+            6 => Self::DoubleFree,
+            7 => Self::StaleMapping,
+            8 => Self::StaleAnonExclusive,
+            9 => Self::UndoStale,
+            10 => Self::PagemapGet,
+            11 => Self::PagemapPut,
+            12 => Self::BornRef,
+            13 => Self::SettledRef,
+            14 => Self::SourceRef,
+            15 => Self::Corrupt,
             _ => return Err(EINVAL),
         })
     }
 }
 
+/// In the place of a mapping: no object has this address.
+const STALE_MAPPING: usize = 0x5a5a_5000;
+
+impl Device {
+    /// Spoils page `page`, which must be free, and says which page frame that is.
+    fn corrupt(&self, page: u32, fault: Corruption) -> Result<usize> {
+        let located = self.locate(page);
+        let (chunk, index) = located.ok_or(ENOENT)?;
+        if chunk.corrupt_free_page(index, fault) {
+            Ok(chunk.first_pfn() + index)
+        } else {
+            Err(EBUSY)
+        }
+    }
+
+    /// Spoils a free page.
+    fn corrupt_free(&self, fault: Corruption) -> Result<(u32, usize)> {
+        let page = self.memory().pool.peek_free().ok_or(ENOSPC)?;
+        Ok((page, self.corrupt(page, fault)?))
+    }
+
+    /// Takes or drops a reference of the first pagemap that nobody owns.
+    fn leak_pagemap_ref(&self, leak: bool) -> Result<usize> {
+        let chunk = self.chunks().next().ok_or(ENOENT)?;
+        if !chunk.leak_ref(leak) {
+            return Err(if leak { EBUSY } else { ENOENT });
+        }
+        Ok(chunk.first_pfn())
+    }
+
+    fn free_again(&self) -> Result<usize> {
+        let page = self.memory().pool.peek_free().ok_or(ENOSPC)?;
+        let located = self.locate(page);
+        let (chunk, index) = located.ok_or(ENOENT)?;
+        if chunk.free_again(index) {
+            Ok(chunk.first_pfn() + index)
+        } else {
+            Err(EBUSY)
+        }
+    }
+}
+
 impl Opener {
-    /// Does what `inject` asks for and writes down which page was touched. May sleep.
+    /// Does what `inject` asks for and writes down which page was touched, 0 where that is not known
+    /// yet. May sleep.
     pub(super) fn inject(&self, inject: &mut ZdmInject) -> Result {
         let kind = Kind::from_uapi(inject.kind)?;
         let address = usize::try_from(inject.addr).map_err(|_| EINVAL)?;
         if inject.reserved != 0 || address % PAGE_SIZE != 0 {
             return Err(EINVAL);
         }
+        let device = self.device();
         let mut broken = self.broken().lock();
         let pfn = match kind {
             Kind::ExtraGet => {
@@ -64,48 +171,99 @@ impl Opener {
                 if broken.counted.is_some() {
                     return Err(EBUSY);
                 }
-                let page = self.device().memory().pool.peek_free().ok_or(ENOSPC)?;
-                let pfn = self.set_free_page_refs(page, 1)?;
+                let (page, pfn) = device.corrupt_free(Corruption::Refs(1))?;
                 broken.counted = Some(page);
                 pfn
             }
             Kind::UndoFreePageRef => {
                 let page = broken.counted.take().ok_or(ENOENT)?;
-                self.set_free_page_refs(page, self.device().free_refs())?
+                device.corrupt(page, Corruption::Refs(device.free_refs()))?
             }
             Kind::HandOutTwice => {
                 let pfn = self.mirror().get_device_folio(address)?.pfn();
-                let page = self.device().page_of_pfn(pfn).ok_or(ENOENT)?;
-                self.device().memory().pool.hand_out_twice(page);
+                let page = device.page_of_pfn(pfn).ok_or(ENOENT)?;
+                device.memory().pool.hand_out_twice(page);
                 pfn
+            }
+            Kind::DoubleFree => device.free_again()?,
+            Kind::StaleMapping | Kind::StaleAnonExclusive => {
+                if broken.stale.is_some() {
+                    return Err(EBUSY);
+                }
+                let (fault, undo) = if kind == Kind::StaleMapping {
+                    (
+                        Corruption::Mapping(STALE_MAPPING),
+                        Corruption::Mapping(0), //
+                    )
+                } else {
+                    (
+                        Corruption::AnonExclusive(true),
+                        Corruption::AnonExclusive(false),
+                    )
+                };
+                let (page, pfn) = device.corrupt_free(fault)?;
+                broken.stale = Some((page, undo));
+                pfn
+            }
+            Kind::UndoStale => {
+                let (page, undo) = broken.stale.take().ok_or(ENOENT)?;
+                device.corrupt(page, undo)?
+            }
+            Kind::PagemapGet => device.leak_pagemap_ref(true)?,
+            Kind::PagemapPut => device.leak_pagemap_ref(false)?,
+            Kind::BornRef => {
+                device.spoil_next_memory();
+                0
+            }
+            Kind::SettledRef | Kind::SourceRef => {
+                if broken.held.is_some() {
+                    return Err(EBUSY);
+                }
+                let end = if kind == Kind::SourceRef {
+                    Armed::SOURCE
+                } else {
+                    Armed::DESTINATION
+                };
+                self.armed_end().0.store(end, Relaxed);
+                0
+            }
+            Kind::Corrupt => {
+                let folio = self.mirror().get_device_folio(address)?;
+                folio.flip_bit();
+                folio.pfn()
             }
         };
         inject.pfn = pfn as u64;
         Ok(())
     }
 
-    fn set_free_page_refs(&self, page: u32, refs: i32) -> Result<usize> {
-        let located = self.device().locate(page);
-        let (chunk, index) = located.ok_or(ENOENT)?;
-        if chunk.corrupt_free_page(index, refs) {
-            Ok(chunk.first_pfn() + index)
-        } else {
-            Err(EBUSY)
+    /// What a migration that begins now is to hold on to.
+    pub(super) fn armed(&self) -> Held {
+        Held {
+            wanted: self.armed_end().0.load(Relaxed),
+            folio: None,
         }
     }
 
-    /// Mends what was broken, when the file is closed.
+    /// Keeps what a migration holds until it is mended. May sleep; not with the mmap lock held.
+    pub(super) fn keep(&self, held: Held) {
+        if held.folio.is_some() {
+            self.armed_end().0.store(Armed::NONE, Relaxed);
+            self.broken().lock().held = held.folio;
+        }
+    }
+
+    /// Mends what was broken, when the file is closed. What a pagemap has leaked stays leaked.
     pub(super) fn mend(&self) {
+        let device = self.device();
         let mut broken = self.broken().lock();
-        if let Some(page) = broken.counted.take() {
-            if self
-                .set_free_page_refs(page, self.device().free_refs())
-                .is_err()
-            {
-                pr_err!(
-                    "page {} with an injected reference was taken meanwhile\n",
-                    page
-                );
+        let counted = broken
+            .counted
+            .take()
+            .map(|page| (page, Corruption::Refs(device.free_refs())));
+        for (page, undo) in [counted, broken.stale.take()].into_iter().flatten() {
+            if device.corrupt(page, undo).is_err() {
+                pr_err!("page {} with an injected fault was taken meanwhile\n", page);
             }
         }
         broken.held = None;
@@ -120,7 +278,8 @@ mod tests {
     fn kinds_of_the_uapi() {
         assert_eq!(Kind::from_uapi(1), Ok(Kind::ExtraGet));
         assert_eq!(Kind::from_uapi(5), Ok(Kind::HandOutTwice));
+        assert_eq!(Kind::from_uapi(15), Ok(Kind::Corrupt));
         assert_eq!(Kind::from_uapi(0), Err(EINVAL));
-        assert_eq!(Kind::from_uapi(6), Err(EINVAL));
+        assert_eq!(Kind::from_uapi(16), Err(EINVAL));
     }
 }

@@ -170,6 +170,7 @@ mod tests {
             policy: Policy::Report,
             chunk_pages: NonZeroUsize::new(SZ_2M / PAGE_SIZE).ok_or(EINVAL)?,
             inject: false,
+            ledger: true,
         };
         Device::new(c"kunit", config, Place::Anywhere).map_err(Error::from)
     }

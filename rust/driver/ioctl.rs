@@ -11,32 +11,29 @@ use super::{
     },
     file::Opener, //
 };
-use crate::{
-    audit::Violation,
-    mm::{
-        inspect::MAX_PFNS,
-        pin::{
-            Hold,
-            PinRequest, //
-        },
-        table::Access,
-        uapi,
-        uapi::{
-            as_bytes_mut,
-            is_admin,
-            HmmCmd,
-            UapiStruct,
-            ZdmAudit,
-            ZdmFault,
-            ZdmInject,
-            ZdmInspect,
-            ZdmPage,
-            ZdmPin,
-            ZdmUnpin, //
-        },
-        PAGE_SHIFT,
-        PAGE_SIZE, //
+use crate::mm::{
+    inspect::MAX_PFNS,
+    pin::{
+        Hold,
+        PinRequest, //
     },
+    table::Access,
+    uapi,
+    uapi::{
+        as_bytes_mut,
+        is_admin,
+        HmmCmd,
+        UapiStruct,
+        ZdmAudit,
+        ZdmFault,
+        ZdmInject,
+        ZdmInspect,
+        ZdmPage,
+        ZdmPin,
+        ZdmUnpin, //
+    },
+    PAGE_SHIFT,
+    PAGE_SIZE, //
 };
 use core::{
     mem::size_of,
@@ -54,6 +51,9 @@ use kernel::{
         UserSlice, //
     }, //
 };
+
+/// Zeroes to be written where user space has more fields than are known here.
+const NOTHING: [u8; 64] = [0; 64];
 
 /// The range that a command is about, in bytes.
 ///
@@ -312,18 +312,36 @@ impl Opener {
 
     fn audit(&self, cmd: u32, arg: usize) -> Result {
         let mut args: ZdmAudit = read_versioned(cmd, arg)?;
-        if args.flags & !uapi::ZDM_AUDIT_CLEAR != 0 {
+        let (clear, pass) = (
+            args.flags & uapi::ZDM_AUDIT_CLEAR != 0,
+            args.flags & uapi::ZDM_AUDIT_PASS != 0,
+        );
+        let known = uapi::ZDM_AUDIT_CLEAR | uapi::ZDM_AUDIT_PASS;
+        if args.flags & !known != 0 || clear && pass || args.reserved != 0 {
             return Err(EINVAL);
         }
-        let clear = args.flags & uapi::ZDM_AUDIT_CLEAR != 0;
-        if clear && !is_admin() {
+        if (clear || pass) && !is_admin() {
             return Err(EPERM);
         }
         let records = user_ptr(args.records)?;
+        let size = match args.record_size {
+            0 => uapi::ZDM_VIOLATION_SIZE_VER0,
+            size if size < uapi::ZDM_VIOLATION_SIZE_VER0 => return Err(EINVAL),
+            size => size,
+        };
+        // CAST: `usize` has 64 bits.
+        let size = size as usize;
+        if size > PAGE_SIZE {
+            return Err(E2BIG);
+        }
         let room = usize::try_from(args.nr_records)
             .unwrap_or(usize::MAX)
             .min(uapi::ZDM_AUDIT_MAX_RECORDS as usize);
-        let counts = self.device().audit()?;
+        let counts = if pass {
+            self.device().read_all()?
+        } else {
+            self.device().audit()?
+        };
         let auditor = &self.device().core.auditor;
         args.pages = counts.pages;
         args.free = counts.free;
@@ -331,10 +349,20 @@ impl Opener {
         args.found = counts.found;
         args.total = auditor.total();
         let list = auditor.records(room)?;
-        let bytes = list.len() * size_of::<uapi::ZdmViolation>();
-        let mut writer = UserSlice::new(records, bytes).writer();
-        for violation in list.iter().copied().map(Violation::to_uapi) {
-            writer.write(&violation)?;
+        let mut at = records;
+        for record in &list {
+            let mut violation = record.violation.to_uapi();
+            let known = size.min(size_of::<uapi::ZdmViolation>());
+            let mut writer = UserSlice::new(at, size).writer();
+            writer.write_slice(&as_bytes_mut(&mut violation)[..known])?;
+            // What a larger structure has more is not known here.
+            let mut rest = size - known;
+            while rest > 0 {
+                let n = rest.min(NOTHING.len());
+                writer.write_slice(&NOTHING[..n])?;
+                rest -= n;
+            }
+            at = at.wrapping_byte_add(size);
         }
         args.nr_records = u32::try_from(list.len()).unwrap_or(u32::MAX);
         write_versioned(cmd, arg, &mut args)?;

@@ -170,6 +170,8 @@ impl Opener {
         let mut buffer = PfnBuffer::new(pages)?;
         let mut total = 0;
         let mut start = range.start;
+        // Let go of again, or kept, when no lock is held any more.
+        let mut held = self.armed();
         while start < range.end {
             check_signals()?;
             // A batch ends where a large folio may begin, so that it is not cut in two.
@@ -199,8 +201,17 @@ impl Opener {
             // On failure the migration is dropped, which puts the pages back.
             fill(&mut migration, vma, start)?;
             let migration = migration.copied();
-            let moved = migration.moved();
-            migration.finalize();
+            let moved = match select {
+                Select::System => device.settle(migration, &mut held),
+                Select::Device(_) => {
+                    device
+                        .core
+                        .check_moved(&migration, |pfn| device.last_of_pfn(pfn));
+                    let moved = migration.moved();
+                    drop(migration.finalize());
+                    moved
+                }
+            };
             match select {
                 Select::System => stats.moved_to_device(moved),
                 Select::Device(_) => stats.moved_to_system(moved),
@@ -209,6 +220,7 @@ impl Opener {
             total += moved.pages;
             start = request.end;
         }
+        self.keep(held);
         Ok(total)
     }
 }

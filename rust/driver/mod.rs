@@ -23,6 +23,8 @@ mod pin;
 mod pool;
 #[cfg(CONFIG_KUNIT = "y")]
 mod pool_model;
+mod scan;
+mod settle;
 mod snapshot;
 mod stats;
 mod supply;

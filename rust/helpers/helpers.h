@@ -29,6 +29,8 @@ unsigned long zdm_page_to_pfn(const struct page *page);
 int zdm_page_ref_count(const struct page *page);
 void zdm_set_page_count(struct page *page, int count);
 unsigned int zdm_page_bits(const struct page *page);
+unsigned long zdm_clean_pages(const struct page *page, const s8 *state, unsigned long n);
+unsigned long zdm_read_pages(const struct page *page, unsigned long n);
 int zdm_folio_mapcount(struct page *page);
 unsigned int zdm_folio_order(struct page *page);
 unsigned long zdm_folio_mapping(struct page *page);
@@ -89,6 +91,14 @@ int zdm_large_pins(const struct page *head);
 int zdm_small_mapcount(const struct page *page);
 bool zdm_is_huge_zero_page(const struct page *page);
 
+long zdm_pgmap_refs(struct dev_pagemap *pgmap);
+u64 zdm_log_clock(void);
+unsigned int zdm_stack(unsigned long *entries, unsigned int room, unsigned int skip);
+int zdm_symbol(char *buf, size_t size, unsigned long address);
+void zdm_set_page_mapping(struct page *page, unsigned long mapping);
+void zdm_set_anon_exclusive(struct page *page, bool set);
+void zdm_flip_bit(struct page *page);
+
 struct dentry *zdm_debugfs_create_dir(const char *name, struct dentry *parent);
 struct dentry *zdm_debugfs_create_file(const char *name, umode_t mode, struct dentry *parent,
 				       void *data, const struct debugfs_short_fops *fops);
@@ -98,6 +108,7 @@ void zdm_module_get(void);
 void zdm_module_put(void);
 const char *zdm_param_audit(void);
 bool zdm_param_inject(void);
+bool zdm_param_ledger(void);
 int zdm_migrate_device_max_order(enum memory_type type);
 
 int zdm_kunit_attach_mm(void);

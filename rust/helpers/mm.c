@@ -64,6 +64,45 @@ unsigned int zdm_page_bits(const struct page *page)
 	return bits;
 }
 
+/* Flags that neither a free page nor any page of a device that is left alone has. */
+#define ZDM_UNCLEAN	(BIT(PG_locked) | BIT(PG_lru) | BIT(PG_anon_exclusive))
+
+/*
+ * Of the pages from here on, how many are free by @state, which is then 0, and have nothing
+ * that a free page must not have. A loop in C, as a call for each page would cost more than
+ * the page.
+ */
+unsigned long zdm_clean_pages(const struct page *page, const s8 *state, unsigned long n)
+{
+	unsigned long i, stale;
+
+	for (i = 0; i < n && !READ_ONCE(state[i]); i++, page++) {
+		stale = (READ_ONCE(page->flags.f) & ZDM_UNCLEAN) | page_ref_count(page) |
+			(unsigned long)page->mapping | PageTail(page);
+#ifdef CONFIG_MEMCG
+		stale |= page->memcg_data;
+#endif
+		if (!stale && atomic_read(&page->_mapcount) == -1)
+			continue;
+		/* The words of a tail that was left over say something else. */
+		if (page_ref_count(page) || zdm_page_bits(page) & ~(ZDM_BIT_HEAD | ZDM_BIT_TAIL))
+			break;
+	}
+	return i;
+}
+
+/* Reads all of every struct page, and gives the caller something that depends on it. */
+unsigned long zdm_read_pages(const struct page *page, unsigned long n)
+{
+	const unsigned long *word = (const unsigned long *)page;
+	const unsigned long *end = (const unsigned long *)(page + n);
+	unsigned long all = 0;
+
+	while (word < end)
+		all |= READ_ONCE(*word++);
+	return all;
+}
+
 int zdm_folio_mapcount(struct page *page)
 {
 	return folio_mapcount(page_folio(page));

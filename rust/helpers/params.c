@@ -12,9 +12,18 @@ static bool inject;
 module_param(inject, bool, 0444);
 MODULE_PARM_DESC(inject, "Allow ZDM_INJECT to break invariants on purpose");
 
+static bool ledger = true;
+module_param(ledger, bool, 0444);
+MODULE_PARM_DESC(ledger, "Keep the last transition of every page, for reports (default)");
+
 bool zdm_param_inject(void)
 {
 	return inject;
+}
+
+bool zdm_param_ledger(void)
+{
+	return ledger;
 }
 
 const char *zdm_param_audit(void)

@@ -281,6 +281,7 @@ impl Device {
             records: records.as_mut_ptr() as u64,
             nr_records: ZDM_AUDIT_MAX_RECORDS as u32,
             flags,
+            record_size: size_of::<Violation>() as u32,
             ..Audit::default()
         };
         self.ioctl_struct(ZDM_AUDIT, &mut audit)?;

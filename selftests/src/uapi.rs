@@ -32,6 +32,11 @@ pub struct Violation {
     pub found: u64,
     pub order: u32,
     pub kind: u32,
+    pub last_time: u64,
+    pub last_event: u32,
+    pub last_pid: u32,
+    pub last_order: u32,
+    pub reserved: u32,
 }
 
 /// `struct zdm_audit`.
@@ -46,6 +51,8 @@ pub struct Audit {
     pub records: u64,
     pub nr_records: u32,
     pub flags: u32,
+    pub record_size: u32,
+    pub reserved: u32,
 }
 
 /// `struct zdm_inject`.
@@ -136,8 +143,8 @@ pub struct Fault {
 }
 
 const _: () = assert!(size_of::<HmmCmd>() == 40);
-const _: () = assert!(size_of::<Violation>() == 40);
-const _: () = assert!(size_of::<Audit>() == 56);
+const _: () = assert!(size_of::<Violation>() == 64);
+const _: () = assert!(size_of::<Audit>() == 64);
 const _: () = assert!(size_of::<Inject>() == 24);
 const _: () = assert!(size_of::<Stats>() == 128);
 const _: () = assert!(size_of::<Fault>() == 32);
@@ -199,6 +206,13 @@ pub const ZDM_STATS: u64 = ioc(IOC_READ, 0x46, size_of::<Stats>());
 
 pub const ZDM_AUDIT_MAX_RECORDS: usize = 64;
 pub const ZDM_AUDIT_CLEAR: u32 = 1;
+pub const ZDM_AUDIT_PASS: u32 = 2;
+pub const ZDM_VIOLATION_SIZE_VER0: u32 = 40;
+
+pub const ZDM_EVENT_BORN: u32 = 1;
+pub const ZDM_EVENT_SETTLED: u32 = 3;
+pub const ZDM_EVENT_SPLIT: u32 = 4;
+pub const ZDM_EVENT_FREED: u32 = 5;
 
 pub const ZDM_INSPECT_PFN: u32 = 1;
 pub const ZDM_INSPECT_MAX_PAGES: usize = 65536;
@@ -237,12 +251,27 @@ pub const ZDM_UNPIN_DIRTY: u32 = 0x1;
 pub const PIN_BIAS: i32 = 1024;
 
 pub const ZDM_CHECK_REFCOUNT: u32 = 1;
+pub const ZDM_CHECK_MAPPING: u32 = 4;
+pub const ZDM_CHECK_STATE: u32 = 6;
+pub const ZDM_CHECK_ANON_EXCLUSIVE: u32 = 7;
+pub const ZDM_CHECK_STUCK: u32 = 10;
+pub const ZDM_CHECK_PAGEMAP: u32 = 12;
 
 pub const ZDM_INJECT_EXTRA_GET: u32 = 1;
 pub const ZDM_INJECT_UNDO_GET: u32 = 2;
 pub const ZDM_INJECT_FREE_PAGE_REF: u32 = 3;
 pub const ZDM_INJECT_UNDO_FREE_PAGE_REF: u32 = 4;
 pub const ZDM_INJECT_HAND_OUT_TWICE: u32 = 5;
+pub const ZDM_INJECT_DOUBLE_FREE: u32 = 6;
+pub const ZDM_INJECT_STALE_MAPPING: u32 = 7;
+pub const ZDM_INJECT_STALE_ANON_EXCLUSIVE: u32 = 8;
+pub const ZDM_INJECT_UNDO_STALE: u32 = 9;
+pub const ZDM_INJECT_PAGEMAP_GET: u32 = 10;
+pub const ZDM_INJECT_PAGEMAP_PUT: u32 = 11;
+pub const ZDM_INJECT_BORN_REF: u32 = 12;
+pub const ZDM_INJECT_SETTLED_REF: u32 = 13;
+pub const ZDM_INJECT_SOURCE_REF: u32 = 14;
+pub const ZDM_INJECT_CORRUPT: u32 = 15;
 
 #[cfg(test)]
 mod tests {
@@ -328,6 +357,11 @@ mod tests {
             ("found", found),
             ("order", order),
             ("type", kind),
+            ("last_time", last_time),
+            ("last_event", last_event),
+            ("last_pid", last_pid),
+            ("last_order", last_order),
+            ("reserved", reserved),
         );
         same_fields!(
             "zdm_audit",
@@ -340,6 +374,8 @@ mod tests {
             ("records", records),
             ("nr_records", nr_records),
             ("flags", flags),
+            ("record_size", record_size),
+            ("reserved", reserved),
         );
         same_fields!(
             "zdm_inject",

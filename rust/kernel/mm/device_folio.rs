@@ -5,7 +5,10 @@
 //! C header: [`include/linux/memremap.h`](srctree/include/linux/memremap.h)
 
 use super::{
-    backing::Backing,
+    backing::{
+        contents,
+        Backing, //
+    },
     page::PageView, //
 };
 use crate::bindings;
@@ -62,19 +65,19 @@ impl Drop for LockedDeviceFolio {
     }
 }
 
-/// A reference on a device folio in use.
+/// A reference on a folio in use, of device or of system memory.
 ///
 /// # Invariants
 ///
 /// We own a reference on the folio of `page`.
-pub(crate) struct DeviceFolioRef {
+pub(crate) struct FolioRef {
     page: NonNull<bindings::page>,
 }
 
 // SAFETY: References on folios may be dropped on any thread.
-unsafe impl Send for DeviceFolioRef {}
+unsafe impl Send for FolioRef {}
 
-impl DeviceFolioRef {
+impl FolioRef {
     /// # Safety
     ///
     /// The caller gives away a reference on the folio of `page`.
@@ -88,9 +91,24 @@ impl DeviceFolioRef {
         // SAFETY: The page is valid by the type invariants.
         unsafe { bindings::zdm_page_to_pfn(self.page.as_ptr()) }
     }
+
+    /// Flips a bit of the page's data. Only for fault injection. May sleep.
+    pub(crate) fn flip_bit(&self) {
+        let page = self.page.as_ptr();
+        // Whoever migrates the page has it locked, and copies it then.
+        // SAFETY: The page is valid by the type invariants.
+        unsafe { bindings::zdm_folio_lock(page) };
+        // SAFETY: As above, and locked, so that nobody splits it.
+        if let Some(data) = NonNull::new(unsafe { contents(page) }) {
+            // SAFETY: What holds the contents lives as long as the page.
+            unsafe { bindings::zdm_flip_bit(data.as_ptr()) };
+        }
+        // SAFETY: Locked above.
+        unsafe { bindings::zdm_folio_unlock(page) };
+    }
 }
 
-impl Drop for DeviceFolioRef {
+impl Drop for FolioRef {
     fn drop(&mut self) {
         // SAFETY: We own a reference by the type invariants.
         unsafe { bindings::zdm_folio_put(self.page.as_ptr()) };
@@ -145,6 +163,17 @@ impl<'a> FreedFolio<'a> {
     /// The head page.
     pub(crate) fn page(&self) -> PageView<'a> {
         self.page
+    }
+
+    /// The other pages, with their index in the pagemap.
+    pub(crate) fn tails(&self) -> impl Iterator<Item = (usize, PageView<'a>)> {
+        let (pfn, index) = (self.page.pfn(), self.index);
+        (1..1 << self.order).filter_map(move |i| {
+            // SAFETY: A folio has a struct page for each page.
+            let page = NonNull::new(unsafe { bindings::zdm_pfn_to_page(pfn + i) })?;
+            // SAFETY: It lives as long as the head's.
+            Some((index + i, unsafe { PageView::from_raw(page) }))
+        })
     }
 
     /// Index of the head page in its pagemap.

@@ -63,20 +63,36 @@ impl From<Error> for FaultError {
 pub(crate) struct VmFault<'a> {
     vmf: &'a bindings::vm_fault,
     owner: &'a PgmapOwner,
+    first_pfn: usize,
 }
 
 impl<'a> VmFault<'a> {
     /// # Safety
     ///
     /// `vmf` must be the fault that core mm is handling by calling `migrate_to_ram`, on a page of
-    /// a pagemap of `owner`.
-    pub(super) unsafe fn from_raw(vmf: *mut bindings::vm_fault, owner: &'a PgmapOwner) -> Self {
+    /// a pagemap of `owner` that begins with page frame `first_pfn`.
+    pub(super) unsafe fn from_raw(
+        vmf: *mut bindings::vm_fault,
+        owner: &'a PgmapOwner,
+        first_pfn: usize,
+    ) -> Self {
         // INVARIANT: By the caller's contract.
         Self {
             // SAFETY: By the caller's contract.
             vmf: unsafe { &*vmf },
             owner,
+            first_pfn,
         }
+    }
+
+    /// Index in the pagemap of the first page of the folio that the fault is about.
+    pub(crate) fn index(&self) -> usize {
+        self.index_of(self.page().head().pfn())
+    }
+
+    /// Index in the pagemap of page frame `pfn`.
+    pub(crate) fn index_of(&self, pfn: usize) -> usize {
+        pfn.wrapping_sub(self.first_pfn)
     }
 
     /// Order of what the fault is about: that of the folio where one entry maps all of it, else 0.

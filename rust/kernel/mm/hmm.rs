@@ -9,7 +9,7 @@
 //! `copy.rs`.
 
 use super::{
-    device_folio::DeviceFolioRef,
+    device_folio::FolioRef,
     mapped::{
         HmmEntry,
         MappedPage, //
@@ -144,7 +144,7 @@ impl HmmMirror {
     /// # Errors
     ///
     /// `ENOENT` when there is none, else as [`HmmMirror::fault`].
-    pub(crate) fn get_device_folio(&self, address: usize) -> Result<DeviceFolioRef> {
+    pub(crate) fn get_device_folio(&self, address: usize) -> Result<FolioRef> {
         let mut found = None;
         self.walk(address..address + PAGE_SIZE, Absent::Skip, |page| {
             if page.memory(&self.owner).is_local() {

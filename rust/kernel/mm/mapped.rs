@@ -7,7 +7,7 @@
 
 use super::{
     backing::contents,
-    device_folio::DeviceFolioRef,
+    device_folio::FolioRef,
     page::PageView,
     pagemap::PgmapOwner,
     PAGE_SHIFT, //
@@ -211,7 +211,7 @@ impl MappedPage<'_> {
     }
 
     /// Takes a reference on a page of a device, `None` if it is none or about to be freed.
-    pub(super) fn get_device_folio(&self) -> Option<DeviceFolioRef> {
+    pub(super) fn get_device_folio(&self) -> Option<FolioRef> {
         if !self.is_private() && !self.is_coherent() && !self.is_generic() {
             return None;
         }
@@ -220,7 +220,7 @@ impl MappedPage<'_> {
             return None;
         }
         // SAFETY: We just took the reference.
-        Some(unsafe { DeviceFolioRef::from_raw(self.page) })
+        Some(unsafe { FolioRef::from_raw(self.page) })
     }
 }
 

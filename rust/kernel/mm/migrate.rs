@@ -13,7 +13,11 @@
 
 use super::{
     backing::contents,
-    device_folio::LockedDeviceFolio,
+    device_folio::{
+        FolioRef,
+        LockedDeviceFolio, //
+    },
+    page::PageView,
     pagemap::{
         DevPagemap,
         MemoryType,
@@ -117,12 +121,18 @@ pub(crate) trait Stage {
 pub(crate) struct Setup(());
 /// Core mm has moved what it could; the page tables still hold migration entries.
 pub(crate) struct Copied(());
+/// It is over; the entries are good for a look back.
+pub(crate) struct Finalized(());
 
 impl Stage for Setup {
     const MOVED: bool = false;
 }
 
 impl Stage for Copied {
+    const MOVED: bool = true;
+}
+
+impl Stage for Finalized {
     const MOVED: bool = true;
 }
 
@@ -341,17 +351,19 @@ impl<'a> Migration<'a, Setup> {
             // SAFETY: As above; the arrays have `len` entries.
             unsafe { bindings::migrate_device_pages(self.args.src, self.args.dst, self.len) };
         }
-        let next = Migration {
-            args: self.args,
-            len: self.len,
-            vma: self.vma,
-            finalized: false,
-            _p: PhantomData,
-        };
-        // The duty to finalize went to `next`.
-        self.finalized = true;
-        next
+        self.next(false)
     }
+}
+
+/// A folio that core mm has moved the contents of, before the migration is finalized: both ends are
+/// locked, and where they were mapped there are migration entries.
+pub(crate) struct MovedFolio<'a> {
+    /// Where the contents were; `None` for a place that had no page.
+    pub(crate) source: Option<PageView<'a>>,
+    /// References on the source that are the migration's, and the fault's that it is made for.
+    pub(crate) source_refs: i32,
+    /// Where they are now.
+    pub(crate) destination: PageView<'a>,
 }
 
 /// What a migration came to, in base pages but for the last.
@@ -363,32 +375,110 @@ pub(crate) struct Moved {
     pub(crate) large: usize,
 }
 
-impl Migration<'_, Copied> {
+impl<'a> Migration<'a, Copied> {
     /// What has moved.
     pub(crate) fn moved(&self) -> Moved {
         let mut moved = Moved::default();
-        for i in 0..self.len {
-            if !self.is_selected(i) || page_of(self.dst(i)).is_none() {
-                continue;
-            }
-            if self.dst(i) & bindings::MIGRATE_PFN_COMPOUND != 0 {
-                moved.pages += 1 << PMD_ORDER;
-                moved.large += 1;
-            } else {
-                moved.pages += 1;
-            }
+        for (_, order) in self.moved_entries() {
+            moved.pages += 1 << order;
+            moved.large += usize::from(order > 0);
         }
         moved
     }
 
+    /// The folios that have moved.
+    pub(crate) fn moved_folios(&self) -> impl Iterator<Item = MovedFolio<'_>> {
+        // SAFETY: Both ends are locked and referenced until the migration is finalized.
+        let view = |page| unsafe { PageView::from_raw(page) };
+        self.moved_entries().filter_map(move |(i, _)| {
+            let source = page_of(self.src(i)).map(view);
+            Some(MovedFolio {
+                source,
+                source_refs: 1 + i32::from(source.is_some_and(|page| self.is_fault_folio(page))),
+                destination: view(page_of(self.dst(i))?),
+            })
+        })
+    }
+
+    /// Whether `page` is the first one of the folio that the fault is about which this is for.
+    fn is_fault_folio(&self, page: PageView<'_>) -> bool {
+        NonNull::new(self.args.fault_page)
+            // SAFETY: The fault has a reference on its page.
+            .is_some_and(|fault| unsafe { PageView::from_raw(fault) }.head().pfn() == page.pfn())
+    }
+
+    /// Takes a reference on the first folio that has moved, where it is now or where it came from.
+    /// Only for fault injection.
+    pub(crate) fn hold_moved(&self, source: bool) -> Option<FolioRef> {
+        let held = self
+            .moved_folios()
+            .filter_map(|folio| {
+                if source {
+                    folio.source
+                } else {
+                    Some(folio.destination)
+                }
+            })
+            .find_map(|page| NonNull::new(page.as_ptr()))?;
+        // SAFETY: The migration has a reference.
+        let got = unsafe { bindings::zdm_folio_try_get(held.as_ptr()) };
+        // SAFETY: Taken just now.
+        got.then(|| unsafe { FolioRef::from_raw(held) })
+    }
+
     /// Restores the page tables and drops what is no longer needed. Wraps
     /// `migrate_vma_finalize()` and `migrate_device_finalize()`; may sleep.
-    pub(crate) fn finalize(self) {
-        // Done by drop, which is the same on every way out.
+    pub(crate) fn finalize(mut self) -> Migration<'a, Finalized> {
+        self.end();
+        self.next(true)
     }
 }
 
-impl<S: Stage> Migration<'_, S> {
+impl Migration<'_, Finalized> {
+    /// Where what has moved is now: page frame number and order of each folio. It may have gone on
+    /// since.
+    pub(crate) fn destinations(&self) -> impl Iterator<Item = (usize, u32)> + '_ {
+        self.moved_entries()
+            .map(|(i, order)| (self.dst(i) >> bindings::MIGRATE_PFN_SHIFT, order))
+    }
+}
+
+impl<'a, S: Stage> Migration<'a, S> {
+    /// The same migration, in the stage that it has reached.
+    fn next<T: Stage>(mut self, finalized: bool) -> Migration<'a, T> {
+        let next = Migration {
+            args: self.args,
+            len: self.len,
+            vma: self.vma,
+            finalized,
+            _p: PhantomData,
+        };
+        // What is left to be done is the duty of `next`.
+        self.finalized = true;
+        next
+    }
+
+    /// Lets core mm finish.
+    fn end(&mut self) {
+        if self.vma {
+            // SAFETY: Not finalized yet, as the callers make sure.
+            unsafe { bindings::migrate_vma_finalize(&mut self.args) };
+        } else {
+            // SAFETY: As above; the arrays have `len` entries.
+            unsafe { bindings::migrate_device_finalize(self.args.src, self.args.dst, self.len) };
+        }
+    }
+
+    /// Entries of what has moved, with the order of the destination.
+    fn moved_entries(&self) -> impl Iterator<Item = (usize, u32)> + '_ {
+        (0..self.len)
+            .filter(|&i| self.is_selected(i) && page_of(self.dst(i)).is_some())
+            .map(|i| match self.dst(i) & bindings::MIGRATE_PFN_COMPOUND {
+                0 => (i, 0),
+                _ => (i, PMD_ORDER),
+            })
+    }
+
     /// Number of entries: pages of the range, selected or not.
     pub(crate) fn len(&self) -> usize {
         self.len
@@ -445,13 +535,7 @@ impl<S: Stage> Drop for Migration<'_, S> {
                 self.drop_destination(i);
             }
         }
-        if self.vma {
-            // SAFETY: Not finalized yet by the type invariants.
-            unsafe { bindings::migrate_vma_finalize(&mut self.args) };
-        } else {
-            // SAFETY: As above; the arrays have `len` entries.
-            unsafe { bindings::migrate_device_finalize(self.args.src, self.args.dst, self.len) };
-        }
+        self.end();
     }
 }
 

@@ -20,6 +20,7 @@ pub(crate) mod page;
 pub(crate) mod pagemap;
 pub(crate) mod pin;
 pub(crate) mod region;
+pub(crate) mod registration;
 pub(crate) mod snapshot;
 pub(crate) mod system_folio;
 pub(crate) mod table;

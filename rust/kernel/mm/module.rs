@@ -55,6 +55,12 @@ pub(crate) fn param_inject() -> bool {
     unsafe { bindings::zdm_param_inject() }
 }
 
+/// The `ledger` parameter.
+pub(crate) fn param_ledger() -> bool {
+    // SAFETY: As above.
+    unsafe { bindings::zdm_param_ledger() }
+}
+
 /// The `audit` parameter as given, a word for [`crate::audit::Policy::parse`].
 pub(crate) fn param_audit() -> &'static CStr {
     // SAFETY: A charp parameter is never NULL with a default, is NUL-terminated, and (with mode

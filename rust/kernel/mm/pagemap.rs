@@ -28,11 +28,7 @@ use super::{
     PMD_ORDER, //
 };
 use crate::bindings;
-use core::{
-    mem::ManuallyDrop,
-    ops::Deref,
-    ptr::NonNull, //
-};
+use core::ptr::NonNull;
 use kernel::{
     error::from_err_ptr,
     prelude::*,
@@ -43,6 +39,10 @@ use kernel::{
             Relaxed, //
         },
         Arc, //
+    },
+    time::{
+        delay::fsleep,
+        Delta, //
     },
     types::Opaque, //
 };
@@ -79,6 +79,9 @@ pub(crate) enum MemoryType {
 }
 
 impl MemoryType {
+    /// What [`PageView::memory_type`] says of PRIVATE memory.
+    pub(crate) const PRIVATE: u32 = bindings::MEMORY_DEVICE_PRIVATE;
+
     fn raw(self) -> bindings::memory_type {
         match self {
             Self::Private => bindings::MEMORY_DEVICE_PRIVATE,
@@ -133,6 +136,11 @@ pub(crate) trait PagemapOps: Send + Sync + Sized + 'static {
     /// take no lock that is ever taken with interrupts on. The folio may be handed out again as
     /// soon as the owner's allocator knows it.
     fn folio_free(&self, folio: FreedFolio<'_>);
+
+    /// A large folio was split, and page `index` is the head of what is now a folio of `order`.
+    ///
+    /// Called for each part, with the folio locked and frozen; must not sleep.
+    fn folio_split(&self, index: usize, order: u32);
 }
 
 /// What the owner of PRIVATE memory is called for besides.
@@ -152,6 +160,24 @@ const HELD: i8 = -1;
 fn in_use(order: u32) -> i8 {
     // CAST: Orders are below 64.
     order as i8 + 1
+}
+
+/// Looks at the references of a `dev_pagemap`, a millisecond apart, after which somebody is at work
+/// on it.
+const SETTLE_TRIES: usize = 200;
+
+/// Looks in a row that must find the same.
+const SETTLED: usize = 20;
+
+/// A fault to be injected into a page that is not in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Corruption {
+    /// This many references. The page cannot be handed out unless there are none.
+    Refs(i32),
+    /// This in the place of a mapping.
+    Mapping(usize),
+    /// Whether it has `PG_anon_exclusive`.
+    AnonExclusive(bool),
 }
 
 /// The opposite.
@@ -177,6 +203,15 @@ pub(crate) struct DevPagemap<T: PagemapOps> {
     first_pfn: usize,
     state: KVVec<Atomic<i8>>,
     used: Atomic<usize>,
+    /// References of the `dev_pagemap` that live [`PagemapRef`](super::registration::PagemapRef)s
+    /// own.
+    pub(super) guards: Atomic<usize>,
+    /// Those that registration left, before a page was in use.
+    first_refs: i64,
+    /// Those that fault injection took.
+    leaked: Atomic<usize>,
+    /// In the place of the module's, once that may be gone.
+    no_ops: bindings::dev_pagemap_ops,
     owner: Arc<PgmapOwner>,
     ops: T,
 }
@@ -187,9 +222,72 @@ unsafe impl<T: PagemapOps> Send for DevPagemap<T> {}
 unsafe impl<T: PagemapOps> Sync for DevPagemap<T> {}
 
 impl<T: PagemapOps> DevPagemap<T> {
+    /// Registers the memory of `region`, to be unregistered before the result is dropped. May sleep.
+    ///
+    /// Wraps `memremap_pages()`. `raw_ops` must be those of this `T`, of the type of memory.
+    ///
+    /// # Errors
+    ///
+    /// [`RegionError::NoSpace`] when memory is short.
+    pub(super) fn register(
+        region: &MemRegion,
+        memory: MemoryType,
+        raw_ops: &'static bindings::dev_pagemap_ops,
+        owner: Arc<PgmapOwner>,
+        ops: T,
+    ) -> Result<Pin<KBox<Self>>, RegionError> {
+        let mut state =
+            KVVec::with_capacity(region.pages(), GFP_KERNEL).map_err(|_| RegionError::NoSpace)?;
+        for _ in 0..region.pages() {
+            state
+                .push_within_capacity(Atomic::new(FREE))
+                .map_err(|_| RegionError::NoSpace)?;
+        }
+        let (range, first_pfn) = (region.range(), region.first_pfn());
+        let raw_owner = owner.as_ptr();
+        // INVARIANT: Registered here; no page was handed out.
+        KBox::try_pin_init(
+            try_pin_init!(Self {
+                pgmap <- Opaque::try_ffi_init(move |pgmap: *mut bindings::dev_pagemap| {
+                    // SAFETY: `pgmap` is valid for writes; all zeroes is its initial state.
+                    unsafe { pgmap.write_bytes(0, 1) };
+                    // SAFETY: As above.
+                    let raw = unsafe { &mut *pgmap };
+                    raw.type_ = memory.raw();
+                    raw.nr_range = 1;
+                    // SAFETY: The union is all zeroes, which is a valid range.
+                    *unsafe { raw.__bindgen_anon_1.range.as_mut() } = range;
+                    raw.ops = raw_ops;
+                    raw.owner = raw_owner;
+                    // SAFETY: `pgmap` is set up, and pinned until it is unregistered.
+                    from_err_ptr(unsafe { bindings::memremap_pages(pgmap, -1) })?;
+                    Ok::<(), Error>(())
+                }),
+                memory,
+                first_pfn,
+                state,
+                used: Atomic::new(0),
+                guards: Atomic::new(0),
+                // SAFETY: Registered just now.
+                first_refs: unsafe { bindings::zdm_pgmap_refs(pgmap.get()) } as i64,
+                leaked: Atomic::new(0),
+                no_ops: bindings::dev_pagemap_ops::default(),
+                owner,
+                ops,
+            }),
+            GFP_KERNEL,
+        )
+        .map_err(|_| RegionError::NoSpace)
+    }
+
+    /// The `dev_pagemap` itself.
+    pub(super) fn raw(&self) -> *mut bindings::dev_pagemap {
+        self.pgmap.get()
+    }
+
     /// Of memory that the CPU can reach. A kernel in which a free GENERIC page has a reference
     /// never calls `folio_free` for one, nor has this module one in use there.
-    const OPS: bindings::dev_pagemap_ops = bindings::dev_pagemap_ops {
+    pub(super) const OPS: bindings::dev_pagemap_ops = bindings::dev_pagemap_ops {
         folio_free: Some(Self::folio_free),
         migrate_to_ram: None,
         memory_failure: None,
@@ -215,6 +313,87 @@ impl<T: PagemapOps> DevPagemap<T> {
             .map(|page| page.refs())
             .min()
             .map_or(0, |refs| refs.max(0))
+    }
+
+    /// References of the `dev_pagemap` that registration left, before a page was in use: 1, and
+    /// one for each page where the kernel does not count those in use.
+    pub(crate) fn first_refs(&self) -> i64 {
+        self.first_refs
+    }
+
+    /// References that the `dev_pagemap` has, beyond (or short of) those that registration left, that
+    /// pages in use have, and that this module holds. They are counted by processor, and read one after
+    /// the other: exact at a quiescent point only. Does not sleep.
+    pub(crate) fn excess_refs(&self) -> i64 {
+        // SAFETY: Registered by the type invariants.
+        let refs = unsafe { bindings::zdm_pgmap_refs(self.raw()) } as i64;
+        let own = self.used() + self.guards.load(Relaxed);
+        // CAST: Both are less than the pages of a machine.
+        refs - self.first_refs - own as i64
+    }
+
+    /// [`DevPagemap::excess_refs`], once it does not change any more; `None` where it goes on to change,
+    /// as somebody is at work. May sleep, where it is not 0 at once.
+    pub(crate) fn settled_excess(&self) -> Option<i64> {
+        let mut excess = self.excess_refs();
+        let mut same = 0;
+        for _ in 0..SETTLE_TRIES {
+            if excess == 0 || same == SETTLED {
+                return Some(excess);
+            }
+            fsleep(Delta::from_millis(1));
+            let before = core::mem::replace(&mut excess, self.excess_refs());
+            same = if before == excess { same + 1 } else { 0 };
+        }
+        None
+    }
+
+    /// Takes a reference of the `dev_pagemap` that nobody owns, or drops it again, and says whether it
+    /// did. Only for fault injection.
+    pub(crate) fn leak_ref(&self, leak: bool) -> bool {
+        if !leak {
+            let some = self.leaked.cmpxchg(1, 0, Full).is_ok();
+            if some {
+                // SAFETY: It was leaked below.
+                unsafe { bindings::zdm_pgmap_put(self.raw()) };
+            }
+            return some;
+        }
+        self.leaked.cmpxchg(0, 1, Full).is_ok()
+            // SAFETY: Registered by the type invariants.
+            && unsafe { bindings::zdm_pgmap_tryget_live(self.raw()) }
+    }
+
+    /// Takes the module's functions from a `dev_pagemap` that cannot be unregistered. To be called
+    /// when no page is in use and nobody uses `self` any more but core mm.
+    pub(super) fn orphan(&self) {
+        // SAFETY: Core mm calls none of them for a page that is not in use, and `self` is kept for
+        // good.
+        unsafe { (*self.raw()).ops = &self.no_ops };
+    }
+
+    /// Whether, from page `index` on, pages are free by the allocator and have nothing that a free
+    /// page must not have: how many. Does not sleep.
+    ///
+    /// Says the same as looking at each page, at a cost of about reading them.
+    pub(crate) fn clean_pages(&self, index: usize, most: usize) -> usize {
+        let n = most.min(self.pages().saturating_sub(index));
+        let (Some(page), Some(state)) = (self.page(index), self.state.get(index..index + n)) else {
+            return 0;
+        };
+        // SAFETY: There are struct pages and states for `n` pages; an atomic may be read as what it
+        // is an atomic of.
+        unsafe { bindings::zdm_clean_pages(page.as_ptr(), state.as_ptr().cast(), n) }
+    }
+
+    /// Reads up to `most` struct pages from that of page `index` on, and does nothing with them.
+    pub(crate) fn read_pages(&self, index: usize, most: usize) -> usize {
+        let n = most.min(self.pages().saturating_sub(index));
+        if let Some(page) = self.page(index) {
+            // SAFETY: There are `n` struct pages.
+            core::hint::black_box(unsafe { bindings::zdm_read_pages(page.as_ptr(), n) });
+        }
+        n
     }
 
     /// Base pages that are handed out.
@@ -306,10 +485,8 @@ impl<T: PagemapOps> DevPagemap<T> {
         end <= self.index_of(page.as_ptr())
     }
 
-    /// Overwrites the reference count of a page that is not handed out, and says whether it did.
-    ///
-    /// The page cannot be handed out while the count is not zero. Only for fault injection.
-    pub(crate) fn corrupt_free_page(&self, index: usize, refs: i32) -> bool {
+    /// Spoils a page that is not handed out, and says whether it did. Only for fault injection.
+    pub(crate) fn corrupt_free_page(&self, index: usize, fault: Corruption) -> bool {
         let Some(page) = self.page(index) else {
             return false;
         };
@@ -317,9 +494,31 @@ impl<T: PagemapOps> DevPagemap<T> {
         if page.bits().is_tail() || state.cmpxchg(FREE, HELD, Full).is_err() {
             return false;
         }
-        // SAFETY: The page is free and kept from being handed out, so nobody relies on its count.
-        unsafe { bindings::zdm_set_page_count(page.as_ptr(), refs) };
+        let page = page.as_ptr();
+        // SAFETY: For all three: the page is free and kept from being handed out, so nobody relies
+        // on what it says.
+        unsafe {
+            match fault {
+                Corruption::Refs(refs) => bindings::zdm_set_page_count(page, refs),
+                Corruption::Mapping(mapping) => bindings::zdm_set_page_mapping(page, mapping),
+                Corruption::AnonExclusive(set) => bindings::zdm_set_anon_exclusive(page, set),
+            }
+        }
         state.store(FREE, Relaxed);
+        true
+    }
+
+    /// Frees a page once more that is not in use, and says whether it did. Only for fault injection:
+    /// nothing but a report comes of it.
+    pub(crate) fn free_again(&self, index: usize) -> bool {
+        let Some(page) = self.page(index) else {
+            return false;
+        };
+        if self.order_in_use(index).is_some() || page.bits().is_tail() {
+            return false;
+        }
+        // SAFETY: It is a folio of this pagemap; one that is not in use is left alone.
+        unsafe { Self::folio_free(page.as_ptr().cast()) };
         true
     }
 
@@ -381,7 +580,9 @@ impl<T: PagemapOps> DevPagemap<T> {
         let target: *mut bindings::page = if tail.is_null() { page } else { tail.cast() };
         // SAFETY: Both folios are frozen: core mm is the only one who uses them.
         let order = unsafe { bindings::zdm_folio_order(target) };
-        map.state[map.index_of(target)].store(in_use(order), Relaxed);
+        let index = map.index_of(target);
+        map.state[index].store(in_use(order), Relaxed);
+        map.ops.folio_split(index, order);
         if tail.is_null() {
             return;
         }
@@ -391,7 +592,7 @@ impl<T: PagemapOps> DevPagemap<T> {
         let backing = unsafe { RawBacking::of(page).split() };
         // SAFETY: As above.
         unsafe { backing.store(page) };
-        let part = backing.part(map.index_of(target) - map.index_of(page));
+        let part = backing.part(index - map.index_of(page));
         // SAFETY: As above.
         // INVARIANT: The tail owns its part of the block from here on.
         unsafe { part.store(target) };
@@ -401,7 +602,7 @@ impl<T: PagemapOps> DevPagemap<T> {
 }
 
 impl<T: PrivateOps> DevPagemap<T> {
-    const PRIVATE_OPS: bindings::dev_pagemap_ops = bindings::dev_pagemap_ops {
+    pub(super) const PRIVATE_OPS: bindings::dev_pagemap_ops = bindings::dev_pagemap_ops {
         migrate_to_ram: Some(Self::migrate_to_ram),
         ..Self::OPS
     };
@@ -414,187 +615,10 @@ impl<T: PrivateOps> DevPagemap<T> {
         // pagemap alive.
         let map = unsafe { Self::of_page((*vmf).page) };
         // SAFETY: As above, for the duration of this call.
-        let fault = unsafe { VmFault::from_raw(vmf, &map.owner) };
+        let fault = unsafe { VmFault::from_raw(vmf, &map.owner, map.first_pfn) };
         match map.ops.migrate_to_ram(&fault) {
             Ok(()) => 0,
             Err(err) => err.to_vm_fault(),
         }
-    }
-}
-
-/// A [`DevPagemap`] and the duty to unregister it.
-///
-/// Dropping it calls `memunmap_pages()`, which would wait forever for a page that is still in use.
-/// With such pages the memory stays registered instead, for good, and the module stays loaded. May
-/// sleep.
-pub(crate) struct Registration<T: PagemapOps> {
-    // Dropped before the region that it lies in.
-    map: ManuallyDrop<Pin<KBox<DevPagemap<T>>>>,
-    region: ManuallyDrop<MemRegion>,
-}
-
-impl<T: PagemapOps> Registration<T> {
-    /// Registers `bytes` of PRIVATE memory for `owner`. May sleep.
-    ///
-    /// Wraps `request_free_mem_region()` and `memremap_pages()`.
-    ///
-    /// # Errors
-    ///
-    /// [`RegionError::Unaligned`] when `bytes` is no multiple of 2 MiB, `NoSpace` when addresses
-    /// or memory are short.
-    pub(crate) fn private(bytes: usize, owner: Arc<PgmapOwner>, ops: T) -> Result<Self, RegionError>
-    where
-        T: PrivateOps,
-    {
-        let region = MemRegion::request_free(bytes)?;
-        let raw_ops = const { &DevPagemap::<T>::PRIVATE_OPS };
-        Self::new(region, MemoryType::Private, raw_ops, owner, ops)
-    }
-
-    /// Registers the `bytes` of memory at physical address `start` as COHERENT memory of `owner`.
-    /// May sleep.
-    ///
-    /// Wraps `request_mem_region()` and `memremap_pages()`.
-    ///
-    /// # Errors
-    ///
-    /// As `MemRegion::request()`, and `NoSpace` when memory is short.
-    pub(crate) fn coherent(
-        start: u64,
-        bytes: usize,
-        owner: Arc<PgmapOwner>,
-        ops: T,
-    ) -> Result<Self, RegionError> {
-        let region = MemRegion::request(start, bytes)?;
-        let raw_ops = const { &DevPagemap::<T>::OPS };
-        Self::new(region, MemoryType::Coherent, raw_ops, owner, ops)
-    }
-
-    /// As [`Registration::coherent`], of GENERIC memory.
-    pub(crate) fn generic(
-        start: u64,
-        bytes: usize,
-        owner: Arc<PgmapOwner>,
-        ops: T,
-    ) -> Result<Self, RegionError> {
-        let region = MemRegion::request(start, bytes)?;
-        let raw_ops = const { &DevPagemap::<T>::OPS };
-        Self::new(region, MemoryType::Generic, raw_ops, owner, ops)
-    }
-
-    fn new(
-        region: MemRegion,
-        memory: MemoryType,
-        raw_ops: &'static bindings::dev_pagemap_ops,
-        owner: Arc<PgmapOwner>,
-        ops: T,
-    ) -> Result<Self, RegionError> {
-        let mut state =
-            KVVec::with_capacity(region.pages(), GFP_KERNEL).map_err(|_| RegionError::NoSpace)?;
-        for _ in 0..region.pages() {
-            state
-                .push_within_capacity(Atomic::new(FREE))
-                .map_err(|_| RegionError::NoSpace)?;
-        }
-        let (range, first_pfn) = (region.range(), region.first_pfn());
-        let raw_owner = owner.as_ptr();
-        let map = KBox::try_pin_init(
-            try_pin_init!(DevPagemap {
-                pgmap <- Opaque::try_ffi_init(move |pgmap: *mut bindings::dev_pagemap| {
-                    // SAFETY: `pgmap` is valid for writes; all zeroes is its initial state.
-                    unsafe { pgmap.write_bytes(0, 1) };
-                    // SAFETY: As above.
-                    let raw = unsafe { &mut *pgmap };
-                    raw.type_ = memory.raw();
-                    raw.nr_range = 1;
-                    // SAFETY: The union is all zeroes, which is a valid range.
-                    *unsafe { raw.__bindgen_anon_1.range.as_mut() } = range;
-                    raw.ops = raw_ops;
-                    raw.owner = raw_owner;
-                    // SAFETY: `pgmap` is set up, and pinned until it is unregistered.
-                    from_err_ptr(unsafe { bindings::memremap_pages(pgmap, -1) })?;
-                    Ok::<(), Error>(())
-                }),
-                memory,
-                first_pfn,
-                state,
-                used: Atomic::new(0),
-                owner,
-                ops,
-            }),
-            GFP_KERNEL,
-        )
-        .map_err(|_| RegionError::NoSpace)?;
-        // INVARIANT: Registered above; no page was handed out.
-        Ok(Self {
-            map: ManuallyDrop::new(map),
-            region: ManuallyDrop::new(region),
-        })
-    }
-
-    /// Keeps the memory registered for as long as the result lives; `None` while it is being
-    /// unregistered. Does not sleep.
-    pub(crate) fn get(&self) -> Option<PagemapRef<T>> {
-        // SAFETY: Registered by the type invariants.
-        if !unsafe { bindings::zdm_pgmap_tryget_live(self.map.pgmap.get()) } {
-            return None;
-        }
-        // INVARIANT: Taken above.
-        Some(PagemapRef(NonNull::from(&**self)))
-    }
-}
-
-impl<T: PagemapOps> Deref for Registration<T> {
-    type Target = DevPagemap<T>;
-
-    fn deref(&self) -> &DevPagemap<T> {
-        &self.map
-    }
-}
-
-impl<T: PagemapOps> Drop for Registration<T> {
-    fn drop(&mut self) {
-        if self.used() != 0 {
-            pr_err!(
-                "pagemap at pfn {:#x} stays registered: {} pages in use\n",
-                self.first_pfn,
-                self.used()
-            );
-            // What stays registered calls this module's code, and bears its name.
-            ModulePin::take().leak();
-            return;
-        }
-        // SAFETY: Registered by the type invariants, and unregistered only here. Waits for each
-        // `PagemapRef`.
-        unsafe { bindings::memunmap_pages(self.map.pgmap.get()) };
-        // SAFETY: Not used afterwards; core mm has forgotten the pagemap.
-        unsafe { ManuallyDrop::drop(&mut self.map) };
-        // SAFETY: Not used afterwards; nothing lies in the region any more.
-        unsafe { ManuallyDrop::drop(&mut self.region) };
-    }
-}
-
-/// A reference on a pagemap that is registered. To be held for a bounded time: unregistering it
-/// waits.
-///
-/// # Invariants
-///
-/// Owns a reference of the `dev_pagemap`, so that `memunmap_pages()` does not return and the
-/// [`DevPagemap`] is not freed.
-pub(crate) struct PagemapRef<T: PagemapOps>(NonNull<DevPagemap<T>>);
-
-impl<T: PagemapOps> Deref for PagemapRef<T> {
-    type Target = DevPagemap<T>;
-
-    fn deref(&self) -> &DevPagemap<T> {
-        // SAFETY: Not freed by the type invariants.
-        unsafe { self.0.as_ref() }
-    }
-}
-
-impl<T: PagemapOps> Drop for PagemapRef<T> {
-    fn drop(&mut self) {
-        // SAFETY: We own a reference by the type invariants.
-        unsafe { bindings::zdm_pgmap_put(self.pgmap.get()) };
     }
 }

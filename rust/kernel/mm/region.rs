@@ -9,11 +9,12 @@ use crate::bindings;
 use kernel::{
     error::from_err_ptr,
     prelude::*,
-    sizes::SZ_2M, //
+    sizes::SZ_2M,
+    str::CString, //
 };
 
 /// Name of the ranges in `/proc/iomem`.
-const NAME: *const c_char = kernel::str::as_char_ptr_in_const_context(c"hmm_dmirror");
+const NAME: &str = "hmm_dmirror";
 
 /// Why a range cannot be had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,9 +64,15 @@ pub(super) struct MemRegion {
     bytes: u64,
     /// As it is registered, which may be more.
     registered: u64,
+    /// What it is called there: not the module's, as a region that cannot be given back outlives it.
+    _name: CString,
 }
 
 impl MemRegion {
+    fn name() -> Result<CString, RegionError> {
+        CString::try_from_fmt(fmt!("{}", NAME)).map_err(|_| RegionError::NoSpace)
+    }
+
     fn check(start: u64, bytes: usize) -> Result<u64, RegionError> {
         // CAST: `usize` has 64 bits.
         let len = bytes as u64;
@@ -81,9 +88,11 @@ impl MemRegion {
     /// Wraps `request_free_mem_region()`, which rounds up to whole sections.
     pub(super) fn request_free(bytes: usize) -> Result<Self, RegionError> {
         let len = Self::check(0, bytes)?;
-        // SAFETY: `iomem_resource` is a static of the kernel, the name a static string.
+        let name = Self::name()?;
+        let raw = name.as_char_ptr();
+        // SAFETY: `iomem_resource` is a static of the kernel, the name lives as long as the region.
         let res = from_err_ptr(unsafe {
-            bindings::request_free_mem_region(&raw mut bindings::iomem_resource, bytes, NAME)
+            bindings::request_free_mem_region(&raw mut bindings::iomem_resource, bytes, raw)
         })
         .map_err(|_| RegionError::NoSpace)?;
         // SAFETY: The resource is ours until it is released.
@@ -93,6 +102,7 @@ impl MemRegion {
             start,
             bytes: len,
             registered: end - start + 1,
+            _name: name,
         })
     }
 
@@ -111,8 +121,9 @@ impl MemRegion {
         if unsafe { bindings::zdm_is_system_ram(start, bytes) } {
             return Err(RegionError::SystemRam);
         }
-        // SAFETY: The name is a static string.
-        if !unsafe { bindings::zdm_request_mem_region(start, len, NAME) } {
+        let name = Self::name()?;
+        // SAFETY: The name lives as long as the region.
+        if !unsafe { bindings::zdm_request_mem_region(start, len, name.as_char_ptr()) } {
             return Err(RegionError::Busy);
         }
         // INVARIANT: Registered above.
@@ -120,6 +131,7 @@ impl MemRegion {
             start,
             bytes: len,
             registered: len,
+            _name: name,
         })
     }
 

@@ -59,6 +59,7 @@ pub(crate) use bindings::{
     ZDM_AUDIT,
     ZDM_AUDIT_CLEAR,
     ZDM_AUDIT_MAX_RECORDS,
+    ZDM_AUDIT_PASS,
     ZDM_FAULT,
     ZDM_FAULT_WRITE,
     ZDM_INJECT,
@@ -88,7 +89,8 @@ pub(crate) use bindings::{
     ZDM_PROT_DEV_GENERIC_REMOTE,
     ZDM_STATS,
     ZDM_UNPIN,
-    ZDM_UNPIN_DIRTY, //
+    ZDM_UNPIN_DIRTY,
+    ZDM_VIOLATION_SIZE_VER0, //
 };
 
 /// A structure that user space and the module exchange.
@@ -108,8 +110,8 @@ macro_rules! uapi_struct {
 
 uapi_struct! {
     HmmCmd: 5 * 8,
-    ZdmAudit: 6 * 8 + 2 * 4,
-    ZdmViolation: 2 * 4 + 3 * 8 + 2 * 4,
+    ZdmAudit: 6 * 8 + 4 * 4,
+    ZdmViolation: 2 * 4 + 3 * 8 + 2 * 4 + 8 + 4 * 4,
     ZdmInject: 2 * 4 + 2 * 8,
     ZdmFault: 3 * 8 + 2 * 4,
     ZdmInspect: 3 * 8 + 2 * 4,

@@ -27,6 +27,8 @@ pub struct Audit {
     pub nr_records: u32,
     /// `ZDM_AUDIT_*`.
     pub flags: u32,
+    /// Size of a record, and nothing.
+    pub record_size: [u32; 2],
 }
 
 /// `struct zdm_stats`, in which an older module leaves zeroes at the end.

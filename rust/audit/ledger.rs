@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The last thing that happened to each page of a chunk: what, when, to a folio of which order, and
+//! which task did it.
+//!
+//! It is kept to be told when something is wrong with the page, and decides nothing. A large folio
+//! is its first page.
+
+#![forbid(unsafe_code)]
+
+use crate::{
+    mm::task::current_pid,
+    stacktrace::log_clock, //
+};
+use kernel::{
+    fmt,
+    prelude::*,
+    sync::atomic::{
+        Atomic,
+        Relaxed, //
+    }, //
+};
+
+/// What happened to a page: `enum zdm_event` of the uapi.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Event {
+    /// Nothing is known.
+    None = 0,
+    /// Its memory was registered.
+    Born = 1,
+    /// It was given to a migration.
+    HandedOut = 2,
+    /// The migration to it is done.
+    Settled = 3,
+    /// The large folio that it was part of was split.
+    Split = 4,
+    /// The last reference on it was dropped.
+    Freed = 5,
+    /// It was not fit to be handed out.
+    SetAside = 6,
+}
+
+impl Event {
+    fn from_bits(bits: u64) -> Self {
+        match bits & 0xff {
+            1 => Self::Born,
+            2 => Self::HandedOut,
+            3 => Self::Settled,
+            4 => Self::Split,
+            5 => Self::Freed,
+            6 => Self::SetAside,
+            _ => Self::None,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::None => "unknown",
+            Self::Born => "born",
+            Self::HandedOut => "handed out",
+            Self::Settled => "settled",
+            Self::Split => "split",
+            Self::Freed => "freed",
+            Self::SetAside => "set aside",
+        }
+    }
+}
+
+/// The last transition of a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Transition {
+    pub(crate) event: Event,
+    /// Nanoseconds on the clock of the kernel log.
+    pub(crate) time: u64,
+    /// The task, or the one that an interrupt met.
+    pub(crate) pid: u32,
+    /// Order of the folio.
+    pub(crate) order: u32,
+}
+
+impl Transition {
+    pub(crate) const NONE: Self = Self {
+        event: Event::None,
+        time: 0,
+        pid: 0,
+        order: 0,
+    };
+}
+
+impl fmt::Display for Transition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // As the log shows its times.
+        let micros = self.time / 1000;
+        write!(
+            f,
+            "{} as a folio of order {} at {}.{:06} by pid {}",
+            self.event.name(),
+            self.order,
+            micros / 1_000_000,
+            micros % 1_000_000,
+            self.pid,
+        )
+    }
+}
+
+/// 16 bytes for a page. Time and the rest are two words, which may be of two transitions where a page
+/// has them at the same time: a ledger is told from, not decided by.
+struct Entry {
+    time: Atomic<u64>,
+    /// Event in bits 0 to 7, order in 8 to 15, pid in 32 to 63.
+    rest: Atomic<u64>,
+}
+
+/// The entries of a chunk, none where none are kept. Nothing but [`Ledger::new`] sleeps.
+pub(crate) struct Ledger {
+    entries: KVVec<Entry>,
+    born: Transition,
+}
+
+impl Ledger {
+    /// For a chunk of `pages` pages, all of which are born now. May sleep.
+    pub(crate) fn new(pages: usize) -> Result<Self> {
+        let mut entries = KVVec::with_capacity(pages, GFP_KERNEL)?;
+        for _ in 0..pages {
+            let entry = Entry {
+                time: Atomic::new(0),
+                rest: Atomic::new(0),
+            };
+            entries.push(entry, GFP_KERNEL)?;
+        }
+        let event = if pages > 0 { Event::Born } else { Event::None };
+        Ok(Self {
+            entries,
+            born: Transition {
+                event,
+                time: log_clock(),
+                pid: current_pid(),
+                order: 0,
+            },
+        })
+    }
+
+    /// Writes down what happens to page `index`, the first of a folio of `order`.
+    pub(crate) fn note(&self, index: usize, event: Event, order: u32) {
+        if let Some(entry) = self.entries.get(index) {
+            let rest = event as u64 | u64::from(order & 0xff) << 8;
+            entry.time.store(log_clock(), Relaxed);
+            entry
+                .rest
+                .store(rest | u64::from(current_pid()) << 32, Relaxed);
+        }
+    }
+
+    /// The last transition of page `index`.
+    pub(crate) fn last(&self, index: usize) -> Transition {
+        let Some(entry) = self.entries.get(index) else {
+            return Transition::NONE;
+        };
+        let rest = entry.rest.load(Relaxed);
+        match Event::from_bits(rest) {
+            Event::None => self.born,
+            event => Transition {
+                event,
+                time: entry.time.load(Relaxed),
+                // CAST: The upper half.
+                pid: (rest >> 32) as u32,
+                order: (rest >> 8) as u32 & 0xff,
+            },
+        }
+    }
+}
+
+#[kunit_tests(zdmirror_ledger)]
+mod tests {
+    use super::*;
+    use kernel::str::CString;
+
+    #[test]
+    fn last_transition_of_each_page() -> Result {
+        let ledger = Ledger::new(4)?;
+        let begin = log_clock();
+        assert_eq!(ledger.last(3).event, Event::Born);
+        assert!(ledger.last(3).time <= begin);
+        let events = [
+            Event::HandedOut,
+            Event::Settled,
+            Event::Split,
+            Event::Freed,
+            Event::SetAside,
+        ];
+        for (order, event) in (5..).zip(events) {
+            ledger.note(1, event, order);
+            let last = ledger.last(1);
+            assert_eq!((last.event, last.order), (event, order));
+            assert_eq!(last.pid, current_pid());
+            assert!((begin..=log_clock()).contains(&last.time));
+        }
+        assert_eq!(ledger.last(0).event, Event::Born);
+        assert_eq!(ledger.last(4), Transition::NONE);
+        Ok(())
+    }
+
+    #[test]
+    fn no_ledger_knows_nothing() -> Result {
+        let ledger = Ledger::new(0)?;
+        ledger.note(0, Event::Freed, 0);
+        assert_eq!(ledger.last(0), Transition::NONE);
+        Ok(())
+    }
+
+    #[test]
+    fn text_has_the_time_of_the_log() -> Result {
+        let last = Transition {
+            event: Event::Freed,
+            time: 12_000_345_678,
+            pid: 99,
+            order: 9,
+        };
+        let text = CString::try_from_fmt(fmt!("{}", last))?;
+        assert_eq!(
+            text.to_bytes(),
+            b"freed as a folio of order 9 at 12.000345 by pid 99"
+        );
+        Ok(())
+    }
+}

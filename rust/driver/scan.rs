@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Looking through all of a device's memory for broken invariants.
+
+#![forbid(unsafe_code)]
+
+use super::{
+    chunk::Chunk,
+    device::Device, //
+};
+use crate::{
+    audit::{
+        check_born,
+        check_idle,
+        check_pagemap,
+        check_tail,
+        check_used,
+        Violation, //
+    },
+    mm::{
+        module::ModulePin,
+        pagemap::DevPagemap,
+        registration::PagemapRef,
+        task::check_signals, //
+    },
+};
+use kernel::prelude::*;
+
+/// Pages between two looks for a fatal signal.
+const BATCH: usize = 4096;
+
+/// Pages that a scan has seen.
+#[derive(Default)]
+pub(super) struct AuditCounts {
+    pub(super) pages: u64,
+    pub(super) free: u64,
+    pub(super) used: u64,
+    pub(super) found: u64,
+}
+
+impl Device {
+    /// I1 and I6, of a chunk that was just registered.
+    pub(super) fn scan_born(&self, chunk: &DevPagemap<Chunk>) {
+        if !self.core.auditor.is_on() {
+            return;
+        }
+        let mut scan = self.core.auditor.scan();
+        let mut index = 0;
+        while index < chunk.pages() {
+            index += chunk.clean_pages(index, chunk.pages());
+            let outcome = chunk.page(index).and_then(check_born);
+            scan.judge(outcome.map(|v| v.after(chunk.ops().ledger().last(index))));
+            index += 1;
+        }
+        // Where a free page has a reference so has the pagemap for it.
+        // CAST: Neither is more than the pages of a machine.
+        let expected = 1 + i64::from(self.free_refs()) * chunk.pages() as i64;
+        let excess = chunk.first_refs() - expected;
+        scan.judge(chunk.page(0).and_then(|page| check_pagemap(page, excess)));
+    }
+
+    /// Checks every page, and every pagemap. Exact at a quiescent point only. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `EINTR` on a fatal signal.
+    pub(super) fn audit(&self) -> Result<AuditCounts> {
+        let mut counts = AuditCounts::default();
+        for chunk in self.chunks() {
+            self.scan_chunk(&chunk, &mut counts)?;
+            let leak = self.core.auditor.is_on() && {
+                let leak = leaked(&chunk);
+                chunk.ops().judge(0, leak)
+            };
+            counts.found += u64::from(leak);
+        }
+        Ok(counts)
+    }
+
+    fn scan_chunk(&self, chunk: &PagemapRef<Chunk>, counts: &mut AuditCounts) -> Result {
+        let mut scan = self.core.auditor.scan();
+        let ledger = chunk.ops().ledger();
+        // Pages left of the large folio in use that was met last.
+        let mut tails = 0;
+        let mut index = 0;
+        while index < chunk.pages() {
+            check_signals()?;
+            // Pages up to here before the next look for a signal.
+            let end = chunk.pages().min(index + BATCH);
+            while index < end {
+                if tails == 0 {
+                    let clean = chunk.clean_pages(index, end - index);
+                    counts.free += clean as u64;
+                    index += clean;
+                    if index == end {
+                        break;
+                    }
+                }
+                let Some(page) = chunk.page(index) else { break };
+                let outcome = if tails > 0 {
+                    tails -= 1;
+                    counts.used += 1;
+                    check_tail(page)
+                } else if let Some(order) = chunk.order_in_use(index) {
+                    tails = (1usize << order) - 1;
+                    counts.used += 1;
+                    check_used(page, order)
+                } else {
+                    counts.free += 1;
+                    check_idle(page)
+                };
+                let outcome = outcome.map(|v| v.after(ledger.last(index)));
+                counts.found += u64::from(scan.judge(outcome));
+                index += 1;
+            }
+        }
+        counts.pages += chunk.pages() as u64;
+        Ok(())
+    }
+
+    /// Reads every struct page, which is what a scan costs at least, and says how many that are. May
+    /// sleep.
+    ///
+    /// # Errors
+    ///
+    /// As [`Device::audit`].
+    pub(super) fn read_all(&self) -> Result<AuditCounts> {
+        let mut counts = AuditCounts::default();
+        for chunk in self.chunks() {
+            let mut index = 0;
+            while index < chunk.pages() {
+                check_signals()?;
+                index += chunk.read_pages(index, BATCH);
+            }
+            counts.pages += chunk.pages() as u64;
+        }
+        Ok(counts)
+    }
+
+    /// I6, when a file is closed: a pagemap with a reference that nobody accounts for cannot be
+    /// unregistered, so the module stays loaded while there is one. May sleep.
+    pub(super) fn stay_for_leaks(&self) {
+        if !self.core.auditor.is_on() {
+            return;
+        }
+        let mut pin = self.leaks.lock();
+        let mut leaks = false;
+        for chunk in self.chunks() {
+            if let Some(leak) = leaked(&chunk) {
+                leaks = true;
+                if pin.is_none() {
+                    chunk.ops().judge(0, Some(leak));
+                }
+            }
+        }
+        match (leaks, pin.is_some()) {
+            (true, false) => {
+                pr_err!(
+                    "{}: its memory could not be unregistered; the module stays loaded\n",
+                    self.name()
+                );
+                *pin = Some(ModulePin::take());
+            }
+            (false, true) => *pin = None,
+            _ => {}
+        }
+    }
+}
+
+/// I6: whether a pagemap has references that nobody accounts for. May sleep, where it seems so.
+fn leaked(chunk: &PagemapRef<Chunk>) -> Option<Violation> {
+    check_pagemap(chunk.page(0)?, chunk.settled_excess()?)
+}

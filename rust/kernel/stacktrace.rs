@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Short stack traces.
+//!
+//! C header: [`include/linux/stacktrace.h`](srctree/include/linux/stacktrace.h)
+
+use crate::bindings;
+use kernel::{
+    fmt,
+    prelude::*, //
+};
+
+/// Frames that a trace has at most.
+const FRAMES: usize = 10;
+
+/// The innermost frames of a stack; none in a kernel without `CONFIG_STACKTRACE`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Trace {
+    frames: [usize; FRAMES],
+    len: usize,
+}
+
+impl Trace {
+    /// No frames.
+    pub(crate) const NONE: Self = Self {
+        frames: [0; FRAMES],
+        len: 0,
+    };
+
+    /// The stack of the current task, without its `skip` innermost frames. In any context; does not
+    /// sleep.
+    pub(crate) fn capture(skip: u32) -> Self {
+        let mut trace = Self::NONE;
+        let frames = trace.frames.as_mut_ptr();
+        // SAFETY: There is room for `FRAMES` frames.
+        trace.len = unsafe { bindings::zdm_stack(frames, FRAMES as u32, skip) } as usize;
+        trace
+    }
+
+    /// Its frames, the innermost one first.
+    pub(crate) fn frames(&self) -> impl Iterator<Item = Frame> + '_ {
+        self.frames.iter().take(self.len).copied().map(Frame)
+    }
+}
+
+/// A return address, shown as `%pB` shows it.
+pub(crate) struct Frame(usize);
+
+impl fmt::Display for Frame {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut text = [0u8; 256];
+        // SAFETY: There is room for that many bytes, the NUL included.
+        let len = unsafe { bindings::zdm_symbol(text.as_mut_ptr().cast(), text.len(), self.0) };
+        let name = text.get(..len as usize).ok_or(fmt::Error)?;
+        f.write_str(core::str::from_utf8(name).map_err(|_| fmt::Error)?)
+    }
+}
+
+/// Nanoseconds on the clock of the kernel log. In any context.
+pub(crate) fn log_clock() -> u64 {
+    // SAFETY: Always safe.
+    unsafe { bindings::zdm_log_clock() }
+}
+
+#[kunit_tests(zdmirror_stacktrace)]
+mod tests {
+    use super::*;
+    use kernel::str::CString;
+
+    #[test]
+    fn trace_names_who_called() -> Result {
+        assert_eq!(Trace::NONE.frames().count(), 0);
+        let trace = Trace::capture(0);
+        assert!((1..=FRAMES).contains(&trace.frames().count()));
+        let first = trace.frames().next().ok_or(EINVAL)?;
+        let text = CString::try_from_fmt(fmt!("{}", first))?;
+        assert!(text.to_bytes().windows(2).any(|part| part == b"+0"));
+        Ok(())
+    }
+
+    #[test]
+    fn clock_goes_on() {
+        let now = log_clock();
+        assert!(now > 0 && log_clock() >= now);
+    }
+}
