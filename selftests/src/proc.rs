@@ -75,6 +75,18 @@ fn kib(text: &str, name: &str) -> Option<u64> {
     line.trim().parse().ok()
 }
 
+/// Whether a page frame of system memory is the first one of a large folio, by
+/// /proc/kpageflags; a free page is not.
+#[track_caller]
+pub fn is_large_folio(pfn: u64) -> Outcome<bool> {
+    const COMPOUND_HEAD: u64 = 1 << 15;
+    let file = fs::File::open("/proc/kpageflags").or_fail("/proc/kpageflags")?;
+    let mut flags = [0; 8];
+    file.read_exact_at(&mut flags, pfn * 8)
+        .or_fail("/proc/kpageflags")?;
+    Ok(u64::from_ne_bytes(flags) & COMPOUND_HEAD != 0)
+}
+
 /// Anonymous resident memory of the process, in pages. Exact: /proc/PID/status
 /// sums up the per-CPU parts.
 #[track_caller]

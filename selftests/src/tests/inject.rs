@@ -14,7 +14,7 @@ use crate::sys;
 use crate::uapi::*;
 
 /// Forgets the records, so that the harness's audit is that of a new device.
-fn clear(device: &Device) -> Outcome {
+pub(super) fn clear(device: &Device) -> Outcome {
     device.try_audit(ZDM_AUDIT_CLEAR).or_fail("ZDM_AUDIT")?;
     let (audit, records) = device.audit()?;
     check_eq!(audit.total, 0, "total after ZDM_AUDIT_CLEAR");
@@ -23,7 +23,7 @@ fn clear(device: &Device) -> Outcome {
 }
 
 /// The one violation that the audit must report.
-fn the_violation(device: &Device, found: u64) -> Outcome<(Audit, Violation)> {
+pub(super) fn the_violation(device: &Device, found: u64) -> Outcome<(Audit, Violation)> {
     let (audit, records) = device.audit()?;
     check_eq!(audit.found, found, "violations that the scan found");
     check_eq!(audit.total, 1, "violations in total ({records:x?})");
@@ -49,7 +49,7 @@ pub fn not_allowed(_: &Ctx) -> Outcome {
     let device = Device::open(0)?;
     let buf = Buffer::filled(1, 100)?;
     one_on_device(&device, &buf)?;
-    for kind in ZDM_INJECT_EXTRA_GET..=ZDM_INJECT_HAND_OUT_TWICE {
+    for kind in ZDM_INJECT_EXTRA_GET..=ZDM_INJECT_CORRUPT {
         let result = device.inject(kind, buf.at(0));
         let what = format!("ZDM_INJECT of kind {kind} with inject=0");
         expect_errno(result, &[libc::EPERM], &what)?;
@@ -64,7 +64,7 @@ pub fn not_root(_: &Ctx) -> Outcome {
     // A child, as a process without its capabilities can't get them back.
     Child::spawn(|| {
         sys::become_nobody().or_fail("setresuid")?;
-        for kind in ZDM_INJECT_EXTRA_GET..=ZDM_INJECT_HAND_OUT_TWICE {
+        for kind in ZDM_INJECT_EXTRA_GET..=ZDM_INJECT_CORRUPT {
             let result = device.inject(kind, buf.at(0));
             let what = format!("ZDM_INJECT of kind {kind} without CAP_SYS_ADMIN");
             expect_errno(result, &[libc::EPERM], &what)?;
@@ -80,7 +80,7 @@ pub fn not_root(_: &Ctx) -> Outcome {
 pub fn bad(_: &Ctx) -> Outcome {
     let device = Device::open(0)?;
     let buf = Buffer::filled(2, 102)?;
-    for kind in [0, ZDM_INJECT_HAND_OUT_TWICE + 1, u32::MAX] {
+    for kind in [0, ZDM_INJECT_CORRUPT + 1, u32::MAX] {
         let what = format!("ZDM_INJECT of kind {kind}");
         expect_errno(device.inject(kind, buf.at(0)), &[libc::EINVAL], &what)?;
     }
@@ -90,7 +90,12 @@ pub fn bad(_: &Ctx) -> Outcome {
     buf.unmap(1, 1)?;
     let result = device.inject(ZDM_INJECT_EXTRA_GET, buf.at(1));
     expect_errno(result, &[libc::ENOENT], "ZDM_INJECT_EXTRA_GET of a hole")?;
-    for kind in [ZDM_INJECT_UNDO_GET, ZDM_INJECT_UNDO_FREE_PAGE_REF] {
+    for kind in [
+        ZDM_INJECT_UNDO_GET,
+        ZDM_INJECT_UNDO_FREE_PAGE_REF,
+        ZDM_INJECT_UNDO_STALE,
+        ZDM_INJECT_PAGEMAP_PUT,
+    ] {
         let result = device.inject(kind, buf.at(0));
         let what = format!("ZDM_INJECT of kind {kind} with nothing to undo");
         expect_errno(result, &[], &what)?;

@@ -24,6 +24,7 @@ mod generic;
 mod generic_pins;
 mod generic_rule;
 mod inject;
+mod inject_each;
 mod inspect;
 mod kill;
 mod migrate;
@@ -140,6 +141,9 @@ pub fn all() -> Vec<&'static Test> {
         debugfs::TESTS,
         allocator::TESTS,
         INJECTING,
+        inject_each::TESTS,
+        inject_each::MORE,
+        inject_each::SMALL,
         debugfs::INJECTING,
         params::TESTS,
         debugfs::RELOADING,

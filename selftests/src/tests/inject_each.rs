@@ -1,0 +1,626 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Every invariant of every kind of memory is broken on purpose, and the oracle must
+//! report that one, on that page, and nothing else. Those of `inject.rs` are about
+//! PRIVATE memory only.
+
+use std::fs;
+use std::time::Duration;
+
+use super::account::{current, new_cgroup};
+use super::inject::{clear, the_violation};
+use super::target::{COHERENT, GENERIC, PRIVATE, Target, huge_filled};
+use super::{Ctx, Test, test, with};
+use crate::check::{Fail, OrFail, Outcome, expect_errno};
+use crate::device::{Buffer, Data, Device, HUGE_PAGES};
+use crate::harness::Child;
+use crate::module;
+use crate::proc;
+use crate::sys;
+use crate::uapi::*;
+use crate::{check, check_eq};
+
+macro_rules! of_each_kind {
+    ($($name:ident),* $(,)?) => {
+        &[$(
+            with("inject=1", test(concat!("inject.", stringify!($name)), $name::<PRIVATE>)),
+            with("inject=1", test(concat!("inject_coherent.", stringify!($name)), $name::<COHERENT>)),
+            with("inject=1", test(concat!("inject_generic.", stringify!($name)), $name::<GENERIC>)),
+        )*]
+    };
+}
+
+pub const TESTS: &[Test] = of_each_kind![
+    born,
+    settled_ref,
+    settled_ref_huge,
+    source_ref,
+    source_ref_huge,
+    double_free,
+    stale_mapping,
+    stale_anon_exclusive,
+    held_huge,
+    pagemap_ref,
+    stuck,
+    not_freed,
+    still_charged,
+    corrupt,
+];
+
+/// Those that want all of a device's memory.
+pub const SMALL: &[Test] = &[
+    with(
+        CHUNKS,
+        test("inject.stale_hand_out", stale_hand_out::<PRIVATE>),
+    ),
+    with(
+        CHUNKS,
+        test("inject_coherent.stale_hand_out", stale_hand_out::<COHERENT>),
+    ),
+    with(
+        CHUNKS,
+        test("inject_generic.stale_hand_out", stale_hand_out::<GENERIC>),
+    ),
+    with(CHUNKS, test("inject.ledger_freed", ledger_freed)),
+];
+
+const CHUNKS: &str = "inject=1 devmem_chunk_mb=2";
+
+/// Those that say more of one kind than of the others.
+pub const MORE: &[Test] = &[
+    with(
+        "inject=1",
+        test("inject.pagemap_ref_stays", pagemap_ref_stays),
+    ),
+    with("inject=1", test("inject.ledger", ledger)),
+    with("inject=1", test("inject.records", records)),
+    test("inject.pass", pass),
+];
+
+const N: usize = 8;
+
+/// The only violation since the last `clear`, of which a scan finds `found` again.
+#[track_caller]
+fn expect(device: &Device, found: u64, invariant: u32, check: u32, pfn: u64) -> Outcome<Violation> {
+    let (_, v) = the_violation(device, found)?;
+    check_eq!(
+        (v.invariant, v.check, v.pfn),
+        (invariant, check, pfn),
+        "invariant, check and page of the violation ({v:x?})"
+    );
+    Ok(v)
+}
+
+/// The page frame of a page that is on the device.
+#[track_caller]
+fn frame(target: &Target, buf: &Buffer, page: usize) -> Outcome<u64> {
+    Ok(target.inspect_one(buf, page)?.pfn)
+}
+
+/// The page frame of a page that the CPU has mapped.
+#[track_caller]
+fn mapped_frame(buf: &Buffer, page: usize) -> Outcome<u64> {
+    let frames = proc::frames(buf, page, 1)?;
+    let first = frames.first().copied();
+    first.ok_or_else(|| Fail::failed(format!("no page frame of page {page}")))
+}
+
+/// Injects, and returns the page frame that was touched.
+#[track_caller]
+fn inject(device: &Device, kind: u32, addr: u64) -> Outcome<u64> {
+    device
+        .inject(kind, addr)
+        .or_fail(&format!("ZDM_INJECT of kind {kind}"))
+}
+
+/// A scan finds nothing any more, and the next test starts anew.
+#[track_caller]
+fn mended(target: &Target) -> Outcome {
+    target.expect_empty()?;
+    clear(target)
+}
+
+/// I1: memory is registered with a page that has a reference.
+fn born<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    let target = Target::open(ctx, NODE)?;
+    let buf = Buffer::filled(N, 120)?;
+    inject(&target, ZDM_INJECT_BORN_REF, 0)?;
+    target
+        .command(HMM_RELEASE, buf.at(0), 1, Data::Nowhere)
+        .or_fail("RELEASE")?;
+    target.move_all(&buf, 120)?;
+    let (audit, records) = target.audit()?;
+    check_eq!(audit.total, 1, "violations ({records:x?})");
+    let v = records[0];
+    check_eq!(
+        (v.invariant, v.check, v.expected, v.found),
+        (1, ZDM_CHECK_REFCOUNT, 0, 1),
+        "the violation ({v:x?})"
+    );
+    check_eq!(v.last_event, ZDM_EVENT_BORN, "last transition of the page");
+    // It is the first one of all that the device has.
+    let lowest = frame(&target, &buf, 0)?;
+    check!(
+        v.pfn <= lowest && lowest - v.pfn < N as u64,
+        "page of the violation: expected the first one of the memory that {lowest:#x} is in, found {v:x?}"
+    );
+    target.bring_back(&buf, 0, N)?;
+    buf.check(0, N, 120)?;
+    mended(&target)
+}
+
+/// I2: a page that still has a mapping is not handed out. With chunks of 2 MiB, all of
+/// which is wanted.
+fn stale_hand_out<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    let target = Target::open(ctx, NODE)?;
+    let buf = Buffer::anon(HUGE_PAGES)?;
+    buf.advise(0, HUGE_PAGES, libc::MADV_NOHUGEPAGE)?;
+    buf.fill(0, HUGE_PAGES, 121);
+    let pfn = inject(&target, ZDM_INJECT_STALE_MAPPING, 0)?;
+    let result = target.to_device(&buf, 0, HUGE_PAGES);
+    expect_errno(
+        result.map(|_| ()),
+        &[libc::ENOENT],
+        "MIGRATE_TO_DEV of more than there is",
+    )?;
+    target.expect(&buf, 0, HUGE_PAGES, HUGE_PAGES - 1)?;
+    inject(&target, ZDM_INJECT_UNDO_STALE, 0)?;
+    expect(&target, 0, 2, ZDM_CHECK_MAPPING, pfn)?;
+    target
+        .to_system(&buf, 0, HUGE_PAGES)
+        .or_fail("MIGRATE_TO_SYS")?;
+    buf.check(0, HUGE_PAGES, 121)?;
+    mended(&target)
+}
+
+/// I3: a folio has a reference more than mappings when a migration to it is done.
+fn settled<const NODE: usize>(ctx: &Ctx, huge: bool) -> Outcome {
+    let target = Target::open(ctx, NODE)?;
+    let buf = source(&target, huge, 122)?;
+    inject(&target, ZDM_INJECT_SETTLED_REF, 0)?;
+    target.move_all(&buf, 122)?;
+    let page = target.inspect_one(&buf, 0)?;
+    let order = if huge && target.moves_large() { 9 } else { 0 };
+    check_eq!(page.order, order, "order of the folio");
+    // By the migration, and by the scan that looks for it.
+    let (audit, records) = target.audit()?;
+    check_eq!(
+        (audit.found, audit.total),
+        (1, 2),
+        "violations ({records:x?})"
+    );
+    for (v, invariant) in records.iter().zip([3, 5]) {
+        check_eq!(
+            (v.invariant, v.check, v.pfn, v.order, v.expected, v.found),
+            (invariant, ZDM_CHECK_REFCOUNT, page.pfn, order, 1, 2),
+            "the violation ({v:x?})"
+        );
+    }
+    let pfn = inject(&target, ZDM_INJECT_UNDO_GET, 0)?;
+    check_eq!(pfn, page.pfn, "page of UNDO_GET");
+    target.bring_back(&buf, 0, buf.pages())?;
+    buf.check(0, buf.pages(), 122)?;
+    mended(&target)
+}
+
+/// Memory to be moved, and huge if the device takes that.
+fn source(target: &Target, huge: bool, seed: u64) -> Outcome<Buffer> {
+    if !huge {
+        return Buffer::filled(N, seed);
+    }
+    if !target.moves_large() {
+        return Err(Fail::Skip("this kernel moves no huge pages there".into()));
+    }
+    huge_filled(1, seed)
+}
+
+fn settled_ref<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    settled::<NODE>(ctx, false)
+}
+
+fn settled_ref_huge<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    settled::<NODE>(ctx, true)
+}
+
+/// I9: what a folio of the system's holds moves although somebody holds it.
+fn moved_held<const NODE: usize>(ctx: &Ctx, huge: bool) -> Outcome {
+    let target = Target::open(ctx, NODE)?;
+    let buf = source(&target, huge, 123)?;
+    let pfn = mapped_frame(&buf, 0)?;
+    inject(&target, ZDM_INJECT_SOURCE_REF, 0)?;
+    target.move_all(&buf, 123)?;
+    let v = expect(&target, 0, 9, ZDM_CHECK_REFCOUNT, pfn)?;
+    check_eq!(
+        (v.kind, v.expected, v.found),
+        (TYPE_SYSTEM, 1, 2),
+        "the violation ({v:x?})"
+    );
+    check_eq!(
+        v.order,
+        if huge { 9 } else { 0 },
+        "order of the folio that is held"
+    );
+    let held = inject(&target, ZDM_INJECT_UNDO_GET, 0)?;
+    check_eq!(held, pfn, "page of UNDO_GET");
+    target.bring_back(&buf, 0, buf.pages())?;
+    buf.check(0, buf.pages(), 123)?;
+    mended(&target)
+}
+
+fn source_ref<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    moved_held::<NODE>(ctx, false)
+}
+
+fn source_ref_huge<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    moved_held::<NODE>(ctx, true)
+}
+
+/// I4: a page is freed that is free.
+fn double_free<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    let target = Target::open(ctx, NODE)?;
+    let pfn = inject(&target, ZDM_INJECT_DOUBLE_FREE, 0)?;
+    let v = expect(&target, 0, 4, ZDM_CHECK_STATE, pfn)?;
+    check_eq!((v.expected, v.found), (1, 0), "the violation ({v:x?})");
+    // The allocator has it once, as before.
+    let before = target.audit()?.0.free;
+    let buf = Buffer::filled(N, 124)?;
+    target.move_all(&buf, 124)?;
+    check_eq!(target.audit()?.0.free, before - N as u64, "free pages");
+    target.bring_back(&buf, 0, N)?;
+    buf.check(0, N, 124)?;
+    mended(&target)
+}
+
+/// I5: a free page has what it must not have.
+fn stale<const NODE: usize>(ctx: &Ctx, kind: u32, check: u32) -> Outcome {
+    let target = Target::open(ctx, NODE)?;
+    let pfn = inject(&target, kind, 0)?;
+    expect(&target, 1, 5, check, pfn)?;
+    expect_errno(target.inject(kind, 0), &[libc::EBUSY], "the same once more")?;
+    check_eq!(
+        inject(&target, ZDM_INJECT_UNDO_STALE, 0)?,
+        pfn,
+        "page of UNDO_STALE"
+    );
+    mended(&target)
+}
+
+fn stale_mapping<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    stale::<NODE>(ctx, ZDM_INJECT_STALE_MAPPING, ZDM_CHECK_MAPPING)
+}
+
+fn stale_anon_exclusive<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    stale::<NODE>(
+        ctx,
+        ZDM_INJECT_STALE_ANON_EXCLUSIVE,
+        ZDM_CHECK_ANON_EXCLUSIVE,
+    )
+}
+
+/// I5: a large folio in use has a reference that nobody accounts for.
+fn held_huge<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    let target = Target::open(ctx, NODE)?;
+    let buf = source(&target, true, 125)?;
+    target.move_huge(&buf, 125)?;
+    let pfn = frame(&target, &buf, 0)?;
+    let tail = inject(&target, ZDM_INJECT_EXTRA_GET, buf.at(HUGE_PAGES / 2))?;
+    check!(
+        (pfn..pfn + HUGE_PAGES as u64).contains(&tail),
+        "page of EXTRA_GET: expected one of the folio at {pfn:#x}, found {tail:#x}"
+    );
+    let v = expect(&target, 1, 5, ZDM_CHECK_REFCOUNT, pfn)?;
+    check_eq!(
+        (v.order, v.expected, v.found),
+        (9, 1, 2),
+        "the violation ({v:x?})"
+    );
+    check_eq!(
+        (v.last_event, v.last_order),
+        (ZDM_EVENT_SETTLED, 9),
+        "last transition ({v:x?})"
+    );
+    inject(&target, ZDM_INJECT_UNDO_GET, 0)?;
+    buf.unmap(0, HUGE_PAGES)?;
+    mended(&target)
+}
+
+/// I6: a reference of the pagemap that nobody accounts for.
+fn pagemap_ref<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    let target = Target::open(ctx, NODE)?;
+    let pfn = inject(&target, ZDM_INJECT_PAGEMAP_GET, 0)?;
+    let v = expect(&target, 1, 6, ZDM_CHECK_PAGEMAP, pfn)?;
+    check_eq!((v.expected, v.found), (0, 1), "the violation ({v:x?})");
+    check_eq!(
+        inject(&target, ZDM_INJECT_PAGEMAP_PUT, 0)?,
+        pfn,
+        "page of PAGEMAP_PUT"
+    );
+    mended(&target)?;
+    // With pages in use, too, and as many as there are.
+    let buf = Buffer::filled(N, 126)?;
+    target.move_all(&buf, 126)?;
+    inject(&target, ZDM_INJECT_PAGEMAP_GET, 0)?;
+    expect(&target, 1, 6, ZDM_CHECK_PAGEMAP, pfn)?;
+    inject(&target, ZDM_INJECT_PAGEMAP_PUT, 0)?;
+    target.bring_back(&buf, 0, N)?;
+    buf.check(0, N, 126)?;
+    mended(&target)
+}
+
+/// With such a reference the memory could not be unregistered, so the module stays;
+/// and goes when it is dropped.
+fn pagemap_ref_stays(ctx: &Ctx) -> Outcome {
+    let device = Device::open(0)?;
+    inject(&device, ZDM_INJECT_PAGEMAP_GET, 0)?;
+    drop(device);
+    match ctx.module.try_unload() {
+        Err(e) if module::busy(&e) => {}
+        other => {
+            return Err(Fail::failed(format!(
+                "unloading with a pagemap that is held: expected EAGAIN or EBUSY, found {other:?}"
+            )));
+        }
+    }
+    let device = Device::open(0)?;
+    let pfn = inject(&device, ZDM_INJECT_PAGEMAP_PUT, 0)?;
+    expect(&device, 0, 6, ZDM_CHECK_PAGEMAP, pfn)?;
+    clear(&device)?;
+    drop(device);
+    ctx.module.unload()?;
+    ctx.module.load("inject=1")
+}
+
+/// I7: a page would not leave the device.
+fn stuck<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    let target = Target::open(ctx, NODE)?;
+    let buf = Buffer::filled(N, 127)?;
+    target.move_all(&buf, 127)?;
+    let pfn = inject(&target, ZDM_INJECT_EXTRA_GET, buf.at(2))?;
+    let result = target.command(HMM_RELEASE, buf.at(0), 1, Data::Nowhere);
+    expect_errno(result, &[libc::EBUSY], "RELEASE with a page that is held")?;
+    inject(&target, ZDM_INJECT_UNDO_GET, 0)?;
+    let v = expect(&target, 0, 7, ZDM_CHECK_STUCK, pfn)?;
+    check_eq!(v.found, 2, "references of the violation ({v:x?})");
+    target
+        .command(HMM_RELEASE, buf.at(0), 1, Data::Nowhere)
+        .or_fail("RELEASE")?;
+    buf.check(0, N, 127)?;
+    clear(&target)
+}
+
+/// I8: the page that was moved away from is not freed.
+fn not_freed<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    let target = Target::open(ctx, NODE)?;
+    let buf = source(&target, true, 128)?;
+    let pfn = mapped_frame(&buf, 0)?;
+    check!(
+        proc::is_large_folio(pfn)?,
+        "frame {pfn:#x}: expected a huge page, found none"
+    );
+    inject(&target, ZDM_INJECT_SOURCE_REF, 0)?;
+    target.move_huge(&buf, 128)?;
+    // Nobody maps it any more, and there it is.
+    check!(
+        proc::is_large_folio(pfn)?,
+        "frame {pfn:#x}: expected the huge page, found none"
+    );
+    inject(&target, ZDM_INJECT_UNDO_GET, 0)?;
+    check!(
+        !proc::is_large_folio(pfn)?,
+        "frame {pfn:#x}: expected a free page, found a huge one"
+    );
+    expect(&target, 0, 9, ZDM_CHECK_REFCOUNT, pfn)?;
+    buf.unmap(0, HUGE_PAGES)?;
+    mended(&target)
+}
+
+/// I8: a device page that nobody maps is not freed, and stays charged.
+fn still_charged<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    let dir = new_cgroup()?;
+    let child = Child::spawn(|| {
+        fs::write(dir.join("cgroup.procs"), "0").or_fail("cgroup.procs")?;
+        let target = Target::open(ctx, NODE)?;
+        let buf = source(&target, true, 118)?;
+        target.move_huge(&buf, 118)?;
+        inject(&target, ZDM_INJECT_EXTRA_GET, buf.at(0))?;
+        // Nothing is left of the process's, so what is charged is the leak.
+        buf.unmap(0, HUGE_PAGES)?;
+        let huge = HUGE_PAGES as u64;
+        let held = current(&dir)?;
+        inject(&target, ZDM_INJECT_UNDO_GET, 0)?;
+        let mut left = held;
+        sys::wait_until(Duration::from_secs(5), || {
+            left = current(&dir).unwrap_or(u64::MAX);
+            left + huge * 3 / 4 < held
+        });
+        check!(
+            held >= huge && left + huge * 3 / 4 < held,
+            "pages charged: expected {huge} more while one is held than after, found {held} and {left}"
+        );
+        mended(&target)
+    })?;
+    let outcome = child.join();
+    fs::remove_dir(&dir).or_fail("rmdir of an empty cgroup")?;
+    outcome
+}
+
+/// I10: a bit of the data is flipped where it is.
+fn corrupt<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    let target = Target::open(ctx, NODE)?;
+    let buf = Buffer::filled(N, 129)?;
+    target.move_all(&buf, 129)?;
+    for (page, times) in [(3, 1), (5, 2)] {
+        for _ in 0..times {
+            inject(&target, ZDM_INJECT_CORRUPT, buf.at(page))?;
+        }
+    }
+    target.bring_back(&buf, 0, N)?;
+    match buf.check(0, N, 129) {
+        Err(Fail::Failed { what, .. }) if what.contains("page 3") => {}
+        other => {
+            return Err(Fail::failed(format!(
+                "data with a bit flipped in page 3: expected a failure that says so, found {other:?}"
+            )));
+        }
+    }
+    buf.check(0, 3, 129)?;
+    buf.check(4, N - 4, 129)?;
+    mended(&target)
+}
+
+/// A violation tells what happened to the page last, when, and who did it.
+fn ledger(ctx: &Ctx) -> Outcome {
+    let target = Target::open(ctx, PRIVATE)?;
+    let me = sys::pid() as u32;
+    // In use: this task moved it there.
+    let buf = Buffer::filled(1, 119)?;
+    target.move_all(&buf, 119)?;
+    let pfn = inject(&target, ZDM_INJECT_EXTRA_GET, buf.at(0))?;
+    let moved = expect(&target, 1, 5, ZDM_CHECK_REFCOUNT, pfn)?;
+    check_eq!(
+        (moved.last_event, moved.last_pid, moved.last_order),
+        (ZDM_EVENT_SETTLED, me, 0),
+        "last transition ({moved:x?})"
+    );
+    inject(&target, ZDM_INJECT_UNDO_GET, 0)?;
+    clear(&target)?;
+    // In use as a part of what was a huge page.
+    let huge = huge_filled(1, 117)?;
+    target.move_huge(&huge, 117)?;
+    // What is left of it is no longer mapped as one, so that a fault has it split.
+    huge.unmap(0, 1)?;
+    huge.get(1, 0);
+    let pfn = inject(&target, ZDM_INJECT_EXTRA_GET, huge.at(7))?;
+    let split = expect(&target, 1, 5, ZDM_CHECK_REFCOUNT, pfn)?;
+    check_eq!(
+        (split.last_event, split.last_pid, split.last_order),
+        (ZDM_EVENT_SPLIT, me, 0),
+        "last transition ({split:x?})"
+    );
+    check!(
+        split.last_time > moved.last_time,
+        "last transition: expected a later one, found {split:x?} after {moved:x?}"
+    );
+    inject(&target, ZDM_INJECT_UNDO_GET, 0)?;
+    huge.check(1, HUGE_PAGES - 1, 117)?;
+    // Never used so far.
+    clear(&target)?;
+    let pfn = inject(&target, ZDM_INJECT_STALE_MAPPING, 0)?;
+    let born = expect(&target, 1, 5, ZDM_CHECK_MAPPING, pfn)?;
+    check_eq!(
+        born.last_event,
+        ZDM_EVENT_BORN,
+        "last transition ({born:x?})"
+    );
+    check!(
+        born.last_time < moved.last_time,
+        "last transition: expected an earlier one, found {born:x?} and {moved:x?}"
+    );
+    inject(&target, ZDM_INJECT_UNDO_STALE, 0)?;
+    buf.check(0, 1, 119)?;
+    mended(&target)
+}
+
+/// The same of a page that is free again, on a device of which all pages were used.
+fn ledger_freed(ctx: &Ctx) -> Outcome {
+    // The first one has a page that another test had set aside.
+    let target = Target::open(ctx, PRIVATE + 1)?;
+    let buf = Buffer::anon(HUGE_PAGES)?;
+    buf.advise(0, HUGE_PAGES, libc::MADV_NOHUGEPAGE)?;
+    buf.fill(0, HUGE_PAGES, 116);
+    target.move_all(&buf, 116)?;
+    target.bring_back(&buf, 0, HUGE_PAGES)?;
+    let pfn = inject(&target, ZDM_INJECT_STALE_ANON_EXCLUSIVE, 0)?;
+    let freed = expect(&target, 1, 5, ZDM_CHECK_ANON_EXCLUSIVE, pfn)?;
+    check_eq!(
+        (freed.last_event, freed.last_pid, freed.last_order),
+        (ZDM_EVENT_FREED, sys::pid() as u32, 0),
+        "last transition ({freed:x?})"
+    );
+    inject(&target, ZDM_INJECT_UNDO_STALE, 0)?;
+    mended(&target)
+}
+
+/// Records of the size that is asked for: of the first version, of this one, and of one
+/// to come, which is filled up with zeroes.
+fn records(ctx: &Ctx) -> Outcome {
+    let target = Target::open(ctx, PRIVATE)?;
+    let pfn = inject(&target, ZDM_INJECT_DOUBLE_FREE, 0)?;
+    let whole = size_of::<Violation>();
+    let first = ZDM_VIOLATION_SIZE_VER0 as usize;
+    for (asked, size) in [
+        (0, first),
+        (first, first),
+        (whole, whole),
+        (whole + 100, whole + 100),
+    ] {
+        let mut bytes = vec![0x5a_u8; size * 2];
+        let mut audit = Audit {
+            records: bytes.as_mut_ptr() as u64,
+            nr_records: 2,
+            record_size: asked as u32,
+            ..Audit::default()
+        };
+        target.audit_with(&mut audit).or_fail("ZDM_AUDIT")?;
+        check_eq!(audit.nr_records, 1, "records of size {asked}");
+        let there = u64::from_ne_bytes(bytes[8..16].try_into().unwrap_or_default());
+        check_eq!(there, pfn, "page of the record of size {asked}");
+        let event = bytes[48];
+        let known = u8::from(size >= whole) * ZDM_EVENT_BORN as u8;
+        check_eq!(
+            if size >= whole { event } else { 0 },
+            known,
+            "event of size {asked}"
+        );
+        let (zeroes, rest) = bytes[whole.min(size)..].split_at(size - whole.min(size));
+        check!(
+            zeroes.iter().all(|&b| b == 0),
+            "what is not known of size {asked}: {zeroes:x?}"
+        );
+        check!(
+            rest.iter().all(|&b| b == 0x5a),
+            "bytes behind a record of size {asked} were written"
+        );
+    }
+    for (size, reserved, errno) in [
+        (1, 0, libc::EINVAL),
+        (first as u32 - 1, 0, libc::EINVAL),
+        (4097, 0, libc::E2BIG),
+        (u32::MAX, 0, libc::E2BIG),
+        (0, 1, libc::EINVAL),
+    ] {
+        let mut audit = Audit {
+            record_size: size,
+            reserved,
+            ..Audit::default()
+        };
+        let what = format!("ZDM_AUDIT with a record size of {size}, reserved {reserved}");
+        expect_errno(target.audit_with(&mut audit), &[errno], &what)?;
+    }
+    mended(&target)
+}
+
+/// A pass reads as many pages as there are, finds nothing, and is for root.
+fn pass(ctx: &Ctx) -> Outcome {
+    let target = Target::open(ctx, PRIVATE)?;
+    let (scan, _) = target.audit()?;
+    let (pass, _) = target.try_audit(ZDM_AUDIT_PASS).or_fail("ZDM_AUDIT_PASS")?;
+    check_eq!(pass.pages, scan.pages, "pages that a pass reads");
+    check_eq!(
+        (pass.free, pass.used, pass.found),
+        (0, 0, 0),
+        "what a pass finds"
+    );
+    let both = target.try_audit(ZDM_AUDIT_PASS | ZDM_AUDIT_CLEAR);
+    expect_errno(both, &[libc::EINVAL], "ZDM_AUDIT_PASS and ZDM_AUDIT_CLEAR")?;
+    Child::spawn(|| {
+        sys::become_nobody().or_fail("setresuid")?;
+        let result = target.try_audit(ZDM_AUDIT_PASS);
+        expect_errno(
+            result,
+            &[libc::EPERM],
+            "ZDM_AUDIT_PASS without CAP_SYS_ADMIN",
+        )
+    })?
+    .join()
+}
