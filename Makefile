@@ -34,7 +34,7 @@ need-tree := $(ZDVM)
 endif
 kbuild = $(ENV) make -C "$(build-tree)" M="$(CURDIR)" $(if $(MO),MO="$(abspath $(MO))")
 
-.PHONY: all modules modules_install clean distclean run test test-host test-repeat test-upstream \
+.PHONY: all modules modules_install clean distclean run test test-host test-repeat test-upstream bench \
 	patch-check shell help doctor \
 	rust-analyzer rustfmt rustfmtcheck clippy rustdoc checkpatch unsafe-check
 
@@ -71,6 +71,10 @@ test-repeat: $(ZDVM)
 # The kernel tree's own C driver and ours, test by test. WRITE=1 keeps the table.
 test-upstream: $(ZDVM)
 	@$(ENV) $(ZDVM) compare $(if $(WRITE),--write) $(or $(kdir-args),--kernel stock)
+
+# What the oracle costs, as ratios of what is measured side by side in one guest.
+bench: $(ZDVM)
+	@$(ENV) $(ZDVM) run $(or $(kdir-args),--kernel patched) --machine private --suite bench
 
 # The series one patch after the other, and a boot of the result. Hours the first time, on two
 # processors; it goes on where it was interrupted, and says at once what it has found out before.
@@ -142,6 +146,7 @@ help:
 	@echo '  test-upstream  - hmm-tests with the C driver and with ours, side by side;'
 	@echo '                   WRITE=1 writes Documentation/upstream.rst'
 	@echo 'With KDIR=DIR (and O=DIR) they use your kernel tree.'
+	@echo '  bench          - what the audit and the ledger cost'
 	@echo '  patch-check    - apply the patches one by one, compile what each touches, checkpatch;'
 	@echo '                   boot the result. Too slow for "test". KERNEL=patched-7.2 for one'
 	@echo '                   series, NOBOOT=1 without the boot'

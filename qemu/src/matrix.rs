@@ -141,12 +141,15 @@ pub struct SuiteSpec {
     /// Program in the guest.
     #[serde(default)]
     pub program: Option<String>,
-    /// Arguments of a script; `{NAME}` is a module parameter, and left out where there is none.
+    /// Arguments of the program; `{NAME}` is a module parameter, and left out where there is none.
     #[serde(default)]
     pub args: Vec<String>,
     /// Why all of it is left out of a quick run, if it is.
     #[serde(default)]
     pub slow: Option<String>,
+    /// Whether it runs only where it is asked for.
+    #[serde(default)]
+    pub by_name: bool,
 }
 
 impl SuiteSpec {
@@ -161,7 +164,7 @@ impl SuiteSpec {
         })
     }
 
-    /// The arguments of a script on a machine.
+    /// The arguments of the program on a machine.
     pub fn arguments(&self, machine: &MachineSpec) -> Vec<String> {
         let value = |arg: &String| match arg.strip_prefix('{').and_then(|a| a.strip_suffix('}')) {
             Some(name) => machine.param(name).map(str::to_owned),
@@ -251,7 +254,7 @@ impl Matrix {
             let wanted = if selection.suites.is_empty() {
                 // A script runs all of its tests whatever is asked for: a filter is no wish for it.
                 let vain = selection.filter.is_some() && spec.kind()? == Kind::Script;
-                (selection.full || spec.slow.is_none()) && !vain
+                (selection.full || spec.slow.is_none()) && !spec.by_name && !vain
             } else {
                 selection.suites.contains(name)
             };

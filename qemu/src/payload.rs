@@ -133,8 +133,8 @@ pub fn list_harness(binary: &Path) -> Result<Vec<String>> {
 }
 
 /// Asks our selftests, on the host, for their tests.
-pub fn list_plain(binary: &Path) -> Result<Vec<String>> {
-    let out = job::output(Command::new(binary).arg("--list"), "zdm-selftests --list")?;
+pub fn list_plain(binary: &Path, args: &[String]) -> Result<Vec<String>> {
+    let out = job::output(Command::new(binary).args(args).arg("--list"), "zdm-selftests --list")?;
     Ok(out.lines().map(str::trim).filter(|l| !l.is_empty()).map(str::to_owned).collect())
 }
 

@@ -99,7 +99,8 @@ impl Setup {
                 Kind::Kunit => continue,
                 Kind::Ktap => {
                     let file = programs_dir.join("zdm-selftests");
-                    let list = payload::list_plain(&file)?;
+                    let args = matrix.suite(&name)?.arguments(&setup.machine);
+                    let list = payload::list_plain(&file, &args)?;
                     (file, list)
                 }
                 Kind::Harness => {
@@ -164,16 +165,15 @@ impl Setup {
         };
         for suite in &planned.suites {
             let in_list = |t: &&String| self.lists.get(&suite.name).is_none_or(|l| l.contains(t));
-            let names = suite.tests.iter().map(|t| &t.name).filter(in_list).cloned().collect();
-            let tests = match suite.kind {
-                Kind::Kunit => Vec::new(),
-                Kind::Harness => names,
+            let names = suite.tests.iter().map(|t| &t.name).filter(in_list).cloned();
+            let mut tests = matrix.suite(&suite.name)?.arguments(&self.machine);
+            match suite.kind {
+                Kind::Kunit | Kind::Script => {}
                 // The program's own choice of tests would be no plan: names are given, except
                 // where all of them are wanted and the program may have more than is planned.
-                Kind::Ktap if suite.deselected.is_empty() => Vec::new(),
-                Kind::Ktap => names,
-                Kind::Script => matrix.suite(&suite.name)?.arguments(&self.machine),
-            };
+                Kind::Ktap if suite.deselected.is_empty() => {}
+                Kind::Ktap | Kind::Harness => tests.extend(names),
+            }
             out.suites.push(plan::Suite {
                 name: suite.name.clone(),
                 kind: suite.kind,
@@ -259,6 +259,9 @@ impl Live {
             Message::SuiteEnd(..) => self.suite = None,
             Message::Ktap(line) => {
                 let text = line.trim_start();
+                if let Some(figure) = text.split_once("bench: ").filter(|_| text.starts_with('#')) {
+                    report::say(&format!("{}\n", figure.1));
+                }
                 let result = text.starts_with("ok ") || text.starts_with("not ok ");
                 if let Some((_, progress, done)) = self.suite.as_mut().filter(|_| result) {
                     *done += 1;

@@ -29,15 +29,16 @@ use crate::harness::Harness;
 use crate::module::Module;
 
 const USAGE: &str = "\
-usage: zdm-selftests [--module FILE] [--timeout SECONDS] [NAME...]
-       zdm-selftests --list
+usage: zdm-selftests [--bench] [--module FILE] [--timeout SECONDS] [NAME...]
+       zdm-selftests [--bench] --list
 
-Runs the tests with these names, or whose names begin so; all of them without
-a name. The module is unloaded at the end, which is the test unload.clean.
+Runs the tests, or the benchmarks, with these names, or whose names begin so; all
+of them without a name. The module is unloaded at the end, which is the test unload.clean.
 It is always loaded with the parameters in ZDM_MODULE_PARAMS, too.
 ";
 
 struct Options {
+    bench: bool,
     list: bool,
     help: bool,
     module: PathBuf,
@@ -47,6 +48,7 @@ struct Options {
 
 fn options(mut args: impl Iterator<Item = String>) -> Result<Options, String> {
     let mut options = Options {
+        bench: false,
         list: false,
         help: false,
         module: PathBuf::from("/lib/modules/zdmirror.ko"),
@@ -56,6 +58,7 @@ fn options(mut args: impl Iterator<Item = String>) -> Result<Options, String> {
     while let Some(arg) = args.next() {
         let mut value = || args.next().ok_or(format!("{arg} wants a value"));
         match arg.as_str() {
+            "--bench" => options.bench = true,
             "--list" => options.list = true,
             "--help" | "-h" => options.help = true,
             "--module" => options.module = PathBuf::from(value()?),
@@ -78,7 +81,11 @@ fn run() -> Result<bool, String> {
         print!("{USAGE}");
         return Ok(true);
     }
-    let tests = tests::all();
+    let tests = if options.bench {
+        tests::benchmarks()
+    } else {
+        tests::all()
+    };
     let names: Vec<&str> = tests.iter().map(|t| t.name).collect();
     if options.list {
         for name in names {

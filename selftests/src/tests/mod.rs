@@ -9,6 +9,7 @@ mod access;
 mod account;
 mod allocator;
 mod bad;
+mod bench;
 mod cgroup;
 mod close;
 mod counts;
@@ -153,6 +154,12 @@ pub fn all() -> Vec<&'static Test> {
         RELOADING,
     ];
     groups.into_iter().flatten().collect()
+}
+
+/// The benchmarks, which are a table of their own, and how they end.
+pub fn benchmarks() -> Vec<&'static Test> {
+    let end = RELOADING.iter().filter(|t| t.name == "unload.clean");
+    bench::TESTS.iter().chain(end).collect()
 }
 
 /// With the module as the machine wants it.
