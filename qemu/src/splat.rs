@@ -26,7 +26,7 @@ pub struct Splat {
 /// Kinds in order of precedence: the first that fits names the line. `^` is the start of the
 /// message, behind the time stamp.
 const KINDS: &[(&str, &str)] = &[
-    ("invariant violated", r"zdmirror: violation:"),
+    ("invariant violated", r"zdmirror: (violation:|pagemap at .* stays registered)"),
     ("kernel panic", r"Kernel panic - not syncing"),
     ("Rust panic", r"rust_kernel: panicked|panicked at "),
     ("KASAN", r"BUG: KASAN:"),

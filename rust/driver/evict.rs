@@ -137,7 +137,8 @@ impl Device {
     ///
     /// # Errors
     ///
-    /// `EBUSY` when pages would not move, which are put on record; their chunk stays.
+    /// `EBUSY` when pages would not move or the pagemap is held, which is put on record; their chunk
+    /// stays.
     pub(super) fn release_memory(&self) -> Result {
         let _growth = self.growth.lock();
         let mut result = Ok(());
@@ -146,8 +147,10 @@ impl Device {
                 || self.chunk(number).map_or(0, |chunk| chunk.used()),
                 |_| self.evict_chunk(number),
             );
+            // Memory whose pagemap is held stays: it could not be unregistered.
+            let leak = moved && self.report_leak(number);
             // A page that was freed a moment ago may be on its way to the pool.
-            let gone = moved && (0..TRIES).any(|_| self.remove_chunk(number));
+            let gone = moved && !leak && (0..TRIES).any(|_| self.remove_chunk(number));
             if gone {
                 continue;
             }

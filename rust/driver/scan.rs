@@ -137,6 +137,12 @@ impl Device {
         Ok(counts)
     }
 
+    /// I6, of chunk `number`, which is to go; whether it cannot. May sleep.
+    pub(super) fn report_leak(&self, number: usize) -> bool {
+        self.chunk(number)
+            .is_some_and(|chunk| chunk.ops().judge(0, leaked(&chunk)))
+    }
+
     /// I6, when a file is closed: a pagemap with a reference that nobody accounts for cannot be
     /// unregistered, so the module stays loaded while there is one. May sleep.
     pub(super) fn stay_for_leaks(&self) {

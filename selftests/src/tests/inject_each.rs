@@ -341,7 +341,28 @@ fn pagemap_ref<const NODE: usize>(ctx: &Ctx) -> Outcome {
     target.move_all(&buf, 126)?;
     inject(&target, ZDM_INJECT_PAGEMAP_GET, 0)?;
     expect(&target, 1, 6, ZDM_CHECK_PAGEMAP, pfn)?;
+    // Scans once more, and forgets that.
+    target.try_audit(ZDM_AUDIT_CLEAR).or_fail("ZDM_AUDIT")?;
+    // And its memory is not taken away, which would not end.
+    let release = || target.command(HMM_RELEASE, buf.at(0), 1, Data::Nowhere);
+    expect_errno(
+        release(),
+        &[libc::EBUSY],
+        "RELEASE of a pagemap that is held",
+    )?;
+    // Which says so, and then the scan.
+    let (audit, records) = target.audit()?;
+    check_eq!(
+        (audit.found, audit.total),
+        (1, 2),
+        "violations ({records:x?})"
+    );
+    check!(
+        records.iter().all(|v| (v.invariant, v.pfn) == (6, pfn)),
+        "violations: expected I6 of {pfn:#x}, found {records:x?}"
+    );
     inject(&target, ZDM_INJECT_PAGEMAP_PUT, 0)?;
+    release().or_fail("RELEASE")?;
     target.bring_back(&buf, 0, N)?;
     buf.check(0, N, 126)?;
     mended(&target)
