@@ -75,7 +75,11 @@ pub fn fragments(matrix: &Matrix, files: &[PathBuf]) -> Result<Vec<(String, Stri
 
 /// Patches in the order of the series.
 pub fn patches(matrix: &Matrix, kernel: &Kernel) -> Result<Vec<Patch>> {
-    kernel.patches.as_ref().map_or(Ok(Vec::new()), |dir| series::read(&matrix.dir.join(dir)))
+    let mut out = Vec::new();
+    for dir in &kernel.patches {
+        out.extend(series::read(&matrix.dir.join(dir))?);
+    }
+    Ok(out)
 }
 
 /// Versions of everything that makes an object what it is.
@@ -107,29 +111,63 @@ pub fn pristine(repo: &Path, version: &str) -> Result<PathBuf> {
 /// Everything that determines a build.
 struct Recipe {
     source: PathBuf,
+    tools: String,
     patches: Vec<Patch>,
     fragments: Vec<(String, String)>,
-    key: String,
 }
 
-fn recipe(repo: &Path, matrix: &Matrix, kernel: &Kernel) -> Result<Recipe> {
-    let source = pristine(repo, &kernel.source)?;
-    let patches = patches(matrix, kernel)?;
-    let fragments = fragments(matrix, &kernel.config)?;
-    let mut parts = vec!["1 tinyconfig".to_owned(), source.display().to_string(), tool_versions()?];
-    // Another word in a message, or another number in the series, is no other kernel.
-    parts.extend(patches.iter().map(|p| p.diff().to_owned()));
-    parts.push("fragments".to_owned());
-    parts.extend(fragments.iter().map(|(_, text)| text.clone()));
-    let key = repo::key(&parts);
-    Ok(Recipe { source, patches, fragments, key })
+impl Recipe {
+    fn new(repo: &Path, matrix: &Matrix, kernel: &Kernel) -> Result<Self> {
+        Ok(Self {
+            source: pristine(repo, &kernel.source)?,
+            tools: tool_versions()?,
+            patches: patches(matrix, kernel)?,
+            fragments: fragments(matrix, &kernel.config)?,
+        })
+    }
+
+    /// The key of the build with this many of the patches.
+    fn key(&self, count: usize) -> String {
+        let head = ["1 tinyconfig".to_owned(), self.source.display().to_string()];
+        let mut parts: Vec<&str> = head.iter().map(String::as_str).chain([&*self.tools]).collect();
+        // Another word in a message, or another number in the series, is no other kernel.
+        parts.extend(self.patches.iter().take(count).map(Patch::diff));
+        parts.push("fragments");
+        parts.extend(self.fragments.iter().map(|(_, text)| text.as_str()));
+        repo::key(&parts)
+    }
+
+    /// A complete tree with as many of our first patches as can be found, how many these are, and
+    /// a lock without which it might be removed while it is copied.
+    fn seed(&self, kernels: &Path) -> Option<(PathBuf, usize, repo::Lock)> {
+        (0..=self.patches.len()).rev().find_map(|count| {
+            let key = self.key(count);
+            let mut trees: Vec<PathBuf> =
+                fs::read_dir(kernels).into_iter().flatten().flatten().map(|e| e.path()).collect();
+            trees.sort();
+            trees.into_iter().find_map(|tree| {
+                let name = tree.file_name()?.to_str()?;
+                let ours = name.strip_suffix(key.as_str()).is_some_and(|n| n.ends_with('-'));
+                let lock = kernels.join(format!("{name}.lock"));
+                // Waiting would do no good: who holds it builds or removes the tree.
+                let lock = ours.then(|| repo::try_lock(&lock)).flatten()?;
+                tree.join(COMPLETE).is_file().then_some((tree, count, lock))
+            })
+        })
+    }
 }
+
+/// In a tree that is patched as it should be.
+const SOURCE: &str = ".zdvm-source";
+/// In a tree that is built, too.
+const COMPLETE: &str = ".zdvm-complete";
 
 /// The kernel of the matrix, built if it is not there yet.
 pub fn build(repo: &Path, matrix: &Matrix, name: &str) -> Result<Tree> {
-    let recipe = recipe(repo, matrix, matrix.kernel(name)?)?;
+    let recipe = Recipe::new(repo, matrix, matrix.kernel(name)?)?;
+    let key = recipe.key(recipe.patches.len());
     let kernels = repo::cache("kernels")?;
-    let dir = kernels.join(format!("{name}-{}", recipe.key));
+    let dir = kernels.join(format!("{name}-{key}"));
     let tree = Tree {
         name: name.to_owned(),
         source: dir.clone(),
@@ -137,11 +175,11 @@ pub fn build(repo: &Path, matrix: &Matrix, name: &str) -> Result<Tree> {
         ours: true,
         arch: Vec::new(),
     };
-    let complete = dir.join(".zdvm-complete");
-    let _lock = repo::lock(&kernels.join(format!("{name}-{}.lock", recipe.key)))?;
+    let complete = dir.join(COMPLETE);
+    let _lock = repo::lock(&kernels.join(format!("{name}-{key}.lock")))?;
     if !complete.exists() {
-        prepare(&recipe, &dir)?;
-        let log = kernels.join(format!("{name}-{}.log", recipe.key));
+        prepare(&recipe, &kernels, &dir)?;
+        let log = kernels.join(format!("{name}-{key}.log"));
         let _ = fs::remove_file(&log);
         configure(&tree, &recipe.fragments, &log)?;
         compile(&tree, &log)?;
@@ -154,19 +192,36 @@ pub fn build(repo: &Path, matrix: &Matrix, name: &str) -> Result<Tree> {
     Ok(tree)
 }
 
-/// A patched copy of the source. A copy that was begun and not finished is not trusted; a build
-/// in it that was not finished is resumed, which make can do.
-fn prepare(recipe: &Recipe, dir: &Path) -> Result<()> {
-    let copied = dir.join(".zdvm-source");
-    if copied.exists() {
+/// A patched tree: a copy of a built one that lacks nothing but the last patches, so that make has
+/// only these to do; else of the source. A copy that was begun and not finished has another name
+/// and is not trusted; a build that was not finished is resumed, which make can do.
+fn prepare(recipe: &Recipe, kernels: &Path, dir: &Path) -> Result<()> {
+    if dir.join(SOURCE).exists() {
         return Ok(());
     }
-    series::copy(&recipe.source, dir)?;
-    for patch in &recipe.patches {
-        series::apply(dir, &patch.path)?;
+    let mut new = dir.as_os_str().to_owned();
+    new.push(NEW);
+    let new = PathBuf::from(new);
+    let seed = recipe.seed(kernels);
+    let (from, count) = seed.as_ref().map_or((&recipe.source, 0), |(tree, n, _)| (tree, *n));
+    if seed.is_some() {
+        eprintln!("zdvm: beginning with {}, which has {count} of the patches", from.display());
     }
-    fs::write(copied, "")?;
-    Ok(())
+    series::copy(from, &new)?;
+    for marker in [COMPLETE, SOURCE] {
+        let marker = new.join(marker);
+        if marker.exists() {
+            fs::remove_file(&marker).with_context(|| format!("removing {}", marker.display()))?;
+        }
+    }
+    for patch in recipe.patches.iter().skip(count) {
+        series::apply(&new, &patch.path)?;
+    }
+    fs::write(new.join(SOURCE), "")?;
+    if dir.exists() {
+        fs::remove_dir_all(dir).with_context(|| format!("removing {}", dir.display()))?;
+    }
+    fs::rename(&new, dir).with_context(|| format!("renaming {}", new.display()))
 }
 
 /// tinyconfig, the fragments over it, olddefconfig; then every line must have landed.
@@ -193,28 +248,152 @@ pub fn compile(tree: &Tree, log: &Path) -> Result<()> {
     logged(&mut command, &format!("building {}", tree.name), log, Some(&mut progress))
 }
 
-/// Removes all but the newest three trees of a kernel, if nobody uses them.
+/// What the name of a tree that is being made ends with.
+const NEW: &str = ".new";
+
+/// Removes all but the newest three trees of a kernel, and what was begun, if nobody uses them.
 fn prune(kernels: &Path, name: &str) {
     let mut trees: Vec<(SystemTime, PathBuf)> = Vec::new();
     for entry in fs::read_dir(kernels).into_iter().flatten().flatten() {
         let file = entry.file_name().to_string_lossy().into_owned();
         let key = file.strip_prefix(name).and_then(|r| r.strip_prefix('-')).unwrap_or_default();
+        let key = key.strip_suffix(NEW).unwrap_or(key);
         if key.len() != 12 || !key.bytes().all(|b| b.is_ascii_hexdigit()) {
             continue;
         }
-        let used = fs::metadata(entry.path().join(".zdvm-complete")).and_then(|m| m.modified());
+        let used = fs::metadata(entry.path().join(COMPLETE)).and_then(|m| m.modified());
         trees.push((used.unwrap_or(SystemTime::UNIX_EPOCH), entry.path()));
     }
     trees.sort();
     trees.reverse();
-    for (_, path) in trees.into_iter().skip(3) {
-        let lock = path.with_file_name(format!(
-            "{}.lock",
-            path.file_name().unwrap_or_default().to_string_lossy()
-        ));
+    let begun = |path: &Path| path.to_string_lossy().ends_with(NEW);
+    let (begun, trees): (Vec<_>, Vec<_>) = trees.into_iter().partition(|(_, p)| begun(p));
+    for (_, path) in begun.into_iter().chain(trees.into_iter().skip(3)) {
+        let file = path.file_name().unwrap_or_default().to_string_lossy();
+        let file = file.strip_suffix(NEW).unwrap_or(&file);
+        let lock = path.with_file_name(format!("{file}.lock"));
         if let Some(_held) = repo::try_lock(&lock) {
             eprintln!("zdvm: removing the old tree {}", path.display());
             let _ = fs::remove_dir_all(&path);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)] // A test may panic.
+    use super::*;
+
+    /// A source of one file, and patches that turn its line from 0 to 1 to 2.
+    fn recipe(dir: &Path) -> Recipe {
+        let source = dir.join("pristine");
+        fs::create_dir_all(&source).unwrap();
+        fs::write(source.join("f"), "0\n").unwrap();
+        let patch = |from: &str, to: &str| {
+            let diff =
+                format!("diff --git a/f b/f\n--- a/f\n+++ b/f\n@@ -1 +1 @@\n-{from}\n+{to}\n");
+            let (path, text) = (dir.join(format!("{to}.patch")), format!("Why.\n\n{diff}"));
+            fs::write(&path, &text).unwrap();
+            Patch { path, text }
+        };
+        Recipe {
+            source,
+            tools: "cc 1\n".to_owned(),
+            patches: vec![patch("0", "1"), patch("1", "2")],
+            fragments: vec![("base.config".to_owned(), "CONFIG_A=y\n".to_owned())],
+        }
+    }
+
+    /// A tree in the cache, built or not, which differs from others in a file that make made.
+    fn tree(kernels: &Path, name: &str, line: &str, complete: bool) -> PathBuf {
+        let dir = kernels.join(name);
+        fs::create_dir_all(&dir).unwrap();
+        fs::write(dir.join("f"), format!("{line}\n")).unwrap();
+        fs::write(dir.join("f.o"), name).unwrap();
+        fs::write(dir.join(SOURCE), "").unwrap();
+        if complete {
+            fs::write(dir.join(COMPLETE), "7.3.4").unwrap();
+        }
+        dir
+    }
+
+    fn read(file: PathBuf) -> String {
+        fs::read_to_string(file).unwrap()
+    }
+
+    #[test]
+    fn a_build_begins_with_the_tree_that_has_most_of_the_patches() {
+        let temp = tempfile::tempdir().unwrap();
+        let (recipe, kernels) = (recipe(temp.path()), temp.path().join("kernels"));
+        let keys: Vec<String> = (0..=2).map(|n| recipe.key(n)).collect();
+        let dir = kernels.join(format!("own-{}", keys[2]));
+        fs::create_dir_all(&kernels).unwrap();
+        assert!(recipe.seed(&kernels).is_none());
+        tree(&kernels, &format!("stock-{}", keys[0]), "0", true);
+        let one = tree(&kernels, &format!("one-{}", keys[1]), "1", true);
+        tree(&kernels, &format!("two-{}", keys[2]), "2", false);
+        let (from, count, lock) = recipe.seed(&kernels).unwrap();
+        assert_eq!((&from, count), (&one, 1), "what is not complete is no seed");
+        let (other, count, _) = recipe.seed(&kernels).unwrap();
+        assert!(other != one && count == 0, "nor is what somebody holds");
+        drop(lock);
+        prepare(&recipe, &kernels, &dir).unwrap();
+        assert_eq!(read(dir.join("f")), "2\n");
+        assert_eq!(read(dir.join("f.o")), format!("one-{}", keys[1]));
+        assert!(dir.join(SOURCE).exists() && !dir.join(COMPLETE).exists());
+        let times = |d: &Path| fs::metadata(d.join("f.o")).unwrap().modified().unwrap();
+        assert_eq!(times(&dir), times(&one), "make goes by the times");
+        assert_eq!(read(one.join("f")), "1\n");
+    }
+
+    #[test]
+    fn what_was_interrupted_is_begun_anew() {
+        let temp = tempfile::tempdir().unwrap();
+        let (recipe, kernels) = (recipe(temp.path()), temp.path().join("kernels"));
+        let name = format!("own-{}", recipe.key(2));
+        tree(&kernels, &format!("stock-{}", recipe.key(0)), "0", true);
+        // A copy that was cut off has the markers of its seed, and perhaps half of a patch.
+        tree(&kernels, &format!("{name}{NEW}"), "half", true);
+        prepare(&recipe, &kernels, &kernels.join(&name)).unwrap();
+        assert_eq!(read(kernels.join(&name).join("f")), "2\n");
+        assert!(!kernels.join(format!("{name}{NEW}")).exists());
+        assert!(!kernels.join(&name).join(COMPLETE).exists());
+        // So has one without seed.
+        let name = format!("own-{}", recipe.key(1));
+        tree(&kernels, &name, "half", false);
+        fs::remove_file(kernels.join(&name).join(SOURCE)).unwrap();
+        let first =
+            Recipe { patches: recipe.patches[..1].to_vec(), tools: "cc 2".into(), ..recipe };
+        assert!(first.seed(&kernels).is_none(), "other tools, other trees");
+        prepare(&first, &kernels, &kernels.join(&name)).unwrap();
+        assert_eq!(read(kernels.join(&name).join("f")), "1\n");
+        // A build that was, goes on.
+        fs::write(kernels.join(&name).join("f"), "mine\n").unwrap();
+        prepare(&first, &kernels, &kernels.join(&name)).unwrap();
+        assert_eq!(read(kernels.join(&name).join("f")), "mine\n");
+    }
+
+    #[test]
+    fn old_trees_and_what_was_begun_go() {
+        let temp = tempfile::tempdir().unwrap();
+        let kernels = temp.path();
+        let names: Vec<String> = (0..5).map(|n| format!("own-{n:012x}")).collect();
+        for (age, name) in (0..).zip(&names) {
+            let marker = tree(kernels, name, "0", true).join(COMPLETE);
+            let used = SystemTime::now() - std::time::Duration::from_secs(60 * age);
+            fs::File::options().write(true).open(marker).unwrap().set_modified(used).unwrap();
+        }
+        for name in [format!("{}{NEW}", names[0]), format!("other-{}", "0".repeat(12))] {
+            tree(kernels, &name, "0", false);
+        }
+        let used = repo::try_lock(&kernels.join(format!("{}.lock", names[4]))).unwrap();
+        prune(kernels, "own");
+        let there = |name: &str| kernels.join(name).is_dir();
+        assert_eq!(
+            names.iter().map(|n| there(n)).collect::<Vec<_>>(),
+            [true, true, true, false, true]
+        );
+        assert!(!there(&format!("{}{NEW}", names[0])) && there("other-000000000000"));
+        drop(used);
     }
 }

@@ -101,7 +101,8 @@ struct CompareArgs {
 
 #[derive(Debug, Args)]
 struct PatchCheckArgs {
-    /// A kernel of the matrix that has patches; may be given more than once. Else all of them.
+    /// A kernel of the matrix that has patches; may be given more than once. Else all with one
+    /// series.
     #[arg(long = "kernel")]
     kernels: Vec<String>,
     /// Do not build and boot the patched kernels.
@@ -216,7 +217,8 @@ fn cmd_patch_check(repo: &std::path::Path, args: &PatchCheckArgs) -> Result<bool
     let matrix = Matrix::load(repo)?;
     let mut kernels = args.kernels.clone();
     if kernels.is_empty() {
-        let patched = matrix.kernel.iter().filter(|(_, kernel)| kernel.patches.is_some());
+        // Seeded bugs over a series are no series to be sent anywhere.
+        let patched = matrix.kernel.iter().filter(|(_, kernel)| kernel.patches.len() == 1);
         kernels.extend(patched.map(|(name, _)| name.clone()));
     }
     let mut tally = Tally::default();

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use zdvm_guest::plan::Kind;
 
 use crate::expected::{Expected, On, Pattern, Place, Selection};
@@ -72,8 +72,9 @@ pub struct CompileSpec {
 pub struct Kernel {
     /// Version, as `scripts/kernel-source.sh` takes it.
     pub source: String,
-    /// Directory with patches and their `series`, beside the matrix.
-    pub patches: Option<PathBuf>,
+    /// Directories with patches and their `series`, beside the matrix: one after the other.
+    #[serde(default, deserialize_with = "one_or_more")]
+    pub patches: Vec<PathBuf>,
     /// Configuration fragments, beside the matrix, merged in order.
     pub config: Vec<PathBuf>,
     /// More kernel command line.
@@ -89,6 +90,20 @@ pub struct Kernel {
     /// Lines of the log that are a fault of this kernel, known and no splat.
     #[serde(default)]
     pub allow: Vec<KnownSpec>,
+}
+
+/// A path, or a list of them.
+fn one_or_more<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<PathBuf>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Paths {
+        One(PathBuf),
+        More(Vec<PathBuf>),
+    }
+    Ok(match Paths::deserialize(deserializer)? {
+        Paths::One(path) => vec![path],
+        Paths::More(paths) => paths,
+    })
 }
 
 /// Lines that a kernel is known to break the module's rules with.
