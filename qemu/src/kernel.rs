@@ -208,6 +208,11 @@ fn prepare(recipe: &Recipe, kernels: &Path, dir: &Path) -> Result<()> {
         eprintln!("zdvm: beginning with {}, which has {count} of the patches", from.display());
     }
     series::copy(from, &new)?;
+    if seed.is_some() {
+        // Some commands have the place in them, and make would take them for others.
+        let place = |path: &Path| path.to_string_lossy().into_owned();
+        series::replace_in_records(&new, &place(from), &place(dir))?;
+    }
     for marker in [COMPLETE, SOURCE] {
         let marker = new.join(marker);
         if marker.exists() {
@@ -310,6 +315,8 @@ mod tests {
         fs::create_dir_all(&dir).unwrap();
         fs::write(dir.join("f"), format!("{line}\n")).unwrap();
         fs::write(dir.join("f.o"), name).unwrap();
+        fs::create_dir_all(dir.join("rust")).unwrap();
+        fs::write(dir.join("rust/.f.o.cmd"), format!("OBJTREE={} rustc", dir.display())).unwrap();
         fs::write(dir.join(SOURCE), "").unwrap();
         if complete {
             fs::write(dir.join(COMPLETE), "7.3.4").unwrap();
@@ -340,6 +347,7 @@ mod tests {
         prepare(&recipe, &kernels, &dir).unwrap();
         assert_eq!(read(dir.join("f")), "2\n");
         assert_eq!(read(dir.join("f.o")), format!("one-{}", keys[1]));
+        assert_eq!(read(dir.join("rust/.f.o.cmd")), format!("OBJTREE={} rustc", dir.display()));
         assert!(dir.join(SOURCE).exists() && !dir.join(COMPLETE).exists());
         let times = |d: &Path| fs::metadata(d.join("f.o")).unwrap().modified().unwrap();
         assert_eq!(times(&dir), times(&one), "make goes by the times");

@@ -72,6 +72,28 @@ pub fn copy(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Replaces a path in all of kbuild's records of commands, `.NAME.cmd`, of a tree.
+pub fn replace_in_records(tree: &Path, old: &str, new: &str) -> Result<()> {
+    let mut left = vec![tree.to_owned()];
+    while let Some(dir) = left.pop() {
+        let entries = fs::read_dir(&dir).with_context(|| format!("reading {}", dir.display()))?;
+        for entry in entries {
+            let entry = entry?;
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            if entry.file_type()?.is_dir() {
+                left.push(entry.path());
+            } else if name.starts_with('.') && name.ends_with(".cmd") {
+                let text = fs::read_to_string(entry.path())?;
+                if text.contains(old) {
+                    fs::write(entry.path(), text.replace(old, new))?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Runs patch(1) on a tree, which takes no hunk whose context is another.
 fn patch(tree: &Path, file: &Path, options: &[&str]) -> Result<Output> {
     let mut patch = Command::new("patch");
