@@ -120,6 +120,10 @@ checkpatch: $(need-tree)
 		$(ENV) perl "$(build-tree)/scripts/checkpatch.pl" --strict --quiet --no-tree \
 			--ignore UNKNOWN_COMMIT_ID - < $$p; \
 	done
+	@for p in qemu/kernel/mutants/*.patch; do \
+		$(ENV) perl "$(build-tree)/scripts/checkpatch.pl" --strict --quiet --no-tree \
+			--ignore FILE_PATH_CHANGES - < $$p; \
+	done
 	@$(ENV) perl "$(build-tree)/scripts/checkpatch.pl" --strict --quiet --no-tree --file \
 		--ignore CONST_STRUCT,VOLATILE $(wildcard rust/helpers/*.[ch] uapi/*.h)
 
