@@ -9,12 +9,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use zdvm_guest::wire::Message;
 
 use crate::matrix::Timeouts;
 use crate::repo;
 use crate::verdict::Exit;
-use crate::vm::{Boot, Machine};
+use crate::vm::{Boot, Machine, Watcher};
 
 /// How long a guest under KVM may take to its first line.
 const PROOF: Duration = Duration::from_secs(4);
@@ -113,11 +112,11 @@ impl Choice {
         &self,
         machine: &Machine,
         limits: Timeouts,
-        observe: &mut dyn FnMut(&Message),
+        watcher: &mut dyn Watcher,
     ) -> Result<(Accel, Exit)> {
         if self.known().is_none() {
             let limits = Accel::Kvm.scale(limits);
-            match machine.boot(Accel::Kvm, limits, Some(self.proof), observe)? {
+            match machine.boot(Accel::Kvm, limits, Some(self.proof), watcher)? {
                 // One line is proof, whatever came of the guest afterwards; a QEMU that ends
                 // without a word has proved nothing.
                 Boot::Ended(exit) if machine.has_spoken() => {
@@ -134,7 +133,7 @@ impl Choice {
             }
         }
         let accel = self.known().unwrap_or(Accel::Tcg);
-        match machine.boot(accel, accel.scale(limits), None, observe)? {
+        match machine.boot(accel, accel.scale(limits), None, watcher)? {
             Boot::Ended(exit) => Ok((accel, exit)),
             Boot::Mute => bail!("a guest cannot be mute without a limit"),
         }

@@ -38,7 +38,8 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    fn good(&self) -> bool {
+    /// Whether it has passed without a word in the kernel log.
+    pub fn good(&self) -> bool {
         self.word == "pass" && self.oopses == 0 && self.warnings == 0
     }
 }
@@ -80,8 +81,8 @@ fn open_test(stream: &[u8]) -> Option<String> {
     })
 }
 
-/// Runs all tests with a driver, in as many guests as it takes.
-fn theirs(
+/// Runs all tests with a driver, in as many guests as it takes: `guest-1` and so on in `dir`.
+pub fn theirs(
     setup: &Setup,
     matrix: &Matrix,
     planned: &Planned,

@@ -162,6 +162,12 @@ const SOURCE: &str = ".zdvm-source";
 /// In a tree that is built, too.
 const COMPLETE: &str = ".zdvm-complete";
 
+/// The key of a kernel of the matrix without its last patches.
+pub fn key_without(repo: &Path, matrix: &Matrix, name: &str, last: usize) -> Result<String> {
+    let recipe = Recipe::new(repo, matrix, matrix.kernel(name)?)?;
+    Ok(recipe.key(recipe.patches.len().saturating_sub(last)))
+}
+
 /// The kernel of the matrix, built if it is not there yet.
 pub fn build(repo: &Path, matrix: &Matrix, name: &str) -> Result<Tree> {
     let recipe = Recipe::new(repo, matrix, matrix.kernel(name)?)?;

@@ -14,6 +14,7 @@ pub mod kernel;
 pub mod ktap;
 pub mod make;
 pub mod matrix;
+pub mod mutants;
 pub mod patchcheck;
 pub mod payload;
 pub mod planned;

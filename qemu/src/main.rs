@@ -11,9 +11,11 @@ use zdvm::accel::Choice;
 use zdvm::expected::{On, Selection};
 use zdvm::kernel::Tree;
 use zdvm::matrix::Matrix;
+use zdvm::mutants::plan::Detector;
+use zdvm::mutants::run::{PARAMETER, Wish};
 use zdvm::patchcheck::Tally;
 use zdvm::run::{self, Request, Setup};
-use zdvm::{compare, job, kdir, kernel, patchcheck, repo, report};
+use zdvm::{compare, job, kdir, kernel, mutants, patchcheck, repo, report};
 
 /// Builds kernels, boots them in QEMU with the zdmirror module, and judges the result.
 #[derive(Debug, Parser)]
@@ -34,6 +36,8 @@ enum Cmd {
     Compare(CompareArgs),
     /// Apply series patch by patch, compile what each touches, run checkpatch.pl; boot the result.
     PatchCheck(PatchCheckArgs),
+    /// Boot the bugs of the kernel "mutants" one by one: do the tests notice?
+    Mutants(MutantsArgs),
     /// Build kernels only.
     Build {
         /// A kernel of the matrix.
@@ -117,6 +121,33 @@ struct PatchCheckArgs {
 }
 
 #[derive(Debug, Args)]
+struct MutantsArgs {
+    /// Only these.
+    names: Vec<String>,
+    /// Do not boot: print the catalogue.
+    #[arg(long)]
+    list: bool,
+    /// Guests at a time.
+    #[arg(long, default_value_t = 2)]
+    jobs: usize,
+    /// Only this detector; may be given more than once.
+    #[arg(long = "detector")]
+    detectors: Vec<Detector>,
+    /// Forget what is known of them.
+    #[arg(long)]
+    fresh: bool,
+    /// Write the table to Documentation/mutants.rst.
+    #[arg(long)]
+    write: bool,
+    /// auto, kvm or tcg.
+    #[arg(long, default_value = "auto")]
+    accel: String,
+    /// A machine of the matrix.
+    #[arg(long, default_value = "default")]
+    machine: String,
+}
+
+#[derive(Debug, Args)]
 struct RunArgs {
     #[command(flatten)]
     which: Which,
@@ -135,6 +166,9 @@ struct RunArgs {
     /// Do not boot: print what is planned.
     #[arg(long)]
     list: bool,
+    /// Switch a seeded bug on (with --kernel mutants).
+    #[arg(long)]
+    mutant: Option<String>,
     /// Put the run's files here.
     #[arg(long)]
     out: Option<PathBuf>,
@@ -178,7 +212,10 @@ fn run_all(repo: &std::path::Path, args: &RunArgs) -> Result<Tally> {
             continue;
         }
         let tree = open(repo, &matrix, &args.which, &name)?;
-        let setup = Setup::new(repo, &matrix, tree, &request)?;
+        let mut setup = Setup::new(repo, &matrix, tree, &request)?;
+        if let Some(mutant) = &args.mutant {
+            setup.cmdline = format!("{PARAMETER}={mutant}");
+        }
         for turn in 1..=args.repeat {
             let sub = (args.repeat > 1 || args.which.kernels.len() > 1)
                 .then(|| args.out.as_ref().map(|o| o.join(format!("{name}-{turn}"))));
@@ -246,6 +283,7 @@ fn cmd_patch_check(repo: &std::path::Path, args: &PatchCheckArgs) -> Result<bool
             full: false,
             repeat: 1,
             list: false,
+            mutant: None,
             out: None,
             keep_going: true,
         };
@@ -296,11 +334,29 @@ fn cmd_compare(repo: &std::path::Path, args: &CompareArgs) -> Result<bool> {
     Ok(good)
 }
 
+fn cmd_mutants(repo: &std::path::Path, args: &MutantsArgs) -> Result<bool> {
+    let matrix = Matrix::load(repo)?;
+    if args.list {
+        mutants::run::list(&matrix)?;
+        return Ok(true);
+    }
+    let wish = Wish {
+        names: args.names.clone(),
+        detectors: args.detectors.clone(),
+        jobs: args.jobs,
+        fresh: args.fresh,
+        write: args.write,
+        machine: args.machine.clone(),
+    };
+    mutants::run::all(repo, &matrix, &Choice::new(&args.accel)?, &wish)
+}
+
 fn work(cli: &Cli) -> Result<bool> {
     let repo = repo::find(cli.repo.clone())?;
     match &cli.command {
         Cmd::Run(args) => return cmd_run(&repo, args),
         Cmd::Compare(args) => return cmd_compare(&repo, args),
+        Cmd::Mutants(args) => return cmd_mutants(&repo, args),
         Cmd::PatchCheck(args) => return cmd_patch_check(&repo, args),
         Cmd::Build { kernels } => {
             let matrix = Matrix::load(&repo)?;

@@ -20,7 +20,7 @@ use crate::progress::Progress;
 use crate::report;
 use crate::script;
 use crate::verdict::{self, Evidence, Exit, Verdict};
-use crate::vm::Machine;
+use crate::vm::{Machine, Watcher};
 
 /// Where the program of the audit is in the guest.
 const AUDIT: &str = "/bin/zdvm-audit";
@@ -39,7 +39,7 @@ pub struct Request<'a> {
 }
 
 /// What is the same for every boot of one kernel.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Setup {
     /// The checkout.
     pub repo: PathBuf,
@@ -53,6 +53,10 @@ pub struct Setup {
     pub module: PathBuf,
     /// Whether the module can be asked after every test what was left behind.
     pub audited: bool,
+    /// More kernel command line than the matrix has.
+    pub cmdline: String,
+    /// Arguments of programs that are suites by themselves, before the names of tests.
+    pub options: Vec<String>,
     /// The agent and the audit.
     agent: (PathBuf, PathBuf),
     /// Programs by suite: path in the guest, file here.
@@ -89,6 +93,8 @@ impl Setup {
             machine,
             module,
             audited: true,
+            cmdline: String::new(),
+            options: Vec::new(),
             agent: (programs_dir.join("zdvm-guest"), programs_dir.join("zdvm-audit")),
             programs: BTreeMap::new(),
             lists: BTreeMap::new(),
@@ -169,10 +175,15 @@ impl Setup {
             let mut tests = matrix.suite(&suite.name)?.arguments(&self.machine);
             match suite.kind {
                 Kind::Kunit | Kind::Script => {}
-                // The program's own choice of tests would be no plan: names are given, except
-                // where all of them are wanted and the program may have more than is planned.
-                Kind::Ktap if suite.deselected.is_empty() => {}
-                Kind::Ktap | Kind::Harness => tests.extend(names),
+                Kind::Harness => tests.extend(names),
+                Kind::Ktap => {
+                    tests.extend(self.options.iter().cloned());
+                    // The program's own choice of tests would be no plan: names are given, except
+                    // where all of them are wanted and the program may have more than is planned.
+                    if !suite.deselected.is_empty() {
+                        tests.extend(names);
+                    }
+                }
             }
             out.suites.push(plan::Suite {
                 name: suite.name.clone(),
@@ -194,14 +205,14 @@ impl Setup {
     ) -> Result<Machine> {
         let spec = matrix.kernel(&self.on.kernel)?;
         let qemu = std::env::var_os("ZDVM_QEMU").map_or("qemu-system-x86_64".into(), PathBuf::from);
-        let cmdline = [self.machine.cmdline.as_str(), spec.cmdline_extra.as_str()];
+        let cmdline = [&*self.machine.cmdline, &*spec.cmdline_extra, &*self.cmdline];
         Ok(Machine {
             qemu,
             image: self.tree.image(),
             initrd: payload::initramfs(&self.repo, &self.tree, dir, plan, files)?,
             memory: self.machine.memory.clone(),
             vcpus: self.machine.vcpus,
-            cmdline: cmdline.join(" ").trim().to_owned(),
+            cmdline: cmdline.join(" ").split_whitespace().collect::<Vec<_>>().join(" "),
             dir: dir.to_owned(),
             extra: Vec::new(),
         })
@@ -248,7 +259,7 @@ struct Live {
     sizes: BTreeMap<String, u64>,
 }
 
-impl Live {
+impl Watcher for Live {
     fn message(&mut self, message: &Message) {
         match message {
             Message::SuiteStart(name) => {
@@ -353,14 +364,29 @@ pub fn boot(
     choice: &Choice,
     dir: &Path,
 ) -> Result<Boot> {
+    let size = |s: &planned::Suite| (s.name.clone(), u64::try_from(s.tests.len()).unwrap_or(0));
+    let mut live = Live { suite: None, sizes: planned.suites.iter().map(size).collect() };
+    let boot = watched(setup, matrix, planned, choice, dir, &mut live)?;
+    if !boot.verdict.splats.is_empty() {
+        decode_stacks(&setup.tree, dir);
+    }
+    Ok(boot)
+}
+
+/// One boot with somebody looking on, judged.
+pub fn watched(
+    setup: &Setup,
+    matrix: &Matrix,
+    planned: &Planned,
+    choice: &Choice,
+    dir: &Path,
+    watcher: &mut dyn Watcher,
+) -> Result<Boot> {
     let factor = if choice.known() == Some(Accel::Kvm) { 1 } else { matrix.timeouts.tcg_factor };
     let plan = setup.guest_plan(matrix, planned, matrix.timeouts.test * factor)?;
     let machine = setup.machine(matrix, dir, &plan, &setup.files(planned, dir)?)?;
-    let size = |s: &planned::Suite| (s.name.clone(), u64::try_from(s.tests.len()).unwrap_or(0));
-    let mut live = Live { suite: None, sizes: planned.suites.iter().map(size).collect() };
     let start = Instant::now();
-    let (accel, exit) = choice.boot(&machine, matrix.timeouts, &mut |m| live.message(m))?;
-    live.suite = None;
+    let (accel, exit) = choice.boot(&machine, matrix.timeouts, watcher)?;
     let seconds = start.elapsed().as_secs_f64();
     let console = fs::read(dir.join("console.log"))?;
     let console = String::from_utf8_lossy(&console);
@@ -368,9 +394,6 @@ pub fn boot(
     write_ktap(&stream, dir)?;
     let evidence = Evidence { console: &console, wire: &stream, exit: exit.clone() };
     let verdict = verdict::judge(planned, &evidence);
-    if !verdict.splats.is_empty() {
-        decode_stacks(&setup.tree, dir);
-    }
     Ok(Boot { verdict, accel, exit, seconds })
 }
 

@@ -129,6 +129,18 @@ pub fn times(console: &str) -> BTreeMap<String, f64> {
     out
 }
 
+/// What kind of report a line of the log begins, if any.
+pub fn kind(line: &str) -> Option<&'static str> {
+    let text = message(line);
+    TABLE.kinds.iter().find(|(_, re)| re.is_match(text)).map(|(kind, _)| *kind)
+}
+
+/// Whether a line of the log begins a test (or ends one), and which.
+pub fn bracket(line: &str) -> Option<(bool, String)> {
+    let found = TABLE.bracket.captures(message(line))?;
+    Some((&found[1] == "begin", found[2].to_owned()))
+}
+
 /// All reports in a console log.
 pub fn scan(console: &str) -> Vec<Splat> {
     let mut out: Vec<Splat> = Vec::new();

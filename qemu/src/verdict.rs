@@ -23,6 +23,8 @@ pub enum Exit {
     Code(i32),
     /// Killed by this signal.
     Signal(i32),
+    /// Killed by us: enough had been seen.
+    Enough,
     /// Killed by us: which limit, and how many seconds it was.
     Timeout(String, u64),
 }
@@ -487,7 +489,7 @@ fn judge_exit(stream: &Stream, evidence: &Evidence<'_>, problems: &mut Vec<Probl
         Exit::Signal(n) => {
             problems.push(problem("exit", &within, format!("QEMU was killed by signal {n}")))
         }
-        Exit::Code(0) => {}
+        Exit::Code(0) | Exit::Enough => {}
         Exit::Code(n) => {
             problems.push(problem("exit", &within, format!("QEMU ended with status {n}")))
         }

@@ -14,7 +14,7 @@ use zdvm::kernel::Tree;
 use zdvm::matrix::Timeouts;
 use zdvm::payload;
 use zdvm::verdict::{Evidence, Expect, Planned, Suite, Test, Verdict, judge};
-use zdvm::vm::{Boot, Machine};
+use zdvm::vm::{Blind, Boot, Machine};
 use zdvm_guest::plan::{self, Kind, Plan};
 
 /// Boots with a shell script as the selftests (or as the very init), and judges.
@@ -54,7 +54,7 @@ fn boot(script: &str, as_init: bool) -> (Verdict, String, TempDir) {
         extra: vec![],
     };
     let limits = Timeouts { boot: 20, test: 5, suite: 60, total: 120, tcg_factor: 1 };
-    let Boot::Ended(exit) = machine.boot(Accel::Tcg, limits, None, &mut |_| {}).unwrap() else {
+    let Boot::Ended(exit) = machine.boot(Accel::Tcg, limits, None, &mut Blind).unwrap() else {
         panic!("mute without a limit");
     };
     let planned = Planned {

@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use zdvm::accel::{Accel, Choice};
 use zdvm::matrix::Timeouts;
 use zdvm::verdict::Exit;
-use zdvm::vm::{Boot, Machine};
+use zdvm::vm::{Blind, Boot, Machine};
 use zdvm_guest::wire::{Encoder, Message};
 
 const LIMITS: Timeouts = Timeouts { boot: 2, test: 2, suite: 10, total: 20, tcg_factor: 1 };
@@ -77,12 +77,12 @@ fn kvm_trap() {
     let (machine, choice) = (machine(dir.path(), TRAP), choice(dir.path()));
     assert_eq!(choice.known(), None);
     let start = Instant::now();
-    let (accel, exit) = choice.boot(&machine, LIMITS, &mut |_| {}).unwrap();
+    let (accel, exit) = choice.boot(&machine, LIMITS, &mut Blind).unwrap();
     assert_eq!((accel, exit), (Accel::Tcg, Exit::Code(0)));
     assert!(start.elapsed() < Duration::from_secs(10));
     // Remembered: not asked again, and nothing of the first try is left.
     assert_eq!(choice.known(), Some(Accel::Tcg));
-    choice.boot(&machine, LIMITS, &mut |_| {}).unwrap();
+    choice.boot(&machine, LIMITS, &mut Blind).unwrap();
     let pids = fs::read_to_string(dir.path().join("pids")).unwrap();
     assert_eq!(pids.lines().count(), 3);
     assert!(pids.lines().all(|p| !alive(p)));
@@ -93,7 +93,7 @@ fn kvm_that_aborts() {
     let dir = TempDir::new().unwrap();
     let script = r#"case "$*" in *kvm*) exit 1 ;; esac; echo up"#;
     let (machine, choice) = (machine(dir.path(), script), choice(dir.path()));
-    let (accel, exit) = choice.boot(&machine, LIMITS, &mut |_| {}).unwrap();
+    let (accel, exit) = choice.boot(&machine, LIMITS, &mut Blind).unwrap();
     assert_eq!((accel, exit), (Accel::Tcg, Exit::Code(0)));
 }
 
@@ -101,7 +101,7 @@ fn kvm_that_aborts() {
 fn kvm_that_works_is_kept() {
     let dir = TempDir::new().unwrap();
     let (machine, choice) = (machine(dir.path(), "echo up"), choice(dir.path()));
-    assert_eq!(choice.boot(&machine, LIMITS, &mut |_| {}).unwrap().0, Accel::Kvm);
+    assert_eq!(choice.boot(&machine, LIMITS, &mut Blind).unwrap().0, Accel::Kvm);
     assert_eq!(choice.known(), Some(Accel::Kvm));
 }
 
@@ -117,7 +117,7 @@ fn boot_timeout() {
     let dir = TempDir::new().unwrap();
     let script = r#"echo $$ > "$(dirname "$0")/pid"; echo up; exec sleep 1000"#;
     let machine = machine(dir.path(), script);
-    let boot = machine.boot(Accel::Tcg, LIMITS, None, &mut |_| {}).unwrap();
+    let boot = machine.boot(Accel::Tcg, LIMITS, None, &mut Blind).unwrap();
     assert_eq!(boot, Boot::Ended(Exit::Timeout("boot".into(), 2)));
     assert!(!alive(&pid_in(dir.path())));
 }
@@ -131,9 +131,7 @@ fn silence_in_a_suite() {
     fs::write(dir.path().join("said"), text).unwrap();
     let script = r#"cd "$(dirname "$0")"; echo up; cat said >> wire.log; exec sleep 1000"#;
     let mut seen = Vec::new();
-    let boot = machine(dir.path(), script)
-        .boot(Accel::Tcg, LIMITS, None, &mut |m| seen.push(m.clone()))
-        .unwrap();
+    let boot = machine(dir.path(), script).boot(Accel::Tcg, LIMITS, None, &mut seen).unwrap();
     assert_eq!(boot, Boot::Ended(Exit::Timeout("test".into(), 4)));
     assert_eq!(seen.len(), 2);
 }
@@ -142,7 +140,7 @@ fn silence_in_a_suite() {
 fn qemu_killed_half_way() {
     let dir = TempDir::new().unwrap();
     let boot =
-        machine(dir.path(), "echo up; kill -9 $$").boot(Accel::Tcg, LIMITS, None, &mut |_| {});
+        machine(dir.path(), "echo up; kill -9 $$").boot(Accel::Tcg, LIMITS, None, &mut Blind);
     assert_eq!(boot.unwrap(), Boot::Ended(Exit::Signal(9)));
 }
 
@@ -154,7 +152,7 @@ fn child_that_boots() {
     zdvm::job::watch_signals().unwrap();
     let limits = Timeouts { boot: 100, total: 100, ..LIMITS };
     let script = r#"echo $$ > "$(dirname "$0")/pid"; echo up; while :; do sleep 0.1; done"#;
-    let error = machine(&dir, script).boot(Accel::Tcg, limits, None, &mut |_| {}).unwrap_err();
+    let error = machine(&dir, script).boot(Accel::Tcg, limits, None, &mut Blind).unwrap_err();
     fs::write(dir.join("error"), format!("{error:#}")).unwrap();
 }
 
