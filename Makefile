@@ -34,8 +34,8 @@ need-tree := $(ZDVM)
 endif
 kbuild = $(ENV) make -C "$(build-tree)" M="$(CURDIR)" $(if $(MO),MO="$(abspath $(MO))")
 
-.PHONY: all modules modules_install clean distclean run test test-host test-repeat test-upstream bench \
-	patch-check shell help doctor \
+.PHONY: all modules modules_install clean distclean run test test-host test-repeat test-upstream \
+	bench mutants patch-check shell help doctor \
 	rust-analyzer rustfmt rustfmtcheck clippy rustdoc checkpatch unsafe-check
 
 all: modules
@@ -75,6 +75,11 @@ test-upstream: $(ZDVM)
 # What the oracle costs, as ratios of what is measured side by side in one guest.
 bench: $(ZDVM)
 	@$(ENV) $(ZDVM) run $(or $(kdir-args),--kernel patched) --machine private --suite bench
+
+# How good the tests are: a kernel with one bug at a time. MUTANTS="NAME..." for some of them,
+# WRITE=1 keeps the table. It goes on where it was interrupted.
+mutants: $(ZDVM)
+	@$(ENV) $(ZDVM) mutants $(MUTANTS) $(if $(WRITE),--write)
 
 # The series one patch after the other, and a boot of the result. Hours the first time, on two
 # processors; it goes on where it was interrupted, and says at once what it has found out before.
@@ -151,6 +156,9 @@ help:
 	@echo '                   WRITE=1 writes Documentation/upstream.rst'
 	@echo 'With KDIR=DIR (and O=DIR) they use your kernel tree.'
 	@echo '  bench          - what the audit and the ledger cost'
+	@echo '  mutants        - boot a kernel with bugs seeded on purpose, one at a time, and see who'
+	@echo '                   notices; MUTANTS="NAME..." for some, WRITE=1 writes'
+	@echo '                   Documentation/mutants.rst. An hour or more the first time'
 	@echo '  patch-check    - apply the patches one by one, compile what each touches, checkpatch;'
 	@echo '                   boot the result. Too slow for "test". KERNEL=patched-7.2 for one'
 	@echo '                   series, NOBOOT=1 without the boot'

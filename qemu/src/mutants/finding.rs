@@ -128,9 +128,9 @@ fn before(console: &str, mutant: &str) -> Option<BTreeSet<String>> {
     None
 }
 
-/// A module that is being unloaded, by a stack or by the state of the guest.
-fn unloads(text: &str) -> bool {
-    text.contains("delete_module")
+/// A module that is being loaded (its KUnit cases run then) or unloaded, by a stack.
+fn loads(text: &str) -> bool {
+    text.contains("delete_module") || text.contains("finit_module")
 }
 
 /// What the lines of a failed test say.
@@ -147,8 +147,11 @@ fn told(reason: &str, notes: &[String]) -> Vec<(By, String)> {
         } else {
             By::Data
         };
-        if out.iter().all(|(b, _)| *b != by) {
-            out.push((by, text.clone()));
+        match out.iter_mut().find(|(b, _)| *b == by) {
+            None => out.push((by, text.clone())),
+            // Where it hangs is said in a line of its own.
+            Some((By::Hang, all)) => *all = format!("{all}; {text}"),
+            Some(_) => {}
         }
     }
     // What is killed has no chance to say more.
@@ -239,14 +242,17 @@ pub fn judge(evidence: &Evidence<'_>) -> Outcome {
         }
         None => {}
     }
-    // All stacks are in the log of a guest that hangs.
+    // A module that hangs says nothing. All stacks are in the log of a guest that hangs.
     let stuck = |f: &Finding| {
         f.by == By::Hang
-            && (unloads(&f.text)
-                || (hang.is_some() && f.text.contains("timeout") && unloads(evidence.console)))
+            && (loads(&f.text)
+                || (hang.is_some() && f.text.contains("timeout") && loads(evidence.console)))
     };
     if !found.is_empty() && found.iter().all(stuck) {
-        out.uncounted = found.first().map(|f| format!("the module hangs in unload: {}", f.text));
+        out.uncounted = found.first().map(|f| {
+            let text: String = f.text.chars().take(200).collect();
+            format!("the module hangs as it is loaded or unloaded: {text}")
+        });
         found.clear();
     }
     let mut seen = BTreeSet::new();

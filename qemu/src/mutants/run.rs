@@ -17,7 +17,7 @@ use crate::kernel::{self, Tree};
 use crate::matrix::{Matrix, Plans};
 use crate::mutants::catalogue::{Catalogue, Mutant, essence};
 use crate::mutants::finding::{self, Outcome};
-use crate::mutants::plan::{Baseline, Detector, PARTS, ordered};
+use crate::mutants::plan::{Baseline, Detector, LIMIT, PARTS, ordered};
 use crate::mutants::table::{self, Table};
 use crate::mutants::watch::{Lookout, shape};
 use crate::planned::{Expect, Planned};
@@ -32,8 +32,6 @@ pub const KERNEL: &str = "mutants";
 pub const PARAMETER: &str = "zdm_mutant";
 /// Raised when what is kept means something else.
 const VERSION: &str = "2";
-/// Seconds that one of our tests may take. Without a bug none takes half of it.
-const LIMIT: &str = "40";
 /// hmm-tests that only measure; a bug that shows nowhere else does not show in a time.
 const BENCHMARKS: &str = r"\.benchmark_";
 
@@ -141,7 +139,7 @@ impl Ground<'_> {
         }
         match detector {
             Detector::Suite => {
-                setup.options = vec!["--timeout".to_owned(), LIMIT.to_owned()];
+                setup.options = vec!["--timeout".to_owned(), LIMIT.to_string()];
                 // The parts are run by the same program.
                 for part in PARTS {
                     let program = setup.programs.get(detector.suite()).cloned();
