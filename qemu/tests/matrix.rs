@@ -44,6 +44,19 @@ fn every_kernel_has_a_plan_on_every_machine() {
 }
 
 #[test]
+fn the_mutants_are_seeded_over_the_series() {
+    let matrix = matrix();
+    let (patched, mutants) = (matrix.kernel("patched").unwrap(), matrix.kernel("mutants").unwrap());
+    assert_eq!(patched.patches.len(), 1, "one directory or a list of them");
+    assert_eq!(mutants.patches[..1], patched.patches[..]);
+    assert_eq!(mutants.patches.len(), 2);
+    let count = |kernel| zdvm::kernel::patches(&matrix, kernel).unwrap().len();
+    let (catalogue, patches) = zdvm::mutants::run::catalogue(&matrix).unwrap();
+    assert_eq!(count(mutants), count(patched) + patches.len());
+    assert!(catalogue.mutant.len() >= 40);
+}
+
+#[test]
 fn hmm_tests_has_78_tests() {
     for suite in ["hmm", "smoke"] {
         let planned = planned("default", &full());

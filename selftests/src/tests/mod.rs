@@ -28,6 +28,7 @@ mod inject;
 mod inject_each;
 mod inspect;
 mod kill;
+mod lost;
 mod migrate;
 mod mixedmap;
 mod params;
@@ -135,6 +136,7 @@ pub fn all() -> Vec<&'static Test> {
         generic::TESTS,
         generic_pins::TESTS,
         scenarios::TESTS,
+        lost::TESTS,
         dax::TESTS,
         dax_unbind::TESTS,
         cgroup::TESTS,

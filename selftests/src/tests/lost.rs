@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What a migration could lose without anybody noticing at once: that a page was written
+//! to, and what is written while it moves.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::target::{COHERENT, GENERIC, PRIVATE, Target};
+use super::{Ctx, Test, test};
+use crate::check::{Fail, OrFail, Outcome};
+use crate::device::Buffer;
+use crate::{check, check_eq};
+
+pub const TESTS: &[Test] = &[
+    test("lost.dirty_bit", dirty_bit::<PRIVATE>),
+    test("lost.dirty_bit_failed", dirty_bit_failed::<PRIVATE>),
+    test("lost.writes", writes::<PRIVATE>),
+    test("lost_coherent.dirty_bit", dirty_bit::<COHERENT>),
+    test("lost_coherent.writes", writes::<COHERENT>),
+    test("lost_generic.dirty_bit", dirty_bit::<GENERIC>),
+    test("lost_generic.writes", writes::<GENERIC>),
+];
+
+/// Pages that the kernel may drop instead of swapping them out, unless it sees that they
+/// were written to since: that is in the page table only.
+fn free_and_dirty(n: usize, seed: u64) -> Outcome<Buffer> {
+    let buf = Buffer::filled(n, seed)?;
+    buf.advise(0, n, libc::MADV_FREE)?;
+    buf.fill(0, n, seed + 1);
+    Ok(buf)
+}
+
+/// Pages that were written to after MADV_FREE keep their data when memory is reclaimed,
+/// also after they were on the device.
+fn dirty_bit<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    let target = Target::open(ctx, NODE)?;
+    let n = super::PAGES;
+    let buf = free_and_dirty(n, 1900)?;
+    target.move_all(&buf, 1901)?;
+    target.bring_back(&buf, 0, n)?;
+    buf.advise(0, n, libc::MADV_PAGEOUT)?;
+    buf.check(0, n, 1901)
+}
+
+/// The same with a migration that fails: the page is mapped again as it was.
+fn dirty_bit_failed<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    let target = Target::open(ctx, NODE)?;
+    let buf = free_and_dirty(1, 1902)?;
+    target.fail_alloc()?;
+    let moved = target.to_device(&buf, 0, 1);
+    check!(
+        moved.is_err(),
+        "MIGRATE_TO_DEV without memory: expected an error, found none"
+    );
+    target.expect(&buf, 0, 1, 0)?;
+    buf.advise(0, 1, libc::MADV_PAGEOUT)?;
+    buf.check(0, 1, 1903)
+}
+
+/// A thread counts in memory that another one moves to and fro: no step is lost.
+fn writes<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    const N: usize = 2;
+    const ROUNDS: usize = 150;
+    let target = Target::open(ctx, NODE)?;
+    let buf = Buffer::anon(N)?;
+    let over = AtomicBool::new(false);
+    let before = target.stats()?;
+    let counted = std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let mut steps = 0;
+            while !over.load(Ordering::Relaxed) {
+                for page in 0..N {
+                    buf.set(page, 7, buf.get(page, 7) + 1);
+                }
+                steps += 1;
+            }
+            steps
+        });
+        let moved: Outcome = (0..ROUNDS).try_for_each(|_| {
+            // What is being faulted back does not go; that is no failure.
+            let _ = target.to_device(&buf, 0, N);
+            if target.cpu_maps() {
+                target.to_system(&buf, 0, N).or_fail("MIGRATE_TO_SYS")?;
+            }
+            Ok(())
+        });
+        over.store(true, Ordering::Relaxed);
+        let steps = writer
+            .join()
+            .map_err(|_| Fail::failed("the writing thread panicked"))?;
+        moved.map(|()| steps)
+    })?;
+    for page in 0..N {
+        check_eq!(buf.get(page, 7), counted, "steps counted in page {page}");
+    }
+    let went = target.stats()?.to_device.wrapping_sub(before.to_device);
+    check!(went > 0, "pages that went: expected some, found none");
+    Ok(())
+}
