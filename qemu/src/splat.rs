@@ -23,6 +23,9 @@ pub struct Splat {
     pub place: Option<String>,
 }
 
+/// The kind of a KUnit case that fails.
+pub const KUNIT: &str = "KUnit failure in the log";
+
 /// Kinds in order of precedence: the first that fits names the line. `^` is the start of the
 /// message, behind the time stamp.
 const KINDS: &[(&str, &str)] = &[
@@ -132,7 +135,8 @@ pub fn times(console: &str) -> BTreeMap<String, f64> {
 /// What kind of report a line of the log begins, if any.
 pub fn kind(line: &str) -> Option<&'static str> {
     let text = message(line);
-    TABLE.kinds.iter().find(|(_, re)| re.is_match(text)).map(|(kind, _)| *kind)
+    let kind = TABLE.kinds.iter().find(|(_, re)| re.is_match(text)).map(|(kind, _)| *kind);
+    kind.or(TABLE.kunit.is_match(text).then_some(KUNIT))
 }
 
 /// Whether a line of the log begins a test (or ends one), and which.
@@ -157,11 +161,9 @@ pub fn scan(console: &str) -> Vec<Splat> {
                 near.place.get_or_insert_with(|| demangle(&found[1]));
             }
         }
-        let kind = TABLE.kinds.iter().find(|(_, re)| re.is_match(text)).map(|(kind, _)| *kind);
         // KUnit runs again whenever the module is loaded; only the first time, which has the
         // name of its suite as bracket, is judged by its results.
-        let again = test.as_deref() != Some("kunit") && TABLE.kunit.is_match(text);
-        if let Some(kind) = kind.or(again.then_some("KUnit failure in the log")) {
+        if let Some(kind) = kind(line).filter(|k| *k != KUNIT || test.as_deref() != Some("kunit")) {
             out.push(Splat {
                 line: index + 1,
                 kind,

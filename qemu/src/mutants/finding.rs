@@ -177,6 +177,8 @@ fn of_splat(kind: &str) -> By {
     match kind {
         "invariant violated" => By::Audit,
         "kernel panic" => By::Crash,
+        // The module's own cases, which run whenever it is loaded.
+        splat::KUNIT => By::Data,
         "hung task" | "soft lockup" | "hard lockup" | "RCU stall" => By::Hang,
         _ => By::Splat,
     }

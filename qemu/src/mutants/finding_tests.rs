@@ -93,6 +93,7 @@ fn what_the_kernel_says() {
         ("zdmirror: violation: I5 idle pfn=0x1", "audit"),
         ("BUG: Bad page state in process x", "splat"),
         ("Kernel panic - not syncing: x", "crash"),
+        ("    not ok 1 round_trip", "data"),
         ("INFO: task x:7 blocked for more than 120 seconds.", "hang"),
     ] {
         assert_eq!(by(&with(&[REACHED, line], Exit::Enough)), [word], "{line}");
