@@ -241,11 +241,14 @@ impl Buffer {
     /// madvise of pages.
     #[track_caller]
     pub fn advise(&self, first: usize, n: usize, advice: i32) -> Outcome {
+        self.try_advise(first, n, advice).or_fail("madvise")
+    }
+
+    /// madvise that may be refused.
+    pub fn try_advise(&self, first: usize, n: usize, advice: i32) -> io::Result<()> {
         let addr = self.at(first) as *mut libc::c_void;
         // SAFETY: only this buffer's own pages change, by the invariant.
-        cvt(unsafe { libc::madvise(addr, n * PAGE, advice) }.into())
-            .map(drop)
-            .or_fail("madvise")
+        cvt(unsafe { libc::madvise(addr, n * PAGE, advice) }.into()).map(drop)
     }
 
     /// mlock of pages, or munlock.
@@ -259,6 +262,16 @@ impl Buffer {
             false => unsafe { libc::munlock(addr, len) },
         };
         cvt(ret.into()).map(drop).or_fail("mlock or munlock")
+    }
+
+    /// mlock2 of pages that are locked as they come, MLOCK_ONFAULT.
+    #[track_caller]
+    pub fn lock_on_fault(&self, first: usize, n: usize) -> Outcome {
+        let (addr, len) = (self.at(first) as *const libc::c_void, n * PAGE);
+        // SAFETY: only this buffer's own pages change, by the invariant.
+        cvt(unsafe { libc::mlock2(addr, len, libc::MLOCK_ONFAULT) }.into())
+            .map(drop)
+            .or_fail("mlock2")
     }
 
     /// munmap of pages; they must not be touched any more.
@@ -309,19 +322,31 @@ impl Buffer {
     /// be touched at their old place any more.
     #[track_caller]
     pub fn move_pages(&self, first: usize, n: usize, place: &Buffer, at: usize) -> Outcome {
+        self.remap(first, n, place, at, 0)?;
+        self.mark_gone(first, n, true);
+        Ok(())
+    }
+
+    /// The same, but the old place stays mapped, with nothing in it: MREMAP_DONTUNMAP.
+    #[track_caller]
+    pub fn move_contents(&self, first: usize, n: usize, place: &Buffer, at: usize) -> Outcome {
+        self.remap(first, n, place, at, libc::MREMAP_DONTUNMAP)
+    }
+
+    #[track_caller]
+    fn remap(&self, first: usize, n: usize, place: &Buffer, at: usize, more: i32) -> Outcome {
         if at + n > place.pages || first + n > self.pages {
             return Err(Fail::failed("mremap: out of the buffer"));
         }
         let old = self.at(first) as *mut libc::c_void;
         let new = place.at(at) as *mut libc::c_void;
-        let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+        let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED | more;
         // SAFETY: both ranges belong to buffers, by the check above and the
         // invariant, and a buffer may have holes.
         let ret = unsafe { libc::mremap(old, n * PAGE, n * PAGE, flags, new) };
         if ret == libc::MAP_FAILED {
             return Err(io::Error::last_os_error()).or_fail("mremap");
         }
-        self.mark_gone(first, n, true);
         place.mark_gone(at, n, false);
         Ok(())
     }

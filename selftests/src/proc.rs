@@ -30,15 +30,39 @@ fn entries(buf: &Buffer, first: usize, n: usize) -> Outcome<Vec<u64>> {
         .collect())
 }
 
-/// Page frame numbers of those pages that are device private entries. The guest
-/// has no swap, so nothing else that is not present is there.
+/// Swap types of linux/swap.h: those of swap files count from 0, and the guest has no more
+/// than two; the last of 32 are markers, exclusive access and device private memory,
+/// read-only and writable.
+const DEVICE_PRIVATE: std::ops::RangeInclusive<u64> = 28..=29;
+const SWAP_FILES: std::ops::RangeInclusive<u64> = 0..=1;
+
+/// The swap type of an entry that is neither present nor empty.
+fn swap_type(entry: u64) -> Option<u64> {
+    let there = entry & PRESENT == 0 && entry & SWAPPED != 0;
+    there.then_some(entry & ((1 << SWAP_TYPE_BITS) - 1))
+}
+
+fn is_of(entry: u64, types: &std::ops::RangeInclusive<u64>) -> bool {
+    swap_type(entry).is_some_and(|t| types.contains(&t))
+}
+
+/// Page frame numbers of those pages that are device private entries.
 #[track_caller]
 pub fn on_device(buf: &Buffer, first: usize, n: usize) -> Outcome<Vec<u64>> {
     Ok(entries(buf, first, n)?
         .into_iter()
-        .filter(|e| e & PRESENT == 0 && e & SWAPPED != 0)
+        .filter(|e| is_of(*e, &DEVICE_PRIVATE))
         .map(|e| (e & FRAME) >> SWAP_TYPE_BITS)
         .collect())
+}
+
+/// How many of the pages are in a swap file.
+#[track_caller]
+pub fn swapped(buf: &Buffer, first: usize, n: usize) -> Outcome<usize> {
+    Ok(entries(buf, first, n)?
+        .into_iter()
+        .filter(|e| is_of(*e, &SWAP_FILES))
+        .count())
 }
 
 /// Page frame numbers of those pages that the CPU has mapped. Needs CAP_SYS_ADMIN.
@@ -106,6 +130,41 @@ pub fn mem_free() -> Outcome<u64> {
         Some(n) => Ok(n * 1024 / PAGE as u64),
         None => Err(Fail::failed("no MemFree in /proc/meminfo")),
     }
+}
+
+/// Free memory of the machine, in pages, those that CPUs and the page cache keep in
+/// stock included where that can be had.
+#[track_caller]
+pub fn free_pages() -> Outcome<u64> {
+    // Drops what the page cache and the slabs do not need, and every CPU's batch of
+    // pages; 4, once written, keeps that out of the log.
+    for what in ["4", "3"] {
+        fs::write("/proc/sys/vm/drop_caches", what).or_fail("drop_caches")?;
+    }
+    let text = fs::read_to_string("/proc/zoneinfo").or_fail("/proc/zoneinfo")?;
+    // Each zone's, and each CPU's stock of a zone.
+    let numbers = text.lines().filter_map(|line| {
+        let line = line.trim();
+        let number = line
+            .strip_prefix("pages free ")
+            .or_else(|| line.strip_prefix("count: "))?;
+        number.trim().parse::<u64>().ok()
+    });
+    match numbers.sum() {
+        0 => Err(Fail::failed("no free pages in /proc/zoneinfo")),
+        n => Ok(n),
+    }
+}
+
+/// A number of /proc/vmstat.
+#[track_caller]
+pub fn vmstat(name: &str) -> Outcome<u64> {
+    let text = fs::read_to_string("/proc/vmstat").or_fail("/proc/vmstat")?;
+    let number = text.lines().find_map(|line| {
+        let (first, number) = line.split_once(' ')?;
+        (first == name).then(|| number.trim().parse().ok())?
+    });
+    number.ok_or_else(|| Fail::failed(format!("no {name} in /proc/vmstat")))
 }
 
 /// Anonymous memory of the buffer's mapping by smaps, in pages. Device private

@@ -106,7 +106,7 @@ pub(super) fn new_cgroup() -> Outcome<PathBuf> {
 
 /// Anonymous memory charged to a cgroup, in pages. Exact, as reading flushes the
 /// per-CPU parts; memory.current has batches in stock.
-fn charged(dir: &Path) -> Outcome<u64> {
+pub(super) fn charged(dir: &Path) -> Outcome<u64> {
     let text = fs::read_to_string(dir.join("memory.stat")).or_fail("memory.stat")?;
     let bytes = text
         .lines()

@@ -5,12 +5,32 @@
 //! A test runs in a process of its own and ends with `?` or Ok; after it the
 //! harness audits every device, so that a test need not say "and nothing leaked".
 
+/// Tests that are the same for each kind of memory: `GROUP.NAME` for PRIVATE memory,
+/// `GROUP_coherent.NAME` and `GROUP_generic.NAME` for the others.
+macro_rules! of_each_kind {
+    ($group:literal: $($name:literal => $run:ident),+ $(,)?) => {
+        &[
+            $(super::test(concat!($group, ".", $name), $run::<{ super::target::PRIVATE }>),)+
+            $(super::test(
+                concat!($group, "_coherent.", $name),
+                $run::<{ super::target::COHERENT }>,
+            ),)+
+            $(super::test(
+                concat!($group, "_generic.", $name),
+                $run::<{ super::target::GENERIC }>,
+            ),)+
+        ]
+    };
+}
+
 mod access;
 mod account;
+mod advice;
 mod allocator;
 mod bad;
 mod bench;
 mod cgroup;
+mod chain;
 mod close;
 mod counts;
 mod dax;
@@ -29,6 +49,7 @@ mod inject_each;
 mod inspect;
 mod kill;
 mod lost;
+mod leak;
 mod migrate;
 mod mixedmap;
 mod params;
@@ -36,6 +57,7 @@ mod pin;
 mod pin_ioctl;
 mod race;
 mod release;
+mod rights;
 mod scenarios;
 mod snapshot;
 mod target;
@@ -140,6 +162,10 @@ pub fn all() -> Vec<&'static Test> {
         dax::TESTS,
         dax_unbind::TESTS,
         cgroup::TESTS,
+        leak::TESTS,
+        chain::TESTS,
+        rights::TESTS,
+        advice::TESTS,
         kill::TESTS,
         debugfs::TESTS,
         allocator::TESTS,

@@ -1,0 +1,419 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! madvise and mlock of ranges of which a part is on the device and the rest is not.
+//! Small and huge pages.
+
+use super::chain::{SIZES, filled};
+use super::counts::{drain_batches, expect_free, frames};
+use super::leak::settled;
+use super::target::{Target, expect_huge, huge_filled};
+use super::{Ctx, Test, freed_since};
+use crate::check::{OrFail, Outcome, expect_errno};
+use crate::device::{Buffer, HUGE_PAGES, check_bytes, pattern_bytes};
+use crate::harness::{Child, note};
+use crate::sys::{self, Exit};
+use crate::{check, check_eq, proc};
+
+pub const TESTS: &[Test] = of_each_kind!("advice":
+    "leaves_alone" => leaves_alone,
+    "dontneed" => dontneed,
+    "free" => free,
+    "populate" => populate,
+    "collapse" => collapse,
+    "guard" => guard,
+    "lock" => lock,
+    "lock_on_fault" => lock_on_fault,
+    "lock_huge_part" => lock_huge_part,
+    "lock_counts" => lock_counts,
+);
+
+const N: usize = HUGE_PAGES;
+/// Of linux/mman.h, 6.13 and on.
+const MADV_GUARD_INSTALL: i32 = 102;
+const MADV_GUARD_REMOVE: i32 = 103;
+
+/// A buffer with the pattern of `seed` of which the middle half is on the device.
+#[track_caller]
+fn mixed(target: &Target, huge: bool, seed: u64) -> Outcome<Buffer> {
+    let buf = filled(huge, seed)?;
+    let n = buf.pages();
+    let moved = target
+        .to_device(&buf, n / 4, n / 2)
+        .or_fail("MIGRATE_TO_DEV of a half")?;
+    check_bytes(
+        &moved.data,
+        seed,
+        n / 4,
+        "data that MIGRATE_TO_DEV returned",
+    )?;
+    target.expect(&buf, 0, n, n / 2)?;
+    Ok(buf)
+}
+
+/// Checks that every page that is mapped has as many references as mappings, once no
+/// CPU has it in a batch.
+#[track_caller]
+fn expect_sound(target: &Target, buf: &Buffer, when: &str) -> Outcome {
+    let mut worst = None;
+    sys::wait_until(std::time::Duration::from_secs(2), || {
+        let pages = drain_batches()
+            .and_then(|()| target.inspect(buf, 0, buf.pages()).or_fail("ZDM_INSPECT"));
+        // An error shows as what was found last.
+        if let Ok(pages) = pages {
+            worst = pages.into_iter().find(|p| p.refs != p.mapcount);
+        }
+        worst.is_none()
+    });
+    check!(
+        worst.is_none(),
+        "a page {when}: expected as many references as mappings, found {worst:x?}"
+    );
+    Ok(())
+}
+
+/// Advice that is about system memory is none for pages on the device: data, place and
+/// counts stay.
+fn leaves_alone<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    for huge in SIZES {
+        settled(ctx, NODE, |target| {
+            for (advice, name) in [
+                (libc::MADV_COLD, "MADV_COLD"),
+                (libc::MADV_PAGEOUT, "MADV_PAGEOUT"),
+                (libc::MADV_WILLNEED, "MADV_WILLNEED"),
+                (libc::MADV_RANDOM, "MADV_RANDOM"),
+                (libc::MADV_NOHUGEPAGE, "MADV_NOHUGEPAGE"),
+                (libc::MADV_HUGEPAGE, "MADV_HUGEPAGE"),
+            ] {
+                let buf = mixed(target, huge, 1300)?;
+                let n = buf.pages();
+                let away = frames(target, &buf, n / 4, n / 2)?;
+                // All of it, and across the border.
+                for (first, len) in [(0, n), (n / 4 - 5, 10), (n / 2, n / 2)] {
+                    buf.advise(first, len, advice)?;
+                    target.expect(&buf, 0, n, n / 2)?;
+                    check_eq!(
+                        &frames(target, &buf, n / 4, n / 2)?,
+                        &away,
+                        "frames after {name}"
+                    );
+                }
+                expect_sound(target, &buf, &format!("after {name}"))?;
+                let read = target.read(&buf, n / 4, n / 2).or_fail("READ")?;
+                check_bytes(&read.data, 1300, n / 4, name)?;
+                buf.check(0, n, 1300)?;
+                target.bring_back(&buf, 0, n)?;
+                buf.check(0, n, 1300)?;
+                target.expect_empty()?;
+            }
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+/// What is thrown away is freed at once, zeroes afterwards, and all else is as before.
+fn dontneed<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    for huge in SIZES {
+        settled(ctx, NODE, |target| {
+            let buf = mixed(target, huge, 1310)?;
+            let n = buf.pages();
+            let away = frames(target, &buf, n / 4, n / 2)?;
+            // A quarter that lies across the border.
+            let (first, len) = (n / 8, n / 4);
+            let gone = first + len - n / 4;
+            let before = target.stats()?;
+            buf.advise(first, len, libc::MADV_DONTNEED)?;
+            freed_since(target, &before, gone)?;
+            expect_free(target, &away[..gone], "that were thrown away")?;
+            buf.check_zero(first, len)?;
+            buf.check(0, first, 1310)?;
+            buf.check(first + len, n - first - len, 1310)?;
+            // Again, with pages of all kinds, and shared with a child.
+            target.bring_back(&buf, 0, n)?;
+            buf.fill(0, n, 1311);
+            target.move_all(&buf, 1311)?;
+            Child::spawn(|| {
+                buf.advise(first, len, libc::MADV_DONTNEED)?;
+                buf.check_zero(first, len)?;
+                buf.check(0, first, 1311)
+            })?
+            .join()?;
+            buf.check(0, n, 1311)
+        })?;
+    }
+    Ok(())
+}
+
+/// Pages that may be dropped when memory is short are not those of the device, which
+/// nobody reclaims.
+fn free<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    for huge in SIZES {
+        settled(ctx, NODE, |target| {
+            let buf = mixed(target, huge, 1320)?;
+            let n = buf.pages();
+            // All of it, and a part of what is on the device.
+            buf.advise(0, n, libc::MADV_FREE)?;
+            buf.advise(n / 2, 3, libc::MADV_FREE)?;
+            target.expect(&buf, 0, n, n / 2)?;
+            let read = target.read(&buf, n / 4, n / 2).or_fail("READ")?;
+            check_bytes(&read.data, 1320, n / 4, "READ after MADV_FREE")?;
+            buf.check(n / 4, n / 2, 1320)?;
+            // A page that is written to is wanted again, whatever its place.
+            buf.fill(0, n, 1321);
+            target.to_device(&buf, 0, n).or_fail("MIGRATE_TO_DEV")?;
+            buf.check(0, n, 1321)?;
+
+            // Pages that may be dropped go to the device: those that went have their data.
+            target.bring_back(&buf, 0, n)?;
+            buf.advise(0, n, libc::MADV_FREE)?;
+            // Some may be gone, and those that are not may stay.
+            let _ = target.to_device(&buf, 0, n);
+            for page in 0..n {
+                let data = target.read(&buf, page, 1).or_fail("READ")?.data;
+                check!(
+                    data.iter().all(|b| *b == 0) || data == pattern_bytes(1321, page, 1),
+                    "page {page} after MADV_FREE: expected all of its data or zeroes"
+                );
+            }
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+/// Prefaulting is an access like others: PRIVATE pages come back, others stay.
+fn populate<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    for huge in SIZES {
+        for advice in [libc::MADV_POPULATE_READ, libc::MADV_POPULATE_WRITE] {
+            settled(ctx, NODE, |target| {
+                let buf = mixed(target, huge, 1330)?;
+                let n = buf.pages();
+                let child = super::counts::Waiting::start(|| Ok(()), || buf.check(0, n, 1330))?;
+                buf.advise(0, n, advice)?;
+                if !target.cpu_maps() {
+                    target.expect(&buf, 0, n, 0)?;
+                }
+                check_eq!(proc::present(&buf, 0, n)?, n, "present pages");
+                buf.check(0, n, 1330)?;
+                buf.fill(0, n, 1331);
+                child.join()?;
+                buf.check(0, n, 1331)
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// A huge page is made of small ones that are on the device, all of them or a few. The
+/// kernel may refuse, and must not lose anything.
+fn collapse<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    for away in [1, N / 2, N] {
+        settled(ctx, NODE, |target| {
+            let buf = Buffer::anon_huge_aligned(N)?;
+            buf.fill(0, N, 1340);
+            target
+                .to_device(&buf, N - away, away)
+                .or_fail("MIGRATE_TO_DEV")?;
+            target.expect(&buf, 0, N, away)?;
+            buf.advise(0, N, libc::MADV_HUGEPAGE)?;
+            let result = buf.try_advise(0, N, libc::MADV_COLLAPSE);
+            match &result {
+                Ok(()) => {
+                    expect_huge(&buf, 0, N, N)?;
+                    target.expect(&buf, 0, N, 0)?;
+                    target.expect_empty()?;
+                }
+                Err(e) => {
+                    note(&format!("MADV_COLLAPSE with {away} on the device: {e}"));
+                    check!(
+                        matches!(
+                            e.raw_os_error(),
+                            Some(libc::EINVAL | libc::EAGAIN | libc::EBUSY)
+                        ),
+                        "MADV_COLLAPSE: expected success, EINVAL, EAGAIN or EBUSY, found {e}"
+                    );
+                }
+            }
+            expect_sound(target, &buf, "after MADV_COLLAPSE")?;
+            let read = target.read(&buf, 0, N).or_fail("READ")?;
+            check_bytes(&read.data, 1340, 0, "READ after MADV_COLLAPSE")?;
+            buf.check(0, N, 1340)?;
+            target.bring_back(&buf, 0, N)?;
+            super::target::make_huge(&buf)?;
+            target.move_huge(&buf, 1340)?;
+            buf.check(0, N, 1340)
+        })?;
+    }
+    Ok(())
+}
+
+/// Guard pages take the place of pages on the device, which are freed.
+fn guard<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    for huge in SIZES {
+        settled(ctx, NODE, |target| {
+            let buf = mixed(target, huge, 1350)?;
+            let n = buf.pages();
+            let before = target.stats()?;
+            buf.advise(n / 4 - 2, 6, MADV_GUARD_INSTALL)?;
+            freed_since(target, &before, 4)?;
+            let reader = Child::spawn(|| {
+                buf.get(n / 4, 0);
+                Ok(())
+            })?;
+            check_eq!(
+                reader.exit()?,
+                Exit::Signal(libc::SIGSEGV),
+                "end of who reads a guard page"
+            );
+            let result = target.read(&buf, n / 4, 1);
+            expect_errno(result, &[libc::EFAULT], "READ of a guard page")?;
+            // Those with a guard do not go, the others do.
+            let _ = target.to_device(&buf, 0, n);
+            target.expect(&buf, n / 4 - 2, 6, 0)?;
+            buf.advise(n / 4 - 2, 6, MADV_GUARD_REMOVE)?;
+            buf.check_zero(n / 4 - 2, 6)?;
+            buf.check(0, n / 4 - 2, 1350)?;
+            buf.check(n / 4 + 4, n - n / 4 - 4, 1350)
+        })?;
+    }
+    Ok(())
+}
+
+/// Locked before it goes, while it is away, and unlocked in each place: whatever the order,
+/// every page goes, comes back, and is given up.
+fn lock<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    for huge in SIZES {
+        settled(ctx, NODE, |target| {
+            let buf = filled(huge, 1360)?;
+            let n = buf.pages();
+            for (before, away, back) in [
+                (Some(true), None, Some(false)),
+                (Some(true), Some(false), None),
+                (None, Some(true), Some(false)),
+                (Some(true), Some(true), None),
+            ] {
+                let lock = |how: Option<bool>| match how {
+                    Some(how) => buf.lock(0, n, how),
+                    None => Ok(()),
+                };
+                lock(before)?;
+                if huge {
+                    super::target::make_huge(&buf)?;
+                }
+                target.move_all(&buf, 1360)?;
+                lock(away)?;
+                // mlock faults pages in: those of PRIVATE memory come back.
+                if away == Some(true) && !target.cpu_maps() {
+                    target.expect(&buf, 0, n, 0)?;
+                } else {
+                    target.expect(&buf, 0, n, n)?;
+                    expect_sound(target, &buf, "locked and on the device")?;
+                }
+                target.bring_back(&buf, 0, n)?;
+                lock(back)?;
+                buf.check(0, n, 1360)?;
+            }
+            buf.lock(0, n, false)?;
+            target.move_all(&buf, 1360)?;
+            buf.check(0, n, 1360)
+        })?;
+    }
+    Ok(())
+}
+
+/// Pages that are locked as they come do not come for that.
+fn lock_on_fault<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    for huge in SIZES {
+        settled(ctx, NODE, |target| {
+            let buf = filled(huge, 1370)?;
+            let n = buf.pages();
+            target.move_all(&buf, 1370)?;
+            let before = target.stats()?;
+            buf.lock_on_fault(0, n)?;
+            target.expect(&buf, 0, n, n)?;
+            let after = target.stats()?;
+            check_eq!(after.cpu_faults, before.cpu_faults, "CPU faults by mlock2");
+            buf.check(0, n, 1370)?;
+            target.bring_back(&buf, 0, n)?;
+            target.move_all(&buf, 1370)?;
+            let result = buf.try_advise(0, n, libc::MADV_COLD);
+            expect_errno(result, &[libc::EINVAL], "MADV_COLD of locked memory")?;
+            buf.lock(0, n, false)?;
+            buf.check(0, n, 1370)?;
+
+            // Nothing is there yet: the first page that comes is the device's.
+            let empty = Buffer::anon(n)?;
+            empty.lock_on_fault(0, n)?;
+            target.to_device(&empty, 0, n).or_fail("MIGRATE_TO_DEV")?;
+            target.expect(&empty, 0, n, n)?;
+            expect_sound(target, &empty, "locked on the device from the start")?;
+            empty.check_zero(0, n)?;
+            target.bring_back(&empty, 0, n)
+        })?;
+    }
+    Ok(())
+}
+
+/// A part of a huge page is locked, or unlocked, where it is.
+fn lock_huge_part<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    for page in [0, N / 2, N - 1] {
+        settled(ctx, NODE, |target| {
+            let buf = huge_filled(1, 1380)?;
+            target.move_huge(&buf, 1380)?;
+            buf.lock_on_fault(page, 1)?;
+            target.expect(&buf, 0, N, N)?;
+            expect_sound(target, &buf, "with one locked")?;
+            target.bring_back(&buf, page, 1)?;
+            buf.check(0, N, 1380)?;
+            buf.lock(page, 1, false)?;
+            target.bring_back(&buf, 0, N)?;
+            buf.lock(0, N, true)?;
+            target.to_device(&buf, 0, N).or_fail("MIGRATE_TO_DEV")?;
+            buf.lock(page, 1, false)?;
+            buf.unmap(page, 1)?;
+            buf.check(0, page, 1380)?;
+            buf.check(page + 1, N - page - 1, 1380)
+        })?;
+    }
+    Ok(())
+}
+
+/// The count of locked pages is what it was when all is unlocked, or gone.
+fn lock_counts<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    let trip = || -> Outcome {
+        for huge in SIZES {
+            settled(ctx, NODE, |target| {
+                for how in 0..3 {
+                    let buf = filled(huge, 1390)?;
+                    let n = buf.pages();
+                    buf.lock(0, n, true)?;
+                    target.move_all(&buf, 1390)?;
+                    match how {
+                        0 => buf.lock(0, n, false)?,
+                        1 => target.bring_back(&buf, 0, n)?,
+                        _ => {}
+                    }
+                }
+                Ok(())
+            })?;
+        }
+        Ok(())
+    };
+    trip()?;
+    let count = || -> Outcome<u64> {
+        drain_batches()?;
+        proc::vmstat("nr_mlock")
+    };
+    let before = count()?;
+    for _ in 0..3 {
+        trip()?;
+    }
+    // The counters of CPUs are summed up every second.
+    let mut after = 0;
+    sys::wait_until(std::time::Duration::from_secs(5), || {
+        after = count().unwrap_or(u64::MAX);
+        after == before
+    });
+    check_eq!(after, before, "nr_mlock of /proc/vmstat");
+    Ok(())
+}

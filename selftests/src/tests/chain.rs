@@ -1,0 +1,417 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Chains of processes that share pages on the device: who writes gets a page of his own,
+//! and nobody sees what another wrote (I10), whoever ends first. Small and huge pages.
+
+use std::io::{Read, Write};
+
+use super::counts::Waiting;
+use super::leak::settled;
+use super::target::{Target, huge_filled};
+use super::{Ctx, PAGES, Test};
+use crate::check::{Fail, OrFail, Outcome};
+use crate::device::{Buffer, PAGE, check_bytes, pattern_bytes};
+use crate::harness::Child;
+use crate::sys;
+use crate::uapi::*;
+use crate::{check, check_eq};
+
+pub const TESTS: &[Test] = of_each_kind!("chain":
+    "write_each_level" => write_each_level,
+    "parent_first" => parent_first,
+    "device_write" => device_write,
+    "exclusive" => exclusive,
+    "mixture" => mixture,
+    "siblings" => siblings,
+    "again_and_again" => again_and_again,
+);
+
+/// Both sizes of folios.
+pub const SIZES: [bool; 2] = [false, true];
+
+/// A buffer of small pages, or one huge page, with the pattern of `seed`.
+#[track_caller]
+pub fn filled(huge: bool, seed: u64) -> Outcome<Buffer> {
+    match huge {
+        false => Buffer::filled(PAGES, seed),
+        true => huge_filled(1, seed),
+    }
+}
+
+/// What each page of a buffer holds: the pattern of a seed.
+#[derive(Clone)]
+pub struct Image(Vec<u64>);
+
+impl Image {
+    pub fn new(n: usize, seed: u64) -> Self {
+        Self(vec![seed; n])
+    }
+
+    /// Writes the pattern of `seed` to pages.
+    pub fn fill(&mut self, buf: &Buffer, first: usize, n: usize, seed: u64) {
+        buf.fill(first, n, seed);
+        self.0[first..first + n].fill(seed);
+    }
+
+    /// Says that pages hold the pattern of `seed` now.
+    pub fn set(&mut self, first: usize, n: usize, seed: u64) {
+        self.0[first..first + n].fill(seed);
+    }
+
+    /// Runs of pages with the same seed.
+    fn runs(&self) -> impl Iterator<Item = (usize, usize, u64)> {
+        let mut first = 0;
+        self.0.chunk_by(|a, b| a == b).map(move |run| {
+            first += run.len();
+            (first - run.len(), run.len(), run[0])
+        })
+    }
+
+    /// Checks every byte, by the CPU.
+    #[track_caller]
+    pub fn check(&self, buf: &Buffer) -> Outcome {
+        for (first, n, seed) in self.runs() {
+            buf.check(first, n, seed)?;
+        }
+        Ok(())
+    }
+
+    /// Checks bytes of all pages, by whoever has read them.
+    #[track_caller]
+    pub fn check_bytes(&self, bytes: &[u8], what: &str) -> Outcome {
+        for (first, n, seed) in self.runs() {
+            check_bytes(&bytes[first * PAGE..(first + n) * PAGE], seed, first, what)?;
+        }
+        Ok(())
+    }
+
+    /// Moves all pages to the device, which must take them all, and checks the data.
+    #[track_caller]
+    pub fn send(&self, target: &Target, buf: &Buffer) -> Outcome {
+        let n = buf.pages();
+        let moved = target.to_device(buf, 0, n).or_fail("MIGRATE_TO_DEV")?;
+        target.expect(buf, 0, n, n)?;
+        self.check_bytes(&moved.data, "data that MIGRATE_TO_DEV returned")
+    }
+
+    /// Checks every byte, by the device.
+    #[track_caller]
+    pub fn check_device(&self, target: &Target, buf: &Buffer) -> Outcome {
+        let read = target.read(buf, 0, buf.pages()).or_fail("READ")?;
+        self.check_bytes(&read.data, "READ by the device")
+    }
+}
+
+/// Checks that nobody can write to any of the pages as they are: neither the CPU nor,
+/// where PRIVATE pages are, the device.
+#[track_caller]
+pub fn expect_no_write(target: &Target, buf: &Buffer, when: &str) -> Outcome {
+    let pages = target.inspect(buf, 0, buf.pages()).or_fail("ZDM_INSPECT")?;
+    match pages.iter().position(|p| p.flags & ZDM_PAGE_WRITE != 0) {
+        None => Ok(()),
+        Some(page) => Err(Fail::failed(format!(
+            "page {page} {when}: expected no right to write, found {:x?}",
+            pages[page]
+        ))),
+    }
+}
+
+/// A process of the chain: writes to a part that is its own, moves everything to the
+/// device, and lets the next one do the same with what it has inherited.
+fn level(ctx: &Ctx, node: usize, buf: &Buffer, mut image: Image, depth: u64) -> Outcome {
+    const LEVELS: u64 = 4;
+    image.check(buf)?;
+    // A file of this process's own, which knows its memory.
+    let target = Target::open(ctx, node)?;
+    let step = buf.pages() / 8;
+    let first = depth as usize * step;
+    image.fill(buf, first, step + 3, 1100 + depth);
+    image.send(&target, buf)?;
+    if depth + 1 < LEVELS {
+        let child = Child::spawn(|| level(ctx, node, buf, image.clone(), depth + 1))?;
+        // At the same time as the descendants.
+        if depth % 2 == 0 {
+            image.fill(buf, first + 1, 2, 1200 + depth);
+        }
+        child.join()?;
+    }
+    image.check(buf)?;
+    image.send(&target, buf)?;
+    image.check_device(&target, buf)?;
+    target.bring_back(buf, 0, buf.pages())?;
+    image.check(buf)
+}
+
+/// Four generations, each of which writes and migrates. (6.0, 1118234e4bc2: fork of device
+/// pages that were still marked exclusive; 5.17, e1f84eef313f: fault on a shared one.)
+fn write_each_level<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    for huge in SIZES {
+        settled(ctx, NODE, |target| {
+            let buf = filled(huge, 1100)?;
+            let image = Image::new(buf.pages(), 1100);
+            image.send(target, &buf)?;
+            Child::spawn(|| level(ctx, NODE, &buf, image.clone(), 0))?.join()?;
+            image.check_device(target, &buf)?;
+            image.check(&buf)
+        })?;
+    }
+    Ok(())
+}
+
+/// The oldest goes first, and its file with it; the youngest has all of the data, and the
+/// pages are its own then.
+fn parent_first<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    for huge in SIZES {
+        settled(ctx, NODE, |outer| {
+            let (mut done, say) = sys::pipe().or_fail("pipe")?;
+            let (mut gone, hold) = sys::pipe().or_fail("pipe")?;
+            // Each process closes its own.
+            let mut hold = Some(hold);
+            let first = Child::spawn(|| {
+                let target = Target::open(ctx, NODE)?;
+                let buf = filled(huge, 1110)?;
+                let mut image = Image::new(buf.pages(), 1110);
+                image.send(&target, &buf)?;
+                let _second = Child::spawn(|| {
+                    image.fill(&buf, 1, 2, 1111);
+                    let _third = Child::spawn(|| {
+                        drop((hold.take(), target));
+                        // The end of the pipe says that both have gone.
+                        let n = gone.read(&mut [0]).or_fail("pipe")?;
+                        check_eq!(n, 0, "bytes from the ancestors");
+                        image.check(&buf)?;
+                        image.fill(&buf, 4, 3, 1112);
+                        let own = Target::open(ctx, NODE)?;
+                        image.send(&own, &buf)?;
+                        image.check_device(&own, &buf)?;
+                        own.bring_back(&buf, 0, buf.pages())?;
+                        image.check(&buf)?;
+                        (&say).write_all(b"d").or_fail("pipe")
+                    })?;
+                    sys::exit_now(0)
+                })?;
+                sys::exit_now(0)
+            })?;
+            drop((hold.take(), say));
+            first.join()?;
+            let n = done.read(&mut [0]).or_fail("pipe")?;
+            check_eq!(n, 1, "word of the youngest process that it is done");
+            outer.expect_empty()
+        })?;
+    }
+    Ok(())
+}
+
+/// What the device writes for one of them the others do not see. A page that the kernel
+/// lets a device write though it is shared is the worst leak of all.
+fn device_write<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    for huge in SIZES {
+        settled(ctx, NODE, |target| {
+            let buf = filled(huge, 1120)?;
+            let n = buf.pages();
+            let mut image = Image::new(n, 1120);
+            image.send(target, &buf)?;
+            let old = image.clone();
+            let child = Waiting::start(
+                || {
+                    let grandchild = Waiting::start(|| Ok(()), || old.check(&buf))?;
+                    let own = Target::open(ctx, NODE)?;
+                    expect_no_write(&own, &buf, "with a grandchild")?;
+                    let mut image = old.clone();
+                    own.write(&buf, 2, &pattern_bytes(1121, 2, 5))
+                        .or_fail("WRITE by the child's device")?;
+                    image.set(2, 5, 1121);
+                    image.check(&buf)?;
+                    grandchild.join()?;
+                    image.check(&buf)
+                },
+                || Image::check(&with(&old, 2, 5, 1121), &buf),
+            )?;
+            expect_no_write(target, &buf, "with a child")?;
+            image.check(&buf)?;
+            target
+                .write(&buf, 4, &pattern_bytes(1122, 4, n - 8))
+                .or_fail("WRITE by the parent's device")?;
+            image.set(4, n - 8, 1122);
+            child.join()?;
+            image.check_device(target, &buf)?;
+            image.check(&buf)
+        })?;
+    }
+    Ok(())
+}
+
+fn with(image: &Image, first: usize, n: usize, seed: u64) -> Image {
+    let mut image = image.clone();
+    image.set(first, n, seed);
+    image
+}
+
+/// No shared page says that it is one process's own: the write that this mark allows
+/// would be seen by the other. Whoever is left alone gets it back by a write.
+fn exclusive<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    for huge in SIZES {
+        settled(ctx, NODE, |target| {
+            let buf = filled(huge, 1130)?;
+            let mut image = Image::new(buf.pages(), 1130);
+            image.send(target, &buf)?;
+            let own = |page: usize, expected: bool, when: &str| -> Outcome {
+                let found = target.inspect_one(&buf, page)?;
+                let exclusive = found.flags & ZDM_PAGE_ANON_EXCLUSIVE != 0;
+                check!(
+                    exclusive == expected,
+                    "page {page} {when}: expected exclusive {expected}, found {found:x?}"
+                );
+                Ok(())
+            };
+            own(0, true, "after migration")?;
+            let child = Waiting::start(|| image.check_after(&buf), || image.check(&buf))?;
+            // A read by the child may have brought PRIVATE pages back, for both. A huge entry
+            // has the mark on the first page alone.
+            for page in 0..buf.pages() {
+                own(page, false, "after fork")?;
+            }
+            image.clone().send(target, &buf)?;
+            own(0, false, "after fork and migration")?;
+            expect_no_write(target, &buf, "after fork and migration")?;
+            child.join()?;
+            image.fill(&buf, 0, buf.pages(), 1131);
+            image.check_device(target, &buf)?;
+            own(0, true, "after the write of who is left")?;
+            image.send(target, &buf)?;
+            own(0, true, "after migration of one's own page")?;
+            image.check(&buf)
+        })?;
+    }
+    Ok(())
+}
+
+impl Image {
+    /// Checks the first pages only.
+    fn check_after(&self, buf: &Buffer) -> Outcome {
+        buf.check(0, 2, self.0[0])
+    }
+}
+
+/// Pages on the device, in system memory, of zeroes, and none at all, next to each other,
+/// in three processes that all write all of it, each in another order.
+fn mixture<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    settled(ctx, NODE, |target| {
+        const N: usize = 40;
+        let buf = Buffer::anon(N)?;
+        buf.fill(0, 16, 1140);
+        buf.check_zero(16, 8)?;
+        target.to_device(&buf, 0, 8).or_fail("MIGRATE_TO_DEV")?;
+        target.to_device(&buf, 20, 8).or_fail("MIGRATE_TO_DEV")?;
+        target.expect(&buf, 0, N, 16)?;
+        let turn = |who: usize| -> Outcome {
+            buf.check(0, 16, 1140)?;
+            buf.check_zero(16, N - 16)?;
+            for i in 0..N {
+                let page = (i * 7 + who * 13) % N;
+                buf.fill(page, 1, 1141 + who as u64);
+            }
+            buf.check(0, N, 1141 + who as u64)?;
+            let own = Target::open(ctx, NODE)?;
+            own.move_all_again(&buf, 1141 + who as u64)
+        };
+        let child = Child::spawn(|| {
+            let grandchild = Child::spawn(|| turn(2))?;
+            turn(1)?;
+            grandchild.join()?;
+            buf.check(0, N, 1142)
+        })?;
+        turn(0)?;
+        child.join()?;
+        buf.check(0, N, 1141)
+    })
+}
+
+impl Target {
+    /// Moves all of a buffer, some of which may be there already.
+    #[track_caller]
+    fn move_all_again(&self, buf: &Buffer, seed: u64) -> Outcome {
+        Image::new(buf.pages(), seed).send(self, buf)
+    }
+}
+
+/// Many children at once write to different pages of the same huge page, or small ones,
+/// while the parent migrates it there and back.
+fn siblings<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    const CHILDREN: usize = 6;
+    for huge in SIZES {
+        settled(ctx, NODE, |target| {
+            let buf = filled(huge, 1150)?;
+            let n = buf.pages();
+            let image = Image::new(n, 1150);
+            image.send(target, &buf)?;
+            let children: Vec<_> = (0..CHILDREN)
+                .map(|i| {
+                    Child::spawn(|| {
+                        let mut image = image.clone();
+                        for page in (i..n).step_by(CHILDREN + 1) {
+                            image.fill(&buf, page, 1, 1151 + i as u64);
+                        }
+                        image.check(&buf)?;
+                        let own = Target::open(ctx, NODE)?;
+                        // Some stay, as others use them at this moment.
+                        let _ = own.to_device(&buf, 0, n);
+                        image.check_device(&own, &buf)?;
+                        image.check(&buf)
+                    })
+                })
+                .collect::<Outcome<_>>()?;
+            for _ in 0..4 {
+                // Pages that a child faults at this moment stay, this time.
+                let _ = target.to_device(&buf, 0, n);
+                let _ = target.to_system(&buf, 0, n);
+            }
+            for child in children {
+                child.join()?;
+            }
+            image.check(&buf)?;
+            image.send(target, &buf)?;
+            image.check(&buf)
+        })?;
+    }
+    Ok(())
+}
+
+/// A parent that forks again before the last child has gone, with a write and a
+/// migration in between: each child has the data of its time.
+fn again_and_again<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    for huge in SIZES {
+        settled(ctx, NODE, |target| {
+            let buf = filled(huge, 1160)?;
+            let n = buf.pages();
+            let mut image = Image::new(n, 1160);
+            let mut children = Vec::new();
+            for round in 0..5 {
+                image.send(target, &buf)?;
+                let seen = image.clone();
+                let buf = &buf;
+                children.push(Waiting::start(
+                    || Ok(()),
+                    move || {
+                        seen.check(buf)?;
+                        buf.fill(0, n, 1169);
+                        buf.check(0, n, 1169)
+                    },
+                )?);
+                image.fill(buf, round * 5, 9, 1161 + round as u64);
+                image.check(buf)?;
+                if round == 3 {
+                    // One out of the middle.
+                    children.remove(1).join()?;
+                }
+            }
+            // From the last to the first.
+            while let Some(child) = children.pop() {
+                child.join()?;
+                image.check_device(target, &buf)?;
+            }
+            image.check(&buf)
+        })?;
+    }
+    Ok(())
+}

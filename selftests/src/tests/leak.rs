@@ -1,0 +1,339 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What a scenario must not leave on the system's side (I8), and tests of that side alone.
+//!
+//! A device page that is left is seen by the audit after every test. That leaves system
+//! pages. One that is charged to a memory cgroup shows in it when all processes have
+//! gone: `settled` runs a scenario in a cgroup of its own, which is exact but for what
+//! the kernel itself needs. The page that a migration has taken the data of is charged no
+//! more: `leak.*` move memory in all ways so often that free memory would go down. The
+//! counters of an address space need no test: the kernel complains of one that is not
+//! zero in the end (`Bad rss-counter state`), which the runner reports.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use super::account::{charged, current, new_cgroup};
+use super::target::{Target, huge_filled};
+use super::{Ctx, Test};
+use crate::check::{Fail, OrFail, Outcome};
+use crate::device::{Buffer, HUGE_PAGES};
+use crate::harness::{Child, note};
+use crate::sys::{self, Exit};
+use crate::{check, check_eq, proc};
+
+pub const TESTS: &[Test] = of_each_kind!("leak":
+    "back" => back,
+    "unmapped" => unmapped,
+    "exit" => exit,
+    "close" => close,
+    "huge" => huge,
+    "parts" => parts,
+    "zero" => zero,
+    "charge" => charge,
+);
+
+/// Pages of kernel memory that may still be charged to a cgroup without processes. A
+/// scenario that leaves as many pages as a test has is noticed.
+const REST: u64 = 40;
+
+/// What is charged to a cgroup without processes, in pages, once every CPU has given up
+/// the charges that it keeps in stock and reclaim has taken what it could.
+fn drained(dir: &Path) -> Outcome<u64> {
+    let mut left = 0;
+    sys::wait_until(Duration::from_secs(10), || {
+        // Tried again: exit and RCU free memory a little later.
+        let _ = fs::write(dir.join("memory.high"), "0");
+        left = current(dir).unwrap_or(u64::MAX);
+        left <= REST
+    });
+    Ok(left)
+}
+
+/// Runs a scenario with an open device in a process and a memory cgroup of its own. In
+/// the end the cgroup must have got back all it was charged for, the device what it has
+/// handed out, and the cgroup can be removed.
+#[track_caller]
+pub fn settled(ctx: &Ctx, node: usize, body: impl FnOnce(&Target) -> Outcome) -> Outcome {
+    settled_in(ctx, node, |target, _| body(target))
+}
+
+/// The same, for a scenario that wants to know its cgroup.
+#[track_caller]
+pub fn settled_in(ctx: &Ctx, node: usize, body: impl FnOnce(&Target, &Path) -> Outcome) -> Outcome {
+    // A reason to skip the test is found here, before anything is set up.
+    let observer = Target::open(ctx, node)?;
+    let before = observer.stats()?;
+    let dir = new_cgroup()?;
+    let child = Child::spawn(|| {
+        fs::write(dir.join("cgroup.procs"), "0").or_fail("cgroup.procs")?;
+        let target = Target::open(ctx, node)?;
+        body(&target, &dir)
+    })?;
+    let exit = child.exit()?;
+    // Whoever is still in the cgroup would be charged with right.
+    let populated = || fs::read_to_string(dir.join("cgroup.events"));
+    let empty = sys::wait_until(Duration::from_secs(5), || {
+        populated().is_ok_and(|t| t.contains("populated 0"))
+    });
+    let left = drained(&dir)?;
+    let removed = fs::remove_dir(&dir);
+    check_eq!(exit, Exit::Code(0), "end of the scenario");
+    check!(empty, "processes of the scenario: expected none in the end");
+    removed.or_fail("rmdir of the scenario's cgroup")?;
+    check!(
+        left <= REST,
+        "pages charged for the scenario in the end: expected {REST} of the kernel's at most, \
+         found {left}"
+    );
+    let mut after = observer.stats()?;
+    sys::wait_until(Duration::from_secs(2), || {
+        // An error shows as what was found last.
+        if let Ok(now) = observer.stats() {
+            after = now;
+        }
+        after.allocated.wrapping_sub(after.freed) == before.allocated.wrapping_sub(before.freed)
+    });
+    check_eq!(
+        after.allocated.wrapping_sub(after.freed),
+        before.allocated.wrapping_sub(before.freed),
+        "device pages in use"
+    );
+    Ok(())
+}
+
+/// Pages of a trip: 8 MiB.
+const N: usize = 2048;
+const TRIPS: usize = 12;
+/// Other parts of the machine take and give memory meanwhile. A leak of one page in six
+/// is noticed.
+const SLACK: u64 = (N * TRIPS / 6) as u64;
+
+/// Repeats a trip and checks that free memory stays the same.
+fn trips(ctx: &Ctx, node: usize, mut trip: impl FnMut(&Target, usize) -> Outcome) -> Outcome {
+    let target = Target::open(ctx, node)?;
+    // The first ones also pay for page tables, chunks of the device and slabs.
+    trip(&target, 0)?;
+    trip(&target, 1)?;
+    target.expect_empty()?;
+    let before = proc::free_pages()?;
+    for i in 0..TRIPS {
+        trip(&target, i)?;
+    }
+    target.expect_empty()?;
+    let mut after = 0;
+    sys::wait_until(Duration::from_secs(5), || {
+        after = proc::free_pages().unwrap_or(0);
+        after + SLACK >= before
+    });
+    note(&format!("free pages: {before}, then {after}"));
+    check!(
+        after + SLACK >= before,
+        "free pages after {TRIPS} trips of {N}: expected {before} but for {SLACK}, found {after}"
+    );
+    Ok(())
+}
+
+/// A buffer whose pages are known by one word each, so that a trip takes little time.
+fn marked(seed: u64) -> Outcome<Buffer> {
+    let buf = Buffer::anon(N)?;
+    mark(&buf, seed);
+    Ok(buf)
+}
+
+fn mark(buf: &Buffer, seed: u64) {
+    for page in 0..buf.pages() {
+        buf.set(page, 1, seed ^ ((page as u64) << 16));
+    }
+}
+
+fn check_marks(buf: &Buffer, first: usize, n: usize, seed: u64) -> Outcome {
+    for page in first..first + n {
+        let found = buf.get(page, 1);
+        let expected = seed ^ ((page as u64) << 16);
+        check!(
+            found == expected,
+            "mark of page {page}: expected {expected:#x}, found {found:#x}"
+        );
+    }
+    Ok(())
+}
+
+/// Moves all of a buffer, in pieces, so that the data that comes back takes little room.
+fn send(target: &Target, buf: &Buffer) -> Outcome {
+    for first in (0..buf.pages()).step_by(HUGE_PAGES) {
+        target
+            .to_device(buf, first, HUGE_PAGES)
+            .or_fail("MIGRATE_TO_DEV")?;
+    }
+    target.expect(buf, 0, buf.pages(), buf.pages())
+}
+
+/// To the device and back, by request and by a fault where there is one.
+fn back<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    trips(ctx, NODE, |target, i| {
+        let buf = marked(i as u64)?;
+        send(target, &buf)?;
+        if i % 2 == 0 {
+            target.to_system(&buf, 0, N).or_fail("MIGRATE_TO_SYS")?;
+        }
+        check_marks(&buf, 0, N, i as u64)?;
+        Ok(())
+    })
+}
+
+/// Freed where it is.
+fn unmapped<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    trips(ctx, NODE, |target, i| {
+        let buf = marked(i as u64)?;
+        send(target, &buf)?;
+        if i % 2 == 0 {
+            buf.advise(0, N / 2, libc::MADV_DONTNEED)?;
+            buf.unmap(N / 2, N / 2)?;
+        }
+        Ok(())
+    })
+}
+
+/// Freed by the end of a process, which shares it with another.
+fn exit<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    trips(ctx, NODE, |target, i| {
+        let buf = marked(i as u64)?;
+        send(target, &buf)?;
+        Child::spawn(|| check_marks(&buf, 0, N, i as u64))?.join()?;
+        drop(buf);
+        Child::spawn(|| {
+            let target = Target::open(ctx, NODE)?;
+            let buf = marked(i as u64)?;
+            send(&target, &buf)?;
+            sys::exit_now(0)
+        })?
+        .join()
+    })
+}
+
+/// Brought back by the close of the file.
+fn close<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    trips(ctx, NODE, |_, i| {
+        let buf = marked(i as u64)?;
+        let target = Target::open(ctx, NODE)?;
+        send(&target, &buf)?;
+        drop(target);
+        check_marks(&buf, 0, N, i as u64)
+    })
+}
+
+/// Huge pages, freed by turns on the device and after they have come back.
+fn huge<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    trips(ctx, NODE, |target, i| {
+        let buf = huge_filled(N / HUGE_PAGES, 0)?;
+        mark(&buf, i as u64);
+        send(target, &buf)?;
+        match i % 3 {
+            0 => drop(target.to_system(&buf, 0, N).or_fail("MIGRATE_TO_SYS")?),
+            1 => check_marks(&buf, 0, N, i as u64)?,
+            _ => {}
+        }
+        Ok(())
+    })
+}
+
+/// Huge pages of which a part comes back, is thrown away or is written by a child.
+fn parts<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    trips(ctx, NODE, |target, i| {
+        let buf = huge_filled(N / HUGE_PAGES, 0)?;
+        mark(&buf, i as u64);
+        send(target, &buf)?;
+        for first in (0..N).step_by(HUGE_PAGES) {
+            match (first / HUGE_PAGES + i) % 4 {
+                0 => drop(target.to_system(&buf, first + 7, 100).or_fail("back")?),
+                1 => buf.advise(first + 100, 30, libc::MADV_DONTNEED)?,
+                2 => buf.unmap(first, HUGE_PAGES / 2)?,
+                _ => Child::spawn(|| {
+                    buf.set(first + 1, 1, 1);
+                    buf.set(first + 300, 1, 1);
+                    Ok(())
+                })?
+                .join()?,
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Places without a page get one on the device, small and huge.
+fn zero<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    trips(ctx, NODE, |target, i| {
+        let buf = Buffer::anon_huge_aligned(N)?;
+        if i % 2 == 0 {
+            buf.advise(0, N, libc::MADV_HUGEPAGE)?;
+        }
+        send(target, &buf)?;
+        for page in (0..N).step_by(61) {
+            check_eq!(buf.get(page, 0), 0, "a word of fresh memory");
+        }
+        if i % 3 == 0 {
+            target.to_system(&buf, 0, N).or_fail("MIGRATE_TO_SYS")?;
+        }
+        Ok(())
+    })
+}
+
+/// A cgroup is charged the same wherever its pages are, for small and for huge ones, and
+/// for nothing when they are gone.
+fn charge<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    // Charges are taken in batches of 64, on each of a few CPUs.
+    const STOCK: u64 = 512;
+    settled_in(ctx, NODE, |target, dir| {
+        // The first trip is charged for a heap that stays.
+        send(target, &marked(3)?)?;
+        for huge in [false, true] {
+            let start = current(dir)?;
+            let buf = match huge {
+                false => marked(3)?,
+                true => huge_filled(N / HUGE_PAGES, 0)?,
+            };
+            mark(&buf, 3);
+            let full = current(dir)?;
+            let near = |when: &str, expected: u64| -> Outcome {
+                let found = current(dir)?;
+                check!(
+                    found.abs_diff(expected) <= STOCK,
+                    "memory.current {when}, huge {huge}: expected {expected} +- {STOCK}, found \
+                     {found}"
+                );
+                Ok(())
+            };
+            near("with the buffer", start + N as u64)?;
+            for _ in 0..2 {
+                send(target, &buf)?;
+                near("with the pages on the device", full)?;
+                target.bring_back(&buf, 0, N)?;
+                near("with the pages back", full)?;
+            }
+            check_marks(&buf, 0, N, 3)?;
+            send(target, &buf)?;
+            // A half is freed there, and the rest comes back.
+            buf.unmap(0, N / 2)?;
+            near("with a half freed on the device", start + N as u64 / 2)?;
+            target.bring_back(&buf, N / 2, N / 2)?;
+            near("with the other half back", start + N as u64 / 2)?;
+            check_marks(&buf, N / 2, N / 2, 3)?;
+            drop(buf);
+            near("with nothing left", start)?;
+            let mut anon = u64::MAX;
+            // The statistics are flushed every two seconds.
+            sys::wait_until(Duration::from_secs(6), || {
+                anon = charged(dir).unwrap_or(u64::MAX);
+                anon < N as u64 / 4
+            });
+            if anon >= N as u64 / 4 {
+                return Err(Fail::failed(format!(
+                    "anon in memory.stat with nothing left: expected few, found {anon}"
+                )));
+            }
+        }
+        Ok(())
+    })
+}
