@@ -16,6 +16,7 @@ mod ktap;
 mod memory;
 mod module;
 mod proc;
+mod swap;
 mod sys;
 mod tests;
 mod uapi;

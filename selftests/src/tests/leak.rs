@@ -326,9 +326,9 @@ fn charge<const NODE: usize>(ctx: &Ctx) -> Outcome {
             // The statistics are flushed every two seconds.
             sys::wait_until(Duration::from_secs(6), || {
                 anon = charged(dir).unwrap_or(u64::MAX);
-                anon < N as u64 / 4
+                anon < N as u64 / 2
             });
-            if anon >= N as u64 / 4 {
+            if anon >= N as u64 / 2 {
                 return Err(Fail::failed(format!(
                     "anon in memory.stat with nothing left: expected few, found {anon}"
                 )));

@@ -60,6 +60,7 @@ mod release;
 mod rights;
 mod scenarios;
 mod snapshot;
+mod swap;
 mod target;
 mod thp;
 mod thp_parts;
@@ -166,6 +167,7 @@ pub fn all() -> Vec<&'static Test> {
         chain::TESTS,
         rights::TESTS,
         advice::TESTS,
+        swap::TESTS,
         kill::TESTS,
         debugfs::TESTS,
         allocator::TESTS,

@@ -1,0 +1,367 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Swap next to device memory: what is swapped out does not go to the device, what is on
+//! the device is not swapped out, and no old data comes back from swap. Small and huge
+//! pages.
+
+use std::fs;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::account::current;
+use super::chain::{Image, SIZES, filled};
+use super::counts::{Waiting, frames};
+use super::leak::{settled, settled_in};
+use super::target::Target;
+use super::{Ctx, PAGES, Test};
+use crate::check::{Fail, OrFail, Outcome, expect_errno};
+use crate::device::{Buffer, HUGE_PAGES, PAGE, check_bytes, pattern_bytes};
+use crate::harness::note;
+use crate::swap::Swap;
+use crate::{check, check_eq, proc, sys};
+
+pub const TESTS: &[Test] = of_each_kind!("swap":
+    "then_device" => then_device,
+    "beside" => beside,
+    "swapoff" => swapoff,
+    "shared" => shared,
+    "dirty" => dirty,
+    "lazy" => lazy,
+    "old_data" => old_data,
+    "pressure" => pressure,
+    "race" => race,
+);
+
+/// Swaps pages out, in spite of references that others hold for a moment.
+#[track_caller]
+fn swap_out(buf: &Buffer, first: usize, n: usize, expected: usize) -> Outcome {
+    let mut found = 0;
+    sys::wait_until(std::time::Duration::from_secs(5), || {
+        // What is not swapped out shows below.
+        let _ = buf.try_advise(first, n, libc::MADV_PAGEOUT);
+        found = proc::swapped(buf, first, n).unwrap_or(0);
+        found == expected
+    });
+    match found == expected {
+        true => Ok(()),
+        false => Err(Fail::failed(format!(
+            "pages {first}..{} in swap: expected {expected}, found {found}",
+            first + n
+        ))),
+    }
+}
+
+/// What is in swap stays there until somebody wants it, and goes to the device then.
+fn then_device<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    for huge in SIZES {
+        settled(ctx, NODE, |target| {
+            let _swap = Swap::on()?;
+            let buf = filled(huge, 1400)?;
+            let n = buf.pages();
+            swap_out(&buf, 0, n, n)?;
+            let before = target.stats()?;
+            let result = target.to_device(&buf, 0, n);
+            expect_errno(result, &[libc::ENOENT], "MIGRATE_TO_DEV of what is in swap")?;
+            check_eq!(proc::swapped(&buf, 0, n)?, n, "pages in swap");
+            let after = target.stats()?;
+            check_eq!(after.to_device, before.to_device, "pages that went");
+            // The device wants a half, the CPU the rest.
+            let read = target.read(&buf, 0, n / 2).or_fail("READ")?;
+            check_bytes(&read.data, 1400, 0, "READ from swap")?;
+            check_eq!(proc::swapped(&buf, 0, n / 2)?, 0, "pages in swap");
+            let moved = target.to_device(&buf, 0, n / 2).or_fail("MIGRATE_TO_DEV")?;
+            check_bytes(&moved.data, 1400, 0, "data that MIGRATE_TO_DEV returned")?;
+            buf.check(n / 2, n / 2, 1400)?;
+            target.to_device(&buf, 0, n).or_fail("MIGRATE_TO_DEV")?;
+            target.expect(&buf, 0, n, n)?;
+            buf.check(0, n, 1400)
+        })?;
+    }
+    Ok(())
+}
+
+/// Of a range that is partly on the device the rest is swapped out, more than once.
+fn beside<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    for huge in SIZES {
+        settled(ctx, NODE, |target| {
+            let _swap = Swap::on()?;
+            let buf = filled(huge, 1410)?;
+            let n = buf.pages();
+            let image = Image::new(n, 1410);
+            target
+                .to_device(&buf, n / 4, n / 2)
+                .or_fail("MIGRATE_TO_DEV")?;
+            let pfns = frames(target, &buf, n / 4, n / 2)?;
+            for _ in 0..2 {
+                swap_out(&buf, 0, n, n / 2)?;
+                target.expect(&buf, n / 4, n / 2, n / 2)?;
+                check_eq!(&frames(target, &buf, n / 4, n / 2)?, &pfns, "frames");
+                buf.check(0, n / 4, 1410)?;
+                buf.check(n / 2 + n / 4, n / 4, 1410)?;
+            }
+            swap_out(&buf, 0, n, n / 2)?;
+            // All that is on the device comes back between pages in swap.
+            target.bring_back(&buf, n / 4, n / 2)?;
+            check_eq!(proc::swapped(&buf, 0, n)?, n / 2, "pages in swap");
+            image.check(&buf)?;
+            swap_out(&buf, 0, n, n)?;
+            image.check_device(target, &buf)?;
+            image.check(&buf)
+        })?;
+    }
+    Ok(())
+}
+
+/// swapoff walks over entries of the device, and brings back what is swapped out.
+fn swapoff<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    for huge in SIZES {
+        settled(ctx, NODE, |target| {
+            let swap = Swap::on()?;
+            let buf = filled(huge, 1420)?;
+            let n = buf.pages();
+            target
+                .to_device(&buf, n / 4, n / 2)
+                .or_fail("MIGRATE_TO_DEV")?;
+            swap_out(&buf, 0, n, n / 2)?;
+            let child = Waiting::start(|| Ok(()), || buf.check(0, n, 1420))?;
+            swap.off()?;
+            check_eq!(proc::swapped(&buf, 0, n)?, 0, "pages in swap");
+            target.expect(&buf, 0, n, n / 2)?;
+            buf.check(0, n, 1420)?;
+            buf.fill(0, n, 1421);
+            child.join()?;
+            buf.check(0, n, 1421)?;
+            target.to_device(&buf, 0, n).or_fail("MIGRATE_TO_DEV")?;
+            target.expect(&buf, 0, n, n)?;
+            buf.check(0, n, 1421)
+        })?;
+    }
+    Ok(())
+}
+
+/// Pages of which another process has the copy in swap: they may stay where they are, but
+/// both have their data.
+fn shared<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    for huge in SIZES {
+        settled(ctx, NODE, |target| {
+            let _swap = Swap::on()?;
+            let buf = filled(huge, 1430)?;
+            let n = buf.pages();
+            swap_out(&buf, 0, n, n)?;
+            let child = Waiting::start(
+                || Ok(()),
+                || {
+                    buf.check(0, n, 1430)?;
+                    buf.fill(0, n, 1431);
+                    let own = Target::open(ctx, NODE)?;
+                    own.move_all(&buf, 1431)
+                },
+            )?;
+            buf.check(0, n, 1430)?;
+            // In the swap cache, whose space the child still needs.
+            if let Err(e) = target.to_device(&buf, 0, n) {
+                check_eq!(e.raw_os_error(), Some(libc::ENOENT), "MIGRATE_TO_DEV");
+            }
+            note(&format!(
+                "{} of {n} shared pages went",
+                target.on_device(&buf, 0, n)?
+            ));
+            let data = pattern_bytes(1432, 1, 3);
+            target.write(&buf, 1, &data).or_fail("WRITE")?;
+            child.join()?;
+            buf.check(0, 1, 1430)?;
+            buf.check(1, 3, 1432)?;
+            buf.check(4, n - 4, 1430)?;
+            target.to_device(&buf, 0, n).or_fail("MIGRATE_TO_DEV")?;
+            target.expect(&buf, 0, n, n)?;
+            buf.check(4, n - 4, 1430)
+        })?;
+    }
+    Ok(())
+}
+
+/// A page that is as it is in swap is dropped instead of written. What was written to it
+/// meanwhile, on the device or just before it went there, must keep it from that. (6.1,
+/// fd35ca3d12cc: the dirty bit was lost on the way.)
+fn dirty<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    for huge in SIZES {
+        for by_device in [false, true] {
+            settled(ctx, NODE, |target| {
+                let _swap = Swap::on()?;
+                let buf = filled(huge, 1440)?;
+                let n = buf.pages();
+                swap_out(&buf, 0, n, n)?;
+                // Clean, and in the swap cache.
+                buf.check(0, n, 1440)?;
+                let mut image = Image::new(n, 1440);
+                if !by_device {
+                    image.fill(&buf, 2, 5, 1441);
+                }
+                image.send(target, &buf)?;
+                if by_device {
+                    target
+                        .write(&buf, 2, &pattern_bytes(1441, 2, 5))
+                        .or_fail("WRITE")?;
+                    image.set(2, 5, 1441);
+                }
+                target.bring_back(&buf, 0, n)?;
+                swap_out(&buf, 0, n, n)?;
+                image.check(&buf)?;
+                image.send(target, &buf)?;
+                image.check(&buf)
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// The same with pages that may be dropped if nobody has written to them since.
+fn lazy<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    settled(ctx, NODE, |target| {
+        for by_device in [false, true] {
+            let buf = Buffer::filled(PAGES, 1450)?;
+            let mut image = Image::new(PAGES, 1450);
+            buf.advise(0, PAGES, libc::MADV_FREE)?;
+            // In whole pages, as what was there before may be gone.
+            image.fill(&buf, 0, PAGES, 1451);
+            image.send(target, &buf)?;
+            if by_device {
+                let data = pattern_bytes(1452, 0, PAGES);
+                target.write(&buf, 0, &data).or_fail("WRITE")?;
+                image.set(0, PAGES, 1452);
+            }
+            target.bring_back(&buf, 0, PAGES)?;
+            // There is no swap: what may be dropped is, and nothing else.
+            for _ in 0..3 {
+                buf.advise(0, PAGES, libc::MADV_PAGEOUT)?;
+            }
+            image.check(&buf)?;
+        }
+        Ok(())
+    })
+}
+
+/// A page goes to swap and to the device by turns, with other data each time.
+fn old_data<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    for huge in SIZES {
+        settled(ctx, NODE, |target| {
+            let _swap = Swap::on()?;
+            let buf = filled(huge, 1460)?;
+            let n = buf.pages();
+            let mut image = Image::new(n, 1460);
+            for round in 0..4 {
+                let (first, len) = (round as usize * 3, n / 2);
+                swap_out(&buf, 0, n, n)?;
+                image.check_device(target, &buf)?;
+                image.fill(&buf, first, len, 1461 + 2 * round);
+                image.send(target, &buf)?;
+                target
+                    .write(
+                        &buf,
+                        first + 2,
+                        &pattern_bytes(1462 + 2 * round, first + 2, 4),
+                    )
+                    .or_fail("WRITE")?;
+                image.set(first + 2, 4, 1462 + 2 * round);
+                target.bring_back(&buf, 0, n)?;
+            }
+            image.check(&buf)
+        })?;
+    }
+    Ok(())
+}
+
+/// Asks a cgroup to give up memory.
+fn reclaim(dir: &Path, pages: usize) {
+    // It may find less than it was asked for, which is an error then.
+    let _ = fs::write(dir.join("memory.reclaim"), (pages * PAGE).to_string());
+}
+
+/// A cgroup is short of memory with half of it on the device: the other half is swapped
+/// out, also while the first comes back.
+fn pressure<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    const N: usize = 4 * HUGE_PAGES;
+    settled_in(ctx, NODE, |target, dir| {
+        let _swap = Swap::on()?;
+        let away = Buffer::anon_huge_aligned(N)?;
+        away.advise(0, N / 2, libc::MADV_HUGEPAGE)?;
+        let near = Buffer::anon(N)?;
+        away.fill(0, N, 1470);
+        near.fill(0, N, 1471);
+        for first in (0..N).step_by(HUGE_PAGES) {
+            target
+                .to_device(&away, first, HUGE_PAGES)
+                .or_fail("MIGRATE_TO_DEV")?;
+        }
+        let pfns = frames(target, &away, 0, N)?;
+        reclaim(dir, 2 * N);
+        let out = proc::swapped(&near, 0, N)?;
+        check!(
+            out > N / 2,
+            "system pages in swap: expected most of {N}, found {out}"
+        );
+        target.expect(&away, 0, N, N)?;
+        check_eq!(&frames(target, &away, 0, N)?, &pfns, "frames");
+        // No more than there is now, though the pages come back to where reclaim sees them.
+        let limit = current(dir)? as usize;
+        fs::write(dir.join("memory.high"), (limit * PAGE).to_string()).or_fail("memory.high")?;
+        for first in (0..N).step_by(HUGE_PAGES) {
+            near.check(first, HUGE_PAGES, 1471)?;
+            target.bring_back(&away, first, HUGE_PAGES)?;
+            away.check(first, HUGE_PAGES, 1470)?;
+        }
+        reclaim(dir, 2 * N);
+        away.check(0, N, 1470)?;
+        near.check(0, N, 1471)?;
+        fs::write(dir.join("memory.high"), "max").or_fail("memory.high")
+    })
+}
+
+/// One thread swaps out, in and off while the other migrates there and back; what is
+/// written is there afterwards.
+fn race<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    const ROUNDS: u64 = 30;
+    settled(ctx, NODE, |target| {
+        let swap = Swap::on()?;
+        let buf = Buffer::filled(PAGES, 1480)?;
+        let over = AtomicBool::new(false);
+        let before = target.stats()?;
+        let (moving, writing) = std::thread::scope(|scope| {
+            let moving = scope.spawn(|| -> Outcome {
+                while !over.load(Ordering::SeqCst) {
+                    // What is in swap stays.
+                    let _ = target.to_device(&buf, 0, PAGES);
+                    target.to_system(&buf, 0, PAGES).or_fail("MIGRATE_TO_SYS")?;
+                }
+                Ok(())
+            });
+            let writing = (0..ROUNDS).try_for_each(|round| {
+                for page in 0..PAGES {
+                    buf.set(page, 7, round);
+                }
+                let _ = buf.try_advise(0, PAGES, libc::MADV_PAGEOUT);
+                if round % 8 == 7 {
+                    swap.off_and_on().or_fail("swapoff and swapon")?;
+                }
+                for page in 0..PAGES {
+                    let found = buf.get(page, 7);
+                    check!(
+                        found == round,
+                        "word written to page {page}: expected {round}, found {found}"
+                    );
+                }
+                Ok(())
+            });
+            over.store(true, Ordering::SeqCst);
+            let panicked = |_| Err(Fail::failed("the migrating thread panicked"));
+            (moving.join().unwrap_or_else(panicked), writing)
+        });
+        writing?;
+        moving?;
+        let went = target.stats()?.to_device.wrapping_sub(before.to_device);
+        check!(went > 0, "pages that went: expected some, found none");
+        buf.fill(0, PAGES, 1481);
+        target.to_device(&buf, 0, PAGES).or_fail("MIGRATE_TO_DEV")?;
+        buf.check(0, PAGES, 1481)
+    })
+}
