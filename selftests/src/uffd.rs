@@ -16,8 +16,22 @@ const UFFD_API: u64 = 0xaa;
 const UFFDIO_API: u64 = 0xc018_aa3f;
 const UFFDIO_REGISTER: u64 = 0xc020_aa00;
 const UFFDIO_COPY: u64 = 0xc028_aa03;
+const UFFDIO_ZEROPAGE: u64 = 0xc020_aa04;
+const UFFDIO_MOVE: u64 = 0xc028_aa05;
+const UFFDIO_WRITEPROTECT: u64 = 0xc018_aa06;
 const REGISTER_MODE_MISSING: u64 = 1;
+const REGISTER_MODE_WP: u64 = 2;
 const EVENT_PAGEFAULT: u8 = 0x12;
+const WRITEPROTECT_MODE_WP: u64 = 1;
+const PAGEFAULT_FLAG_WP: u64 = 2;
+
+/// A fault that the process is to resolve.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault {
+    pub address: u64,
+    /// A write to a page that is write-protected; it is missing otherwise.
+    pub protected: bool,
+}
 
 /// A userfaultfd.
 pub struct Uffd {
@@ -51,15 +65,26 @@ impl Uffd {
 
     /// From now on a page of the buffer that is missing is an event.
     pub fn register(&self, buf: &Buffer, first: usize, n: usize) -> io::Result<()> {
+        self.register_for(buf, first, n, REGISTER_MODE_MISSING)
+    }
+
+    /// From now on a write to a page that `protect` was called for is one.
+    pub fn register_writes(&self, buf: &Buffer, first: usize, n: usize) -> io::Result<()> {
+        self.register_for(buf, first, n, REGISTER_MODE_WP)
+    }
+
+    fn register_for(&self, buf: &Buffer, first: usize, n: usize, mode: u64) -> io::Result<()> {
         let len = (n * PAGE) as u64;
-        self.ioctl(
-            UFFDIO_REGISTER,
-            &mut [buf.at(first), len, REGISTER_MODE_MISSING, 0],
-        )
+        self.ioctl(UFFDIO_REGISTER, &mut [buf.at(first), len, mode, 0])
     }
 
     /// The address of the next missing page, or `None` after `timeout`.
     pub fn next(&self, timeout: Duration) -> io::Result<Option<u64>> {
+        Ok(self.next_fault(timeout)?.map(|fault| fault.address))
+    }
+
+    /// The next fault, or `None` after `timeout`.
+    pub fn next_fault(&self, timeout: Duration) -> io::Result<Option<Fault>> {
         if !sys::readable(&self.file, timeout)? {
             return Ok(None);
         }
@@ -70,8 +95,48 @@ impl Uffd {
                 "event of {n} bytes: {message:x?}"
             )));
         }
-        let address = message[16..24].iter().rev();
-        Ok(Some(address.fold(0, |n, b| (n << 8) | u64::from(*b))))
+        let number = |at: usize| {
+            let bytes = message[at..at + 8].iter().rev();
+            bytes.fold(0, |n, b| (n << 8) | u64::from(*b))
+        };
+        Ok(Some(Fault {
+            address: number(16),
+            protected: number(8) & PAGEFAULT_FLAG_WP != 0,
+        }))
+    }
+
+    /// Write-protects pages, or lets them be written again, which wakes who waits.
+    pub fn protect(&self, buf: &Buffer, first: usize, n: usize, how: bool) -> io::Result<()> {
+        let mode = if how { WRITEPROTECT_MODE_WP } else { 0 };
+        let len = (n * PAGE) as u64;
+        self.ioctl(UFFDIO_WRITEPROTECT, &mut [buf.at(first), len, mode])
+    }
+
+    /// Provides a missing page of zeroes.
+    pub fn zero(&self, buf: &Buffer, page: usize) -> io::Result<()> {
+        self.ioctl(UFFDIO_ZEROPAGE, &mut [buf.at(page), PAGE as u64, 0, 0])
+    }
+
+    /// Moves pages of a process to where there are none, and returns how many.
+    pub fn move_pages(
+        &self,
+        from: &Buffer,
+        first: usize,
+        n: usize,
+        to: &Buffer,
+        at: usize,
+    ) -> io::Result<usize> {
+        let len = (n * PAGE) as u64;
+        let mut arg = [to.at(at), from.at(first), len, 0, 0];
+        let result = self.ioctl(UFFDIO_MOVE, &mut arg);
+        // Bytes that were moved, or an error as a negative number. Of an error after
+        // some bytes the call itself says no more than that it should be tried again.
+        // CAST: the same bits, as the kernel means them.
+        match (result, usize::try_from(arg[4] as i64)) {
+            (_, Ok(bytes)) if bytes > 0 => Ok(bytes / PAGE),
+            (Err(e), _) => Err(e),
+            (Ok(()), _) => Ok(0),
+        }
     }
 
     /// Provides a missing page, with the contents of a page of `from`.

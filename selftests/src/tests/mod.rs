@@ -65,6 +65,7 @@ mod target;
 mod thp;
 mod thp_parts;
 mod uffd;
+mod uffd_device;
 mod unload;
 mod unmap;
 
@@ -154,6 +155,7 @@ pub fn all() -> Vec<&'static Test> {
         mixedmap::TESTS,
         fail::TESTS,
         uffd::TESTS,
+        uffd_device::TESTS,
         pin::TESTS,
         pin_ioctl::TESTS,
         generic::TESTS,

@@ -1,0 +1,369 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! userfaultfd(2) on pages of the device: write protection that a migration must keep, and
+//! pages that are put next to them, onto them, or moved away. Small and huge pages.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use super::chain::{Image, SIZES, filled};
+use super::leak::settled;
+use super::target::{Target, huge_filled};
+use super::{Ctx, PAGES, Test};
+use crate::check::{Fail, OrFail, Outcome, expect_errno};
+use crate::device::{Buffer, HUGE_PAGES, PAGE, check_bytes, pattern_bytes};
+use crate::harness::note;
+use crate::uffd::Uffd;
+use crate::{check, check_eq};
+
+pub const TESTS: &[Test] = of_each_kind!("uffd":
+    "protect_then_device" => protect_then_device,
+    "protect_on_device" => protect_on_device,
+    "protect_huge_part" => protect_huge_part,
+    "protect_device_write" => protect_device_write,
+    "copy_onto" => copy_onto,
+    "copy_beside" => copy_beside,
+    "move_from" => move_from,
+    "move_onto" => move_onto,
+    "move_onto_huge" => move_onto_huge,
+);
+
+/// Writes a word to each page of a buffer while a thread lifts the protection of each page
+/// that it is asked for; returns those pages.
+fn write_all(uffd: &Uffd, buf: &Buffer, image: &Image) -> Outcome<BTreeSet<usize>> {
+    let over = AtomicBool::new(false);
+    let (written, asked) = std::thread::scope(|scope| {
+        let answer = scope.spawn(|| -> Outcome<BTreeSet<usize>> {
+            let mut asked = BTreeSet::new();
+            while !over.load(Ordering::SeqCst) {
+                let fault = uffd
+                    .next_fault(Duration::from_millis(20))
+                    .or_fail("userfaultfd")?;
+                let Some(fault) = fault else { continue };
+                check!(
+                    fault.protected,
+                    "a fault: expected a write, found {fault:x?}"
+                );
+                let page = (fault.address - buf.at(0)) as usize / PAGE;
+                asked.insert(page);
+                uffd.protect(buf, page, 1, false)
+                    .or_fail("UFFDIO_WRITEPROTECT")?;
+            }
+            Ok(asked)
+        });
+        let written = (0..buf.pages()).try_for_each(|page| {
+            // What is there before the write is what was there before the protection.
+            let old = buf.get(page, 9);
+            buf.set(page, 9, !old);
+            check_eq!(
+                buf.get(page, 9),
+                !old,
+                "word of page {page} that was written"
+            );
+            buf.set(page, 9, old);
+            Ok(())
+        });
+        over.store(true, Ordering::SeqCst);
+        let panicked = |_| Err(Fail::failed("the answering thread panicked"));
+        (written, answer.join().unwrap_or_else(panicked))
+    });
+    written?;
+    image.check(buf)?;
+    asked
+}
+
+/// A buffer of which the middle half is to be write-protected.
+fn watched(target: &Target, huge: bool, seed: u64) -> Outcome<(Buffer, Uffd, Image)> {
+    let buf = filled(huge, seed)?;
+    let n = buf.pages();
+    let uffd = Uffd::new().or_fail("userfaultfd")?;
+    uffd.register_writes(&buf, 0, n)
+        .or_fail("UFFDIO_REGISTER")?;
+    if huge {
+        super::target::make_huge(&buf)?;
+    }
+    target.expect(&buf, 0, n, 0)?;
+    Ok((buf, uffd, Image::new(n, seed)))
+}
+
+/// Checks that writes are seen to exactly the pages of a range.
+fn expect_asked(uffd: &Uffd, buf: &Buffer, image: &Image, first: usize, n: usize) -> Outcome {
+    let asked = write_all(uffd, buf, image)?;
+    let expected: BTreeSet<usize> = (first..first + n).collect();
+    let missed: Vec<_> = expected.difference(&asked).collect();
+    let more: Vec<_> = asked.difference(&expected).collect();
+    check!(
+        missed.is_empty() && more.is_empty(),
+        "writes that were asked for: expected those to pages {first}..{}, found {} without a \
+         question, as for {:?}, and {} more, as for {:?}",
+        first + n,
+        missed.len(),
+        missed.first(),
+        more.len(),
+        more.first()
+    );
+    Ok(())
+}
+
+/// What is protected is so after the way to the device, and after the way back.
+fn protect_then_device<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    for huge in SIZES {
+        for back in [false, true] {
+            settled(ctx, NODE, |target| {
+                let (buf, uffd, image) = watched(target, huge, 1500)?;
+                let n = buf.pages();
+                uffd.protect(&buf, n / 4, n / 2, true)
+                    .or_fail("UFFDIO_WRITEPROTECT")?;
+                image.send(target, &buf)?;
+                image.check_device(target, &buf)?;
+                if back {
+                    target.bring_back(&buf, 0, n)?;
+                }
+                expect_asked(&uffd, &buf, &image, n / 4, n / 2)?;
+                // It is lifted for good.
+                image.send(target, &buf)?;
+                expect_asked(&uffd, &buf, &image, 0, 0)
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// The same with pages that are on the device when they are protected.
+fn protect_on_device<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    for huge in SIZES {
+        for back in [false, true] {
+            settled(ctx, NODE, |target| {
+                let (buf, uffd, image) = watched(target, huge, 1510)?;
+                let n = buf.pages();
+                image.send(target, &buf)?;
+                // All of it, so that a huge entry can stay one; or a part of it.
+                let (first, len) = if back { (0, n) } else { (n / 4, n / 2) };
+                uffd.protect(&buf, first, len, true)
+                    .or_fail("UFFDIO_WRITEPROTECT")?;
+                target.expect(&buf, 0, n, n)?;
+                image.check_device(target, &buf)?;
+                if back {
+                    target.bring_back(&buf, 0, n)?;
+                }
+                expect_asked(&uffd, &buf, &image, first, len)?;
+                // Protected and lifted again without a fault.
+                image.send(target, &buf)?;
+                uffd.protect(&buf, 0, n, true)
+                    .or_fail("UFFDIO_WRITEPROTECT")?;
+                uffd.protect(&buf, 0, n, false)
+                    .or_fail("UFFDIO_WRITEPROTECT")?;
+                expect_asked(&uffd, &buf, &image, 0, 0)
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// A protected huge page is split, by what happens to one page of it: all are protected.
+fn protect_huge_part<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    const N: usize = HUGE_PAGES;
+    for page in [0, N / 2, N - 1] {
+        settled(ctx, NODE, |target| {
+            let (buf, uffd, image) = watched(target, true, 1520)?;
+            uffd.protect(&buf, 0, N, true)
+                .or_fail("UFFDIO_WRITEPROTECT")?;
+            image.send(target, &buf)?;
+            match page {
+                // The entry alone, and the folio as well.
+                0 => {
+                    buf.protect(page, 1, libc::PROT_READ)?;
+                    buf.protect(page, 1, libc::PROT_READ | libc::PROT_WRITE)?;
+                }
+                _ => drop(target.to_system(&buf, page, 1).or_fail("MIGRATE_TO_SYS")?),
+            }
+            expect_asked(&uffd, &buf, &image, 0, N)
+        })?;
+    }
+    Ok(())
+}
+
+/// The device must not write past the protection: it cannot wait, and gets an error.
+fn protect_device_write<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    for huge in SIZES {
+        for away in [false, true] {
+            settled(ctx, NODE, |target| {
+                let (buf, uffd, image) = watched(target, huge, 1530)?;
+                let n = buf.pages();
+                uffd.protect(&buf, 0, n, true)
+                    .or_fail("UFFDIO_WRITEPROTECT")?;
+                if away {
+                    image.send(target, &buf)?;
+                }
+                let data = pattern_bytes(1531, 3, 4);
+                let result = target.write(&buf, 3, &data);
+                let errnos = [libc::EFAULT, libc::EBUSY, libc::EPERM];
+                expect_errno(result, &errnos, "WRITE to protected pages")?;
+                image.check_device(target, &buf)?;
+                expect_asked(&uffd, &buf, &image, 0, n)?;
+                target.write(&buf, 3, &data).or_fail("WRITE")?;
+                buf.check(3, 4, 1531)
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// A page on the device is not missing: nothing is put in its place.
+fn copy_onto<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    for huge in SIZES {
+        settled(ctx, NODE, |target| {
+            let buf = filled(huge, 1540)?;
+            let n = buf.pages();
+            let from = Buffer::filled(8, 1541)?;
+            let uffd = Uffd::new().or_fail("userfaultfd")?;
+            uffd.register(&buf, 0, n).or_fail("UFFDIO_REGISTER")?;
+            if huge {
+                super::target::make_huge(&buf)?;
+            }
+            target.move_all(&buf, 1540)?;
+            for page in [0, n / 2, n - 1] {
+                let result = uffd.copy(buf.at(page), &from, 0);
+                expect_errno(result, &[libc::EEXIST], "UFFDIO_COPY")?;
+                let result = uffd.zero(&buf, page);
+                expect_errno(result, &[libc::EEXIST], "UFFDIO_ZEROPAGE")?;
+            }
+            target.expect(&buf, 0, n, n)?;
+            let read = target.read(&buf, 0, n).or_fail("READ")?;
+            check_bytes(&read.data, 1540, 0, "READ")?;
+            buf.check(0, n, 1540)
+        })?;
+    }
+    Ok(())
+}
+
+/// Holes between pages on the device are filled.
+fn copy_beside<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    for huge in SIZES {
+        settled(ctx, NODE, |target| {
+            let buf = filled(huge, 1550)?;
+            let n = buf.pages();
+            let from = Buffer::filled(8, 1550)?;
+            let uffd = Uffd::new().or_fail("userfaultfd")?;
+            uffd.register(&buf, 0, n).or_fail("UFFDIO_REGISTER")?;
+            if huge {
+                super::target::make_huge(&buf)?;
+            }
+            target.move_all(&buf, 1550)?;
+            // Two holes: one for the data that was there, one for zeroes.
+            buf.advise(4, 1, libc::MADV_DONTNEED)?;
+            buf.advise(n - 1, 1, libc::MADV_DONTNEED)?;
+            uffd.copy(buf.at(4), &from, 4).or_fail("UFFDIO_COPY")?;
+            uffd.zero(&buf, n - 1).or_fail("UFFDIO_ZEROPAGE")?;
+            target.expect(&buf, 0, n, n - 2)?;
+            buf.check(0, n - 1, 1550)?;
+            buf.check_zero(n - 1, 1)?;
+            // The page of zeroes would have to be made, which the process wants to know of.
+            let result = target.to_device(&buf, 0, n);
+            expect_errno(
+                result,
+                &[libc::ENOENT],
+                "MIGRATE_TO_DEV of a page of zeroes",
+            )?;
+            target.expect(&buf, 0, n, n - 1)?;
+            buf.check(0, n - 1, 1550)?;
+            buf.check_zero(n - 1, 1)
+        })?;
+    }
+    Ok(())
+}
+
+/// Pages of the device are moved to holes elsewhere, or the kernel refuses; in no case is
+/// one lost or in two places.
+fn move_from<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    for huge in SIZES {
+        settled(ctx, NODE, |target| {
+            let from = filled(huge, 1560)?;
+            let n = from.pages();
+            let to = Buffer::anon_huge_aligned(n)?;
+            let uffd = Uffd::new().or_fail("userfaultfd")?;
+            uffd.register(&to, 0, n).or_fail("UFFDIO_REGISTER")?;
+            target.move_all(&from, 1560)?;
+            let moved = uffd.move_pages(&from, 0, n, &to, 0);
+            let moved = match moved {
+                Ok(moved) => moved,
+                Err(e) => {
+                    // A device private PMD is taken for a hole: ENOENT.
+                    let errnos = [libc::EFAULT, libc::EBUSY, libc::EINVAL, libc::ENOENT];
+                    check!(
+                        e.raw_os_error().is_some_and(|n| errnos.contains(&n)),
+                        "UFFDIO_MOVE: expected success or a refusal, found {e}"
+                    );
+                    0
+                }
+            };
+            note(&format!("huge {huge}: {moved} of {n} pages moved"));
+            to.check(0, moved, 1560)?;
+            from.check(moved, n - moved, 1560)?;
+            from.check_zero(0, moved)?;
+            let left = n - moved;
+            if left > 0 {
+                target.bring_back(&from, moved, left)?;
+                let again = uffd
+                    .move_pages(&from, moved, left, &to, moved)
+                    .or_fail("UFFDIO_MOVE of system pages")?;
+                to.check(moved, again, 1560)?;
+                from.check(moved + again, left - again, 1560)?;
+                check!(again > 0, "system pages moved: expected some, found none");
+            }
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+/// Nothing is moved onto pages of the device. By a thread, as it may be that the kernel
+/// tries for ever.
+fn onto(target: &Target, from: &Buffer, to: &Buffer) -> Outcome {
+    let n = to.pages();
+    let uffd = Uffd::new().or_fail("userfaultfd")?;
+    uffd.register(to, 0, n).or_fail("UFFDIO_REGISTER")?;
+    if n == HUGE_PAGES {
+        super::target::make_huge(to)?;
+    }
+    target.move_all(to, 1571)?;
+    for (first, len) in [(0, n), (n / 2, 3)] {
+        let (say, news) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| -> Outcome {
+            scope.spawn(|| {
+                let result = uffd.move_pages(from, first, len, to, first);
+                // Nobody listens any more when it took too long.
+                let _ = say.send(result);
+            });
+            match news.recv_timeout(Duration::from_secs(5)) {
+                Ok(result) => expect_errno(result, &[libc::EEXIST], "UFFDIO_MOVE"),
+                Err(_) => {
+                    // What stops it: there is a page where it wants to move something.
+                    to.get(first, 0);
+                    Err(Fail::failed(
+                        "UFFDIO_MOVE onto the device: expected EEXIST, found no end after 5 s",
+                    ))
+                }
+            }
+        })?;
+    }
+    target.expect(to, 0, n, n)?;
+    from.check(0, n, 1570)?;
+    to.check(0, n, 1571)
+}
+
+fn move_onto<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    settled(ctx, NODE, |target| {
+        let (from, to) = (Buffer::filled(PAGES, 1570)?, Buffer::filled(PAGES, 1571)?);
+        onto(target, &from, &to)
+    })
+}
+
+/// Where one entry maps a huge page.
+fn move_onto_huge<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    settled(ctx, NODE, |target| {
+        let (from, to) = (huge_filled(1, 1570)?, huge_filled(1, 1571)?);
+        onto(target, &from, &to)
+    })
+}
