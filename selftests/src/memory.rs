@@ -15,7 +15,8 @@ use crate::check::{Fail, OrFail, Outcome};
 use crate::sys::cvt;
 
 pub const PAGE: usize = 4096;
-const WORDS: usize = PAGE / 8;
+/// Words of a page.
+pub const WORDS: usize = PAGE / 8;
 /// Size and alignment of a transparent huge page on x86-64, in pages.
 pub const HUGE_PAGES: usize = 512;
 /// Word `word` of page `page` in the pattern of `seed`: no two pages are alike,
@@ -24,6 +25,11 @@ fn pattern(seed: u64, page: usize, word: usize) -> u64 {
     // CAST: usize is u64 here.
     let n = (page * WORDS + word) as u64 ^ (seed << 48);
     n.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(23) ^ seed
+}
+
+/// The words of a page of the pattern of `seed`.
+pub fn pattern_words(seed: u64, page: usize) -> [u64; WORDS] {
+    std::array::from_fn(|word| pattern(seed, page, word))
 }
 
 /// Fills bytes with the pattern of `seed`, as if they began at page `first`.
@@ -178,6 +184,11 @@ impl Buffer {
     pub fn set(&self, page: usize, word: usize, value: u64) {
         // SAFETY: in bounds and aligned by `word()`; volatile by the invariant.
         unsafe { ptr::write_volatile(self.word(page, word), value) }
+    }
+
+    /// Reads a page.
+    pub fn words(&self, page: usize) -> [u64; WORDS] {
+        std::array::from_fn(|word| self.get(page, word))
     }
 
     /// Fills pages with the pattern of `seed`.

@@ -213,10 +213,10 @@ fn fragments<const NODE: usize>(ctx: &Ctx) -> Outcome {
 }
 
 /// A sequence of numbers, the same in each run.
-struct Random(u64);
+pub(super) struct Random(pub u64);
 
 impl Random {
-    fn below(&mut self, n: usize) -> usize {
+    pub fn below(&mut self, n: usize) -> usize {
         // Knuth's MMIX.
         self.0 = self
             .0

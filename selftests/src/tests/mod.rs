@@ -52,6 +52,7 @@ mod lost;
 mod leak;
 mod migrate;
 mod mixedmap;
+mod model;
 mod params;
 mod pin;
 mod pin_ioctl;
@@ -170,6 +171,7 @@ pub fn all() -> Vec<&'static Test> {
         rights::TESTS,
         advice::TESTS,
         swap::TESTS,
+        model::TESTS,
         kill::TESTS,
         debugfs::TESTS,
         allocator::TESTS,
