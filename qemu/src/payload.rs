@@ -21,6 +21,9 @@ pub const HMM_SCRIPT: &str = "tools/testing/selftests/mm/test_hmm.sh";
 /// What that script runs, beside itself.
 pub const HMM_TESTS: &str = "hmm-tests";
 
+/// What the selftests run: they make file systems on pmem and on a RAM disk.
+pub const SELFTEST_TOOLS: &[&str] = &["mkfs.ext4", "mkfs.xfs"];
+
 /// Target of guest programs: named, so that build scripts and proc macros stay dynamic.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 

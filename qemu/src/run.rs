@@ -158,6 +158,11 @@ impl Setup {
         if planned.suites.iter().any(|s| s.kind == Kind::Script) {
             files.extend(script::files(&self.tree, &self.module, dir)?);
         }
+        if planned.suites.iter().any(|s| s.kind == Kind::Ktap) {
+            for name in payload::SELFTEST_TOOLS {
+                files.extend(script::program(name)?);
+            }
+        }
         Ok(files)
     }
 

@@ -30,7 +30,8 @@ fn objects(ldd: &str) -> Vec<String> {
 
 /// A program of this tool set with the shared objects that it needs: guest path to host path.
 pub fn program(name: &str) -> Result<BTreeMap<String, PathBuf>> {
-    let host = ["/bin", "/usr/bin"].into_iter().map(|d| Path::new(d).join(name));
+    let places = ["/bin", "/usr/bin", "/sbin", "/usr/sbin"];
+    let host = places.into_iter().map(|d| Path::new(d).join(name));
     let Some(host) = host.into_iter().find(|p| p.is_file()) else {
         bail!("no {name} here");
     };

@@ -22,7 +22,7 @@ const DAX: &str = "/sys/bus/dax";
 /// What libnvdimm calls the first namespace of the first region.
 const NAMESPACE: &str = "namespace0.0";
 /// The block device that the namespace is at the start.
-const PMEM: &str = "/dev/pmem0";
+pub const PMEM: &str = "/dev/pmem0";
 /// Where nd_pfn keeps its info block, in bytes.
 const INFO: u64 = 4096;
 /// Devices come and go a little later than the calls.
@@ -32,6 +32,38 @@ const SETTLE: Duration = Duration::from_secs(5);
 pub const PTE: usize = PAGE;
 pub const PMD: usize = HUGE_PAGES * PAGE;
 pub const PUD: usize = 512 * PMD;
+
+/// Makes a plain block device of the pmem; a reason to skip the test where there is none.
+#[track_caller]
+pub fn restore_pmem() -> Outcome {
+    if !nd(NAMESPACE).exists() {
+        return Err(Fail::Skip("no pmem on this machine".into()));
+    }
+    restore().or_fail("making pmem of what was there")
+}
+
+/// Physical address of the first byte of the pmem, and its size.
+pub fn pmem_range() -> io::Result<(u64, u64)> {
+    let number = |attribute: &str| {
+        let text = get(nd(NAMESPACE).join(attribute))?;
+        let parsed = match text.strip_prefix("0x") {
+            Some(hex) => u64::from_str_radix(hex, 16),
+            None => text.parse(),
+        };
+        parsed.map_err(|e| io::Error::other(format!("{attribute} of the pmem: '{text}': {e}")))
+    };
+    Ok((number("resource")?, number("size")?))
+}
+
+/// Takes the pmem from its block driver.
+pub fn unbind_pmem() -> io::Result<()> {
+    drive(ND, "nd_pmem", "unbind", NAMESPACE)
+}
+
+/// Gives it back.
+pub fn bind_pmem() -> io::Result<()> {
+    drive(ND, "nd_pmem", "bind", NAMESPACE)
+}
 
 /// A device-dax; the pmem is as before when this is dropped.
 pub struct Dax {
@@ -131,14 +163,8 @@ impl Dax {
     /// it cannot have this alignment.
     #[track_caller]
     pub fn set_up(align: usize) -> Outcome<Self> {
-        if !nd(NAMESPACE).exists() {
-            return Err(Fail::Skip("no pmem on this machine".into()));
-        }
-        restore().or_fail("making pmem of what was there")?;
-        let size: usize = get(nd(NAMESPACE).join("size"))
-            .or_fail("size of the pmem")?
-            .parse()
-            .map_err(|e| Fail::failed(format!("size of the pmem: {e}")))?;
+        restore_pmem()?;
+        let size = pmem_range().or_fail("size of the pmem")?.1 as usize;
         // The first part is the info block's.
         if size < 2 * align {
             return Err(Fail::Skip(format!(

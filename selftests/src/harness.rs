@@ -78,6 +78,10 @@ impl Child {
         sys::is_running(self.pid).or_fail("waitid")
     }
 
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
     /// Waits for success.
     #[track_caller]
     pub fn join(self) -> Outcome {

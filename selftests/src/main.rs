@@ -11,6 +11,8 @@
 mod check;
 mod dax;
 mod device;
+mod files;
+mod fsdax;
 mod harness;
 mod ktap;
 mod memory;

@@ -237,6 +237,7 @@ pub const ZDM_PAGE_ERROR: u32 = 0x0800;
 pub const TYPE_SYSTEM: u32 = 0;
 pub const TYPE_PRIVATE: u32 = 1;
 pub const TYPE_COHERENT: u32 = 2;
+pub const TYPE_FS_DAX: u32 = 3;
 pub const TYPE_GENERIC: u32 = 4;
 
 pub const ZDM_PIN_WRITE: u32 = 0x1;

@@ -41,6 +41,7 @@ mod fail;
 mod fault;
 mod fault_ioctl;
 mod fork;
+mod fsdax;
 mod generic;
 mod generic_pins;
 mod generic_rule;
@@ -165,6 +166,7 @@ pub fn all() -> Vec<&'static Test> {
         lost::TESTS,
         dax::TESTS,
         dax_unbind::TESTS,
+        fsdax::TESTS,
         cgroup::TESTS,
         leak::TESTS,
         chain::TESTS,

@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! File systems on the pmem that a machine may have, mounted with `dax=always`, and one on
+//! a RAM disk, which has no DAX.
+//!
+//! A test mounts in a namespace of its own, so that whatever becomes of it nothing stays
+//! mounted; the pmem is a plain block device before and after.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use crate::check::{Fail, OrFail, Outcome};
+use crate::dax;
+use crate::device::PAGE;
+use crate::{files, sys};
+
+/// File systems on pmem.
+pub const EXT4: usize = 0;
+pub const XFS: usize = 1;
+/// xfs whose files can share blocks.
+pub const REFLINK: usize = 2;
+
+/// A RAM disk of the kernel.
+const RAM_DISK: &str = "/dev/ram0";
+/// Who had the device before may need a moment: a mount goes after its last user.
+const SETTLE: Duration = Duration::from_secs(20);
+
+/// What makes a file system, and its type. The extents of files are aligned to 2 MiB
+/// where there is room, so that a PMD can map them.
+fn recipe(kind: usize) -> (&'static str, &'static str, &'static [&'static str]) {
+    const EXT4_ARGS: &[&str] = &[
+        "-q",
+        "-F",
+        "-b",
+        "4096",
+        "-E",
+        "stride=512,stripe_width=512",
+    ];
+    // With reverse mappings the file system knows whose a bad page is.
+    macro_rules! xfs {
+        ($reflink:literal) => {
+            &[
+                "-q",
+                "-f",
+                "-K",
+                "-b",
+                "size=4096",
+                "-m",
+                $reflink,
+                "-m",
+                "rmapbt=1",
+                "-d",
+                "su=2m,sw=1,agcount=2",
+                "-d",
+                "extszinherit=512",
+            ]
+        };
+    }
+    match kind {
+        EXT4 => ("mkfs.ext4", "ext4", EXT4_ARGS),
+        XFS => ("mkfs.xfs", "xfs", xfs!("reflink=0")),
+        _ => ("mkfs.xfs", "xfs", xfs!("reflink=1")),
+    }
+}
+
+/// Waits until nobody has a block device.
+fn free(device: &str) -> io::Result<()> {
+    let mut result = Ok(());
+    sys::wait_until(SETTLE, || {
+        let mut options = File::options();
+        let options = options.read(true).custom_flags(libc::O_EXCL);
+        result = options.open(device).map(drop);
+        result.is_ok()
+    });
+    result
+}
+
+/// A mounted file system; unmounted on drop.
+pub struct Mounted {
+    dir: PathBuf,
+    mounted: bool,
+}
+
+impl Mounted {
+    /// Makes a file system of this kind on pmem and mounts it with DAX; a reason to skip
+    /// the test where there is no pmem.
+    #[track_caller]
+    pub fn dax(kind: usize) -> Outcome<Self> {
+        dax::restore_pmem()?;
+        Self::make(kind, dax::PMEM, "dax=always")
+    }
+
+    /// Makes an ext4 without DAX.
+    #[track_caller]
+    pub fn plain() -> Outcome<Self> {
+        Self::make(EXT4, RAM_DISK, "")
+    }
+
+    #[track_caller]
+    fn make(kind: usize, device: &str, options: &str) -> Outcome<Self> {
+        let (program, fs_type, args) = recipe(kind);
+        free(device).or_fail(device)?;
+        let output = Command::new(format!("/bin/{program}"))
+            .args(args)
+            .arg(device)
+            .output()
+            .or_fail(program)?;
+        if !output.status.success() {
+            let text = String::from_utf8_lossy(&output.stderr);
+            return Err(Fail::failed(format!("{program} {device}: {text}")));
+        }
+        let name = device.rsplit('/').next().unwrap_or(device);
+        let dir = Path::new("/tmp").join(format!("zdm-{name}"));
+        fs::create_dir_all(&dir).or_fail("mkdir")?;
+        files::own_mounts().or_fail("unshare")?;
+        files::mount(device, &dir, fs_type, options)
+            .or_fail(&format!("mount of {fs_type} on {device}"))?;
+        Ok(Self { dir, mounted: true })
+    }
+
+    /// Mounts what is on the pmem again.
+    #[track_caller]
+    pub fn again(kind: usize) -> Outcome<Self> {
+        let dir = Path::new("/tmp").join("zdm-pmem0");
+        free(dax::PMEM).or_fail(dax::PMEM)?;
+        files::mount(dax::PMEM, &dir, recipe(kind).1, "dax=always").or_fail("mount")?;
+        Ok(Self { dir, mounted: true })
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// A new file with blocks for `pages` pages, of that size.
+    #[track_caller]
+    pub fn file(&self, name: &str, pages: usize) -> Outcome<File> {
+        let mut options = File::options();
+        options.read(true).write(true).create(true).truncate(true);
+        let file = options.open(self.path(name)).or_fail(name)?;
+        files::allocate(&file, 0, 0, pages).or_fail("fallocate")?;
+        Ok(file)
+    }
+
+    #[track_caller]
+    pub fn remove(&self, name: &str) -> Outcome {
+        fs::remove_file(self.path(name)).or_fail(name)
+    }
+
+    /// Unmounts, and says what comes of it.
+    pub fn unmount(&mut self) -> io::Result<()> {
+        files::unmount(&self.dir, 0)?;
+        self.mounted = false;
+        Ok(())
+    }
+
+    /// The caller has unmounted it by another way.
+    pub fn forget(&mut self) {
+        self.mounted = false;
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        if self.mounted {
+            // Who still has something there, or holds a page, is let have it: the test
+            // has failed by then, and the end of its process ends that.
+            let _ = files::unmount(&self.dir, libc::MNT_DETACH);
+        }
+    }
+}
+
+/// Page frame number of the first page of the pmem, and how many there are.
+#[track_caller]
+pub fn pmem_frames() -> Outcome<(u64, usize)> {
+    let (start, bytes) = dax::pmem_range().or_fail("range of the pmem")?;
+    Ok((start / PAGE as u64, (bytes / PAGE as u64) as usize))
+}
