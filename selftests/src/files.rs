@@ -70,15 +70,6 @@ pub fn clone(from: &File, to: &File) -> io::Result<()> {
     cvt(unsafe { libc::ioctl(to.as_raw_fd(), FICLONE, from.as_raw_fd()) }.into()).map(drop)
 }
 
-/// Free blocks of the file system.
-pub fn free_blocks(file: &File) -> io::Result<u64> {
-    // SAFETY: all zeroes is a good value of this structure.
-    let mut stat: libc::statfs = unsafe { std::mem::zeroed() };
-    // SAFETY: `stat` outlives the call.
-    cvt(unsafe { libc::fstatfs(file.as_raw_fd(), &mut stat) }.into())?;
-    Ok(stat.f_bfree)
-}
-
 /// madvise(2), with what may be refused.
 pub fn advise(buf: &Buffer, first: usize, n: usize, advice: i32) -> io::Result<()> {
     let addr = buf.at(first) as *mut c_void;

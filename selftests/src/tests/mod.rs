@@ -42,6 +42,7 @@ mod fault;
 mod fault_ioctl;
 mod fork;
 mod fsdax;
+mod fsdax_waits;
 mod generic;
 mod generic_pins;
 mod generic_rule;
@@ -167,6 +168,7 @@ pub fn all() -> Vec<&'static Test> {
         dax::TESTS,
         dax_unbind::TESTS,
         fsdax::TESTS,
+        fsdax_waits::TESTS,
         cgroup::TESTS,
         leak::TESTS,
         chain::TESTS,
