@@ -42,6 +42,7 @@ mod fault;
 mod fault_ioctl;
 mod fork;
 mod fsdax;
+mod fsdax_races;
 mod fsdax_waits;
 mod generic;
 mod generic_pins;
@@ -169,6 +170,7 @@ pub fn all() -> Vec<&'static Test> {
         dax_unbind::TESTS,
         fsdax::TESTS,
         fsdax_waits::TESTS,
+        fsdax_races::TESTS,
         cgroup::TESTS,
         leak::TESTS,
         chain::TESTS,
