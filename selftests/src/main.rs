@@ -13,6 +13,7 @@ mod dax;
 mod device;
 mod files;
 mod fsdax;
+mod fuse;
 mod harness;
 mod ktap;
 mod memory;

@@ -42,6 +42,7 @@ mod fault;
 mod fault_ioctl;
 mod fork;
 mod fsdax;
+mod fsdax_io;
 mod fsdax_races;
 mod fsdax_waits;
 mod generic;
@@ -170,6 +171,7 @@ pub fn all() -> Vec<&'static Test> {
         dax_unbind::TESTS,
         fsdax::TESTS,
         fsdax_waits::TESTS,
+        fsdax_io::TESTS,
         fsdax_races::TESTS,
         cgroup::TESTS,
         leak::TESTS,

@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A file whose every read and write takes as long as a test likes: a FUSE file system that
+//! consists of that file alone, served by the test. Direct I/O to it holds the pages of the
+//! caller until it is answered.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::{files, sys};
+
+const INIT: u32 = 26;
+const GETATTR: u32 = 3;
+const OPEN: u32 = 14;
+const READ: u32 = 15;
+const WRITE: u32 = 16;
+const RELEASE: u32 = 18;
+const FLUSH: u32 = 25;
+/// These want no answer.
+const UNANSWERED: &[u32] = &[2, 36, 42];
+
+const FOPEN_DIRECT_IO: u32 = 1;
+/// Bytes of one request.
+const MAX: u32 = 128 << 10;
+const HEADER: usize = 40;
+/// fuse_read_in and fuse_write_in.
+const RW_HEADER: usize = 40;
+
+/// The file system; unmounted on drop.
+pub struct SlowFile {
+    device: File,
+    path: PathBuf,
+}
+
+/// A read or write that waits for its answer.
+pub struct Request {
+    unique: u64,
+    /// What is to be written, or nothing.
+    pub data: Vec<u8>,
+    pub size: u32,
+    pub is_write: bool,
+}
+
+/// A little-endian structure, field by field.
+#[derive(Default)]
+struct Out(Vec<u8>);
+
+impl Out {
+    fn u64(mut self, n: u64) -> Self {
+        self.0.extend(n.to_le_bytes());
+        self
+    }
+
+    fn u32(mut self, n: u32) -> Self {
+        self.0.extend(n.to_le_bytes());
+        self
+    }
+
+    fn zeroes(mut self, n: usize) -> Self {
+        self.0.resize(self.0.len() + n, 0);
+        self
+    }
+}
+
+fn number(bytes: &[u8], at: usize, len: usize) -> u64 {
+    let bytes = bytes.get(at..at + len).unwrap_or_default();
+    bytes.iter().rev().fold(0, |n, b| (n << 8) | u64::from(*b))
+}
+
+impl SlowFile {
+    /// Mounts it over an ordinary file.
+    pub fn mount(path: &Path) -> io::Result<Self> {
+        File::create(path)?;
+        let device = File::options().read(true).write(true).open("/dev/fuse")?;
+        let fd = device.as_raw_fd();
+        let data = format!("fd={fd},rootmode=100600,user_id=0,group_id=0");
+        files::mount("zdm-slow", path, "fuse", &data)?;
+        let path = path.to_path_buf();
+        Ok(Self { device, path })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn answer(&self, unique: u64, error: i32, body: &[u8]) -> io::Result<()> {
+        // CAST: an answer is far shorter than 4 GiB; an error has its sign bit.
+        let head = Out::default()
+            .u32((16 + body.len()) as u32)
+            .u32(error as u32)
+            .u64(unique);
+        let text = [&head.0[..], body].concat();
+        (&self.device).write_all(&text)
+    }
+
+    /// Serves what comes until a read or write does, which then waits for `complete`;
+    /// nothing when no request comes for that long.
+    pub fn next(&self, limit: Duration) -> io::Result<Option<Request>> {
+        let mut text = vec![0; MAX as usize + 4096];
+        loop {
+            if !sys::readable(&self.device, limit)? {
+                return Ok(None);
+            }
+            let n = (&self.device).read(&mut text)?;
+            let request = &text[..n];
+            let unique = number(request, 8, 8);
+            // CAST: a field of four bytes.
+            let opcode = number(request, 4, 4) as u32;
+            let body = match opcode {
+                // 7.31: what a kernel of today may add is left out.
+                INIT => {
+                    Out::default()
+                        .u32(7)
+                        .u32(31)
+                        .zeroes(12)
+                        .u32(MAX)
+                        .zeroes(40)
+                        .0
+                }
+                GETATTR => {
+                    Out::default()
+                        .u64(1 << 30)
+                        .zeroes(8)
+                        .u64(1)
+                        .u64(1 << 30)
+                        .zeroes(8 + 24 + 12)
+                        .u32(libc::S_IFREG | 0o600)
+                        .u32(1)
+                        .zeroes(12)
+                        .u32(4096)
+                        .zeroes(4)
+                        .0
+                }
+                OPEN => Out::default().u64(1).u32(FOPEN_DIRECT_IO).u32(0).0,
+                READ | WRITE => {
+                    let is_write = opcode == WRITE;
+                    let data = request.get(HEADER + RW_HEADER..).unwrap_or_default();
+                    return Ok(Some(Request {
+                        unique,
+                        data: data.to_vec(),
+                        // CAST: a field of four bytes.
+                        size: number(request, HEADER + 16, 4) as u32,
+                        is_write,
+                    }));
+                }
+                FLUSH | RELEASE => Vec::new(),
+                _ if UNANSWERED.contains(&opcode) => continue,
+                _ => {
+                    self.answer(unique, -libc::ENOSYS, &[])?;
+                    continue;
+                }
+            };
+            self.answer(unique, 0, &body)?;
+        }
+    }
+
+    /// Answers a read with `data`, or a write with success.
+    pub fn complete(&self, request: &Request, data: &[u8]) -> io::Result<()> {
+        match request.is_write {
+            true => self.answer(
+                request.unique,
+                0,
+                &Out::default().u32(request.size).u32(0).0,
+            ),
+            false => self.answer(request.unique, 0, data),
+        }
+    }
+}
+
+impl Drop for SlowFile {
+    fn drop(&mut self) {
+        // Whatever waits for an answer gets an error: closing the device ends it all.
+        let _ = files::unmount(&self.path, libc::MNT_DETACH);
+    }
+}
