@@ -135,12 +135,26 @@ impl Mounted {
         self.dir.join(name)
     }
 
+    /// A file that is there.
+    #[track_caller]
+    pub fn open(&self, name: &str) -> Outcome<File> {
+        let mut options = File::options();
+        options.read(true).write(true);
+        options.open(self.path(name)).or_fail(name)
+    }
+
+    /// A new file, empty.
+    #[track_caller]
+    pub fn empty(&self, name: &str) -> Outcome<File> {
+        let mut options = File::options();
+        options.read(true).write(true).create(true).truncate(true);
+        options.open(self.path(name)).or_fail(name)
+    }
+
     /// A new file with blocks for `pages` pages, of that size.
     #[track_caller]
     pub fn file(&self, name: &str, pages: usize) -> Outcome<File> {
-        let mut options = File::options();
-        options.read(true).write(true).create(true).truncate(true);
-        let file = options.open(self.path(name)).or_fail(name)?;
+        let file = self.empty(name)?;
         files::allocate(&file, 0, 0, pages).or_fail("fallocate")?;
         Ok(file)
     }

@@ -4,7 +4,6 @@
 //! copies memory of another process. And direct I/O between DAX mappings and a file system
 //! without DAX, xfstests' generic/413.
 
-use std::fs::File;
 use std::io::Read;
 use std::sync::Arc;
 use std::time::Duration;
@@ -183,11 +182,7 @@ fn generic_413<const KIND: usize>(_: &Ctx) -> Outcome {
     let mut plain = Mounted::plain()?;
     let open = |fs: &Mounted, name: &str, direct: bool| match direct {
         true => files::open_direct(&fs.path(name)).or_fail(name),
-        false => File::options()
-            .read(true)
-            .write(true)
-            .open(fs.path(name))
-            .or_fail(name),
+        false => fs.open(name),
     };
     for pages in [SMALL, LARGE] {
         let (dax_file, dax) = s.mapped("a", pages, 864)?;

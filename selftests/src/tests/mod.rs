@@ -44,6 +44,7 @@ mod fork;
 mod fsdax;
 mod fsdax_io;
 mod fsdax_races;
+mod fsdax_share;
 mod fsdax_waits;
 mod generic;
 mod generic_pins;
@@ -170,6 +171,7 @@ pub fn all() -> Vec<&'static Test> {
         dax::TESTS,
         dax_unbind::TESTS,
         fsdax::TESTS,
+        fsdax_share::TESTS,
         fsdax_waits::TESTS,
         fsdax_io::TESTS,
         fsdax_races::TESTS,
