@@ -37,7 +37,8 @@ fn every_kernel_has_a_plan_on_every_machine() {
     for kernel in matrix.kernel.keys() {
         for machine in matrix.machine.keys() {
             let planned = matrix.planned(&on(kernel, machine), &plans, &full()).unwrap();
-            assert_eq!(planned.suites.len(), matrix.order.len());
+            let asked = matrix.suite.values().filter(|s| !s.by_name).count();
+            assert_eq!(planned.suites.len(), asked);
             assert!(planned.suites.iter().all(|s| !s.tests.is_empty() && s.with_full == 0));
         }
     }
