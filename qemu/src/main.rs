@@ -196,6 +196,19 @@ fn open(repo: &std::path::Path, matrix: &Matrix, which: &Which, name: &str) -> R
     }
 }
 
+/// Builds kernels, those with few patches first: the others begin with what is built then.
+fn build_all(repo: &std::path::Path, matrix: &Matrix, names: &[String]) -> Result<()> {
+    let mut kernels = Vec::new();
+    for name in names {
+        kernels.push((kernel::patches(matrix, matrix.kernel(name)?)?.len(), name));
+    }
+    kernels.sort();
+    for (_, name) in kernels {
+        kernel::build(repo, matrix, name)?;
+    }
+    Ok(())
+}
+
 fn run_all(repo: &std::path::Path, args: &RunArgs) -> Result<Tally> {
     let matrix = Matrix::load(repo)?;
     let plans = matrix.plans()?;
@@ -205,7 +218,11 @@ fn run_all(repo: &std::path::Path, args: &RunArgs) -> Result<Tally> {
     let choice = Choice::new(&args.which.accel)?;
     let (mut passed, mut failed, mut good) = (0, 0, true);
     let (mut turns, mut clean) = (0, 0);
-    'all: for name in names(&matrix, &args.which)? {
+    let names = names(&matrix, &args.which)?;
+    if args.which.kdir.is_none() && !args.list {
+        build_all(repo, &matrix, &names)?;
+    }
+    'all: for name in names {
         let request = args.which.request(&name, &suites);
         if args.list {
             list(&matrix.planned(&request.on, &plans, &selection)?);
