@@ -76,6 +76,16 @@ impl Outcome {
         self.reached && !self.found.is_empty()
     }
 
+    /// Whether it was noticed in one of these tests.
+    pub fn noticed_by(&self, tests: &BTreeSet<String>) -> bool {
+        self.found.iter().any(|f| tests.contains(&f.test))
+    }
+
+    /// Whether it was noticed in a test that noticed another one.
+    pub fn same_tests(&self, other: &Self) -> bool {
+        self.found.iter().any(|f| other.found.iter().any(|o| o.test == f.test))
+    }
+
     /// Whether this is among what noticed it.
     pub fn by(&self, by: By) -> bool {
         self.killed() && self.found.iter().any(|f| f.by == by)

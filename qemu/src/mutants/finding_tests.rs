@@ -143,3 +143,15 @@ fn our_module_s_hang_is_no_find() {
     let note = "># a.one: killed after 40 s; stack: memunmap_pages; unbind_store";
     assert!(with(&[REACHED, note, ">not ok 1 a.one", END], Exit::Enough).killed());
 }
+
+#[test]
+fn who_noticed() {
+    let of = |test: &str| {
+        let finding = Finding { by: By::Data, test: test.into(), text: String::new() };
+        Outcome { reached: true, found: vec![finding], ..Outcome::default() }
+    };
+    let reach = BTreeSet::from(["a.one".to_owned()]);
+    assert!(of("a.one").noticed_by(&reach) && !of("a.two").noticed_by(&reach));
+    assert!(of("a.two").same_tests(&of("a.two")) && !of("a.two").same_tests(&of("a.one")));
+    assert!(!Outcome::default().noticed_by(&reach));
+}
