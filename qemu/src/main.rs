@@ -133,6 +133,9 @@ struct MutantsArgs {
     /// Only this detector; may be given more than once.
     #[arg(long = "detector")]
     detectors: Vec<Detector>,
+    /// Only tests whose name matches this regular expression.
+    #[arg(long)]
+    filter: Option<String>,
     /// Forget what is known of them.
     #[arg(long)]
     fresh: bool,
@@ -361,6 +364,7 @@ fn cmd_mutants(repo: &std::path::Path, args: &MutantsArgs) -> Result<bool> {
         names: args.names.clone(),
         detectors: args.detectors.clone(),
         jobs: args.jobs,
+        filter: args.filter.as_deref().map(Regex::new).transpose().context("--filter")?,
         fresh: args.fresh,
         write: args.write,
         machine: args.machine.clone(),

@@ -110,7 +110,7 @@ pub const LIMIT: u32 = 45;
 /// How many tests go first, alone.
 const FIRST: usize = 8;
 /// The last test of our suite, which each run of the program ends with.
-const LAST: &str = "unload.clean";
+pub const LAST: &str = "unload.clean";
 
 /// Names of the parts that a suite of programs is run in.
 pub const PARTS: [&str; 3] = ["first", "second", "rest"];

@@ -17,10 +17,10 @@ use crate::kernel::{self, Tree};
 use crate::matrix::{Matrix, Plans};
 use crate::mutants::catalogue::{Catalogue, Mutant, essence};
 use crate::mutants::finding::{self, Outcome};
-use crate::mutants::plan::{Baseline, Detector, LIMIT, PARTS, ordered};
+use crate::mutants::plan::{Baseline, Detector, LAST, LIMIT, PARTS, ordered};
 use crate::mutants::table::{self, Table};
 use crate::mutants::watch::{Lookout, shape};
-use crate::planned::{Expect, Planned};
+use crate::planned::{Expect, Planned, Test};
 use crate::repo;
 use crate::report;
 use crate::run::{self, Request, Setup};
@@ -44,6 +44,8 @@ pub struct Wish {
     pub detectors: Vec<Detector>,
     /// Guests at a time.
     pub jobs: usize,
+    /// Only tests whose name matches.
+    pub filter: Option<Regex>,
     /// Forget what is known.
     pub fresh: bool,
     /// Write Documentation/mutants.rst.
@@ -134,8 +136,13 @@ impl Ground<'_> {
         let selection = Selection { suites: suites.to_vec(), filter: None, full: true };
         let mut planned = self.matrix.planned(&request.on, plans, &selection)?;
         let measures = Regex::new(BENCHMARKS)?;
+        let wanted = |name: &str| wish.filter.as_ref().is_none_or(|f| f.is_match(name));
         for suite in &mut planned.suites {
             suite.tests.retain(|t| !measures.is_match(&t.name));
+            let (tests, out) =
+                suite.tests.drain(..).partition(|t: &Test| wanted(&t.name) || t.name == LAST);
+            suite.tests = tests;
+            suite.deselected.extend(out.into_iter().map(|t: Test| t.name));
         }
         match detector {
             Detector::Suite => {
@@ -444,7 +451,8 @@ pub fn all(repo: &Path, matrix: &Matrix, choice: &Choice, wish: &Wish) -> Result
     end?;
     report::say(&table.text());
     if wish.write {
-        if !wish.names.is_empty() || detectors.len() != Detector::ALL.len() {
+        if !wish.names.is_empty() || wish.filter.is_some() || detectors.len() != Detector::ALL.len()
+        {
             bail!("--write wants all mutants and all detectors");
         }
         let path = repo.join("Documentation/mutants.rst");

@@ -58,6 +58,7 @@ mod lost;
 mod migrate;
 mod mixedmap;
 mod model;
+mod owners;
 mod params;
 mod pin;
 mod pin_ioctl;
@@ -168,6 +169,7 @@ pub fn all() -> Vec<&'static Test> {
         generic_pins::TESTS,
         scenarios::TESTS,
         lost::TESTS,
+        owners::TESTS,
         dax::TESTS,
         dax_unbind::TESTS,
         fsdax::TESTS,
