@@ -1,20 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! What a migration could lose without anybody noticing at once: that a page was written
-//! to, and what is written while it moves.
+//! to, and what is written while it moves; and memory that was the device's alone.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::target::{COHERENT, GENERIC, PRIVATE, Target};
 use super::{Ctx, Test, test};
 use crate::check::{Fail, OrFail, Outcome};
-use crate::device::Buffer;
-use crate::{check, check_eq};
+use crate::device::{Buffer, PAGE};
+use crate::{check, check_eq, proc};
 
 pub const TESTS: &[Test] = &[
     test("lost.dirty_bit", dirty_bit::<PRIVATE>),
     test("lost.dirty_bit_failed", dirty_bit_failed::<PRIVATE>),
     test("lost.writes", writes::<PRIVATE>),
+    test("lost.exclusive_memory", exclusive_memory),
     test("lost_coherent.dirty_bit", dirty_bit::<COHERENT>),
     test("lost_coherent.writes", writes::<COHERENT>),
     test("lost_generic.dirty_bit", dirty_bit::<GENERIC>),
@@ -95,5 +96,30 @@ fn writes<const NODE: usize>(ctx: &Ctx) -> Outcome {
     }
     let went = target.stats()?.to_device.wrapping_sub(before.to_device);
     check!(went > 0, "pages that went: expected some, found none");
+    Ok(())
+}
+
+/// Memory that is unmapped while the device has exclusive access to it is free then. No
+/// audit sees system memory: this is so much that it would be missed.
+fn exclusive_memory(ctx: &Ctx) -> Outcome {
+    const N: usize = 2048;
+    const ROUNDS: usize = 16;
+    let device = Target::open(ctx, PRIVATE)?;
+    let round = || -> Outcome {
+        let buf = Buffer::filled(N, 1910)?;
+        device.exclusive(&buf, 0, N).or_fail("EXCLUSIVE")?;
+        check_eq!(proc::present(&buf, 0, N)?, 0, "pages that the CPU has");
+        Ok(())
+    };
+    // Whatever is allocated the first time only.
+    round()?;
+    let before = proc::mem_free()?;
+    (0..ROUNDS).try_for_each(|_| round())?;
+    let gone = before.saturating_sub(proc::mem_free()?);
+    let all = (N * ROUNDS) as u64;
+    check!(
+        gone < all / 2,
+        "free pages that are gone after {all} were taken and unmapped: {gone}"
+    );
     Ok(())
 }
