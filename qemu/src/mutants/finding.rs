@@ -171,7 +171,7 @@ fn told(reason: &str, notes: &[String]) -> Vec<(By, String)> {
     if out.is_empty() {
         let by = match reason {
             _ if reason.starts_with(AUDIT) => By::Audit,
-            _ if reason.contains("timed out") => By::Hang,
+            _ if reason.contains("timed out") || reason.contains("by timeout") => By::Hang,
             _ => By::Data,
         };
         out.push((by, reason.to_owned()));
