@@ -76,9 +76,9 @@ impl Outcome {
         self.reached && !self.found.is_empty()
     }
 
-    /// Whether it was noticed in one of these tests.
+    /// Whether it was noticed in one of these tests, and not by its time alone.
     pub fn noticed_by(&self, tests: &BTreeSet<String>) -> bool {
-        self.found.iter().any(|f| tests.contains(&f.test))
+        self.found.iter().any(|f| tests.contains(&f.test) && f.by != By::Hang)
     }
 
     /// Whether it was noticed in a test that noticed another one.

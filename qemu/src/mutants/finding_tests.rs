@@ -154,4 +154,7 @@ fn who_noticed() {
     assert!(of("a.one").noticed_by(&reach) && !of("a.two").noticed_by(&reach));
     assert!(of("a.two").same_tests(&of("a.two")) && !of("a.two").same_tests(&of("a.one")));
     assert!(!Outcome::default().noticed_by(&reach));
+    let mut late = of("a.one");
+    late.found[0].by = By::Hang;
+    assert!(!late.noticed_by(&reach) && late.same_tests(&of("a.one")));
 }

@@ -265,7 +265,7 @@ impl Ground<'_> {
     /// Boots a bug that some test reaches.
     ///
     /// What a test notices that does not reach the bug may be a consequence, or chance on a busy
-    /// machine: a consequence comes twice.
+    /// machine, where a test may also take longer than it is given: a consequence comes twice.
     fn look(&self, ready: &Ready, mutant: &Mutant) -> Result<Outcome> {
         let Some(reach) = ready.baseline.reach.get(&mutant.name) else {
             return Ok(Outcome::default());
