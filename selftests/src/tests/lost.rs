@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::target::{COHERENT, GENERIC, PRIVATE, Target};
 use super::{Ctx, Test, test};
 use crate::check::{Fail, OrFail, Outcome};
-use crate::device::{Buffer, PAGE};
+use crate::device::Buffer;
 use crate::{check, check_eq, proc};
 
 pub const TESTS: &[Test] = &[
