@@ -100,6 +100,23 @@ pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
     cvt(unsafe { libc::kill(pid, signal) }.into()).map(drop)
 }
 
+/// Ignores a signal from now on, or lets it end the process again.
+pub fn on_signal(signal: i32, ends: bool) -> io::Result<()> {
+    let how = if ends { libc::SIG_DFL } else { libc::SIG_IGN };
+    // SAFETY: neither is a function of this program.
+    match unsafe { libc::signal(signal, how) } {
+        libc::SIG_ERR => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
+/// Asks for SIGBUS as soon as memory that the caller has mapped fails.
+pub fn want_memory_failures() -> io::Result<()> {
+    let (set, early) = (libc::PR_MCE_KILL_SET, libc::PR_MCE_KILL_EARLY);
+    // SAFETY: this option takes numbers.
+    cvt(unsafe { libc::prctl(libc::PR_MCE_KILL, set, early, 0, 0) }.into()).map(drop)
+}
+
 /// Makes the caller the leader of a process group of its own.
 pub fn new_process_group() -> io::Result<()> {
     // SAFETY: takes numbers only.

@@ -5,6 +5,7 @@
 
 use std::io::{Read, Write};
 
+use super::contention::in_turn;
 use super::counts::Waiting;
 use super::leak::settled;
 use super::target::{Target, huge_filled};
@@ -97,7 +98,8 @@ impl Image {
     /// Checks every byte, by the device.
     #[track_caller]
     pub fn check_device(&self, target: &Target, buf: &Buffer) -> Outcome {
-        let read = target.read(buf, 0, buf.pages()).or_fail("READ")?;
+        // Others may use the same pages.
+        let read = in_turn(|| target.read(buf, 0, buf.pages())).or_fail("READ")?;
         self.check_bytes(&read.data, "READ by the device")
     }
 }

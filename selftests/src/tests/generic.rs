@@ -358,6 +358,8 @@ fn mlock(ctx: &Ctx) -> Outcome {
         target.move_all(&buf, 629)?;
         buf.lock(0, all / 2, false)?;
         buf.check(0, all, 629)?;
+        // Freed on the device it would keep PG_unevictable; see `advice.rs`.
+        target.bring_back(&buf, 0, all)?;
         drop(buf);
         target.expect_empty()?;
     }

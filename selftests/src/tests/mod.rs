@@ -30,13 +30,16 @@ mod allocator;
 mod bad;
 mod bench;
 mod cgroup;
+mod cgroup_life;
 mod chain;
 mod close;
+mod contention;
 mod counts;
 mod dax;
 mod dax_unbind;
 mod debugfs;
 mod exclusive;
+mod exclusive_paths;
 mod fail;
 mod fault;
 mod fault_ioctl;
@@ -53,6 +56,7 @@ mod inject;
 mod inject_each;
 mod inspect;
 mod kill;
+mod ksm;
 mod leak;
 mod lost;
 mod migrate;
@@ -62,6 +66,7 @@ mod owners;
 mod params;
 mod pin;
 mod pin_ioctl;
+mod poison;
 mod race;
 mod release;
 mod rights;
@@ -177,6 +182,7 @@ pub fn all() -> Vec<&'static Test> {
         fsdax_waits::TESTS,
         fsdax_io::TESTS,
         fsdax_races::TESTS,
+        poison::DAX,
         cgroup::TESTS,
         leak::TESTS,
         chain::TESTS,
@@ -184,6 +190,12 @@ pub fn all() -> Vec<&'static Test> {
         advice::TESTS,
         swap::TESTS,
         model::TESTS,
+        ksm::TESTS,
+        poison::TESTS,
+        cgroup_life::TESTS,
+        contention::TESTS,
+        contention::EACH,
+        exclusive_paths::TESTS,
         kill::TESTS,
         debugfs::TESTS,
         allocator::TESTS,

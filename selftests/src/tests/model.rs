@@ -11,6 +11,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::allocator::Random;
+use super::contention::in_turn;
 use super::leak::settled;
 use super::target::{COHERENT, GENERIC, PRIVATE, Target};
 use super::{Ctx, Test, test};
@@ -30,8 +31,6 @@ pub const TESTS: &[Test] = &[
 /// Two huge pages, as long as they are not broken up, and some that are never in one.
 const PAGES: usize = 2 * HUGE_PAGES + 96;
 const RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
-/// Of linux/mman.h, 5.18 and on.
-const MADV_DONTNEED_LOCKED: i32 = 24;
 /// Processes from the first to the last of a line, and children of one at a time.
 const DEPTH: usize = 3;
 const CHILDREN: usize = 2;
@@ -110,7 +109,8 @@ struct Walk<'a> {
 
 type Step = for<'a> fn(&mut Walk<'a>) -> Outcome;
 
-/// The steps, with how many of a hundred and more chances each has.
+/// The steps, with how many of a hundred and more chances each has. There is no mlock among
+/// them, for the reason that `advice.rs` gives.
 const STEPS: &[(&str, usize, Step)] = &[
     ("write", 12, |w| w.write()),
     ("write a word", 12, |w| w.write_word()),
@@ -126,7 +126,6 @@ const STEPS: &[(&str, usize, Step)] = &[
     ("move", 6, |w| w.move_page()),
     ("move and stay", 3, |w| w.move_contents()),
     ("advise", 6, |w| w.advise()),
-    ("lock", 3, |w| w.lock()),
     ("fork", 4, |w| w.fork()),
     ("join", 3, |w| w.join()),
     ("close", 2, |w| w.close()),
@@ -290,9 +289,7 @@ impl<'a> Walk<'a> {
         let (target, seed) = (self.target(), self.seed());
         for (first, n) in self.runs(range, Slot::writable) {
             let data = pattern_bytes(seed, first, n);
-            self.targets[target]
-                .write(self.buf, first, &data)
-                .or_fail("WRITE")?;
+            in_turn(|| self.targets[target].write(self.buf, first, &data)).or_fail("WRITE")?;
             self.filled(first, n, seed);
             self.check(first, 1)?;
         }
@@ -330,9 +327,7 @@ impl<'a> Walk<'a> {
         let range = self.range();
         let target = self.target();
         for (first, n) in self.runs(range, Slot::readable) {
-            let read = self.targets[target]
-                .read(self.buf, first, n)
-                .or_fail("READ")?;
+            let read = in_turn(|| self.targets[target].read(self.buf, first, n)).or_fail("READ")?;
             self.check_bytes(first, &read.data, "READ")?;
         }
         Ok(())
@@ -374,8 +369,7 @@ impl<'a> Walk<'a> {
 
     fn throw_away(&mut self) -> Outcome {
         let (first, n) = self.range();
-        // Locked or not.
-        self.buf.advise(first, n, MADV_DONTNEED_LOCKED)?;
+        self.buf.advise(first, n, libc::MADV_DONTNEED)?;
         for slot in &mut self.model[first..first + n] {
             (slot.content, slot.word) = (Content::Zero, None);
         }
@@ -442,17 +436,6 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    fn lock(&mut self) -> Outcome {
-        let (first, n) = self.range();
-        match self.random.below(3) {
-            // Pages without access cannot be faulted in: ENOMEM, and they are locked.
-            0 => drop(self.buf.lock(first, n, true)),
-            1 => drop(self.buf.lock_on_fault(first, n)),
-            _ => self.buf.lock(first, n, false)?,
-        }
-        Ok(())
-    }
-
     fn fork(&mut self) -> Outcome {
         if self.depth + 1 == DEPTH || self.children.len() == CHILDREN {
             return Ok(());
@@ -491,8 +474,7 @@ impl<'a> Walk<'a> {
             _ => {
                 let target = self.target();
                 for (first, n) in self.runs((0, PAGES), Slot::readable) {
-                    let read = self.targets[target]
-                        .read(self.buf, first, n)
+                    let read = in_turn(|| self.targets[target].read(self.buf, first, n))
                         .or_fail("READ")?;
                     self.check_bytes(first, &read.data, "READ")?;
                 }

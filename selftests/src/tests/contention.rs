@@ -1,0 +1,357 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Devices, processes and evictions that want the same pages at the same time. What each
+//! writes is there afterwards, and everybody has had a turn.
+
+use std::io::{self, Write};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use super::chain::{Image, SIZES, filled};
+use super::counts::Waiting;
+use super::leak::settled;
+use super::target::{COHERENT, GENERIC, PRIVATE, Target};
+use super::{Ctx, PAGES, Test, test};
+use crate::check::{Fail, OrFail, Outcome};
+use crate::device::{Buffer, PAGE, pattern_bytes};
+use crate::harness::{Child, note};
+use crate::module::busy;
+use crate::{check, sys};
+
+pub const TESTS: &[Test] = &[
+    test("fight.all_devices", all_devices),
+    test("fight.all_devices_huge", all_devices_huge),
+];
+
+pub const EACH: &[Test] = of_each_kind!("evict":
+    "close" => close,
+    "release" => release,
+    "unload" => unload,
+    "device_access" => device_access,
+);
+
+/// How long each fight lasts.
+const TIME: Duration = Duration::from_millis(1500);
+
+/// Files of all devices that this machine and kernel have.
+fn all(ctx: &Ctx) -> Outcome<Vec<Target>> {
+    let mut targets = Vec::new();
+    for node in [PRIVATE, 1, COHERENT, 3, GENERIC, 5] {
+        match Target::open(ctx, node) {
+            Ok(target) => targets.push(target),
+            Err(Fail::Skip(_)) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(targets)
+}
+
+/// Repeats what a device gives up after a second, because others change the same pages
+/// all the time.
+pub fn in_turn<T>(mut access: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    let begun = Instant::now();
+    loop {
+        match access() {
+            Err(e)
+                if e.raw_os_error() == Some(libc::EBUSY)
+                    && begun.elapsed() < Duration::from_secs(15) => {}
+            result => return result,
+        }
+    }
+}
+
+/// Sets a flag when dropped, so that the other threads end whatever happens here.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+/// A thread for each device moves all pages to its own, and writes to those that are its
+/// part; the CPU writes to others. Nobody's write is lost, and nobody else's is seen.
+fn fight(targets: &[Target], buf: &Buffer, seed: u64) -> Outcome {
+    let n = buf.pages();
+    let parts = targets.len() + 1;
+    let part = n / parts;
+    let over = AtomicBool::new(false);
+    let went: Vec<AtomicU64> = targets.iter().map(|_| AtomicU64::new(0)).collect();
+    let start: Vec<u64> = targets
+        .iter()
+        .map(|t| Ok(t.stats()?.to_device))
+        .collect::<Outcome<_>>()?;
+    let outcome = std::thread::scope(|scope| {
+        let threads: Vec<_> = targets
+            .iter()
+            .enumerate()
+            .map(|(i, target)| {
+                let (over, went) = (&over, &went[i]);
+                scope.spawn(move || -> Outcome {
+                    let _over = Over(over);
+                    let first = (i + 1) * part;
+                    for round in 0.. {
+                        if over.load(Ordering::SeqCst) {
+                            break;
+                        }
+                        // What others hold at this moment does not come along.
+                        let _ = target.to_device(buf, 0, n);
+                        let own = seed + 1 + round % 50;
+                        let data = pattern_bytes(own, first, 2);
+                        in_turn(|| target.write(buf, first, &data)).or_fail("WRITE in a fight")?;
+                        buf.check(first, 2, own)?;
+                        let read =
+                            in_turn(|| target.read(buf, first, 2)).or_fail("READ in a fight")?;
+                        crate::device::check_bytes(&read.data, own, first, "READ in a fight")?;
+                        target
+                            .to_system(buf, first, part)
+                            .or_fail("MIGRATE_TO_SYS in a fight")?;
+                        went.fetch_add(1, Ordering::SeqCst);
+                    }
+                    Ok(())
+                })
+            })
+            .collect();
+        let cpu = || -> Outcome {
+            let _over = Over(&over);
+            let begun = Instant::now();
+            for round in 0.. {
+                if over.load(Ordering::SeqCst) || begun.elapsed() > TIME {
+                    break;
+                }
+                let own = seed + 100 + round % 50;
+                buf.fill(0, 4, own);
+                buf.check(0, 4, own)?;
+                buf.check(part - 1, 1, seed)?;
+            }
+            Ok(())
+        };
+        let cpu = cpu();
+        let panicked = |_| Err(Fail::failed("a thread panicked"));
+        let ends: Vec<Outcome> = threads
+            .into_iter()
+            .map(|t| t.join().unwrap_or_else(panicked))
+            .collect();
+        ends.into_iter().fold(cpu, Outcome::and)
+    });
+    outcome?;
+    // What nobody wrote to is what it was.
+    for i in 0..parts {
+        let (first, end) = (i * part + 4, (i + 1) * part);
+        buf.check(first, end - first, seed)?;
+    }
+    buf.check(parts * part, n - parts * part, seed)?;
+    for (i, target) in targets.iter().enumerate() {
+        let moved = target.stats()?.to_device.wrapping_sub(start[i]);
+        let rounds = went[i].load(Ordering::SeqCst);
+        note(&format!(
+            "device {i} of the fight: {rounds} rounds, {moved} pages"
+        ));
+        check!(
+            rounds > 0 && moved > 0,
+            "rounds and pages of device {i}: expected some of each, found {rounds} and {moved}"
+        );
+    }
+    Ok(())
+}
+
+fn all_devices(ctx: &Ctx) -> Outcome {
+    settled(ctx, PRIVATE, |_| {
+        let targets = all(ctx)?;
+        fight(&targets, &Buffer::filled(PAGES, 1900)?, 1900)
+    })
+}
+
+/// A huge page is split by the first that takes a part of it.
+fn all_devices_huge(ctx: &Ctx) -> Outcome {
+    settled(ctx, PRIVATE, |_| {
+        let targets = all(ctx)?;
+        fight(&targets, &filled(true, 2100)?, 2100)
+    })
+}
+
+/// Processes that share pages of the device and use them all the time, until the body has
+/// ended. They write to pages of their own, and check all the others.
+fn with_users(
+    ctx: &Ctx,
+    node: usize,
+    buf: &Buffer,
+    seed: u64,
+    body: impl FnOnce() -> Outcome,
+) -> Outcome {
+    const USERS: usize = 3;
+    let n = buf.pages();
+    let (stop, go_on) = sys::pipe().or_fail("pipe")?;
+    let mut go_on = Some(go_on);
+    let (news, say) = sys::pipe().or_fail("pipe")?;
+    let users: Vec<_> = (0..USERS)
+        .map(|i| {
+            Child::spawn(|| {
+                drop(go_on.take());
+                let own = Target::open(ctx, node)?;
+                let mut image = Image::new(n, seed);
+                for round in 0.. {
+                    // The end of the pipe says that it is over.
+                    if sys::readable(&stop, Duration::ZERO).or_fail("poll")? {
+                        break;
+                    }
+                    let page = (i * 5 + round * 11) % n;
+                    image.fill(buf, page, 1, seed + 1 + (round % 20) as u64);
+                    image.check(buf)?;
+                    match i {
+                        // By the CPU alone; back to the device; by the device.
+                        0 => {}
+                        1 => drop(own.to_device(buf, 0, n)),
+                        _ => image.check_device(&own, buf)?,
+                    }
+                    if round == 0 {
+                        (&say).write_all(b"n").or_fail("pipe")?;
+                    }
+                }
+                image.check(buf)
+            })
+        })
+        .collect::<Outcome<_>>()?;
+    drop(stop);
+    let begun = sys::readable(&news, Duration::from_secs(20)).or_fail("poll");
+    let outcome = body();
+    drop(go_on.take());
+    for user in users {
+        user.join()?;
+    }
+    check!(begun?, "the users: expected news, found none");
+    outcome?;
+    buf.check(0, n, seed)
+}
+
+/// Files are closed whose pages others use at this moment.
+fn close<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    for huge in SIZES {
+        settled(ctx, NODE, |target| {
+            let buf = filled(huge, 2200)?;
+            let image = Image::new(buf.pages(), 2200);
+            image.send(target, &buf)?;
+            with_users(ctx, NODE, &buf, 2200, || {
+                for _ in 0..8 {
+                    let mine = Target::open(ctx, NODE)?;
+                    // Those that others hold at this moment stay.
+                    let _ = mine.to_device(&buf, 0, buf.pages());
+                    image.check(&buf)?;
+                    drop(mine);
+                    image.check(&buf)?;
+                }
+                Ok(())
+            })
+        })?;
+    }
+    Ok(())
+}
+
+/// The device gives up its memory while it is in use. It may be that a page would not move
+/// at this moment, which the driver says.
+fn release<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    for huge in SIZES {
+        settled(ctx, NODE, |target| {
+            let buf = filled(huge, 2300)?;
+            let image = Image::new(buf.pages(), 2300);
+            image.send(target, &buf)?;
+            let child = Waiting::start(|| Ok(()), || image.check(&buf))?;
+            let over = AtomicBool::new(false);
+            std::thread::scope(|scope| -> Outcome {
+                let faulting = scope.spawn(|| -> Outcome {
+                    while !over.load(Ordering::SeqCst) {
+                        image.check(&buf)?;
+                    }
+                    Ok(())
+                });
+                let released = (0..4).try_for_each(|_| {
+                    target.release().or_fail("RELEASE")?;
+                    let _ = target.to_device(&buf, 0, buf.pages());
+                    Ok(())
+                });
+                over.store(true, Ordering::SeqCst);
+                let panicked = |_| Err(Fail::failed("a thread panicked"));
+                released.and(faulting.join().unwrap_or_else(panicked))
+            })?;
+            child.join()?;
+            image.check(&buf)?;
+            target.release().or_fail("RELEASE")?;
+            target.expect(&buf, 0, buf.pages(), 0)?;
+            image.check(&buf)
+        })?;
+    }
+    Ok(())
+}
+
+/// The module does not go while somebody has one of its files, whatever he does with it.
+fn unload<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    settled(ctx, NODE, |target| {
+        let buf = Buffer::filled(PAGES, 2400)?;
+        let image = Image::new(PAGES, 2400);
+        image.send(target, &buf)?;
+        with_users(ctx, NODE, &buf, 2400, || {
+            for _ in 0..20 {
+                match ctx.module.try_unload() {
+                    Err(e) if busy(&e) => {}
+                    other => {
+                        return Err(Fail::failed(format!(
+                            "unloading with users: expected EAGAIN or EBUSY, found {other:?}"
+                        )));
+                    }
+                }
+                image.check(&buf)?;
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            Ok(())
+        })
+    })
+}
+
+/// The device reads and writes pages that another file of the same device brings back.
+fn device_access<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    settled(ctx, NODE, |target| {
+        let buf = Buffer::filled(PAGES, 2500)?;
+        let over = AtomicBool::new(false);
+        let (moving, using) = std::thread::scope(|scope| {
+            let moving = scope.spawn(|| -> Outcome<usize> {
+                let mut rounds = 0;
+                while !over.load(Ordering::SeqCst) {
+                    let mine = Target::open(ctx, NODE)?;
+                    let _ = mine.to_device(&buf, 0, PAGES);
+                    drop(mine);
+                    rounds += 1;
+                }
+                Ok(rounds)
+            });
+            let begun = Instant::now();
+            let using = (0..).try_for_each(|round: u64| {
+                let seed = 2501 + round % 40;
+                let data = pattern_bytes(seed, 0, PAGES);
+                in_turn(|| target.write(&buf, 0, &data)).or_fail("WRITE")?;
+                let read = in_turn(|| target.read(&buf, 0, PAGES)).or_fail("READ")?;
+                let page = (round as usize * 17) % PAGES;
+                let bytes = &read.data[page * PAGE..(page + 1) * PAGE];
+                crate::device::check_bytes(bytes, seed, page, "READ of what was written")?;
+                buf.check(page, 1, seed)?;
+                match begun.elapsed() > TIME {
+                    // Not an error: the way out of the loop.
+                    true => Err(Fail::Skip(String::new())),
+                    false => Ok(()),
+                }
+            });
+            over.store(true, Ordering::SeqCst);
+            let panicked = |_| Err(Fail::failed("the migrating thread panicked"));
+            (moving.join().unwrap_or_else(panicked), using)
+        });
+        match using {
+            Err(Fail::Skip(_)) => {}
+            other => other?,
+        }
+        let rounds = moving?;
+        check!(
+            rounds > 0,
+            "rounds of the other file: expected some, found 0"
+        );
+        Ok(())
+    })
+}

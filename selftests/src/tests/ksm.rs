@@ -1,0 +1,238 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! KSM next to device memory: pages that are merged and pages that are away. Merging and
+//! unmerging is for private anonymous pages, and so is the device. GENERIC memory beside
+//! pages that are being merged is in `generic.rs`.
+
+use std::fs;
+use std::time::Duration;
+
+use super::chain::Image;
+use super::leak::settled;
+use super::target::Target;
+use super::{Ctx, PAGES, Test};
+use crate::check::{Fail, OrFail, Outcome};
+use crate::device::{Buffer, check_bytes, pattern_bytes};
+use crate::harness::{Child, note};
+use crate::{check, check_eq, proc, sys};
+
+pub const TESTS: &[Test] = of_each_kind!("ksm":
+    "merged_goes" => merged_goes,
+    "merged_is_shared" => merged_is_shared,
+    "unmerge_away" => unmerge_away,
+    "merge_beside" => merge_beside,
+    "fork" => fork,
+);
+
+const KSM: &str = "/sys/kernel/mm/ksm";
+
+/// A number of KSM's.
+fn number(name: &str) -> Outcome<u64> {
+    let path = format!("{KSM}/{name}");
+    let text = fs::read_to_string(&path).or_fail(&path)?;
+    text.trim()
+        .parse()
+        .map_err(|e| Fail::failed(format!("{path}: '{text}': {e}")))
+}
+
+/// KSM at work; it stops and undoes all it has merged when this is dropped.
+struct Ksm;
+
+impl Ksm {
+    fn start() -> Outcome<Self> {
+        if !fs::exists(KSM).or_fail(KSM)? {
+            return Err(Fail::Skip("no CONFIG_KSM".into()));
+        }
+        let ksm = Self;
+        for (name, value) in [
+            ("sleep_millisecs", "1"),
+            ("pages_to_scan", "1000"),
+            ("run", "1"),
+        ] {
+            fs::write(format!("{KSM}/{name}"), value).or_fail(name)?;
+        }
+        Ok(ksm)
+    }
+
+    /// Waits for some scans of all there is.
+    fn scan(&self) -> Outcome {
+        let start = number("full_scans")?;
+        let done = sys::wait_until(Duration::from_secs(20), || {
+            number("full_scans").is_ok_and(|n| n >= start + 3)
+        });
+        check!(done, "scans of KSM: expected 3 more than {start} in 20 s");
+        Ok(())
+    }
+
+    /// Stops it where it is.
+    fn pause(&self) -> Outcome {
+        fs::write(format!("{KSM}/run"), "0").or_fail("run")
+    }
+}
+
+impl Drop for Ksm {
+    fn drop(&mut self) {
+        let _ = fs::write(format!("{KSM}/run"), "2");
+        let _ = fs::write(format!("{KSM}/run"), "0");
+    }
+}
+
+/// Two buffers of which KSM has merged every page of one with the same of the other.
+fn merged(ksm: &Ksm, seed: u64) -> Outcome<[Buffer; 2]> {
+    let bufs = [Buffer::filled(PAGES, seed)?, Buffer::filled(PAGES, seed)?];
+    for buf in &bufs {
+        buf.advise(0, PAGES, libc::MADV_MERGEABLE)?;
+    }
+    let mut same = false;
+    for _ in 0..5 {
+        ksm.scan()?;
+        let frames = [
+            proc::frames(&bufs[0], 0, PAGES)?,
+            proc::frames(&bufs[1], 0, PAGES)?,
+        ];
+        same = frames[0].len() == PAGES && frames[0] == frames[1];
+        if same {
+            break;
+        }
+    }
+    check!(
+        same,
+        "frames of two equal buffers: expected the same, found others"
+    );
+    // A scan would meet pages on their way.
+    ksm.pause()?;
+    Ok(bufs)
+}
+
+/// Merged pages go to the device or do not; whoever writes gets a page of his own, on the
+/// device and off it.
+fn merged_goes<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    settled(ctx, NODE, |target| {
+        let ksm = Ksm::start()?;
+        let [a, b] = merged(&ksm, 1600)?;
+        match target.to_device(&a, 0, PAGES) {
+            Ok(moved) => check_bytes(&moved.data, 1600, 0, "data that MIGRATE_TO_DEV returned")?,
+            Err(e) => check_eq!(e.raw_os_error(), Some(libc::ENOENT), "MIGRATE_TO_DEV"),
+        }
+        note(&format!(
+            "{} and {} of {PAGES} merged pages went",
+            target.on_device(&a, 0, PAGES)?,
+            target.on_device(&b, 0, PAGES)?
+        ));
+        let read = target.read(&b, 0, PAGES).or_fail("READ")?;
+        check_bytes(&read.data, 1600, 0, "READ of the other")?;
+        // The device for the one, the CPU for the other.
+        target
+            .write(&a, 3, &pattern_bytes(1601, 3, 9))
+            .or_fail("WRITE")?;
+        b.fill(7, 9, 1602);
+        let mut images = [Image::new(PAGES, 1600), Image::new(PAGES, 1600)];
+        images[0].set(3, 9, 1601);
+        images[1].set(7, 9, 1602);
+        for (buf, image) in [&a, &b].into_iter().zip(&images) {
+            image.check_device(target, buf)?;
+            image.check(buf)?;
+        }
+        target.bring_back(&a, 0, PAGES)?;
+        target.bring_back(&b, 0, PAGES)?;
+        images[0].check(&a)?;
+        images[1].check(&b)
+    })
+}
+
+/// A page that is merged is written by a device: no other sees it.
+fn merged_is_shared<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    settled(ctx, NODE, |target| {
+        let ksm = Ksm::start()?;
+        let [a, b] = merged(&ksm, 1610)?;
+        target
+            .write(&a, 0, &pattern_bytes(1611, 0, PAGES))
+            .or_fail("WRITE")?;
+        b.check(0, PAGES, 1610)?;
+        target.move_all(&a, 1611)?;
+        target.move_all(&b, 1610)?;
+        a.check(0, PAGES, 1611)?;
+        b.check(0, PAGES, 1610)
+    })
+}
+
+/// Merging is given up for a range of which a part is on the device.
+fn unmerge_away<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    settled(ctx, NODE, |target| {
+        let ksm = Ksm::start()?;
+        let [a, b] = merged(&ksm, 1620)?;
+        // What does not go stays, merged.
+        let _ = target.to_device(&a, 0, PAGES / 2);
+        a.advise(0, PAGES, libc::MADV_UNMERGEABLE)?;
+        let read = target.read(&a, 0, PAGES).or_fail("READ")?;
+        check_bytes(&read.data, 1620, 0, "READ after MADV_UNMERGEABLE")?;
+        a.fill(0, PAGES, 1621);
+        b.check(0, PAGES, 1620)?;
+        target.move_all(&a, 1621)?;
+        a.check(0, PAGES, 1621)?;
+        // All of it, for all: what KSM's own switch does.
+        let _ = target.to_device(&b, 0, PAGES / 2);
+        if !target.cpu_maps() {
+            // break_ksm() does not see device private entries: what has come back afterwards
+            // has migration entries that nobody finds, and the process waits for ever.
+            target.bring_back(&b, 0, PAGES)?;
+        }
+        drop(ksm);
+        b.check(0, PAGES, 1620)?;
+        target.bring_back(&b, 0, PAGES)?;
+        b.check(0, PAGES, 1620)
+    })
+}
+
+/// Pages that come back are merged with those that were never away.
+fn merge_beside<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    settled(ctx, NODE, |target| {
+        let ksm = Ksm::start()?;
+        let bufs = [Buffer::filled(PAGES, 1630)?, Buffer::filled(PAGES, 1630)?];
+        target.move_all(&bufs[0], 1630)?;
+        for buf in &bufs {
+            buf.advise(0, PAGES, libc::MADV_MERGEABLE)?;
+        }
+        ksm.scan()?;
+        // What is on the device is left alone.
+        target.expect(&bufs[0], 0, PAGES, PAGES)?;
+        target.bring_back(&bufs[0], 0, PAGES)?;
+        let same = sys::wait_until(Duration::from_secs(20), || {
+            let frames = [
+                proc::frames(&bufs[0], 0, PAGES).unwrap_or_default(),
+                proc::frames(&bufs[1], 0, PAGES).unwrap_or_default(),
+            ];
+            frames[0] == frames[1] && frames[0].len() == PAGES
+        });
+        check!(
+            same,
+            "frames of two equal buffers: expected the same, found others"
+        );
+        bufs[0].fill(0, PAGES, 1631);
+        bufs[1].check(0, PAGES, 1630)?;
+        target.move_all(&bufs[0], 1631)?;
+        bufs[0].check(0, PAGES, 1631)
+    })
+}
+
+/// Merged pages that went, with a child that shares them.
+fn fork<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    settled(ctx, NODE, |target| {
+        let ksm = Ksm::start()?;
+        let [a, b] = merged(&ksm, 1640)?;
+        let _ = target.to_device(&a, 0, PAGES);
+        Child::spawn(|| {
+            let own = Target::open(ctx, NODE)?;
+            own.write(&b, 2, &pattern_bytes(1641, 2, 5))
+                .or_fail("WRITE")?;
+            a.fill(4, 5, 1642);
+            b.check(2, 5, 1641)?;
+            b.check(7, PAGES - 7, 1640)?;
+            a.check(4, 5, 1642)?;
+            a.check(9, PAGES - 9, 1640)
+        })?
+        .join()?;
+        a.check(0, PAGES, 1640)?;
+        b.check(0, PAGES, 1640)
+    })
+}

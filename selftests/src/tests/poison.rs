@@ -1,0 +1,222 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! memory_failure() and soft offlining of pages of the device, by madvise. Pages that a
+//! driver migrates are refused (there is nobody to ask), and nothing of the attempt is
+//! left. A device-dax page is taken from all processes, who are sent SIGBUS.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::time::Duration;
+
+use super::chain::{SIZES, filled};
+use super::counts::{IDLE, MAPPED, Waiting, expect_frames, frames};
+use super::dax::Setup;
+use super::leak::settled;
+use super::{Ctx, Test, freed_since, test};
+use crate::check::{Fail, OrFail, Outcome, expect_errno};
+use crate::dax::{PMD, PTE};
+use crate::device::{Buffer, check_bytes};
+use crate::harness::Child;
+use crate::sys::{self, Exit};
+use crate::{check, check_eq, proc};
+
+pub const TESTS: &[Test] = of_each_kind!("poison":
+    "hard" => hard,
+    "soft" => soft,
+);
+
+/// Device-dax has a kind of its own.
+pub const DAX: &[Test] = &[
+    test("dax.poison", dax_poison::<PTE>),
+    test("dax.poison_pmd", dax_poison::<PMD>),
+    test("dax.soft_offline", dax_soft_offline),
+];
+
+const UNPOISON: &str = "/sys/kernel/debug/hwpoison/unpoison-pfn";
+
+/// Gives pages of system memory back to the kernel.
+fn unpoison(frames: &[u64]) -> Outcome {
+    if !fs::exists(UNPOISON).or_fail(UNPOISON)? {
+        return Err(Fail::Skip("no CONFIG_HWPOISON_INJECT".into()));
+    }
+    for frame in frames {
+        fs::write(UNPOISON, frame.to_string()).or_fail(UNPOISON)?;
+    }
+    Ok(())
+}
+
+/// A page of the device that is said to be broken: refused where the device has it, and
+/// the page comes back first where the CPU cannot have it there.
+fn hard<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    unpoison(&[])?;
+    for huge in SIZES {
+        settled(ctx, NODE, |target| {
+            if target.cpu_maps() && !target.moves_large() {
+                return Err(Fail::Skip(
+                    "this kernel takes the page's anon_vma for an inode and oopses".into(),
+                ));
+            }
+            let buf = filled(huge, 1700)?;
+            let n = buf.pages();
+            target.move_all(&buf, 1700)?;
+            let pfns = frames(target, &buf, 0, n)?;
+            let page = n / 3;
+            let before = target.stats()?;
+            if target.cpu_maps() {
+                for page in [0, page, n - 1] {
+                    let result = buf.try_advise(page, 1, libc::MADV_HWPOISON);
+                    expect_errno(result, &[libc::ENXIO], "MADV_HWPOISON")?;
+                }
+                target.expect(&buf, 0, n, n)?;
+                check_eq!(&frames(target, &buf, 0, n)?, &pfns, "frames");
+                if huge {
+                    let counts = target.inspect_one(&buf, 0)?;
+                    check_eq!((counts.refs, counts.mapcount), (1, 1), "counts");
+                } else {
+                    expect_frames(target, &pfns, MAPPED, "after MADV_HWPOISON")?;
+                }
+                buf.check(0, n, 1700)?;
+                target.bring_back(&buf, 0, n)?;
+                return buf.check(0, n, 1700);
+            }
+            // Not before it is the system's; the device's page is as good as ever.
+            buf.get(page, 0);
+            freed_since(target, &before, if huge { n } else { 1 })?;
+            let broken = proc::frames(&buf, page, 1)?;
+            buf.advise(page, 1, libc::MADV_HWPOISON)?;
+            let reader = Child::spawn(|| {
+                buf.get(page, 0);
+                Ok(())
+            })?;
+            check_eq!(
+                reader.exit()?,
+                Exit::Signal(libc::SIGBUS),
+                "end of who reads a broken page"
+            );
+            let result = target.read(&buf, page, 1);
+            expect_errno(result, &[libc::EFAULT], "READ of a broken page")?;
+            // The rest of the range goes and comes back around it.
+            let result = target.to_device(&buf, 0, n);
+            expect_errno(result, &[libc::ENOENT], "MIGRATE_TO_DEV of a broken page")?;
+            target.expect(&buf, 0, n, n - 1)?;
+            buf.check(0, page, 1700)?;
+            buf.check(page + 1, n - page - 1, 1700)?;
+            drop(buf);
+            expect_frames(target, &pfns, IDLE, "when all has gone")?;
+            unpoison(&broken)
+        })?;
+    }
+    Ok(())
+}
+
+/// Soft offlining is for memory of the system, too.
+fn soft<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    unpoison(&[])?;
+    for huge in SIZES {
+        settled(ctx, NODE, |target| {
+            let buf = filled(huge, 1710)?;
+            let n = buf.pages();
+            target.move_all(&buf, 1710)?;
+            let pfns = frames(target, &buf, 0, n)?;
+            if target.cpu_maps() {
+                for page in [0, n / 3, n - 1] {
+                    let result = buf.try_advise(page, 1, libc::MADV_SOFT_OFFLINE);
+                    expect_errno(result, &[libc::EIO], "MADV_SOFT_OFFLINE")?;
+                }
+                target.expect(&buf, 0, n, n)?;
+                let counts = target.inspect_one(&buf, n / 3)?;
+                check_eq!((counts.refs, counts.mapcount), (1, 1), "counts");
+                return buf.check(0, n, 1710);
+            }
+            // PRIVATE pages come back, and move on from a page that is not trusted.
+            let page = n / 3;
+            buf.get(page, 0);
+            let broken = proc::frames(&buf, page, 1)?;
+            buf.advise(page, 1, libc::MADV_SOFT_OFFLINE)?;
+            buf.check(0, n, 1710)?;
+            let now = proc::frames(&buf, page, 1)?;
+            check!(
+                now != broken,
+                "frame after MADV_SOFT_OFFLINE: expected another one, found the same"
+            );
+            target.to_device(&buf, 0, n).or_fail("MIGRATE_TO_DEV")?;
+            let read = target.read(&buf, 0, n).or_fail("READ")?;
+            check_bytes(&read.data, 1710, 0, "READ")?;
+            drop(buf);
+            expect_frames(target, &pfns, IDLE, "when all has gone")?;
+            unpoison(&broken)
+        })?;
+    }
+    Ok(())
+}
+
+/// A broken page of a device-dax is unmapped everywhere, together with the rest of what a
+/// fault maps, and who has it mapped and wants to know
+/// is sent SIGBUS. Its count is that of an idle page then,
+/// its neighbours are mapped as before, and the device can be used on and bound anew.
+fn dax_poison<const ALIGN: usize>(_: &Ctx) -> Outcome {
+    let s = Setup::new(ALIGN)?;
+    let idle = s.idle_refs()?;
+    let step = s.dax.step();
+    // Who ignores the signal lives on; children that do not are to die of it.
+    sys::on_signal(libc::SIGBUS, false).or_fail("signal")?;
+    let buf = s.dax.map(3 * step)?;
+    buf.fill(0, 3 * step, 1720);
+    s.expect(0, 3, [idle + 1, 1, 0], "mapped")?;
+    let (mut ready, say) = sys::pipe().or_fail("pipe")?;
+    let bystander = Child::spawn(|| {
+        sys::on_signal(libc::SIGBUS, true).or_fail("signal")?;
+        // Others are not told before they use the page.
+        sys::want_memory_failures().or_fail("prctl")?;
+        let own = s.dax.map(3 * step)?;
+        own.check(0, 3 * step, 1720)?;
+        (&say).write_all(b"r").or_fail("pipe")?;
+        loop {
+            std::thread::sleep(Duration::from_secs(1));
+        }
+    })?;
+    drop(say);
+    let n = ready.read(&mut [0]).or_fail("pipe")?;
+    check_eq!(n, 1, "word of the bystander that it has mapped all");
+    let broken = step + step / 2;
+    let sufferer = Child::spawn(|| {
+        sys::on_signal(libc::SIGBUS, true).or_fail("signal")?;
+        let own = s.dax.map(3 * step)?;
+        own.check(0, 3 * step, 1720)?;
+        own.advise(broken, 1, libc::MADV_HWPOISON)?;
+        Err(Fail::failed("MADV_HWPOISON: expected SIGBUS, found none"))
+    })?;
+    let end = Exit::Signal(libc::SIGBUS);
+    check_eq!(
+        sufferer.exit()?,
+        end,
+        "end of who says that a page is broken"
+    );
+    check_eq!(bystander.exit()?, end, "end of who has it mapped");
+    s.expect(1, 1, [idle, 0, 0], "broken")?;
+    for neighbour in [0, 2] {
+        s.expect(neighbour, 1, [idle + 1, 1, 0], "beside a broken one")?;
+    }
+    // It is not broken really, and the kernel lets who wants use it.
+    buf.check(0, 3 * step, 1720)?;
+    s.expect(1, 1, [idle + 1, 1, 0], "mapped again")?;
+    drop(buf);
+    s.expect(0, 3, [idle, 0, 0], "in the end")?;
+    s.dax.unbind().or_fail("unbind")?;
+    s.dax.bind().or_fail("bind")?;
+    s.expect(0, 3, [idle, 0, 0], "bound anew")?;
+    s.dax.map(3 * step)?.check(0, 3 * step, 1720)
+}
+
+fn dax_soft_offline(_: &Ctx) -> Outcome {
+    let s = Setup::new(PTE)?;
+    let idle = s.idle_refs()?;
+    let buf: Buffer = s.dax.map(4)?;
+    buf.fill(0, 4, 1730);
+    let child = Waiting::start(|| Ok(()), || buf.check(0, 4, 1730))?;
+    let result = buf.try_advise(1, 1, libc::MADV_SOFT_OFFLINE);
+    expect_errno(result, &[libc::EIO], "MADV_SOFT_OFFLINE")?;
+    child.join()?;
+    s.expect(0, 4, [idle + 1, 1, 0], "after MADV_SOFT_OFFLINE")?;
+    buf.check(0, 4, 1730)
+}
