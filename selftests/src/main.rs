@@ -18,12 +18,14 @@ mod harness;
 mod ktap;
 mod memory;
 mod module;
+mod numa;
 mod proc;
 mod swap;
 mod sys;
 mod tests;
 mod uapi;
 mod uffd;
+mod uring;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

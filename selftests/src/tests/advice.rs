@@ -77,9 +77,9 @@ fn expect_sound(target: &Target, buf: &Buffer, when: &str) -> Outcome {
 
 /// Advice that is about system memory is none for pages on the device: data, place and
 /// counts stay.
-fn leaves_alone<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn leaves_alone(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
-        settled(ctx, NODE, |target| {
+        settled(ctx, node, |target| {
             for (advice, name) in [
                 (libc::MADV_COLD, "MADV_COLD"),
                 (libc::MADV_PAGEOUT, "MADV_PAGEOUT"),
@@ -116,9 +116,9 @@ fn leaves_alone<const NODE: usize>(ctx: &Ctx) -> Outcome {
 }
 
 /// What is thrown away is freed at once, zeroes afterwards, and all else is as before.
-fn dontneed<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn dontneed(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
-        settled(ctx, NODE, |target| {
+        settled(ctx, node, |target| {
             let buf = mixed(target, huge, 1310)?;
             let n = buf.pages();
             let away = frames(target, &buf, n / 4, n / 2)?;
@@ -150,9 +150,9 @@ fn dontneed<const NODE: usize>(ctx: &Ctx) -> Outcome {
 
 /// Pages that may be dropped when memory is short are not those of the device, which
 /// nobody reclaims.
-fn free<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn free(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
-        settled(ctx, NODE, |target| {
+        settled(ctx, node, |target| {
             let buf = mixed(target, huge, 1320)?;
             let n = buf.pages();
             // All of it, and a part of what is on the device.
@@ -186,10 +186,10 @@ fn free<const NODE: usize>(ctx: &Ctx) -> Outcome {
 }
 
 /// Prefaulting is an access like others: PRIVATE pages come back, others stay.
-fn populate<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn populate(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
         for advice in [libc::MADV_POPULATE_READ, libc::MADV_POPULATE_WRITE] {
-            settled(ctx, NODE, |target| {
+            settled(ctx, node, |target| {
                 let buf = mixed(target, huge, 1330)?;
                 let n = buf.pages();
                 let child = super::counts::Waiting::start(|| Ok(()), || buf.check(0, n, 1330))?;
@@ -210,9 +210,9 @@ fn populate<const NODE: usize>(ctx: &Ctx) -> Outcome {
 
 /// A huge page is made of small ones that are on the device, all of them or a few. The
 /// kernel may refuse, and must not lose anything.
-fn collapse<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn collapse(ctx: &Ctx, node: usize) -> Outcome {
     for away in [1, N / 2, N] {
-        settled(ctx, NODE, |target| {
+        settled(ctx, node, |target| {
             let buf = Buffer::anon_huge_aligned(N)?;
             buf.fill(0, N, 1340);
             target
@@ -252,9 +252,9 @@ fn collapse<const NODE: usize>(ctx: &Ctx) -> Outcome {
 }
 
 /// Guard pages take the place of pages on the device, which are freed.
-fn guard<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn guard(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
-        settled(ctx, NODE, |target| {
+        settled(ctx, node, |target| {
             let buf = mixed(target, huge, 1350)?;
             let n = buf.pages();
             let before = target.stats()?;
@@ -285,9 +285,9 @@ fn guard<const NODE: usize>(ctx: &Ctx) -> Outcome {
 
 /// Locked before it goes, while it is away, and unlocked in each place: whatever the order,
 /// every page goes, comes back, and is given up.
-fn lock<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn lock(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
-        settled(ctx, NODE, |target| {
+        settled(ctx, node, |target| {
             let buf = filled(huge, 1360)?;
             let n = buf.pages();
             for (before, away, back) in [
@@ -326,9 +326,9 @@ fn lock<const NODE: usize>(ctx: &Ctx) -> Outcome {
 }
 
 /// Pages that are locked as they come do not come for that.
-fn lock_on_fault<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn lock_on_fault(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
-        settled(ctx, NODE, |target| {
+        settled(ctx, node, |target| {
             let buf = filled(huge, 1370)?;
             let n = buf.pages();
             target.move_all(&buf, 1370)?;
@@ -360,9 +360,9 @@ fn lock_on_fault<const NODE: usize>(ctx: &Ctx) -> Outcome {
 }
 
 /// A part of a huge page is locked, or unlocked, where it is.
-fn lock_huge_part<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn lock_huge_part(ctx: &Ctx, node: usize) -> Outcome {
     for page in [0, N / 2, N - 1] {
-        settled(ctx, NODE, |target| {
+        settled(ctx, node, |target| {
             let buf = huge_filled(1, 1380)?;
             target.move_huge(&buf, 1380)?;
             buf.lock_on_fault(page, 1)?;
@@ -386,10 +386,10 @@ fn lock_huge_part<const NODE: usize>(ctx: &Ctx) -> Outcome {
 }
 
 /// The count of locked pages is what it was when all is unlocked, or gone.
-fn lock_counts<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn lock_counts(ctx: &Ctx, node: usize) -> Outcome {
     let trip = || -> Outcome {
         for huge in SIZES {
-            settled(ctx, NODE, |target| {
+            settled(ctx, node, |target| {
                 for unlock in [false, true] {
                     let buf = filled(huge, 1390)?;
                     let n = buf.pages();

@@ -80,13 +80,13 @@ const STOCK: u64 = 256;
 
 /// The cgroup goes while its pages are on the device, and is charged for them through
 /// its parent from then on; they come back, and the charge ends with them.
-fn removed<const NODE: usize>(ctx: &Ctx) -> Outcome {
-    gone(ctx, NODE, true)
+fn removed(ctx: &Ctx, node: usize) -> Outcome {
+    gone(ctx, node, true)
 }
 
 /// The same, but the pages are freed on the device.
-fn removed_and_freed<const NODE: usize>(ctx: &Ctx) -> Outcome {
-    gone(ctx, NODE, false)
+fn removed_and_freed(ctx: &Ctx, node: usize) -> Outcome {
+    gone(ctx, node, false)
 }
 
 fn gone(ctx: &Ctx, node: usize, back: bool) -> Outcome {
@@ -151,10 +151,10 @@ fn gone(ctx: &Ctx, node: usize, back: bool) -> Outcome {
 
 /// A process goes to another cgroup: what it had stays with the first, what it gets new
 /// is the second's, wherever the pages are.
-fn moved_away<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn moved_away(ctx: &Ctx, node: usize) -> Outcome {
     const N: usize = 4 * HUGE_PAGES;
     for huge in SIZES {
-        settled_in(ctx, NODE, |target, dir| {
+        settled_in(ctx, node, |target, dir| {
             leave(dir)?;
             let (a, b) = (Below::new(dir, "a")?, Below::new(dir, "b")?);
             a.enter()?;
@@ -206,9 +206,9 @@ fn moved_away<const NODE: usize>(ctx: &Ctx) -> Outcome {
 
 /// A cgroup is full to the last page when its pages come back: a migration needs no
 /// charge of its own, in a fault or by request.
-fn full<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn full(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
-        settled_in(ctx, NODE, |target, dir| {
+        settled_in(ctx, node, |target, dir| {
             let buf = filled(huge, 1820)?;
             let n = buf.pages();
             target.move_all(&buf, 1820)?;
@@ -233,9 +233,9 @@ fn full<const NODE: usize>(ctx: &Ctx) -> Outcome {
 
 /// Who writes to what he shares needs pages of his own. When there is no room for them he
 /// is killed, and the other has all of the data.
-fn full_cow<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn full_cow(ctx: &Ctx, node: usize) -> Outcome {
     const N: usize = 4 * HUGE_PAGES;
-    settled_in(ctx, NODE, |target, dir| {
+    settled_in(ctx, node, |target, dir| {
         // Out of the cgroup, so that only the one that is to be killed can be.
         leave(dir)?;
         let tight = Below::new(dir, "tight")?;
@@ -269,9 +269,9 @@ fn full_cow<const NODE: usize>(ctx: &Ctx) -> Outcome {
 }
 
 /// Pages that a child has got by a write on the device are its cgroup's, which goes with it.
-fn of_the_child<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn of_the_child(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
-        settled_in(ctx, NODE, |target, dir| {
+        settled_in(ctx, node, |target, dir| {
             leave(dir)?;
             let below = Below::new(dir, "child")?;
             let buf = filled(huge, 1840)?;
@@ -282,7 +282,7 @@ fn of_the_child<const NODE: usize>(ctx: &Ctx) -> Outcome {
                 || {
                     below.enter()?;
                     buf.fill(0, n, 1841);
-                    let own = Target::open(ctx, NODE)?;
+                    let own = Target::open(ctx, node)?;
                     own.to_device(&buf, 0, n).or_fail("MIGRATE_TO_DEV")?;
                     own.expect(&buf, 0, n, n)
                 },

@@ -146,13 +146,13 @@ fn level(ctx: &Ctx, node: usize, buf: &Buffer, mut image: Image, depth: u64) -> 
 
 /// Four generations, each of which writes and migrates. (6.0, 1118234e4bc2: fork of device
 /// pages that were still marked exclusive; 5.17, e1f84eef313f: fault on a shared one.)
-fn write_each_level<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn write_each_level(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
-        settled(ctx, NODE, |target| {
+        settled(ctx, node, |target| {
             let buf = filled(huge, 1100)?;
             let image = Image::new(buf.pages(), 1100);
             image.send(target, &buf)?;
-            Child::spawn(|| level(ctx, NODE, &buf, image.clone(), 0))?.join()?;
+            Child::spawn(|| level(ctx, node, &buf, image.clone(), 0))?.join()?;
             image.check_device(target, &buf)?;
             image.check(&buf)
         })?;
@@ -162,15 +162,15 @@ fn write_each_level<const NODE: usize>(ctx: &Ctx) -> Outcome {
 
 /// The oldest goes first, and its file with it; the youngest has all of the data, and the
 /// pages are its own then.
-fn parent_first<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn parent_first(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
-        settled(ctx, NODE, |outer| {
+        settled(ctx, node, |outer| {
             let (mut done, say) = sys::pipe().or_fail("pipe")?;
             let (mut gone, hold) = sys::pipe().or_fail("pipe")?;
             // Each process closes its own.
             let mut hold = Some(hold);
             let first = Child::spawn(|| {
-                let target = Target::open(ctx, NODE)?;
+                let target = Target::open(ctx, node)?;
                 let buf = filled(huge, 1110)?;
                 let mut image = Image::new(buf.pages(), 1110);
                 image.send(&target, &buf)?;
@@ -183,7 +183,7 @@ fn parent_first<const NODE: usize>(ctx: &Ctx) -> Outcome {
                         check_eq!(n, 0, "bytes from the ancestors");
                         image.check(&buf)?;
                         image.fill(&buf, 4, 3, 1112);
-                        let own = Target::open(ctx, NODE)?;
+                        let own = Target::open(ctx, node)?;
                         image.send(&own, &buf)?;
                         image.check_device(&own, &buf)?;
                         own.bring_back(&buf, 0, buf.pages())?;
@@ -206,9 +206,9 @@ fn parent_first<const NODE: usize>(ctx: &Ctx) -> Outcome {
 
 /// What the device writes for one of them the others do not see. A page that the kernel
 /// lets a device write though it is shared is the worst leak of all.
-fn device_write<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn device_write(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
-        settled(ctx, NODE, |target| {
+        settled(ctx, node, |target| {
             let buf = filled(huge, 1120)?;
             let n = buf.pages();
             let mut image = Image::new(n, 1120);
@@ -217,7 +217,7 @@ fn device_write<const NODE: usize>(ctx: &Ctx) -> Outcome {
             let child = Waiting::start(
                 || {
                     let grandchild = Waiting::start(|| Ok(()), || old.check(&buf))?;
-                    let own = Target::open(ctx, NODE)?;
+                    let own = Target::open(ctx, node)?;
                     expect_no_write(&own, &buf, "with a grandchild")?;
                     let mut image = old.clone();
                     own.write(&buf, 2, &pattern_bytes(1121, 2, 5))
@@ -251,9 +251,9 @@ fn with(image: &Image, first: usize, n: usize, seed: u64) -> Image {
 
 /// No shared page says that it is one process's own: the write that this mark allows
 /// would be seen by the other. Whoever is left alone gets it back by a write.
-fn exclusive<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn exclusive(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
-        settled(ctx, NODE, |target| {
+        settled(ctx, node, |target| {
             let buf = filled(huge, 1130)?;
             let mut image = Image::new(buf.pages(), 1130);
             image.send(target, &buf)?;
@@ -297,8 +297,8 @@ impl Image {
 
 /// Pages on the device, in system memory, of zeroes, and none at all, next to each other,
 /// in three processes that all write all of it, each in another order.
-fn mixture<const NODE: usize>(ctx: &Ctx) -> Outcome {
-    settled(ctx, NODE, |target| {
+fn mixture(ctx: &Ctx, node: usize) -> Outcome {
+    settled(ctx, node, |target| {
         const N: usize = 40;
         let buf = Buffer::anon(N)?;
         buf.fill(0, 16, 1140);
@@ -314,7 +314,7 @@ fn mixture<const NODE: usize>(ctx: &Ctx) -> Outcome {
                 buf.fill(page, 1, 1141 + who as u64);
             }
             buf.check(0, N, 1141 + who as u64)?;
-            let own = Target::open(ctx, NODE)?;
+            let own = Target::open(ctx, node)?;
             own.move_all_again(&buf, 1141 + who as u64)
         };
         let child = Child::spawn(|| {
@@ -339,10 +339,10 @@ impl Target {
 
 /// Many children at once write to different pages of the same huge page, or small ones,
 /// while the parent migrates it there and back.
-fn siblings<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn siblings(ctx: &Ctx, node: usize) -> Outcome {
     const CHILDREN: usize = 6;
     for huge in SIZES {
-        settled(ctx, NODE, |target| {
+        settled(ctx, node, |target| {
             let buf = filled(huge, 1150)?;
             let n = buf.pages();
             let image = Image::new(n, 1150);
@@ -355,7 +355,7 @@ fn siblings<const NODE: usize>(ctx: &Ctx) -> Outcome {
                             image.fill(&buf, page, 1, 1151 + i as u64);
                         }
                         image.check(&buf)?;
-                        let own = Target::open(ctx, NODE)?;
+                        let own = Target::open(ctx, node)?;
                         // Some stay, as others use them at this moment.
                         let _ = own.to_device(&buf, 0, n);
                         image.check_device(&own, &buf)?;
@@ -381,9 +381,9 @@ fn siblings<const NODE: usize>(ctx: &Ctx) -> Outcome {
 
 /// A parent that forks again before the last child has gone, with a write and a
 /// migration in between: each child has the data of its time.
-fn again_and_again<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn again_and_again(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
-        settled(ctx, NODE, |target| {
+        settled(ctx, node, |target| {
             let buf = filled(huge, 1160)?;
             let n = buf.pages();
             let mut image = Image::new(n, 1160);

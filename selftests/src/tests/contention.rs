@@ -225,15 +225,15 @@ fn with_users(
 }
 
 /// Files are closed whose pages others use at this moment.
-fn close<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn close(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
-        settled(ctx, NODE, |target| {
+        settled(ctx, node, |target| {
             let buf = filled(huge, 2200)?;
             let image = Image::new(buf.pages(), 2200);
             image.send(target, &buf)?;
-            with_users(ctx, NODE, &buf, 2200, || {
+            with_users(ctx, node, &buf, 2200, || {
                 for _ in 0..8 {
-                    let mine = Target::open(ctx, NODE)?;
+                    let mine = Target::open(ctx, node)?;
                     // Those that others hold at this moment stay.
                     let _ = mine.to_device(&buf, 0, buf.pages());
                     image.check(&buf)?;
@@ -249,9 +249,9 @@ fn close<const NODE: usize>(ctx: &Ctx) -> Outcome {
 
 /// The device gives up its memory while it is in use. It may be that a page would not move
 /// at this moment, which the driver says.
-fn release<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn release(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
-        settled(ctx, NODE, |target| {
+        settled(ctx, node, |target| {
             let buf = filled(huge, 2300)?;
             let image = Image::new(buf.pages(), 2300);
             image.send(target, &buf)?;
@@ -284,12 +284,12 @@ fn release<const NODE: usize>(ctx: &Ctx) -> Outcome {
 }
 
 /// The module does not go while somebody has one of its files, whatever he does with it.
-fn unload<const NODE: usize>(ctx: &Ctx) -> Outcome {
-    settled(ctx, NODE, |target| {
+fn unload(ctx: &Ctx, node: usize) -> Outcome {
+    settled(ctx, node, |target| {
         let buf = Buffer::filled(PAGES, 2400)?;
         let image = Image::new(PAGES, 2400);
         image.send(target, &buf)?;
-        with_users(ctx, NODE, &buf, 2400, || {
+        with_users(ctx, node, &buf, 2400, || {
             for _ in 0..20 {
                 match ctx.module.try_unload() {
                     Err(e) if busy(&e) => {}
@@ -308,15 +308,15 @@ fn unload<const NODE: usize>(ctx: &Ctx) -> Outcome {
 }
 
 /// The device reads and writes pages that another file of the same device brings back.
-fn device_access<const NODE: usize>(ctx: &Ctx) -> Outcome {
-    settled(ctx, NODE, |target| {
+fn device_access(ctx: &Ctx, node: usize) -> Outcome {
+    settled(ctx, node, |target| {
         let buf = Buffer::filled(PAGES, 2500)?;
         let over = AtomicBool::new(false);
         let (moving, using) = std::thread::scope(|scope| {
             let moving = scope.spawn(|| -> Outcome<usize> {
                 let mut rounds = 0;
                 while !over.load(Ordering::SeqCst) {
-                    let mine = Target::open(ctx, NODE)?;
+                    let mine = Target::open(ctx, node)?;
                     let _ = mine.to_device(&buf, 0, PAGES);
                     drop(mine);
                     rounds += 1;

@@ -122,8 +122,8 @@ impl Held {
     }
 }
 
-fn end_cpu<const NODE: usize>(ctx: &Ctx) -> Outcome {
-    settled(ctx, NODE, |target| {
+fn end_cpu(ctx: &Ctx, node: usize) -> Outcome {
+    settled(ctx, node, |target| {
         let held = held(target, 2600)?;
         // By the CPU: read, write; and by the kernel for the process.
         held.buf.check(0, 8, 2600)?;
@@ -138,8 +138,8 @@ fn end_cpu<const NODE: usize>(ctx: &Ctx) -> Outcome {
     })
 }
 
-fn end_munmap<const NODE: usize>(ctx: &Ctx) -> Outcome {
-    settled(ctx, NODE, |target| {
+fn end_munmap(ctx: &Ctx, node: usize) -> Outcome {
+    settled(ctx, node, |target| {
         let held = held(target, 2610)?;
         for (first, n) in [(0, 1), (PAGES - 1, 1), (8, 16)] {
             held.buf.unmap(first, n)?;
@@ -154,8 +154,8 @@ fn end_munmap<const NODE: usize>(ctx: &Ctx) -> Outcome {
     })
 }
 
-fn end_mprotect<const NODE: usize>(ctx: &Ctx) -> Outcome {
-    settled(ctx, NODE, |target| {
+fn end_mprotect(ctx: &Ctx, node: usize) -> Outcome {
+    settled(ctx, node, |target| {
         let held = held(target, 2620)?;
         for rights in [libc::PROT_READ, libc::PROT_NONE] {
             held.buf.protect(0, PAGES, rights)?;
@@ -168,8 +168,8 @@ fn end_mprotect<const NODE: usize>(ctx: &Ctx) -> Outcome {
     })
 }
 
-fn end_mremap<const NODE: usize>(ctx: &Ctx) -> Outcome {
-    settled(ctx, NODE, |target| {
+fn end_mremap(ctx: &Ctx, node: usize) -> Outcome {
+    settled(ctx, node, |target| {
         let Held { buf, pfns } = held(target, 2630)?;
         let place = Buffer::anon(PAGES)?;
         buf.move_pages(0, PAGES / 2, &place, 0)?;
@@ -182,8 +182,8 @@ fn end_mremap<const NODE: usize>(ctx: &Ctx) -> Outcome {
     })
 }
 
-fn end_fork<const NODE: usize>(ctx: &Ctx) -> Outcome {
-    settled(ctx, NODE, |target| {
+fn end_fork(ctx: &Ctx, node: usize) -> Outcome {
+    settled(ctx, node, |target| {
         let held = held(target, 2640)?;
         let child = Waiting::start(
             || held.buf.check(0, PAGES / 2, 2640),
@@ -233,24 +233,24 @@ fn ending(ctx: &Ctx, node: usize, signal: Option<i32>) -> Outcome {
     })
 }
 
-fn end_exit<const NODE: usize>(ctx: &Ctx) -> Outcome {
-    ending(ctx, NODE, None)
+fn end_exit(ctx: &Ctx, node: usize) -> Outcome {
+    ending(ctx, node, None)
 }
 
-fn end_kill<const NODE: usize>(ctx: &Ctx) -> Outcome {
-    ending(ctx, NODE, Some(libc::SIGKILL))
+fn end_kill(ctx: &Ctx, node: usize) -> Outcome {
+    ending(ctx, node, Some(libc::SIGKILL))
 }
 
 /// The file that holds the pages is closed; their home is another file's.
-fn end_close<const NODE: usize>(ctx: &Ctx) -> Outcome {
-    settled(ctx, NODE, |target| {
+fn end_close(ctx: &Ctx, node: usize) -> Outcome {
+    settled(ctx, node, |target| {
         let buf = Buffer::filled(PAGES, 2660)?;
         let mut pfns = Vec::new();
         if target.cpu_maps() {
             target.move_all(&buf, 2660)?;
             pfns = frames(target, &buf, 0, PAGES)?;
         }
-        let other = Target::open(ctx, NODE)?;
+        let other = Target::open(ctx, node)?;
         take(&other, &buf, 2660)?;
         drop(other);
         let left = Held { buf, pfns };
@@ -261,8 +261,8 @@ fn end_close<const NODE: usize>(ctx: &Ctx) -> Outcome {
 }
 
 /// Pins of every flavour end it, and find the page that the device had.
-fn end_pin<const NODE: usize>(ctx: &Ctx) -> Outcome {
-    settled(ctx, NODE, |target| {
+fn end_pin(ctx: &Ctx, node: usize) -> Outcome {
+    settled(ctx, node, |target| {
         for flags in [
             ZDM_PIN_GET,
             ZDM_PIN_GET | ZDM_PIN_WRITE | ZDM_PIN_FAST,
@@ -290,8 +290,8 @@ fn end_pin<const NODE: usize>(ctx: &Ctx) -> Outcome {
 }
 
 /// Advice, mlock and prefaulting.
-fn end_advice<const NODE: usize>(ctx: &Ctx) -> Outcome {
-    settled(ctx, NODE, |target| {
+fn end_advice(ctx: &Ctx, node: usize) -> Outcome {
+    settled(ctx, node, |target| {
         let held = held(target, 2680)?;
         for advice in [libc::MADV_COLD, libc::MADV_PAGEOUT, libc::MADV_FREE] {
             held.buf.advise(0, PAGES, advice)?;
@@ -309,8 +309,8 @@ fn end_advice<const NODE: usize>(ctx: &Ctx) -> Outcome {
 }
 
 /// Migration does not take what is held; when it has ended it does.
-fn end_migration<const NODE: usize>(ctx: &Ctx) -> Outcome {
-    settled(ctx, NODE, |target| {
+fn end_migration(ctx: &Ctx, node: usize) -> Outcome {
+    settled(ctx, node, |target| {
         let held = held(target, 2690)?;
         if target.cpu_maps() {
             target
@@ -331,10 +331,10 @@ fn end_migration<const NODE: usize>(ctx: &Ctx) -> Outcome {
 }
 
 /// Another file takes the pages for itself, or has only read them.
-fn end_other_file<const NODE: usize>(ctx: &Ctx) -> Outcome {
-    settled(ctx, NODE, |target| {
+fn end_other_file(ctx: &Ctx, node: usize) -> Outcome {
+    settled(ctx, node, |target| {
         let mine = held(target, 2700)?;
-        let other = Target::open(ctx, NODE)?;
+        let other = Target::open(ctx, node)?;
         let read = other.read(&mine.buf, 0, PAGES / 2).or_fail("READ")?;
         check_bytes(&read.data, 2700, 0, "READ by another file")?;
         mine.expect(target, 0, PAGES, "after READ by another file")?;
@@ -350,9 +350,9 @@ fn end_other_file<const NODE: usize>(ctx: &Ctx) -> Outcome {
 }
 
 /// Pages of a huge one are held, and end in several ways.
-fn end_huge<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn end_huge(ctx: &Ctx, node: usize) -> Outcome {
     const N: usize = HUGE_PAGES;
-    settled(ctx, NODE, |target| {
+    settled(ctx, node, |target| {
         for how in 0..4 {
             let buf = huge_filled(1, 2710)?;
             if target.cpu_maps() {
@@ -387,8 +387,8 @@ fn end_huge<const NODE: usize>(ctx: &Ctx) -> Outcome {
 }
 
 /// With swap to go to, and while swap goes away.
-fn end_swap<const NODE: usize>(ctx: &Ctx) -> Outcome {
-    settled(ctx, NODE, |target| {
+fn end_swap(ctx: &Ctx, node: usize) -> Outcome {
+    settled(ctx, node, |target| {
         let swap = Swap::on()?;
         let held = held(target, 2720)?;
         held.buf.advise(0, PAGES, libc::MADV_PAGEOUT)?;

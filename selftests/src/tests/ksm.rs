@@ -106,8 +106,8 @@ fn merged(ksm: &Ksm, seed: u64) -> Outcome<[Buffer; 2]> {
 
 /// Merged pages go to the device or do not; whoever writes gets a page of his own, on the
 /// device and off it.
-fn merged_goes<const NODE: usize>(ctx: &Ctx) -> Outcome {
-    settled(ctx, NODE, |target| {
+fn merged_goes(ctx: &Ctx, node: usize) -> Outcome {
+    settled(ctx, node, |target| {
         let ksm = Ksm::start()?;
         let [a, b] = merged(&ksm, 1600)?;
         match target.to_device(&a, 0, PAGES) {
@@ -141,8 +141,8 @@ fn merged_goes<const NODE: usize>(ctx: &Ctx) -> Outcome {
 }
 
 /// A page that is merged is written by a device: no other sees it.
-fn merged_is_shared<const NODE: usize>(ctx: &Ctx) -> Outcome {
-    settled(ctx, NODE, |target| {
+fn merged_is_shared(ctx: &Ctx, node: usize) -> Outcome {
+    settled(ctx, node, |target| {
         let ksm = Ksm::start()?;
         let [a, b] = merged(&ksm, 1610)?;
         target
@@ -157,8 +157,8 @@ fn merged_is_shared<const NODE: usize>(ctx: &Ctx) -> Outcome {
 }
 
 /// Merging is given up for a range of which a part is on the device.
-fn unmerge_away<const NODE: usize>(ctx: &Ctx) -> Outcome {
-    settled(ctx, NODE, |target| {
+fn unmerge_away(ctx: &Ctx, node: usize) -> Outcome {
+    settled(ctx, node, |target| {
         let ksm = Ksm::start()?;
         let [a, b] = merged(&ksm, 1620)?;
         // What does not go stays, merged.
@@ -185,8 +185,8 @@ fn unmerge_away<const NODE: usize>(ctx: &Ctx) -> Outcome {
 }
 
 /// Pages that come back are merged with those that were never away.
-fn merge_beside<const NODE: usize>(ctx: &Ctx) -> Outcome {
-    settled(ctx, NODE, |target| {
+fn merge_beside(ctx: &Ctx, node: usize) -> Outcome {
+    settled(ctx, node, |target| {
         let ksm = Ksm::start()?;
         let bufs = [Buffer::filled(PAGES, 1630)?, Buffer::filled(PAGES, 1630)?];
         target.move_all(&bufs[0], 1630)?;
@@ -216,13 +216,13 @@ fn merge_beside<const NODE: usize>(ctx: &Ctx) -> Outcome {
 }
 
 /// Merged pages that went, with a child that shares them.
-fn fork<const NODE: usize>(ctx: &Ctx) -> Outcome {
-    settled(ctx, NODE, |target| {
+fn fork(ctx: &Ctx, node: usize) -> Outcome {
+    settled(ctx, node, |target| {
         let ksm = Ksm::start()?;
         let [a, b] = merged(&ksm, 1640)?;
         let _ = target.to_device(&a, 0, PAGES);
         Child::spawn(|| {
-            let own = Target::open(ctx, NODE)?;
+            let own = Target::open(ctx, node)?;
             own.write(&b, 2, &pattern_bytes(1641, 2, 5))
                 .or_fail("WRITE")?;
             a.fill(4, 5, 1642);

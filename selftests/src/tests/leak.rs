@@ -171,8 +171,8 @@ fn send(target: &Target, buf: &Buffer) -> Outcome {
 }
 
 /// To the device and back, by request and by a fault where there is one.
-fn back<const NODE: usize>(ctx: &Ctx) -> Outcome {
-    trips(ctx, NODE, |target, i| {
+fn back(ctx: &Ctx, node: usize) -> Outcome {
+    trips(ctx, node, |target, i| {
         let buf = marked(i as u64)?;
         send(target, &buf)?;
         if i % 2 == 0 {
@@ -184,8 +184,8 @@ fn back<const NODE: usize>(ctx: &Ctx) -> Outcome {
 }
 
 /// Freed where it is.
-fn unmapped<const NODE: usize>(ctx: &Ctx) -> Outcome {
-    trips(ctx, NODE, |target, i| {
+fn unmapped(ctx: &Ctx, node: usize) -> Outcome {
+    trips(ctx, node, |target, i| {
         let buf = marked(i as u64)?;
         send(target, &buf)?;
         if i % 2 == 0 {
@@ -197,14 +197,14 @@ fn unmapped<const NODE: usize>(ctx: &Ctx) -> Outcome {
 }
 
 /// Freed by the end of a process, which shares it with another.
-fn exit<const NODE: usize>(ctx: &Ctx) -> Outcome {
-    trips(ctx, NODE, |target, i| {
+fn exit(ctx: &Ctx, node: usize) -> Outcome {
+    trips(ctx, node, |target, i| {
         let buf = marked(i as u64)?;
         send(target, &buf)?;
         Child::spawn(|| check_marks(&buf, 0, N, i as u64))?.join()?;
         drop(buf);
         Child::spawn(|| {
-            let target = Target::open(ctx, NODE)?;
+            let target = Target::open(ctx, node)?;
             let buf = marked(i as u64)?;
             send(&target, &buf)?;
             sys::exit_now(0)
@@ -214,10 +214,10 @@ fn exit<const NODE: usize>(ctx: &Ctx) -> Outcome {
 }
 
 /// Brought back by the close of the file.
-fn close<const NODE: usize>(ctx: &Ctx) -> Outcome {
-    trips(ctx, NODE, |_, i| {
+fn close(ctx: &Ctx, node: usize) -> Outcome {
+    trips(ctx, node, |_, i| {
         let buf = marked(i as u64)?;
-        let target = Target::open(ctx, NODE)?;
+        let target = Target::open(ctx, node)?;
         send(&target, &buf)?;
         drop(target);
         check_marks(&buf, 0, N, i as u64)
@@ -225,8 +225,8 @@ fn close<const NODE: usize>(ctx: &Ctx) -> Outcome {
 }
 
 /// Huge pages, freed by turns on the device and after they have come back.
-fn huge<const NODE: usize>(ctx: &Ctx) -> Outcome {
-    trips(ctx, NODE, |target, i| {
+fn huge(ctx: &Ctx, node: usize) -> Outcome {
+    trips(ctx, node, |target, i| {
         let buf = huge_filled(N / HUGE_PAGES, 0)?;
         mark(&buf, i as u64);
         send(target, &buf)?;
@@ -240,8 +240,8 @@ fn huge<const NODE: usize>(ctx: &Ctx) -> Outcome {
 }
 
 /// Huge pages of which a part comes back, is thrown away or is written by a child.
-fn parts<const NODE: usize>(ctx: &Ctx) -> Outcome {
-    trips(ctx, NODE, |target, i| {
+fn parts(ctx: &Ctx, node: usize) -> Outcome {
+    trips(ctx, node, |target, i| {
         let buf = huge_filled(N / HUGE_PAGES, 0)?;
         mark(&buf, i as u64);
         send(target, &buf)?;
@@ -263,8 +263,8 @@ fn parts<const NODE: usize>(ctx: &Ctx) -> Outcome {
 }
 
 /// Places without a page get one on the device, small and huge.
-fn zero<const NODE: usize>(ctx: &Ctx) -> Outcome {
-    trips(ctx, NODE, |target, i| {
+fn zero(ctx: &Ctx, node: usize) -> Outcome {
+    trips(ctx, node, |target, i| {
         let buf = Buffer::anon_huge_aligned(N)?;
         if i % 2 == 0 {
             buf.advise(0, N, libc::MADV_HUGEPAGE)?;
@@ -282,10 +282,10 @@ fn zero<const NODE: usize>(ctx: &Ctx) -> Outcome {
 
 /// A cgroup is charged the same wherever its pages are, for small and for huge ones, and
 /// for nothing when they are gone.
-fn charge<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn charge(ctx: &Ctx, node: usize) -> Outcome {
     // Charges are taken in batches of 64, on each of a few CPUs.
     const STOCK: u64 = 512;
-    settled_in(ctx, NODE, |target, dir| {
+    settled_in(ctx, node, |target, dir| {
         // The first trip is charged for a heap that stays.
         send(target, &marked(3)?)?;
         for huge in [false, true] {

@@ -10,15 +10,15 @@
 macro_rules! of_each_kind {
     ($group:literal: $($name:literal => $run:ident),+ $(,)?) => {
         &[
-            $(super::test(concat!($group, ".", $name), $run::<{ super::target::PRIVATE }>),)+
-            $(super::test(
-                concat!($group, "_coherent.", $name),
-                $run::<{ super::target::COHERENT }>,
-            ),)+
-            $(super::test(
-                concat!($group, "_generic.", $name),
-                $run::<{ super::target::GENERIC }>,
-            ),)+
+            $(super::test(concat!($group, ".", $name), |ctx| {
+                $run(ctx, super::target::PRIVATE)
+            }),)+
+            $(super::test(concat!($group, "_coherent.", $name), |ctx| {
+                $run(ctx, super::target::COHERENT)
+            }),)+
+            $(super::test(concat!($group, "_generic.", $name), |ctx| {
+                $run(ctx, super::target::GENERIC)
+            }),)+
         ]
     };
 }
@@ -52,6 +52,7 @@ mod fsdax_waits;
 mod generic;
 mod generic_pins;
 mod generic_rule;
+mod holders;
 mod inject;
 mod inject_each;
 mod inspect;
@@ -63,6 +64,7 @@ mod migrate;
 mod mixedmap;
 mod model;
 mod owners;
+mod neighbours;
 mod params;
 mod pin;
 mod pin_ioctl;
@@ -196,6 +198,8 @@ pub fn all() -> Vec<&'static Test> {
         contention::TESTS,
         contention::EACH,
         exclusive_paths::TESTS,
+        holders::TESTS,
+        neighbours::TESTS,
         kill::TESTS,
         debugfs::TESTS,
         allocator::TESTS,

@@ -47,10 +47,10 @@ fn unpoison(frames: &[u64]) -> Outcome {
 
 /// A page of the device that is said to be broken: refused where the device has it, and
 /// the page comes back first where the CPU cannot have it there.
-fn hard<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn hard(ctx: &Ctx, node: usize) -> Outcome {
     unpoison(&[])?;
     for huge in SIZES {
-        settled(ctx, NODE, |target| {
+        settled(ctx, node, |target| {
             if target.cpu_maps() && !target.moves_large() {
                 return Err(Fail::Skip(
                     "this kernel takes the page's anon_vma for an inode and oopses".into(),
@@ -110,10 +110,10 @@ fn hard<const NODE: usize>(ctx: &Ctx) -> Outcome {
 }
 
 /// Soft offlining is for memory of the system, too.
-fn soft<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn soft(ctx: &Ctx, node: usize) -> Outcome {
     unpoison(&[])?;
     for huge in SIZES {
-        settled(ctx, NODE, |target| {
+        settled(ctx, node, |target| {
             let buf = filled(huge, 1710)?;
             let n = buf.pages();
             target.move_all(&buf, 1710)?;

@@ -54,9 +54,9 @@ fn refused(buf: &Buffer, page: usize) -> Outcome {
 
 /// Rights are taken and given back: what is read-only is so for the CPU and the device,
 /// and data is where it was.
-fn and_back<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn and_back(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
-        settled(ctx, NODE, |target| {
+        settled(ctx, node, |target| {
             let buf = filled(huge, 1200)?;
             let n = buf.pages();
             let mut image = Image::new(n, 1200);
@@ -95,10 +95,10 @@ fn and_back<const NODE: usize>(ctx: &Ctx) -> Outcome {
 /// Rights that come back after fork() are not those to the other's page: neither the
 /// CPU nor the device writes to it. (Mutants: fork or mprotect that leaves a writable
 /// device entry.)
-fn shared<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn shared(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
         for between in [libc::PROT_READ, libc::PROT_NONE] {
-            settled(ctx, NODE, |target| {
+            settled(ctx, node, |target| {
                 let buf = filled(huge, 1210)?;
                 let n = buf.pages();
                 let mut image = Image::new(n, 1210);
@@ -127,10 +127,10 @@ fn shared<const NODE: usize>(ctx: &Ctx) -> Outcome {
 
 /// One process has a huge entry, the other 512 small ones, of the same folio on the
 /// device: counts, data and the end are right in either order.
-fn entry_split_in_one_process<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn entry_split_in_one_process(ctx: &Ctx, node: usize) -> Outcome {
     for parent_splits in [false, true] {
         for page in [0, N / 2, N - 1] {
-            settled(ctx, NODE, |target| {
+            settled(ctx, node, |target| {
                 let buf = huge_filled(1, 1220)?;
                 let mut image = Image::new(N, 1220);
                 target.move_huge(&buf, 1220)?;
@@ -173,9 +173,9 @@ fn entry_split_in_one_process<const NODE: usize>(ctx: &Ctx) -> Outcome {
 }
 
 /// The pages move, the old address stays mapped and is empty.
-fn mremap_dontunmap<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn mremap_dontunmap(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
-        settled(ctx, NODE, |target| {
+        settled(ctx, node, |target| {
             let buf = filled(huge, 1230)?;
             let n = buf.pages();
             let image = Image::new(n, 1230);
@@ -201,9 +201,9 @@ fn mremap_dontunmap<const NODE: usize>(ctx: &Ctx) -> Outcome {
 }
 
 /// Pages of the device are moved over others of the device, which are freed by that.
-fn mremap_over<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn mremap_over(ctx: &Ctx, node: usize) -> Outcome {
     for (from_huge, to_huge) in [(false, false), (true, true), (false, true), (true, false)] {
-        settled(ctx, NODE, |target| {
+        settled(ctx, node, |target| {
             let (from, n) = (filled(from_huge, 1240)?, PAGES);
             let to = filled(to_huge, 1241)?;
             for (buf, seed) in [(&from, 1240), (&to, 1241)] {
@@ -238,9 +238,9 @@ fn mremap_over<const NODE: usize>(ctx: &Ctx) -> Outcome {
 
 /// Single pages of a huge page, the first, one in the middle and the last, are moved
 /// over single pages of another one, to places of other parity.
-fn mremap_part_over<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn mremap_part_over(ctx: &Ctx, node: usize) -> Outcome {
     for (page, at) in [(0, 0), (0, N - 1), (N / 2, 7), (N - 1, 0), (N - 1, N / 2)] {
-        settled(ctx, NODE, |target| {
+        settled(ctx, node, |target| {
             let (from, to) = (huge_filled(1, 1250)?, huge_filled(1, 1251)?);
             target.move_huge(&from, 1250)?;
             target.move_huge(&to, 1251)?;
@@ -263,9 +263,9 @@ fn mremap_part_over<const NODE: usize>(ctx: &Ctx) -> Outcome {
 }
 
 /// A child that moves what it shares moves its own entries only.
-fn mremap_shared<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn mremap_shared(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
-        settled(ctx, NODE, |target| {
+        settled(ctx, node, |target| {
             let buf = filled(huge, 1260)?;
             let n = buf.pages();
             let image = Image::new(n, 1260);
@@ -275,7 +275,7 @@ fn mremap_shared<const NODE: usize>(ctx: &Ctx) -> Outcome {
                 buf.move_pages(0, n, &place, 8)?;
                 place.check_from(8, n / 2, 1260, 0)?;
                 place.fill(8, n / 3, 1261);
-                let own = Target::open(ctx, NODE)?;
+                let own = Target::open(ctx, node)?;
                 own.to_device(&place, 8, n).or_fail("MIGRATE_TO_DEV")?;
                 own.expect(&place, 8, n, n)?;
                 place.check(8, n / 3, 1261)?;
@@ -304,9 +304,9 @@ fn left(target: &Target, buf: &Buffer, page: usize, entries: i32, seed: u64) -> 
 }
 
 /// Single pages of a huge page are unmapped, each alone and then together.
-fn munmap_pages<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn munmap_pages(ctx: &Ctx, node: usize) -> Outcome {
     for page in [0, 1, N / 2 - 1, N - 1] {
-        settled(ctx, NODE, |target| {
+        settled(ctx, node, |target| {
             let buf = huge_filled(1, 1270)?;
             target.move_huge(&buf, 1270)?;
             let pfns = frames(target, &buf, 0, N)?;
@@ -344,10 +344,10 @@ fn munmap_pages<const NODE: usize>(ctx: &Ctx) -> Outcome {
 }
 
 /// All of a huge page goes but a single page, which is as good as ever; then it goes.
-fn munmap_all_but_one<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn munmap_all_but_one(ctx: &Ctx, node: usize) -> Outcome {
     for page in [0, N / 2, N - 1] {
         for back in [false, true] {
-            settled(ctx, NODE, |target| {
+            settled(ctx, node, |target| {
                 let buf = huge_filled(1, 1280)?;
                 target.move_huge(&buf, 1280)?;
                 let pfns = frames(target, &buf, 0, N)?;
@@ -381,9 +381,9 @@ fn munmap_all_but_one<const NODE: usize>(ctx: &Ctx) -> Outcome {
 }
 
 /// A child gets nothing of what is not for it, and zeroes where it is to begin anew.
-fn not_for_children<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn not_for_children(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
-        settled(ctx, NODE, |target| {
+        settled(ctx, node, |target| {
             let buf = filled(huge, 1290)?;
             let n = buf.pages();
             let image = Image::new(n, 1290);

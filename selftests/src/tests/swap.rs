@@ -52,9 +52,9 @@ fn swap_out(buf: &Buffer, first: usize, n: usize, expected: usize) -> Outcome {
 }
 
 /// What is in swap stays there until somebody wants it, and goes to the device then.
-fn then_device<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn then_device(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
-        settled(ctx, NODE, |target| {
+        settled(ctx, node, |target| {
             let _swap = Swap::on()?;
             let buf = filled(huge, 1400)?;
             let n = buf.pages();
@@ -81,9 +81,9 @@ fn then_device<const NODE: usize>(ctx: &Ctx) -> Outcome {
 }
 
 /// Of a range that is partly on the device the rest is swapped out, more than once.
-fn beside<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn beside(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
-        settled(ctx, NODE, |target| {
+        settled(ctx, node, |target| {
             let _swap = Swap::on()?;
             let buf = filled(huge, 1410)?;
             let n = buf.pages();
@@ -113,9 +113,9 @@ fn beside<const NODE: usize>(ctx: &Ctx) -> Outcome {
 }
 
 /// swapoff walks over entries of the device, and brings back what is swapped out.
-fn swapoff<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn swapoff(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
-        settled(ctx, NODE, |target| {
+        settled(ctx, node, |target| {
             let swap = Swap::on()?;
             let buf = filled(huge, 1420)?;
             let n = buf.pages();
@@ -141,9 +141,9 @@ fn swapoff<const NODE: usize>(ctx: &Ctx) -> Outcome {
 
 /// Pages of which another process has the copy in swap: they may stay where they are, but
 /// both have their data.
-fn shared<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn shared(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
-        settled(ctx, NODE, |target| {
+        settled(ctx, node, |target| {
             let _swap = Swap::on()?;
             let buf = filled(huge, 1430)?;
             let n = buf.pages();
@@ -153,7 +153,7 @@ fn shared<const NODE: usize>(ctx: &Ctx) -> Outcome {
                 || {
                     buf.check(0, n, 1430)?;
                     buf.fill(0, n, 1431);
-                    let own = Target::open(ctx, NODE)?;
+                    let own = Target::open(ctx, node)?;
                     own.move_all(&buf, 1431)
                 },
             )?;
@@ -183,10 +183,10 @@ fn shared<const NODE: usize>(ctx: &Ctx) -> Outcome {
 /// A page that is as it is in swap is dropped instead of written. What was written to it
 /// meanwhile, on the device or just before it went there, must keep it from that. (6.1,
 /// fd35ca3d12cc: the dirty bit was lost on the way.)
-fn dirty<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn dirty(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
         for by_device in [false, true] {
-            settled(ctx, NODE, |target| {
+            settled(ctx, node, |target| {
                 let _swap = Swap::on()?;
                 let buf = filled(huge, 1440)?;
                 let n = buf.pages();
@@ -216,8 +216,8 @@ fn dirty<const NODE: usize>(ctx: &Ctx) -> Outcome {
 }
 
 /// The same with pages that may be dropped if nobody has written to them since.
-fn lazy<const NODE: usize>(ctx: &Ctx) -> Outcome {
-    settled(ctx, NODE, |target| {
+fn lazy(ctx: &Ctx, node: usize) -> Outcome {
+    settled(ctx, node, |target| {
         for by_device in [false, true] {
             let buf = Buffer::filled(PAGES, 1450)?;
             let mut image = Image::new(PAGES, 1450);
@@ -242,9 +242,9 @@ fn lazy<const NODE: usize>(ctx: &Ctx) -> Outcome {
 }
 
 /// A page goes to swap and to the device by turns, with other data each time.
-fn old_data<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn old_data(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
-        settled(ctx, NODE, |target| {
+        settled(ctx, node, |target| {
             let _swap = Swap::on()?;
             let buf = filled(huge, 1460)?;
             let n = buf.pages();
@@ -279,9 +279,9 @@ fn reclaim(dir: &Path, pages: usize) {
 
 /// A cgroup is short of memory with half of it on the device: the other half is swapped
 /// out, also while the first comes back.
-fn pressure<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn pressure(ctx: &Ctx, node: usize) -> Outcome {
     const N: usize = 4 * HUGE_PAGES;
-    settled_in(ctx, NODE, |target, dir| {
+    settled_in(ctx, node, |target, dir| {
         let _swap = Swap::on()?;
         let away = Buffer::anon_huge_aligned(N)?;
         away.advise(0, N / 2, libc::MADV_HUGEPAGE)?;
@@ -319,9 +319,9 @@ fn pressure<const NODE: usize>(ctx: &Ctx) -> Outcome {
 
 /// One thread swaps out, in and off while the other migrates there and back; what is
 /// written is there afterwards.
-fn race<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn race(ctx: &Ctx, node: usize) -> Outcome {
     const ROUNDS: u64 = 30;
-    settled(ctx, NODE, |target| {
+    settled(ctx, node, |target| {
         let swap = Swap::on()?;
         let buf = Buffer::filled(PAGES, 1480)?;
         let over = AtomicBool::new(false);

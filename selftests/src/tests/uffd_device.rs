@@ -107,10 +107,10 @@ fn expect_asked(uffd: &Uffd, buf: &Buffer, image: &Image, first: usize, n: usize
 }
 
 /// What is protected is so after the way to the device, and after the way back.
-fn protect_then_device<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn protect_then_device(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
         for back in [false, true] {
-            settled(ctx, NODE, |target| {
+            settled(ctx, node, |target| {
                 let (buf, uffd, image) = watched(target, huge, 1500)?;
                 let n = buf.pages();
                 uffd.protect(&buf, n / 4, n / 2, true)
@@ -131,10 +131,10 @@ fn protect_then_device<const NODE: usize>(ctx: &Ctx) -> Outcome {
 }
 
 /// The same with pages that are on the device when they are protected.
-fn protect_on_device<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn protect_on_device(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
         for back in [false, true] {
-            settled(ctx, NODE, |target| {
+            settled(ctx, node, |target| {
                 let (buf, uffd, image) = watched(target, huge, 1510)?;
                 let n = buf.pages();
                 image.send(target, &buf)?;
@@ -162,10 +162,10 @@ fn protect_on_device<const NODE: usize>(ctx: &Ctx) -> Outcome {
 }
 
 /// A protected huge page is split, by what happens to one page of it: all are protected.
-fn protect_huge_part<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn protect_huge_part(ctx: &Ctx, node: usize) -> Outcome {
     const N: usize = HUGE_PAGES;
     for page in [0, N / 2, N - 1] {
-        settled(ctx, NODE, |target| {
+        settled(ctx, node, |target| {
             let (buf, uffd, image) = watched(target, true, 1520)?;
             uffd.protect(&buf, 0, N, true)
                 .or_fail("UFFDIO_WRITEPROTECT")?;
@@ -185,10 +185,10 @@ fn protect_huge_part<const NODE: usize>(ctx: &Ctx) -> Outcome {
 }
 
 /// The device must not write past the protection: it cannot wait, and gets an error.
-fn protect_device_write<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn protect_device_write(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
         for away in [false, true] {
-            settled(ctx, NODE, |target| {
+            settled(ctx, node, |target| {
                 let (buf, uffd, image) = watched(target, huge, 1530)?;
                 let n = buf.pages();
                 uffd.protect(&buf, 0, n, true)
@@ -211,9 +211,9 @@ fn protect_device_write<const NODE: usize>(ctx: &Ctx) -> Outcome {
 }
 
 /// A page on the device is not missing: nothing is put in its place.
-fn copy_onto<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn copy_onto(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
-        settled(ctx, NODE, |target| {
+        settled(ctx, node, |target| {
             let buf = filled(huge, 1540)?;
             let n = buf.pages();
             let from = Buffer::filled(8, 1541)?;
@@ -239,9 +239,9 @@ fn copy_onto<const NODE: usize>(ctx: &Ctx) -> Outcome {
 }
 
 /// Holes between pages on the device are filled.
-fn copy_beside<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn copy_beside(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
-        settled(ctx, NODE, |target| {
+        settled(ctx, node, |target| {
             let buf = filled(huge, 1550)?;
             let n = buf.pages();
             let from = Buffer::filled(8, 1550)?;
@@ -276,9 +276,9 @@ fn copy_beside<const NODE: usize>(ctx: &Ctx) -> Outcome {
 
 /// Pages of the device are moved to holes elsewhere, or the kernel refuses; in no case is
 /// one lost or in two places.
-fn move_from<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn move_from(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
-        settled(ctx, NODE, |target| {
+        settled(ctx, node, |target| {
             let from = filled(huge, 1560)?;
             let n = from.pages();
             let to = Buffer::anon_huge_aligned(n)?;
@@ -353,16 +353,16 @@ fn onto(target: &Target, from: &Buffer, to: &Buffer) -> Outcome {
     to.check(0, n, 1571)
 }
 
-fn move_onto<const NODE: usize>(ctx: &Ctx) -> Outcome {
-    settled(ctx, NODE, |target| {
+fn move_onto(ctx: &Ctx, node: usize) -> Outcome {
+    settled(ctx, node, |target| {
         let (from, to) = (Buffer::filled(PAGES, 1570)?, Buffer::filled(PAGES, 1571)?);
         onto(target, &from, &to)
     })
 }
 
 /// Where one entry maps a huge page.
-fn move_onto_huge<const NODE: usize>(ctx: &Ctx) -> Outcome {
-    settled(ctx, NODE, |target| {
+fn move_onto_huge(ctx: &Ctx, node: usize) -> Outcome {
+    settled(ctx, node, |target| {
         let (from, to) = (huge_filled(1, 1570)?, huge_filled(1, 1571)?);
         onto(target, &from, &to)
     })

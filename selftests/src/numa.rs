@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! System calls that move pages between NUMA nodes. The guest has one node, 0.
+
+#![allow(unsafe_code)]
+
+use std::io;
+
+use crate::memory::{Buffer, PAGE};
+use crate::sys::cvt;
+
+const MPOL_BIND: libc::c_int = 2;
+const MPOL_MF_STRICT: libc::c_uint = 1;
+const MPOL_MF_MOVE: libc::c_uint = 2;
+const MPOL_MF_MOVE_ALL: libc::c_uint = 4;
+/// The set of nodes that has node 0 only, and bits in it.
+const NODES: u64 = 1;
+const BITS: libc::c_ulong = 64;
+
+/// The node of each page, or a negative error number; with a node pages are moved to it.
+pub fn move_pages(buf: &Buffer, first: usize, n: usize, to: Option<i32>) -> io::Result<Vec<i32>> {
+    let pages: Vec<u64> = (first..first + n).map(|page| buf.at(page)).collect();
+    let nodes = to.map(|node| vec![node; n]);
+    let mut status = vec![i32::MIN; n];
+    let nodes = nodes.as_ref().map_or(std::ptr::null(), |n| n.as_ptr());
+    let (flags, out) = (MPOL_MF_MOVE_ALL, status.as_mut_ptr());
+    // SAFETY: the three arrays have `n` elements or are not there, and outlive the call.
+    let ret = unsafe {
+        libc::syscall(
+            libc::SYS_move_pages,
+            0,
+            n,
+            pages.as_ptr(),
+            nodes,
+            out,
+            flags,
+        )
+    };
+    cvt(ret).map(|_| status)
+}
+
+/// Binds pages to node 0 and moves those that are elsewhere; `strict` is an error where
+/// that cannot be done.
+pub fn bind(buf: &Buffer, first: usize, n: usize, strict: bool) -> io::Result<()> {
+    let strict = if strict { MPOL_MF_STRICT } else { 0 };
+    let flags = MPOL_MF_MOVE | MPOL_MF_MOVE_ALL | strict;
+    let (addr, len) = (buf.at(first), n * PAGE);
+    // SAFETY: the set of nodes outlives the call; the contents of memory stay the same.
+    let ret = unsafe { libc::syscall(libc::SYS_mbind, addr, len, MPOL_BIND, &NODES, BITS, flags) };
+    cvt(ret).map(drop)
+}
+
+/// Moves all pages of the process from node 0 to node 0; returns how many would not.
+pub fn migrate_pages() -> io::Result<usize> {
+    // SAFETY: the sets of nodes outlive the call; the contents of memory stay the same.
+    let ret = unsafe { libc::syscall(libc::SYS_migrate_pages, 0, BITS, &NODES, &NODES) };
+    cvt(ret).map(|n| n as usize)
+}

@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Other movers of pages beside device memory: compaction, migration between NUMA nodes,
+//! and hugetlbfs. They leave pages of the device alone, and what they do to the others is
+//! no harm.
+
+use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::chain::{Image, SIZES, filled};
+use super::counts::frames;
+use super::leak::settled;
+use super::target::Target;
+use super::{Ctx, PAGES, Test};
+use crate::check::{Fail, OrFail, Outcome, expect_errno};
+use crate::device::{Buffer, HUGE_PAGES};
+use crate::{check, check_eq, numa, proc};
+
+pub const TESTS: &[Test] = of_each_kind!("beside":
+    "compaction" => compaction,
+    "compaction_race" => compaction_race,
+    "move_pages" => move_pages,
+    "mbind" => mbind,
+    "migrate_pages" => migrate_pages,
+    "hugetlb" => hugetlb,
+);
+
+const COMPACT: &str = "/proc/sys/vm/compact_memory";
+
+/// A buffer with the pattern of `seed` of which every other eighth is on the device.
+fn striped(target: &Target, huge: bool, seed: u64) -> Outcome<Buffer> {
+    let buf = filled(huge, seed)?;
+    let part = buf.pages() / 8;
+    for first in (0..buf.pages()).step_by(2 * part) {
+        target
+            .to_device(&buf, first, part)
+            .or_fail("MIGRATE_TO_DEV")?;
+    }
+    target.expect(&buf, 0, buf.pages(), buf.pages() / 2)?;
+    Ok(buf)
+}
+
+/// Frames of the pages that are on the device.
+fn away(target: &Target, buf: &Buffer) -> Outcome<Vec<u64>> {
+    let part = buf.pages() / 8;
+    let mut all = Vec::new();
+    for first in (0..buf.pages()).step_by(2 * part) {
+        all.extend(frames(target, buf, first, part)?);
+    }
+    Ok(all)
+}
+
+/// Does something that is to leave pages of the device where they are, and all data.
+fn beside(ctx: &Ctx, node: usize, what: impl Fn(&Target, &Buffer) -> Outcome) -> Outcome {
+    for huge in SIZES {
+        settled(ctx, node, |target| {
+            let buf = striped(target, huge, 2900)?;
+            let image = Image::new(buf.pages(), 2900);
+            let before = away(target, &buf)?;
+            what(target, &buf)?;
+            target.expect(&buf, 0, buf.pages(), buf.pages() / 2)?;
+            check_eq!(&away(target, &buf)?, &before, "frames on the device");
+            image.check_device(target, &buf)?;
+            image.check(&buf)?;
+            image.send(target, &buf)?;
+            image.check(&buf)
+        })?;
+    }
+    Ok(())
+}
+
+fn compaction(ctx: &Ctx, node: usize) -> Outcome {
+    beside(ctx, node, |_, _| fs::write(COMPACT, "1").or_fail(COMPACT))
+}
+
+/// Pages go to the device and come back while memory is compacted.
+fn compaction_race(ctx: &Ctx, node: usize) -> Outcome {
+    settled(ctx, node, |target| {
+        let buf = Buffer::filled(PAGES, 2910)?;
+        let over = AtomicBool::new(false);
+        let (compacting, moving) = std::thread::scope(|scope| {
+            let compacting = scope.spawn(|| -> Outcome<usize> {
+                let mut rounds = 0;
+                while !over.load(Ordering::SeqCst) {
+                    fs::write(COMPACT, "1").or_fail(COMPACT)?;
+                    rounds += 1;
+                }
+                Ok(rounds)
+            });
+            let moving = (0..20).try_for_each(|round: u64| {
+                buf.fill(0, PAGES, 2911 + round);
+                // Pages that compaction has isolated at this moment stay.
+                let _ = target.to_device(&buf, 0, PAGES);
+                buf.check(0, PAGES, 2911 + round)?;
+                target.to_system(&buf, 0, PAGES).or_fail("MIGRATE_TO_SYS")?;
+                target.expect(&buf, 0, PAGES, 0)
+            });
+            over.store(true, Ordering::SeqCst);
+            let panicked = |_| Err(Fail::failed("the compacting thread panicked"));
+            (compacting.join().unwrap_or_else(panicked), moving)
+        });
+        moving?;
+        let rounds = compacting?;
+        check!(
+            rounds > 0,
+            "rounds of compaction: expected some, found none"
+        );
+        buf.check(0, PAGES, 2930)
+    })
+}
+
+/// move_pages(2) tells where pages are, and moves none of the device's.
+fn move_pages(ctx: &Ctx, node: usize) -> Outcome {
+    beside(ctx, node, |target, buf| {
+        let n = buf.pages();
+        let part = n / 8;
+        for to in [None, Some(0)] {
+            let status = numa::move_pages(buf, 0, n, to).or_fail("move_pages")?;
+            for (page, status) in status.into_iter().enumerate() {
+                let on_device = (page / part) % 2 == 0;
+                let good = match on_device {
+                    // Neither there for the CPU, nor of a node; or of a node like others.
+                    true => [-libc::ENOENT, -libc::EFAULT, -libc::EACCES, -libc::EBUSY, 0]
+                        .contains(&status),
+                    false => status == 0,
+                };
+                check!(
+                    good && (target.cpu_maps() || !on_device || status != 0),
+                    "status of page {page} by move_pages to {to:?}: found {status}, on the \
+                     device {on_device}"
+                );
+            }
+        }
+        Ok(())
+    })
+}
+
+/// mbind(2) with all flags that make it move what is elsewhere.
+fn mbind(ctx: &Ctx, node: usize) -> Outcome {
+    beside(ctx, node, |_, buf| {
+        for strict in [false, true] {
+            match numa::bind(buf, 0, buf.pages(), strict) {
+                // What cannot be moved is a reason, where that is asked for.
+                Err(e) if strict && e.raw_os_error() == Some(libc::EIO) => {}
+                result => result.or_fail("mbind")?,
+            }
+        }
+        Ok(())
+    })
+}
+
+/// migrate_pages(2) of the whole process.
+fn migrate_pages(ctx: &Ctx, node: usize) -> Outcome {
+    beside(ctx, node, |_, _| {
+        let left = numa::migrate_pages().or_fail("migrate_pages")?;
+        check_eq!(left, 0, "pages that would not move, with one node only");
+        Ok(())
+    })
+}
+
+const RESERVE: &str = "/proc/sys/vm/nr_hugepages";
+
+/// Pages of hugetlbfs do not go; their neighbours do.
+fn hugetlb(ctx: &Ctx, node: usize) -> Outcome {
+    struct Reserve(String);
+    impl Drop for Reserve {
+        fn drop(&mut self) {
+            // What is reserved too much is of no importance here.
+            let _ = fs::write(RESERVE, &self.0);
+        }
+    }
+    let old = fs::read_to_string(RESERVE)
+        .map_err(|e| Fail::Skip(format!("no hugetlbfs: {RESERVE}: {e}")))?;
+    let _reserve = Reserve(old);
+    fs::write(RESERVE, "2").or_fail(RESERVE)?;
+    settled(ctx, node, |target| {
+        let buf = Buffer::hugetlb(HUGE_PAGES).or_fail("mmap of a reserved huge page")?;
+        buf.fill(0, HUGE_PAGES, 2920);
+        let before = target.stats()?;
+        for (first, n) in [(0, HUGE_PAGES), (7, 1)] {
+            let result = target.to_device(&buf, first, n);
+            expect_errno(result, &[libc::EINVAL], "MIGRATE_TO_DEV of hugetlbfs")?;
+            let result = target.to_system(&buf, first, n);
+            expect_errno(result, &[libc::EINVAL], "MIGRATE_TO_SYS of hugetlbfs")?;
+        }
+        let after = target.stats()?;
+        check_eq!(after.to_device, before.to_device, "pages that went");
+        check_eq!(
+            after.allocated.wrapping_sub(after.freed),
+            before.allocated.wrapping_sub(before.freed),
+            "device pages in use"
+        );
+        let near = Buffer::filled(PAGES, 2921)?;
+        target.move_all(&near, 2921)?;
+        buf.check(0, HUGE_PAGES, 2920)?;
+        near.check(0, PAGES, 2921)?;
+        check_eq!(proc::present(&buf, 0, HUGE_PAGES)?, HUGE_PAGES, "present");
+        Ok(())
+    })
+}
