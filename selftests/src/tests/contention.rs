@@ -141,6 +141,7 @@ fn fight(targets: &[Target], buf: &Buffer, seed: u64) -> Outcome {
         buf.check(first, end - first, seed)?;
     }
     buf.check(parts * part, n - parts * part, seed)?;
+    let mut pages = 0;
     for (i, target) in targets.iter().enumerate() {
         let moved = target.stats()?.to_device.wrapping_sub(start[i]);
         let rounds = went[i].load(Ordering::SeqCst);
@@ -148,10 +149,13 @@ fn fight(targets: &[Target], buf: &Buffer, seed: u64) -> Outcome {
             "device {i} of the fight: {rounds} rounds, {moved} pages"
         ));
         check!(
-            rounds > 0 && moved > 0,
-            "rounds and pages of device {i}: expected some of each, found {rounds} and {moved}"
+            rounds > 0,
+            "rounds of device {i}: expected some, found none"
         );
+        pages += moved;
     }
+    // Which of them gets pages is chance: what one has the others cannot take.
+    check!(pages > 0, "pages that went: expected some, found none");
     Ok(())
 }
 
