@@ -177,3 +177,20 @@ pub fn cut_power(file: &File) -> io::Result<()> {
     // SAFETY: the argument is a u32 which outlives the call.
     cvt(unsafe { libc::ioctl(file.as_raw_fd(), GOINGDOWN, &NOLOGFLUSH) }.into()).map(drop)
 }
+
+/// Lets a signal do what it does without a handler: that of Rust's runtime takes the first
+/// SIGBUS for itself, and counts on a second one.
+pub fn uncatch(signal: i32) -> io::Result<()> {
+    // SAFETY: the default action is no function.
+    match unsafe { libc::signal(signal, libc::SIG_DFL) } {
+        libc::SIG_ERR => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
+/// The calling process wants to know of bad memory as soon as the kernel does.
+pub fn hear_of_bad_memory_early() -> io::Result<()> {
+    let (set, early) = (libc::PR_MCE_KILL_SET, libc::PR_MCE_KILL_EARLY);
+    // SAFETY: this option takes numbers only.
+    cvt(unsafe { libc::prctl(libc::PR_MCE_KILL, set, early, 0, 0) }.into()).map(drop)
+}

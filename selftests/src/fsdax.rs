@@ -54,7 +54,7 @@ fn recipe(kind: usize) -> (&'static str, &'static str, &'static [&'static str]) 
                 "-m",
                 "rmapbt=1",
                 "-d",
-                "su=2m,sw=1,agcount=2",
+                "su=2m,sw=1",
                 "-d",
                 "extszinherit=512",
             ]
@@ -91,21 +91,34 @@ impl Mounted {
     #[track_caller]
     pub fn dax(kind: usize) -> Outcome<Self> {
         dax::restore_pmem()?;
-        Self::make(kind, dax::PMEM, "dax=always")
+        Self::make(kind, dax::PMEM, "dax=always", &[])
+    }
+
+    /// The same with one allocation group, where there are such.
+    #[track_caller]
+    pub fn dax_one_group(kind: usize) -> Outcome<Self> {
+        dax::restore_pmem()?;
+        let more: &[&str] = match kind {
+            EXT4 => &[],
+            // Without the first word there must be two.
+            _ => &["--unsupported", "-d", "agcount=1"],
+        };
+        Self::make(kind, dax::PMEM, "dax=always", more)
     }
 
     /// Makes an ext4 without DAX.
     #[track_caller]
     pub fn plain() -> Outcome<Self> {
-        Self::make(EXT4, RAM_DISK, "")
+        Self::make(EXT4, RAM_DISK, "", &[])
     }
 
     #[track_caller]
-    fn make(kind: usize, device: &str, options: &str) -> Outcome<Self> {
+    fn make(kind: usize, device: &str, options: &str, more: &[&str]) -> Outcome<Self> {
         let (program, fs_type, args) = recipe(kind);
         free(device).or_fail(device)?;
         let output = Command::new(format!("/bin/{program}"))
             .args(args)
+            .args(more)
             .arg(device)
             .output()
             .or_fail(program)?;

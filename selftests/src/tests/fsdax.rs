@@ -67,6 +67,14 @@ impl Setup {
         Ok(Self { device, fs })
     }
 
+    /// The same with one allocation group, where there are such.
+    #[track_caller]
+    pub fn one_group(kind: usize) -> Outcome<Self> {
+        let device = Device::open(0)?;
+        let fs = Mounted::dax_one_group(kind)?;
+        Ok(Self { device, fs })
+    }
+
     /// A new file with a mapping of all of it, which holds the pattern of `seed`.
     #[track_caller]
     pub fn mapped(&self, name: &str, pages: usize, seed: u64) -> Outcome<(File, Buffer)> {

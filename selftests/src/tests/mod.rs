@@ -45,6 +45,7 @@ mod fault;
 mod fault_ioctl;
 mod fork;
 mod fsdax;
+mod fsdax_failure;
 mod fsdax_io;
 mod fsdax_races;
 mod fsdax_share;
@@ -182,6 +183,7 @@ pub fn all() -> Vec<&'static Test> {
         fsdax::TESTS,
         fsdax_share::TESTS,
         fsdax_waits::TESTS,
+        fsdax_failure::TESTS,
         fsdax_io::TESTS,
         fsdax_races::TESTS,
         poison::DAX,

@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! DAX pages that fail, and pmem that goes away under a mounted file system.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::time::Duration;
+
+use super::counts::{IDLE, MAPPED, Waiting};
+use super::fsdax::{LARGE, SMALL, Setup, expect_pmem_free};
+use super::{Ctx, Test, test};
+use crate::check::{Fail, OrFail, Outcome, expect_errno};
+use crate::device::{Buffer, check_bytes, pattern_bytes};
+use crate::fsdax::{self, EXT4, Mounted, REFLINK, XFS};
+use crate::sys::Exit;
+use crate::{check, check_eq, dax, files};
+
+pub const TESTS: &[Test] = &[
+    test("fsdax.poison_ext4", poison::<EXT4>),
+    test("fsdax.poison_xfs", poison::<XFS>),
+    test("fsdax.poison_reflink", poison::<REFLINK>),
+    test("fsdax.unbind_mounted_ext4", unbind_mounted::<EXT4>),
+    test("fsdax.unbind_mounted_xfs", unbind_mounted::<XFS>),
+    test("fsdax.unbind_mounted_reflink", unbind_mounted::<REFLINK>),
+    test("fsdax.unbind_mapped_xfs", unbind_mapped::<XFS>),
+    test("fsdax.unbind_mapped_reflink", unbind_mapped::<REFLINK>),
+];
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+const UNPOISON: &str = "/sys/kernel/debug/hwpoison/unpoison-pfn";
+
+/// Gives the pmem a new memory map, in which no page is bad any more.
+#[track_caller]
+fn renew_pmem() -> Outcome {
+    dax::unbind_pmem().or_fail("unbind of the pmem")?;
+    dax::bind_pmem().or_fail("bind of the pmem")
+}
+
+/// A page that fails is taken from all who map it, and kills who has met it and who wants to
+/// know. The file system goes on, and so does the rest of the file.
+fn poison<const KIND: usize>(_: &Ctx) -> Outcome {
+    for pages in [SMALL, LARGE] {
+        let s = Setup::new(KIND)?;
+        let (file, buf) = s.mapped("a", pages, 890)?;
+        let frames = s.expect(&buf, MAPPED, "mapped")?;
+        drop(buf);
+        let buf = Buffer::shared(&file, pages)?;
+        let plain = || files::uncatch(libc::SIGBUS).or_fail("signal");
+        // Who wants to know at once, who does not, who has the file mapped and not that
+        // page, and who says that it is bad.
+        let early = Waiting::start(
+            || {
+                plain()?;
+                files::hear_of_bad_memory_early().or_fail("PR_MCE_KILL")?;
+                buf.check(0, pages, 890)
+            },
+            || {
+                std::thread::sleep(LIMIT);
+                Err(Fail::failed(
+                    "after a bad page: expected SIGBUS, found none",
+                ))
+            },
+        )?;
+        let late = Waiting::start(
+            || {
+                plain()?;
+                buf.check(0, pages, 890)
+            },
+            || Ok(()),
+        )?;
+        let bystander = Waiting::start(plain, || buf.check(pages / 2, 1, 890))?;
+        let speaker = Waiting::start(
+            || {
+                plain()?;
+                buf.check(1, 1, 890)
+            },
+            || {
+                files::advise(&buf, 1, 1, libc::MADV_HWPOISON).or_fail("MADV_HWPOISON")?;
+                Err(Fail::failed("MADV_HWPOISON: expected SIGBUS, found none"))
+            },
+        )?;
+        s.expect_frames(&frames[1..2], [3, 3, 0], "mapped by three")?;
+        let early = early.release()?;
+        let end = speaker.end()?;
+        check_eq!(
+            end,
+            Exit::Signal(libc::SIGBUS),
+            "end of who says that a page is bad"
+        );
+        let end = early.exit()?;
+        check_eq!(
+            end,
+            Exit::Signal(libc::SIGBUS),
+            "end of who wants to know at once"
+        );
+        // Nobody maps it any more. Who does not touch it does not learn of it.
+        s.expect_frames(&frames[1..2], IDLE, "unmapped")?;
+        late.join()?;
+        bystander.join()?;
+        // It is no page of the kernel's own, to be put back into use by hand.
+        if fs::exists(UNPOISON).or_fail(UNPOISON)? {
+            let result = fs::write(UNPOISON, format!("{:#x}", frames[1]));
+            expect_errno(result, &[libc::EIO], "unpoison-pfn of a DAX page")?;
+        }
+        // Everybody else goes on; the page goes with its hole.
+        buf.check(pages / 2, 1, 890)?;
+        files::punch(&file, 0, pages / 2).or_fail("hole punch")?;
+        buf.check_zero(1, 1)?;
+        let (other, more) = s.mapped("b", pages, 891)?;
+        more.check(0, pages, 891)?;
+        drop((file, buf, other, more));
+        s.fs.remove("a")?;
+        s.fs.remove("b")?;
+        s.expect_frames(&frames, IDLE, "unlinked")?;
+        s.unmount()?;
+        renew_pmem()?;
+    }
+    Ok(())
+}
+
+/// The pmem goes while a file system is mounted on it: what is done with its files fails, it
+/// can be unmounted, and is there when the pmem is back.
+///
+/// On ext4 no file has been mapped: ext4 of 7.3 does not forget the pages of those which
+/// have, and looks at struct pages that have gone when it is unmounted. With more than one
+/// allocation group xfs of 7.3 takes a number of blocks for 0 that is 1 << 32, and counts on
+/// from there.
+fn unbind_mounted<const KIND: usize>(_: &Ctx) -> Outcome {
+    let mut s = Setup::one_group(KIND)?;
+    let file = match KIND {
+        EXT4 => {
+            let file = s.fs.file("a", LARGE)?;
+            file.write_all_at(&pattern_bytes(892, 0, LARGE), 0)
+                .or_fail("write")?;
+            file
+        }
+        _ => {
+            let (file, buf) = s.mapped("a", LARGE, 892)?;
+            let frames = s.expect(&buf, MAPPED, "mapped")?;
+            drop(buf);
+            s.expect_frames(&frames, IDLE, "unmapped")?;
+            file
+        }
+    };
+    file.sync_all().or_fail("fsync")?;
+    let first = fsdax::pmem_frames()?.0;
+    dax::unbind_pmem().or_fail("unbind of a mounted pmem")?;
+    let page = s.device.inspect_frames(first, 1)?[0];
+    check!(
+        page.flags == 0,
+        "page of a pmem that has gone: expected none, found {page:x?}"
+    );
+    let result = fs::read(s.fs.path("a"));
+    expect_errno(result, &[], "read(2) from a pmem that has gone")?;
+    drop(file);
+    s.fs.unmount().or_fail("umount")?;
+    dax::bind_pmem().or_fail("bind of the pmem")?;
+    expect_pmem_free(&s.device)?;
+    s.fs = Mounted::again(KIND)?;
+    let data = fs::read(s.fs.path("a")).or_fail("read")?;
+    check_bytes(&data, 892, 0, "what was on the pmem")?;
+    s.unmount()
+}
+
+/// The same while a process has a file mapped, which xfs takes from it.
+fn unbind_mapped<const KIND: usize>(_: &Ctx) -> Outcome {
+    for pages in [SMALL, LARGE] {
+        let mut s = Setup::one_group(KIND)?;
+        let (file, buf) = s.mapped("a", pages, 893)?;
+        file.sync_all().or_fail("fsync")?;
+        let user = Waiting::start(
+            || {
+                files::uncatch(libc::SIGBUS).or_fail("signal")?;
+                buf.check(0, pages, 893)
+            },
+            || {
+                std::thread::sleep(LIMIT);
+                Err(Fail::failed(
+                    "after the pmem went: expected SIGBUS, found none",
+                ))
+            },
+        )?
+        .release()?;
+        drop((file, buf));
+        dax::unbind_pmem().or_fail("unbind of a mapped pmem")?;
+        let end = Exit::Signal(libc::SIGBUS);
+        check_eq!(user.exit()?, end, "end of who maps a file");
+        s.fs.unmount().or_fail("umount")?;
+        dax::bind_pmem().or_fail("bind of the pmem")?;
+        expect_pmem_free(&s.device)?;
+        s.fs = Mounted::again(KIND)?;
+        let data = fs::read(s.fs.path("a")).or_fail("read")?;
+        check_bytes(&data, 893, 0, "what was on the pmem")?;
+        s.unmount()?;
+    }
+    Ok(())
+}
