@@ -194,3 +194,14 @@ pub fn hear_of_bad_memory_early() -> io::Result<()> {
     // SAFETY: this option takes numbers only.
     cvt(unsafe { libc::prctl(libc::PR_MCE_KILL, set, early, 0, 0) }.into()).map(drop)
 }
+
+/// Lets a signal wait that is sent to the calling thread. One for what the thread does
+/// itself comes nevertheless.
+pub fn block(signal: i32) -> io::Result<()> {
+    // SAFETY: all zeroes is a good value of this type.
+    let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
+    // SAFETY: `set` outlives the call.
+    cvt(unsafe { libc::sigaddset(&mut set, signal) }.into())?;
+    // SAFETY: as above.
+    cvt(unsafe { libc::sigprocmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()) }.into()).map(drop)
+}

@@ -67,6 +67,14 @@ fn recipe(kind: usize) -> (&'static str, &'static str, &'static [&'static str]) 
     }
 }
 
+/// How many allocation groups an xfs has. One is not supported but by those who ask for it.
+fn groups(kind: usize, groups: &'static str) -> Vec<&'static str> {
+    match kind {
+        EXT4 => Vec::new(),
+        _ => vec!["--unsupported", "-d", groups],
+    }
+}
+
 /// Waits until nobody has a block device.
 fn free(device: &str) -> io::Result<()> {
     let mut result = Ok(());
@@ -91,29 +99,24 @@ impl Mounted {
     #[track_caller]
     pub fn dax(kind: usize) -> Outcome<Self> {
         dax::restore_pmem()?;
-        Self::make(kind, dax::PMEM, "dax=always", &[])
+        Self::make(kind, dax::PMEM, "dax=always", groups(kind, "agcount=2"))
     }
 
     /// The same with one allocation group, where there are such.
     #[track_caller]
     pub fn dax_one_group(kind: usize) -> Outcome<Self> {
         dax::restore_pmem()?;
-        let more: &[&str] = match kind {
-            EXT4 => &[],
-            // Without the first word there must be two.
-            _ => &["--unsupported", "-d", "agcount=1"],
-        };
-        Self::make(kind, dax::PMEM, "dax=always", more)
+        Self::make(kind, dax::PMEM, "dax=always", groups(kind, "agcount=1"))
     }
 
     /// Makes an ext4 without DAX.
     #[track_caller]
     pub fn plain() -> Outcome<Self> {
-        Self::make(EXT4, RAM_DISK, "", &[])
+        Self::make(EXT4, RAM_DISK, "", Vec::new())
     }
 
     #[track_caller]
-    fn make(kind: usize, device: &str, options: &str, more: &[&str]) -> Outcome<Self> {
+    fn make(kind: usize, device: &str, options: &str, more: Vec<&str>) -> Outcome<Self> {
         let (program, fs_type, args) = recipe(kind);
         free(device).or_fail(device)?;
         let output = Command::new(format!("/bin/{program}"))
