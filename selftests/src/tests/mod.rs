@@ -47,6 +47,7 @@ mod fork;
 mod fsdax;
 mod fsdax_failure;
 mod fsdax_io;
+mod fsdax_mix;
 mod fsdax_races;
 mod fsdax_share;
 mod fsdax_waits;
@@ -187,6 +188,7 @@ pub fn all() -> Vec<&'static Test> {
         fsdax_io::TESTS,
         fsdax_races::TESTS,
         poison::DAX,
+        fsdax_mix::TESTS,
         cgroup::TESTS,
         leak::TESTS,
         chain::TESTS,
