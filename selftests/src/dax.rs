@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::check::{Fail, OrFail, Outcome};
+use crate::check_eq;
 use crate::device::{Buffer, HUGE_PAGES, PAGE};
 use crate::sys;
 
@@ -35,11 +36,27 @@ pub const PUD: usize = 512 * PMD;
 
 /// Makes a plain block device of the pmem; a reason to skip the test where there is none.
 #[track_caller]
-pub fn restore_pmem() -> Outcome {
+fn restore_pmem() -> Outcome {
     if !nd(NAMESPACE).exists() {
         return Err(Fail::Skip("no pmem on this machine".into()));
     }
     restore().or_fail("making pmem of what was there")
+}
+
+/// The same, with struct pages, which a file system with DAX wants.
+#[track_caller]
+pub fn restore_pmem_with_pages() -> Outcome {
+    /// 1 where the block device has DAX.
+    const HAS_DAX: &str = "/sys/block/pmem0/queue/dax";
+    restore_pmem()?;
+    // What `restore` binds by force has none. With the info block gone it need not be forced.
+    if get(HAS_DAX).or_fail(HAS_DAX)? != "1" {
+        unbind_pmem().or_fail("unbind of the pmem")?;
+        bind_pmem().or_fail("bind of the pmem")?;
+        let found = get(HAS_DAX).or_fail(HAS_DAX)?;
+        check_eq!(found, "1", "{HAS_DAX}");
+    }
+    Ok(())
 }
 
 /// Physical address of the first byte of the pmem, and its size.

@@ -98,14 +98,14 @@ impl Mounted {
     /// the test where there is no pmem.
     #[track_caller]
     pub fn dax(kind: usize) -> Outcome<Self> {
-        dax::restore_pmem()?;
+        dax::restore_pmem_with_pages()?;
         Self::make(kind, dax::PMEM, "dax=always", groups(kind, "agcount=2"))
     }
 
     /// The same with one allocation group, where there are such.
     #[track_caller]
     pub fn dax_one_group(kind: usize) -> Outcome<Self> {
-        dax::restore_pmem()?;
+        dax::restore_pmem_with_pages()?;
         Self::make(kind, dax::PMEM, "dax=always", groups(kind, "agcount=1"))
     }
 
