@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! System calls that std has no safe wrapper for: processes and modules.
-//! Ioctls are in `device.rs`, memory in `memory.rs`, userfaultfd in `uffd.rs`; there
-//! is `unsafe` in these only.
+//! Ioctls are in `device.rs`, memory in `memory.rs`, userfaultfd in `uffd.rs`, files and
+//! file systems in `files.rs`; there is `unsafe` in these only.
 
 #![allow(unsafe_code)]
 

@@ -29,6 +29,7 @@ pub const TESTS: &[Test] = &[
     test("dax.unbind_pinned", held::<PTE>),
     test("dax.unbind_pinned_pmd", held::<PMD>),
     test("dax.unbind_race", race),
+    test("dax.unbind_unpin", unpin),
 ];
 
 /// CONFIG_GUP_TEST's file, if there is one.
@@ -229,6 +230,47 @@ fn race(_: &Ctx) -> Outcome {
         let buf = s.dax.map(n)?;
         buf.fill(0, n, 725);
         buf.check(0, n, 725)?;
+    }
+    Ok(())
+}
+
+/// A page is let go just when the driver begins to wait for it, with one more reference for
+/// each round: none is lost, and none is one too many.
+fn unpin(_: &Ctx) -> Outcome {
+    const ROUNDS: u64 = 12;
+    for align in [PTE, PMD] {
+        let s = Setup::new(align)?;
+        if s.idle_refs()? != 0 {
+            let why = "this kernel's device-dax does not wait for who holds a page";
+            return Err(Fail::Skip(why.into()));
+        }
+        for round in 0..ROUNDS {
+            let buf = s.dax.map(s.dax.step())?;
+            buf.fill(0, 1, 726);
+            let unbinding = Waiting::start(|| Ok(()), || s.dax.unbind().or_fail("unbind"))?;
+            let holder = Device::open(0)?;
+            let ids: Vec<u32> = (0..=round)
+                .map(|i| holder.pin(&buf, 0, 1, if i % 2 == 0 { ZDM_PIN_GET } else { 0 }))
+                .collect::<std::io::Result<_>>()
+                .or_fail("ZDM_PIN")?;
+            let unbinding = unbinding.release()?;
+            // Sooner and later in its way.
+            std::thread::sleep(Duration::from_millis(3 * round));
+            for id in ids {
+                holder.unpin(id, 0).or_fail("ZDM_UNPIN")?;
+            }
+            let gone = sys::wait_until(Duration::from_secs(20), || {
+                !unbinding.is_running().unwrap_or(true)
+            });
+            check!(
+                gone,
+                "round {round}: expected the unbind to end as nobody holds a page, found it waiting"
+            );
+            unbinding.join()?;
+            drop(buf);
+            s.dax.bind().or_fail("bind")?;
+            s.expect(0, 1, IDLE, "after unbind and bind")?;
+        }
     }
     Ok(())
 }
