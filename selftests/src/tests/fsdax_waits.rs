@@ -74,8 +74,10 @@ pub(super) fn expect_waits(
     );
     for _ in 0..5 {
         std::thread::sleep(Duration::from_millis(20));
+        // It may look up for a moment, and must go back then.
+        let back = sys::wait_until(LIMIT, || there() || !child.is_running().unwrap_or(false));
         check!(
-            there(),
+            back && child.is_running()?,
             "{what}, a little later: expected it to sleep ({state}) in one of {functions:?}, \
              found {:?}",
             place(child.pid())
