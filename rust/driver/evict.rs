@@ -38,8 +38,9 @@ use kernel::{
     }, //
 };
 
-/// Times that pages which would not move are tried again.
-const TRIES: usize = 20;
+/// Times that pages which would not move are tried again, 5 ms apart: who holds one for a moment may
+/// lose its processor for longer than that on a busy machine.
+const TRIES: usize = 200;
 
 /// Folios that would not move which are put on record one by one.
 const STUCK_RECORDS: usize = 8;
@@ -179,7 +180,7 @@ impl Device {
     }
 
     /// Calls `evict` with the number of pages that are `left`, until there are none or they would
-    /// not move for a tenth of a second. Whether none are left.
+    /// not move for a second. Whether none are left.
     fn try_often(&self, left: impl Fn() -> usize, evict: impl Fn(usize) -> Result) -> bool {
         let mut tries = 0;
         loop {

@@ -164,10 +164,12 @@ fn in_use(order: u32) -> i8 {
 
 /// Looks at the references of a `dev_pagemap`, a millisecond apart, after which somebody is at work
 /// on it.
-const SETTLE_TRIES: usize = 200;
+const SETTLE_TRIES: usize = 1000;
 
-/// Looks in a row that must find the same.
-const SETTLED: usize = 20;
+/// Looks in a row that must find the same. Core mm drops the reference of a page after the page is
+/// no longer in use, and may lose its processor in between: for longer than many a look, where that
+/// is a busy machine's.
+const SETTLED: usize = 300;
 
 /// A fault to be injected into a page that is not in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
