@@ -57,6 +57,7 @@ mod generic_rule;
 mod holders;
 mod inject;
 mod inject_each;
+mod inject_records;
 mod inspect;
 mod kill;
 mod ksm;
@@ -210,7 +211,9 @@ pub fn all() -> Vec<&'static Test> {
         INJECTING,
         inject_each::TESTS,
         inject_each::MORE,
+        inject_records::TESTS,
         inject_each::SMALL,
+        inject_records::SMALL,
         debugfs::INJECTING,
         params::TESTS,
         debugfs::RELOADING,
