@@ -35,6 +35,8 @@ int zdm_folio_mapcount(struct page *page);
 unsigned int zdm_folio_order(struct page *page);
 unsigned long zdm_folio_mapping(struct page *page);
 unsigned long zdm_folio_memcg(struct page *page);
+bool zdm_folio_is_uncharged(struct page *page);
+bool zdm_folio_is_ksm(struct page *page);
 struct page *zdm_compound_head(struct page *page);
 struct dev_pagemap *zdm_page_pgmap(struct page *page);
 bool zdm_pgmap_tryget_live(struct dev_pagemap *pgmap);

@@ -3,6 +3,7 @@
 #include <linux/highmem.h>
 #include <linux/ioport.h>
 #include <linux/jiffies.h>
+#include <linux/memcontrol.h>
 #include <linux/memory_hotplug.h>
 #include <linux/migrate.h>
 #include <linux/pagemap.h>
@@ -116,6 +117,21 @@ unsigned int zdm_folio_order(struct page *page)
 unsigned long zdm_folio_mapping(struct page *page)
 {
 	return (unsigned long)page_folio(page)->mapping;
+}
+
+/* Whether a memory cgroup is charged for every page in use, but for this one none is. */
+bool zdm_folio_is_uncharged(struct page *page)
+{
+#ifdef CONFIG_MEMCG
+	return !mem_cgroup_disabled() && !page_folio(page)->memcg_data;
+#else
+	return false;
+#endif
+}
+
+bool zdm_folio_is_ksm(struct page *page)
+{
+	return folio_test_ksm(page_folio(page));
 }
 
 unsigned long zdm_folio_memcg(struct page *page)

@@ -255,13 +255,24 @@ impl<'a> Migration<'a, Setup> {
 
     /// Order of the source that starts at entry `i`; `None` where there is none to be moved.
     pub(crate) fn source(&self, i: usize) -> Option<u32> {
-        if !self.is_selected(i) {
+        if !self.is_selected(i) || self.is_moving(i) {
             None
         } else if self.src(i) & bindings::MIGRATE_PFN_COMPOUND != 0 {
             Some(PMD_ORDER)
         } else {
             Some(0)
         }
+    }
+
+    /// Whether somebody else has moved the contents of the source at `i` away, with its charge, and
+    /// has yet to drop the last reference. A list of device pages may name such a page; core mm would
+    /// move it once more, and warn that nobody is charged for it.
+    fn is_moving(&self, i: usize) -> bool {
+        !self.vma
+            && page_of(self.src(i)).is_some_and(|page| {
+                // SAFETY: The source is locked and referenced.
+                unsafe { bindings::zdm_folio_is_uncharged(page.as_ptr()) }
+            })
     }
 
     /// Pages of all sources.

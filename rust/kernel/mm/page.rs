@@ -207,6 +207,12 @@ impl<'a> PageView<'a> {
         unsafe { bindings::zdm_folio_mapping(self.as_ptr()) }
     }
 
+    /// `folio_test_ksm()`: KSM has merged the folio from others.
+    pub(crate) fn is_ksm(&self) -> bool {
+        // SAFETY: The page is valid by the type invariants.
+        unsafe { bindings::zdm_folio_is_ksm(self.as_ptr()) }
+    }
+
     /// `folio->memcg_data` as a number, 0 without `CONFIG_MEMCG`.
     pub(crate) fn memcg(&self) -> usize {
         // SAFETY: The page is valid by the type invariants.
