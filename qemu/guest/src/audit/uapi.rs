@@ -27,8 +27,10 @@ pub struct Audit {
     pub nr_records: u32,
     /// `ZDM_AUDIT_*`.
     pub flags: u32,
-    /// Size of a record, and nothing.
-    pub record_size: [u32; 2],
+    /// Size of a record; 0 for that of the first version.
+    pub record_size: u32,
+    /// Zero.
+    pub reserved: u32,
 }
 
 /// `struct zdm_stats`, in which an older module leaves zeroes at the end.
@@ -85,7 +87,18 @@ mod tests {
     fn as_the_header_says() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../uapi/zdmirror.h");
         let header = std::fs::read_to_string(path).unwrap();
-        let audit = ["pages", "free", "used", "found", "total", "records", "nr_records", "flags"];
+        let audit = [
+            "pages",
+            "free",
+            "used",
+            "found",
+            "total",
+            "records",
+            "nr_records",
+            "flags",
+            "record_size",
+            "reserved",
+        ];
         assert_eq!(members(&header, "zdm_audit"), audit);
         let stats = members(&header, "zdm_stats");
         assert_eq!(stats[..2], ["allocated", "freed"]);
@@ -99,6 +112,6 @@ mod tests {
         ] {
             assert!(lines.contains(line), "{line}");
         }
-        assert_eq!((ZDM_AUDIT, ZDM_STATS), (0xc038_4842, 0x8080_4846));
+        assert_eq!((ZDM_AUDIT, ZDM_STATS), (0xc040_4842, 0x8080_4846));
     }
 }
