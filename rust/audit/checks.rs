@@ -182,12 +182,9 @@ pub(crate) fn check_fresh_tail(page: PageView<'_>) -> Option<Violation> {
 /// I3: the folio of `page` is in use, and `extra` references are known besides those of its
 /// mappings.
 pub(crate) fn check_settled(page: PageView<'_>, extra: i32) -> Option<Violation> {
-    if page.refs() == page.mapcount().saturating_add(extra) {
-        return None;
-    }
-    let facts = Facts::of_folio(page);
-    let expected = count(facts.mapcount.saturating_add(extra));
-    let failed = expect(Check::Refcount, expected, count(facts.refs));
+    let refs = count(page.refs());
+    let expected = count(page.mapcount().saturating_add(extra));
+    let failed = expect(Check::Refcount, expected, refs);
     violation(page, Invariant::Settled, failed)
 }
 
@@ -227,10 +224,7 @@ pub(crate) fn check_freed(page: PageView<'_>, handed_out: Option<u32>) -> Option
 
 /// I4: `page`, which is not the first of a folio that is being freed.
 pub(crate) fn check_tail_freed(page: PageView<'_>) -> Option<Violation> {
-    if page.refs() == 0 && page.bits().is_clean() {
-        return None;
-    }
-    violation(page, Invariant::Freed, free_page(&Facts::of_page(page)))
+    check_free(page, Invariant::Freed)
 }
 
 /// I5: `page`, which is not in use, at a quiescent point.

@@ -175,12 +175,10 @@ impl Chunk {
             }
             SystemFolio::alloc_vma(fault.vma(), start + i * PAGE_SIZE, order)
         })?;
-        let migration = migration.copied();
-        self.core
-            .check_moved(&migration, |pfn| self.ledger.last(fault.index_of(pfn)));
-        let moved = migration.moved();
+        let moved = self.core.finish(migration.copied(), |pfn| {
+            self.ledger.last(fault.index_of(pfn))
+        });
         self.core.stats.moved_to_system(moved);
-        drop(migration.finalize());
         Ok(moved.pages != 0)
     }
 }

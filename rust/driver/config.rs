@@ -7,7 +7,7 @@
 use crate::{
     audit::Policy,
     mm::{
-        pagemap::MemoryType,
+        memory_type::MemoryType,
         PAGE_SIZE, //
     }, //
 };

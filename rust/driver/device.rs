@@ -22,12 +22,12 @@ use super::{
     },
 };
 use crate::mm::{
+    memory_type::MemoryType,
     migrate::bytes,
     module::ModulePin,
     not_supported,
     pagemap::{
         Corruption,
-        MemoryType,
         PgmapOwner, //
     },
     region::RegionError,
@@ -334,12 +334,17 @@ impl Device {
 
     /// The page with number `pfn`, if it is one of the device.
     pub(super) fn page_of_pfn(&self, pfn: usize) -> Option<u32> {
+        let (chunk, index) = self.locate_pfn(pfn)?;
         let pages = self.config.chunk_pages.get();
-        (0..MAX_CHUNKS).find_map(|number| {
-            let chunk = self.chunk(number)?;
-            let index = pfn.checked_sub(chunk.first_pfn())?;
-            // CAST: Page numbers of a device fit `u32`.
-            (index < chunk.pages()).then_some((number * pages + index) as u32)
+        // CAST: Page numbers of a device fit `u32`.
+        Some((chunk.ops().number() * pages + index) as u32)
+    }
+
+    /// The chunk with page frame `pfn`, and the index of the page there. Does not sleep.
+    pub(super) fn locate_pfn(&self, pfn: usize) -> Option<(PagemapRef<Chunk>, usize)> {
+        self.chunks().find_map(|chunk| {
+            let index = chunk.index_of_pfn(pfn)?;
+            Some((chunk, index))
         })
     }
 

@@ -257,11 +257,9 @@ impl Device {
                 Err(_) => stats.failed_alloc.add(1 << order),
             }
         }
-        let migration = migration.copied();
-        self.core
-            .check_moved(&migration, |pfn| self.last_of_pfn(pfn));
-        let moved = migration.moved();
-        drop(migration.finalize());
+        let moved = self
+            .core
+            .finish(migration.copied(), |pfn| self.last_of_pfn(pfn));
         stats.evicted.add(moved.pages);
         stats.large_to_system.add(moved.large);
     }

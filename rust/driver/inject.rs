@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 use super::{
+    chunk::Chunk,
     device::Device,
     file::Opener, //
 };
@@ -15,6 +16,7 @@ use crate::mm::{
         Migration, //
     },
     pagemap::Corruption,
+    registration::PagemapRef,
     uapi::ZdmInject,
     PAGE_SIZE, //
 };
@@ -109,20 +111,35 @@ impl Kind {
 const STALE_MAPPING: usize = 0x5a5a_5000;
 
 impl Device {
-    /// Spoils page `page`, which must be free, and says which page frame that is.
-    fn corrupt(&self, page: u32, fault: Corruption) -> Result<usize> {
+    /// A free page.
+    fn free_page(&self) -> Result<u32> {
+        self.memory().pool.peek_free().ok_or(ENOSPC)
+    }
+
+    /// Does something to page `page` that can only be done to a free one, and says which page frame
+    /// that is.
+    fn with_free(
+        &self,
+        page: u32,
+        f: impl FnOnce(&PagemapRef<Chunk>, usize) -> bool,
+    ) -> Result<usize> {
         let located = self.locate(page);
         let (chunk, index) = located.ok_or(ENOENT)?;
-        if chunk.corrupt_free_page(index, fault) {
+        if f(&chunk, index) {
             Ok(chunk.first_pfn() + index)
         } else {
             Err(EBUSY)
         }
     }
 
+    /// Spoils page `page`, which must be free.
+    fn corrupt(&self, page: u32, fault: Corruption) -> Result<usize> {
+        self.with_free(page, |chunk, index| chunk.corrupt_free_page(index, fault))
+    }
+
     /// Spoils a free page.
     fn corrupt_free(&self, fault: Corruption) -> Result<(u32, usize)> {
-        let page = self.memory().pool.peek_free().ok_or(ENOSPC)?;
+        let page = self.free_page()?;
         Ok((page, self.corrupt(page, fault)?))
     }
 
@@ -136,14 +153,7 @@ impl Device {
     }
 
     fn free_again(&self) -> Result<usize> {
-        let page = self.memory().pool.peek_free().ok_or(ENOSPC)?;
-        let located = self.locate(page);
-        let (chunk, index) = located.ok_or(ENOENT)?;
-        if chunk.free_again(index) {
-            Ok(chunk.first_pfn() + index)
-        } else {
-            Err(EBUSY)
-        }
+        self.with_free(self.free_page()?, |chunk, index| chunk.free_again(index))
     }
 }
 

@@ -203,14 +203,7 @@ impl Opener {
             let migration = migration.copied();
             let moved = match select {
                 Select::System => device.settle(migration, &mut held),
-                Select::Device(_) => {
-                    device
-                        .core
-                        .check_moved(&migration, |pfn| device.last_of_pfn(pfn));
-                    let moved = migration.moved();
-                    drop(migration.finalize());
-                    moved
-                }
+                Select::Device(_) => device.core.finish(migration, |pfn| device.last_of_pfn(pfn)),
             };
             match select {
                 Select::System => stats.moved_to_device(moved),

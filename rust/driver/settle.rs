@@ -25,12 +25,12 @@ use crate::{
         Violation, //
     },
     mm::{
+        memory_type::MemoryType,
         migrate::{
             Copied,
             Migration,
             Moved, //
         },
-        pagemap::MemoryType,
         registration::PagemapRef, //
     },
 };
@@ -57,14 +57,14 @@ fn lasting(mut check: impl FnMut() -> Option<Violation>) -> Option<Violation> {
 
 impl Core {
     /// I3 and I9, when core mm has moved the contents and nothing is mapped yet. `last` knows what
-    /// happened to a page frame of the device before. Whether all is well; may sleep.
-    pub(super) fn check_moved(
+    /// happened to a page frame of the device before. Whether all was found well; may sleep.
+    fn check_moved(
         &self,
         migration: &Migration<'_, Copied>,
         last: impl Fn(usize) -> Transition,
     ) -> bool {
         if !self.auditor.is_on() {
-            return true;
+            return false;
         }
         let judge = |outcome: Option<Violation>| {
             let told = outcome.map(|v| v.after(last(v.pfn)));
@@ -83,6 +83,19 @@ impl Core {
             broken |= judge(lasting(|| check_destination(page)));
         }
         !broken
+    }
+
+    /// Moves to the system what `migration` has copied, with all that is to be checked, and says what
+    /// that came to. `last` as above. May sleep.
+    pub(super) fn finish(
+        &self,
+        migration: Migration<'_, Copied>,
+        last: impl Fn(usize) -> Transition,
+    ) -> Moved {
+        self.check_moved(&migration, last);
+        let moved = migration.moved();
+        drop(migration.finalize());
+        moved
     }
 }
 
@@ -124,18 +137,21 @@ impl Device {
     /// that came to. What `held` asks for is kept. May sleep.
     pub(super) fn settle(&self, migration: Migration<'_, Copied>, held: &mut Held) -> Moved {
         held.take_from(&migration);
-        let check = self.core.auditor.is_on()
-            // What is wrong already is said once.
-            && self
-                .core
-                .check_moved(&migration, |pfn| self.last_of_pfn(pfn));
+        // What is wrong already is said once.
+        let check = self
+            .core
+            .check_moved(&migration, |pfn| self.last_of_pfn(pfn));
         let moved = migration.moved();
         let done = migration.finalize();
         let mut suspects = [const { None }; SUSPECTS];
         let mut found = 0;
         let mut near: Option<PagemapRef<Chunk>> = None;
         for (pfn, order) in done.destinations() {
-            let Some((chunk, index)) = self.chunk_of_pfn(near.take(), pfn) else {
+            // Most are in the same chunk.
+            let known = near
+                .take()
+                .and_then(|chunk| chunk.index_of_pfn(pfn).map(|index| (chunk, index)));
+            let Some((chunk, index)) = known.or_else(|| self.locate_pfn(pfn)) else {
                 continue;
             };
             chunk.ops().ledger().note(index, Event::Settled, order);
@@ -162,28 +178,9 @@ impl Device {
 
     /// What happened to page frame `pfn` last, if it is one of the device's.
     pub(super) fn last_of_pfn(&self, pfn: usize) -> Transition {
-        self.chunk_of_pfn(None, pfn)
+        self.locate_pfn(pfn)
             .map_or(Transition::NONE, |(chunk, index)| {
                 chunk.ops().ledger().last(index)
             })
-    }
-
-    /// The chunk with page frame `pfn`, which `near` may be, and the index of the page there.
-    fn chunk_of_pfn(
-        &self,
-        near: Option<PagemapRef<Chunk>>,
-        pfn: usize,
-    ) -> Option<(PagemapRef<Chunk>, usize)> {
-        let index = |chunk: &PagemapRef<Chunk>| {
-            let index = pfn.checked_sub(chunk.first_pfn())?;
-            (index < chunk.pages()).then_some(index)
-        };
-        let near = near.and_then(|chunk| index(&chunk).map(|index| (chunk, index)));
-        near.or_else(|| {
-            self.chunks().find_map(|chunk| {
-                let index = index(&chunk)?;
-                Some((chunk, index))
-            })
-        })
     }
 }

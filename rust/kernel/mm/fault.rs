@@ -5,6 +5,7 @@
 //! C header: [`include/linux/mm.h`](srctree/include/linux/mm.h), `struct vm_fault`
 
 use super::{
+    memory_type::MemoryType,
     migrate::{
         Migration,
         PfnBuffer,
@@ -13,10 +14,7 @@ use super::{
         Setup, //
     },
     page::PageView,
-    pagemap::{
-        MemoryType,
-        PgmapOwner, //
-    },
+    pagemap::PgmapOwner,
     PAGE_SIZE, //
 };
 use crate::bindings;

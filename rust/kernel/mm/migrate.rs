@@ -17,10 +17,10 @@ use super::{
         FolioRef,
         LockedDeviceFolio, //
     },
+    memory_type::MemoryType,
     page::PageView,
     pagemap::{
         DevPagemap,
-        MemoryType,
         PagemapOps,
         PgmapOwner, //
     },

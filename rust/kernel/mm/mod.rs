@@ -13,6 +13,7 @@ pub(crate) mod fault;
 pub(crate) mod hmm;
 pub(crate) mod inspect;
 pub(crate) mod mapped;
+pub(crate) mod memory_type;
 pub(crate) mod migrate;
 pub(crate) mod module;
 pub(crate) mod notifier;

@@ -18,14 +18,13 @@ use super::{
         FaultError,
         VmFault, //
     },
-    migrate::Select,
+    memory_type::MemoryType,
     module::ModulePin,
     page::PageView,
     region::{
         MemRegion,
         RegionError, //
-    },
-    PMD_ORDER, //
+    }, //
 };
 use crate::bindings;
 use core::ptr::NonNull;
@@ -64,67 +63,6 @@ impl PgmapOwner {
 
     pub(super) fn as_ptr(&self) -> *mut c_void {
         core::ptr::from_ref(self).cast_mut().cast()
-    }
-}
-
-/// `enum memory_type`, as far as this module registers it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum MemoryType {
-    /// Memory that the CPU cannot reach.
-    Private,
-    /// Memory that the CPU reaches as its own.
-    Coherent,
-    /// The same, and it may be pinned for long. Also what device-dax registers.
-    Generic,
-}
-
-impl MemoryType {
-    /// What [`PageView::memory_type`] says of PRIVATE memory.
-    pub(crate) const PRIVATE: u32 = bindings::MEMORY_DEVICE_PRIVATE;
-
-    fn raw(self) -> bindings::memory_type {
-        match self {
-            Self::Private => bindings::MEMORY_DEVICE_PRIVATE,
-            Self::Coherent => bindings::MEMORY_DEVICE_COHERENT,
-            Self::Generic => bindings::MEMORY_DEVICE_GENERIC,
-        }
-    }
-
-    /// Memory for a folio of `order`: a block of system memory for PRIVATE memory, nothing for
-    /// memory that the CPU can reach. May sleep.
-    pub(crate) fn alloc_backing(self, order: u32) -> Result<Backing> {
-        match self {
-            Self::Private => Backing::alloc(order),
-            Self::Coherent | Self::Generic => Ok(Backing::none(order)),
-        }
-    }
-
-    /// Whether this kernel migrates pages to and from such memory at all.
-    pub(crate) fn is_migratable(self) -> bool {
-        Select::Device(self).flags() != 0
-    }
-
-    /// The largest order of a folio that this kernel can migrate to and from such memory.
-    ///
-    /// A kernel with `migrate_device_max_order()` says so itself. One without it knows large
-    /// folios in PRIVATE memory only: it would not take a large COHERENT one back out. Where nothing
-    /// is migrated to such memory the order is 0.
-    pub(crate) fn max_order(self) -> u32 {
-        if !self.is_migratable() {
-            return 0;
-        }
-        // SAFETY: Always safe in a context that may sleep.
-        let said = unsafe { bindings::zdm_migrate_device_max_order(self.raw()) };
-        if let Ok(order) = u32::try_from(said) {
-            return order.min(PMD_ORDER);
-        }
-        // SAFETY: Always safe.
-        let thp = unsafe { bindings::zdm_thp_migration_supported() };
-        if self == Self::Private && thp {
-            PMD_ORDER
-        } else {
-            0
-        }
     }
 }
 
@@ -406,6 +344,12 @@ impl<T: PagemapOps> DevPagemap<T> {
     /// Page frame number of page 0.
     pub(crate) fn first_pfn(&self) -> usize {
         self.first_pfn
+    }
+
+    /// Index of page frame `pfn`, if it is one of the pagemap's.
+    pub(crate) fn index_of_pfn(&self, pfn: usize) -> Option<usize> {
+        let index = pfn.checked_sub(self.first_pfn)?;
+        (index < self.pages()).then_some(index)
     }
 
     /// A view of page `index`, `None` beyond the end.

@@ -5,10 +5,10 @@
 //! C header: [`include/linux/memremap.h`](srctree/include/linux/memremap.h)
 
 use super::{
+    memory_type::MemoryType,
     module::ModulePin,
     pagemap::{
         DevPagemap,
-        MemoryType,
         PagemapOps,
         PgmapOwner,
         PrivateOps, //
@@ -76,9 +76,7 @@ impl<T: PagemapOps> Registration<T> {
         owner: Arc<PgmapOwner>,
         ops: T,
     ) -> Result<Self, RegionError> {
-        let region = MemRegion::request(start, bytes)?;
-        let raw_ops = const { &DevPagemap::<T>::OPS };
-        Self::new(region, MemoryType::Coherent, raw_ops, owner, ops)
+        Self::at(MemoryType::Coherent, start, bytes, owner, ops)
     }
 
     /// As [`Registration::coherent`], of GENERIC memory.
@@ -88,9 +86,19 @@ impl<T: PagemapOps> Registration<T> {
         owner: Arc<PgmapOwner>,
         ops: T,
     ) -> Result<Self, RegionError> {
+        Self::at(MemoryType::Generic, start, bytes, owner, ops)
+    }
+
+    /// Registers memory that the CPU can reach, where it is.
+    fn at(
+        memory: MemoryType,
+        start: u64,
+        bytes: usize,
+        owner: Arc<PgmapOwner>,
+        ops: T,
+    ) -> Result<Self, RegionError> {
         let region = MemRegion::request(start, bytes)?;
-        let raw_ops = const { &DevPagemap::<T>::OPS };
-        Self::new(region, MemoryType::Generic, raw_ops, owner, ops)
+        Self::new(region, memory, const { &DevPagemap::<T>::OPS }, owner, ops)
     }
 
     fn new(
