@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::check::{Fail, OrFail, Outcome};
+use crate::check_eq;
 use crate::device::Device;
 use crate::ktap;
 use crate::module::{self, Module};
@@ -56,6 +57,17 @@ pub struct Child {
 }
 
 impl Child {
+    /// Runs `body` in a new process, which must end with SIGSEGV.
+    #[track_caller]
+    pub fn expect_segv(body: impl FnOnce(), what: &str) -> Outcome {
+        let child = Self::spawn(|| {
+            body();
+            Ok(())
+        })?;
+        check_eq!(child.exit()?, Exit::Signal(libc::SIGSEGV), "{what}");
+        Ok(())
+    }
+
     /// Runs `body` in a new process.
     #[track_caller]
     pub fn spawn(body: impl FnOnce() -> Outcome) -> Outcome<Self> {

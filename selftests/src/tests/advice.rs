@@ -15,7 +15,7 @@ use super::{Ctx, Test, freed_since};
 use crate::check::{OrFail, Outcome, expect_errno};
 use crate::device::{Buffer, HUGE_PAGES, check_bytes, pattern_bytes};
 use crate::harness::{Child, note};
-use crate::sys::{self, Exit};
+use crate::sys;
 use crate::{check, check_eq, proc};
 
 pub const TESTS: &[Test] = of_each_kind!("advice":
@@ -260,15 +260,12 @@ fn guard(ctx: &Ctx, node: usize) -> Outcome {
             let before = target.stats()?;
             buf.advise(n / 4 - 2, 6, MADV_GUARD_INSTALL)?;
             freed_since(target, &before, 4)?;
-            let reader = Child::spawn(|| {
-                buf.get(n / 4, 0);
-                Ok(())
-            })?;
-            check_eq!(
-                reader.exit()?,
-                Exit::Signal(libc::SIGSEGV),
-                "end of who reads a guard page"
-            );
+            Child::expect_segv(
+                || {
+                    buf.get(n / 4, 0);
+                },
+                "end of who reads a guard page",
+            )?;
             let result = target.read(&buf, n / 4, 1);
             expect_errno(result, &[libc::EFAULT], "READ of a guard page")?;
             // Those with a guard do not go, the others do.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::chain::{Image, SIZES, filled};
 use super::counts::Waiting;
 use super::leak::settled;
-use super::target::{COHERENT, GENERIC, PRIVATE, Target};
+use super::target::{PRIVATE, Target, open_all};
 use super::{Ctx, PAGES, Test, test};
 use crate::check::{Fail, OrFail, Outcome};
 use crate::device::{Buffer, PAGE, pattern_bytes};
@@ -32,19 +32,6 @@ pub const EACH: &[Test] = of_each_kind!("evict":
 
 /// How long each fight lasts.
 const TIME: Duration = Duration::from_millis(1500);
-
-/// Files of all devices that this machine and kernel have.
-fn all(ctx: &Ctx) -> Outcome<Vec<Target>> {
-    let mut targets = Vec::new();
-    for node in [PRIVATE, 1, COHERENT, 3, GENERIC, 5] {
-        match Target::open(ctx, node) {
-            Ok(target) => targets.push(target),
-            Err(Fail::Skip(_)) => {}
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(targets)
-}
 
 /// Repeats what a device gives up after a second, because others change the same pages
 /// all the time.
@@ -161,7 +148,7 @@ fn fight(targets: &[Target], buf: &Buffer, seed: u64) -> Outcome {
 
 fn all_devices(ctx: &Ctx) -> Outcome {
     settled(ctx, PRIVATE, |_| {
-        let targets = all(ctx)?;
+        let targets = open_all(ctx)?;
         fight(&targets, &Buffer::filled(PAGES, 1900)?, 1900)
     })
 }
@@ -169,7 +156,7 @@ fn all_devices(ctx: &Ctx) -> Outcome {
 /// A huge page is split by the first that takes a part of it.
 fn all_devices_huge(ctx: &Ctx) -> Outcome {
     settled(ctx, PRIVATE, |_| {
-        let targets = all(ctx)?;
+        let targets = open_all(ctx)?;
         fight(&targets, &filled(true, 2100)?, 2100)
     })
 }

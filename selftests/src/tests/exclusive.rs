@@ -293,15 +293,12 @@ fn mprotect(_: &Ctx) -> Outcome {
     let data = pattern_bytes(327, 0, PAGES / 2);
     let result = device.write(&buf, 0, &data);
     expect_errno(result, &[libc::EPERM], "WRITE to read-only pages")?;
-    let writer = Child::spawn(|| {
-        buf.set(1, 0, 1);
-        Ok(())
-    })?;
-    check_eq!(
-        writer.exit()?,
-        Exit::Signal(libc::SIGSEGV),
-        "write to a read-only page"
-    );
+    Child::expect_segv(
+        || {
+            buf.set(1, 0, 1);
+        },
+        "write to a read-only page",
+    )?;
     buf.check(0, PAGES / 2, 326)?;
     buf.protect(0, PAGES / 2, RW)?;
     buf.check(0, PAGES, 326)?;

@@ -264,34 +264,63 @@ fn clone(_: &Ctx) -> Outcome {
     s.unmount()
 }
 
-/// Truncation of one file waits for a pin that came by the other, and is woken.
-fn clone_pinned(_: &Ctx) -> Outcome {
-    let s = Setup::new(REFLINK)?;
-    for pages in [SMALL, LARGE] {
-        let ([a, b], [map_a, map_b]) = twins(&s, pages, 882)?;
-        map_a.check(0, pages, 882)?;
-        map_b.check(0, pages, 882)?;
+/// Two files that share blocks: one of them is being truncated, and waits, as a page is
+/// pinned by a mapping of the other.
+struct Clash {
+    a: File,
+    b: File,
+    map_a: Buffer,
+    map_b: Buffer,
+    frames: Vec<u64>,
+    holder: Device,
+    pin: u32,
+    taker: Child,
+}
+
+impl Clash {
+    fn begin(s: &Setup, pages: usize, seed: u64, what: &str) -> Outcome<Self> {
+        let ([a, b], [map_a, map_b]) = twins(s, pages, seed)?;
+        map_a.check(0, pages, seed)?;
+        map_b.check(0, pages, seed)?;
         let frames = s.expect(&map_a, entries(2), "read by both files")?;
         let truncate = || files::truncate(&a, 0).or_fail("ftruncate");
         let taker = Waiting::start(|| Ok(()), truncate)?;
         let holder = Device::open(0)?;
-        let id = holder.pin(&map_b, 1, 1, 0).or_fail("ZDM_PIN")?;
+        let pin = holder.pin(&map_b, 1, 1, 0).or_fail("ZDM_PIN")?;
         let taker = taker.release()?;
-        let what = "ftruncate of a file whose page is held by another file's mapping";
         expect_waits(&taker, IN_BREAK, what)?;
-        s.expect_frames(&frames[1..2], with_pins(pages, MAPPED, 1), "held")?;
+        Ok(Self {
+            a,
+            b,
+            map_a,
+            map_b,
+            frames,
+            holder,
+            pin,
+            taker,
+        })
+    }
+}
+
+/// Truncation of one file waits for a pin that came by the other, and is woken.
+fn clone_pinned(_: &Ctx) -> Outcome {
+    let s = Setup::new(REFLINK)?;
+    let what = "ftruncate of a file whose page is held by another file's mapping";
+    for pages in [SMALL, LARGE] {
+        let c = Clash::begin(&s, pages, 882, what)?;
+        s.expect_frames(&c.frames[1..2], with_pins(pages, MAPPED, 1), "held")?;
         // The other mapping goes first, then the pin.
-        drop(map_b);
-        expect_waits(&taker, IN_BREAK, what)?;
-        holder.unpin(id, 0).or_fail("ZDM_UNPIN")?;
-        expect_woken(taker, what)?;
-        s.expect_frames(&frames, IDLE, "truncated")?;
-        let map_b = Buffer::shared(&b, pages)?;
+        drop(c.map_b);
+        expect_waits(&c.taker, IN_BREAK, what)?;
+        c.holder.unpin(c.pin, 0).or_fail("ZDM_UNPIN")?;
+        expect_woken(c.taker, what)?;
+        s.expect_frames(&c.frames, IDLE, "truncated")?;
+        let map_b = Buffer::shared(&c.b, pages)?;
         map_b.check(0, pages, 882)?;
-        drop((a, b, map_a, map_b));
+        drop((c.a, c.b, c.map_a, map_b));
         s.fs.remove("a")?;
         s.fs.remove("b")?;
-        s.expect_free(&frames, "unlinked")?;
+        s.expect_free(&c.frames, "unlinked")?;
     }
     s.unmount()
 }
@@ -299,26 +328,17 @@ fn clone_pinned(_: &Ctx) -> Outcome {
 /// The same while the other file stays mapped, which nobody has to wait for.
 fn clone_mapped(_: &Ctx) -> Outcome {
     let s = Setup::new(REFLINK)?;
+    let what = "ftruncate of a file whose pages another one maps";
     for pages in [SMALL, LARGE] {
-        let ([a, b], [map_a, map_b]) = twins(&s, pages, 883)?;
-        map_a.check(0, pages, 883)?;
-        map_b.check(0, pages, 883)?;
-        let frames = s.expect(&map_a, entries(2), "read by both files")?;
-        let truncate = || files::truncate(&a, 0).or_fail("ftruncate");
-        let taker = Waiting::start(|| Ok(()), truncate)?;
-        let holder = Device::open(0)?;
-        let id = holder.pin(&map_b, 1, 1, 0).or_fail("ZDM_PIN")?;
-        let taker = taker.release()?;
-        let what = "ftruncate of a file whose pages another one maps";
-        expect_waits(&taker, IN_BREAK, what)?;
-        holder.unpin(id, 0).or_fail("ZDM_UNPIN")?;
-        expect_woken(taker, what)?;
-        s.expect(&map_b, MAPPED, "of one file")?;
-        map_b.check(0, pages, 883)?;
-        drop((a, b, map_a, map_b));
+        let c = Clash::begin(&s, pages, 883, what)?;
+        c.holder.unpin(c.pin, 0).or_fail("ZDM_UNPIN")?;
+        expect_woken(c.taker, what)?;
+        s.expect(&c.map_b, MAPPED, "of one file")?;
+        c.map_b.check(0, pages, 883)?;
+        drop((c.a, c.b, c.map_a, c.map_b));
         s.fs.remove("a")?;
         s.fs.remove("b")?;
-        s.expect_free(&frames, "unlinked")?;
+        s.expect_free(&c.frames, "unlinked")?;
     }
     s.unmount()
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use super::counts::{
     MAPPED, Waiting, expect, expect_frames, expect_free, frames, held, pinned, pinned_large,
 };
+use super::ksm::{self, KSM, Ksm};
 use super::target::{GENERIC, Target, expect_huge, huge_filled};
 use super::{Ctx, Test, absent, freed_since, test};
 use crate::check::{Fail, OrFail, Outcome};
@@ -366,28 +367,6 @@ fn mlock(ctx: &Ctx) -> Outcome {
     Ok(())
 }
 
-const KSM: &str = "/sys/kernel/mm/ksm";
-
-/// A number of KSM's.
-fn ksm_number(name: &str) -> Outcome<u64> {
-    let path = format!("{KSM}/{name}");
-    let text = fs::read_to_string(&path).or_fail(&path)?;
-    text.trim()
-        .parse()
-        .map_err(|e| Fail::failed(format!("{path}: '{text}': {e}")))
-}
-
-/// Puts KSM's switches back when dropped.
-struct Ksm;
-
-impl Drop for Ksm {
-    fn drop(&mut self) {
-        // 2 stops it and undoes what it has merged.
-        let _ = fs::write(format!("{KSM}/run"), "2");
-        let _ = fs::write(format!("{KSM}/run"), "0");
-    }
-}
-
 /// Pages on the device are not merged, though others like them are.
 fn ksm(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, GENERIC)?;
@@ -412,12 +391,12 @@ fn ksm(ctx: &Ctx) -> Outcome {
     for (name, value) in [("sleep_millisecs", "0"), ("pages_to_scan", "1000")] {
         fs::write(format!("{KSM}/{name}"), value).or_fail(name)?;
     }
-    let start = ksm_number("full_scans")?;
+    let start = ksm::number("full_scans")?;
     fs::write(format!("{KSM}/run"), "1").or_fail("run")?;
     let mut merged = 0;
     sys::wait_until(Duration::from_secs(20), || {
-        merged = ksm_number("pages_sharing").unwrap_or(0);
-        merged > 0 && ksm_number("full_scans").is_ok_and(|n| n > start + 2)
+        merged = ksm::number("pages_sharing").unwrap_or(0);
+        merged > 0 && ksm::number("full_scans").is_ok_and(|n| n > start + 2)
     });
     check!(
         merged > 0,

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::account::{current, new_cgroup};
 use super::inject::{clear, the_violation};
-use super::target::{COHERENT, GENERIC, PRIVATE, Target, huge_filled};
+use super::target::{Target, huge_filled};
 use super::{Ctx, Test, test, with};
 use crate::check::{Fail, OrFail, Outcome, expect_errno};
 use crate::device::{Buffer, Data, Device, HUGE_PAGES};
@@ -20,49 +20,29 @@ use crate::sys;
 use crate::uapi::*;
 use crate::{check, check_eq};
 
-macro_rules! of_each_kind {
-    ($($name:ident),* $(,)?) => {
-        &[$(
-            with("inject=1", test(concat!("inject.", stringify!($name)), $name::<PRIVATE>)),
-            with("inject=1", test(concat!("inject_coherent.", stringify!($name)), $name::<COHERENT>)),
-            with("inject=1", test(concat!("inject_generic.", stringify!($name)), $name::<GENERIC>)),
-        )*]
-    };
-}
-
-pub const TESTS: &[Test] = of_each_kind![
-    born,
-    settled_ref,
-    settled_ref_huge,
-    source_ref,
-    source_ref_huge,
-    double_free,
-    stale_mapping,
-    stale_anon_exclusive,
-    held_huge,
-    pagemap_ref,
-    stuck,
-    not_freed,
-    still_charged,
-    corrupt,
-];
+pub const TESTS: &[Test] = of_each_kind!("inject", "inject=1":
+    "born" => born,
+    "settled_ref" => settled_ref,
+    "settled_ref_huge" => settled_ref_huge,
+    "source_ref" => source_ref,
+    "source_ref_huge" => source_ref_huge,
+    "double_free" => double_free,
+    "stale_mapping" => stale_mapping,
+    "stale_anon_exclusive" => stale_anon_exclusive,
+    "held_huge" => held_huge,
+    "pagemap_ref" => pagemap_ref,
+    "stuck" => stuck,
+    "not_freed" => not_freed,
+    "still_charged" => still_charged,
+    "corrupt" => corrupt,
+);
 
 /// Those that want all of a device's memory.
-pub const SMALL: &[Test] = &[
-    with(
-        CHUNKS,
-        test("inject.stale_hand_out", stale_hand_out::<PRIVATE>),
-    ),
-    with(
-        CHUNKS,
-        test("inject_coherent.stale_hand_out", stale_hand_out::<COHERENT>),
-    ),
-    with(
-        CHUNKS,
-        test("inject_generic.stale_hand_out", stale_hand_out::<GENERIC>),
-    ),
-];
+pub const SMALL: &[Test] = of_each_kind!("inject", "inject=1 devmem_chunk_mb=2":
+    "stale_hand_out" => stale_hand_out,
+);
 
+/// Parameters of those.
 pub(super) const CHUNKS: &str = "inject=1 devmem_chunk_mb=2";
 
 /// Of one kind only.
@@ -121,8 +101,8 @@ pub(super) fn mended(target: &Target) -> Outcome {
 }
 
 /// I1: memory is registered with a page that has a reference.
-fn born<const NODE: usize>(ctx: &Ctx) -> Outcome {
-    let target = Target::open(ctx, NODE)?;
+fn born(ctx: &Ctx, node: usize) -> Outcome {
+    let target = Target::open(ctx, node)?;
     let buf = Buffer::filled(N, 120)?;
     inject(&target, ZDM_INJECT_BORN_REF, 0)?;
     target
@@ -151,8 +131,8 @@ fn born<const NODE: usize>(ctx: &Ctx) -> Outcome {
 
 /// I2: a page that still has a mapping is not handed out. With chunks of 2 MiB, all of
 /// which is wanted.
-fn stale_hand_out<const NODE: usize>(ctx: &Ctx) -> Outcome {
-    let target = Target::open(ctx, NODE)?;
+fn stale_hand_out(ctx: &Ctx, node: usize) -> Outcome {
+    let target = Target::open(ctx, node)?;
     let buf = Buffer::anon(HUGE_PAGES)?;
     buf.advise(0, HUGE_PAGES, libc::MADV_NOHUGEPAGE)?;
     buf.fill(0, HUGE_PAGES, 121);
@@ -174,8 +154,8 @@ fn stale_hand_out<const NODE: usize>(ctx: &Ctx) -> Outcome {
 }
 
 /// I3: a folio has a reference more than mappings when a migration to it is done.
-fn settled<const NODE: usize>(ctx: &Ctx, huge: bool) -> Outcome {
-    let target = Target::open(ctx, NODE)?;
+fn settled(ctx: &Ctx, node: usize, huge: bool) -> Outcome {
+    let target = Target::open(ctx, node)?;
     let buf = source(&target, huge, 122)?;
     inject(&target, ZDM_INJECT_SETTLED_REF, 0)?;
     target.move_all(&buf, 122)?;
@@ -214,17 +194,17 @@ fn source(target: &Target, huge: bool, seed: u64) -> Outcome<Buffer> {
     huge_filled(1, seed)
 }
 
-fn settled_ref<const NODE: usize>(ctx: &Ctx) -> Outcome {
-    settled::<NODE>(ctx, false)
+fn settled_ref(ctx: &Ctx, node: usize) -> Outcome {
+    settled(ctx, node, false)
 }
 
-fn settled_ref_huge<const NODE: usize>(ctx: &Ctx) -> Outcome {
-    settled::<NODE>(ctx, true)
+fn settled_ref_huge(ctx: &Ctx, node: usize) -> Outcome {
+    settled(ctx, node, true)
 }
 
 /// I9: what a folio of the system's holds moves although somebody holds it.
-fn moved_held<const NODE: usize>(ctx: &Ctx, huge: bool) -> Outcome {
-    let target = Target::open(ctx, NODE)?;
+fn moved_held(ctx: &Ctx, node: usize, huge: bool) -> Outcome {
+    let target = Target::open(ctx, node)?;
     let buf = source(&target, huge, 123)?;
     let pfn = mapped_frame(&buf, 0)?;
     inject(&target, ZDM_INJECT_SOURCE_REF, 0)?;
@@ -247,17 +227,17 @@ fn moved_held<const NODE: usize>(ctx: &Ctx, huge: bool) -> Outcome {
     mended(&target)
 }
 
-fn source_ref<const NODE: usize>(ctx: &Ctx) -> Outcome {
-    moved_held::<NODE>(ctx, false)
+fn source_ref(ctx: &Ctx, node: usize) -> Outcome {
+    moved_held(ctx, node, false)
 }
 
-fn source_ref_huge<const NODE: usize>(ctx: &Ctx) -> Outcome {
-    moved_held::<NODE>(ctx, true)
+fn source_ref_huge(ctx: &Ctx, node: usize) -> Outcome {
+    moved_held(ctx, node, true)
 }
 
 /// I4: a page is freed that is free.
-fn double_free<const NODE: usize>(ctx: &Ctx) -> Outcome {
-    let target = Target::open(ctx, NODE)?;
+fn double_free(ctx: &Ctx, node: usize) -> Outcome {
+    let target = Target::open(ctx, node)?;
     let pfn = inject(&target, ZDM_INJECT_DOUBLE_FREE, 0)?;
     let v = expect(&target, 0, 4, ZDM_CHECK_STATE, pfn)?;
     check_eq!((v.expected, v.found), (1, 0), "the violation ({v:x?})");
@@ -272,8 +252,8 @@ fn double_free<const NODE: usize>(ctx: &Ctx) -> Outcome {
 }
 
 /// I5: a free page has what it must not have.
-fn stale<const NODE: usize>(ctx: &Ctx, kind: u32, check: u32) -> Outcome {
-    let target = Target::open(ctx, NODE)?;
+fn stale(ctx: &Ctx, node: usize, kind: u32, check: u32) -> Outcome {
+    let target = Target::open(ctx, node)?;
     let pfn = inject(&target, kind, 0)?;
     expect(&target, 1, 5, check, pfn)?;
     expect_errno(target.inject(kind, 0), &[libc::EBUSY], "the same once more")?;
@@ -285,21 +265,22 @@ fn stale<const NODE: usize>(ctx: &Ctx, kind: u32, check: u32) -> Outcome {
     mended(&target)
 }
 
-fn stale_mapping<const NODE: usize>(ctx: &Ctx) -> Outcome {
-    stale::<NODE>(ctx, ZDM_INJECT_STALE_MAPPING, ZDM_CHECK_MAPPING)
+fn stale_mapping(ctx: &Ctx, node: usize) -> Outcome {
+    stale(ctx, node, ZDM_INJECT_STALE_MAPPING, ZDM_CHECK_MAPPING)
 }
 
-fn stale_anon_exclusive<const NODE: usize>(ctx: &Ctx) -> Outcome {
-    stale::<NODE>(
+fn stale_anon_exclusive(ctx: &Ctx, node: usize) -> Outcome {
+    stale(
         ctx,
+        node,
         ZDM_INJECT_STALE_ANON_EXCLUSIVE,
         ZDM_CHECK_ANON_EXCLUSIVE,
     )
 }
 
 /// I5: a large folio in use has a reference that nobody accounts for.
-fn held_huge<const NODE: usize>(ctx: &Ctx) -> Outcome {
-    let target = Target::open(ctx, NODE)?;
+fn held_huge(ctx: &Ctx, node: usize) -> Outcome {
+    let target = Target::open(ctx, node)?;
     let buf = source(&target, true, 125)?;
     target.move_huge(&buf, 125)?;
     let pfn = frame(&target, &buf, 0)?;
@@ -325,8 +306,8 @@ fn held_huge<const NODE: usize>(ctx: &Ctx) -> Outcome {
 }
 
 /// I6: a reference of the pagemap that nobody accounts for.
-fn pagemap_ref<const NODE: usize>(ctx: &Ctx) -> Outcome {
-    let target = Target::open(ctx, NODE)?;
+fn pagemap_ref(ctx: &Ctx, node: usize) -> Outcome {
+    let target = Target::open(ctx, node)?;
     let pfn = inject(&target, ZDM_INJECT_PAGEMAP_GET, 0)?;
     let v = expect(&target, 1, 6, ZDM_CHECK_PAGEMAP, pfn)?;
     check_eq!((v.expected, v.found), (0, 1), "the violation ({v:x?})");
@@ -392,8 +373,8 @@ fn pagemap_ref_stays(ctx: &Ctx) -> Outcome {
 }
 
 /// I7: a page would not leave the device.
-fn stuck<const NODE: usize>(ctx: &Ctx) -> Outcome {
-    let target = Target::open(ctx, NODE)?;
+fn stuck(ctx: &Ctx, node: usize) -> Outcome {
+    let target = Target::open(ctx, node)?;
     let buf = Buffer::filled(N, 127)?;
     target.move_all(&buf, 127)?;
     let pfn = inject(&target, ZDM_INJECT_EXTRA_GET, buf.at(2))?;
@@ -410,8 +391,8 @@ fn stuck<const NODE: usize>(ctx: &Ctx) -> Outcome {
 }
 
 /// I8: the page that was moved away from is not freed.
-fn not_freed<const NODE: usize>(ctx: &Ctx) -> Outcome {
-    let target = Target::open(ctx, NODE)?;
+fn not_freed(ctx: &Ctx, node: usize) -> Outcome {
+    let target = Target::open(ctx, node)?;
     let buf = source(&target, true, 128)?;
     let pfn = mapped_frame(&buf, 0)?;
     check!(
@@ -436,11 +417,11 @@ fn not_freed<const NODE: usize>(ctx: &Ctx) -> Outcome {
 }
 
 /// I8: a device page that nobody maps is not freed, and stays charged.
-fn still_charged<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn still_charged(ctx: &Ctx, node: usize) -> Outcome {
     let dir = new_cgroup()?;
     let child = Child::spawn(|| {
         fs::write(dir.join("cgroup.procs"), "0").or_fail("cgroup.procs")?;
-        let target = Target::open(ctx, NODE)?;
+        let target = Target::open(ctx, node)?;
         let buf = source(&target, true, 118)?;
         target.move_huge(&buf, 118)?;
         inject(&target, ZDM_INJECT_EXTRA_GET, buf.at(0))?;
@@ -466,8 +447,8 @@ fn still_charged<const NODE: usize>(ctx: &Ctx) -> Outcome {
 }
 
 /// I10: a bit of the data is flipped where it is.
-fn corrupt<const NODE: usize>(ctx: &Ctx) -> Outcome {
-    let target = Target::open(ctx, NODE)?;
+fn corrupt(ctx: &Ctx, node: usize) -> Outcome {
+    let target = Target::open(ctx, node)?;
     let buf = Buffer::filled(N, 129)?;
     target.move_all(&buf, 129)?;
     for (page, times) in [(3, 1), (5, 2)] {

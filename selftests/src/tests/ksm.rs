@@ -24,10 +24,10 @@ pub const TESTS: &[Test] = of_each_kind!("ksm":
     "fork" => fork,
 );
 
-const KSM: &str = "/sys/kernel/mm/ksm";
+pub const KSM: &str = "/sys/kernel/mm/ksm";
 
 /// A number of KSM's.
-fn number(name: &str) -> Outcome<u64> {
+pub fn number(name: &str) -> Outcome<u64> {
     let path = format!("{KSM}/{name}");
     let text = fs::read_to_string(&path).or_fail(&path)?;
     text.trim()
@@ -36,7 +36,7 @@ fn number(name: &str) -> Outcome<u64> {
 }
 
 /// KSM at work; it stops and undoes all it has merged when this is dropped.
-struct Ksm;
+pub struct Ksm;
 
 impl Ksm {
     fn start() -> Outcome<Self> {

@@ -7,7 +7,7 @@ use super::{Ctx, PAGES, expect_present, freed_since};
 use crate::check::{Fail, OrFail, Outcome, expect_errno};
 use crate::device::{Buffer, HUGE_PAGES, PAGE, check_bytes};
 use crate::harness::{Child, note};
-use crate::sys::{self, Exit};
+use crate::sys;
 use crate::{check, check_eq};
 
 /// To the device, and back by request, with every page looked at from all sides.
@@ -69,28 +69,22 @@ pub fn read_only_mapping<const NODE: usize>(ctx: &Ctx) -> Outcome {
     device.move_all(&buf, 4)?;
 
     let (from, to) = (5, 6);
-    let writer = Child::spawn(|| {
-        buf.set(from, 0, 1);
-        Ok(())
-    })?;
-    check_eq!(
-        writer.exit()?,
-        Exit::Signal(libc::SIGSEGV),
-        "write to a read-only page on the device"
-    );
+    Child::expect_segv(
+        || {
+            buf.set(from, 0, 1);
+        },
+        "write to a read-only page on the device",
+    )?;
     device
         .to_system(&buf, to, PAGES - to)
         .or_fail("MIGRATE_TO_SYS")?;
     buf.check(0, PAGES, 4)?;
-    let writer = Child::spawn(|| {
-        buf.set(to, 0, 1);
-        Ok(())
-    })?;
-    check_eq!(
-        writer.exit()?,
-        Exit::Signal(libc::SIGSEGV),
-        "write to a read-only page that came back"
-    );
+    Child::expect_segv(
+        || {
+            buf.set(to, 0, 1);
+        },
+        "write to a read-only page that came back",
+    )?;
     buf.protect(0, PAGES, libc::PROT_READ | libc::PROT_WRITE)?;
     buf.fill(0, PAGES, 5);
     buf.check(0, PAGES, 5)

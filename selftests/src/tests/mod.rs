@@ -6,19 +6,23 @@
 //! harness audits every device, so that a test need not say "and nothing leaked".
 
 /// Tests that are the same for each kind of memory: `GROUP.NAME` for PRIVATE memory,
-/// `GROUP_coherent.NAME` and `GROUP_generic.NAME` for the others.
+/// `GROUP_coherent.NAME` and `GROUP_generic.NAME` for the others; with parameters of the
+/// module, where there are any.
 macro_rules! of_each_kind {
     ($group:literal: $($name:literal => $run:ident),+ $(,)?) => {
+        of_each_kind!($group, "": $($name => $run),+)
+    };
+    ($group:literal, $with:literal: $($name:literal => $run:ident),+ $(,)?) => {
         &[
-            $(super::test(concat!($group, ".", $name), |ctx| {
+            $(super::with($with, super::test(concat!($group, ".", $name), |ctx| {
                 $run(ctx, super::target::PRIVATE)
-            }),)+
-            $(super::test(concat!($group, "_coherent.", $name), |ctx| {
+            })),)+
+            $(super::with($with, super::test(concat!($group, "_coherent.", $name), |ctx| {
                 $run(ctx, super::target::COHERENT)
-            }),)+
-            $(super::test(concat!($group, "_generic.", $name), |ctx| {
+            })),)+
+            $(super::with($with, super::test(concat!($group, "_generic.", $name), |ctx| {
                 $run(ctx, super::target::GENERIC)
-            }),)+
+            })),)+
         ]
     };
 }

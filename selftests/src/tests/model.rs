@@ -13,7 +13,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use super::allocator::Random;
 use super::contention::in_turn;
 use super::leak::settled;
-use super::target::{COHERENT, GENERIC, PRIVATE, Target};
+use super::target::{PRIVATE, Target, open_all};
 use super::{Ctx, Test, test};
 use crate::check;
 use crate::check::{Fail, OrFail, Outcome};
@@ -131,19 +131,6 @@ const STEPS: &[(&str, usize, Step)] = &[
     ("close", 2, |w| w.close()),
     ("check all", 3, |w| w.check_all()),
 ];
-
-/// Opens a file of every device that this kernel and machine have.
-fn open_all(ctx: &Ctx) -> Outcome<Vec<Target>> {
-    let mut targets = Vec::new();
-    for node in [PRIVATE, 1, COHERENT, 3, GENERIC, 5] {
-        match Target::open(ctx, node) {
-            Ok(target) => targets.push(target),
-            Err(Fail::Skip(_)) => {}
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(targets)
-}
 
 impl<'a> Walk<'a> {
     fn new(

@@ -12,7 +12,6 @@ use super::{Ctx, PAGES, Test, freed_since};
 use crate::check::{OrFail, Outcome, expect_errno};
 use crate::device::{Buffer, HUGE_PAGES, check_bytes, pattern_bytes};
 use crate::harness::Child;
-use crate::sys::Exit;
 use crate::uapi::*;
 use crate::{check, check_eq};
 
@@ -40,15 +39,12 @@ fn single(n: usize) -> [usize; 4] {
 /// A write by the CPU must end the process that tries.
 #[track_caller]
 fn refused(buf: &Buffer, page: usize) -> Outcome {
-    let writer = Child::spawn(|| {
-        buf.set(page, 0, 1);
-        Ok(())
-    })?;
-    check_eq!(
-        writer.exit()?,
-        Exit::Signal(libc::SIGSEGV),
-        "end of who writes to page {page}"
-    );
+    Child::expect_segv(
+        || {
+            buf.set(page, 0, 1);
+        },
+        &format!("end of who writes to page {page}"),
+    )?;
     Ok(())
 }
 
@@ -395,15 +391,12 @@ fn not_for_children(ctx: &Ctx, node: usize) -> Outcome {
                 buf.check_zero(n / 2, n / 4)?;
                 buf.check(n / 2 + n / 4, n / 4, 1290)?;
                 buf.fill(n / 2, n / 2, 1291);
-                let reader = Child::spawn(|| {
-                    buf.get(n / 4, 0);
-                    Ok(())
-                })?;
-                check_eq!(
-                    reader.exit()?,
-                    Exit::Signal(libc::SIGSEGV),
-                    "end of who reads what is not for children"
-                );
+                Child::expect_segv(
+                    || {
+                        buf.get(n / 4, 0);
+                    },
+                    "end of who reads what is not for children",
+                )?;
                 Ok(())
             })?
             .join()?;

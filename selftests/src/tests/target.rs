@@ -66,6 +66,19 @@ pub fn old_rule(ctx: &Ctx, device: &Device, n: usize) -> Outcome<bool> {
     }
 }
 
+/// Opens a file of every device that this kernel and machine have.
+pub fn open_all(ctx: &Ctx) -> Outcome<Vec<Target>> {
+    let mut targets = Vec::new();
+    for node in [PRIVATE, 1, COHERENT, 3, GENERIC, 5] {
+        match Target::open(ctx, node) {
+            Ok(target) => targets.push(target),
+            Err(Fail::Skip(_)) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(targets)
+}
+
 /// An open device.
 pub struct Target {
     device: Device,

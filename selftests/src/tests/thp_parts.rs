@@ -7,7 +7,6 @@ use super::{Ctx, Test, expect_present, test};
 use crate::check::{OrFail, Outcome, expect_errno};
 use crate::device::{Buffer, Device, HUGE_PAGES, check_bytes, pattern_bytes};
 use crate::harness::{Child, note};
-use crate::sys::Exit;
 use crate::{check, check_eq};
 
 const N: usize = HUGE_PAGES;
@@ -150,15 +149,12 @@ fn protect<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let data = pattern_bytes(234, first, 2);
     let result = target.write(&buf, first, &data);
     expect_errno(result, &[], "WRITE to read-only pages")?;
-    let writer = Child::spawn(|| {
-        buf.set(first + n - 1, 0, 1);
-        Ok(())
-    })?;
-    check_eq!(
-        writer.exit()?,
-        Exit::Signal(libc::SIGSEGV),
-        "write to a read-only page"
-    );
+    Child::expect_segv(
+        || {
+            buf.set(first + n - 1, 0, 1);
+        },
+        "write to a read-only page",
+    )?;
     target
         .write(&buf, 0, &pattern_bytes(235, 0, first))
         .or_fail("WRITE beside read-only pages")?;

@@ -8,7 +8,6 @@ use crate::check::{OrFail, Outcome};
 use crate::check_eq;
 use crate::device::{Buffer, check_bytes};
 use crate::harness::Child;
-use crate::sys::Exit;
 
 pub fn while_migrated<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let device = Target::open(ctx, NODE)?;
@@ -92,15 +91,12 @@ pub fn mprotect<const NODE: usize>(ctx: &Ctx) -> Outcome {
     // The first half comes back while read-only.
     buf.check(0, PAGES / 2, 54)?;
     for page in [0, PAGES - 1] {
-        let writer = Child::spawn(|| {
-            buf.set(page, 0, 1);
-            Ok(())
-        })?;
-        check_eq!(
-            writer.exit()?,
-            Exit::Signal(libc::SIGSEGV),
-            "write to read-only page {page}"
-        );
+        Child::expect_segv(
+            || {
+                buf.set(page, 0, 1);
+            },
+            &format!("write to read-only page {page}"),
+        )?;
     }
     buf.protect(0, PAGES, libc::PROT_READ | libc::PROT_WRITE)?;
     buf.check(0, PAGES, 54)?;
