@@ -140,18 +140,18 @@ impl Recipe {
     /// A complete tree with as many of our first patches as can be found, how many these are, and
     /// a lock without which it might be removed while it is copied.
     fn seed(&self, kernels: &Path) -> Option<(PathBuf, usize, repo::Lock)> {
+        let mut trees: Vec<PathBuf> =
+            fs::read_dir(kernels).into_iter().flatten().flatten().map(|e| e.path()).collect();
+        trees.sort();
         (0..=self.patches.len()).rev().find_map(|count| {
             let key = self.key(count);
-            let mut trees: Vec<PathBuf> =
-                fs::read_dir(kernels).into_iter().flatten().flatten().map(|e| e.path()).collect();
-            trees.sort();
-            trees.into_iter().find_map(|tree| {
+            trees.iter().find_map(|tree| {
                 let name = tree.file_name()?.to_str()?;
                 let ours = name.strip_suffix(key.as_str()).is_some_and(|n| n.ends_with('-'));
                 let lock = kernels.join(format!("{name}.lock"));
                 // Waiting would do no good: who holds it builds or removes the tree.
                 let lock = ours.then(|| repo::try_lock(&lock)).flatten()?;
-                tree.join(COMPLETE).is_file().then_some((tree, count, lock))
+                tree.join(COMPLETE).is_file().then(|| (tree.clone(), count, lock))
             })
         })
     }

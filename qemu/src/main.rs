@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The command line of zdvm. Exit status: 0 pass, 1 fail, 2 usage or environment.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -199,17 +200,24 @@ fn open(repo: &std::path::Path, matrix: &Matrix, which: &Which, name: &str) -> R
     }
 }
 
-/// Builds kernels, those with few patches first: the others begin with what is built then.
-fn build_all(repo: &std::path::Path, matrix: &Matrix, names: &[String]) -> Result<()> {
+/// The trees of kernels by name. Those with few patches are built first: the others begin with what is
+/// built then.
+fn open_all(
+    repo: &std::path::Path,
+    matrix: &Matrix,
+    which: &Which,
+    names: &[String],
+) -> Result<BTreeMap<String, Tree>> {
     let mut kernels = Vec::new();
     for name in names {
         kernels.push((kernel::patches(matrix, matrix.kernel(name)?)?.len(), name));
     }
     kernels.sort();
+    let mut trees = BTreeMap::new();
     for (_, name) in kernels {
-        kernel::build(repo, matrix, name)?;
+        trees.insert(name.clone(), open(repo, matrix, which, name)?);
     }
-    Ok(())
+    Ok(trees)
 }
 
 fn run_all(repo: &std::path::Path, args: &RunArgs) -> Result<Tally> {
@@ -222,17 +230,17 @@ fn run_all(repo: &std::path::Path, args: &RunArgs) -> Result<Tally> {
     let (mut passed, mut failed, mut good) = (0, 0, true);
     let (mut turns, mut clean) = (0, 0);
     let names = names(&matrix, &args.which)?;
-    if args.which.kdir.is_none() && !args.list {
-        build_all(repo, &matrix, &names)?;
-    }
+    let trees = match args.list {
+        true => BTreeMap::new(),
+        false => open_all(repo, &matrix, &args.which, &names)?,
+    };
     'all: for name in names {
         let request = args.which.request(&name, &suites);
-        if args.list {
+        let Some(tree) = trees.get(&name) else {
             list(&matrix.planned(&request.on, &plans, &selection)?);
             continue;
-        }
-        let tree = open(repo, &matrix, &args.which, &name)?;
-        let mut setup = Setup::new(repo, &matrix, tree, &request)?;
+        };
+        let mut setup = Setup::new(repo, &matrix, tree.clone(), &request)?;
         if let Some(mutant) = &args.mutant {
             setup.cmdline = format!("{PARAMETER}={mutant}");
         }
