@@ -24,10 +24,19 @@ use crate::{
         task::check_signals, //
     },
 };
-use kernel::prelude::*;
+use kernel::{
+    prelude::*,
+    time::{
+        delay::fsleep,
+        Delta, //
+    }, //
+};
 
 /// Pages between two looks for a fatal signal.
 const BATCH: usize = 4096;
+
+/// Scans of a chunk, a millisecond apart, before what is wrong with it is taken for what stays.
+const TRIES: usize = 50;
 
 /// Pages that a scan has seen.
 #[derive(Default)]
@@ -67,7 +76,11 @@ impl Device {
     pub(super) fn audit(&self) -> Result<AuditCounts> {
         let mut counts = AuditCounts::default();
         for chunk in self.chunks() {
-            self.scan_chunk(&chunk, &mut counts)?;
+            let found = self.settled_scan(&chunk)?;
+            counts.pages += found.pages;
+            counts.free += found.free;
+            counts.used += found.used;
+            counts.found += found.found;
             let leak = self.core.auditor.is_on() && {
                 let leak = leaked(&chunk);
                 chunk.ops().judge(0, leak)
@@ -77,45 +90,25 @@ impl Device {
         Ok(counts)
     }
 
-    fn scan_chunk(&self, chunk: &PagemapRef<Chunk>, counts: &mut AuditCounts) -> Result {
-        let mut scan = self.core.auditor.scan();
-        let ledger = chunk.ops().ledger();
-        // Pages left of the large folio in use that was met last.
-        let mut tails = 0;
-        let mut index = 0;
-        while index < chunk.pages() {
-            check_signals()?;
-            // Pages up to here before the next look for a signal.
-            let end = chunk.pages().min(index + BATCH);
-            while index < end {
-                if tails == 0 {
-                    let clean = chunk.clean_pages(index, end - index);
-                    counts.free += clean as u64;
-                    index += clean;
-                    if index == end {
-                        break;
-                    }
-                }
-                let Some(page) = chunk.page(index) else { break };
-                let outcome = if tails > 0 {
-                    tails -= 1;
-                    counts.used += 1;
-                    check_tail(page)
-                } else if let Some(order) = chunk.order_in_use(index) {
-                    tails = (1usize << order) - 1;
-                    counts.used += 1;
-                    check_used(page, order)
-                } else {
-                    counts.free += 1;
-                    check_idle(page)
-                };
-                let outcome = outcome.map(|v| v.after(ledger.last(index)));
-                counts.found += u64::from(scan.judge(outcome));
-                index += 1;
-            }
+    /// Scans a chunk, and judges what is still wrong with it after a while: khugepaged, for one, brings
+    /// pages back by itself, and holds them meanwhile. May sleep, where something is wrong.
+    fn settled_scan(&self, chunk: &PagemapRef<Chunk>) -> Result<AuditCounts> {
+        let mut counts = scan_chunk(chunk, |_, outcome| outcome.is_some())?;
+        let mut tries = 0;
+        // Where every free page has a reference that goes on, there is nothing to wait for.
+        while counts.found > 0 && self.free_refs() == 0 && tries < TRIES {
+            fsleep(Delta::from_millis(1));
+            counts = scan_chunk(chunk, |_, outcome| outcome.is_some())?;
+            tries += 1;
         }
-        counts.pages += chunk.pages() as u64;
-        Ok(())
+        if counts.found > 0 {
+            let mut scan = self.core.auditor.scan();
+            let ledger = chunk.ops().ledger();
+            counts = scan_chunk(chunk, |index, outcome| {
+                scan.judge(outcome.map(|v| v.after(ledger.last(index))))
+            })?;
+        }
+        Ok(counts)
     }
 
     /// Reads every struct page, which is what a scan costs at least, and says how many that are. May
@@ -171,6 +164,50 @@ impl Device {
             _ => {}
         }
     }
+}
+
+/// Checks every page of a chunk. `judge` gets the index of a page and what is wrong with it, if anything,
+/// and says whether that counts.
+fn scan_chunk(
+    chunk: &PagemapRef<Chunk>,
+    mut judge: impl FnMut(usize, Option<Violation>) -> bool,
+) -> Result<AuditCounts> {
+    let mut counts = AuditCounts::default();
+    // Pages left of the large folio in use that was met last.
+    let mut tails = 0;
+    let mut index = 0;
+    while index < chunk.pages() {
+        check_signals()?;
+        // Pages up to here before the next look for a signal.
+        let end = chunk.pages().min(index + BATCH);
+        while index < end {
+            if tails == 0 {
+                let clean = chunk.clean_pages(index, end - index);
+                counts.free += clean as u64;
+                index += clean;
+                if index == end {
+                    break;
+                }
+            }
+            let Some(page) = chunk.page(index) else { break };
+            let outcome = if tails > 0 {
+                tails -= 1;
+                counts.used += 1;
+                check_tail(page)
+            } else if let Some(order) = chunk.order_in_use(index) {
+                tails = (1usize << order) - 1;
+                counts.used += 1;
+                check_used(page, order)
+            } else {
+                counts.free += 1;
+                check_idle(page)
+            };
+            counts.found += u64::from(judge(index, outcome));
+            index += 1;
+        }
+    }
+    counts.pages = chunk.pages() as u64;
+    Ok(counts)
 }
 
 /// I6: whether a pagemap has references that nobody accounts for. May sleep, where it seems so.
