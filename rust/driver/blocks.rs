@@ -41,6 +41,8 @@ pub(super) struct Block {
     link: Link,
     /// Set bits of `map`.
     free: u32,
+    /// On no list, and counted by nobody: its chunk is closed.
+    closed: bool,
     /// A bit per page, set while it is free.
     map: [u64; BLOCK_PAGES / BITS],
 }
@@ -50,8 +52,14 @@ impl Block {
     const WHOLE: Self = Self {
         link: Link::NONE,
         free: BLOCK_PAGES as u32,
+        closed: false,
         map: [u64::MAX; BLOCK_PAGES / BITS],
     };
+
+    /// How many of its pages can be taken, `None` where none is to be.
+    fn listed(&self) -> Option<u32> {
+        (!self.closed).then_some(self.free)
+    }
 
     /// Word and bit of page `page`.
     fn place(page: u32) -> (usize, u64) {
@@ -148,6 +156,8 @@ impl Blocks {
     pub(super) fn add_chunk(&mut self, number: usize, blocks: KVVec<Block>) {
         self.table.replace(number, blocks);
         for block in self.table.numbers(number) {
+            // As it was when it went.
+            self.table[block].closed = false;
             self.whole.push_back(&mut self.table, block);
             self.free += BLOCK_PAGES;
         }
@@ -159,11 +169,36 @@ impl Blocks {
         if chunk.is_empty() || chunk.iter().any(|b| b.free != Block::WHOLE.free) {
             return None;
         }
-        for block in self.table.numbers(number) {
-            self.whole.remove(&mut self.table, block);
-            self.free -= BLOCK_PAGES;
-        }
+        // From no list any more.
+        self.close_chunk(number);
         Some(self.table.replace(number, KVVec::new()))
+    }
+
+    /// Pages of chunk `number` that are not free. Costs a look at each of its blocks.
+    pub(super) fn taken(&self, number: usize) -> usize {
+        let taken = |b: &Block| (Block::WHOLE.free - b.free) as usize;
+        self.table.chunk(number).iter().map(taken).sum()
+    }
+
+    /// Lets no page of chunk `number` that is or becomes free be taken, until it is opened again.
+    pub(super) fn close_chunk(&mut self, number: usize) {
+        for number in self.table.numbers(number) {
+            if let Some(free) = self.table.get(number).and_then(Block::listed) {
+                self.relist(number, free, 0);
+                self.table[number].closed = true;
+            }
+        }
+    }
+
+    /// Lets the free pages of chunk `number` be taken again.
+    pub(super) fn open_chunk(&mut self, number: usize) {
+        // The lowest is to be in front in the end.
+        for number in self.table.numbers(number).rev() {
+            if let Some(block) = self.table.get(number).copied().filter(|b| b.closed) {
+                self.table[number].closed = false;
+                self.relist(number, 0, block.free);
+            }
+        }
     }
 
     /// Takes free pages for `out`, ascending within a block, and returns how many.
@@ -219,12 +254,20 @@ impl Blocks {
         Some(head_of(number) + self.table[number].highest()?)
     }
 
-    /// Changes what is free of a block, and moves it to the list where it belongs then.
+    /// Changes what is free of a block, and moves it to where it belongs then.
     fn change<R>(&mut self, number: u32, f: impl FnOnce(&mut Block) -> R) -> R {
         let block = &mut self.table[number];
         let before = block.free;
         let result = f(block);
         let after = block.free;
+        if !block.closed {
+            self.relist(number, before, after);
+        }
+        result
+    }
+
+    /// Moves a block that had `before` free pages, and has `after`, to the list where it belongs.
+    fn relist(&mut self, number: u32, before: u32, after: u32) {
         self.free = self.free - before as usize + after as usize;
         // A block that stays where it is keeps its place there.
         if Self::is_partial(before) && !Self::is_partial(after) {
@@ -241,7 +284,6 @@ impl Blocks {
         if !Self::is_whole(before) && Self::is_whole(after) {
             self.whole.push_front(&mut self.table, number);
         }
-        result
     }
 
     fn is_whole(free: u32) -> bool {
@@ -381,6 +423,35 @@ mod tests {
         b.put(0);
         assert!(b.remove_chunk(0).is_some());
         assert_eq!((b.free(), b.whole(), take(&mut b)), (0, 0, None));
+        Ok(())
+    }
+
+    #[test]
+    fn nothing_is_taken_from_a_closed_chunk() -> Result {
+        let mut b = blocks(2)?;
+        b.add_chunk(1, Blocks::new_chunk(2 * BLOCK_PAGES)?);
+        let mut out = [0; 2];
+        assert_eq!(b.take(&mut out), 2);
+        b.close_chunk(0);
+        b.close_chunk(0);
+        assert_eq!((b.free(), b.whole()), (2 * BLOCK_PAGES, 2));
+        // What comes back stays out of reach.
+        b.put(0);
+        assert_eq!((b.taken(0), b.taken(1)), (1, 0));
+        assert_eq!(take(&mut b), Some(2 * BLOCK));
+        assert_eq!(b.take_whole(), Some(3 * BLOCK));
+        b.open_chunk(0);
+        b.open_chunk(0);
+        assert_eq!((b.free(), b.whole()), (3 * BLOCK_PAGES - 2, 1));
+        // Closed, it can go as soon as all of it is back, and is whole when it comes again.
+        b.close_chunk(0);
+        assert!(b.remove_chunk(0).is_none());
+        b.put(1);
+        assert_eq!(b.remove_chunk(0).map(|c| c.len()), Some(2));
+        b.open_chunk(0);
+        assert_eq!((b.free(), b.whole()), (BLOCK_PAGES - 1, 0));
+        b.add_chunk(0, Blocks::new_chunk(2 * BLOCK_PAGES)?);
+        assert_eq!((b.free(), b.whole()), (3 * BLOCK_PAGES - 1, 2));
         Ok(())
     }
 }

@@ -144,17 +144,21 @@ impl Device {
         let _growth = self.growth.lock();
         let mut result = Ok(());
         for number in 0..MAX_CHUNKS {
+            // Who migrates meanwhile would fill it again as fast as it is emptied.
+            self.memory().pool.close_chunk(number);
+            // By what the pool says: a migration under way has pages that are in nobody's use yet.
             let moved = self.try_often(
-                || self.chunk(number).map_or(0, |chunk| chunk.used()),
+                || self.memory().pool.taken(number),
                 |_| self.evict_chunk(number),
             );
+            // Pages that were set aside are used by nobody, and never free.
+            let unused = moved || self.chunk(number).is_some_and(|chunk| chunk.used() == 0);
             // Memory whose pagemap is held stays: it could not be unregistered.
-            let leak = moved && self.report_leak(number);
-            // A page that was freed a moment ago may be on its way to the pool.
-            let gone = moved && !leak && (0..TRIES).any(|_| self.remove_chunk(number));
-            if gone {
+            let leak = unused && self.report_leak(number);
+            if moved && !leak && self.remove_chunk(number) {
                 continue;
             }
+            self.memory().pool.open_chunk(number);
             result = Err(EBUSY);
             if let Some(chunk) = self.chunk(number) {
                 let used = (0..chunk.pages()).filter(|&i| chunk.order_in_use(i).is_some());
@@ -171,11 +175,8 @@ impl Device {
         if self.chunk(number).is_none() {
             return true;
         }
-        let removed = self.memory().remove(number);
-        if removed.is_none() {
-            fsleep(Delta::from_millis(1));
-        }
         // Dropped without the lock.
+        let removed = self.memory().remove(number);
         removed.is_some()
     }
 
@@ -264,8 +265,11 @@ impl Device {
         stats.large_to_system.add(moved.large);
     }
 
-    /// Puts page `index` on record, which an eviction leaves behind.
+    /// Puts page `index` on record, which an eviction leaves behind, unless it was freed since.
     fn report_stuck(&self, chunk: &PagemapRef<Chunk>, index: usize) {
+        if chunk.order_in_use(index).is_none() {
+            return;
+        }
         let stuck = chunk.page(index).map(|page| {
             let refs = u64::try_from(page.refs()).unwrap_or(0);
             Violation::on(page, Invariant::Teardown, Check::Stuck, 0, refs)

@@ -92,6 +92,23 @@ impl Pool {
         Ok(self.openers.add_chunk(number, new.slots))
     }
 
+    /// Hands out nothing of chunk `number` until it is opened again. Costs a look at each of its blocks,
+    /// as opening it does.
+    pub(super) fn close_chunk(&mut self, number: usize) {
+        self.blocks.close_chunk(number);
+    }
+
+    /// Hands out pages of chunk `number` again, if there is one.
+    pub(super) fn open_chunk(&mut self, number: usize) {
+        self.blocks.open_chunk(number);
+    }
+
+    /// Pages of chunk `number` that are not free, those included that were taken and are not handed
+    /// out yet. Costs as much.
+    pub(super) fn taken(&self, number: usize) -> usize {
+        self.blocks.taken(number)
+    }
+
     /// Takes chunk `number` out, whose number is vacant then. `None` when there is no such chunk,
     /// or when not all of its pages are free; those in quarantine are not.
     pub(super) fn remove_chunk(&mut self, number: usize) -> Option<NewSlots> {

@@ -139,15 +139,16 @@ fn one_device(ctx: &Ctx) -> Outcome {
     b.check(0, PAGES, 367)
 }
 
-/// While another process migrates: both get on, and no data is lost.
+/// While other processes migrate, faster together than one can evict: all get on, and no data is lost.
 fn race<const NODE: usize>(ctx: &Ctx) -> Outcome {
     const ROUNDS: usize = 20;
+    const OTHERS: usize = 3;
     const LIMIT: Duration = Duration::from_secs(20);
     let target = Target::open(ctx, NODE)?;
     let (mut ready, there) = sys::pipe().or_fail("pipe")?;
     let (stop, mut stopped) = sys::pipe().or_fail("pipe")?;
     let before = target.stats()?;
-    let child = Child::spawn(|| {
+    let other = || {
         let target = Target::open(ctx, NODE)?;
         let buf = Buffer::filled(PAGES, 368)?;
         let mut said = false;
@@ -168,12 +169,14 @@ fn race<const NODE: usize>(ctx: &Ctx) -> Outcome {
             }
         }
         buf.check(0, PAGES, 368)
-    })?;
-    check_eq!(
-        ready.read(&mut [0]).or_fail("pipe")?,
-        1,
-        "news of the child"
-    );
+    };
+    let children = (0..OTHERS)
+        .map(|_| Child::spawn(other))
+        .collect::<Outcome<Vec<_>>>()?;
+    for _ in 0..OTHERS {
+        let read = ready.read(&mut [0]).or_fail("pipe")?;
+        check_eq!(read, 1, "news of a child");
+    }
     let begun = Instant::now();
     let mut refused = 0;
     for round in 0..ROUNDS {
@@ -190,7 +193,7 @@ fn race<const NODE: usize>(ctx: &Ctx) -> Outcome {
         std::thread::sleep(Duration::from_millis(3));
     }
     stopped.write_all(b"s").or_fail("pipe")?;
-    child.join()?;
+    children.into_iter().try_for_each(Child::join)?;
     note(&format!("{refused} of {ROUNDS} times EBUSY"));
     let went = target.stats()?.to_device.wrapping_sub(before.to_device);
     check!(went > 0, "pages that went: expected some, found none");
