@@ -141,9 +141,9 @@ fn one_device(ctx: &Ctx) -> Outcome {
 
 /// While other processes migrate, faster together than one can evict: all get on, and no data is lost.
 fn race<const NODE: usize>(ctx: &Ctx) -> Outcome {
-    const ROUNDS: usize = 20;
+    const ROUNDS: usize = 10;
     const OTHERS: usize = 3;
-    const LIMIT: Duration = Duration::from_secs(20);
+    const LIMIT: Duration = Duration::from_secs(60);
     let target = Target::open(ctx, NODE)?;
     let (mut ready, there) = sys::pipe().or_fail("pipe")?;
     let (stop, mut stopped) = sys::pipe().or_fail("pipe")?;
