@@ -56,11 +56,6 @@ impl Block {
         map: [u64::MAX; BLOCK_PAGES / BITS],
     };
 
-    /// How many of its pages can be taken, `None` where none is to be.
-    fn listed(&self) -> Option<u32> {
-        (!self.closed).then_some(self.free)
-    }
-
     /// Word and bit of page `page`.
     fn place(page: u32) -> (usize, u64) {
         let index = page as usize % BLOCK_PAGES;
@@ -183,9 +178,10 @@ impl Blocks {
     /// Lets no page of chunk `number` that is or becomes free be taken, until it is opened again.
     pub(super) fn close_chunk(&mut self, number: usize) {
         for number in self.table.numbers(number) {
-            if let Some(free) = self.table.get(number).and_then(Block::listed) {
-                self.relist(number, free, 0);
+            let open = |block: &Block| (!block.closed).then_some(block.free);
+            if let Some(free) = self.table.get(number).and_then(open) {
                 self.table[number].closed = true;
+                self.relist(number, free, 0);
             }
         }
     }
@@ -194,9 +190,10 @@ impl Blocks {
     pub(super) fn open_chunk(&mut self, number: usize) {
         // The lowest is to be in front in the end.
         for number in self.table.numbers(number).rev() {
-            if let Some(block) = self.table.get(number).copied().filter(|b| b.closed) {
+            let closed = |block: &Block| block.closed.then_some(block.free);
+            if let Some(free) = self.table.get(number).and_then(closed) {
                 self.table[number].closed = false;
-                self.relist(number, 0, block.free);
+                self.relist(number, 0, free);
             }
         }
     }

@@ -144,6 +144,9 @@ impl Device {
         let _growth = self.growth.lock();
         let mut result = Ok(());
         for number in 0..MAX_CHUNKS {
+            if self.chunk(number).is_none() {
+                continue;
+            }
             // Who migrates meanwhile would fill it again as fast as it is emptied.
             self.memory().pool.close_chunk(number);
             // By what the pool says: a migration under way has pages that are in nobody's use yet.
@@ -170,11 +173,8 @@ impl Device {
         result
     }
 
-    /// Unregisters chunk `number`, and says whether it is no longer there.
+    /// Unregisters chunk `number` if all of it is free, and says whether it was.
     fn remove_chunk(&self, number: usize) -> bool {
-        if self.chunk(number).is_none() {
-            return true;
-        }
         // Dropped without the lock.
         let removed = self.memory().remove(number);
         removed.is_some()

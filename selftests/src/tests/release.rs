@@ -143,7 +143,7 @@ fn one_device(ctx: &Ctx) -> Outcome {
 fn race<const NODE: usize>(ctx: &Ctx) -> Outcome {
     const ROUNDS: usize = 10;
     const OTHERS: usize = 3;
-    const LIMIT: Duration = Duration::from_secs(60);
+    const LIMIT: Duration = Duration::from_secs(20);
     let target = Target::open(ctx, NODE)?;
     let (mut ready, there) = sys::pipe().or_fail("pipe")?;
     let (stop, mut stopped) = sys::pipe().or_fail("pipe")?;
