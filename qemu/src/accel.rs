@@ -25,6 +25,9 @@ pub enum Accel {
     Kvm,
     /// Translation.
     Tcg,
+    /// Translation where the guest's clocks count its instructions, one for a nanosecond. It says
+    /// what code costs on a machine that is busy with other things, too.
+    Icount,
 }
 
 impl Accel {
@@ -35,12 +38,20 @@ impl Accel {
             // Without fast string instructions the kernel copies and clears pages in plain loops,
             // which TCG translates; a "rep movs" it executes one element at a time.
             Self::Tcg => &["-accel", "tcg,thread=multi", "-cpu", "max,-erms,-fsrm"],
+            Self::Icount => &[
+                "-accel",
+                "tcg,thread=single",
+                "-icount",
+                "shift=0,sleep=off",
+                "-cpu",
+                "max,-erms,-fsrm",
+            ],
         }
     }
 
     /// Limits scaled for it.
     pub fn scale(self, limits: Timeouts) -> Timeouts {
-        let factor = if self == Self::Tcg { limits.tcg_factor } else { 1 };
+        let factor = if self == Self::Kvm { 1 } else { limits.tcg_factor };
         Timeouts {
             boot: limits.boot * factor,
             test: limits.test * factor,
@@ -54,6 +65,7 @@ impl Accel {
         match self {
             Self::Kvm => "kvm",
             Self::Tcg => "tcg",
+            Self::Icount => "icount",
         }
     }
 }
@@ -68,13 +80,14 @@ pub struct Choice {
 }
 
 impl Choice {
-    /// `--accel`: auto, kvm or tcg.
+    /// `--accel`: auto, kvm, tcg or icount.
     pub fn new(option: &str) -> Result<Self> {
         let forced = match option {
             "auto" => None,
             "kvm" => Some(Accel::Kvm),
             "tcg" => Some(Accel::Tcg),
-            other => bail!("--accel {other}: auto, kvm or tcg"),
+            "icount" => Some(Accel::Icount),
+            other => bail!("--accel {other}: auto, kvm, tcg or icount"),
         };
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         let host = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();

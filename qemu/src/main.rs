@@ -73,7 +73,7 @@ struct Which {
     /// Another module instead of building ours.
     #[arg(long)]
     module: Option<PathBuf>,
-    /// auto, kvm or tcg.
+    /// auto, kvm, tcg or icount (TCG, with clocks that count instructions).
     #[arg(long, default_value = "auto")]
     accel: String,
     /// A machine of the matrix.
@@ -113,7 +113,7 @@ struct PatchCheckArgs {
     /// Do not build and boot the patched kernels.
     #[arg(long)]
     no_boot: bool,
-    /// auto, kvm or tcg.
+    /// auto, kvm, tcg or icount (TCG, with clocks that count instructions).
     #[arg(long, default_value = "auto")]
     accel: String,
     /// A machine of the matrix.
@@ -143,7 +143,7 @@ struct MutantsArgs {
     /// Write the table to Documentation/mutants.rst.
     #[arg(long)]
     write: bool,
-    /// auto, kvm or tcg.
+    /// auto, kvm, tcg or icount (TCG, with clocks that count instructions).
     #[arg(long, default_value = "auto")]
     accel: String,
     /// A machine of the matrix.

@@ -169,7 +169,7 @@ impl Machine {
         let mut line = "console=ttyS0 ignore_loglevel printk.time=1 printk_devkmsg=on panic=-1 \
                         sysrq_always_enabled"
             .to_owned();
-        if accel == Accel::Tcg {
+        if accel != Accel::Kvm {
             // On a busy host the emulated timer may stand still while the kernel counts the ticks
             // of a short loop, and panic: it takes that for a broken IO-APIC.
             line.push_str(" no_timer_check watchdog_thresh=60 rcupdate.rcu_cpu_stall_timeout=60");
