@@ -198,7 +198,7 @@ fn works(ctx: &Ctx, nodes: &[usize], pages: usize) -> Outcome {
 }
 
 fn good_chunks(ctx: &Ctx) -> Outcome {
-    for mb in [2, 4, 130, 256] {
+    for mb in [2, 4, 130] {
         ctx.module.load(&format!("devmem_chunk_mb={mb}"))?;
         works(ctx, &ctx.module.nodes(), (mb << 20) / PAGE)?;
     }
