@@ -4,6 +4,7 @@
 //! pages that are put next to them, onto them, or moved away. Small and huge pages.
 
 use std::collections::BTreeSet;
+use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -13,7 +14,8 @@ use super::target::{Target, huge_filled};
 use super::{Ctx, PAGES, Test};
 use crate::check::{Fail, OrFail, Outcome, expect_errno};
 use crate::device::{Buffer, HUGE_PAGES, PAGE, check_bytes, pattern_bytes};
-use crate::harness::note;
+use crate::harness::{Child, note};
+use crate::sys;
 use crate::uffd::Uffd;
 use crate::{check, check_eq};
 
@@ -318,52 +320,46 @@ fn move_from(ctx: &Ctx, node: usize) -> Outcome {
     Ok(())
 }
 
-/// Nothing is moved onto pages of the device. By a thread, as it may be that the kernel
-/// tries for ever.
-fn onto(target: &Target, from: &Buffer, to: &Buffer) -> Outcome {
-    let n = to.pages();
-    let uffd = Uffd::new().or_fail("userfaultfd")?;
-    uffd.register(to, 0, n).or_fail("UFFDIO_REGISTER")?;
-    if n == HUGE_PAGES {
-        super::target::make_huge(to)?;
+/// Nothing is moved onto pages of the device. In a process of its own, as it may be that the kernel
+/// tries until that is killed.
+fn onto(ctx: &Ctx, node: usize, make: impl Fn(u64) -> Outcome<Buffer>) -> Outcome {
+    let (news, mut say) = sys::pipe().or_fail("pipe")?;
+    let child = Child::spawn(|| {
+        let target = Target::open(ctx, node)?;
+        let (from, to) = (make(1570)?, make(1571)?);
+        let n = to.pages();
+        let uffd = Uffd::new().or_fail("userfaultfd")?;
+        uffd.register(&to, 0, n).or_fail("UFFDIO_REGISTER")?;
+        if n == HUGE_PAGES {
+            super::target::make_huge(&to)?;
+        }
+        target.move_all(&to, 1571)?;
+        for (first, len) in [(0, n), (n / 2, 3)] {
+            let result = uffd.move_pages(&from, first, len, &to, first);
+            expect_errno(result, &[libc::EEXIST], "UFFDIO_MOVE")?;
+        }
+        say.write_all(b"m").or_fail("write")?;
+        target.expect(&to, 0, n, n)?;
+        from.check(0, n, 1570)?;
+        to.check(0, n, 1571)
+    })?;
+    drop(say);
+    if sys::readable(&news, Duration::from_secs(10)).or_fail("poll")? {
+        return child.join();
     }
-    target.move_all(to, 1571)?;
-    for (first, len) in [(0, n), (n / 2, 3)] {
-        let (say, news) = std::sync::mpsc::channel();
-        std::thread::scope(|scope| -> Outcome {
-            scope.spawn(|| {
-                let result = uffd.move_pages(from, first, len, to, first);
-                // Nobody listens any more when it took too long.
-                let _ = say.send(result);
-            });
-            match news.recv_timeout(Duration::from_secs(5)) {
-                Ok(result) => expect_errno(result, &[libc::EEXIST], "UFFDIO_MOVE"),
-                Err(_) => {
-                    // What stops it: there is a page where it wants to move something.
-                    to.get(first, 0);
-                    Err(Fail::failed(
-                        "UFFDIO_MOVE onto the device: expected EEXIST, found no end after 5 s",
-                    ))
-                }
-            }
-        })?;
-    }
-    target.expect(to, 0, n, n)?;
-    from.check(0, n, 1570)?;
-    to.check(0, n, 1571)
+    child.kill()?;
+    Err(Fail::failed(
+        "UFFDIO_MOVE onto the device: expected EEXIST, found no end after 10 s",
+    ))
 }
 
 fn move_onto(ctx: &Ctx, node: usize) -> Outcome {
-    settled(ctx, node, |target| {
-        let (from, to) = (Buffer::filled(PAGES, 1570)?, Buffer::filled(PAGES, 1571)?);
-        onto(target, &from, &to)
+    settled(ctx, node, |_| {
+        onto(ctx, node, |seed| Buffer::filled(PAGES, seed))
     })
 }
 
 /// Where one entry maps a huge page.
 fn move_onto_huge(ctx: &Ctx, node: usize) -> Outcome {
-    settled(ctx, node, |target| {
-        let (from, to) = (huge_filled(1, 1570)?, huge_filled(1, 1571)?);
-        onto(target, &from, &to)
-    })
+    settled(ctx, node, |_| onto(ctx, node, |seed| huge_filled(1, seed)))
 }
