@@ -184,6 +184,10 @@ impl Setup {
                 Kind::Kunit | Kind::Script => {}
                 Kind::Harness => tests.extend(names),
                 Kind::Ktap => {
+                    if self.options.is_empty() {
+                        // Of a test that hangs the program says more than who ends the program.
+                        tests.extend(["--timeout".to_owned(), (limit * 8 / 9).to_string()]);
+                    }
                     tests.extend(self.options.iter().cloned());
                     // The program's own choice of tests would be no plan: names are given, except
                     // where all of them are wanted and the program may have more than is planned.

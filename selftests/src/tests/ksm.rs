@@ -210,6 +210,8 @@ fn merge_beside(ctx: &Ctx, node: usize) -> Outcome {
         );
         bufs[0].fill(0, PAGES, 1631);
         bufs[1].check(0, PAGES, 1630)?;
+        // Whoever looks at a page holds it for a moment, and it would stay.
+        ksm.pause()?;
         target.move_all(&bufs[0], 1631)?;
         bufs[0].check(0, PAGES, 1631)
     })
