@@ -4,11 +4,13 @@
 //! and nobody sees what another wrote (I10), whoever ends first. Small and huge pages.
 
 use std::io::{Read, Write};
+use std::os::unix::process::parent_id;
+use std::time::{Duration, Instant};
 
 use super::contention::in_turn;
 use super::counts::Waiting;
 use super::leak::settled;
-use super::target::{Target, huge_filled};
+use super::target::{GENERIC, PRIVATE, Target, huge_filled, old_rule};
 use super::{Ctx, PAGES, Test};
 use crate::check::{Fail, OrFail, Outcome};
 use crate::device::{Buffer, PAGE, check_bytes, pattern_bytes};
@@ -25,6 +27,7 @@ pub const TESTS: &[Test] = of_each_kind!("chain":
     "mixture" => mixture,
     "siblings" => siblings,
     "again_and_again" => again_and_again,
+    "zap_migrated" => zap_migrated,
 );
 
 /// Both sizes of folios.
@@ -174,7 +177,14 @@ fn parent_first(ctx: &Ctx, node: usize) -> Outcome {
                 let buf = filled(huge, 1110)?;
                 let mut image = Image::new(buf.pages(), 1110);
                 image.send(&target, &buf)?;
+                let oldest = std::process::id();
                 let _second = Child::spawn(|| {
+                    // What may happen meanwhile is for `zap_migrated`.
+                    let ended = || parent_id() != oldest;
+                    check!(
+                        sys::wait_until(Duration::from_secs(20), ended),
+                        "the oldest: expected its end in 20 s, found none"
+                    );
                     image.fill(&buf, 1, 2, 1111);
                     let _third = Child::spawn(|| {
                         drop((hold.take(), target));
@@ -202,6 +212,50 @@ fn parent_first(ctx: &Ctx, node: usize) -> Outcome {
         })?;
     }
     Ok(())
+}
+
+/// A process unmaps a huge page while another one migrates it, when both have migration
+/// entries for it, which hold nothing. (7.2: the zap asked the folio whether it is device
+/// private, not the entry, and dropped a mapping that was gone; patch 26.)
+fn zap_migrated(ctx: &Ctx, node: usize) -> Outcome {
+    const ROUNDS: u32 = 40;
+    let generic = super::target::open(ctx, GENERIC)?;
+    if node == PRIVATE && old_rule(ctx, &generic, GENERIC)? {
+        return Err(Fail::Skip("this kernel would oops".into()));
+    }
+    drop(generic);
+    settled(ctx, node, |target| {
+        let mut longest = Duration::ZERO;
+        for round in 0..ROUNDS {
+            let buf = huge_filled(1, 1190)?;
+            let n = buf.pages();
+            target.move_all(&buf, 1190)?;
+            let (mut go, mut say) = sys::pipe().or_fail("pipe")?;
+            let delay = longest * round / ROUNDS;
+            let child = Child::spawn(|| {
+                let byte = go.read(&mut [0]).or_fail("pipe")?;
+                let start = Instant::now();
+                while start.elapsed() < delay {
+                    std::hint::spin_loop();
+                }
+                check_eq!(byte, 1, "words to begin");
+                buf.unmap(0, n)
+            })?;
+            say.write_all(b"g").or_fail("pipe")?;
+            let start = Instant::now();
+            if target.cpu_maps() {
+                // Who unmaps a page may hold it for a moment longer, and then it stays.
+                let _ = target.to_system(&buf, 0, n);
+            } else {
+                buf.get(n - 1, 0);
+            }
+            longest = longest.max(start.elapsed());
+            child.join()?;
+            target.bring_back(&buf, 0, n)?;
+            buf.check(0, n, 1190)?;
+        }
+        Ok(())
+    })
 }
 
 /// What the device writes for one of them the others do not see. A page that the kernel
