@@ -7,6 +7,8 @@
 //! freed on the device keeps PG_unevictable, and is a VM_BUG_ON_FOLIO() in
 //! folio_migrate_flags() when an active page has gone there and leaves again.
 
+use std::fs;
+
 use super::chain::{SIZES, filled};
 use super::counts::{drain_batches, expect_free, frames};
 use super::leak::settled;
@@ -382,6 +384,8 @@ fn lock_huge_part(ctx: &Ctx, node: usize) -> Outcome {
     Ok(())
 }
 
+const REFRESH: &str = "/proc/sys/vm/stat_refresh";
+
 /// The count of locked pages is what it was when all is unlocked, or gone.
 fn lock_counts(ctx: &Ctx, node: usize) -> Outcome {
     let trip = || -> Outcome {
@@ -403,20 +407,16 @@ fn lock_counts(ctx: &Ctx, node: usize) -> Outcome {
         Ok(())
     };
     trip()?;
+    // What each CPU has counted for itself is summed up every second, or on demand.
     let count = || -> Outcome<u64> {
         drain_batches()?;
+        fs::write(REFRESH, "1").or_fail(REFRESH)?;
         proc::vmstat("nr_mlock")
     };
     let before = count()?;
     for _ in 0..3 {
         trip()?;
     }
-    // The counters of CPUs are summed up every second.
-    let mut after = 0;
-    sys::wait_until(std::time::Duration::from_secs(5), || {
-        after = count().unwrap_or(u64::MAX);
-        after == before
-    });
-    check_eq!(after, before, "nr_mlock of /proc/vmstat");
+    check_eq!(count()?, before, "nr_mlock of /proc/vmstat");
     Ok(())
 }
