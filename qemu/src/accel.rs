@@ -18,6 +18,10 @@ use crate::vm::{Boot, Machine, Watcher};
 /// How long a guest under KVM may take to its first line.
 const PROOF: Duration = Duration::from_secs(4);
 
+/// Without fast string instructions the kernel copies and clears pages in plain loops, which TCG
+/// translates; a "rep movs" it executes one element at a time.
+const TCG_CPU: &str = "max,-erms,-fsrm";
+
 /// How QEMU runs the guest's code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Accel {
@@ -35,17 +39,10 @@ impl Accel {
     pub fn arguments(self) -> &'static [&'static str] {
         match self {
             Self::Kvm => &["-accel", "kvm", "-cpu", "host"],
-            // Without fast string instructions the kernel copies and clears pages in plain loops,
-            // which TCG translates; a "rep movs" it executes one element at a time.
-            Self::Tcg => &["-accel", "tcg,thread=multi", "-cpu", "max,-erms,-fsrm"],
-            Self::Icount => &[
-                "-accel",
-                "tcg,thread=single",
-                "-icount",
-                "shift=0,sleep=off",
-                "-cpu",
-                "max,-erms,-fsrm",
-            ],
+            Self::Tcg => &["-accel", "tcg,thread=multi", "-cpu", TCG_CPU],
+            Self::Icount => {
+                &["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off", "-cpu", TCG_CPU]
+            }
         }
     }
 

@@ -55,8 +55,9 @@ pub struct Setup {
     pub audited: bool,
     /// More kernel command line than the matrix has.
     pub cmdline: String,
-    /// Arguments of programs that are suites by themselves, before the names of tests.
-    pub options: Vec<String>,
+    /// Seconds that a test may take of a program that is a suite by itself, if others than the
+    /// matrix says.
+    pub test_limit: Option<u64>,
     /// The agent and the audit.
     agent: (PathBuf, PathBuf),
     /// Programs by suite: path in the guest, file here.
@@ -94,7 +95,7 @@ impl Setup {
             module,
             audited: true,
             cmdline: String::new(),
-            options: Vec::new(),
+            test_limit: None,
             agent: (programs_dir.join("zdvm-guest"), programs_dir.join("zdvm-audit")),
             programs: BTreeMap::new(),
             lists: BTreeMap::new(),
@@ -184,11 +185,9 @@ impl Setup {
                 Kind::Kunit | Kind::Script => {}
                 Kind::Harness => tests.extend(names),
                 Kind::Ktap => {
-                    if self.options.is_empty() {
-                        // Of a test that hangs the program says more than who ends the program.
-                        tests.extend(["--timeout".to_owned(), (limit * 8 / 9).to_string()]);
-                    }
-                    tests.extend(self.options.iter().cloned());
+                    // Of a test that hangs the program says more than who ends the program.
+                    let seconds = self.test_limit.unwrap_or(limit * 8 / 9);
+                    tests.extend(["--timeout".to_owned(), seconds.to_string()]);
                     // The program's own choice of tests would be no plan: names are given, except
                     // where all of them are wanted and the program may have more than is planned.
                     if !suite.deselected.is_empty() {
@@ -393,8 +392,8 @@ pub fn watched(
     dir: &Path,
     watcher: &mut dyn Watcher,
 ) -> Result<Boot> {
-    let factor = if choice.known() == Some(Accel::Kvm) { 1 } else { matrix.timeouts.tcg_factor };
-    let plan = setup.guest_plan(matrix, planned, matrix.timeouts.test * factor)?;
+    let limits = choice.known().unwrap_or(Accel::Tcg).scale(matrix.timeouts);
+    let plan = setup.guest_plan(matrix, planned, limits.test)?;
     let machine = setup.machine(matrix, dir, &plan, &setup.files(planned, dir)?)?;
     let start = Instant::now();
     let (accel, exit) = choice.boot(&machine, matrix.timeouts, watcher)?;

@@ -147,7 +147,7 @@ impl Ground<'_> {
         let mut order = "by reach";
         match detector {
             Detector::Suite => {
-                setup.options = vec!["--timeout".to_owned(), LIMIT.to_string()];
+                setup.test_limit = Some(LIMIT.into());
                 // The parts are run by the same program.
                 for part in PARTS {
                     let program = setup.programs.get(detector.suite()).cloned();
@@ -202,7 +202,7 @@ impl Ground<'_> {
         eprintln!("zdvm: {} without any bug", ready.detector.title());
         let mut setup = ready.setup.clone();
         // What is slow without a bug is left out of the boots with one; here it is to come to an end.
-        setup.options.clear();
+        setup.test_limit = None;
         setup.cmdline = format!("{PARAMETER}=coverage");
         let dir = self.folder(&format!("baseline.{}", ready.detector.word()))?;
         let mut baseline = Baseline::default();

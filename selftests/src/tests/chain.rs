@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::contention::in_turn;
 use super::counts::Waiting;
 use super::leak::settled;
-use super::target::{GENERIC, PRIVATE, Target, huge_filled, old_rule};
+use super::target::{GENERIC, PRIVATE, Target, huge_filled, old_rule, open};
 use super::{Ctx, PAGES, Test};
 use crate::check::{Fail, OrFail, Outcome};
 use crate::device::{Buffer, PAGE, check_bytes, pattern_bytes};
@@ -219,11 +219,10 @@ fn parent_first(ctx: &Ctx, node: usize) -> Outcome {
 /// private, not the entry, and dropped a mapping that was gone; patch 26.)
 fn zap_migrated(ctx: &Ctx, node: usize) -> Outcome {
     const ROUNDS: u32 = 40;
-    let generic = super::target::open(ctx, GENERIC)?;
-    if node == PRIVATE && old_rule(ctx, &generic, GENERIC)? {
+    // GENERIC memory tells what kernel it is.
+    if node == PRIVATE && old_rule(ctx, &open(ctx, GENERIC)?, GENERIC)? {
         return Err(Fail::Skip("this kernel would oops".into()));
     }
-    drop(generic);
     settled(ctx, node, |target| {
         // Of the migrations so far, as a busy machine makes some of them much longer.
         let mut shortest = Duration::from_millis(20);

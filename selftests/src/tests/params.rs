@@ -203,7 +203,8 @@ fn good_chunks(ctx: &Ctx) -> Outcome {
         works(ctx, &ctx.module.nodes(), (mb << 20) / PAGE)?;
     }
     for audit in ["off", "report"] {
-        ctx.module.load(&format!("audit={audit}"))?;
+        ctx.module
+            .load(&format!("devmem_chunk_mb=256 audit={audit}"))?;
         works(ctx, &ctx.module.nodes(), (256 << 20) / PAGE)?;
     }
     Ok(())
