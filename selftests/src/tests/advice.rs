@@ -166,6 +166,7 @@ fn free(ctx: &Ctx, node: usize) -> Outcome {
             buf.check(n / 4, n / 2, 1320)?;
             // A page that is written to is wanted again, whatever its place.
             buf.fill(0, n, 1321);
+            drain_batches()?;
             target.to_device(&buf, 0, n).or_fail("MIGRATE_TO_DEV")?;
             buf.check(0, n, 1321)?;
 
