@@ -10,6 +10,7 @@ use std::os::fd::AsRawFd;
 use std::ptr;
 
 use crate::check::{Fail, OrFail, Outcome};
+use crate::proc;
 use crate::sys::cvt;
 use crate::uapi::*;
 
@@ -229,11 +230,31 @@ impl Device {
             .or_fail("FLAGS")
     }
 
+    /// Sees to it that no page of a buffer waits for a list in the batch of a CPU while it is on
+    /// another one: such a page cannot be moved.
+    ///
+    /// A migration drains the batches of its own CPU only, unless it meets a page that is on no
+    /// list, as new ones are. MADV_FREE puts pages in a batch, and so does get_user_pages() the
+    /// second time, which activates them; and the thread may have gone to another CPU since.
+    #[track_caller]
+    pub fn drain_held(&self, buf: &Buffer) -> Outcome {
+        let held = |p: &PageInfo| p.flags & ZDM_PAGE_LRU != 0 && p.refs > p.mapcount;
+        for first in (0..buf.pages()).step_by(ZDM_INSPECT_MAX_PAGES) {
+            let n = (buf.pages() - first).min(ZDM_INSPECT_MAX_PAGES);
+            let pages = self.inspect(buf, first, n).or_fail("ZDM_INSPECT")?;
+            if pages.iter().any(held) {
+                return proc::drain_batches();
+            }
+        }
+        Ok(())
+    }
+
     /// Moves all of a buffer which holds the pattern of `seed` to the device, and
     /// checks that every page went and that the device has the right data.
     #[track_caller]
     pub fn move_all(&self, buf: &Buffer, seed: u64) -> Outcome {
         let n = buf.pages();
+        self.drain_held(buf)?;
         let before = self.stats()?;
         let moved = self
             .to_device(buf, 0, n)
@@ -254,7 +275,7 @@ impl Device {
         if went != n as u64 {
             return Err(differ("growth of stats.to_device", went));
         }
-        let away = crate::proc::on_device(buf, 0, n)?.len();
+        let away = proc::on_device(buf, 0, n)?.len();
         if away != n {
             return Err(differ("device pages in /proc/self/pagemap", away as u64));
         }

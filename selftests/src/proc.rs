@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! What the rest of the kernel says about our pages, so that a test need not
-//! trust the driver: /proc/self/pagemap, smaps and status.
+//! trust the driver: /proc/self/pagemap, smaps and status; and what it can be asked to do for them.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -16,6 +16,17 @@ const FRAME: u64 = (1 << 55) - 1;
 /// MAX_SWAPFILES_SHIFT: a swap entry's type comes before the offset, which is the
 /// page frame number for device private entries.
 const SWAP_TYPE_BITS: u32 = 5;
+
+/// Lets every CPU put pages on their lists that wait in its batch, which holds a
+/// reference on each; system memory has exact counts then.
+#[track_caller]
+pub fn drain_batches() -> Outcome {
+    // 1 drains and drops what is in no use; 4, once written, keeps that out of the log.
+    for what in ["4", "1"] {
+        fs::write("/proc/sys/vm/drop_caches", what).or_fail("drop_caches")?;
+    }
+    Ok(())
+}
 
 #[track_caller]
 fn entries(buf: &Buffer, first: usize, n: usize) -> Outcome<Vec<u64>> {

@@ -10,7 +10,7 @@
 use std::fs;
 
 use super::chain::{SIZES, filled};
-use super::counts::{drain_batches, expect_free, frames};
+use super::counts::{expect_free, frames};
 use super::leak::settled;
 use super::target::{Target, expect_huge, huge_filled};
 use super::{Ctx, Test, freed_since};
@@ -62,7 +62,7 @@ fn mixed(target: &Target, huge: bool, seed: u64) -> Outcome<Buffer> {
 fn expect_sound(target: &Target, buf: &Buffer, when: &str) -> Outcome {
     let mut worst = None;
     sys::wait_until(std::time::Duration::from_secs(2), || {
-        let pages = drain_batches()
+        let pages = proc::drain_batches()
             .and_then(|()| target.inspect(buf, 0, buf.pages()).or_fail("ZDM_INSPECT"));
         // An error shows as what was found last.
         if let Ok(pages) = pages {
@@ -166,7 +166,7 @@ fn free(ctx: &Ctx, node: usize) -> Outcome {
             buf.check(n / 4, n / 2, 1320)?;
             // A page that is written to is wanted again, whatever its place.
             buf.fill(0, n, 1321);
-            drain_batches()?;
+            target.drain_held(&buf)?;
             target.to_device(&buf, 0, n).or_fail("MIGRATE_TO_DEV")?;
             buf.check(0, n, 1321)?;
 
@@ -410,7 +410,7 @@ fn lock_counts(ctx: &Ctx, node: usize) -> Outcome {
     trip()?;
     // What each CPU has counted for itself is summed up every second, or on demand.
     let count = || -> Outcome<u64> {
-        drain_batches()?;
+        proc::drain_batches()?;
         fs::write(REFRESH, "1").or_fail(REFRESH)?;
         proc::vmstat("nr_mlock")
     };

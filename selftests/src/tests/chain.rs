@@ -93,6 +93,7 @@ impl Image {
     #[track_caller]
     pub fn send(&self, target: &Target, buf: &Buffer) -> Outcome {
         let n = buf.pages();
+        target.drain_held(buf)?;
         let moved = target.to_device(buf, 0, n).or_fail("MIGRATE_TO_DEV")?;
         target.expect(buf, 0, n, n)?;
         self.check_bytes(&moved.data, "data that MIGRATE_TO_DEV returned")

@@ -2,7 +2,7 @@
 
 //! Reference, mapping and pin counts of pages, by ZDM_INSPECT.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{Read, Write};
 
 use crate::check::{Fail, OrFail, Outcome};
@@ -101,22 +101,6 @@ pub fn frames(device: &Device, buf: &Buffer, first: usize, n: usize) -> Outcome<
             first + n
         ))),
     }
-}
-
-/// Lets every CPU put pages on their lists that wait in its batch, which holds a
-/// reference on each; system memory has exact counts then.
-///
-/// A page in the batch of a CPU that the thread has left since cannot be moved: a migration drains
-/// that of its own CPU only, unless it meets a page that is on no list. What is new to the lists is
-/// on none; MADV_FREE puts pages of a list in a batch, and so does get_user_pages() the second time,
-/// which activates them.
-#[track_caller]
-pub fn drain_batches() -> Outcome {
-    // 1 drains and drops what is in no use; 4, once written, keeps that out of the log.
-    for what in ["4", "1"] {
-        fs::write("/proc/sys/vm/drop_caches", what).or_fail("drop_caches")?;
-    }
-    Ok(())
 }
 
 /// A process that waits until it is let go.

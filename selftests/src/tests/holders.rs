@@ -74,6 +74,7 @@ fn stays(target: &Target, buf: &Buffer, seed: u64, when: &str) -> Outcome {
 #[track_caller]
 fn goes(target: &Target, buf: &Buffer, seed: u64) -> Outcome {
     let n = buf.pages();
+    target.drain_held(buf)?;
     let moved = target.to_device(buf, 0, n).or_fail("MIGRATE_TO_DEV")?;
     check_bytes(&moved.data, seed, 0, "data that MIGRATE_TO_DEV returned")?;
     target.expect(buf, 0, n, n)?;

@@ -4,7 +4,6 @@
 
 use std::fs::{self, File};
 
-use super::counts::drain_batches;
 use super::target::{COHERENT, GENERIC, PRIVATE, Target, huge_filled};
 use super::{Ctx, PAGES, Test, test};
 use crate::check::{Fail, OrFail, Outcome, expect_errno};
@@ -77,7 +76,7 @@ fn kinds(_: &Ctx) -> Outcome {
     buf.protect(5, 1, libc::PROT_READ)?;
     device.to_device(&buf, 6, 1).or_fail("MIGRATE_TO_DEV")?;
     other.to_device(&buf, 7, 1).or_fail("MIGRATE_TO_DEV")?;
-    drain_batches()?;
+    proc::drain_batches()?;
 
     let pages = device.inspect(&buf, 0, 9).or_fail("ZDM_INSPECT")?;
     check_eq!(pages[0], nothing(ZDM_PAGE_ERROR), "page without access");
@@ -139,7 +138,7 @@ fn files(_: &Ctx) -> Outcome {
         file.set_len(4 * PAGE as u64).or_fail("ftruncate")?;
         let buf = Buffer::shared(&file, 4)?;
         buf.fill(0, 3, 671);
-        drain_batches()?;
+        proc::drain_batches()?;
         let pages = device.inspect(&buf, 0, 4).or_fail("ZDM_INSPECT")?;
         for page in &pages[..3] {
             // One reference for the file and one for the entry, if the folio is small.
@@ -183,7 +182,7 @@ fn huge(_: &Ctx) -> Outcome {
     const N: usize = HUGE_PAGES;
     let device = Device::open(0)?;
     let buf = huge_filled(1, 672)?;
-    drain_batches()?;
+    proc::drain_batches()?;
     for (first, n) in [(0, N), (77, 5), (N - 1, 1)] {
         let pages = device.inspect(&buf, first, n).or_fail("ZDM_INSPECT")?;
         for (i, page) in pages.iter().enumerate() {

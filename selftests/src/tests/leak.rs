@@ -15,7 +15,6 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::account::{charged, current, new_cgroup};
-use super::counts::drain_batches;
 use super::target::{Target, huge_filled};
 use super::{Ctx, Test};
 use crate::check::{Fail, OrFail, Outcome};
@@ -49,7 +48,7 @@ fn drained(dir: &Path) -> Outcome<u64> {
         left = current(dir).unwrap_or(u64::MAX);
         if left > REST {
             // Pages that are free but for the batch of a CPU.
-            let _ = drain_batches();
+            let _ = proc::drain_batches();
         }
         left <= REST
     });

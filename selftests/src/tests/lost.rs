@@ -5,7 +5,6 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::counts::drain_batches;
 use super::target::{COHERENT, GENERIC, PRIVATE, Target};
 use super::{Ctx, Test, test};
 use crate::check::{Fail, OrFail, Outcome};
@@ -29,7 +28,7 @@ fn free_and_dirty(n: usize, seed: u64) -> Outcome<Buffer> {
     let buf = Buffer::filled(n, seed)?;
     buf.advise(0, n, libc::MADV_FREE)?;
     buf.fill(0, n, seed + 1);
-    drain_batches()?;
+    proc::drain_batches()?;
     Ok(buf)
 }
 

@@ -3,15 +3,15 @@
 //! ZDM_PIN and ZDM_UNPIN themselves, and what they do to pages of every kind. That
 //! GENERIC pages stay where they are is in `generic_pins.rs`.
 
-use super::counts::{Counts, MAPPED, Waiting, drain_batches, frames, held, pinned};
+use super::counts::{Counts, MAPPED, Waiting, frames, held, pinned};
 use super::target::{COHERENT, GENERIC, PRIVATE, Target};
 use super::{Ctx, Test, test};
 use crate::check::{OrFail, Outcome, expect_errno};
 use crate::check_eq;
 use crate::device::{Buffer, Device, HUGE_PAGES, PAGE};
 use crate::harness::Child;
-use crate::sys;
 use crate::uapi::*;
+use crate::{proc, sys};
 
 pub const TESTS: &[Test] = &[
     test("pin.flavours", flavours),
@@ -57,7 +57,7 @@ fn expect(
     counts: Counts,
     when: &str,
 ) -> Outcome {
-    drain_batches()?;
+    proc::drain_batches()?;
     super::counts::expect(device, buf, first, n, counts, when)
 }
 
@@ -300,7 +300,7 @@ fn kill(_: &Ctx) -> Outcome {
     let buf = Buffer::shared(&file, ALL)?;
     buf.fill(0, ALL, 687);
     let look = || -> Outcome<Vec<PageInfo>> {
-        drain_batches()?;
+        proc::drain_batches()?;
         device.inspect(&buf, 0, ALL).or_fail("ZDM_INSPECT")
     };
     let before = look()?;

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::account::current;
 use super::chain::{Image, SIZES, filled};
-use super::counts::{Waiting, drain_batches, frames};
+use super::counts::{Waiting, frames};
 use super::leak::{settled, settled_in};
 use super::target::Target;
 use super::{Ctx, PAGES, Test};
@@ -225,7 +225,6 @@ fn lazy(ctx: &Ctx, node: usize) -> Outcome {
             buf.advise(0, PAGES, libc::MADV_FREE)?;
             // In whole pages, as what was there before may be gone.
             image.fill(&buf, 0, PAGES, 1451);
-            drain_batches()?;
             image.send(target, &buf)?;
             if by_device {
                 let data = pattern_bytes(1452, 0, PAGES);

@@ -200,6 +200,7 @@ impl Target {
     #[track_caller]
     pub fn move_all(&self, buf: &Buffer, seed: u64) -> Outcome {
         let n = buf.pages();
+        self.drain_held(buf)?;
         let before = self.stats()?;
         let moved = self
             .to_device(buf, 0, n)
