@@ -72,10 +72,11 @@ test-repeat: $(ZDVM)
 test-upstream: $(ZDVM)
 	@$(ENV) $(ZDVM) compare $(if $(WRITE),--write) $(or $(kdir-args),--kernel stock)
 
-# What the oracle costs, as ratios of what is measured side by side in one guest.
-# Once by the clock, once by instructions, which other work on this machine cannot disturb.
+# The C driver against this one, and what the oracle costs, as ratios of what is measured side by
+# side in one guest. Once by the clock, once by instructions, which other work cannot disturb.
 bench: $(ZDVM)
 	@for accel in auto icount; do \
+		$(ENV) $(ZDVM) run $(or $(kdir-args),--kernel patched) --suite versus --accel $$accel; \
 		$(ENV) $(ZDVM) run $(or $(kdir-args),--kernel patched) --machine private --suite bench --accel $$accel; \
 	done
 
@@ -158,7 +159,7 @@ help:
 	@echo '  test-upstream  - hmm-tests with the C driver and with ours, side by side;'
 	@echo '                   WRITE=1 writes Documentation/upstream.rst'
 	@echo 'With KDIR=DIR (and O=DIR) they use your kernel tree.'
-	@echo '  bench          - what the audit and the ledger cost'
+	@echo '  bench          - the C driver against this one; what the oracle costs'
 	@echo '  mutants        - boot a kernel with bugs seeded on purpose, one at a time, and see who'
 	@echo '                   notices; MUTANTS="NAME..." for some, WRITE=1 writes'
 	@echo '                   Documentation/mutants.rst. An hour or more the first time'

@@ -217,10 +217,7 @@ pub fn compare(
     if planned.suites.iter().any(|s| s.kind != Kind::Harness) {
         bail!("only a suite of hmm-tests can be compared");
     }
-    let upstream = tree.objects.join("lib/test_hmm.ko");
-    if !upstream.is_file() {
-        bail!("{}: the kernel was built without CONFIG_TEST_HMM=m", upstream.display());
-    }
+    let upstream = tree.c_driver()?;
     let dir = run::folder(repo, None)?;
 
     eprintln!("zdvm: upstream's driver");

@@ -51,6 +51,15 @@ impl Tree {
         fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
     }
 
+    /// The tree's own driver, which test_hmm.sh would load.
+    pub fn c_driver(&self) -> Result<PathBuf> {
+        let file = self.objects.join("lib/test_hmm.ko");
+        if !file.is_file() {
+            bail!("{}: the kernel was built without CONFIG_TEST_HMM=m", file.display());
+        }
+        Ok(file)
+    }
+
     /// A make in the source, told where the objects are.
     pub fn make(&self) -> Command {
         let mut command = make(&self.source);

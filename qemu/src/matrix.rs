@@ -165,6 +165,9 @@ pub struct SuiteSpec {
     /// Whether it runs only where it is asked for.
     #[serde(default)]
     pub by_name: bool,
+    /// Whether the guest has the kernel tree's own driver, too.
+    #[serde(default)]
+    pub c_driver: bool,
 }
 
 impl SuiteSpec {

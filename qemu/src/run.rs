@@ -24,6 +24,8 @@ use crate::vm::{Machine, Watcher};
 
 /// Where the program of the audit is in the guest.
 const AUDIT: &str = "/bin/zdvm-audit";
+/// Where the kernel tree's own driver is, for who loads it beside ours.
+const C_DRIVER: &str = "/lib/modules/test_hmm.ko";
 
 /// What a run is asked for.
 #[derive(Clone, Debug)]
@@ -62,6 +64,8 @@ pub struct Setup {
     agent: (PathBuf, PathBuf),
     /// Programs by suite: path in the guest, file here.
     pub programs: BTreeMap<String, (String, PathBuf)>,
+    /// The kernel tree's own driver, where a suite loads that, too.
+    c_driver: Option<PathBuf>,
     /// What the programs say they have.
     pub lists: BTreeMap<String, Vec<String>>,
 }
@@ -73,10 +77,15 @@ impl Setup {
         machine.vcpus = request.vcpus.unwrap_or(machine.vcpus);
         let mut packages = vec!["zdvm-guest"];
         let mut kinds = BTreeMap::new();
+        let mut c_driver = None;
         for name in request.suites {
-            let kind = matrix.suite(name)?.kind()?;
+            let spec = matrix.suite(name)?;
+            let kind = spec.kind()?;
             if kind == Kind::Ktap {
                 packages.push("zdm-selftests");
+            }
+            if spec.c_driver {
+                c_driver = Some(tree.c_driver()?);
             }
             kinds.insert(name.clone(), kind);
         }
@@ -98,6 +107,7 @@ impl Setup {
             test_limit: None,
             agent: (programs_dir.join("zdvm-guest"), programs_dir.join("zdvm-audit")),
             programs: BTreeMap::new(),
+            c_driver,
             lists: BTreeMap::new(),
             tree,
         };
@@ -156,6 +166,7 @@ impl Setup {
         files.insert("/init".to_owned(), self.agent.0.clone());
         files.insert(AUDIT.to_owned(), self.agent.1.clone());
         files.insert(MODULE.to_owned(), self.module.clone());
+        files.extend(self.c_driver.clone().map(|file| (C_DRIVER.to_owned(), file)));
         if planned.suites.iter().any(|s| s.kind == Kind::Script) {
             files.extend(script::files(&self.tree, &self.module, dir)?);
         }

@@ -33,18 +33,19 @@ use std::time::Duration;
 
 use crate::harness::Harness;
 use crate::module::Module;
+use crate::tests::Test;
 
 const USAGE: &str = "\
-usage: zdm-selftests [--bench] [--module FILE] [--timeout SECONDS] [NAME...]
-       zdm-selftests [--bench] --list
+usage: zdm-selftests [--bench | --versus] [--module FILE] [--timeout SECONDS] [NAME...]
+       zdm-selftests [--bench | --versus] --list
 
-Runs the tests, or the benchmarks, with these names, or whose names begin so; all
-of them without a name. The module is unloaded at the end, which is the test unload.clean.
+Runs the tests, or the benchmarks of the oracle, or those against the C driver, with
+these names, or whose names begin so; all of them without a name. The module is unloaded at the end, which is the test unload.clean.
 It is always loaded with the parameters in ZDM_MODULE_PARAMS, too.
 ";
 
 struct Options {
-    bench: bool,
+    tests: fn() -> Vec<&'static Test>,
     list: bool,
     help: bool,
     module: PathBuf,
@@ -54,7 +55,7 @@ struct Options {
 
 fn options(mut args: impl Iterator<Item = String>) -> Result<Options, String> {
     let mut options = Options {
-        bench: false,
+        tests: tests::all,
         list: false,
         help: false,
         module: PathBuf::from("/lib/modules/zdmirror.ko"),
@@ -64,7 +65,8 @@ fn options(mut args: impl Iterator<Item = String>) -> Result<Options, String> {
     while let Some(arg) = args.next() {
         let mut value = || args.next().ok_or(format!("{arg} wants a value"));
         match arg.as_str() {
-            "--bench" => options.bench = true,
+            "--bench" => options.tests = tests::benchmarks,
+            "--versus" => options.tests = tests::versus,
             "--list" => options.list = true,
             "--help" | "-h" => options.help = true,
             "--module" => options.module = PathBuf::from(value()?),
@@ -87,11 +89,7 @@ fn run() -> Result<bool, String> {
         print!("{USAGE}");
         return Ok(true);
     }
-    let tests = if options.bench {
-        tests::benchmarks()
-    } else {
-        tests::all()
-    };
+    let tests = (options.tests)();
     let names: Vec<&str> = tests.iter().map(|t| t.name).collect();
     if options.list {
         for name in names {

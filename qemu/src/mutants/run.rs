@@ -129,7 +129,7 @@ impl Ground<'_> {
     ) -> Result<Ready> {
         let suites = [detector.suite().to_owned()];
         let on = On { kernel: KERNEL.to_owned(), machine: wish.machine.clone() };
-        let upstream = tree.objects.join("lib/test_hmm.ko");
+        let upstream = tree.c_driver()?;
         let module = (detector == Detector::UpstreamC).then_some(upstream.as_path());
         let request = Request { on, vcpus: None, module, suites: &suites };
         let mut setup = Setup::new(repo, &self.matrix, tree.clone(), &request)?;

@@ -89,6 +89,7 @@ mod uffd;
 mod uffd_device;
 mod unload;
 mod unmap;
+mod versus;
 
 use self::target::{GENERIC, PRIVATE};
 use crate::check::{Fail, Outcome};
@@ -229,10 +230,19 @@ pub fn all() -> Vec<&'static Test> {
     groups.into_iter().flatten().collect()
 }
 
-/// The benchmarks, which are a table of their own, and how they end.
+/// The benchmarks of the oracle, which are a table of their own, and how they end.
 pub fn benchmarks() -> Vec<&'static Test> {
+    with_end(bench::TESTS)
+}
+
+/// Those against the C driver.
+pub fn versus() -> Vec<&'static Test> {
+    with_end(versus::TESTS)
+}
+
+fn with_end(tests: &'static [Test]) -> Vec<&'static Test> {
     let end = RELOADING.iter().filter(|t| t.name == "unload.clean");
-    bench::TESTS.iter().chain(end).collect()
+    tests.iter().chain(end).collect()
 }
 
 /// With the module as the machine wants it.
