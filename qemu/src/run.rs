@@ -64,8 +64,6 @@ pub struct Setup {
     agent: (PathBuf, PathBuf),
     /// Programs by suite: path in the guest, file here.
     pub programs: BTreeMap<String, (String, PathBuf)>,
-    /// The kernel tree's own driver, where a suite loads that, too.
-    c_driver: Option<PathBuf>,
     /// What the programs say they have.
     pub lists: BTreeMap<String, Vec<String>>,
 }
@@ -77,15 +75,10 @@ impl Setup {
         machine.vcpus = request.vcpus.unwrap_or(machine.vcpus);
         let mut packages = vec!["zdvm-guest"];
         let mut kinds = BTreeMap::new();
-        let mut c_driver = None;
         for name in request.suites {
-            let spec = matrix.suite(name)?;
-            let kind = spec.kind()?;
+            let kind = matrix.suite(name)?.kind()?;
             if kind == Kind::Ktap {
                 packages.push("zdm-selftests");
-            }
-            if spec.c_driver {
-                c_driver = Some(tree.c_driver()?);
             }
             kinds.insert(name.clone(), kind);
         }
@@ -107,7 +100,6 @@ impl Setup {
             test_limit: None,
             agent: (programs_dir.join("zdvm-guest"), programs_dir.join("zdvm-audit")),
             programs: BTreeMap::new(),
-            c_driver,
             lists: BTreeMap::new(),
             tree,
         };
@@ -133,7 +125,12 @@ impl Setup {
                     (setup.tree.source.join(payload::HMM_SCRIPT), list)
                 }
             };
-            let guest = matrix.suite(&name)?.program.clone();
+            let spec = matrix.suite(&name)?;
+            if spec.c_driver {
+                let file = (C_DRIVER.to_owned(), setup.tree.c_driver()?);
+                setup.programs.insert(format!("{name}'s driver"), file);
+            }
+            let guest = spec.program.clone();
             let guest = guest.with_context(|| format!("suite {name} has no program"))?;
             setup.programs.insert(name.clone(), (guest, file));
             setup.lists.insert(name, list);
@@ -166,7 +163,6 @@ impl Setup {
         files.insert("/init".to_owned(), self.agent.0.clone());
         files.insert(AUDIT.to_owned(), self.agent.1.clone());
         files.insert(MODULE.to_owned(), self.module.clone());
-        files.extend(self.c_driver.clone().map(|file| (C_DRIVER.to_owned(), file)));
         if planned.suites.iter().any(|s| s.kind == Kind::Script) {
             files.extend(script::files(&self.tree, &self.module, dir)?);
         }

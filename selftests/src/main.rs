@@ -40,7 +40,8 @@ usage: zdm-selftests [--bench | --versus] [--module FILE] [--timeout SECONDS] [N
        zdm-selftests [--bench | --versus] --list
 
 Runs the tests, or the benchmarks of the oracle, or those against the C driver, with
-these names, or whose names begin so; all of them without a name. The module is unloaded at the end, which is the test unload.clean.
+these names, or whose names begin so; all of them without a name. The module is unloaded
+at the end, which is the test unload.clean.
 It is always loaded with the parameters in ZDM_MODULE_PARAMS, too.
 ";
 

@@ -17,6 +17,8 @@ use crate::sys;
 
 /// Name of the module as the kernel knows it.
 pub const NAME: &str = "zdmirror";
+/// The same of the kernel tree's own driver.
+const C_NAME: &str = "test_hmm";
 /// Parameters that the module is loaded with in all tests, from the environment:
 /// where the machine has memory for COHERENT and GENERIC devices.
 pub const BASE: &str = "ZDM_MODULE_PARAMS";
@@ -36,6 +38,7 @@ const SETTLE: Duration = Duration::from_secs(2);
 
 /// The module file, which tests may load and unload themselves.
 pub struct Module {
+    name: &'static str,
     path: PathBuf,
     base: String,
 }
@@ -60,7 +63,27 @@ fn key(parameter: &str) -> &str {
 
 impl Module {
     pub fn new(path: PathBuf, base: String) -> Self {
-        Self { path, base }
+        Self {
+            name: NAME,
+            path,
+            base,
+        }
+    }
+
+    /// The kernel tree's own driver, which is beside the module where zdvm has put it there, with
+    /// those of the parameters of every load that it knows.
+    pub fn c_driver(&self) -> Option<Self> {
+        let path = self.path.with_file_name(format!("{C_NAME}.ko"));
+        let known = self
+            .base
+            .split_whitespace()
+            .filter(|p| p.starts_with("spm_"));
+        let base = known.collect::<Vec<_>>().join(" ");
+        path.exists().then_some(Self {
+            name: C_NAME,
+            path,
+            base,
+        })
     }
 
     /// Parameters of every load but those of `try_load`.
@@ -120,7 +143,7 @@ impl Module {
 
     /// Unloads the module unless somebody uses it.
     pub fn try_unload(&self) -> io::Result<()> {
-        sys::delete_module(NAME)
+        sys::delete_module(self.name)
     }
 
     /// Unloads the module, which nobody uses: references of files that were just
@@ -140,8 +163,9 @@ impl Module {
     #[track_caller]
     pub fn check_gone(&self) -> Outcome {
         check!(
-            !proc::module_loaded(NAME)?,
-            "{NAME} in /proc/modules: expected none, found it"
+            !proc::module_loaded(self.name)?,
+            "{} in /proc/modules: expected none, found it",
+            self.name
         );
         for n in 0..6 {
             let path = Device::path(n);

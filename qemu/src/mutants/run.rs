@@ -129,9 +129,9 @@ impl Ground<'_> {
     ) -> Result<Ready> {
         let suites = [detector.suite().to_owned()];
         let on = On { kernel: KERNEL.to_owned(), machine: wish.machine.clone() };
-        let upstream = tree.c_driver()?;
-        let module = (detector == Detector::UpstreamC).then_some(upstream.as_path());
-        let request = Request { on, vcpus: None, module, suites: &suites };
+        let theirs = detector == Detector::UpstreamC;
+        let upstream = theirs.then(|| tree.c_driver()).transpose()?;
+        let request = Request { on, vcpus: None, module: upstream.as_deref(), suites: &suites };
         let mut setup = Setup::new(repo, &self.matrix, tree.clone(), &request)?;
         let selection = Selection { suites: suites.to_vec(), filter: None, full: true };
         let mut planned = self.matrix.planned(&request.on, plans, &selection)?;

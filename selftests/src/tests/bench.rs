@@ -23,11 +23,12 @@ pub const TESTS: &[Test] = &[
 const N: usize = 4 * HUGE_PAGES;
 const ROUNDS: usize = 20;
 
-fn micros(time: Duration) -> f64 {
+pub fn micros(time: Duration) -> f64 {
     time.as_secs_f64() * 1e6
 }
 
-fn timed<T>(work: impl FnOnce() -> Outcome<T>) -> Outcome<(T, Duration)> {
+/// How long it takes, besides what it returns.
+pub fn timed<T>(work: impl FnOnce() -> Outcome<T>) -> Outcome<(T, Duration)> {
     let start = Instant::now();
     let result = work()?;
     Ok((result, start.elapsed()))
@@ -66,19 +67,20 @@ fn audit(_: &Ctx) -> Outcome {
 /// The same with small and huge folios in use.
 fn audit_used(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, PRIVATE)?;
-    let (small, huge) = (filled(false)?, filled(true)?);
+    let (small, huge) = (filled(N, false, 130)?, filled(N, true, 130)?);
     target.move_all(&small, 130)?;
     target.move_all(&huge, 130)?;
     scan_and_pass(&target, "4096 in use")
 }
 
-fn filled(huge: bool) -> Outcome<Buffer> {
+/// Pages with the pattern of `seed`, in huge pages or in small ones.
+pub fn filled(n: usize, huge: bool, seed: u64) -> Outcome<Buffer> {
     if huge {
-        return huge_filled(N / HUGE_PAGES, 130);
+        return huge_filled(n / HUGE_PAGES, seed);
     }
-    let buf = Buffer::anon(N)?;
-    buf.advise(0, N, libc::MADV_NOHUGEPAGE)?;
-    buf.fill(0, N, 130);
+    let buf = Buffer::anon(n)?;
+    buf.advise(0, n, libc::MADV_NOHUGEPAGE)?;
+    buf.fill(0, n, seed);
     Ok(buf)
 }
 
@@ -98,7 +100,7 @@ fn trip(buf: &Buffer) -> Outcome<[Duration; 2]> {
 /// Migration with a ledger, without one, and without any checks.
 fn ledger(ctx: &Ctx) -> Outcome {
     const KINDS: [&str; 3] = ["ledger=0", "ledger=1", "audit=off ledger=0"];
-    let bufs = [filled(false)?, filled(true)?];
+    let bufs = [filled(N, false, 130)?, filled(N, true, 130)?];
     let mut best = [[[Duration::MAX; 2]; 2]; KINDS.len()];
     for _ in 0..3 {
         for (parameters, best) in KINDS.iter().zip(&mut best) {

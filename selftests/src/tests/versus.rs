@@ -4,30 +4,20 @@
 //! ratios. The two are loaded by turns in one guest, with the same memory, and asked by the same
 //! ioctls. They are run by name only and fail for wrong results, never for slow ones.
 
-use std::fs::File;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::target::{COHERENT, PRIVATE, huge_filled};
+use super::bench::{filled, micros, timed};
+use super::target::{COHERENT, PRIVATE};
 use super::{Ctx, Test, absent, test};
-use crate::check;
 use crate::check::{Fail, OrFail, Outcome};
 use crate::device::{Buffer, Data, Device, HUGE_PAGES, PAGE, check_bytes, pattern_bytes};
 use crate::harness::note;
-use crate::module;
-use crate::sys;
 use crate::uapi::*;
 
 pub const TESTS: &[Test] = &[
     absent(test("versus.private", |ctx| versus(ctx, PRIVATE))),
     absent(test("versus.coherent", |ctx| versus(ctx, COHERENT))),
 ];
-
-/// The C driver, where zdvm puts it and as the kernel calls it.
-const C_DRIVER: &str = "/lib/modules/test_hmm.ko";
-const C_NAME: &str = "test_hmm";
-/// For devtmpfs and module reference counts.
-const SETTLE: Duration = Duration::from_secs(5);
 
 /// Pages that an operation is about: 4 MiB.
 const N: usize = 2 * HUGE_PAGES;
@@ -78,11 +68,8 @@ const fn sized(name: &'static str, run: Run) -> Operation {
 
 const OPERATIONS: &[Operation] = &[
     operation("open and close, 16 times", |bed| {
-        let start = Instant::now();
-        for _ in 0..OPENS {
-            bed.device()?;
-        }
-        Ok(start.elapsed())
+        let opens = || (0..OPENS).try_for_each(|_| bed.device().map(drop));
+        Ok(timed(opens)?.1)
     }),
     sized("READ, first", |bed| {
         let (device, buf) = (bed.device()?, bed.filled()?);
@@ -190,13 +177,7 @@ impl Bed {
     }
 
     fn filled(&self) -> Outcome<Buffer> {
-        if self.huge {
-            return huge_filled(N / HUGE_PAGES, SEED);
-        }
-        let buf = Buffer::anon(N)?;
-        buf.advise(0, N, libc::MADV_NOHUGEPAGE)?;
-        buf.fill(0, N, SEED);
-        Ok(buf)
+        filled(N, self.huge, SEED)
     }
 
     /// Memory of which all is on the device.
@@ -208,11 +189,14 @@ impl Bed {
 
     /// One of upstream's commands on all of a buffer.
     fn command(&mut self, device: &Device, request: u64, buf: &Buffer) -> Outcome<Duration> {
-        let start = Instant::now();
-        let result = device.command(request, buf.at(0), N as u64, Data::Into(&mut self.data));
-        let time = start.elapsed();
-        result.or_fail(&format!("ioctl {request:#x}"))?;
-        Ok(time)
+        let what = format!("ioctl {request:#x}");
+        let data = Data::Into(&mut self.data);
+        let run = || {
+            device
+                .command(request, buf.at(0), N as u64, data)
+                .or_fail(&what)
+        };
+        Ok(timed(run)?.1)
     }
 
     /// One that returns the data of all pages.
@@ -226,18 +210,24 @@ impl Bed {
     /// WRITE of other data.
     fn give(&mut self, device: &Device, buf: &Buffer) -> Outcome<Duration> {
         let data = pattern_bytes(SEED + 1, 0, N);
-        let start = Instant::now();
-        let result = device.command(HMM_WRITE, buf.at(0), N as u64, Data::From(&data));
-        let time = start.elapsed();
-        result.or_fail("WRITE")?;
+        let data = Data::From(&data);
+        let run = || {
+            device
+                .command(HMM_WRITE, buf.at(0), N as u64, data)
+                .or_fail("WRITE")
+        };
+        let (_, time) = timed(run)?;
         buf.check(0, N, SEED + 1)?;
         Ok(time)
     }
 }
 
+/// An operation, and whether it is on huge pages.
+type Case = (&'static Operation, bool);
+
 /// What is measured: an operation, with huge pages or without. Of COHERENT memory the C driver has
 /// no huge pages to give.
-fn cases(node: usize) -> Vec<(&'static Operation, bool)> {
+fn cases(node: usize) -> Vec<Case> {
     let private = node == PRIVATE;
     let of_size = |huge: bool| {
         let fits = move |o: &&Operation| (private || !o.private) && (!huge || (private && o.sizes));
@@ -247,7 +237,7 @@ fn cases(node: usize) -> Vec<(&'static Operation, bool)> {
 }
 
 /// Measures all with the driver that is loaded: the best time of each.
-fn measure(node: usize, best: &mut [Duration]) -> Outcome {
+fn measure(node: usize, cases: &[Case], best: &mut [Duration]) -> Outcome {
     let mut bed = Bed {
         node,
         huge: false,
@@ -255,8 +245,8 @@ fn measure(node: usize, best: &mut [Duration]) -> Outcome {
     };
     // Registering memory is no part of what is measured.
     bed.migrated()?;
-    for ((operation, huge), best) in cases(node).into_iter().zip(best) {
-        bed.huge = huge;
+    for ((operation, huge), best) in cases.iter().zip(best) {
+        bed.huge = *huge;
         for _ in 0..ROUNDS {
             let time = (operation.run)(&mut bed)?;
             *best = time.min(*best);
@@ -265,35 +255,10 @@ fn measure(node: usize, best: &mut [Duration]) -> Outcome {
     Ok(())
 }
 
-/// Loads the C driver, with the memory that the module of this project has for COHERENT devices.
-fn load_c(parameters: &str, node: usize) -> Outcome {
-    let spm = parameters
-        .split_whitespace()
-        .filter(|p| p.starts_with("spm_"));
-    let parameters = spm.collect::<Vec<_>>().join(" ");
-    let file = File::open(C_DRIVER).or_fail(C_DRIVER)?;
-    sys::finit_module(&file, &parameters).or_fail(&format!("loading {C_DRIVER} '{parameters}'"))?;
-    let opened = sys::wait_until(SETTLE, || Device::try_open(node).is_ok());
-    check!(opened, "open {} of the C driver", Device::path(node));
-    Ok(())
-}
-
-fn unload_c() -> Outcome {
-    let mut last = Ok(());
-    sys::wait_until(SETTLE, || {
-        last = sys::delete_module(C_NAME);
-        !matches!(&last, Err(e) if module::busy(e))
-    });
-    last.or_fail("unloading the C driver")?;
-    let gone = |n: usize| sys::wait_until(SETTLE, || !Path::new(&Device::path(n)).exists());
-    check!((0..4).all(gone), "nodes of the C driver after unloading");
-    Ok(())
-}
-
 fn versus(ctx: &Ctx, node: usize) -> Outcome {
-    if !Path::new(C_DRIVER).exists() {
-        return Err(Fail::Skip(format!("no {C_DRIVER}")));
-    }
+    let Some(c_driver) = ctx.module.c_driver() else {
+        return Err(Fail::Skip("no test_hmm.ko beside the module".into()));
+    };
     if !ctx.module.nodes().contains(&node) {
         return Err(Fail::Skip("no memory for COHERENT devices".into()));
     }
@@ -301,12 +266,11 @@ fn versus(ctx: &Ctx, node: usize) -> Outcome {
     let mut theirs = vec![Duration::MAX; cases.len()];
     let mut ours = theirs.clone();
     for _ in 0..LOADS {
-        load_c(ctx.module.base(), node)?;
-        measure(node, &mut theirs)?;
-        unload_c()?;
-        ctx.module.load("")?;
-        measure(node, &mut ours)?;
-        ctx.module.unload()?;
+        for (module, best) in [(&c_driver, &mut theirs), (&ctx.module, &mut ours)] {
+            module.load("")?;
+            measure(node, &cases, best)?;
+            module.unload()?;
+        }
     }
     let kind = if node == PRIVATE {
         "PRIVATE"
@@ -325,7 +289,7 @@ fn versus(ctx: &Ctx, node: usize) -> Outcome {
         note(&format!(
             "bench: {kind} {}{size}: C driver {:.0} us, ratio {ratio:.2}",
             operation.name,
-            theirs.as_secs_f64() * 1e6,
+            micros(*theirs),
         ));
     }
     note(&format!(
