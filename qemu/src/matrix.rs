@@ -159,6 +159,9 @@ pub struct SuiteSpec {
     /// Arguments of the program; `{NAME}` is a module parameter, and left out where there is none.
     #[serde(default)]
     pub args: Vec<String>,
+    /// Files of the guest's kernel, and what they say while the suite runs.
+    #[serde(default)]
+    pub settings: BTreeMap<String, String>,
     /// Why all of it is left out of a quick run, if it is.
     #[serde(default)]
     pub slow: Option<String>,

@@ -208,6 +208,7 @@ impl Setup {
                 timeout: limit,
                 program: self.programs.get(&suite.name).map_or("-", |p| p.0.as_str()).to_owned(),
                 tests,
+                settings: spec.map(|s| s.settings.clone()).into_iter().flatten().collect(),
             });
         }
         Ok(out)

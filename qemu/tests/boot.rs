@@ -41,6 +41,10 @@ fn boot(script: &str, as_init: bool) -> (Verdict, String, TempDir) {
         timeout: 5,
         program: "/bin/script".into(),
         tests: vec![],
+        settings: vec![
+            ("/proc/sys/vm/swappiness".into(), "7".into()),
+            ("/sys/kernel/nothing/of/this".into(), "1".into()),
+        ],
     };
     let plan = Plan { module: "none".into(), suites: vec![suite], ..Plan::default() };
     let machine = Machine {
@@ -92,6 +96,15 @@ fn has(verdict: &Verdict, kind: &str) -> bool {
 fn good() {
     let (verdict, _, _dir) = boot(GOOD, false);
     assert_eq!(verdict.problems, []);
+}
+
+#[test]
+#[ignore = "needs a built kernel in ZDVM_TEST_TREE"]
+fn settings_hold_while_the_suite_runs() {
+    let say = "read n < /proc/sys/vm/swappiness; echo swappiness is $n > /dev/kmsg";
+    let (verdict, console, _dir) = boot(&format!("{say}; {GOOD}"), false);
+    assert_eq!(verdict.problems, []);
+    assert!(console.contains("swappiness is 7"), "{console}");
 }
 
 #[test]

@@ -67,6 +67,22 @@ fn hmm_tests_has_78_tests() {
     }
 }
 
+/// khugepaged changes what upstream's tests count.
+#[test]
+fn hmm_tests_run_without_khugepaged() {
+    let matrix = matrix();
+    for suite in ["hmm", "smoke"] {
+        let settings = &matrix.suite(suite).unwrap().settings;
+        let value = |name: &str| {
+            let dir = "/sys/kernel/mm/transparent_hugepage/khugepaged";
+            settings.get(&format!("{dir}/{name}")).map(String::as_str)
+        };
+        assert_eq!(value("pages_to_scan"), Some("1"));
+        // The kernel takes an unsigned int.
+        assert_eq!(value("scan_sleep_millisecs"), Some(&*u32::MAX.to_string()));
+    }
+}
+
 #[test]
 fn without_reserved_memory_the_coherent_tests_are_skipped() {
     let planned = planned("private", &full());

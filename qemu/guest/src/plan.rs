@@ -50,6 +50,8 @@ pub struct Suite {
     pub program: String,
     /// Only these tests; for [`Kind::Ktap`], empty means all. A script's arguments.
     pub tests: Vec<String>,
+    /// Files of the kernel, and what they are to say while the suite runs.
+    pub settings: Vec<(String, String)>,
 }
 
 /// The whole plan.
@@ -85,6 +87,9 @@ impl Plan {
             for test in &s.tests {
                 let _ = writeln!(out, "test {test}");
             }
+            for (file, value) in &s.settings {
+                let _ = writeln!(out, "set {file} {value}");
+            }
         }
         out
     }
@@ -111,9 +116,14 @@ impl Plan {
                     timeout: timeout.parse().map_err(|_| format!("bad timeout in {line:?}"))?,
                     program: program.to_owned(),
                     tests: Vec::new(),
+                    settings: Vec::new(),
                 }),
                 ["test", name] => match plan.suites.last_mut() {
                     Some(suite) => suite.tests.push(name.to_owned()),
+                    None => return Err(format!("{line:?} before any suite")),
+                },
+                ["set", file, value] => match plan.suites.last_mut() {
+                    Some(suite) => suite.settings.push((file.to_owned(), value.to_owned())),
                     None => return Err(format!("{line:?} before any suite")),
                 },
                 [] => {}
@@ -142,6 +152,7 @@ mod tests {
                     timeout: 10,
                     program: "-".into(),
                     tests: vec![],
+                    settings: vec![],
                 },
                 Suite {
                     name: "hmm".into(),
@@ -149,6 +160,7 @@ mod tests {
                     timeout: 20,
                     program: "/bin/hmm-tests".into(),
                     tests: vec!["hmm.a".into(), "hmm.b".into()],
+                    settings: vec![("/sys/a".into(), "1".into()), ("/sys/b".into(), "x".into())],
                 },
                 Suite {
                     name: "smoke".into(),
@@ -156,6 +168,7 @@ mod tests {
                     timeout: 20,
                     program: "/bin/test_hmm.sh".into(),
                     tests: vec!["smoke".into(), "0x100000000".into()],
+                    settings: vec![],
                 },
             ],
         };
@@ -164,7 +177,7 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused() {
-        for text in ["suite a b 1 -", "test x", "frobnicate", "suite a ktap x -"] {
+        for text in ["suite a b 1 -", "test x", "set /x 1", "frobnicate", "suite a ktap x -"] {
             assert!(Plan::parse(text).is_err(), "{text}");
         }
     }

@@ -38,6 +38,20 @@ pub fn shell(plan: &Plan) -> Result<()> {
 
 /// Runs one suite; an error is about the suite as a whole, not about a test.
 pub fn suite(link: &mut Link, plan: &Plan, suite: &Suite) -> Result<()> {
+    let mut before = Vec::new();
+    for (file, value) in &suite.settings {
+        if let Some(old) = sys::set(file, value)? {
+            before.push((file, old));
+        }
+    }
+    let end = tests(link, plan, suite);
+    for (file, old) in before {
+        sys::set(file, &old)?;
+    }
+    end
+}
+
+fn tests(link: &mut Link, plan: &Plan, suite: &Suite) -> Result<()> {
     match suite.kind {
         Kind::Kunit => kunit(link, plan, suite),
         Kind::Ktap => {

@@ -95,6 +95,17 @@ pub fn taint() -> Result<u64> {
     text.trim().parse().with_context(|| format!("taint mask {text:?}"))
 }
 
+/// Has a file of the kernel say `value`, and returns what it said before; `None` where the kernel has
+/// not even the folder, as it was built without what the file is about.
+pub fn set(file: &str, value: &str) -> Result<Option<String>> {
+    if !Path::new(file).parent().is_some_and(Path::exists) {
+        return Ok(None);
+    }
+    let old = fs::read_to_string(file).with_context(|| format!("reading {file}"))?;
+    fs::write(file, value).with_context(|| format!("writing {value:?} to {file}"))?;
+    Ok(Some(old.trim().to_owned()))
+}
+
 /// Writes one line to the kernel log, so that what follows there can be attributed.
 pub fn kmsg(text: &str) {
     if let Ok(mut log) = OpenOptions::new().write(true).open("/dev/kmsg") {
@@ -164,5 +175,26 @@ pub fn kmemleak_scan() {
             let _ = fs::write(file, "scan");
             std::thread::sleep(Duration::from_secs(1));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)] // A test may panic.
+    use super::*;
+
+    #[test]
+    fn a_setting_says_what_was_before() {
+        let dir = std::env::temp_dir().join(format!("zdvm-guest-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        let file = dir.join("file");
+        fs::write(&file, "old\n").unwrap();
+        let file = file.to_str().unwrap();
+        assert_eq!(set(file, "new").unwrap().as_deref(), Some("old"));
+        assert_eq!(fs::read_to_string(file).unwrap(), "new");
+        assert_eq!(set(&format!("{file}s/a"), "new").unwrap(), None);
+        // Not one of a kernel that has the rest: a mistake.
+        assert!(set(&format!("{file}s"), "new").is_err());
+        fs::remove_dir_all(&dir).unwrap();
     }
 }
