@@ -12,6 +12,7 @@
 #include <linux/mmu_notifier.h>
 
 struct hmm_range;
+struct xarray;
 
 /* Bits of zdm_page_bits(); a tail page has none but TAIL and ANON_EXCLUSIVE. */
 #define ZDM_BIT_LOCKED		0x01
@@ -82,6 +83,7 @@ void *zdm_page_pgmap_owner(const struct page *page);
 struct page *zdm_folio_page(struct page *page, unsigned long n);
 unsigned int zdm_hmm_pfn_order(unsigned long entry);
 void zdm_mark_dirty(struct page *page);
+void zdm_xa_erase_range(struct xarray *xa, unsigned long first, unsigned long last);
 int zdm_page_to_user_nofault(void *to, struct page *page);
 int zdm_page_from_user_nofault(struct page *page, const void *from);
 

@@ -148,21 +148,8 @@ impl Table {
 
     /// Forgets all pages from `first` to `last`, at a cost that follows how many there are.
     fn erase(&self, first: usize, last: usize) {
-        let mut index = first;
-        loop {
-            // SAFETY: The array is initialised.
-            let entry =
-                unsafe { bindings::xa_find(self.xa.get(), &mut index, last, bindings::XA_PRESENT) };
-            if entry.is_null() {
-                return;
-            }
-            // SAFETY: As above.
-            unsafe { bindings::xa_erase(self.xa.get(), index) };
-            if index == last {
-                return;
-            }
-            index += 1;
-        }
+        // SAFETY: The array is initialised; entries own nothing.
+        unsafe { bindings::zdm_xa_erase_range(self.xa.get(), first, last) };
     }
 }
 
