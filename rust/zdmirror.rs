@@ -31,6 +31,8 @@ mod mm;
 mod spinlock;
 #[path = "kernel/stacktrace.rs"]
 mod stacktrace;
+#[path = "kernel/stamp.rs"]
+mod stamp;
 
 use crate::{
     debugfs::Dir,

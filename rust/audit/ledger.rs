@@ -8,17 +8,14 @@
 
 #![forbid(unsafe_code)]
 
-use crate::{
-    mm::task::current_pid,
-    stacktrace::log_clock, //
+use crate::stamp::{
+    current_pid,
+    log_clock,
+    Stamp, //
 };
 use kernel::{
     fmt,
-    prelude::*,
-    sync::atomic::{
-        Atomic,
-        Relaxed, //
-    }, //
+    prelude::*, //
 };
 
 /// What happened to a page: `enum zdm_event` of the uapi.
@@ -42,7 +39,7 @@ pub(crate) enum Event {
 }
 
 impl Event {
-    fn from_bits(bits: u64) -> Self {
+    fn from_bits(bits: u32) -> Self {
         match bits & 0xff {
             1 => Self::Born,
             2 => Self::HandedOut,
@@ -104,17 +101,17 @@ impl fmt::Display for Transition {
     }
 }
 
-/// 16 bytes for a page. Time and the rest are two words, which may be of two transitions where a page
-/// has them at the same time: a ledger is told from, not decided by.
-struct Entry {
-    time: Atomic<u64>,
-    /// Event in bits 0 to 7, order in 8 to 15, pid in 32 to 63.
-    rest: Atomic<u64>,
+/// What a stamp says of a transition: the event in bits 0 to 7, the order in 8 to 15.
+fn word(event: Event, order: u32) -> u32 {
+    event as u32 | (order & 0xff) << 8
 }
 
-/// The entries of a chunk, none where none are kept. Nothing but [`Ledger::new`] sleeps.
+/// A stamp for each page of a chunk, none where none are kept. Nothing but [`Ledger::new`] sleeps.
+///
+/// A stamp may be of two transitions where a page has them at the same time: a ledger is told from,
+/// not decided by.
 pub(crate) struct Ledger {
-    entries: KVVec<Entry>,
+    entries: KVVec<Stamp>,
     born: Transition,
 }
 
@@ -123,11 +120,7 @@ impl Ledger {
     pub(crate) fn new(pages: usize) -> Result<Self> {
         let mut entries = KVVec::with_capacity(pages, GFP_KERNEL)?;
         for _ in 0..pages {
-            let entry = Entry {
-                time: Atomic::new(0),
-                rest: Atomic::new(0),
-            };
-            entries.push(entry, GFP_KERNEL)?;
+            entries.push(Stamp::new(), GFP_KERNEL)?;
         }
         let event = if pages > 0 { Event::Born } else { Event::None };
         Ok(Self {
@@ -141,14 +134,18 @@ impl Ledger {
         })
     }
 
-    /// Writes down what happens to page `index`, the first of a folio of `order`.
+    /// Writes down what happens to page `index`, the first of a folio of `order`, now.
     pub(crate) fn note(&self, index: usize, event: Event, order: u32) {
+        if !self.entries.is_empty() {
+            self.note_at(log_clock(), index, event, order);
+        }
+    }
+
+    /// As [`Ledger::note`], at a time by [`log_clock`]: reading the clock costs more than the rest, so
+    /// that many pages of one migration share a time.
+    pub(crate) fn note_at(&self, time: u64, index: usize, event: Event, order: u32) {
         if let Some(entry) = self.entries.get(index) {
-            let rest = event as u64 | u64::from(order & 0xff) << 8;
-            entry.time.store(log_clock(), Relaxed);
-            entry
-                .rest
-                .store(rest | u64::from(current_pid()) << 32, Relaxed);
+            entry.set(time, word(event, order));
         }
     }
 
@@ -157,16 +154,18 @@ impl Ledger {
         let Some(entry) = self.entries.get(index) else {
             return Transition::NONE;
         };
-        let rest = entry.rest.load(Relaxed);
-        match Event::from_bits(rest) {
+        let word = entry.what();
+        match Event::from_bits(word) {
             Event::None => self.born,
-            event => Transition {
-                event,
-                time: entry.time.load(Relaxed),
-                // CAST: The upper half.
-                pid: (rest >> 32) as u32,
-                order: (rest >> 8) as u32 & 0xff,
-            },
+            event => {
+                let (time, pid) = entry.when_and_who();
+                Transition {
+                    event,
+                    time,
+                    pid,
+                    order: word >> 8 & 0xff,
+                }
+            }
         }
     }
 }

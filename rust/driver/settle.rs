@@ -33,6 +33,7 @@ use crate::{
         },
         registration::PagemapRef, //
     },
+    stamp::log_clock,
 };
 use kernel::time::{
     delay::fsleep,
@@ -146,6 +147,7 @@ impl Device {
         let mut suspects = [const { None }; SUSPECTS];
         let mut found = 0;
         let mut near: Option<PagemapRef<Chunk>> = None;
+        let now = log_clock();
         for (pfn, order) in done.destinations() {
             // Most are in the same chunk.
             let known = near
@@ -154,7 +156,10 @@ impl Device {
             let Some((chunk, index)) = known.or_else(|| self.locate_pfn(pfn)) else {
                 continue;
             };
-            chunk.ops().ledger().note(index, Event::Settled, order);
+            chunk
+                .ops()
+                .ledger()
+                .note_at(now, index, Event::Settled, order);
             let settled = Settled {
                 chunk,
                 index,

@@ -27,6 +27,7 @@ use crate::{
         },
         registration::PagemapRef, //
     },
+    stamp::log_clock,
 };
 
 /// Pages that are tried before one that is not fit to be handed out counts as none left.
@@ -46,6 +47,8 @@ pub(super) struct Supply<'a> {
     /// What of the batch is not used yet.
     next: usize,
     end: usize,
+    /// When the last pages were taken, by [`log_clock`].
+    taken: u64,
     /// Where the last page was.
     chunk: Option<PagemapRef<Chunk>>,
 }
@@ -60,6 +63,7 @@ impl<'a> Supply<'a> {
             batch: [0; BATCH],
             next: 0,
             end: 0,
+            taken: 0,
             chunk: None,
         }
     }
@@ -82,7 +86,8 @@ impl<'a> Supply<'a> {
             }
             match chunk.hand_out(index, backing) {
                 Ok(folio) => {
-                    chunk.ops().ledger().note(index, Event::HandedOut, order);
+                    let ledger = chunk.ops().ledger();
+                    ledger.note_at(self.taken, index, Event::HandedOut, order);
                     if core.auditor.is_on() {
                         self.check_fresh(chunk, index, &folio);
                     }
@@ -97,6 +102,9 @@ impl<'a> Supply<'a> {
 
     /// Takes a free page, of a whole block for a large folio.
     fn take(&mut self, order: u32) -> Option<u32> {
+        if order > 0 || self.next == self.end {
+            self.taken = log_clock();
+        }
         if order > 0 {
             return self.device.memory().pool.take(self.opener, order);
         }

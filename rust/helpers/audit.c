@@ -44,6 +44,13 @@ u64 zdm_log_clock(void)
 	return local_clock();
 }
 
+/* When the current task does what. */
+void zdm_stamp(u64 *time, u64 *rest, u64 when, u32 what)
+{
+	WRITE_ONCE(*time, when);
+	WRITE_ONCE(*rest, (u64)current->pid << 32 | what);
+}
+
 /* Without CONFIG_STACKTRACE there is none. */
 unsigned int zdm_stack(unsigned long *entries, unsigned int room, unsigned int skip)
 {

@@ -97,6 +97,7 @@ bool zdm_is_huge_zero_page(const struct page *page);
 
 long zdm_pgmap_refs(struct dev_pagemap *pgmap);
 u64 zdm_log_clock(void);
+void zdm_stamp(u64 *time, u64 *rest, u64 when, u32 what);
 unsigned int zdm_stack(unsigned long *entries, unsigned int room, unsigned int skip);
 int zdm_symbol(char *buf, size_t size, unsigned long address);
 void zdm_set_page_mapping(struct page *page, unsigned long mapping);

@@ -56,12 +56,6 @@ impl fmt::Display for Frame {
     }
 }
 
-/// Nanoseconds on the clock of the kernel log. In any context.
-pub(crate) fn log_clock() -> u64 {
-    // SAFETY: Always safe.
-    unsafe { bindings::zdm_log_clock() }
-}
-
 #[kunit_tests(zdmirror_stacktrace)]
 mod tests {
     use super::*;
@@ -76,11 +70,5 @@ mod tests {
         let text = CString::try_from_fmt(fmt!("{}", first))?;
         assert!(text.to_bytes().windows(2).any(|part| part == b"+0"));
         Ok(())
-    }
-
-    #[test]
-    fn clock_goes_on() {
-        let now = log_clock();
-        assert!(now > 0 && log_clock() >= now);
     }
 }

@@ -41,9 +41,3 @@ impl Deadline {
         unsafe { bindings::zdm_jiffies_passed(self.0) }
     }
 }
-
-/// Number of the current task, or of the one that an interrupt met. In any context.
-pub(crate) fn current_pid() -> u32 {
-    // CAST: Not negative.
-    current!().pid() as u32
-}

@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! When something happened last, and which task did it.
+//!
+//! C header: [`include/linux/sched/clock.h`](srctree/include/linux/sched/clock.h)
+
+use crate::bindings;
+use kernel::{
+    current,
+    prelude::*,
+    sync::atomic::{
+        Atomic,
+        Relaxed, //
+    }, //
+};
+
+/// Nanoseconds on the clock of the kernel log. In any context.
+pub(crate) fn log_clock() -> u64 {
+    // SAFETY: Always safe.
+    unsafe { bindings::zdm_log_clock() }
+}
+
+/// Number of the current task, or of the one that an interrupt met. In any context.
+pub(crate) fn current_pid() -> u32 {
+    // CAST: Not negative.
+    current!().pid() as u32
+}
+
+/// Room for when something happened, what, and by whom: 16 bytes.
+///
+/// Who reads it while it is written may get the time of one stamp and the rest of another.
+pub(crate) struct Stamp {
+    time: Atomic<u64>,
+    /// What in bits 0 to 31, the task in 32 to 63.
+    rest: Atomic<u64>,
+}
+
+impl Stamp {
+    /// Of the beginning of time.
+    pub(crate) fn new() -> Self {
+        Self {
+            time: Atomic::new(0),
+            rest: Atomic::new(0),
+        }
+    }
+
+    /// `what` happens at `time`, by [`log_clock`], and the current task does it. In any context.
+    pub(crate) fn set(&self, time: u64, what: u32) {
+        // One call, as each atomic store would be one, too, to a function in C.
+        // SAFETY: Both words may be written at any time, by `WRITE_ONCE()`.
+        unsafe { bindings::zdm_stamp(self.time.as_ptr(), self.rest.as_ptr(), time, what) };
+    }
+
+    /// What happened last.
+    pub(crate) fn what(&self) -> u32 {
+        // CAST: The lower half.
+        self.rest.load(Relaxed) as u32
+    }
+
+    /// When it happened, in nanoseconds on the clock of the kernel log, and the task.
+    pub(crate) fn when_and_who(&self) -> (u64, u32) {
+        // CAST: The upper half.
+        (
+            self.time.load(Relaxed),
+            (self.rest.load(Relaxed) >> 32) as u32,
+        )
+    }
+}
+
+#[kunit_tests(zdmirror_stamp)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn last_stamp_is_kept() {
+        let stamp = Stamp::new();
+        assert_eq!((stamp.what(), stamp.when_and_who()), (0, (0, 0)));
+        let begin = log_clock();
+        for what in [7, u32::MAX, 0] {
+            stamp.set(begin, what);
+            assert_eq!(stamp.what(), what);
+            assert_eq!(stamp.when_and_who(), (begin, current_pid()));
+        }
+    }
+
+    #[test]
+    fn clock_goes_on() {
+        let now = log_clock();
+        assert!(now > 0 && log_clock() >= now);
+    }
+}
