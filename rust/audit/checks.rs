@@ -146,7 +146,7 @@ fn violation(
 
 /// A page that must be free, by one look at it, and by a closer one where that is not enough.
 fn check_free(page: PageView<'_>, invariant: Invariant) -> Option<Violation> {
-    if page.refs() == 0 && page.bits().is_clean() {
+    if page.bits().is_clean() {
         return None;
     }
     violation(page, invariant, free_page(&Facts::of_page(page)))
@@ -164,6 +164,10 @@ pub(crate) fn check_handed_out(page: PageView<'_>) -> Option<Violation> {
 
 /// I2: the folio of `order` that begins with `page` was just handed out.
 pub(crate) fn check_fresh(page: PageView<'_>, order: u32) -> Option<Violation> {
+    // One look tells all but the count.
+    if order == 0 && page.bits().is_new_small() && page.refs() == 1 {
+        return None;
+    }
     let failed = fresh_folio(&Facts::of_folio(page), order);
     violation(page, Invariant::HandedOut, failed)
 }
@@ -171,7 +175,7 @@ pub(crate) fn check_fresh(page: PageView<'_>, order: u32) -> Option<Violation> {
 /// I2: `page` is one of a folio that was just handed out, and not its first.
 pub(crate) fn check_fresh_tail(page: PageView<'_>) -> Option<Violation> {
     let bits = page.bits();
-    if page.refs() == 0 && bits.is_tail() && bits.is_clean() {
+    if bits.is_tail() && bits.is_clean() {
         return None;
     }
     let facts = Facts::of_page(page);
@@ -192,21 +196,15 @@ pub(crate) fn check_settled(page: PageView<'_>, extra: i32) -> Option<Violation>
 /// reach what is not mapped yet, and the driver's reference is the only one besides the mappings'.
 /// But for KSM, which knows its folios by number: it takes a reference, and waits for the lock.
 pub(crate) fn check_destination(page: PageView<'_>) -> Option<Violation> {
-    if page.is_ksm() {
-        return None;
-    }
-    check_settled(page, 1)
+    check_settled(page, 1).filter(|_| !page.is_ksm())
 }
 
 /// I9: core mm has moved the contents of the folio of `page` away. `held` references on it are
 /// those of who migrates it; with any other one somebody goes on to use what is there. But for KSM,
 /// which may have found the folio just before: it waits for the lock, and then sees that it moved.
 pub(crate) fn check_source(page: PageView<'_>, held: i32) -> Option<Violation> {
-    if page.is_ksm() {
-        return None;
-    }
     let failed = expect(Check::Refcount, count(held), count(page.refs()));
-    violation(page, Invariant::Exclusivity, failed)
+    violation(page, Invariant::Exclusivity, failed).filter(|_| !page.is_ksm())
 }
 
 /// I6: the pagemap of `page`, its first one, has `excess` references more than are accounted for.
@@ -219,6 +217,10 @@ pub(crate) fn check_pagemap(page: PageView<'_>, excess: i64) -> Option<Violation
 /// I4: the folio that begins with `page` is in `folio_free`; `handed_out` is the order that it was
 /// handed out with, `None` when it was not.
 pub(crate) fn check_freed(page: PageView<'_>, handed_out: Option<u32>) -> Option<Violation> {
+    // One look tells all of a small folio.
+    if handed_out == Some(0) && page.bits().is_clean_small() {
+        return None;
+    }
     let failed = match handed_out {
         Some(order) => freed_folio(&Facts::of_folio(page), order),
         None => Some((Check::State, 1, 0)),

@@ -62,14 +62,13 @@ impl Freed {
         let Some(link) = self.links.get(index as usize) else {
             return false;
         };
+        let mut head = self.head.load(Relaxed);
         // A kernel that frees a page twice must not make a ring of the stack. This orders nothing:
         // the page came here through a hand-out, after `take_all()` had let it go.
-        if order > 14 || link.cmpxchg(ABSENT, NIL, Relaxed).is_err() {
+        if order > 14 || link.cmpxchg(ABSENT, head, Relaxed).is_err() {
             return false;
         }
-        let mut head = self.head.load(Relaxed);
         loop {
-            link.store(head, Relaxed);
             // Release: who finds the page on the stack finds its link, and what was done to the
             // page before. Pages below it were published likewise, and stay so: an exchange
             // carries on the release sequence of the one whose value it replaces.
@@ -78,7 +77,10 @@ impl Freed {
                 .cmpxchg(head, index | (order << ORDER_SHIFT), Release)
             {
                 Ok(_) => return true,
-                Err(now) => head = now,
+                Err(now) => {
+                    head = now;
+                    link.store(head, Relaxed);
+                }
             }
         }
     }

@@ -68,11 +68,11 @@ impl Core {
             return false;
         }
         let judge = |outcome: Option<Violation>| {
-            let told = outcome.map(|v| v.after(last(v.pfn)));
-            self.auditor.judge(told)
+            outcome.is_some_and(|v| self.auditor.judge(Some(v.after(last(v.pfn)))))
         };
         let mut broken = false;
-        for folio in migration.moved_folios() {
+        // All of them, but for those that are found well at one look.
+        for folio in migration.suspects() {
             if let Some(source) = folio.source {
                 let held = folio.source_refs;
                 broken |= judge(lasting(|| check_source(source, held)));

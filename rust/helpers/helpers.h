@@ -14,7 +14,7 @@
 struct hmm_range;
 struct xarray;
 
-/* Bits of zdm_page_bits(); a tail page has none but TAIL and ANON_EXCLUSIVE. */
+/* Bits of zdm_page_bits(); a tail page has none but TAIL, ANON_EXCLUSIVE and REFERENCED. */
 #define ZDM_BIT_LOCKED		0x01
 #define ZDM_BIT_LRU		0x02
 #define ZDM_BIT_MAPPED		0x04
@@ -24,13 +24,29 @@ struct xarray;
 #define ZDM_BIT_TAIL		0x40
 #define ZDM_BIT_ANON_EXCLUSIVE	0x80
 #define ZDM_BIT_ANON		0x100
+#define ZDM_BIT_REFERENCED	0x200
+
+/* What zdm_pfn_kind() says besides types of memory, and 0 for the system's. */
+#define ZDM_KIND_LOCAL		0x100
+#define ZDM_KIND_ZERO		0x200
+
+/* What zdm_look_at_freed() finds. */
+struct zdm_freed {
+	struct dev_pagemap *pgmap;
+	unsigned long pfn;
+	void *data;
+	unsigned int order;
+};
 
 struct page *zdm_pfn_to_page(unsigned long pfn);
 unsigned long zdm_page_to_pfn(const struct page *page);
-int zdm_page_ref_count(const struct page *page);
 void zdm_set_page_count(struct page *page, int count);
 unsigned int zdm_page_bits(const struct page *page);
-unsigned long zdm_clean_pages(const struct page *page, const s8 *state, unsigned long n);
+unsigned long zdm_clean_pages(unsigned long pfn, const s8 *state, unsigned long n);
+unsigned long zdm_idle_pages(const struct page *head, unsigned long n);
+bool zdm_clean_tails(const struct page *head, unsigned int order);
+unsigned long zdm_next_suspect(const unsigned long *src, const unsigned long *dst,
+			       unsigned long i, unsigned long n, struct page *fault);
 unsigned long zdm_read_pages(const struct page *page, unsigned long n);
 int zdm_folio_mapcount(struct page *page);
 unsigned int zdm_folio_order(struct page *page);
@@ -44,7 +60,9 @@ bool zdm_pgmap_tryget_live(struct dev_pagemap *pgmap);
 void zdm_pgmap_put(struct dev_pagemap *pgmap);
 void zdm_folio_init(struct page *page, struct dev_pagemap *pgmap, unsigned int order);
 void zdm_folio_inherit(struct folio *tail, struct folio *head);
+void zdm_look_at_freed(struct page *head, struct zdm_freed *freed);
 bool zdm_is_device_private_page(const struct page *page);
+bool zdm_private_page(const struct page *page, void **data, unsigned long *nth);
 void *zdm_zone_device_data(const struct page *page);
 void zdm_set_zone_device_data(struct page *page, void *data);
 bool zdm_folio_try_get(struct page *page);
@@ -73,15 +91,12 @@ bool zdm_jiffies_passed(unsigned long deadline);
 void zdm_cond_resched(void);
 unsigned long zdm_task_size(void);
 
-bool zdm_is_device_coherent_page(const struct page *page);
-bool zdm_is_device_generic_page(const struct page *page);
 int zdm_range_fault_unlocked(struct hmm_range *range, unsigned long timeout);
 unsigned long zdm_irq_save(void);
 void zdm_irq_restore(unsigned long flags);
 bool zdm_is_zero_page(const struct page *page);
-void *zdm_page_pgmap_owner(const struct page *page);
+unsigned int zdm_pfn_kind(unsigned long pfn, const void *owner);
 struct page *zdm_folio_page(struct page *page, unsigned long n);
-unsigned int zdm_hmm_pfn_order(unsigned long entry);
 void zdm_mark_dirty(struct page *page);
 void zdm_xa_erase_range(struct xarray *xa, unsigned long first, unsigned long last);
 int zdm_page_to_user_nofault(void *to, struct page *page);

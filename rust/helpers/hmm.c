@@ -10,35 +10,29 @@
 
 #include "helpers.h"
 
-bool zdm_is_device_coherent_page(const struct page *page)
-{
-	return is_device_coherent_page(page);
-}
-
-/* GENERIC pagemaps of others, such as device-dax, may have neither owner nor ops. */
-bool zdm_is_device_generic_page(const struct page *page)
-{
-	return is_zone_device_page(page) && page_pgmap(page)->type == MEMORY_DEVICE_GENERIC;
-}
-
 bool zdm_is_zero_page(const struct page *page)
 {
 	return is_zero_pfn(page_to_pfn(page));
 }
 
-void *zdm_page_pgmap_owner(const struct page *page)
+/*
+ * What a device sees of a page in use: the type of its pagemap, and whether it is of the
+ * device itself. All in one call; pagemaps of others may have no owner.
+ */
+unsigned int zdm_pfn_kind(unsigned long pfn, const void *owner)
 {
-	return page_pgmap(page)->owner;
+	const struct page *page = pfn_to_page(pfn);
+	const struct dev_pagemap *pgmap;
+
+	if (!is_zone_device_page(page))
+		return is_zero_pfn(pfn) ? ZDM_KIND_ZERO : 0;
+	pgmap = page_pgmap(page);
+	return pgmap->type | (pgmap->owner == owner ? ZDM_KIND_LOCAL : 0);
 }
 
 struct page *zdm_folio_page(struct page *page, unsigned long n)
 {
 	return folio_page(page_folio(page), n);
-}
-
-unsigned int zdm_hmm_pfn_order(unsigned long entry)
-{
-	return hmm_pfn_to_map_order(entry);
 }
 
 /* The function and the command that tests it came together, in Linux 7.3. */

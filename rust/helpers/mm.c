@@ -21,11 +21,6 @@ unsigned long zdm_page_to_pfn(const struct page *page)
 	return page_to_pfn(page);
 }
 
-int zdm_page_ref_count(const struct page *page)
-{
-	return page_ref_count(page);
-}
-
 void zdm_set_page_count(struct page *page, int count)
 {
 	set_page_count(page, count);
@@ -41,6 +36,8 @@ unsigned int zdm_page_bits(const struct page *page)
 	unsigned long flags = READ_ONCE(page->flags.f);
 	unsigned int bits = 0;
 
+	if (page_ref_count(page))
+		bits |= ZDM_BIT_REFERENCED;
 	/* PageAnonExclusive() insists on an anonymous page; the oracle asks of any page. */
 	if (flags & BIT(PG_anon_exclusive))
 		bits |= ZDM_BIT_ANON_EXCLUSIVE;
@@ -69,12 +66,13 @@ unsigned int zdm_page_bits(const struct page *page)
 #define ZDM_UNCLEAN	(BIT(PG_locked) | BIT(PG_lru) | BIT(PG_anon_exclusive))
 
 /*
- * Of the pages from here on, how many are free by @state, which is then 0, and have nothing
+ * Of the pages from @pfn on, how many are free by @state, which is then 0, and have nothing
  * that a free page must not have. A loop in C, as a call for each page would cost more than
  * the page.
  */
-unsigned long zdm_clean_pages(const struct page *page, const s8 *state, unsigned long n)
+unsigned long zdm_clean_pages(unsigned long pfn, const s8 *state, unsigned long n)
 {
+	const struct page *page = pfn_to_page(pfn);
 	unsigned long i, stale;
 
 	for (i = 0; i < n && !READ_ONCE(state[i]); i++, page++) {
@@ -86,7 +84,63 @@ unsigned long zdm_clean_pages(const struct page *page, const s8 *state, unsigned
 		if (!stale && atomic_read(&page->_mapcount) == -1)
 			continue;
 		/* The words of a tail that was left over say something else. */
-		if (page_ref_count(page) || zdm_page_bits(page) & ~(ZDM_BIT_HEAD | ZDM_BIT_TAIL))
+		if (zdm_page_bits(page) & ~(ZDM_BIT_HEAD | ZDM_BIT_TAIL))
+			break;
+	}
+	return i;
+}
+
+/*
+ * Of the pages from @head on, the first of a folio that is not in use, how many nothing
+ * refers to, and which are no tails of another folio.
+ */
+unsigned long zdm_idle_pages(const struct page *head, unsigned long n)
+{
+	const struct page *page = head;
+	unsigned long i;
+
+	for (i = 0; i < n && !page_ref_count(page); i++, page++) {
+		if (PageTail(page) ? compound_head(page) != head :
+				     READ_ONCE(page->flags.f) & BIT(PG_locked))
+			break;
+	}
+	return i;
+}
+
+/* Whether all pages of a folio but the first are tails, and else as free pages must be. */
+bool zdm_clean_tails(const struct page *head, unsigned int order)
+{
+	unsigned long i;
+
+	for (i = 1; i < 1UL << order; i++)
+		if (zdm_page_bits(head + i) != ZDM_BIT_TAIL)
+			return false;
+	return true;
+}
+
+/*
+ * Of the entries of a migration from @i on, the first of a folio that has moved and that
+ * somebody may refer to besides the migration, its mappings, and the fault on @fault that
+ * it is made for; @n where there is none. What the driver asks of each of them, in a loop
+ * in C for the same reason.
+ */
+unsigned long zdm_next_suspect(const unsigned long *src, const unsigned long *dst,
+			       unsigned long i, unsigned long n, struct page *fault)
+{
+	const struct folio *faulting = fault ? page_folio(fault) : NULL;
+
+	for (; i < n; i++) {
+		struct page *from = migrate_pfn_to_page(src[i]);
+		struct page *to = migrate_pfn_to_page(dst[i]);
+
+		if (!to || !(src[i] & MIGRATE_PFN_MIGRATE))
+			continue;
+		if (from && page_ref_count(from) != 1 + (page_folio(from) == faulting))
+			break;
+		/* What was no page is mapped already, and the CPU may be at work on it. */
+		if (!from && !is_device_private_page(to))
+			continue;
+		if (page_ref_count(to) != folio_mapcount(page_folio(to)) + 1)
 			break;
 	}
 	return i;
@@ -175,9 +229,36 @@ struct dev_pagemap *zdm_page_pgmap(struct page *page)
 	return page_folio(page)->pgmap;
 }
 
+/* All that there is to know of a device folio that is being freed, in one call. */
+void zdm_look_at_freed(struct page *head, struct zdm_freed *freed)
+{
+	struct folio *folio = page_folio(head);
+
+	freed->pgmap = folio->pgmap;
+	freed->pfn = page_to_pfn(head);
+	freed->data = head->zone_device_data;
+	freed->order = folio_order(folio);
+}
+
 bool zdm_is_device_private_page(const struct page *page)
 {
 	return is_device_private_page(page);
+}
+
+/*
+ * The data of the folio of a device-private page, and which of its pages this is, in one
+ * call; false for any other page.
+ */
+bool zdm_private_page(const struct page *page, void **data, unsigned long *nth)
+{
+	const struct page *head;
+
+	if (!is_device_private_page(page))
+		return false;
+	head = compound_head(page);
+	*data = head->zone_device_data;
+	*nth = page - head;
+	return true;
 }
 
 void *zdm_zone_device_data(const struct page *page)

@@ -97,7 +97,12 @@ impl RawBacking {
     /// `head` must be the head page of a folio of a [`DevPagemap`](super::pagemap::DevPagemap).
     pub(super) unsafe fn of(head: *mut bindings::page) -> Self {
         // SAFETY: By the caller's contract.
-        Self(unsafe { bindings::zdm_zone_device_data(head) } as usize)
+        Self::from_data(unsafe { bindings::zdm_zone_device_data(head) })
+    }
+
+    /// What `zone_device_data` says.
+    pub(super) fn from_data(data: *mut c_void) -> Self {
+        Self(data as usize)
     }
 
     /// Makes `head` carry it.
@@ -168,14 +173,10 @@ impl RawBacking {
 /// `page` must be a page in use that nobody frees or splits meanwhile and, where it is PRIVATE,
 /// one of a [`DevPagemap`](super::pagemap::DevPagemap).
 pub(super) unsafe fn contents(page: *mut bindings::page) -> *mut bindings::page {
+    let (mut data, mut nth) = (core::ptr::null_mut(), 0);
     // SAFETY: By the caller's contract.
-    if !unsafe { bindings::zdm_is_device_private_page(page) } {
+    if !unsafe { bindings::zdm_private_page(page, &mut data, &mut nth) } {
         return page;
     }
-    // SAFETY: As above.
-    let head = unsafe { bindings::zdm_compound_head(page) };
-    // SAFETY: As above.
-    let backing = unsafe { RawBacking::of(head) };
-    let offset = (page as usize - head as usize) / core::mem::size_of::<bindings::page>();
-    backing.page(offset)
+    RawBacking::from_data(data).page(nth)
 }

@@ -48,6 +48,12 @@ impl LockedDeviceFolio {
         unsafe { PageView::from_raw(self.page) }
     }
 
+    /// Whether its pages but the first are tails with nothing that a free page must not have.
+    pub(crate) fn has_clean_tails(&self) -> bool {
+        // SAFETY: The folio is ours, and of this order by the type invariants.
+        self.order == 0 || unsafe { bindings::zdm_clean_tails(self.page.as_ptr(), self.order) }
+    }
+
     /// Gives lock and reference away.
     pub(super) fn into_raw(self) -> *mut bindings::page {
         let page = self.page.as_ptr();
@@ -163,6 +169,12 @@ impl<'a> FreedFolio<'a> {
     /// The head page.
     pub(crate) fn page(&self) -> PageView<'a> {
         self.page
+    }
+
+    /// Whether the other pages are tails with nothing that a free page must not have.
+    pub(crate) fn has_clean_tails(&self) -> bool {
+        // SAFETY: A folio has a struct page for each page.
+        self.order == 0 || unsafe { bindings::zdm_clean_tails(self.page.as_ptr(), self.order) }
     }
 
     /// The other pages, with their index in the pagemap.

@@ -158,7 +158,8 @@ impl PageFacts {
 
     /// Of `page`, which must be in use, so that its folio and its pagemap stay what they are.
     fn of_used(page: PageView<'_>, asking: &PgmapOwner) -> Self {
-        let origin = Origin::new(page.memory_type(), page.pagemap_owner(), asking);
+        let (memory_type, owner) = page.type_and_owner();
+        let origin = Origin::new(memory_type, owner, asking);
         Self::read(page, page.head(), origin)
     }
 }
@@ -171,8 +172,8 @@ impl HmmMirror {
         out: &mut [T],
         f: impl Fn(Seen, Option<PageFacts>) -> T,
     ) -> Result {
-        self.look(start, out, |seen, page| {
-            let facts = page.map(|page| PageFacts {
+        self.look(start, out, |seen, place| {
+            let facts = place.page().map(|page| PageFacts {
                 zero: page.is_zero() || seen.size() == Some(MapSize::Pmd) && page.is_huge_zero(),
                 // The page is mapped, so in use, until the closure returns.
                 ..PageFacts::of_used(page.view(), self.owner())

@@ -28,6 +28,8 @@ impl HmmEntry {
     const WRITE: usize = 1 << bindings::HMM_PFN_WRITE_BIT;
     const ERROR: usize = 1 << bindings::HMM_PFN_ERROR_BIT;
     const PFN: usize = (1 << bindings::HMM_PFN_FLAGS_BIT) - 1;
+    /// The order, in the lowest bits of the flags: as in `hmm_pfn_to_map_order()`.
+    const ORDER: u32 = 0x1f;
 
     /// Input flags that ask for a page to be faulted in.
     pub(super) fn request(write: bool) -> usize {
@@ -54,10 +56,25 @@ impl HmmEntry {
         self.0 & Self::WRITE != 0
     }
 
+    /// The kind of memory of the page, to a device whose memory `owner` owns.
+    ///
+    /// # Safety
+    ///
+    /// The entry must be valid, and its page mapped until the call returns.
+    pub(super) unsafe fn memory(self, owner: &PgmapOwner) -> Memory {
+        // SAFETY: By the caller's contract.
+        unsafe { Memory::of_pfn(self.0 & Self::PFN, owner) }
+    }
+
     /// Order of the page table entry that maps the page.
     pub(super) fn order(self) -> u32 {
-        // SAFETY: Always safe.
-        unsafe { bindings::zdm_hmm_pfn_order(self.0) }
+        // CAST: Only the lowest bits are wanted.
+        (self.0 >> bindings::HMM_PFN_FLAGS_BIT) as u32 & Self::ORDER
+    }
+
+    /// Whether the page table entry that maps `address`, which this is of, maps the page before, too.
+    pub(super) fn maps_before(self, address: usize) -> bool {
+        (address >> PAGE_SHIFT) & ((1 << self.order()) - 1) != 0
     }
 }
 
@@ -86,6 +103,22 @@ pub(crate) enum Memory {
 }
 
 impl Memory {
+    /// # Safety
+    ///
+    /// `pfn` must be the number of a page in use.
+    unsafe fn of_pfn(pfn: usize, owner: &PgmapOwner) -> Self {
+        // SAFETY: By the caller's contract.
+        let kind = unsafe { bindings::zdm_pfn_kind(pfn, owner.as_ptr()) };
+        let local = kind & bindings::ZDM_KIND_LOCAL != 0;
+        match kind & !bindings::ZDM_KIND_LOCAL {
+            bindings::MEMORY_DEVICE_PRIVATE => Self::Private { local },
+            bindings::MEMORY_DEVICE_COHERENT => Self::Coherent { local },
+            bindings::MEMORY_DEVICE_GENERIC => Self::Generic { local },
+            bindings::ZDM_KIND_ZERO => Self::Zero,
+            _ => Self::System,
+        }
+    }
+
     /// Whether this is memory of the device that asks.
     pub(crate) fn is_local(self) -> bool {
         matches!(
@@ -155,16 +188,6 @@ impl MappedPage<'_> {
         unsafe { bindings::zdm_is_device_private_page(self.page.as_ptr()) }
     }
 
-    fn is_coherent(&self) -> bool {
-        // SAFETY: The page is in use by the type invariants.
-        unsafe { bindings::zdm_is_device_coherent_page(self.page.as_ptr()) }
-    }
-
-    fn is_generic(&self) -> bool {
-        // SAFETY: The page is in use by the type invariants.
-        unsafe { bindings::zdm_is_device_generic_page(self.page.as_ptr()) }
-    }
-
     /// Whether it is the small page of zeroes.
     pub(super) fn is_zero(&self) -> bool {
         // SAFETY: The page is in use by the type invariants.
@@ -185,21 +208,8 @@ impl MappedPage<'_> {
 
     /// The kind of memory, to a device whose memory `owner` owns.
     pub(super) fn memory(&self, owner: &PgmapOwner) -> Memory {
-        let local = || {
-            // SAFETY: A page of a device has a pagemap, which stays while the page is in use.
-            unsafe { bindings::zdm_page_pgmap_owner(self.page.as_ptr()) == owner.as_ptr() }
-        };
-        if self.is_private() {
-            Memory::Private { local: local() }
-        } else if self.is_coherent() {
-            Memory::Coherent { local: local() }
-        } else if self.is_generic() {
-            Memory::Generic { local: local() }
-        } else if self.is_zero() {
-            Memory::Zero
-        } else {
-            Memory::System
-        }
+        // SAFETY: The page is in use by the type invariants.
+        unsafe { Memory::of_pfn(self.view().pfn(), owner) }
     }
 
     /// The page that the CPU finds the contents in, `None` for a PRIVATE page without any. It is
@@ -212,7 +222,7 @@ impl MappedPage<'_> {
 
     /// Takes a reference on a page of a device, `None` if it is none or about to be freed.
     pub(super) fn get_device_folio(&self) -> Option<FolioRef> {
-        if !self.is_private() && !self.is_coherent() && !self.is_generic() {
+        if self.view().memory_type() == 0 {
             return None;
         }
         // SAFETY: The page is in use by the type invariants.
@@ -248,5 +258,25 @@ mod tests {
         }
         assert_eq!(HmmEntry::request(false), HmmEntry::VALID);
         assert_eq!(HmmEntry::PFN & (HmmEntry::VALID | HmmEntry::ERROR), 0);
+    }
+    #[test]
+    fn order_of_entries() {
+        let of_order =
+            |order| HmmEntry::new(HmmEntry::VALID | order << bindings::HMM_PFN_FLAGS_BIT);
+        let small = of_order(0);
+        let large = of_order(bindings::PMD_ORDER as usize);
+        assert_eq!((small.order(), large.order()), (0, bindings::PMD_ORDER));
+        assert!(large.is_valid() && !large.is_writable());
+        let bytes = 1 << bindings::PMD_ORDER << PAGE_SHIFT;
+        for (n, before) in [
+            (0, false),
+            (1, true),
+            (2, true),
+            (bytes >> PAGE_SHIFT, false),
+        ] {
+            assert_eq!(large.maps_before(bytes + (n << PAGE_SHIFT)), before);
+            assert!(!small.maps_before(bytes + (n << PAGE_SHIFT)));
+        }
+        assert!(large.maps_before(2 * bytes - 1));
     }
 }

@@ -40,38 +40,11 @@ use kernel::{
     prelude::*, //
 };
 
+pub(crate) use super::pfn_buffer::PfnBuffer;
+
 /// Most pages that one migration takes: what one page of page table entries maps, and what one
 /// large folio has.
 pub(crate) const MAX_PAGES: usize = 1 << PMD_ORDER;
-
-/// Source and destination entries for migrations of up to [`MAX_PAGES`] pages, to be reused.
-pub(crate) struct PfnBuffer {
-    /// The first half is for the source.
-    entries: KVVec<usize>,
-}
-
-impl PfnBuffer {
-    /// Allocates room for `pages` pages, at most [`MAX_PAGES`]. May sleep.
-    pub(crate) fn new(pages: usize) -> Result<Self> {
-        let pages = pages.clamp(1, MAX_PAGES);
-        Ok(Self {
-            entries: KVVec::from_elem(0, 2 * pages, GFP_KERNEL)?,
-        })
-    }
-
-    /// Pages that there is room for.
-    pub(crate) fn capacity(&self) -> usize {
-        self.entries.len() / 2
-    }
-
-    /// Source entries, and destination entries of which the first `len` are cleared.
-    fn halves(&mut self, len: usize) -> (&mut [usize], &mut [usize]) {
-        let capacity = self.capacity();
-        let (src, dst) = self.entries.split_at_mut(capacity);
-        dst[..len].fill(0);
-        (src, dst)
-    }
-}
 
 /// Which pages of a range a migration takes.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -289,7 +262,10 @@ impl<'a> Migration<'a, Setup> {
     pub(crate) fn copy_to_device(&mut self, i: usize, part: usize, folio: LockedDeviceFolio) {
         let order = folio.order();
         if self.accepts(i, part, order) {
-            self.copy_to(i, part, folio.into_raw(), order);
+            let page = folio.into_raw();
+            // SAFETY: The folio is locked and in use, nobody splits it.
+            let memory = unsafe { contents(page) };
+            self.copy_to(i, part, page, memory, order);
         }
     }
 
@@ -300,7 +276,7 @@ impl<'a> Migration<'a, Setup> {
             let page = folio.into_raw();
             // SAFETY: The folio is new and nobody else's, so the lock is free.
             unsafe { bindings::zdm_folio_lock(page) };
-            self.copy_to(i, part, page, order);
+            self.copy_to(i, part, page, page, order);
         }
     }
 
@@ -323,16 +299,22 @@ impl<'a> Migration<'a, Setup> {
     }
 
     /// `page` must be the head of a folio of `order` that is locked and referenced, both of which
-    /// we become the owner of, and that `accepts()` was asked about.
-    fn copy_to(&mut self, i: usize, part: usize, page: *mut bindings::page, order: u32) {
-        // SAFETY: Both folios are locked and in use, nobody splits them.
-        let to = unsafe { contents(page) };
-        // SAFETY: As above.
+    /// we become the owner of, and that `accepts()` was asked about; its contents are those of
+    /// `memory` and what follows it.
+    fn copy_to(
+        &mut self,
+        i: usize,
+        part: usize,
+        page: *mut bindings::page,
+        memory: *mut bindings::page,
+        order: u32,
+    ) {
+        // SAFETY: The folio is locked and in use, nobody splits it.
         let from = page_of(self.src(i)).map(|source| unsafe { contents(source.as_ptr()) });
         let from = from.and_then(NonNull::new).map(NonNull::as_ptr);
         for n in 0..1 << order {
             // SAFETY: The destination has that many pages, and is ours.
-            let to = unsafe { to.add(n) };
+            let to = unsafe { memory.add(n) };
             match from {
                 // SAFETY: The source has at least `part` and `n` pages more, one of them 0. It is
                 // locked and unmapped, so its contents are stable.
@@ -399,23 +381,50 @@ impl<'a> Migration<'a, Copied> {
 
     /// The folios that have moved.
     pub(crate) fn moved_folios(&self) -> impl Iterator<Item = MovedFolio<'_>> {
+        self.moved_entries()
+            .filter_map(|(i, _)| self.moved_folio(i))
+    }
+
+    /// Those of [`Migration::moved_folios`] that have, at one look, more or fewer references than the
+    /// migration, the fault that it is made for, and mappings explain.
+    pub(crate) fn suspects(&self) -> impl Iterator<Item = MovedFolio<'_>> {
+        let mut next = 0;
+        core::iter::from_fn(move || {
+            // SAFETY: There are `len` entries of folios that are locked and referenced, and the
+            // fault has a reference on its page.
+            let i = unsafe {
+                bindings::zdm_next_suspect(
+                    self.args.src,
+                    self.args.dst,
+                    next,
+                    self.len,
+                    self.args.fault_page,
+                )
+            };
+            next = i + 1;
+            (i < self.len).then(|| self.moved_folio(i)).flatten()
+        })
+    }
+
+    /// What entry `i` says of a folio that has moved.
+    fn moved_folio(&self, i: usize) -> Option<MovedFolio<'_>> {
         // SAFETY: Both ends are locked and referenced until the migration is finalized.
         let view = |page| unsafe { PageView::from_raw(page) };
-        self.moved_entries().filter_map(move |(i, _)| {
-            let source = page_of(self.src(i)).map(view);
-            Some(MovedFolio {
-                source,
-                source_refs: 1 + i32::from(source.is_some_and(|page| self.is_fault_folio(page))),
-                destination: view(page_of(self.dst(i))?),
-            })
+        let source = page_of(self.src(i)).map(view);
+        Some(MovedFolio {
+            source,
+            source_refs: 1 + i32::from(source.is_some_and(|page| self.is_fault_folio(page))),
+            destination: view(page_of(self.dst(i))?),
         })
     }
 
     /// Whether `page` is the first one of the folio that the fault is about which this is for.
     fn is_fault_folio(&self, page: PageView<'_>) -> bool {
-        NonNull::new(self.args.fault_page)
+        let fault = NonNull::new(self.args.fault_page).map(|fault| {
             // SAFETY: The fault has a reference on its page.
-            .is_some_and(|fault| unsafe { PageView::from_raw(fault) }.head().pfn() == page.pfn())
+            unsafe { PageView::from_raw(fault) }.head()
+        });
+        fault.is_some_and(|head| head.as_ptr() == page.as_ptr())
     }
 
     /// Takes a reference on the first folio that has moved, where it is now or where it came from.
@@ -483,7 +492,7 @@ impl<'a, S: Stage> Migration<'a, S> {
     /// Entries of what has moved, with the order of the destination.
     fn moved_entries(&self) -> impl Iterator<Item = (usize, u32)> + '_ {
         (0..self.len)
-            .filter(|&i| self.is_selected(i) && page_of(self.dst(i)).is_some())
+            .filter(|&i| self.is_selected(i) && is_valid(self.dst(i)))
             .map(|i| match self.dst(i) & bindings::MIGRATE_PFN_COMPOUND {
                 0 => (i, 0),
                 _ => (i, PMD_ORDER),
@@ -574,8 +583,13 @@ fn assert_index(i: usize, len: usize) {
     assert!(i < len);
 }
 
+/// Whether an entry has a page.
+fn is_valid(entry: usize) -> bool {
+    entry & bindings::MIGRATE_PFN_VALID != 0
+}
+
 fn page_of(entry: usize) -> Option<NonNull<bindings::page>> {
-    if entry & bindings::MIGRATE_PFN_VALID == 0 {
+    if !is_valid(entry) {
         return None;
     }
     // SAFETY: Valid entries hold the number of a page with a struct page.

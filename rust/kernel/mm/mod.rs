@@ -19,6 +19,7 @@ pub(crate) mod module;
 pub(crate) mod notifier;
 pub(crate) mod page;
 pub(crate) mod pagemap;
+pub(crate) mod pfn_buffer;
 pub(crate) mod pin;
 pub(crate) mod region;
 pub(crate) mod registration;

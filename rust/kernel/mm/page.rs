@@ -10,12 +10,14 @@ use core::{
     marker::PhantomData,
     ptr::NonNull, //
 };
+use kernel::prelude::*;
 
 /// What one look at a page says of the page itself, in whatever folio it is.
 ///
-/// Of a tail page only [`PageBits::is_tail`] and [`PageBits::is_anon_exclusive`] are known: its
-/// other fields belong to the folio. A free page may look like a tail: `zone_device_page_init()`
-/// undoes a large folio when the page is handed out, not when it is freed.
+/// Of a tail page only [`PageBits::is_tail`], [`PageBits::is_anon_exclusive`] and
+/// [`PageBits::is_referenced`] are known: its other fields belong to the folio. A free page may
+/// look like a tail: `zone_device_page_init()` undoes a large folio when the page is handed out,
+/// not when it is freed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct PageBits(u32);
 
@@ -26,6 +28,11 @@ impl PageBits {
 
     fn has(self, bit: u32) -> bool {
         self.0 & bit != 0
+    }
+
+    /// `page_ref_count()` is not 0.
+    pub(crate) fn is_referenced(self) -> bool {
+        self.has(bindings::ZDM_BIT_REFERENCED)
     }
 
     /// `PG_locked`.
@@ -73,9 +80,19 @@ impl PageBits {
         self.has(bindings::ZDM_BIT_ANON_EXCLUSIVE)
     }
 
-    /// Nothing that a free page must not have.
+    /// Nothing that a free page must not have, references included.
     pub(crate) fn is_clean(self) -> bool {
         self.0 & !(bindings::ZDM_BIT_HEAD | bindings::ZDM_BIT_TAIL) == 0
+    }
+
+    /// The same of a small folio that may be locked.
+    pub(crate) fn is_clean_small(self) -> bool {
+        self.0 & !bindings::ZDM_BIT_LOCKED == 0
+    }
+
+    /// A small folio that is locked and referenced, and else as a free page must be.
+    pub(crate) fn is_new_small(self) -> bool {
+        self.0 == bindings::ZDM_BIT_LOCKED | bindings::ZDM_BIT_REFERENCED
     }
 }
 
@@ -124,32 +141,28 @@ impl<'a> PageView<'a> {
         unsafe { bindings::zdm_page_to_pfn(self.as_ptr()) }
     }
 
-    /// The pagemap, `None` for a page of other memory than a device's.
-    fn pagemap(&self) -> Option<NonNull<bindings::dev_pagemap>> {
+    /// `enum memory_type` of the pagemap and its owner; 0 and NULL where there is no pagemap, for a
+    /// page of other memory than a device's.
+    pub(super) fn type_and_owner(&self) -> (u32, *mut c_void) {
         // SAFETY: The page is valid by the type invariants.
-        NonNull::new(unsafe { bindings::zdm_any_pgmap(self.as_ptr()) })
+        let pgmap = unsafe { bindings::zdm_any_pgmap(self.as_ptr()) };
+        if pgmap.is_null() {
+            return (0, core::ptr::null_mut());
+        }
+        // SAFETY: The pagemap is registered by the type invariants.
+        unsafe { ((*pgmap).type_, (*pgmap).owner) }
     }
 
     /// `enum memory_type` of the pagemap, 0 where there is none.
     pub(crate) fn memory_type(&self) -> u32 {
-        self.pagemap()
-            // SAFETY: The pagemap is registered by the type invariants.
-            .map_or(0, |pgmap| unsafe { (*pgmap.as_ptr()).type_ })
-    }
-
-    /// Owner of the pagemap, NULL where there is none.
-    pub(super) fn pagemap_owner(&self) -> *mut kernel::ffi::c_void {
-        self.pagemap()
-            // SAFETY: As above.
-            .map_or(core::ptr::null_mut(), |pgmap| unsafe {
-                (*pgmap.as_ptr()).owner
-            })
+        self.type_and_owner().0
     }
 
     /// `page_ref_count()`: references on this page or, for a tail page, always zero.
     pub(crate) fn refs(&self) -> i32 {
-        // SAFETY: The page is valid by the type invariants.
-        unsafe { bindings::zdm_page_ref_count(self.as_ptr()) }
+        // SAFETY: The page is valid by the type invariants; others may change the count, which the
+        // volatile read is for.
+        unsafe { core::ptr::read_volatile(&raw const (*self.as_ptr())._refcount.counter) }
     }
 
     /// The first page of the folio that this is, or was until it was freed, a part of.
@@ -217,5 +230,43 @@ impl<'a> PageView<'a> {
     pub(crate) fn memcg(&self) -> usize {
         // SAFETY: The page is valid by the type invariants.
         unsafe { bindings::zdm_folio_memcg(self.as_ptr()) }
+    }
+}
+
+#[kunit_tests(zdmirror_page)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bits_of_small_folios() {
+        let (locked, used) = (bindings::ZDM_BIT_LOCKED, bindings::ZDM_BIT_REFERENCED);
+        let others = [
+            bindings::ZDM_BIT_LRU,
+            bindings::ZDM_BIT_MAPPED,
+            bindings::ZDM_BIT_MAPPING,
+            bindings::ZDM_BIT_CHARGED,
+            bindings::ZDM_BIT_ANON_EXCLUSIVE,
+            bindings::ZDM_BIT_ANON,
+        ];
+        let cases = [
+            (0, true, true, false),
+            (locked, false, true, false),
+            (used, false, false, false),
+            (locked | used, false, false, true),
+            (bindings::ZDM_BIT_HEAD, true, false, false),
+            (bindings::ZDM_BIT_TAIL, true, false, false),
+        ];
+        for (bits, clean, clean_small, new_small) in cases {
+            let page = PageBits(bits);
+            assert_eq!(page.is_clean(), clean);
+            assert_eq!(page.is_clean_small(), clean_small);
+            assert_eq!(page.is_new_small(), new_small);
+            for other in others {
+                let page = PageBits(bits | other);
+                assert!(!page.is_clean() && !page.is_clean_small() && !page.is_new_small());
+            }
+        }
+        let large = PageBits(locked | used | bindings::ZDM_BIT_HEAD);
+        assert!(!large.is_new_small());
     }
 }

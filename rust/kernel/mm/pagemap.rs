@@ -134,7 +134,9 @@ fn order_in_use(state: i8) -> Option<u32> {
 /// - `pgmap` is registered with `memremap_pages()`, and its `ops` are those of `T`.
 /// - `state[i]` says whether page `i` is the head of a folio that was handed out and did not come
 ///   back through `folio_free` yet, and of which order; while it does, `zone_device_data` of that
-///   page owns the [`RawBacking`] of a PRIVATE folio, and a pin on the module is held for it.
+///   page owns the [`RawBacking`] of a PRIVATE folio.
+/// - While `folios` is not 0 a pin on the module is held, or the caller of `begin_use()` is about to
+///   take it.
 #[pin_data]
 pub(crate) struct DevPagemap<T: PagemapOps> {
     #[pin]
@@ -143,6 +145,8 @@ pub(crate) struct DevPagemap<T: PagemapOps> {
     first_pfn: usize,
     state: KVVec<Atomic<i8>>,
     used: Atomic<usize>,
+    /// Folios in use, or in the hands of `folio_free`.
+    folios: Atomic<usize>,
     /// References of the `dev_pagemap` that live [`PagemapRef`](super::registration::PagemapRef)s
     /// own.
     pub(super) guards: Atomic<usize>,
@@ -207,6 +211,7 @@ impl<T: PagemapOps> DevPagemap<T> {
                 first_pfn,
                 state,
                 used: Atomic::new(0),
+                folios: Atomic::new(0),
                 guards: Atomic::new(0),
                 // SAFETY: Registered just now.
                 first_refs: unsafe { bindings::zdm_pgmap_refs(pgmap.get()) } as i64,
@@ -318,12 +323,12 @@ impl<T: PagemapOps> DevPagemap<T> {
     /// Says the same as looking at each page, at a cost of about reading them.
     pub(crate) fn clean_pages(&self, index: usize, most: usize) -> usize {
         let n = most.min(self.pages().saturating_sub(index));
-        let (Some(page), Some(state)) = (self.page(index), self.state.get(index..index + n)) else {
+        let Some(state) = self.state.get(index..index + n) else {
             return 0;
         };
         // SAFETY: There are struct pages and states for `n` pages; an atomic may be read as what it
         // is an atomic of.
-        unsafe { bindings::zdm_clean_pages(page.as_ptr(), state.as_ptr().cast(), n) }
+        unsafe { bindings::zdm_clean_pages(self.first_pfn + index, state.as_ptr().cast(), n) }
     }
 
     /// Reads up to `most` struct pages from that of page `index` on, and does nothing with them.
@@ -394,7 +399,9 @@ impl<T: PagemapOps> DevPagemap<T> {
         if state.cmpxchg(FREE, HELD, Full).is_err() {
             return Err(HandOutError::InUse(backing));
         }
-        for i in index..end {
+        // SAFETY: There are so many pages, and the first one is no folio in use.
+        let idle = unsafe { bindings::zdm_idle_pages(head.as_ptr(), pages) };
+        for i in index + idle..end {
             if !self.page(i).is_some_and(|page| self.is_idle(page)) {
                 state.store(FREE, Relaxed);
                 return Err(HandOutError::NotFree(backing, i));
@@ -402,7 +409,7 @@ impl<T: PagemapOps> DevPagemap<T> {
         }
         state.store(in_use(order), Relaxed);
         self.used.add(pages, Relaxed);
-        ModulePin::take().leak();
+        self.begin_use();
         let page = head.as_ptr();
         // SAFETY: The pages are free: none has a reference, and `state` keeps others away.
         unsafe { bindings::zdm_folio_init(page, self.pgmap.get(), order) };
@@ -413,10 +420,31 @@ impl<T: PagemapOps> DevPagemap<T> {
         Ok(unsafe { LockedDeviceFolio::from_raw(NonNull::new_unchecked(page), order) })
     }
 
+    /// One folio more is in use: the first one pins the module for all of them. The caller runs for
+    /// a file of the module's, or for a folio in use. Does not sleep.
+    fn begin_use(&self) {
+        if self.folios.fetch_add(1, Full) == 0 {
+            ModulePin::take().leak();
+        }
+    }
+
+    /// One folio less is. The last thing that is done for it: the module may be unloaded.
+    ///
+    /// # Safety
+    ///
+    /// [`DevPagemap::begin_use`] must have been called for every call.
+    unsafe fn end_use(&self) {
+        if self.folios.fetch_sub(1, Full) == 1 {
+            // SAFETY: Leaked by whoever made the first folio of these one in use: each change from
+            // none to some has taken one, before its folio could be freed.
+            drop(unsafe { ModulePin::from_leaked() });
+        }
+    }
+
     /// Whether nothing refers to `page`, so that it may be initialised.
     fn is_idle(&self, page: PageView<'_>) -> bool {
         let bits = page.bits();
-        if page.refs() != 0 || bits.is_locked() {
+        if bits.is_referenced() || bits.is_locked() {
             return false;
         }
         if !bits.is_tail() {
@@ -473,8 +501,14 @@ impl<T: PagemapOps> DevPagemap<T> {
     /// `page` must be a page of a registered `DevPagemap<T>` that outlives `'a`.
     unsafe fn of_page<'a>(page: *mut bindings::page) -> &'a Self {
         // SAFETY: By the caller's contract.
-        let pgmap = unsafe { bindings::zdm_page_pgmap(page) };
-        // SAFETY: As above.
+        unsafe { Self::of_pgmap(bindings::zdm_page_pgmap(page)) }
+    }
+
+    /// # Safety
+    ///
+    /// `pgmap` must be that of a registered `DevPagemap<T>` that outlives `'a`.
+    unsafe fn of_pgmap<'a>(pgmap: *mut bindings::dev_pagemap) -> &'a Self {
+        // SAFETY: By the caller's contract.
         unsafe { &*kernel::container_of!(Opaque::cast_from(pgmap), Self, pgmap) }
     }
 
@@ -488,17 +522,19 @@ impl<T: PagemapOps> DevPagemap<T> {
     /// Only to be called by core mm, with a folio of this kind of pagemap.
     unsafe extern "C" fn folio_free(folio: *mut bindings::folio) {
         let page: *mut bindings::page = folio.cast();
-        // SAFETY: Core mm frees a valid folio, whose pagemap is alive until this one is counted
-        // as freed, which happens after the call.
-        let map = unsafe { Self::of_page(page) };
+        let mut freed = bindings::zdm_freed::default();
+        // SAFETY: Core mm frees a valid folio.
+        unsafe { bindings::zdm_look_at_freed(page, &mut freed) };
+        // SAFETY: The pagemap is alive until this folio is counted as freed, which happens after the
+        // call.
+        let map = unsafe { Self::of_pgmap(freed.pgmap) };
         // SAFETY: The folio is valid and nobody else's any more.
         let view = unsafe { PageView::from_raw(NonNull::new_unchecked(page)) };
-        let (index, order) = (map.index_of(page), view.order());
+        let (index, order) = (freed.pfn.wrapping_sub(map.first_pfn), freed.order);
         let handed_out = order_in_use(map.state[index].xchg(FREE, Full));
         if handed_out.is_some() {
+            let backing = RawBacking::from_data(freed.data);
             // SAFETY: The folio is nobody else's.
-            let backing = unsafe { RawBacking::of(page) };
-            // SAFETY: As above.
             unsafe { RawBacking::NONE.store(page) };
             // SAFETY: The folio owned the backing by the type invariants, and is gone.
             unsafe { backing.free(order) };
@@ -507,9 +543,10 @@ impl<T: PagemapOps> DevPagemap<T> {
         map.ops
             .folio_free(FreedFolio::new(view, index, order, handed_out));
         if handed_out.is_some() {
-            // SAFETY: One was leaked for this folio. Unloading still waits for this function to
-            // return: core mm drops the pagemap's reference afterwards.
-            drop(unsafe { ModulePin::from_leaked() });
+            // SAFETY: This folio's use began when it was handed out, or split off one in use.
+            // Unloading still waits for this function to return: core mm drops the pagemap's
+            // reference afterwards.
+            unsafe { map.end_use() };
         }
     }
 
@@ -543,7 +580,7 @@ impl<T: PagemapOps> DevPagemap<T> {
         // INVARIANT: The tail owns its part of the block from here on.
         unsafe { part.store(target) };
         // The tail is a folio in use of its own.
-        ModulePin::take().leak();
+        map.begin_use();
     }
 }
 

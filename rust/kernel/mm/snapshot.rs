@@ -22,6 +22,7 @@ use super::{
         PendingSeq,
         SeqHandled, //
     },
+    pagemap::PgmapOwner,
     task::{
         check_signals,
         Deadline, //
@@ -29,15 +30,18 @@ use super::{
     PAGE_SIZE, //
 };
 use crate::bindings;
-use core::pin::Pin;
+use core::{
+    marker::PhantomData,
+    pin::Pin, //
+};
 use kernel::{
     new_mutex,
     prelude::*,
     sync::Mutex, //
 };
 
-/// Pages that one snapshot takes at most.
-pub(crate) const SNAPSHOT_PAGES: usize = BATCH;
+/// Pages that one snapshot takes at most: each is a notifier that comes and goes.
+pub(crate) const SNAPSHOT_PAGES: usize = 2 * BATCH;
 
 /// Size of the page table entry that maps a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,6 +113,47 @@ impl IntervalOps for SnapshotLock {
     }
 }
 
+/// An address that a snapshot looks at, to be asked for the page while it is mapped.
+///
+/// # Invariants
+///
+/// For `'a` the lock of the snapshot is held under which the sequence was checked that `entry` was
+/// obtained for `address` in.
+pub(super) struct Place<'a> {
+    entry: HmmEntry,
+    address: usize,
+    _lock: PhantomData<&'a ()>,
+}
+
+impl<'a> Place<'a> {
+    /// The page, `None` when there is none or it cannot be accessed.
+    pub(super) fn page(&self) -> Option<MappedPage<'a>> {
+        // SAFETY: By the type invariants; snapshots are for the owner of `DevPagemap`s.
+        unsafe { MappedPage::new(self.entry, self.address) }
+    }
+
+    /// What there is to be seen.
+    fn seen(&self, owner: &PgmapOwner) -> Seen {
+        if !self.entry.is_valid() {
+            return if self.entry.is_error() {
+                Seen::Error
+            } else {
+                Seen::Absent
+            };
+        }
+        Seen::Page {
+            // SAFETY: By the type invariants the page is mapped.
+            memory: unsafe { self.entry.memory(owner) },
+            write: self.entry.is_writable(),
+            size: match self.entry.order() {
+                bindings::PMD_ORDER => MapSize::Pmd,
+                bindings::PUD_ORDER => MapSize::Pud,
+                _ => MapSize::Base,
+            },
+        }
+    }
+}
+
 impl HmmMirror {
     /// Looks at the pages from `start` on, as many as `out` has elements but no more than
     /// [`SNAPSHOT_PAGES`], and puts down what `f` makes of each. May sleep, and faults nothing in.
@@ -121,13 +166,13 @@ impl HmmMirror {
         self.look(start, out, |seen, _| f(seen))
     }
 
-    /// As [`HmmMirror::snapshot`], which also shows `f` each page that is there. It is mapped until
+    /// As [`HmmMirror::snapshot`], which also shows `f` the place, for the page. It is mapped until
     /// `f` returns, which is called with the lock of the snapshot held and must not sleep.
     pub(super) fn look<T>(
         &self,
         start: usize,
         out: &mut [T],
-        f: impl Fn(Seen, Option<MappedPage<'_>>) -> T,
+        f: impl Fn(Seen, Place<'_>) -> T,
     ) -> Result {
         if out.is_empty() || out.len() > SNAPSHOT_PAGES {
             return Err(EINVAL);
@@ -166,33 +211,25 @@ impl HmmMirror {
             if notifier.read_retry(seq) {
                 continue;
             }
-            for (i, slot) in out.iter_mut().enumerate() {
-                let entry = HmmEntry::new(pfns[i]);
-                // SAFETY: The lock is held until the end of the loop and the sequence checked;
-                // the owner owns the memory of `DevPagemap`s.
-                let page = unsafe { MappedPage::new(entry, start + i * PAGE_SIZE) };
-                *slot = f(self.seen(entry, page), page);
+            let mut address = start;
+            let mut seen = None;
+            for (slot, &pfn) in out.iter_mut().zip(&pfns) {
+                // INVARIANT: The lock is held until the end of the loop and the sequence checked.
+                let place = Place {
+                    entry: HmmEntry::new(pfn),
+                    address,
+                    _lock: PhantomData,
+                };
+                // All that one entry of a page table maps looks the same.
+                let now = match seen {
+                    Some(before) if place.entry.maps_before(address) => before,
+                    _ => place.seen(self.owner()),
+                };
+                *slot = f(now, place);
+                seen = Some(now);
+                address += PAGE_SIZE;
             }
             return Ok(());
-        }
-    }
-
-    fn seen(&self, entry: HmmEntry, page: Option<MappedPage<'_>>) -> Seen {
-        let Some(page) = page else {
-            return if entry.is_error() {
-                Seen::Error
-            } else {
-                Seen::Absent
-            };
-        };
-        Seen::Page {
-            memory: page.memory(self.owner()),
-            write: entry.is_writable(),
-            size: match entry.order() {
-                bindings::PMD_ORDER => MapSize::Pmd,
-                bindings::PUD_ORDER => MapSize::Pud,
-                _ => MapSize::Base,
-            },
         }
     }
 }

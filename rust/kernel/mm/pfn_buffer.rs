@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Room for what a migration is told and tells of its pages.
+
+use super::migrate::MAX_PAGES;
+use kernel::prelude::*;
+
+/// Source and destination entries for migrations of up to [`MAX_PAGES`] pages, to be reused.
+pub(crate) struct PfnBuffer(Entries);
+
+/// The first half is for the source.
+enum Entries {
+    /// For one page, which is what most faults are about: not worth an allocation.
+    One([usize; 2]),
+    Many(KVVec<usize>),
+}
+
+impl PfnBuffer {
+    /// Room for `pages` pages, at most [`MAX_PAGES`]. May sleep, to allocate room for more than one.
+    pub(crate) fn new(pages: usize) -> Result<Self> {
+        Ok(Self(match pages.min(MAX_PAGES) {
+            0 | 1 => Entries::One([0; 2]),
+            pages => Entries::Many(KVVec::from_elem(0, 2 * pages, GFP_KERNEL)?),
+        }))
+    }
+
+    /// Pages that there is room for.
+    pub(crate) fn capacity(&self) -> usize {
+        match &self.0 {
+            Entries::One(_) => 1,
+            Entries::Many(entries) => entries.len() / 2,
+        }
+    }
+
+    /// Source entries, and destination entries of which the first `len` are cleared.
+    pub(super) fn halves(&mut self, len: usize) -> (&mut [usize], &mut [usize]) {
+        let capacity = self.capacity();
+        let entries: &mut [usize] = match &mut self.0 {
+            Entries::One(entries) => entries,
+            Entries::Many(entries) => entries,
+        };
+        let (src, dst) = entries.split_at_mut(capacity);
+        dst[..len].fill(0);
+        (src, dst)
+    }
+}
+
+#[kunit_tests(zdmirror_pfn_buffer)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn room_for_one_page_and_many() -> Result {
+        for (pages, room) in [
+            (0, 1),
+            (1, 1),
+            (2, 2),
+            (MAX_PAGES, MAX_PAGES),
+            (MAX_PAGES + 1, MAX_PAGES),
+        ] {
+            let mut buffer = PfnBuffer::new(pages)?;
+            assert_eq!(buffer.capacity(), room);
+            let (src, dst) = buffer.halves(room);
+            assert_eq!((src.len(), dst.len()), (room, room));
+            src.fill(1);
+            dst.fill(2);
+            let (src, dst) = buffer.halves(room - 1);
+            assert!(src.iter().all(|&entry| entry == 1));
+            assert!(dst[..room - 1].iter().all(|&entry| entry == 0));
+            assert_eq!(dst[room - 1], 2);
+        }
+        Ok(())
+    }
+}
