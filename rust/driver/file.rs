@@ -17,6 +17,7 @@ use crate::{
     miscdevice::NodeOps,
     mm::{
         hmm::HmmMirror,
+        module::ModulePin,
         pin::PinnedPages,
         task::check_signals,
         PAGE_SIZE, //
@@ -49,11 +50,15 @@ pub(crate) struct Opener {
     armed: Armed,
     #[pin]
     pins: Mutex<Pins<PinnedPages>>,
+    /// Linux 7.2 does not know whose the operations of a misc device are: there the file pins the
+    /// module by this alone.
+    _loaded: ModulePin,
 }
 
 impl Opener {
     /// Mirrors `mm` on `device`. May sleep.
     pub(super) fn new(device: &Arc<Device>, mm: &MmWithUser) -> Result<Pin<KBox<Self>>> {
+        let loaded = ModulePin::try_take().ok_or(ENODEV)?;
         let id = device.add_opener()?;
         let opener = KBox::try_pin_init(
             try_pin_init!(Self {
@@ -63,6 +68,7 @@ impl Opener {
                 broken <- new_mutex!(Broken::default(), "Opener::broken"),
                 armed: Armed::new(),
                 pins <- new_mutex!(Pins::new(), "Opener::pins"),
+                _loaded: loaded,
             }),
             GFP_KERNEL,
         );

@@ -125,6 +125,7 @@ struct dentry *zdm_debugfs_create_file(const char *name, umode_t mode, struct de
 void zdm_debugfs_remove(struct dentry *dentry);
 
 void zdm_module_get(void);
+bool zdm_module_try_get(void);
 void zdm_module_put(void);
 const char *zdm_param_audit(void);
 bool zdm_param_inject(void);

@@ -9,6 +9,11 @@ void zdm_module_get(void)
 	__module_get(THIS_MODULE);
 }
 
+bool zdm_module_try_get(void)
+{
+	return try_module_get(THIS_MODULE);
+}
+
 void zdm_module_put(void)
 {
 	module_put(THIS_MODULE);

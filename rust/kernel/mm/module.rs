@@ -28,6 +28,14 @@ impl ModulePin {
         Self(())
     }
 
+    /// Takes a reference, unless the module is on its way out. Does not sleep.
+    pub(crate) fn try_take() -> Option<Self> {
+        // SAFETY: Code of the module runs, so its `struct module` is there.
+        let taken = unsafe { bindings::zdm_module_try_get() };
+        // INVARIANT: Taken above.
+        taken.then_some(Self(()))
+    }
+
     /// Forgets the pin without dropping the reference.
     pub(super) fn leak(self) {
         core::mem::forget(self);
