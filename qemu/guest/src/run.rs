@@ -39,16 +39,21 @@ pub fn shell(plan: &Plan) -> Result<()> {
 /// Runs one suite; an error is about the suite as a whole, not about a test.
 pub fn suite(link: &mut Link, plan: &Plan, suite: &Suite) -> Result<()> {
     let mut before = Vec::new();
+    let mut end = apply(suite, &mut before).and_then(|()| tests(link, plan, suite));
+    for (file, old) in before {
+        end = end.and(sys::set(file, &old).map(drop));
+    }
+    end
+}
+
+/// Applies the suite's settings; what files said goes to `before`, also of those before one that fails.
+fn apply<'a>(suite: &'a Suite, before: &mut Vec<(&'a str, String)>) -> Result<()> {
     for (file, value) in &suite.settings {
         if let Some(old) = sys::set(file, value)? {
             before.push((file, old));
         }
     }
-    let end = tests(link, plan, suite);
-    for (file, old) in before {
-        sys::set(file, &old)?;
-    }
-    end
+    Ok(())
 }
 
 fn tests(link: &mut Link, plan: &Plan, suite: &Suite) -> Result<()> {
