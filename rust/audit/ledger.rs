@@ -154,18 +154,15 @@ impl Ledger {
         let Some(entry) = self.entries.get(index) else {
             return Transition::NONE;
         };
-        let word = entry.what();
+        let (time, word, pid) = entry.get();
         match Event::from_bits(word) {
             Event::None => self.born,
-            event => {
-                let (time, pid) = entry.when_and_who();
-                Transition {
-                    event,
-                    time,
-                    pid,
-                    order: word >> 8 & 0xff,
-                }
-            }
+            event => Transition {
+                event,
+                time,
+                pid,
+                order: word >> 8 & 0xff,
+            },
         }
     }
 }

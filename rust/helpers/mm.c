@@ -137,9 +137,6 @@ unsigned long zdm_next_suspect(const unsigned long *src, const unsigned long *ds
 			continue;
 		if (from && page_ref_count(from) != 1 + (page_folio(from) == faulting))
 			break;
-		/* What was no page is mapped already, and the CPU may be at work on it. */
-		if (!from && !is_device_private_page(to))
-			continue;
 		if (page_ref_count(to) != folio_mapcount(page_folio(to)) + 1)
 			break;
 	}

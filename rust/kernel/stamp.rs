@@ -51,19 +51,11 @@ impl Stamp {
         unsafe { bindings::zdm_stamp(self.time.as_ptr(), self.rest.as_ptr(), time, what) };
     }
 
-    /// What happened last.
-    pub(crate) fn what(&self) -> u32 {
-        // CAST: The lower half.
-        self.rest.load(Relaxed) as u32
-    }
-
-    /// When it happened, in nanoseconds on the clock of the kernel log, and the task.
-    pub(crate) fn when_and_who(&self) -> (u64, u32) {
-        // CAST: The upper half.
-        (
-            self.time.load(Relaxed),
-            (self.rest.load(Relaxed) >> 32) as u32,
-        )
+    /// What happened last: when, in nanoseconds on the clock of the kernel log, what, and the task.
+    pub(crate) fn get(&self) -> (u64, u32, u32) {
+        let rest = self.rest.load(Relaxed);
+        // CAST: The lower half, and the upper one.
+        (self.time.load(Relaxed), rest as u32, (rest >> 32) as u32)
     }
 }
 
@@ -74,12 +66,11 @@ mod tests {
     #[test]
     fn last_stamp_is_kept() {
         let stamp = Stamp::new();
-        assert_eq!((stamp.what(), stamp.when_and_who()), (0, (0, 0)));
+        assert_eq!(stamp.get(), (0, 0, 0));
         let begin = log_clock();
         for what in [7, u32::MAX, 0] {
             stamp.set(begin, what);
-            assert_eq!(stamp.what(), what);
-            assert_eq!(stamp.when_and_who(), (begin, current_pid()));
+            assert_eq!(stamp.get(), (begin, what, current_pid()));
         }
     }
 
