@@ -12,6 +12,8 @@ SHELL := /bin/bash
 
 # Everything runs with the tool set of Debian 13, wherever that comes from.
 ENV := scripts/toolchain.sh run
+# The same for the program itself, which the wrapper also builds.
+RUN := ./zdvm
 
 # On the kernels' side of things these are arguments, not environment.
 unexport KDIR O MO
@@ -29,7 +31,7 @@ ifneq ($(KDIR),)
 build-tree = $(abspath $(or $(O),$(KDIR)))
 need-tree :=
 else
-build-tree = $$($(ENV) $(ZDVM) path --kernel patched)
+build-tree = $$($(RUN) path --kernel patched)
 need-tree := $(ZDVM)
 endif
 kbuild = $(ENV) make -C "$(build-tree)" M="$(CURDIR)" $(if $(MO),MO="$(abspath $(MO))")
@@ -51,14 +53,14 @@ rust-analyzer: $(need-tree)
 
 # The whole story: tools, kernel source, patches, build, boot, tests that take a minute, verdict.
 run: $(ZDVM)
-	@$(ENV) $(ZDVM) run $(or $(kdir-args),--kernel patched)
+	@$(RUN) run $(or $(kdir-args),--kernel patched)
 
 # All tests: of the tools on this machine, and of the module on every kernel. The smoke suite runs
 # the tests of the suite hmm once more in upstream's way, for which one kernel is enough.
 test: test-host $(ZDVM)
-	@$(ENV) $(ZDVM) run --full $(or $(kdir-args),--kernel patched --kernel stock) \
+	@$(RUN) run --full $(or $(kdir-args),--kernel patched --kernel stock) \
 		--suite kunit --suite selftests --suite hmm
-	@$(ENV) $(ZDVM) run --full $(or $(kdir-args),--kernel patched) --suite smoke
+	@$(RUN) run --full $(or $(kdir-args),--kernel patched) --suite smoke
 
 test-host:
 	@echo "  TEST    zdvm, zdm-selftests (on this machine)"
@@ -66,33 +68,36 @@ test-host:
 
 # N times in a row, going on after a failure; the last lines say how many were clean.
 test-repeat: $(ZDVM)
-	@$(ENV) $(ZDVM) run --full --keep-going --repeat $(or $(N),10) $(or $(kdir-args),--kernel patched)
+	@$(RUN) run --full --keep-going --repeat $(or $(N),10) $(or $(kdir-args),--kernel patched)
 
 # The kernel tree's own C driver and ours, test by test. WRITE=1 keeps the table.
 test-upstream: $(ZDVM)
-	@$(ENV) $(ZDVM) compare $(if $(WRITE),--write) $(or $(kdir-args),--kernel stock)
+	@$(RUN) compare $(if $(WRITE),--write) $(or $(kdir-args),--kernel stock)
 
 # The C driver against this one, and what the oracle costs, as ratios of what is measured side by
 # side in one guest. Once by the clock, once by instructions, which other work cannot disturb.
 bench: $(ZDVM)
 	@for accel in auto icount; do \
-		$(ENV) $(ZDVM) run $(or $(kdir-args),--kernel patched) --suite versus --accel $$accel; \
-		$(ENV) $(ZDVM) run $(or $(kdir-args),--kernel patched) --machine private --suite bench --accel $$accel; \
+		$(RUN) run $(or $(kdir-args),--kernel patched) --suite versus --accel $$accel; \
+		$(RUN) run $(or $(kdir-args),--kernel patched) --machine private --suite bench --accel $$accel; \
 	done
 
 # How good the tests are: a kernel with one bug at a time. MUTANTS="NAME..." for some of them,
 # WRITE=1 keeps the table. It goes on where it was interrupted.
 mutants: $(ZDVM)
-	@$(ENV) $(ZDVM) mutants $(MUTANTS) $(if $(WRITE),--write)
+	@$(RUN) mutants $(MUTANTS) $(if $(WRITE),--write)
 
 # The series one patch after the other, and a boot of the result. Hours the first time, on two
 # processors; it goes on where it was interrupted, and says at once what it has found out before.
 patch-check: $(ZDVM)
 	@scripts/toolchain.sh cross powerpc64le-linux-gnu
-	@$(ENV) $(ZDVM) patch-check $(if $(KERNEL),--kernel $(KERNEL)) $(if $(NOBOOT),--no-boot)
+	@$(RUN) patch-check $(if $(KERNEL),--kernel $(KERNEL)) $(if $(NOBOOT),--no-boot)
+
+doctor:
+	@$(RUN) doctor
 
 shell: $(ZDVM)
-	@$(ENV) $(ZDVM) shell
+	@$(RUN) shell
 
 $(ZDVM): $(ZDVM_SRC)
 	@echo "  CARGO   $@"
@@ -176,4 +181,5 @@ help:
 	@echo '  rustfmt, rustfmtcheck, clippy, checkpatch, unsafe-check, test-host'
 	@echo 'Looking around:'
 	@echo '  shell          - boot to a shell with the module loaded'
-	@echo '  $(ENV) $(ZDVM) run --help: suites, filters, repetition, other kernels and machines'
+	@echo '  doctor         - what this machine lacks, and the command that mends it'
+	@echo 'All of these are commands of ./zdvm, which has more options: ./zdvm --help'

@@ -7,6 +7,8 @@
 #   scripts/toolchain.sh check              make it ready, print where it comes from
 #   scripts/toolchain.sh cross TRIPLET      make gcc for another architecture ready, too
 #   scripts/toolchain.sh packages           print the package list
+#   scripts/toolchain.sh native             succeed if this machine's own tools are used
+#   scripts/toolchain.sh where              print "native" or the sysroot's directory; make nothing
 #
 # On Debian 13 with the packages installed CMD runs as it is. Anywhere else that
 # has mmdebstrap and bubblewrap (on Debian, root gets them installed) CMD runs in
@@ -39,7 +41,9 @@ native_ok() {
 # The mirror of the machine's own apt configuration, so that a local mirror is honoured.
 mirror() {
 	apt-get indextargets --format '$(SITE) $(ORIGIN)' 'Created-By: Packages' 2>/dev/null |
-		awk '$2 == "Debian" && $1 !~ /security/ { print $1; exit }'
+		awk '$2 == "Debian" && $1 !~ /security/ { print $1; found = 1; exit }
+			END { if (!found && others) print "http://deb.debian.org/debian" }' \
+			others="$([ -r /usr/share/keyrings/debian-archive-keyring.gpg ] && ! grep -q '^ID=debian' /etc/os-release && echo 1)"
 }
 
 need_tools() {
@@ -53,7 +57,7 @@ need_tools() {
 		apt-get update -qq >&2 && apt-get install -y -qq --no-install-recommends "${missing[@]}" >&2 ||
 			die "cannot install ${missing[*]}: see apt's message above"
 	else
-		die "missing ${missing[*]}; run: sudo apt-get install -y ${missing[*]} uidmap"
+		die "missing ${missing[*]}; ./zdvm doctor says what to run on this machine"
 	fi
 }
 
@@ -180,5 +184,7 @@ cross)
 	cross "$2"
 	;;
 packages) echo $packages ;;
-*) die "usage: scripts/toolchain.sh run CMD [ARG...] | check | cross TRIPLET | packages" ;;
+native) native_ok ;;
+where) if native_ok; then echo native; else sysroot_dir; echo; fi ;;
+*) die "usage: scripts/toolchain.sh run CMD [ARG...] | check | cross TRIPLET | packages | native | where" ;;
 esac

@@ -169,7 +169,7 @@ impl Recipe {
 /// In a tree that is patched as it should be.
 const SOURCE: &str = ".zdvm-source";
 /// In a tree that is built, too.
-const COMPLETE: &str = ".zdvm-complete";
+pub const COMPLETE: &str = ".zdvm-complete";
 
 /// The key of a kernel of the matrix without its last patches.
 pub fn key_without(repo: &Path, matrix: &Matrix, name: &str, last: usize) -> Result<String> {

@@ -5,7 +5,10 @@
 //! first; `run` ties the rest together.
 
 pub mod accel;
+pub mod bisect;
 pub mod compare;
+pub mod doctor;
+pub mod examples;
 pub mod expected;
 pub mod job;
 pub mod kconfig;

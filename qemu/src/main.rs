@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use regex::Regex;
 use zdvm::accel::Choice;
 use zdvm::expected::{On, Selection};
@@ -16,14 +16,16 @@ use zdvm::mutants::plan::Detector;
 use zdvm::mutants::run::{PARAMETER, Wish};
 use zdvm::patchcheck::Tally;
 use zdvm::run::{self, Request, Setup};
-use zdvm::{compare, job, kdir, kernel, mutants, patchcheck, repo, report};
+use zdvm::{
+    bisect, compare, doctor, examples, job, kdir, kernel, mutants, patchcheck, repo, report,
+};
 
 /// Builds kernels, boots them in QEMU with the zdmirror module, and judges the result.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(name = "zdvm", version, after_help = examples::ALL)]
 struct Cli {
     /// The checkout; else found from here upward.
-    #[arg(long, global = true)]
+    #[arg(long, global = true, env = "ZDVM_REPO", hide_env = true)]
     repo: Option<PathBuf>,
     #[command(subcommand)]
     command: Cmd,
@@ -32,6 +34,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Cmd {
     /// Build, boot, run the suites, judge.
+    #[command(after_help = examples::RUN)]
     Run(RunArgs),
     /// The kernel's own C driver and ours, test by test; the verdict is on ours.
     Compare(CompareArgs),
@@ -53,6 +56,16 @@ enum Cmd {
     },
     /// Boot to a shell with the module loaded.
     Shell(Which),
+    /// Judge one commit of a kernel tree, for `git bisect run`.
+    #[command(after_help = examples::BISECT)]
+    Bisect(bisect::Args),
+    /// Say what this machine lacks, what is slow, what will be downloaded.
+    Doctor,
+    /// Print a script with which a shell completes commands and options.
+    Completions {
+        /// bash, zsh, fish or elvish.
+        shell: clap_complete::Shell,
+    },
 }
 
 /// Which kernel, which module, how to boot.
@@ -381,12 +394,23 @@ fn cmd_mutants(repo: &std::path::Path, args: &MutantsArgs) -> Result<bool> {
 }
 
 fn work(cli: &Cli) -> Result<bool> {
+    if let Cmd::Completions { shell } = &cli.command {
+        let mut script = Vec::new();
+        clap_complete::generate(*shell, &mut Cli::command(), "zdvm", &mut script);
+        report::say(&String::from_utf8_lossy(&script));
+        return Ok(true);
+    }
     let repo = repo::find(cli.repo.clone())?;
     match &cli.command {
         Cmd::Run(args) => return cmd_run(&repo, args),
         Cmd::Compare(args) => return cmd_compare(&repo, args),
         Cmd::Mutants(args) => return cmd_mutants(&repo, args),
         Cmd::PatchCheck(args) => return cmd_patch_check(&repo, args),
+        Cmd::Completions { .. } | Cmd::Bisect(_) => {}
+        Cmd::Doctor => {
+            let matrix = Matrix::load(&repo)?;
+            report::say(&doctor::text(&repo, &matrix, &["patched", "stock"])?);
+        }
         Cmd::Build { kernels } => {
             let matrix = Matrix::load(&repo)?;
             for name in kernels {
@@ -413,7 +437,21 @@ fn work(cli: &Cli) -> Result<bool> {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => {
+            let _ = e.print();
+            let bisect = std::env::args().nth(1).is_some_and(|a| a == "bisect");
+            return match e.use_stderr() {
+                true if bisect => ExitCode::from(bisect::STOP),
+                true => ExitCode::from(2),
+                false => ExitCode::SUCCESS,
+            };
+        }
+    };
+    if let Cmd::Bisect(args) = &cli.command {
+        return bisect::command(cli.repo.clone(), args);
+    }
     let result = job::watch_signals().and_then(|()| work(&cli));
     match result {
         Ok(true) => ExitCode::SUCCESS,

@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Examples that `--help` shows below the options.
+
+/// Of `zdvm --help`.
+pub const ALL: &str = "\
+Examples:
+  ./zdvm doctor                          what this machine lacks, and the command that mends it
+  ./zdvm run                             build, boot, test the patched kernel, print the verdict
+  ./zdvm run --suite selftests --filter '^fork' --repeat 10
+  ./zdvm run --kdir ~/src/linux          the same with a kernel tree of yours
+  ./zdvm shell                           a shell in the guest, with the module loaded
+  source <(./zdvm completions bash)      complete commands and options with the Tab key";
+
+/// Of `zdvm run --help`.
+pub const RUN: &str = "\
+Examples:
+  ./zdvm run --list                                   what would run, without a boot
+  ./zdvm run --kernel patched --kernel stock --keep-going
+  ./zdvm run --full --machine small --vcpus 4         also the slow tests, on another machine
+  ./zdvm run --suite kunit --suite selftests --filter '^migrate\\.'
+  ./zdvm run --kernel mutants --mutant fork_no_ref --filter '^fork\\.'
+
+Exit status: 0 pass, 1 fail, 2 usage or environment.";
+
+/// Of `zdvm bisect --help`.
+pub const BISECT: &str = "\
+Examples, in your kernel tree:
+  git bisect start BAD GOOD
+  git bisect run ~/zdmirror/zdvm bisect --suite selftests --filter '^fork\\.'
+  git bisect run ~/zdmirror/zdvm bisect --filter '^thp' --unbootable bad
+
+Exit status, as `git bisect run` reads it: 0 the commit is good; 1 it is bad, that is, one and the
+same test failed in two boots; 125 it cannot be tested; 128 this machine or the command line is at
+fault, and the bisection stops.";

@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What `./zdvm doctor` says on machines of other distributions, and that one version is enough.
+#![allow(clippy::unwrap_used, clippy::expect_used)] // A test may panic.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use tempfile::TempDir;
+
+fn repo() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+/// Programs that the doctor itself uses, which every machine has.
+const PLAIN: &[&str] = &[
+    "awk",
+    "bash",
+    "cat",
+    "cut",
+    "df",
+    "dirname",
+    "du",
+    "env",
+    "grep",
+    "id",
+    "nproc",
+    "readlink",
+    "sed",
+    "sha256sum",
+    "tr",
+    "uname",
+];
+
+/// The doctor's exit status and words on a machine that has `programs` and this os-release.
+fn doctor(os_release: &str, programs: &[&str], kvm: bool) -> (i32, String) {
+    let dir = TempDir::new().unwrap();
+    let bin = dir.path().join("bin");
+    fs::create_dir(&bin).unwrap();
+    let find = |name: &str| {
+        let path = std::env::var_os("PATH").unwrap();
+        std::env::split_paths(&path).map(|d| d.join(name)).find(|p| p.is_file())
+    };
+    for name in PLAIN {
+        symlink(find(name).unwrap_or_else(|| panic!("no {name} here")), bin.join(name)).unwrap();
+    }
+    for name in programs {
+        symlink(find("true").unwrap(), bin.join(name)).unwrap();
+    }
+    let os = dir.path().join("os-release");
+    fs::write(&os, os_release).unwrap();
+    let device = dir.path().join("kvm");
+    if kvm {
+        fs::write(&device, "").unwrap();
+    }
+    let out = Command::new(find("bash").unwrap())
+        .arg(repo().join("scripts/doctor.sh"))
+        .env_clear()
+        .env("PATH", &bin)
+        .env("HOME", dir.path())
+        .env("ZDM_OS_RELEASE", &os)
+        .env("ZDM_KVM", &device)
+        .env("ZDM_TOOLCHAIN", "sysroot")
+        .output()
+        .unwrap();
+    (out.status.code().unwrap(), String::from_utf8_lossy(&out.stdout).into_owned())
+}
+
+/// The lines below "To mend it, run:".
+fn remedies(text: &str) -> Vec<String> {
+    let (_, after) = text.split_once("To mend it, run:\n").unwrap_or_else(|| panic!("{text}"));
+    after.lines().map(|l| l.trim().replace("sudo ", "")).collect()
+}
+
+#[test]
+fn every_distribution_is_told_its_own_command() {
+    let (status, text) = doctor("ID=debian\nVERSION_CODENAME=bookworm\n", &["git"], true);
+    assert_eq!(status, 1);
+    let first = &remedies(&text)[0];
+    assert!(first.starts_with("apt-get install -y make mmdebstrap bubblewrap"), "{text}");
+
+    let (status, text) = doctor("ID=ubuntu\nID_LIKE=debian\n", &["git", "make"], true);
+    assert_eq!(status, 1);
+    assert!(remedies(&text)[0].starts_with("apt-get install -y mmdebstrap bubblewrap"), "{text}");
+
+    for (os, install) in [
+        ("ID=fedora\n", "dnf install -y git make podman"),
+        ("ID=arch\n", "pacman -S --needed --noconfirm git make podman"),
+        ("ID=endeavouros\nID_LIKE=arch\n", "pacman -S --needed --noconfirm git make podman"),
+        (
+            "ID=opensuse-tumbleweed\nID_LIKE=\"opensuse suse\"\n",
+            "zypper install -y git make podman",
+        ),
+        ("ID=gentoo\n", "install these with your package manager: git make podman"),
+    ] {
+        let (status, text) = doctor(os, &[], true);
+        assert_eq!(status, 1, "{text}");
+        let remedies = remedies(&text);
+        assert_eq!(remedies[0], install, "{text}");
+        assert!(remedies[1].starts_with("podman build -t zdmirror ."), "{text}");
+        assert!(remedies[1].contains("--device /dev/kvm"), "{text}");
+    }
+}
+
+#[test]
+fn a_machine_with_podman_lacks_nothing() {
+    let (status, text) = doctor("ID=fedora\n", &["git", "make", "podman"], false);
+    assert_eq!(status, 0, "{text}");
+    assert!(text.contains("Next: podman build"), "{text}");
+    assert!(!text.contains("--device"), "there is no device to pass on: {text}");
+    assert!(text.contains("slow      no "), "{text}");
+}
+
+#[test]
+fn what_will_be_downloaded_is_said() {
+    let (_, text) = doctor("ID=debian\n", &["git", "make"], true);
+    for what in ["a Debian 13 sysroot", "linux-source-7.3", "crates"] {
+        assert!(text.contains(&format!("download  {what}")) || text.contains(what), "{text}");
+    }
+}
+
+/// The first capture of a line of a file.
+fn word(file: &str, pattern: &str) -> String {
+    let text = fs::read_to_string(repo().join(file)).unwrap();
+    let found = regex::RegexBuilder::new(pattern).multi_line(true).build().unwrap();
+    found.captures(&text).unwrap_or_else(|| panic!("no /{pattern}/ in {file}"))[1].to_owned()
+}
+
+#[test]
+fn there_is_one_version() {
+    let version = env!("CARGO_PKG_VERSION");
+    assert_eq!(word("Cargo.toml", r#"^version = "(.*)"$"#), version);
+    assert_eq!(word("dkms.conf", r#"^PACKAGE_VERSION="(.*)"$"#), version);
+    assert_eq!(word("CHANGELOG.md", r"^## ([0-9.]+)"), version);
+}
