@@ -21,7 +21,7 @@ pub fn open(matrix: &Matrix, like: &Kernel, kdir: &Path, objdir: Option<&Path>) 
         None => source.clone(),
     };
     let mut tree =
-        Tree { name: source.display().to_string(), source, objects, ours: false, arch: vec![] };
+        Tree { name: source.display().to_string(), source, objects, ours: false, args: vec![] };
     if !tree.source.join("Makefile").is_file() {
         if tree.objects == tree.source && tree.source.join("source/Makefile").is_file() {
             bail!(

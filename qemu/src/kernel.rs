@@ -27,8 +27,8 @@ pub struct Tree {
     pub objects: PathBuf,
     /// Whether it is ours to write to.
     pub ours: bool,
-    /// What make is told of another architecture.
-    pub arch: Vec<String>,
+    /// What make is told beside the targets: another architecture, other compilers.
+    pub args: Vec<String>,
 }
 
 impl Tree {
@@ -63,7 +63,7 @@ impl Tree {
     /// A make in the source, told where the objects are.
     pub fn make(&self) -> Command {
         let mut command = make(&self.source);
-        command.args(&self.arch);
+        command.args(&self.args);
         if self.objects != self.source {
             command.arg(format!("O={}", self.objects.display()));
         }
@@ -93,8 +93,12 @@ pub fn patches(matrix: &Matrix, kernel: &Kernel) -> Result<Vec<Patch>> {
 
 /// Versions of everything that makes an object what it is.
 pub fn tool_versions() -> Result<String> {
+    versions(&["gcc", "ld", "rustc", "bindgen", "pahole"])
+}
+
+fn versions(tools: &[&str]) -> Result<String> {
     let mut out = String::new();
-    for tool in ["gcc", "ld", "rustc", "bindgen", "pahole"] {
+    for tool in tools {
         let text = job::output(Command::new(tool).arg("--version"), tool)?;
         out.push_str(text.lines().next().unwrap_or_default());
         out.push('\n');
@@ -123,15 +127,22 @@ struct Recipe {
     tools: String,
     patches: Vec<Patch>,
     fragments: Vec<(String, String)>,
+    /// Arguments of make for other compilers.
+    args: Vec<String>,
 }
 
 impl Recipe {
     fn new(repo: &Path, matrix: &Matrix, kernel: &Kernel) -> Result<Self> {
+        let mut tools = tool_versions()?;
+        if kernel.llvm {
+            tools.push_str(&versions(&["clang", "ld.lld"])?);
+        }
         Ok(Self {
             source: pristine(repo, &kernel.source)?,
-            tools: tool_versions()?,
+            tools,
             patches: patches(matrix, kernel)?,
             fragments: fragments(matrix, &kernel.config)?,
+            args: kernel.llvm.then(|| "LLVM=1".to_owned()).into_iter().collect(),
         })
     }
 
@@ -188,7 +199,7 @@ pub fn build(repo: &Path, matrix: &Matrix, name: &str) -> Result<Tree> {
         source: dir.clone(),
         objects: dir.clone(),
         ours: true,
-        arch: Vec::new(),
+        args: recipe.args.clone(),
     };
     let complete = dir.join(COMPLETE);
     let _lock = repo::lock(&kernels.join(format!("{name}-{key}.lock")))?;
@@ -321,6 +332,7 @@ mod tests {
             tools: "cc 1\n".to_owned(),
             patches: vec![patch("0", "1"), patch("1", "2")],
             fragments: vec![("base.config".to_owned(), "CONFIG_A=y\n".to_owned())],
+            args: vec![],
         }
     }
 

@@ -295,8 +295,10 @@ fn cmd_patch_check(repo: &std::path::Path, args: &PatchCheckArgs) -> Result<bool
     let matrix = Matrix::load(repo)?;
     let mut kernels = args.kernels.clone();
     if kernels.is_empty() {
-        // Seeded bugs over a series are no series to be sent anywhere.
-        let patched = matrix.kernel.iter().filter(|(_, kernel)| kernel.patches.len() == 1);
+        // Seeded bugs over a series are no series to be sent anywhere; what clang builds has the
+        // same series once more.
+        let one = |kernel: &zdvm::matrix::Kernel| kernel.patches.len() == 1 && !kernel.llvm;
+        let patched = matrix.kernel.iter().filter(|(_, kernel)| one(kernel));
         kernels.extend(patched.map(|(name, _)| name.clone()));
     }
     let mut tally = Tally::default();

@@ -77,6 +77,12 @@ pub struct Kernel {
     pub patches: Vec<PathBuf>,
     /// Configuration fragments, beside the matrix, merged in order.
     pub config: Vec<PathBuf>,
+    /// Whether clang builds it, and the rest of LLVM.
+    #[serde(default)]
+    pub llvm: bool,
+    /// What all limits are multiplied by.
+    #[serde(default = "one")]
+    pub timeout_factor: u64,
     /// More kernel command line.
     #[serde(default)]
     pub cmdline_extra: String,
@@ -90,6 +96,10 @@ pub struct Kernel {
     /// Lines of the log that are a fault of this kernel, known and no splat.
     #[serde(default)]
     pub allow: Vec<KnownSpec>,
+}
+
+fn one() -> u64 {
+    1
 }
 
 /// A path, or a list of them.

@@ -90,15 +90,15 @@ fn modified(file: &Path) -> Option<SystemTime> {
 
 impl Check<'_> {
     fn tree(&self, config: &Config<'_>) -> Tree {
-        let mut arch = Vec::new();
-        arch.extend(config.spec.arch.as_ref().map(|a| format!("ARCH={a}")));
-        arch.extend(config.spec.cross.as_ref().map(|c| format!("CROSS_COMPILE={c}-")));
+        let mut args = Vec::new();
+        args.extend(config.spec.arch.as_ref().map(|a| format!("ARCH={a}")));
+        args.extend(config.spec.cross.as_ref().map(|c| format!("CROSS_COMPILE={c}-")));
         Tree {
             name: config.name.to_owned(),
             source: self.stack.tree.clone(),
             objects: self.dir.join(config.name),
             ours: true,
-            arch,
+            args,
         }
     }
 

@@ -25,7 +25,7 @@ fn boot(script: &str, as_init: bool) -> (Verdict, String, TempDir) {
         source: tree.clone(),
         objects: tree,
         ours: false,
-        arch: vec![],
+        args: vec![],
     };
     let repo = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let dir = TempDir::new().unwrap();

@@ -115,7 +115,7 @@ fn a_module_of_another_kernel_is_refused() {
     let module = dir.path().join("x.ko");
     let path = PathBuf::from(dir.path());
     let tree =
-        Tree { name: "t".into(), source: path.clone(), objects: path, ours: false, arch: vec![] };
+        Tree { name: "t".into(), source: path.clone(), objects: path, ours: false, args: vec![] };
     write(&module, "junk\0name=zdmirror\0vermagic=7.3.4-mine SMP mod_unload \0");
     kdir::check_module(&module, &tree).unwrap();
     assert_eq!(kdir::modinfo(&module, "name").unwrap(), "zdmirror");
