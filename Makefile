@@ -15,6 +15,9 @@ ENV := scripts/toolchain.sh run
 # The same for the program itself, which the wrapper also builds.
 RUN := ./zdvm
 
+# Folders whose modules must not import each other in a circle.
+ACYCLIC := rust/audit qemu/src qemu/guest/src selftests/src
+
 # On the kernels' side of things these are arguments, not environment.
 unexport KDIR O MO
 
@@ -38,7 +41,7 @@ kbuild = $(ENV) make -C "$(build-tree)" M="$(CURDIR)" $(if $(MO),MO="$(abspath $
 
 .PHONY: all modules modules_install clean distclean run test test-host test-repeat test-upstream \
 	bench mutants patch-check shell help doctor \
-	rust-analyzer rustfmt rustfmtcheck clippy rustdoc checkpatch unsafe-check
+	rust-analyzer rustfmt rustfmtcheck clippy rustdoc checkpatch unsafe-check cycles
 
 all: modules
 
@@ -141,6 +144,10 @@ checkpatch: $(need-tree)
 	@$(ENV) perl "$(build-tree)/scripts/checkpatch.pl" --strict --quiet --no-tree --file \
 		--ignore CONST_STRUCT,VOLATILE $(wildcard rust/helpers/*.[ch] uapi/*.h)
 
+# No module imports one that imports it.
+cycles:
+	@python3 scripts/module-cycles.py $(ACYCLIC)
+
 # All unsafe code lives in rust/kernel (and in the generated bindings).
 unsafe-check:
 	@scripts/unsafe-check.sh
@@ -178,7 +185,7 @@ help:
 	@echo '  rust-analyzer  - write rust-project.json'
 	@echo '  rustdoc        - document all items, private ones too'
 	@echo 'Checks:'
-	@echo '  rustfmt, rustfmtcheck, clippy, checkpatch, unsafe-check, test-host'
+	@echo '  rustfmt, rustfmtcheck, clippy, checkpatch, unsafe-check, cycles, test-host'
 	@echo 'Looking around:'
 	@echo '  shell          - boot to a shell with the module loaded'
 	@echo '  doctor         - what this machine lacks, and the command that mends it'

@@ -12,9 +12,9 @@ use anyhow::{Context, Result, bail};
 use zdvm_guest::plan::{AUDIT, Kind};
 use zdvm_guest::wire::{self, Message};
 
-use crate::accel::Choice;
 use crate::expected::Selection;
 use crate::kernel::Tree;
+use crate::kvm::Choice;
 use crate::matrix::{Matrix, Plans};
 use crate::planned::{Planned, Test};
 use crate::report;

@@ -15,6 +15,7 @@ pub mod kconfig;
 pub mod kdir;
 pub mod kernel;
 pub mod ktap;
+pub mod kvm;
 pub mod make;
 pub mod matrix;
 pub mod mutants;

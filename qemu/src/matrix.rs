@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Deserializer};
 use zdvm_guest::plan::Kind;
 
-use crate::expected::{Expected, On, Pattern, Place, Selection};
+use crate::expected::{self, Expected, On, Pattern, Place, Selection};
 use crate::planned::{Known, Planned};
 use crate::taint;
 
@@ -207,6 +207,16 @@ impl SuiteSpec {
 
 /// The expectations of one suite, read but not yet selected from.
 pub type Plans = BTreeMap<String, Expected>;
+
+impl expected::Known for Matrix {
+    fn kernel(&self, name: &str) -> Result<()> {
+        self.kernel(name).map(drop)
+    }
+
+    fn machine(&self, name: &str) -> Result<()> {
+        self.machine(name).map(drop)
+    }
+}
 
 impl Matrix {
     /// Reads the matrix of a checkout.

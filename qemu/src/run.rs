@@ -10,9 +10,10 @@ use anyhow::{Context, Result, bail};
 use zdvm_guest::plan::{self, Kind, MODULE, Plan};
 use zdvm_guest::wire::{self, Message};
 
-use crate::accel::{Accel, Choice};
+use crate::accel::Accel;
 use crate::expected::{On, Selection};
 use crate::kernel::Tree;
+use crate::kvm::Choice;
 use crate::matrix::{MachineSpec, Matrix, Plans};
 use crate::payload;
 use crate::planned::{self, Planned};

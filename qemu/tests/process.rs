@@ -11,7 +11,8 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
-use zdvm::accel::{Accel, Choice};
+use zdvm::accel::Accel;
+use zdvm::kvm::Choice;
 use zdvm::matrix::Timeouts;
 use zdvm::verdict::Exit;
 use zdvm::vm::{Blind, Boot, Machine};
@@ -103,6 +104,24 @@ fn kvm_that_works_is_kept() {
     let (machine, choice) = (machine(dir.path(), "echo up"), choice(dir.path()));
     assert_eq!(choice.boot(&machine, LIMITS, &mut Blind).unwrap().0, Accel::Kvm);
     assert_eq!(choice.known(), Some(Accel::Kvm));
+}
+
+#[test]
+fn an_answer_is_believed_for_a_day_and_for_one_device() {
+    let dir = TempDir::new().unwrap();
+    let (machine, choice) = (machine(dir.path(), "echo up"), choice(dir.path()));
+    choice.boot(&machine, LIMITS, &mut Blind).unwrap();
+    assert_eq!(choice.known(), Some(Accel::Kvm));
+    let memory = dir.path().join("memory");
+    let old = std::time::SystemTime::now() - Duration::from_secs(25 * 60 * 60);
+    fs::File::options().write(true).open(&memory).unwrap().set_modified(old).unwrap();
+    assert_eq!(choice.known(), None);
+    choice.boot(&machine, LIMITS, &mut Blind).unwrap();
+    assert_eq!(choice.known(), Some(Accel::Kvm));
+    // Another group may use it now.
+    let device = dir.path().join("kvm");
+    fs::set_permissions(&device, std::os::unix::fs::PermissionsExt::from_mode(0o660)).unwrap();
+    assert_eq!(choice.known(), None);
 }
 
 #[test]

@@ -14,6 +14,7 @@ mod device;
 mod files;
 mod fsdax;
 mod fuse;
+mod gup;
 mod harness;
 mod ktap;
 mod memory;

@@ -7,7 +7,7 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 
 use crate::check::{Fail, OrFail, Outcome};
-use crate::device::{Buffer, PAGE};
+use crate::memory::{Buffer, PAGE};
 use crate::sys;
 
 const PRESENT: u64 = 1 << 63;

@@ -11,10 +11,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
 use std::time::{Duration, Instant};
-
-use crate::memory::{Buffer, PAGE};
 
 /// Turns the -1 of a system call into the errno.
 pub fn cvt(ret: libc::c_long) -> io::Result<libc::c_long> {
@@ -265,62 +262,6 @@ pub fn scan_huge(pagemap: &File, start: u64, end: u64) -> io::Result<Vec<(u64, u
     // the sizes that they say.
     let n = cvt(unsafe { libc::ioctl(fd, PAGEMAP_SCAN, arg) }.into())?;
     Ok(found[..n as usize].iter().map(|r| (r[0], r[1])).collect())
-}
-
-/// Long-term pins of CONFIG_GUP_TEST's file, which go when it is closed.
-pub struct LongTermPin {
-    file: File,
-    /// At least as many as are pinned.
-    pages: usize,
-}
-
-impl LongTermPin {
-    const START: u64 = 0x4018_6707;
-    const STOP: u64 = 0x6708;
-    const READ: u64 = 0x4008_6709;
-    const WRITE_FLAG: u64 = 1;
-    const FAST_FLAG: u64 = 2;
-
-    pub fn open(path: &Path) -> io::Result<Self> {
-        let file = File::options().read(true).write(true).open(path)?;
-        Ok(Self { file, pages: 0 })
-    }
-
-    fn ioctl(&self, request: u64, arg: *const u64) -> io::Result<()> {
-        // SAFETY: the callers below pass what the command reads, and with READ the
-        // address of room for all pages that are pinned.
-        cvt(unsafe { libc::ioctl(self.file.as_raw_fd(), request, arg) }.into()).map(drop)
-    }
-
-    /// Pins pages; `fast` without the mmap lock, `write` for writing.
-    pub fn start(
-        &mut self,
-        buf: &Buffer,
-        first: usize,
-        n: usize,
-        fast: bool,
-        write: bool,
-    ) -> io::Result<()> {
-        let mut flags = 0;
-        flags |= if fast { Self::FAST_FLAG } else { 0 };
-        flags |= if write { Self::WRITE_FLAG } else { 0 };
-        // The flags are an u32 in front of padding: the same bytes.
-        let arg = [buf.at(first), (n * PAGE) as u64, flags];
-        self.pages = self.pages.max(n);
-        self.ioctl(Self::START, arg.as_ptr())
-    }
-
-    /// What is in the pages that are pinned, read through the pin.
-    pub fn read(&self) -> io::Result<Vec<u8>> {
-        let mut data = vec![0; self.pages * PAGE];
-        let address = data.as_mut_ptr() as u64;
-        self.ioctl(Self::READ, &address)?;
-        Ok(data)
-    }
-
-    pub fn stop(&mut self) -> io::Result<()> {
-        self.ioctl(Self::STOP, std::ptr::null())
-    }
 }
 
 /// The kernel's log from now on.

@@ -9,11 +9,11 @@ use std::sync::{Mutex, PoisonError};
 use anyhow::{Context, Result, bail};
 use regex::Regex;
 
-use crate::accel::Choice;
 use crate::compare;
 use crate::expected::{On, Selection};
 use crate::job;
 use crate::kernel::{self, Tree};
+use crate::kvm::Choice;
 use crate::matrix::{Matrix, Plans};
 use crate::mutants::catalogue::{Catalogue, Mutant, essence};
 use crate::mutants::finding::{self, Outcome};

@@ -16,8 +16,9 @@ use super::{Ctx, Test, test};
 use crate::check::{Fail, OrFail, Outcome};
 use crate::dax::{PMD, PTE};
 use crate::device::{Buffer, Device, check_bytes};
+use crate::gup::LongTermPin;
 use crate::harness::Child;
-use crate::sys::{self, Exit, LongTermPin};
+use crate::sys::{self, Exit};
 use crate::uapi::*;
 use crate::{check, check_eq};
 

@@ -11,7 +11,7 @@ use super::{Ctx, Test, test};
 use crate::check::{Fail, OrFail, Outcome, expect_errno};
 use crate::device::{Buffer, Device, HUGE_PAGES, PAGE, check_bytes, pattern_bytes};
 use crate::fsdax::{self, EXT4, Mounted, REFLINK, XFS};
-use crate::sys::LongTermPin;
+use crate::gup::LongTermPin;
 use crate::uapi::*;
 use crate::{check, check_eq, files};
 

@@ -12,9 +12,10 @@ use super::target::{GENERIC, Target, huge_filled};
 use super::{Ctx, Test, absent, freed_since, test};
 use crate::check::{Fail, OrFail, Outcome, expect_errno};
 use crate::device::{Buffer, HUGE_PAGES, check_bytes, pattern_bytes};
+use crate::gup::LongTermPin;
 use crate::harness::Child;
 use crate::module::busy;
-use crate::sys::{self, Exit, LongTermPin};
+use crate::sys::{self, Exit};
 use crate::uapi::*;
 use crate::{check_eq, proc};
 

@@ -13,8 +13,9 @@ use crate::check;
 use crate::check::{Fail, OrFail, Outcome, expect_errno};
 use crate::check_eq;
 use crate::device::{Buffer, HUGE_PAGES, PAGE, check_bytes};
+use crate::gup::LongTermPin;
 use crate::proc;
-use crate::sys::{self, LongTermPin};
+use crate::sys;
 
 pub const TESTS: &[Test] = &[
     test("pin.pipe", pipe),
