@@ -14,9 +14,9 @@ use anyhow::{Context, Error, Result, bail};
 use clap::ValueEnum;
 use regex::Regex;
 
-use crate::accel::Choice;
 use crate::expected::{On, Selection};
 use crate::kernel::{self, Tree};
+use crate::kvm::Choice;
 use crate::matrix::Matrix;
 use crate::run::{self, Request, Setup};
 use crate::verdict::{Status, Verdict};
@@ -228,7 +228,7 @@ fn build(matrix: &Matrix, args: &Args) -> Result<Built<Tree>> {
         source: source.clone(),
         objects: objects.clone(),
         ours: args.objdir.is_none(),
-        arch: Vec::new(),
+        args: Vec::new(),
     };
     let fragments = kernel::fragments(matrix, &like.config)?;
     let configured = match tree.objects.join(".config").is_file() {

@@ -6,8 +6,9 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use crate::accel::{Accel, Choice};
+use crate::accel::Accel;
 use crate::kernel;
+use crate::kvm::Choice;
 use crate::matrix::Matrix;
 use crate::repo;
 
