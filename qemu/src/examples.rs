@@ -9,6 +9,7 @@ Examples:
   ./zdvm run --suite selftests --filter '^fork' --repeat 10
   ./zdvm run --kdir ~/src/linux          the same with a kernel tree of yours
   ./zdvm shell                           a shell in the guest, with the module loaded
+  ./zdvm report build/runs/latest        a page to look at, of one run or of several side by side
   source <(./zdvm completions bash)      complete commands and options with the Tab key";
 
 /// Of `zdvm run --help`.
@@ -32,3 +33,17 @@ Examples, in your kernel tree:
 Exit status, as `git bisect run` reads it: 0 the commit is good; 1 it is bad, that is, one and the
 same test failed in two boots; 125 it cannot be tested; 128 this machine or the command line is at
 fault, and the bisection stops.";
+
+/// Of `zdvm gdb --help`.
+pub const GDB: &str = "\
+Examples:
+  ./zdvm gdb                             a shell here; gdb in another terminal, as it says
+  ./zdvm gdb --break zdm_module_try_get --type 'zdvm-audit'
+                                         type a command in the guest, stop at the function, print
+                                         the stack; exit status 1 if the function is never reached";
+
+/// Of `zdvm report --help`.
+pub const REPORT: &str = "\
+Examples:
+  ./zdvm report build/runs/latest                     writes build/runs/latest/report.html
+  ./zdvm report out/stock out/patched --out side.html both kernels on one page";

@@ -10,6 +10,7 @@ pub mod compare;
 pub mod doctor;
 pub mod examples;
 pub mod expected;
+pub mod html;
 pub mod job;
 pub mod kconfig;
 pub mod kdir;

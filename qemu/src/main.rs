@@ -17,7 +17,7 @@ use zdvm::mutants::run::{PARAMETER, Wish};
 use zdvm::patchcheck::Tally;
 use zdvm::run::{self, Request, Setup};
 use zdvm::{
-    bisect, compare, doctor, examples, job, kdir, kernel, mutants, patchcheck, repo, report,
+    bisect, compare, doctor, examples, html, job, kdir, kernel, mutants, patchcheck, repo, report,
 };
 
 /// Builds kernels, boots them in QEMU with the zdmirror module, and judges the result.
@@ -61,6 +61,9 @@ enum Cmd {
     Bisect(bisect::Args),
     /// Say what this machine lacks, what is slow, what will be downloaded.
     Doctor,
+    /// Write the page of a run, or of several side by side.
+    #[command(after_help = examples::REPORT)]
+    Report(html::Args),
     /// Print a script with which a shell completes commands and options.
     Completions {
         /// bash, zsh, fish or elvish.
@@ -242,6 +245,7 @@ fn run_all(repo: &std::path::Path, args: &RunArgs) -> Result<Tally> {
     let choice = Choice::new(&args.which.accel)?;
     let (mut passed, mut failed, mut good) = (0, 0, true);
     let (mut turns, mut clean) = (0, 0);
+    let mut dirs = Vec::new();
     let names = names(&matrix, &args.which)?;
     let trees = match args.list {
         true => BTreeMap::new(),
@@ -262,6 +266,7 @@ fn run_all(repo: &std::path::Path, args: &RunArgs) -> Result<Tally> {
                 .then(|| args.out.as_ref().map(|o| o.join(format!("{name}-{turn}"))));
             let out = sub.flatten().or_else(|| args.out.clone());
             let dir = run::folder(repo, out.as_deref())?;
+            dirs.push(dir.clone());
             let verdict = run::once(&setup, &matrix, &plans, &selection, &choice, &dir)?.verdict;
             let (p, f) = verdict.counts();
             passed += p;
@@ -273,6 +278,10 @@ fn run_all(repo: &std::path::Path, args: &RunArgs) -> Result<Tally> {
                 break 'all;
             }
         }
+    }
+    // The page in the last folder has all of them.
+    if let Some(last) = dirs.last().filter(|_| dirs.len() > 1) {
+        html::write(&dirs, &last.join(html::FILE))?;
     }
     if args.repeat > 1 && !args.list {
         report::say(&format!("zdvm: {clean} of {turns} repetitions were clean\n"));
@@ -409,6 +418,7 @@ fn work(cli: &Cli) -> Result<bool> {
         Cmd::Mutants(args) => return cmd_mutants(&repo, args),
         Cmd::PatchCheck(args) => return cmd_patch_check(&repo, args),
         Cmd::Completions { .. } | Cmd::Bisect(_) => {}
+        Cmd::Report(args) => html::command(args)?,
         Cmd::Doctor => {
             let matrix = Matrix::load(&repo)?;
             report::say(&doctor::text(&repo, &matrix, &["patched", "stock"])?);

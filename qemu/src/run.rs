@@ -440,6 +440,7 @@ pub fn once(
         seconds: boot.seconds,
     };
     report::write(&run, dir)?;
+    crate::html::beside(dir);
     report::say(&format!("\n{}{}", report::table(&boot.verdict), report::problems(&boot.verdict)));
     report::say(&report::verdict_line(&run, dir));
     Ok(boot)

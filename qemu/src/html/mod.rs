@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: GPL-2.0
+//! `report.html`: a run, or several side by side, as one page without any other file.
+//!
+//! [`model`] reads what a run left in its folder, [`first`] finds what failed first, [`page`] and
+//! [`timeline`] write the markup. The page loads nothing from anywhere and has no script.
+
+pub mod first;
+pub mod model;
+pub mod page;
+pub mod timeline;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use model::Run;
+
+/// The command line of `zdvm report`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Folders of runs; with more than one, the page has them side by side.
+    #[arg(required = true)]
+    dirs: Vec<PathBuf>,
+    /// Write here; else report.html in the first folder.
+    #[arg(long)]
+    out: Option<PathBuf>,
+}
+
+/// Name of the page in a run's folder.
+pub const FILE: &str = "report.html";
+
+/// Writes the page of some runs; its path.
+pub fn write(dirs: &[PathBuf], out: &Path) -> Result<()> {
+    let runs = dirs.iter().map(|dir| Run::read(dir)).collect::<Result<Vec<_>>>()?;
+    fs::write(out, page::page(&runs)).with_context(|| format!("writing {}", out.display()))
+}
+
+/// Writes the page of a run that has just been judged. A page that cannot be written is no reason
+/// to lose the verdict.
+pub fn beside(dir: &Path) {
+    if let Err(e) = write(&[dir.to_owned()], &dir.join(FILE)) {
+        eprintln!("zdvm: no {FILE}: {e:#}");
+    }
+}
+
+/// The whole command.
+pub fn command(args: &Args) -> Result<()> {
+    let Some(first) = args.dirs.first() else { return Ok(()) };
+    let out = args.out.clone().unwrap_or_else(|| first.join(FILE));
+    write(&args.dirs, &out)?;
+    crate::report::say(&format!("{}\n", out.display()));
+    Ok(())
+}
+
+/// Text as it may stand between tags and in attributes.
+pub fn escape(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '"' => out.push_str("&quot;"),
+            // Anything else below a blank is no character that HTML has.
+            '\n' | '\t' => out.push(c),
+            c if c.is_control() => out.push('\u{fffd}'),
+            c => out.push(c),
+        }
+    }
+    out
+}
