@@ -9,7 +9,7 @@ use regex::Regex;
 use serde::Deserialize;
 use zdvm_guest::plan::Kind;
 
-use crate::planned::{Allow, Expect, Suite, Test};
+use crate::planned::{Allow, Expect, Failure, Suite, Test};
 
 /// A file of expected results.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -51,6 +51,9 @@ pub struct Exception {
     /// On these machines; empty means on all.
     #[serde(default)]
     pub machines: Vec<String>,
+    /// What a test says as it fails; of an expected failure only.
+    #[serde(default)]
+    pub how: Option<Pattern>,
     /// Why.
     pub reason: String,
 }
@@ -169,6 +172,16 @@ impl Expected {
         for e in exceptions() {
             e.check(&self.tests)?;
         }
+        if let Some(e) = self.fail.iter().find(|e| e.how.is_none()) {
+            bail!(
+                "{:?}: a failure that is expected fails in a known way: `how` is wanted",
+                e.reason
+            );
+        }
+        let others = self.skip.iter().chain(&self.slow).chain(&self.absent);
+        if let Some(e) = others.filter(|e| e.how.is_some()).next() {
+            bail!("{:?}: `how` is for [[fail]] only", e.reason);
+        }
         if let Some(e) = self.absent.iter().find(|e| e.kernels.is_empty()) {
             bail!("{:?}: what no kernel has is no test: `kernels` is wanted", e.reason);
         }
@@ -186,12 +199,13 @@ impl Expected {
     }
 
     fn expect(&self, test: &str, place: Place<'_>) -> Expect {
-        let find = |list: &[Exception]| {
-            list.iter().find(|e| e.fits(test, place)).map(|e| e.reason.clone())
-        };
-        match (find(&self.fail), find(&self.skip)) {
-            (Some(why), _) => Expect::Fail(why),
-            (None, Some(why)) => Expect::Skip(why),
+        let fail = self.fail.iter().find(|e| e.fits(test, place));
+        let skip = self.skip.iter().find(|e| e.fits(test, place));
+        match (fail.and_then(|e| Some((e, e.how.as_ref()?))), skip) {
+            (Some((e, how)), _) => {
+                Expect::Fail(Failure { why: e.reason.clone(), how: how.0.clone() })
+            }
+            (None, Some(e)) => Expect::Skip(e.reason.clone()),
             (None, None) => Expect::Pass,
         }
     }

@@ -243,7 +243,7 @@ fn run_all(repo: &std::path::Path, args: &RunArgs) -> Result<Tally> {
     let selection = Selection { suites: args.suites.clone(), filter, full: args.full };
     let suites = matrix.selected(&selection)?;
     let choice = Choice::new(&args.which.accel)?;
-    let (mut passed, mut failed, mut good) = (0, 0, true);
+    let (mut passed, mut failed, mut skipped, mut good) = (0, 0, 0, true);
     let (mut turns, mut clean) = (0, 0);
     let mut dirs = Vec::new();
     let names = names(&matrix, &args.which)?;
@@ -271,6 +271,7 @@ fn run_all(repo: &std::path::Path, args: &RunArgs) -> Result<Tally> {
             let (p, f) = verdict.counts();
             passed += p;
             failed += f;
+            skipped += verdict.excused().0 + verdict.excused().1;
             good &= verdict.pass();
             turns += 1;
             clean += u32::from(verdict.pass());
@@ -287,11 +288,12 @@ fn run_all(repo: &std::path::Path, args: &RunArgs) -> Result<Tally> {
         report::say(&format!("zdvm: {clean} of {turns} repetitions were clean\n"));
     }
     // A problem that belongs to no test must not read as "0 failed".
-    Ok(Tally { passed, failed: if good { 0 } else { failed.max(1) } })
+    Ok(Tally { passed, failed: if good { 0 } else { failed.max(1) }, skipped })
 }
 
 fn say(tally: Tally) -> bool {
-    report::say(&format!("zdvm: {} passed, {} failed\n", tally.passed, tally.failed));
+    let Tally { passed, failed, skipped } = tally;
+    report::say(&format!("zdvm: {passed} passed, {failed} failed, {skipped} skipped\n"));
     tally.failed == 0
 }
 
@@ -340,6 +342,7 @@ fn cmd_patch_check(repo: &std::path::Path, args: &PatchCheckArgs) -> Result<bool
             keep_going: true,
         };
         let found = run_all(repo, &run)?;
+        tally.skipped += found.skipped;
         tally.passed += found.passed;
         tally.failed += found.failed;
     }
@@ -359,7 +362,9 @@ fn list(planned: &zdvm::verdict::Planned) {
         for test in &suite.tests {
             out += &match &test.expect {
                 Expect::Pass => format!("    {}\n", test.name),
-                Expect::Fail(why) => format!("    {} (expected to fail: {why})\n", test.name),
+                Expect::Fail(known) => {
+                    format!("    {} (expected to fail: {})\n", test.name, known.why)
+                }
                 Expect::Skip(why) => {
                     format!("    {} (expected to be skipped: {why})\n", test.name)
                 }

@@ -33,6 +33,8 @@ pub struct Tally {
     pub passed: usize,
     /// Bad ones, and those that could not be made.
     pub failed: usize,
+    /// Tests of a boot that failed or were skipped as expected.
+    pub skipped: usize,
 }
 
 /// What was found, in the words of the report; what is good may have lines for later use below.

@@ -11,11 +11,28 @@ use zdvm_guest::plan::Kind;
 pub enum Expect {
     /// To pass.
     Pass,
-    /// To fail, for a known reason; a pass is as loud as an unexpected failure.
-    Fail(String),
+    /// To fail in a known way, for a known reason; a pass is as loud as an unexpected failure.
+    Fail(Failure),
     /// To be skipped, for a known reason.
     Skip(String),
 }
+
+/// A failure that is known.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    /// Why the test fails.
+    pub why: String,
+    /// What the test says as it fails.
+    pub how: Regex,
+}
+
+impl PartialEq for Failure {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.why, self.how.as_str()) == (&other.why, other.how.as_str())
+    }
+}
+
+impl Eq for Failure {}
 
 /// One planned test.
 #[derive(Clone, Debug)]

@@ -91,8 +91,10 @@ pub fn problems(verdict: &Verdict) -> String {
 /// The last lines: verdict and folder.
 pub fn verdict_line(run: &Run<'_>, dir: &Path) -> String {
     let (good, bad) = run.verdict.counts();
+    let (failed, skipped) = run.verdict.excused();
     format!(
-        "verdict: {} (kernel {}, machine {}, {good} passed, {bad} failed, {:.1} s, {})\nfolder: {}\n",
+        "verdict: {} (kernel {}, machine {}, {good} passed, {bad} failed, {failed} failed as \
+         expected, {skipped} skipped, {:.1} s, {})\nfolder: {}\n",
         if run.pass { "PASS" } else { "FAIL" },
         run.verdict.kernel,
         run.verdict.machine,
@@ -118,8 +120,8 @@ fn junit(run: &Run<'_>) -> Result<String> {
         let mut out = TestSuite::new(&*suite.name);
         for test in &suite.tests {
             let mut status = match test.status {
-                Status::Pass | Status::ExpectedFail => TestCaseStatus::success(),
-                Status::ExpectedSkip => TestCaseStatus::skipped(),
+                Status::Pass => TestCaseStatus::success(),
+                Status::ExpectedFail | Status::ExpectedSkip => TestCaseStatus::skipped(),
                 Status::Missing | Status::Crashed => {
                     TestCaseStatus::non_success(NonSuccessKind::Error)
                 }

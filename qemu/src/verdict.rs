@@ -12,7 +12,7 @@ use zdvm_guest::plan::{AUDIT, Kind};
 use zdvm_guest::wire::{self, Message};
 
 use crate::ktap::{self, Case, Outcome};
-pub use crate::planned::{Allow, Expect, Known, Planned, Suite, Test};
+pub use crate::planned::{Allow, Expect, Failure, Known, Planned, Suite, Test};
 use crate::splat::{self, Splat};
 use crate::taint;
 
@@ -139,13 +139,19 @@ impl Verdict {
         self.problems.is_empty()
     }
 
-    /// Tests that did as expected, and tests that did not. What was skipped as expected is
-    /// neither: it has shown nothing.
+    /// Tests that passed, and tests that did not do what was expected of them. Neither are those
+    /// that [`Verdict::excused`] counts.
     pub fn counts(&self) -> (usize, usize) {
         let all = self.suites.iter().flat_map(|s| &s.tests);
-        let ran = all.filter(|t| t.status != Status::ExpectedSkip);
-        let good = ran.clone().filter(|t| t.status.good()).count();
-        (good, ran.count() - good)
+        let bad = all.clone().filter(|t| !t.status.good()).count();
+        (all.filter(|t| t.status == Status::Pass).count(), bad)
+    }
+
+    /// Tests that failed as expected, and tests that were skipped as expected: they have shown
+    /// nothing good.
+    pub fn excused(&self) -> (usize, usize) {
+        let count = |status| self.suites.iter().map(|s| s.count(&[status])).sum();
+        (count(Status::ExpectedFail), count(Status::ExpectedSkip))
     }
 }
 
@@ -280,9 +286,15 @@ fn judge_test(test: &Test, case: &Case) -> (Status, String) {
         (Outcome::Fail, Expect::Fail(_)) if case.reason.contains(AUDIT) => {
             (Status::Fail, case.reason.clone())
         }
-        (Outcome::Fail, Expect::Fail(why)) => (Status::ExpectedFail, why.clone()),
+        (Outcome::Fail, Expect::Fail(known)) if known.how.is_match(&case.reason) => {
+            (Status::ExpectedFail, known.why.clone())
+        }
+        (Outcome::Fail, Expect::Fail(known)) => {
+            let said = text(&case.reason);
+            (Status::Fail, format!("not the failure that is known (/{}/): {said}", known.how))
+        }
         (Outcome::Skip, Expect::Skip(why)) => (Status::ExpectedSkip, why.clone()),
-        (Outcome::Pass, Expect::Fail(why) | Expect::Skip(why)) => {
+        (Outcome::Pass, Expect::Fail(Failure { why, .. }) | Expect::Skip(why)) => {
             (Status::UnexpectedPass, format!("passed, though expected not to: {why}"))
         }
         (Outcome::Fail, _) => (Status::Fail, text(&case.reason)),
@@ -378,7 +390,20 @@ fn judge_suite(
         results.tests.push(TestResult { name: test.name.clone(), status, reason, seconds: None });
     }
     for name in order {
-        if came.remove(&name).is_some() && !plan.deselected.contains(&name) {
+        let Some(cases) = came.remove(&name) else { continue };
+        if plan.deselected.contains(&name) {
+            // A program that is given names runs these, and what ends every run: the module must
+            // go. Nobody may filter that away.
+            let failed = cases.iter().find(|c| c.outcome == Outcome::Fail);
+            if let Some(case) = failed.filter(|_| plan.kind == Kind::Ktap) {
+                results.tests.push(TestResult {
+                    name,
+                    status: Status::Fail,
+                    reason: format!("not selected, but it ran and failed: {}", case.reason),
+                    seconds: None,
+                });
+            }
+        } else {
             results.tests.push(TestResult {
                 name,
                 status: Status::Unplanned,

@@ -224,7 +224,9 @@ fn refused(text: &str, says: &str) {
 #[test]
 fn slips_of_the_pen_are_refused() {
     refused("tests = ['a', 'a']", "planned twice");
-    refused("tests = ['a']\n[[fail]]\ntest = 'b'\nreason = 'x'", "nothing in `tests`");
+    refused("tests = ['a']\n[[fail]]\ntest = 'b'\nhow = ''\nreason = 'x'", "nothing in `tests`");
+    refused("tests = ['a']\n[[fail]]\ntest = 'a'\nreason = 'x'", "`how` is wanted");
+    refused("tests = ['a']\n[[skip]]\ntest = 'a'\nhow = 'x'\nreason = 'x'", "for [[fail]] only");
     refused("tests = ['a']\n[[slow]]\npattern = '^b'\nreason = 'x'", "nothing in `tests`");
     refused("tests = ['a']\n[[skip]]\nreason = 'x'", "either `test` or `pattern`");
     refused("tests = ['a']\n[[skip]]\ntest = 'a'\npattern = 'a'\nreason = 'x'", "either");

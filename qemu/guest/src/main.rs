@@ -30,10 +30,10 @@ fn work() -> Result<()> {
         let end = run::suite(&mut link, &plan, suite);
         let left = sys::module_loaded(&plan.module)?
             .then(|| format!("left the module {} loaded", plan.module));
-        let why = match (end, left) {
-            (Err(e), _) => Some(format!("{e:#}")),
-            (Ok(()), left) => left,
-        };
+        // A module that stays is a problem whatever else is wrong.
+        let why: Vec<String> =
+            end.err().map(|e| format!("{e:#}")).into_iter().chain(left).collect();
+        let why = (!why.is_empty()).then(|| why.join("; "));
         link.send(&Message::SuiteEnd(suite.name.clone(), why))?;
     }
     sys::kmemleak_scan();
