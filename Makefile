@@ -41,7 +41,7 @@ kbuild = $(ENV) make -C "$(build-tree)" M="$(CURDIR)" $(if $(MO),MO="$(abspath $
 
 .PHONY: all modules modules_install clean distclean run test test-host test-repeat test-upstream \
 	bench mutants patch-check shell help doctor \
-	rust-analyzer rustfmt rustfmtcheck clippy rustdoc checkpatch unsafe-check cycles
+	rust-analyzer rustfmt rustfmtcheck clippy rustdoc htmldocs checkpatch unsafe-check cycles
 
 all: modules
 
@@ -129,6 +129,12 @@ rustdoc: $(need-tree)
 	@$(ENV) make -C "$(build-tree)" M="$(CURDIR)" MO="$(CURDIR)/build/rustdoc" ZDM_RUSTDOC=y modules
 	@echo "  DOC     build/rustdoc/doc/zdmirror/index.html"
 
+# The documentation as web pages; a warning is an error.
+htmldocs:
+	@scripts/toolchain.sh sphinx
+	@$(ENV) python3 -m sphinx -q -W --keep-going -n -d build/doctrees -b html Documentation build/htmldocs
+	@echo "  DOC     build/htmldocs/index.html"
+
 # checkpatch.pl of the tree that is built against, on the patches and on all C. Commits of the
 # kernel that a message names cannot be looked up without its history.
 checkpatch: $(need-tree)
@@ -183,6 +189,7 @@ help:
 	@echo '  modules        - build zdmirror.ko (the default)'
 	@echo '  modules_install, clean, distclean'
 	@echo '  rust-analyzer  - write rust-project.json'
+	@echo '  htmldocs       - Documentation as web pages, with Sphinx'
 	@echo '  rustdoc        - document all items, private ones too'
 	@echo 'Checks:'
 	@echo '  rustfmt, rustfmtcheck, clippy, checkpatch, unsafe-check, cycles, test-host'

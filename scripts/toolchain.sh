@@ -6,6 +6,7 @@
 #   scripts/toolchain.sh run CMD [ARG...]   run CMD with that tool set
 #   scripts/toolchain.sh check              make it ready, print where it comes from
 #   scripts/toolchain.sh cross TRIPLET      make gcc for another architecture ready, too
+#   scripts/toolchain.sh sphinx             make Sphinx ready, too
 #   scripts/toolchain.sh packages           print the package list
 #   scripts/toolchain.sh native             succeed if this machine's own tools are used
 #   scripts/toolchain.sh where              print "native" or the sysroot's directory; make nothing
@@ -136,36 +137,43 @@ run() {
 	exec bwrap "${args[@]}" --die-with-parent --chdir "$PWD" -- "$@"
 }
 
-# Few need a cross compiler and the sysroot is keyed by its packages, so this comes on demand and
-# goes into the sysroot without its package database knowing. Unpacking it twice does no harm.
-cross() {
-	local triplet=$1 package=gcc-$1 tmp
+# Few need a cross compiler or Sphinx, and the sysroot is keyed by its packages: such a package
+# comes on demand and goes into the sysroot without its package database knowing. Unpacking a
+# package twice does no harm.
+#
+# extra NAME PACKAGE CHECK...: NAME for the mark in the sysroot; CHECK is a command that works once
+# the package is there.
+extra() {
+	local name=$1 package=$2 tmp
+	shift 2
 	ensure
 	if [ -z "$root" ]; then
-		command -v "$triplet-gcc" >/dev/null && return
+		"$@" >/dev/null 2>&1 && return
 		die "missing $package; run: sudo apt-get install -y --no-install-recommends $package"
 	fi
-	[ -e "$root/.cross-$triplet" ] && return
+	[ -e "$root/.$name" ] && return
 	exec 9>"$cache/sysroot.lock"
 	flock 9
-	[ -e "$root/.cross-$triplet" ] && return
-	tmp=$(mktemp -d "$cache/cross.XXXXXX")
+	[ -e "$root/.$name" ] && return
+	tmp=$(mktemp -d "$cache/extra.XXXXXX")
 	trap "rm -rf '$tmp'" EXIT
 	mkdir -p "$tmp/lists/partial" "$tmp/archives/partial"
 	say "adding $package to the sysroot"
 	# shellcheck disable=SC2016
 	(run bash -euc '
-		apt=(apt-get -q -o "Dir::State::lists=$1/lists" -o "Dir::Cache=$1"
+		tmp=$1 package=$2
+		shift 2
+		apt=(apt-get -q -o "Dir::State::lists=$tmp/lists" -o "Dir::Cache=$tmp"
 			-o APT::Sandbox::User= -o Acquire::Retries=3 -o Acquire::Languages=none
 			-o Debug::NoLocking=1)
 		"${apt[@]}" update
-		"${apt[@]}" install -y --download-only --no-install-recommends "$2"
-		for deb in "$1"/archives/*.deb; do dpkg-deb -x "$deb" /; done
-		"$3-gcc" --version' bash "$tmp" "$package" "$triplet") >"$cache/cross.log" 2>&1 || {
-		tail -n 20 "$cache/cross.log" >&2
-		die "cannot add $package; the whole log is $cache/cross.log"
+		"${apt[@]}" install -y --download-only --no-install-recommends "$package"
+		for deb in "$tmp"/archives/*.deb; do dpkg-deb -x "$deb" /; done
+		"$@"' bash "$tmp" "$package" "$@") >"$cache/extra.log" 2>&1 || {
+		tail -n 20 "$cache/extra.log" >&2
+		die "cannot add $package; the whole log is $cache/extra.log"
 	}
-	touch "$root/.cross-$triplet"
+	touch "$root/.$name"
 }
 
 case ${1:-} in
@@ -181,10 +189,11 @@ check)
 	;;
 cross)
 	[ $# -eq 2 ] || die "cross: give one triplet, such as powerpc64le-linux-gnu"
-	cross "$2"
+	extra "cross-$2" "gcc-$2" "$2-gcc" --version
 	;;
+sphinx) extra sphinx python3-sphinx python3 -m sphinx --version ;;
 packages) echo $packages ;;
 native) native_ok ;;
 where) if native_ok; then echo native; else sysroot_dir; echo; fi ;;
-*) die "usage: scripts/toolchain.sh run CMD [ARG...] | check | cross TRIPLET | packages | native | where" ;;
+*) die "usage: scripts/toolchain.sh run CMD [ARG...] | check | cross TRIPLET | sphinx | packages | native | where" ;;
 esac

@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What the documents say is true: commands exist, examples compile, tables look as printed.
+#![allow(clippy::unwrap_used, clippy::expect_used)] // A test may panic.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use regex::Regex;
+use tempfile::TempDir;
+use zdvm::verdict::Verdict;
+
+fn repo() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+fn read(file: &str) -> String {
+    fs::read_to_string(repo().join(file)).unwrap_or_else(|e| panic!("{file}: {e}"))
+}
+
+/// README, CONTRIBUTING and all of Documentation, by name.
+fn documents() -> Vec<(String, String)> {
+    let mut names = vec!["README.md".to_owned(), "CONTRIBUTING.md".to_owned()];
+    for entry in fs::read_dir(repo().join("Documentation")).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        if name.ends_with(".rst") {
+            names.push(format!("Documentation/{name}"));
+        }
+    }
+    names.into_iter().map(|n| (n.clone(), read(&n))).collect()
+}
+
+fn help(arguments: &[&str]) -> Option<String> {
+    let out = Command::new(env!("CARGO_BIN_EXE_zdvm")).args(arguments).arg("--help").output();
+    let out = out.unwrap();
+    out.status.success().then(|| String::from_utf8_lossy(&out.stdout).into_owned())
+}
+
+#[test]
+fn commands_and_options_exist() {
+    let used = Regex::new(r"zdvm ([a-z][a-z-]+)((?: +[^ `\n|#]+)*)").unwrap();
+    let option = Regex::new(r"^(--[a-z-]+)").unwrap();
+    let mut seen = BTreeSet::new();
+    for (name, text) in documents() {
+        for found in used.captures_iter(&text) {
+            let place = found.get(0).unwrap();
+            // "zdvm" at the start of a sentence's words ("zdvm builds") is no command.
+            let code =
+                text[..place.start()].ends_with("./") || text[..place.start()].ends_with("/");
+            if !code {
+                continue;
+            }
+            let command = &found[1];
+            let help = help(&[command]).unwrap_or_else(|| panic!("{name}: no command {command}"));
+            for option in found[2].split_whitespace().filter_map(|w| option.captures(w)) {
+                assert!(help.contains(&option[1]), "{name}: {command} has no {}", &option[1]);
+            }
+            seen.insert(command.to_owned());
+        }
+    }
+    for command in ["run", "doctor", "bisect", "report", "mutants", "shell"] {
+        assert!(seen.contains(command), "{command} is documented nowhere");
+    }
+}
+
+#[test]
+fn links_lead_somewhere() {
+    let link = Regex::new(r"\]\(([^)#:]+)\)|:doc:`([a-z-]+)`").unwrap();
+    for (name, text) in documents() {
+        for found in link.captures_iter(&text) {
+            let target = match (found.get(1), found.get(2)) {
+                (Some(file), _) => file.as_str().to_owned(),
+                (_, Some(doc)) => format!("Documentation/{}.rst", doc.as_str()),
+                _ => continue,
+            };
+            assert!(repo().join(&target).exists(), "{name}: {target}");
+        }
+    }
+}
+
+#[test]
+fn the_readme_shows_a_table_as_it_is_printed() {
+    let empty = Verdict {
+        kernel: String::new(),
+        machine: String::new(),
+        release: None,
+        suites: vec![],
+        left_out: vec![("selftests".into(), 302)],
+        splats: vec![],
+        problems: vec![],
+    };
+    let table = zdvm::report::table(&empty);
+    for file in ["README.md", "Documentation/tutorial.rst"] {
+        let text = read(file);
+        let head = table.lines().next().unwrap();
+        assert!(text.contains(head), "{file} has no line {head:?}");
+        // Every row's numbers stand below the heads, and skipped plus the rest is what was planned.
+        let from = text.find(head).unwrap();
+        let rows: Vec<&str> =
+            text[from..].lines().skip(1).take_while(|l| !l.contains("verdict:")).collect();
+        for row in rows {
+            let numbers: Vec<usize> =
+                row.split_whitespace().skip(1).map(|n| n.parse().unwrap()).collect();
+            assert_eq!(numbers[0], numbers[1..6].iter().sum::<usize>(), "{file}: {row}");
+        }
+    }
+}
+
+/// The `#define`s of ioctls in a header.
+fn ioctls(header: &str) -> Vec<String> {
+    let define = Regex::new(r"(?m)^#define\s+(ZDM_[A-Z_]+)\s+_IO[WR]+\(").unwrap();
+    define.captures_iter(&read(header)).map(|c| c[1].to_owned()).collect()
+}
+
+#[test]
+fn every_ioctl_is_described_and_its_example_compiles() {
+    let abi = read("Documentation/abi.rst");
+    let example = Regex::new(r"(?m)^   /\* abi: ([A-Z_ ]+) \*/\n((?:   .*\n|\n)+)").unwrap();
+    let mut shown = BTreeSet::new();
+    let mut program = "#include <stdint.h>\n#include <stdio.h>\n#include <sys/ioctl.h>\n\
+                       #include \"zdmirror.h\"\nvoid check(int);\n"
+        .to_owned();
+    for (number, found) in example.captures_iter(&abi).enumerate() {
+        let names: Vec<&str> = found[1].split(' ').collect();
+        // Those of upstream come from the header of the kernel that is built against.
+        if names.iter().all(|n| n.starts_with("ZDM_")) {
+            program += &format!("void e{number}(int fd, void *addr)\n{{\n{}}}\n", &found[2]);
+        }
+        shown.extend(names.into_iter().map(str::to_owned));
+    }
+    for name in ioctls("uapi/zdmirror.h") {
+        assert!(shown.contains(&name), "{name} has no example in abi.rst");
+    }
+    let dir = TempDir::new().unwrap();
+    let file = dir.path().join("examples.c");
+    fs::write(&file, program).unwrap();
+    let out = Command::new("gcc")
+        .args(["-fsyntax-only", "-Wall", "-Werror", "-Wno-format", "-I"])
+        .arg(repo().join("uapi"))
+        .arg(&file)
+        .output()
+        .unwrap();
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+}
+
+#[test]
+fn invariants_have_a_line_each() {
+    let (page, oracle) = (read("Documentation/invariants.rst"), read("Documentation/oracle.rst"));
+    for n in 1..=10 {
+        assert!(page.contains(&format!("\nI{n} ")), "I{n} in invariants.rst");
+        assert!(oracle.contains(&format!("I{n}")), "I{n} in oracle.rst");
+    }
+}
