@@ -53,6 +53,23 @@ pub fn command(program: impl AsRef<OsStr>) -> Command {
     command
 }
 
+/// Stands before a build. A build is many processes, and the death of the first is not that of the
+/// others: make that is killed leaves its compilers and what it called make for. At SIGTERM, which
+/// comes from us or, with our death, from the kernel, all of the group are asked to end, so that
+/// nothing half written stays, and what has not done so in three seconds is killed.
+const GUARD: &str = "\
+trap 'trap \"\" TERM INT HUP; kill -TERM 0; (sleep 3; kill -KILL 0) & wait $child; kill -KILL 0' TERM INT HUP
+\"$@\" & child=$!
+wait $child";
+
+/// A command that ends, with all that it has started, when we do, however that comes about.
+pub fn build(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "TERM", "--", "sh", "-c", GUARD, "zdvm-guard"]);
+    command.arg(program).process_group(0);
+    command
+}
+
 /// A running child in a process group of its own; ended with all of its group when dropped.
 #[derive(Debug)]
 pub struct Job {

@@ -14,7 +14,7 @@ use crate::progress::Progress;
 
 /// A make of a kernel tree, reproducible and friendly to ccache.
 pub fn make(dir: &Path) -> Command {
-    let mut command = job::command("make");
+    let mut command = job::build("make");
     let jobs = available_parallelism().map_or(2, usize::from);
     command.arg(format!("-j{jobs}")).arg("-C").arg(dir);
     // Where a tree lies and who builds it must not make two objects differ.

@@ -56,7 +56,7 @@ pub fn programs(repo: &Path, packages: &[&str]) -> Result<PathBuf> {
     let dir = repo::cache("guest")?.join(repo::key([repo.display().to_string()]));
     fs::create_dir_all(&dir)?;
     let _lock = repo::lock(&dir.with_extension("lock"))?;
-    let mut command = job::command("cargo");
+    let mut command = job::build("cargo");
     command.args(["build", "--release", "--target", TARGET]).current_dir(repo);
     for package in packages {
         command.args(["-p", package]);

@@ -175,10 +175,23 @@ fn child_that_boots() {
     fs::write(dir.join("error"), format!("{error:#}")).unwrap();
 }
 
-fn signalled(signal: &str) -> TempDir {
+/// Role of another child: a build that has begun, whose compiler hears no SIGTERM.
+#[test]
+#[ignore = "started by the tests of signals"]
+fn child_that_builds() {
+    let dir = PathBuf::from(std::env::var_os("ZDVM_TEST_DIR").unwrap());
+    zdvm::job::watch_signals().unwrap();
+    let compiler = "trap '' TERM; echo $$ > pid.new; mv pid.new pid; while :; do sleep 0.1; done";
+    let makefile = format!("all:\n\t@$(MAKE) deep\ndeep:\n\t@{}\n", compiler.replace('$', "$$"));
+    fs::write(dir.join("Makefile"), makefile).unwrap();
+    let error = zdvm::make::logged(&mut zdvm::make::make(&dir), "a build", &dir.join("log"), None);
+    fs::write(dir.join("error"), format!("{:#}", error.unwrap_err())).unwrap();
+}
+
+fn signalled(role: &str, signal: &str) -> TempDir {
     let dir = TempDir::new().unwrap();
     let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--ignored", "--exact", "child_that_boots"])
+        .args(["--ignored", "--exact", role])
         .env("ZDVM_TEST_DIR", dir.path())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
@@ -191,14 +204,24 @@ fn signalled(signal: &str) -> TempDir {
     assert!(sent.success());
     let status = child.wait().unwrap();
     assert_eq!(status.signal().is_some(), signal == "-KILL");
-    wait_for("the end of QEMU", || !alive(&qemu));
+    wait_for("the end of what it had started", || !alive(&qemu));
     dir
+}
+
+#[test]
+fn a_build_ends_with_us() {
+    for (signal, number) in [("-INT", 2), ("-TERM", 15)] {
+        let dir = signalled("child_that_builds", signal);
+        let error = fs::read_to_string(dir.path().join("error")).unwrap();
+        assert_eq!(error, format!("interrupted by signal {number}"));
+    }
+    signalled("child_that_builds", "-KILL");
 }
 
 #[test]
 fn ctrl_c_and_sigterm_leave_no_qemu() {
     for (signal, number) in [("-INT", 2), ("-TERM", 15)] {
-        let dir = signalled(signal);
+        let dir = signalled("child_that_boots", signal);
         let error = fs::read_to_string(dir.path().join("error")).unwrap();
         assert_eq!(error, format!("interrupted by signal {number}"));
     }
@@ -206,5 +229,5 @@ fn ctrl_c_and_sigterm_leave_no_qemu() {
 
 #[test]
 fn even_our_own_death_leaves_no_qemu() {
-    signalled("-KILL");
+    signalled("child_that_boots", "-KILL");
 }
