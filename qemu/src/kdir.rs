@@ -1,26 +1,42 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The user's own kernel tree: taken as it is if built, else built beside it, never inside it.
+//! The user's own kernel tree: brought up to date by its own make where it is configured, else built
+//! beside it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::job;
+use crate::compiler;
 use crate::kconfig;
 use crate::kernel::{self, Tree};
+use crate::make::logged;
 use crate::matrix::{Kernel, Matrix};
 use crate::repo;
 
-/// The kernel of `--kdir` and `--objdir`, built if need be, and checked.
+/// The oldest kernel that has what the module uses.
+const OLDEST: (u32, u32) = (7, 2);
+
+/// The kernel of `--kdir` and `--objdir`, brought up to date by its own make, and checked.
 pub fn open(matrix: &Matrix, like: &Kernel, kdir: &Path, objdir: Option<&Path>) -> Result<Tree> {
+    let mut tree = find(kdir, objdir)?;
+    if tree.objects.join(".config").is_file() {
+        configured(matrix, &mut tree)?;
+    } else {
+        unconfigured(matrix, like, &mut tree, objdir.is_some())?;
+    }
+    check(&tree)?;
+    Ok(tree)
+}
+
+/// Source and build directory, and nothing asked of them but to be there and of a good version.
+pub fn find(kdir: &Path, objdir: Option<&Path>) -> Result<Tree> {
     let source = kdir.canonicalize().with_context(|| format!("--kdir {}", kdir.display()))?;
     let objects = match objdir {
         Some(dir) => dir.canonicalize().with_context(|| format!("--objdir {}", dir.display()))?,
         None => source.clone(),
     };
-    let mut tree =
+    let tree =
         Tree { name: source.display().to_string(), source, objects, ours: false, args: vec![] };
     if !tree.source.join("Makefile").is_file() {
         if tree.objects == tree.source && tree.source.join("source/Makefile").is_file() {
@@ -31,22 +47,78 @@ pub fn open(matrix: &Matrix, like: &Kernel, kdir: &Path, objdir: Option<&Path>) 
         }
         bail!("--kdir {}: no kernel source there", tree.name);
     }
-    if !tree.image().exists() {
-        build(matrix, like, &mut tree, objdir.is_some())?;
+    let (major, minor) = version(&tree.source)?;
+    if (major, minor) < OLDEST {
+        bail!(
+            "{} is Linux {major}.{minor}: zdmirror needs {}.{} or newer (its abstractions use what \
+             rust/kernel and mm/ have since then)",
+            tree.name,
+            OLDEST.0,
+            OLDEST.1
+        );
     }
-    check(matrix, &tree)?;
     Ok(tree)
 }
 
-/// Builds a tree that is not built: in the directory that the user gave, else in the cache.
-fn build(matrix: &Matrix, like: &Kernel, tree: &mut Tree, given: bool) -> Result<()> {
-    let source = tree.source.clone();
-    if source.join(".config").exists() || source.join("include/config").is_dir() {
+/// VERSION and PATCHLEVEL of a kernel source.
+pub fn version(source: &Path) -> Result<(u32, u32)> {
+    let path = source.join("Makefile");
+    let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+    let number = |name: &str| {
+        let mut values =
+            text.lines().filter_map(|l| l.strip_prefix(name)?.trim().strip_prefix('='));
+        values.next().and_then(|v| v.trim().parse().ok())
+    };
+    match (number("VERSION"), number("PATCHLEVEL")) {
+        (Some(major), Some(minor)) => Ok((major, minor)),
+        _ => bail!("{} has no VERSION and PATCHLEVEL: no kernel source?", path.display()),
+    }
+}
+
+/// Builds what is stale of a tree that has a configuration, with the compilers that it names. What was
+/// edited since the last build must not be judged by the image of before.
+fn configured(matrix: &Matrix, tree: &mut Tree) -> Result<()> {
+    let config = tree.config()?;
+    let lacking = kconfig::lacking(&matrix.requires, &config);
+    if !lacking.is_empty() {
         bail!(
-            "{0} is configured in place but has no bzImage: build it there, or clean it with \
-             `make -C {0} mrproper` and it is built beside itself",
+            "the kernel in {} lacks:\n  {}\nmake kconfig KDIR={} writes a configuration that has \
+             them, beside yours",
+            tree.objects.display(),
+            lacking.join("\n  "),
+            tree.source.display()
+        );
+    }
+    if config.lines().any(|l| l == "CONFIG_CMDLINE_OVERRIDE=y") {
+        bail!(
+            "the kernel in {} does not listen to its boot loader (CONFIG_CMDLINE_OVERRIDE=y): zdvm \
+             could not tell it what memory is for devices",
+            tree.objects.display()
+        );
+    }
+    tree.args = compiler::arguments(&config, &compiler::version)
+        .with_context(|| format!("the kernel in {}", tree.objects.display()))?;
+    let key = repo::key([tree.objects.display().to_string()]);
+    let kernels = repo::cache("kernels")?;
+    let _lock = repo::lock(&kernels.join(format!("kdir-{key}.lock")))?;
+    let log = kernels.join(format!("kdir-{key}.log"));
+    let _ = fs::remove_file(&log);
+    kernel::compile(tree, &log)
+}
+
+/// Configures and builds a tree without a configuration: in the directory that the user gave, else in
+/// the cache.
+fn unconfigured(matrix: &Matrix, like: &Kernel, tree: &mut Tree, given: bool) -> Result<()> {
+    let source = tree.source.clone();
+    if source.join("include/config").is_dir() {
+        bail!(
+            "{0} has been built in place, and has no .config now: configure it there, or give its \
+             build directory (O=)",
             source.display()
         );
+    }
+    if given && source.join(".config").exists() {
+        bail!("{} is configured in place: kbuild takes no O= beside that", source.display());
     }
     let fragments = kernel::fragments(matrix, &like.config)?;
     let key = {
@@ -64,13 +136,58 @@ fn build(matrix: &Matrix, like: &Kernel, tree: &mut Tree, given: bool) -> Result
     let log = kernels.join(format!("kdir-{key}.log"));
     let _ = fs::remove_file(&log);
     let configured = tree.objects.join(".zdvm-configured");
-    let theirs = given && tree.objects.join(".config").exists();
-    if !configured.exists() && !theirs {
+    if !configured.exists() {
         kernel::configure(tree, &fragments, &log)?;
         fs::write(&configured, "")?;
     }
     // The user's source changes between runs: make decides what is stale, every time.
     kernel::compile(tree, &log)
+}
+
+/// Writes, into a directory of its own, a configuration with all that is required and the rest as the
+/// tree has it; the file. Nothing of the tree's own configuration is touched.
+pub fn configure(matrix: &Matrix, kdir: &Path, objdir: Option<&Path>) -> Result<PathBuf> {
+    let mut tree = find(kdir, objdir)?;
+    let key = repo::key([tree.objects.display().to_string()]);
+    let dir = repo::cache("kernels")?.join(format!("kconfig-{key}"));
+    fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
+    let file = dir.join(".config");
+    let theirs = tree.objects.join(".config");
+    let mut text = match theirs.is_file() {
+        true => tree.config()?,
+        false => String::new(),
+    };
+    if theirs.is_file() {
+        tree.args = compiler::arguments(&text, &compiler::version).unwrap_or_default();
+    } else {
+        let base = kernel::fragments(matrix, &[PathBuf::from("config/base.config")])?;
+        text.extend(base.into_iter().map(|(_, text)| text));
+    }
+    // The last line of a symbol counts.
+    text.push('\n');
+    for symbol in kconfig::lacking(&matrix.requires, &text) {
+        text.push_str(&if symbol.contains('=') { symbol } else { format!("{symbol}=y") });
+        text.push('\n');
+    }
+    fs::write(&file, text).with_context(|| format!("writing {}", file.display()))?;
+    let in_place = tree.objects == tree.source && theirs.is_file();
+    if !in_place {
+        tree.objects = dir.clone();
+    }
+    let mut command = tree.make();
+    command.env("KCONFIG_CONFIG", &file).arg("olddefconfig");
+    let log = dir.join("kconfig.log");
+    let _ = fs::remove_file(&log);
+    logged(&mut command, "make olddefconfig", &log, None)?;
+    let lacking = kconfig::lacking(&matrix.requires, &fs::read_to_string(&file)?);
+    if !lacking.is_empty() {
+        bail!(
+            "{} still lacks what other options of it exclude, or what this kernel does not have:\n  {}",
+            file.display(),
+            lacking.join("\n  ")
+        );
+    }
+    Ok(file)
 }
 
 /// The release that a bzImage says of itself (Documentation/arch/x86/boot.rst, kernel_version).
@@ -86,28 +203,20 @@ pub fn image_release(image: &Path) -> Result<String> {
 }
 
 /// Refuses by name what could not work or could not be trusted.
-fn check(matrix: &Matrix, tree: &Tree) -> Result<()> {
-    let config = tree.config()?;
-    let lacking = kconfig::lacking(&matrix.requires, &config);
-    if !lacking.is_empty() {
-        bail!("the kernel in {} lacks:\n  {}", tree.objects.display(), lacking.join("\n  "));
-    }
-    let symbols = kconfig::parse(&config);
-    let built = symbols.get("CONFIG_RUSTC_VERSION_TEXT").map(|t| t.trim_matches('"'));
-    let ours = job::output(Command::new("rustc").arg("--version"), "rustc")?;
-    if built != Some(ours.trim()) {
-        bail!(
-            "the kernel in {} was built with {}, here is {}: a module built now would not match",
-            tree.objects.display(),
-            built.unwrap_or("an unknown rustc"),
-            ours.trim()
-        );
-    }
+fn check(tree: &Tree) -> Result<()> {
     let (image, release) = (image_release(&tree.image())?, tree.release()?);
     if image != release {
         bail!(
             "{} says it is {image}, its tree says {release}: build it again",
             tree.image().display()
+        );
+    }
+    let crate_file = tree.objects.join("rust/libkernel.rmeta");
+    if !crate_file.is_file() {
+        bail!(
+            "{} is not there, which a module in Rust is built against: is it an installed package of \
+             headers? A tree that has been built is wanted",
+            crate_file.display()
         );
     }
     Ok(())

@@ -64,6 +64,12 @@ impl Tree {
     pub fn make(&self) -> Command {
         let mut command = make(&self.source);
         command.args(&self.args);
+        if !self.ours {
+            // The user's own make has not said these, and would build anew for them.
+            for name in ["KBUILD_BUILD_USER", "KBUILD_BUILD_HOST", "KBUILD_BUILD_TIMESTAMP"] {
+                command.env_remove(name);
+            }
+        }
         if self.objects != self.source {
             command.arg(format!("O={}", self.objects.display()));
         }

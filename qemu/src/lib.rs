@@ -7,6 +7,7 @@
 pub mod accel;
 pub mod bisect;
 pub mod compare;
+pub mod compiler;
 pub mod doctor;
 pub mod examples;
 pub mod expected;

@@ -42,7 +42,7 @@ pub fn module(repo: &Path, tree: &Tree) -> Result<PathBuf> {
     if tree.objects != tree.source {
         command.arg(format!("O={}", tree.objects.display()));
     }
-    command.arg(format!("MO={}", dir.display()));
+    command.arg(format!("MO={}", dir.display())).args(&tree.args);
     let log = dir.with_extension("log");
     let _ = fs::remove_file(&log);
     logged(&mut command, "building the module", &log, None)?;

@@ -29,6 +29,18 @@ fn image(release: &str) -> Vec<u8> {
     bytes
 }
 
+/// Builds an "image", which is what its only source says.
+const MAKEFILE: &str = "\
+VERSION = 7
+PATCHLEVEL = 3
+bzImage: arch/x86/boot/bzImage
+modules:
+arch/x86/boot/bzImage: mm/memory.c
+\tcp mm/memory.c $@
+\tfor f in said; do echo \"$(LLVM) $(CC)\" > $$f; done
+.PHONY: bzImage modules
+";
+
 /// A tree that looks built, with everything that is required.
 fn built(matrix: &Matrix) -> TempDir {
     let dir = TempDir::new().unwrap();
@@ -39,8 +51,13 @@ fn built(matrix: &Matrix) -> TempDir {
         .iter()
         .map(|r| if r.contains('=') { format!("{r}\n") } else { format!("{r}=m\n") })
         .collect();
+    let cc = Command::new("gcc").arg("--version").output().unwrap();
+    let cc = String::from_utf8(cc.stdout).unwrap();
+    config.push_str(&format!("CONFIG_CC_VERSION_TEXT=\"{}\"\n", cc.lines().next().unwrap()));
     config.push_str(&format!("CONFIG_RUSTC_VERSION_TEXT=\"{}\"\n", rustc.trim()));
-    write(&dir.path().join("Makefile"), "");
+    write(&dir.path().join("Makefile"), MAKEFILE);
+    write(&dir.path().join("mm/memory.c"), image("7.3.4-mine"));
+    write(&dir.path().join("rust/libkernel.rmeta"), "");
     write(&dir.path().join(".config"), config);
     write(&dir.path().join("include/config/kernel.release"), "7.3.4-mine\n");
     write(&dir.path().join("arch/x86/boot/bzImage"), image("7.3.4-mine"));
@@ -75,13 +92,56 @@ fn a_missing_symbol_is_named() {
     let dir = built(&matrix());
     replace(&dir.path().join(".config"), "CONFIG_KUNIT=y", "CONFIG_KUNIT=m");
     refused(dir.path(), "CONFIG_KUNIT=y");
+    refused(dir.path(), "make kconfig KDIR=");
 }
 
 #[test]
-fn another_rustc_is_named() {
+fn other_compilers_are_named() {
     let dir = built(&matrix());
     replace(&dir.path().join(".config"), "TEXT=\"rustc 1.", "TEXT=\"rustc 9.");
-    refused(dir.path(), "was built with rustc 9.");
+    refused(dir.path(), "was built with \"rustc 9.");
+    let dir = built(&matrix());
+    replace(&dir.path().join(".config"), "TEXT=\"gcc ", "TEXT=\"gcc-3 ");
+    refused(dir.path(), "was built with \"gcc-3 ");
+}
+
+#[test]
+fn clang_is_used_where_the_tree_was_built_with_it() {
+    let dir = built(&matrix());
+    let clang = Command::new("clang").arg("--version").output().unwrap();
+    let clang = String::from_utf8(clang.stdout).unwrap();
+    let config = fs::read_to_string(dir.path().join(".config")).unwrap();
+    let gcc = config.lines().find(|l| l.starts_with("CONFIG_CC_VERSION_TEXT")).unwrap();
+    let text = format!("CONFIG_CC_VERSION_TEXT=\"{}\"", clang.lines().next().unwrap());
+    let text = format!("CONFIG_CC_IS_CLANG=y\nCONFIG_LD_IS_LLD=y\n{text}");
+    write(&dir.path().join(".config"), config.replace(gcc, &text));
+    fs::remove_file(dir.path().join("arch/x86/boot/bzImage")).unwrap();
+    let matrix = matrix();
+    let tree = kdir::open(&matrix, matrix.kernel("stock").unwrap(), dir.path(), None).unwrap();
+    assert_eq!(tree.args, ["LLVM=1"]);
+    assert!(fs::read_to_string(dir.path().join("said")).unwrap().starts_with("1 "));
+}
+
+/// The worst that a test can do is to judge the kernel of before.
+#[test]
+fn an_edited_source_is_built_before_it_is_booted() {
+    let matrix = matrix();
+    let dir = built(&matrix);
+    let open = || kdir::open(&matrix, matrix.kernel("stock").unwrap(), dir.path(), None);
+    let booted = || fs::read(open().unwrap().image()).unwrap();
+    assert_eq!(booted(), image("7.3.4-mine"));
+    let mut edited = image("7.3.4-mine");
+    edited.extend_from_slice(b"a change in mm/");
+    write(&dir.path().join("mm/memory.c"), &edited);
+    let later = std::time::SystemTime::now() + std::time::Duration::from_secs(2);
+    let source = fs::File::options().write(true).open(dir.path().join("mm/memory.c")).unwrap();
+    source.set_modified(later).unwrap();
+    assert_eq!(booted(), edited);
+    // One that does not compile is an error, and the image of before is not taken.
+    replace(&dir.path().join("Makefile"), "cp mm/memory.c", "false");
+    let much_later = later + std::time::Duration::from_secs(2);
+    source.set_modified(much_later).unwrap();
+    assert!(open().is_err());
 }
 
 #[test]
@@ -94,6 +154,23 @@ fn an_old_image_is_named() {
 }
 
 #[test]
+fn what_cannot_work_is_refused_in_one_sentence() {
+    let dir = built(&matrix());
+    replace(&dir.path().join("Makefile"), "PATCHLEVEL = 3", "PATCHLEVEL = 1");
+    refused(dir.path(), "is Linux 7.1: zdmirror needs 7.2 or newer");
+    let dir = built(&matrix());
+    fs::remove_file(dir.path().join("rust/libkernel.rmeta")).unwrap();
+    refused(dir.path(), "rust/libkernel.rmeta is not there");
+    let dir = built(&matrix());
+    replace(
+        &dir.path().join(".config"),
+        "CONFIG_RUST=y",
+        "CONFIG_RUST=y\nCONFIG_CMDLINE_OVERRIDE=y",
+    );
+    refused(dir.path(), "CONFIG_CMDLINE_OVERRIDE");
+}
+
+#[test]
 fn what_is_no_tree_is_said() {
     let dir = TempDir::new().unwrap();
     refused(dir.path(), "no kernel source there");
@@ -103,10 +180,18 @@ fn what_is_no_tree_is_said() {
 }
 
 #[test]
-fn a_tree_configured_in_place_is_not_touched() {
-    let dir = built(&matrix());
+fn a_tree_configured_in_place_is_built_in_place() {
+    let matrix = matrix();
+    let dir = built(&matrix);
     fs::remove_file(dir.path().join("arch/x86/boot/bzImage")).unwrap();
-    refused(dir.path(), "mrproper");
+    let config = fs::read(dir.path().join(".config")).unwrap();
+    kdir::open(&matrix, matrix.kernel("stock").unwrap(), dir.path(), None).unwrap();
+    assert_eq!(fs::read(dir.path().join(".config")).unwrap(), config);
+    // Without its configuration nothing says how it was built, and nothing of it is removed.
+    fs::remove_file(dir.path().join(".config")).unwrap();
+    refused(dir.path(), "has been built in place");
+    let error = kdir::open(&matrix, matrix.kernel("stock").unwrap(), dir.path(), None).unwrap_err();
+    assert!(!error.to_string().contains("mrproper"));
 }
 
 #[test]
