@@ -4,6 +4,8 @@
 #
 #   KDIR=DIR   a kernel tree of yours, instead of the ones that zdvm builds
 #   O=DIR      its build directory, where that is not KDIR itself
+#   EXPECT=K   the kernel of the matrix whose results your tree gives (default: found out)
+#   SOURCE=X   a source tree or tarball for the kernels that zdvm builds, instead of Debian's
 #   MO=DIR     where the module's build output goes (default: beside its source)
 
 MAKEFLAGS += --no-print-directory
@@ -27,7 +29,11 @@ ZDVM := $(CARGO_TARGET)/debug/zdvm
 ZDVM_SRC := $(shell find qemu/src qemu/guest -name '*.rs' 2>/dev/null) \
 	    $(wildcard Cargo.toml Cargo.lock qemu/Cargo.toml)
 
-kdir-args := $(if $(KDIR),--kdir "$(abspath $(KDIR))" $(if $(O),--objdir "$(abspath $(O))"))
+dir-args := $(if $(KDIR),--kdir "$(abspath $(KDIR))" $(if $(O),--objdir "$(abspath $(O))"))
+kdir-args := $(dir-args) $(if $(KDIR),$(if $(EXPECT),--expect $(EXPECT)))
+ifneq ($(SOURCE),)
+export ZDM_SOURCE := $(abspath $(SOURCE))
+endif
 
 # The tree to build the module against: the user's, or the patched kernel of zdvm.
 ifneq ($(KDIR),)
@@ -37,10 +43,15 @@ else
 build-tree = $$($(RUN) path --kernel patched)
 need-tree := $(ZDVM)
 endif
-kbuild = $(ENV) make -C "$(build-tree)" M="$(CURDIR)" $(if $(MO),MO="$(abspath $(MO))")
+# The compilers that the tree was built with, where the command line names none.
+ifeq ($(filter-out undefined default,$(origin LLVM) $(origin CC)),)
+compilers = $$(scripts/tree-compilers.sh "$$tree")
+endif
+kbuild = tree="$(build-tree)"; \
+	$(ENV) make -C "$$tree" $(compilers) M="$(CURDIR)" $(if $(MO),MO="$(abspath $(MO))")
 
-.PHONY: all modules modules_install clean distclean run test test-host test-repeat test-upstream \
-	bench mutants patch-check shell help doctor \
+.PHONY: all modules modules_install clean distclean run test test-host test-boot test-repeat test-upstream \
+	bench mutants patch-check shell kconfig help doctor \
 	rust-analyzer rustfmt rustfmtcheck clippy rustdoc htmldocs checkpatch unsafe-check cycles
 
 all: modules
@@ -56,33 +67,49 @@ rust-analyzer: $(need-tree)
 
 # The whole story: tools, kernel source, patches, build, boot, tests that take a minute, verdict.
 run: $(ZDVM)
-	@$(RUN) run $(or $(kdir-args),--kernel patched)
+	@$(RUN) run $(or $(strip $(kdir-args)),--kernel patched)
 
-# All tests: of the tools on this machine, and of the module on every kernel. The smoke suite runs
-# the tests of the suite hmm once more in upstream's way, for which one kernel is enough.
-test: test-host $(ZDVM)
-	@$(RUN) run --full $(or $(kdir-args),--kernel patched --kernel stock) \
-		--suite kunit --suite selftests --suite hmm
-	@$(RUN) run --full $(or $(kdir-args),--kernel patched) --suite smoke
+# All tests: of the tools on this machine, and of the module on every kernel; a kernel that fails does
+# not keep the others from their turn. The smoke suite runs the tests of the suite hmm once more in
+# upstream's way, for which one kernel is enough. With SHORT=1 no test that a quick run leaves out, but
+# the pages of 1 GiB, which want a machine of their own.
+test: test-host test-boot $(ZDVM)
+ifneq ($(SHORT),)
+	@status=0; \
+	$(RUN) run --keep-going $(or $(strip $(kdir-args)),--kernel patched --kernel stock) || status=$$?; \
+	$(RUN) run --full --machine pud --suite selftests --filter '^dax\.pud$$' \
+		$(or $(strip $(kdir-args)),--kernel patched) || status=$$?; \
+	exit $$status
+else
+	@status=0; \
+	$(RUN) run --full --keep-going $(or $(strip $(kdir-args)),--kernel patched --kernel stock) \
+		--suite kunit --suite selftests --suite hmm || status=$$?; \
+	$(RUN) run --full $(or $(strip $(kdir-args)),--kernel patched) --suite smoke || status=$$?; \
+	$(RUN) run --full --machine pud --suite selftests --filter '^dax\.pud$$' \
+		$(or $(strip $(kdir-args)),--kernel patched) || status=$$?; \
+	exit $$status
+endif
 
-test-host:
-	@echo "  TEST    zdvm, zdm-selftests (on this machine)"
-	@$(ENV) cargo test -q --workspace
+# Guests that go wrong on purpose: do we notice?
+test-boot: $(ZDVM)
+	@echo "  TEST    zdvm (in guests that fail)"
+	@tree="$(build-tree)"; ZDVM_TEST_TREE="$$tree" \
+		$(ENV) cargo test -q -p zdvm --test boot -- --ignored --test-threads=2
 
 # N times in a row, going on after a failure; the last lines say how many were clean.
 test-repeat: $(ZDVM)
-	@$(RUN) run --full --keep-going --repeat $(or $(N),10) $(or $(kdir-args),--kernel patched)
+	@$(RUN) run --full --keep-going --repeat $(or $(N),10) $(or $(strip $(kdir-args)),--kernel patched)
 
 # The kernel tree's own C driver and ours, test by test. WRITE=1 keeps the table.
 test-upstream: $(ZDVM)
-	@$(RUN) compare $(if $(WRITE),--write) $(or $(kdir-args),--kernel stock)
+	@$(RUN) compare $(if $(WRITE),--write) $(or $(strip $(kdir-args)),--kernel stock)
 
 # The C driver against this one, and what the oracle costs, as ratios of what is measured side by
 # side in one guest. Once by the clock, once by instructions, which other work cannot disturb.
 bench: $(ZDVM)
 	@for accel in auto icount; do \
-		$(RUN) run $(or $(kdir-args),--kernel patched) --suite versus --accel $$accel; \
-		$(RUN) run $(or $(kdir-args),--kernel patched) --machine private --suite bench --accel $$accel; \
+		$(RUN) run $(or $(strip $(kdir-args)),--kernel patched) --suite versus --accel $$accel; \
+		$(RUN) run $(or $(strip $(kdir-args)),--kernel patched) --machine private --suite bench --accel $$accel; \
 	done
 
 # How good the tests are: a kernel with one bug at a time. MUTANTS="NAME..." for some of them,
@@ -100,7 +127,12 @@ doctor:
 	@$(RUN) doctor
 
 shell: $(ZDVM)
-	@$(RUN) shell
+	@$(RUN) shell $(kdir-args)
+
+# What is missing in the configuration of a tree of yours, written beside it.
+kconfig: $(ZDVM)
+	@$(if $(KDIR),,$(error make kconfig wants KDIR=DIR, a kernel tree of yours))
+	@$(RUN) kconfig $(dir-args)
 
 $(ZDVM): $(ZDVM_SRC)
 	@echo "  CARGO   $@"
@@ -121,8 +153,8 @@ clippy: $(need-tree)
 	@echo "  CLIPPY  zdvm, zdm-selftests"
 	@$(ENV) cargo clippy -q --workspace --all-targets -- -D warnings
 	@rm -rf build/clippy && mkdir -p build/clippy
-	@$(ENV) make -C "$(build-tree)" M="$(CURDIR)" MO="$(CURDIR)/build/clippy" \
-		CLIPPY=1 KRUSTFLAGS=-Dwarnings modules
+	@tree="$(build-tree)"; $(ENV) make -C "$$tree" $(compilers) M="$(CURDIR)" \
+		MO="$(CURDIR)/build/clippy" CLIPPY=1 KRUSTFLAGS=-Dwarnings modules
 
 rustdoc: $(need-tree)
 	@mkdir -p build/rustdoc
@@ -172,11 +204,12 @@ help:
 	@echo 'The two that do everything:'
 	@echo '  run            - get tools and kernel, patch, build, boot, test, print the verdict;'
 	@echo '                   without the slow tests'
-	@echo '  test           - all tests, on the patched and on the stock kernel'
+	@echo '  test           - all tests, on the patched and on the stock kernel; SHORT=1 leaves out'
+	@echo '                   what takes long'
 	@echo '  test-repeat    - all tests N=10 times, on the patched kernel'
 	@echo '  test-upstream  - hmm-tests with the C driver and with ours, side by side;'
 	@echo '                   WRITE=1 writes Documentation/upstream.rst'
-	@echo 'With KDIR=DIR (and O=DIR) they use your kernel tree.'
+	@echo 'With KDIR=DIR (and O=DIR) they use your kernel tree, which is brought up to date first.'
 	@echo '  bench          - the C driver against this one; what the oracle costs'
 	@echo '  mutants        - boot a kernel with bugs seeded on purpose, one at a time, and see who'
 	@echo '                   notices; MUTANTS="NAME..." for some, WRITE=1 writes'
@@ -195,5 +228,6 @@ help:
 	@echo '  rustfmt, rustfmtcheck, clippy, checkpatch, unsafe-check, cycles, test-host'
 	@echo 'Looking around:'
 	@echo '  shell          - boot to a shell with the module loaded'
+	@echo '  kconfig        - KDIR=DIR: write your configuration and what is missing in it'
 	@echo '  doctor         - what this machine lacks, and the command that mends it'
 	@echo 'All of these are commands of ./zdvm, which has more options: ./zdvm --help'

@@ -5,6 +5,8 @@
 #
 #   scripts/kernel-source.sh VERSION     prints the path of the pristine tree
 #
+# ZDM_SOURCE names a source tree, or a tarball of one, to be taken instead; it must be of that version.
+#
 # To be run with the tool set (scripts/toolchain.sh run): it needs apt of Debian 13.
 set -euo pipefail
 
@@ -18,6 +20,34 @@ die() { say "$*"; exit 1; }
 mkdir -p "$cache/src" "$cache/apt/lists/partial" "$cache/apt/archives/partial"
 exec 9>"$cache/src.lock"
 flock 9
+
+# VERSION.PATCHLEVEL of a tree.
+version_of() {
+	awk -F ' *= *' '$1 == "VERSION" { v = $2 } $1 == "PATCHLEVEL" { print v "." $2; exit }' "$1/Makefile"
+}
+
+if [ -n "${ZDM_SOURCE:-}" ]; then
+	tree=$ZDM_SOURCE
+	if [ -f "$tree" ]; then
+		tree=$cache/src/linux-$ver-$(sha256sum <"$ZDM_SOURCE" | cut -c1-12)
+		if [ ! -e "$tree/.complete" ]; then
+			say "unpacking $ZDM_SOURCE"
+			work=$(mktemp -d "$cache/src/tmp.XXXXXX")
+			trap 'rm -rf "$work"' EXIT
+			tar -xf "$ZDM_SOURCE" -C "$work" --strip-components=1 || die "cannot unpack $ZDM_SOURCE"
+			touch "$work/.complete"
+			rm -rf "$tree"
+			mv "$work" "$tree"
+			chmod 755 "$tree"
+		fi
+	fi
+	[ -r "$tree/Makefile" ] || die "$ZDM_SOURCE holds no kernel tree"
+	[ ! -e "$tree/.config" ] || die "$ZDM_SOURCE is configured in place: a source as it was unpacked is wanted"
+	found=$(version_of "$tree")
+	[ "$found" = "$ver" ] || die "$ZDM_SOURCE is Linux $found; the kernels that are asked for are Linux $ver"
+	echo "$tree"
+	exit 0
+fi
 
 newest=$cache/src/$package.path
 if [ -r "$newest" ] && [ -e "$(cat "$newest")/.complete" ]; then
@@ -44,7 +74,7 @@ say "looking for $package in trixie-backports"
 work=$(mktemp -d "$cache/src/tmp.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 (cd "$work" && "${apt[@]}" download "$package" >&2) ||
-	die "cannot download $package: is it still in trixie-backports?"
+	die "cannot download $package: if it has left trixie-backports, name a tree or a tarball of Linux $ver (make SOURCE=...)"
 deb=$(echo "$work"/*.deb)
 debver=$(dpkg-deb -f "$deb" Version)
 tree=$cache/src/linux-$ver-$debver

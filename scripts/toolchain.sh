@@ -14,7 +14,8 @@
 # On Debian 13 with the packages installed CMD runs as it is. Anywhere else that
 # has mmdebstrap and bubblewrap (on Debian, root gets them installed) CMD runs in
 # a sysroot below ${XDG_CACHE_HOME:-~/.cache}/zdmirror, which sees the caller's
-# files under their own names. ZDM_TOOLCHAIN=native|sysroot overrides the choice.
+# files under their own names. ZDM_TOOLCHAIN=native|sysroot overrides the choice: native takes
+# whatever the caller's PATH has, rustup's programs in ~/.cargo/bin included.
 set -euo pipefail
 
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/zdmirror
@@ -113,9 +114,14 @@ ensure() {
 
 run() {
 	export CARGO_HOME=${ZDM_CARGO_HOME:-$cache/cargo} CCACHE_DIR=${CCACHE_DIR:-$cache/ccache}
-	export PATH=/usr/lib/ccache:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
-	# rustup's choices on the host mean nothing to Debian's cargo.
-	unset RUSTUP_HOME RUSTUP_TOOLCHAIN RUSTC_WRAPPER
+	if [ "${ZDM_TOOLCHAIN:-auto}" = native ]; then
+		# The caller has chosen these tools: no others come before them.
+		export PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
+	else
+		export PATH=/usr/lib/ccache:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+		# rustup's choices on the host mean nothing to Debian's cargo.
+		unset RUSTUP_HOME RUSTUP_TOOLCHAIN RUSTC_WRAPPER
+	fi
 	export RUSTC_BOOTSTRAP=
 	unset RUSTC_BOOTSTRAP
 	if [ -z "$root" ]; then

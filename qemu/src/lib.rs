@@ -27,6 +27,7 @@ pub mod planned;
 pub mod progress;
 pub mod repo;
 pub mod report;
+pub mod results;
 pub mod run;
 pub mod script;
 pub mod series;

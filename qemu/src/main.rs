@@ -18,6 +18,7 @@ use zdvm::patchcheck::Tally;
 use zdvm::run::{self, Request, Setup};
 use zdvm::{
     bisect, compare, doctor, examples, html, job, kdir, kernel, mutants, patchcheck, repo, report,
+    results,
 };
 
 /// Builds kernels, boots them in QEMU with the zdmirror module, and judges the result.
@@ -54,6 +55,15 @@ enum Cmd {
         #[arg(long, default_value = "patched")]
         kernel: String,
     },
+    /// Write, beside your tree, a configuration of it that has all that zdvm needs.
+    Kconfig {
+        /// Your kernel tree.
+        #[arg(long)]
+        kdir: PathBuf,
+        /// Where its objects are (make's O=).
+        #[arg(long)]
+        objdir: Option<PathBuf>,
+    },
     /// Boot to a shell with the module loaded.
     Shell(Which),
     /// Judge one commit of a kernel tree, for `git bisect run`.
@@ -83,9 +93,10 @@ struct Which {
     /// Where your tree's objects are (make's O=).
     #[arg(long, requires = "kdir")]
     objdir: Option<PathBuf>,
-    /// The kernel of the matrix whose results your tree is expected to give.
-    #[arg(long, default_value = "stock", requires = "kdir")]
-    expect: String,
+    /// The kernel of the matrix whose results your tree is expected to give; else found out by its
+    /// version and its patches.
+    #[arg(long, requires = "kdir")]
+    expect: Option<String>,
     /// Another module instead of building ours.
     #[arg(long)]
     module: Option<PathBuf>,
@@ -199,9 +210,15 @@ struct RunArgs {
 
 /// Kernels to work on; for the user's own tree, the one whose results it is expected to give.
 fn names(matrix: &Matrix, which: &Which) -> Result<Vec<String>> {
-    if which.kdir.is_some() {
-        matrix.kernel(&which.expect)?;
-        return Ok(vec![which.expect.clone()]);
+    if let Some(dir) = &which.kdir {
+        let source = kdir::find(dir, which.objdir.as_deref())?.source;
+        let Some(name) = &which.expect else {
+            let (name, why) = results::expected(matrix, &source)?;
+            eprintln!("zdvm: {why}");
+            return Ok(vec![name]);
+        };
+        matrix.kernel(name)?;
+        return Ok(vec![name.clone()]);
     }
     for name in &which.kernels {
         matrix.kernel(name)?;
@@ -324,7 +341,7 @@ fn cmd_patch_check(repo: &std::path::Path, args: &PatchCheckArgs) -> Result<bool
             kernels,
             kdir: None,
             objdir: None,
-            expect: String::new(),
+            expect: None,
             module: None,
             accel: args.accel.clone(),
             machine: args.machine.clone(),
@@ -438,6 +455,16 @@ fn work(cli: &Cli) -> Result<bool> {
             let matrix = Matrix::load(&repo)?;
             let tree = kernel::build(&repo, &matrix, kernel)?;
             report::say(&format!("{}\n", tree.objects.display()));
+        }
+        Cmd::Kconfig { kdir, objdir } => {
+            let matrix = Matrix::load(&repo)?;
+            let file = kdir::configure(&matrix, kdir, objdir.as_deref())?;
+            report::say(&format!(
+                "{0}\nIt is your configuration and what was missing. Copied to .config of a build \
+                 directory DIR of your own, it builds with make O=DIR; then KDIR={1} O=DIR.\n",
+                file.display(),
+                kdir.display()
+            ));
         }
         Cmd::Shell(which) => {
             let matrix = Matrix::load(&repo)?;
