@@ -4,6 +4,8 @@
 
 #include "helpers.h"
 
+MODULE_VERSION(ZDM_VERSION);
+
 void zdm_module_get(void)
 {
 	__module_get(THIS_MODULE);
