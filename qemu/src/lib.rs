@@ -11,6 +11,7 @@ pub mod compiler;
 pub mod doctor;
 pub mod examples;
 pub mod expected;
+pub mod gdb;
 pub mod html;
 pub mod job;
 pub mod kconfig;

@@ -17,8 +17,8 @@ use zdvm::mutants::run::{PARAMETER, Wish};
 use zdvm::patchcheck::Tally;
 use zdvm::run::{self, Request, Setup};
 use zdvm::{
-    bisect, compare, doctor, examples, html, job, kdir, kernel, mutants, patchcheck, repo, report,
-    results,
+    bisect, compare, doctor, examples, gdb, html, job, kdir, kernel, mutants, patchcheck, repo,
+    report, results,
 };
 
 /// Builds kernels, boots them in QEMU with the zdmirror module, and judges the result.
@@ -66,6 +66,14 @@ enum Cmd {
     },
     /// Boot to a shell with the module loaded.
     Shell(Which),
+    /// The same with gdb on the guest, and the module's symbols.
+    #[command(after_help = examples::GDB)]
+    Gdb {
+        #[command(flatten)]
+        which: Which,
+        #[command(flatten)]
+        args: gdb::Args,
+    },
     /// Judge one commit of a kernel tree, for `git bisect run`.
     #[command(after_help = examples::BISECT)]
     Bisect(bisect::Args),
@@ -426,6 +434,18 @@ fn cmd_mutants(repo: &std::path::Path, args: &MutantsArgs) -> Result<bool> {
     mutants::run::all(repo, &matrix, &Choice::new(&args.accel)?, &wish)
 }
 
+/// What an interactive guest is made of: the first kernel, with all programs.
+fn interactive(repo: &std::path::Path, which: &Which) -> Result<(Setup, Matrix, Choice)> {
+    let matrix = Matrix::load(repo)?;
+    let choice = Choice::new(&which.accel)?;
+    let names = names(&matrix, which)?;
+    let name = names.first().context("no kernel is given")?;
+    let tree = open(repo, &matrix, which, name)?;
+    let suites = matrix.selected(&Selection::default())?;
+    let setup = Setup::new(repo, &matrix, tree, &which.request(name, &suites))?;
+    Ok((setup, matrix, choice))
+}
+
 fn work(cli: &Cli) -> Result<bool> {
     if let Cmd::Completions { shell } = &cli.command {
         let mut script = Vec::new();
@@ -467,14 +487,12 @@ fn work(cli: &Cli) -> Result<bool> {
             ));
         }
         Cmd::Shell(which) => {
-            let matrix = Matrix::load(&repo)?;
-            let choice = Choice::new(&which.accel)?;
-            for name in names(&matrix, which)?.into_iter().take(1) {
-                let tree = open(&repo, &matrix, which, &name)?;
-                let suites = matrix.selected(&Selection::default())?;
-                let setup = Setup::new(&repo, &matrix, tree, &which.request(&name, &suites))?;
-                run::shell(&setup, &matrix, &choice, &run::folder(&repo, None)?)?;
-            }
+            let (setup, matrix, choice) = interactive(&repo, which)?;
+            run::shell(&setup, &matrix, &choice, &run::folder(&repo, None)?)?;
+        }
+        Cmd::Gdb { which, args } => {
+            let (setup, matrix, choice) = interactive(&repo, which)?;
+            return gdb::command(&setup, &matrix, &choice, &run::folder(&repo, None)?, args);
         }
     }
     Ok(true)

@@ -446,8 +446,8 @@ pub fn once(
     Ok(boot)
 }
 
-/// An interactive guest.
-pub fn shell(setup: &Setup, matrix: &Matrix, choice: &Choice, dir: &Path) -> Result<()> {
+/// The machine of an interactive guest.
+pub fn shell_machine(setup: &Setup, matrix: &Matrix, dir: &Path) -> Result<Machine> {
     let plan = Plan {
         module: crate::kdir::modinfo(&setup.module, "name")?,
         params: setup.machine.module_params.clone(),
@@ -455,7 +455,12 @@ pub fn shell(setup: &Setup, matrix: &Matrix, choice: &Choice, dir: &Path) -> Res
         ..Plan::default()
     };
     let nothing = Planned::default();
-    let machine = setup.machine(matrix, dir, &plan, &setup.files(&nothing, dir)?)?;
+    setup.machine(matrix, dir, &plan, &setup.files(&nothing, dir)?)
+}
+
+/// An interactive guest.
+pub fn shell(setup: &Setup, matrix: &Matrix, choice: &Choice, dir: &Path) -> Result<()> {
+    let machine = shell_machine(setup, matrix, dir)?;
     // Nobody wants to wait for a proof here: TCG unless KVM has been proved by a run.
     let accel = choice.known().unwrap_or(Accel::Tcg);
     machine.interact(accel)?;

@@ -147,7 +147,8 @@ impl Machine {
         args
     }
 
-    fn basics(&self, accel: Accel) -> Vec<String> {
+    /// The processor, memory, kernel and initramfs of [`Machine::arguments`].
+    pub fn basics(&self, accel: Accel) -> Vec<String> {
         let mut args: Vec<String> = accel.arguments().iter().map(|a| (*a).to_owned()).collect();
         for word in ["-nodefaults", "-display", "none", "-no-reboot", "-m"] {
             args.push(word.to_owned());
@@ -162,7 +163,8 @@ impl Machine {
         args
     }
 
-    fn append(&self, accel: Accel) -> String {
+    /// The kernel's command line.
+    pub fn append(&self, accel: Accel) -> String {
         // A panic ends QEMU at once (-no-reboot); an oops must not, it is found in the log. User
         // space may write as much into the log as it likes: the brackets of tests must not be
         // rate limited away.

@@ -16,12 +16,28 @@ use zdvm_guest::wire::Message;
 
 use crate::sys::{self, Link};
 
+/// Tells a debugger, if one is expected, where the module's sections are.
+fn sections(module: &str) {
+    let cmdline = fs::read_to_string("/proc/cmdline").unwrap_or_default();
+    if !cmdline.split_whitespace().any(|w| w == "nokaslr") {
+        return;
+    }
+    for name in [".text", ".rodata", ".data", ".bss"] {
+        if let Ok(address) = fs::read_to_string(format!("/sys/module/{module}/sections/{name}")) {
+            println!("zdvm: section {name} {}", address.trim());
+        }
+    }
+}
+
 /// An interactive shell on the console, the module loaded.
 pub fn shell(plan: &Plan) -> Result<()> {
     let _ = Command::new("/bin/busybox").args(["--install", "-s", "/bin"]).status();
     if std::path::Path::new(MODULE).exists() {
         match sys::insmod(MODULE, &plan.params) {
-            Ok(()) => println!("zdvm: {} is loaded; `exit` powers off", plan.module),
+            Ok(()) => {
+                println!("zdvm: {} is loaded; `exit` powers off", plan.module);
+                sections(&plan.module);
+            }
             Err(e) => println!("zdvm: {e:#}"),
         }
     }
