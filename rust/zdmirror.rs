@@ -41,7 +41,8 @@ use crate::{
         DebugFiles,
         Device,
         Location,
-        Opener, //
+        Opener,
+        PagemapsFile, //
     },
     miscdevice::Node, //
 };
@@ -56,6 +57,10 @@ module! {
     license: "GPL",
     alias: ["test_hmm"],
     params: {
+        devices: usize {
+            default: 1,
+            description: "0: no device of our own, only the survey of all pagemaps in debugfs",
+        },
         devmem_chunk_mb: usize {
             default: 256,
             description: "Size of a chunk of device memory in MiB, a multiple of 2",
@@ -105,6 +110,7 @@ fn given<T: Copy>(value: impl Borrow<T>) -> T {
 struct Zdmirror {
     // Removed before the nodes; each lets go of its device.
     _files: KVec<DebugFiles>,
+    _pagemaps: PagemapsFile,
     _nodes: KVec<Pin<KBox<Node<Opener>>>>,
 }
 
@@ -116,6 +122,11 @@ impl kernel::Module for Zdmirror {
             mm::module::param_inject(),
             mm::module::param_ledger(),
         )?;
+        let wanted = given(module_parameters::devices.value());
+        if wanted > 1 {
+            pr_err!("parameter devices: must be 0 or 1, not {}\n", wanted);
+            return Err(EINVAL);
+        }
         let coherent = Location::coherent([
             given(module_parameters::spm_addr_dev0.value()),
             given(module_parameters::spm_addr_dev1.value()),
@@ -132,6 +143,7 @@ impl kernel::Module for Zdmirror {
             .iter()
             .flat_map(|locations| GENERIC.iter().zip(locations.iter().copied()));
         let devices = Iterator::chain(Iterator::chain(private, coherent), generic);
+        let devices = devices.filter(|_| wanted == 1);
         let most = PRIVATE.len() + COHERENT.len() + GENERIC.len();
         let mut nodes = KVec::with_capacity(most, GFP_KERNEL)?;
         let root = Dir::new(c"zdmirror", None)?;
@@ -148,6 +160,7 @@ impl kernel::Module for Zdmirror {
         pr_info!("loaded; only for testing\n");
         Ok(Self {
             _files: files,
+            _pagemaps: PagemapsFile::new(&root)?,
             _nodes: nodes,
         })
     }

@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod checks;
+mod foreign;
 mod ledger;
 mod report;
 
@@ -25,6 +26,11 @@ pub(crate) use checks::{
     check_tail,
     check_tail_freed,
     check_used, //
+};
+pub(crate) use foreign::{
+    check_foreign,
+    explained_refs,
+    Fault, //
 };
 pub(crate) use ledger::{
     Event,

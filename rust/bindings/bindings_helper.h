@@ -5,6 +5,7 @@
  */
 #include <linux/gfp.h>
 #include <linux/hmm.h>
+#include <linux/ioport.h>
 #include <linux/memremap.h>
 #include <linux/migrate.h>
 #include <linux/mman.h>
@@ -37,12 +38,15 @@ const unsigned int RUST_CONST_HELPER_HMM_PFN_VALID_BIT = __builtin_ctzl(HMM_PFN_
 const unsigned int RUST_CONST_HELPER_HMM_PFN_WRITE_BIT = __builtin_ctzl(HMM_PFN_WRITE);
 const unsigned int RUST_CONST_HELPER_HMM_PFN_ERROR_BIT = __builtin_ctzl(HMM_PFN_ERROR);
 const unsigned int RUST_CONST_HELPER_HMM_PFN_FLAGS_BIT = __builtin_ctzl(HMM_PFN_FLAGS);
+const unsigned long RUST_CONST_HELPER_ZDM_PAGES_PER_SUBSECTION = PAGES_PER_SUBSECTION;
 const unsigned int RUST_CONST_HELPER_PUD_ORDER = PUD_SHIFT - PAGE_SHIFT;
 const int RUST_CONST_HELPER_GUP_PIN_COUNTING_BIAS = GUP_PIN_COUNTING_BIAS;
 const unsigned int RUST_CONST_HELPER_VM_FAULT_OOM = VM_FAULT_OOM;
 const unsigned int RUST_CONST_HELPER_VM_FAULT_SIGBUS = VM_FAULT_SIGBUS;
 const unsigned int RUST_CONST_HELPER_MEMORY_DEVICE_PRIVATE = MEMORY_DEVICE_PRIVATE;
 const unsigned int RUST_CONST_HELPER_MEMORY_DEVICE_COHERENT = MEMORY_DEVICE_COHERENT;
+const unsigned int RUST_CONST_HELPER_MEMORY_DEVICE_FS_DAX = MEMORY_DEVICE_FS_DAX;
+const unsigned int RUST_CONST_HELPER_MEMORY_DEVICE_PCI_P2PDMA = MEMORY_DEVICE_PCI_P2PDMA;
 const unsigned int RUST_CONST_HELPER_MEMORY_DEVICE_GENERIC = MEMORY_DEVICE_GENERIC;
 
 const unsigned int RUST_CONST_HELPER_HMM_DMIRROR_READ = HMM_DMIRROR_READ;

@@ -19,6 +19,7 @@ mod ioctl;
 mod list;
 mod migrate;
 mod openers;
+mod pagemaps;
 mod pin;
 mod pool;
 #[cfg(CONFIG_KUNIT = "y")]
@@ -36,3 +37,4 @@ pub(crate) use config::{
 pub(crate) use debugfs::DebugFiles;
 pub(crate) use device::Device;
 pub(crate) use file::Opener;
+pub(crate) use pagemaps::PagemapsFile;

@@ -103,6 +103,7 @@ int zdm_page_to_user_nofault(void *to, struct page *page);
 int zdm_page_from_user_nofault(struct page *page, const void *from);
 
 bool zdm_pgmap_pfn_valid(struct dev_pagemap *pgmap, unsigned long pfn);
+bool zdm_pfn_valid(unsigned long pfn);
 struct dev_pagemap *zdm_any_pgmap(const struct page *page);
 unsigned int zdm_large_order(const struct page *head);
 int zdm_large_mapcount(const struct page *head);

@@ -24,6 +24,11 @@ bool zdm_pgmap_pfn_valid(struct dev_pagemap *pgmap, unsigned long pfn)
 	return false;
 }
 
+bool zdm_pfn_valid(unsigned long pfn)
+{
+	return pfn_valid(pfn);
+}
+
 /* NULL for what is not ZONE_DEVICE memory. */
 struct dev_pagemap *zdm_any_pgmap(const struct page *page)
 {

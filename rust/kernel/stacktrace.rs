@@ -56,6 +56,35 @@ impl fmt::Display for Frame {
     }
 }
 
+/// The name of a function with its module, as in `dmirror_devmem_free [test_hmm]`.
+#[derive(Clone, Copy)]
+pub(crate) struct Symbol(usize);
+
+impl Symbol {
+    /// Of the function at `address`.
+    pub(crate) fn of(address: usize) -> Self {
+        Self(address)
+    }
+}
+
+impl fmt::Display for Symbol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut text = [0u8; 256];
+        // `%pB` looks up the byte before the address, as it is made for return addresses.
+        let address = self.0.wrapping_add(1);
+        // SAFETY: There is room for that many bytes, the NUL included.
+        let len = unsafe { bindings::zdm_symbol(text.as_mut_ptr().cast(), text.len(), address) };
+        let name = text.get(..len as usize).ok_or(fmt::Error)?;
+        let name = core::str::from_utf8(name).map_err(|_| fmt::Error)?;
+        let (function, rest) = name.split_once('+').unwrap_or((name, ""));
+        f.write_str(function)?;
+        match rest.split_once(' ') {
+            Some((_, module)) => write!(f, " {module}"),
+            None => Ok(()),
+        }
+    }
+}
+
 #[kunit_tests(zdmirror_stacktrace)]
 mod tests {
     use super::*;

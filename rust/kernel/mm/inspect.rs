@@ -188,15 +188,19 @@ impl HmmMirror {
 /// # Invariants
 ///
 /// Owns a reference of the `dev_pagemap`, so that it stays registered.
-struct AnyPagemap(NonNull<bindings::dev_pagemap>);
+pub(super) struct AnyPagemap(NonNull<bindings::dev_pagemap>);
 
 impl AnyPagemap {
     /// That of page frame `pfn`, which is below [`MAX_PFNS`].
-    fn of_pfn(pfn: usize) -> Option<Self> {
+    pub(super) fn of_pfn(pfn: usize) -> Option<Self> {
         // SAFETY: Always safe.
         let pgmap = unsafe { bindings::get_dev_pagemap(pfn) };
         // INVARIANT: The reference is new.
         NonNull::new(pgmap).map(Self)
+    }
+
+    pub(super) fn as_ptr(&self) -> *mut bindings::dev_pagemap {
+        self.0.as_ptr()
     }
 
     /// What it tells of its pages.
@@ -215,7 +219,7 @@ impl AnyPagemap {
     }
 
     /// What is known of the page of `pfn`, `None` where there is none or not yet. May sleep.
-    fn facts(&self, pfn: usize, asking: &PgmapOwner) -> Option<PageFacts> {
+    pub(super) fn facts(&self, pfn: usize, asking: &PgmapOwner) -> Option<PageFacts> {
         let mut facts = None;
         for attempt in 0..TRIES {
             if !self.has_page(pfn) {

@@ -27,6 +27,30 @@ impl MemoryType {
     /// What [`PageView::memory_type`](super::page::PageView::memory_type) says of PRIVATE memory.
     pub(crate) const PRIVATE: u32 = bindings::MEMORY_DEVICE_PRIVATE;
 
+    /// The name of `enum memory_type` value `raw`, without its prefix.
+    pub(crate) fn name(raw: u32) -> &'static str {
+        match raw {
+            bindings::MEMORY_DEVICE_PRIVATE => "PRIVATE",
+            bindings::MEMORY_DEVICE_COHERENT => "COHERENT",
+            bindings::MEMORY_DEVICE_FS_DAX => "FS_DAX",
+            bindings::MEMORY_DEVICE_GENERIC => "GENERIC",
+            bindings::MEMORY_DEVICE_PCI_P2PDMA => "PCI_P2PDMA",
+            _ => "unknown",
+        }
+    }
+
+    /// References that a free page of `enum memory_type` value `raw` has in this kernel. Only
+    /// GENERIC memory of a kernel that keeps the rule from before Linux 5.18 has one.
+    pub(crate) fn free_refs(raw: u32) -> i32 {
+        i32::from(raw == bindings::MEMORY_DEVICE_GENERIC && !Self::Generic.is_migratable())
+    }
+
+    /// Whether a pagemap of `enum memory_type` value `raw` has a reference for each page in use,
+    /// and not one for each page that it has.
+    pub(crate) fn counts_used_pages(raw: u32) -> bool {
+        raw == bindings::MEMORY_DEVICE_PRIVATE || raw == bindings::MEMORY_DEVICE_COHERENT
+    }
+
     pub(super) fn raw(self) -> bindings::memory_type {
         match self {
             Self::Private => bindings::MEMORY_DEVICE_PRIVATE,

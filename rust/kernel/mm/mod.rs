@@ -24,6 +24,7 @@ pub(crate) mod pin;
 pub(crate) mod region;
 pub(crate) mod registration;
 pub(crate) mod snapshot;
+pub(crate) mod survey;
 pub(crate) mod system_folio;
 pub(crate) mod table;
 pub(crate) mod task;
@@ -36,6 +37,9 @@ pub(crate) use kernel::page::PAGE_SIZE;
 
 /// Order of a folio that one entry of a page middle directory maps: 9 on x86-64.
 pub(crate) const PMD_ORDER: u32 = crate::bindings::PMD_ORDER;
+
+/// Order of a folio that one entry of a page upper directory maps: 18 on x86-64.
+pub(crate) const PUD_ORDER: u32 = crate::bindings::PUD_ORDER;
 
 /// `EOPNOTSUPP`, which the kernel crate has from Linux 7.3 on.
 pub(crate) fn not_supported() -> Error {

@@ -72,6 +72,7 @@ mod mixedmap;
 mod model;
 mod neighbours;
 mod owners;
+mod pagemaps;
 mod params;
 mod pin;
 mod pin_ioctl;
@@ -212,6 +213,7 @@ pub fn all() -> Vec<&'static Test> {
         neighbours::TESTS,
         kill::TESTS,
         debugfs::TESTS,
+        pagemaps::TESTS,
         allocator::TESTS,
         INJECTING,
         inject_each::TESTS,
@@ -220,7 +222,9 @@ pub fn all() -> Vec<&'static Test> {
         inject_each::SMALL,
         inject_records::SMALL,
         debugfs::INJECTING,
+        pagemaps::INJECTING,
         params::TESTS,
+        pagemaps::ABSENT,
         debugfs::RELOADING,
         generic_rule::RELOADING,
         generic::RELOADING,
