@@ -13,10 +13,7 @@ use crate::module::NAME;
 use crate::uapi::*;
 use crate::{check, check_eq};
 
-pub const TESTS: &[Test] = &[
-    test("pagemaps.own", own),
-    test("pagemaps.fs_dax", fs_dax),
-];
+pub const TESTS: &[Test] = &[test("pagemaps.own", own), test("pagemaps.fs_dax", fs_dax)];
 
 /// Those that load the module themselves.
 pub const ABSENT: &[Test] = &[
@@ -122,9 +119,17 @@ fn own(_: &Ctx) -> Outcome {
     ] {
         check_eq!(map.number(name)?, expected, "{name}");
     }
-    check_eq!(map.number("free")? + map.number("used")?, map.end - map.first, "pages");
+    check_eq!(
+        map.number("free")? + map.number("used")?,
+        map.end - map.first,
+        "pages"
+    );
     buf.check(0, PAGES, 600)?;
-    check_eq!(pagemap_of(pfn)?.number("used")?, 0, "used pages after the fault");
+    check_eq!(
+        pagemap_of(pfn)?.number("used")?,
+        0,
+        "used pages after the fault"
+    );
     Ok(())
 }
 
