@@ -20,7 +20,7 @@ use crate::kvm::Choice;
 use crate::matrix::Matrix;
 use crate::run::{self, Request, Setup};
 use crate::verdict::{Status, Verdict};
-use crate::{job, kconfig, kdir, payload, repo, report};
+use crate::{compiler, job, kconfig, kdir, payload, repo, report};
 
 /// Exit status that stops `git bisect run`.
 pub const STOP: u8 = 128;
@@ -223,7 +223,7 @@ fn build(matrix: &Matrix, args: &Args) -> Result<Built<Tree>> {
     let _lock = repo::lock(&kernels.join(format!("{name}.lock")))?;
     let log = kernels.join(format!("{name}.log"));
     let _ = fs::remove_file(&log);
-    let tree = Tree {
+    let mut tree = Tree {
         name: source.display().to_string(),
         source: source.clone(),
         objects: objects.clone(),
@@ -232,11 +232,14 @@ fn build(matrix: &Matrix, args: &Args) -> Result<Built<Tree>> {
     };
     let fragments = kernel::fragments(matrix, &like.config)?;
     let configured = match tree.objects.join(".config").is_file() {
-        true => again(&tree, &fragments, args.objdir.is_none(), &log),
+        true => {
+            tree.args = compiler::arguments(&tree.config()?, &compiler::version)?;
+            again(&tree, &fragments, args.objdir.is_none(), &log)
+        }
         false => kernel::configure(&tree, &fragments, &log),
     };
-    let done = configured.and_then(|()| kernel::compile(&tree, &log));
-    match of_commit(done)? {
+    // A tree with a configuration is built as it is opened.
+    match of_commit(configured)? {
         Ok(()) => of_commit(kdir::open(matrix, like, &source, Some(&objects))),
         Err(e) => Ok(Err(e)),
     }

@@ -4,9 +4,10 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
+use jiff::Timestamp;
 use zdvm_guest::plan::{self, Kind, MODULE, Plan};
 use zdvm_guest::wire::{self, Message};
 
@@ -246,30 +247,24 @@ pub fn folder(repo: &Path, out: Option<&Path>) -> Result<PathBuf> {
     }
     let runs = repo.join("build/runs");
     fs::create_dir_all(&runs).with_context(|| format!("making {}", runs.display()))?;
-    let name = format!("{}-{}", timestamp(), std::process::id());
+    let stem = format!("{}-{}", Timestamp::now().strftime("%Y%m%d-%H%M%S"), std::process::id());
+    // A process may begin two runs in one second.
+    let mut name = stem.clone();
+    let mut more = 1;
+    while let Err(e) = fs::create_dir(runs.join(&name)) {
+        if e.kind() != std::io::ErrorKind::AlreadyExists {
+            return Err(e).with_context(|| format!("making {}", runs.join(&name).display()));
+        }
+        more += 1;
+        name = format!("{stem}-{more}");
+    }
     let dir = runs.join(&name);
-    fs::create_dir(&dir).with_context(|| format!("making {}", dir.display()))?;
     // Made under another name and moved, so that `latest` is there at any time.
     let temporary = runs.join(format!(".latest-{}", std::process::id()));
     let _ = fs::remove_file(&temporary);
     std::os::unix::fs::symlink(&name, &temporary)?;
     fs::rename(&temporary, runs.join("latest"))?;
     Ok(dir)
-}
-
-/// UTC as 20260131-235959 (days to a date after Howard Hinnant's civil_from_days).
-fn timestamp() -> String {
-    let secs = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
-    let (days, rest) = (secs / 86_400 + 719_468, secs % 86_400);
-    let era = days / 146_097;
-    let doe = days % 146_097;
-    let yoe = (doe - doe / 1_460 + doe / 36_524 - doe / 146_096) / 365;
-    let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
-    let mp = (5 * doy + 2) / 153;
-    let day = doy - (153 * mp + 2) / 5 + 1;
-    let month = if mp < 10 { mp + 3 } else { mp - 9 };
-    let year = yoe + era * 400 + u64::from(month <= 2);
-    format!("{year:04}{month:02}{day:02}-{:02}{:02}{:02}", rest / 3600, rest / 60 % 60, rest % 60)
 }
 
 /// Shows what the guest is doing.

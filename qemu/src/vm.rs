@@ -270,16 +270,10 @@ fn exit(status: ExitStatus) -> Exit {
 }
 
 fn shell_line(program: &Path, args: &[String]) -> String {
-    let quote = |word: &str| {
-        let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,".contains(c);
-        if word.chars().all(plain) {
-            word.to_owned()
-        } else {
-            format!("'{}'", word.replace('\'', r"'\''"))
-        }
-    };
-    let words: Vec<String> = args.iter().map(|a| quote(a)).collect();
-    format!("{} {}\n", quote(&program.to_string_lossy()), words.join(" "))
+    let program = program.to_string_lossy();
+    let words = std::iter::once(&*program).chain(args.iter().map(String::as_str));
+    // Only a NUL cannot be quoted, and no argument has one.
+    shlex::try_join(words).unwrap_or_default() + "\n"
 }
 
 /// All stacks of a hung guest into its console log (SysRq: break, then a letter), and the
