@@ -7,7 +7,7 @@
 //!
 //! # Lock order
 //!
-//! 1. `Opener::broken` and `Opener::pins`, never held together; nothing but the allocator is called
+//! 1. `Injection::broken` and `Client::pins`, never held together; nothing but the allocator is called
 //!    under the latter
 //! 2. `TextFile::text` of debugfs, `Device::growth`, and under it core mm's memory hotplug lock
 //! 3. `mmap_lock` of the mirrored process
@@ -37,11 +37,11 @@ mod stamp;
 use crate::{
     debugfs::Dir,
     driver::{
+        Client,
         Config,
         DebugFiles,
         Device,
         Location,
-        Opener,
         PagemapsFile, //
     },
     miscdevice::Node, //
@@ -111,7 +111,7 @@ struct Zdmirror {
     // Removed before the nodes; each lets go of its device.
     _files: KVec<DebugFiles>,
     _pagemaps: PagemapsFile,
-    _nodes: KVec<Pin<KBox<Node<Opener>>>>,
+    _nodes: KVec<Pin<KBox<Node<Client>>>>,
 }
 
 impl kernel::Module for Zdmirror {

@@ -114,7 +114,7 @@ mod tests {
     use crate::{
         audit::Policy,
         driver::{
-            config::Location as Place,
+            params::Location as Place,
             Config, //
         },
         mm::PAGE_SIZE, //

@@ -5,11 +5,9 @@
 #![forbid(unsafe_code)]
 
 use super::{
-    chunk::{
-        Chunk,
-        Core, //
-    },
-    config::{
+    chunk::Chunk,
+    core_data::Core,
+    params::{
         Config,
         Location, //
     },
@@ -21,6 +19,7 @@ use super::{
         MAX_CHUNKS, //
     },
 };
+use crate::audit::Transition;
 use crate::mm::{
     memory_type::MemoryType,
     migrate::bytes,
@@ -92,8 +91,8 @@ pub(super) struct Memory {
 }
 
 impl Memory {
-    /// Tells the pool what came back since the last time.
-    fn settle(&mut self) {
+    /// Gives the pool the pages that were freed since the last call.
+    fn take_back_freed(&mut self) {
         for (number, chunk) in self.chunks.iter().enumerate() {
             let Some(chunk) = chunk else { continue };
             let base = number * self.chunk_pages;
@@ -180,7 +179,7 @@ impl Device {
     /// The memory, with the pool up to date.
     pub(super) fn memory(&self) -> Guard<'_, Memory, SpinLockBackend> {
         let mut memory = self.memory.lock();
-        memory.settle();
+        memory.take_back_freed();
         memory
     }
 
@@ -346,6 +345,14 @@ impl Device {
             let index = chunk.index_of_pfn(pfn)?;
             Some((chunk, index))
         })
+    }
+
+    /// The last transition of page frame `pfn`, if the page is one of the device's.
+    pub(super) fn last_of_pfn(&self, pfn: usize) -> Transition {
+        self.locate_pfn(pfn)
+            .map_or(Transition::NONE, |(chunk, index)| {
+                chunk.ops().ledger().last(index)
+            })
     }
 
     /// Its counters.

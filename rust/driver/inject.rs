@@ -5,64 +5,15 @@
 #![forbid(unsafe_code)]
 
 use super::{
-    chunk::Chunk,
-    device::Device,
-    file::Opener, //
+    client::Client,
+    injection::End, //
 };
 use crate::mm::{
-    device_folio::FolioRef,
-    migrate::{
-        Copied,
-        Migration, //
-    },
     pagemap::Corruption,
-    registration::PagemapRef,
     uapi::ZdmInject,
     PAGE_SIZE, //
 };
-use kernel::{
-    prelude::*,
-    sync::atomic::{
-        Atomic,
-        Relaxed, //
-    }, //
-};
-
-/// What an opener has broken and not mended yet.
-#[derive(Default)]
-pub(super) struct Broken {
-    held: Option<FolioRef>,
-    counted: Option<u32>,
-    stale: Option<(u32, Corruption)>,
-}
-
-/// Which end of a migration is to be held, if any, by whoever migrates next.
-pub(super) struct Armed(Atomic<u32>);
-
-impl Armed {
-    const NONE: u32 = 0;
-    const DESTINATION: u32 = 1;
-    const SOURCE: u32 = 2;
-
-    pub(super) fn new() -> Self {
-        Self(Atomic::new(Self::NONE))
-    }
-}
-
-/// What a migration holds on to, as was asked for.
-pub(super) struct Held {
-    wanted: u32,
-    folio: Option<FolioRef>,
-}
-
-impl Held {
-    /// Takes the first folio that `migration` has moved.
-    pub(super) fn take_from(&mut self, migration: &Migration<'_, Copied>) {
-        if self.wanted != Armed::NONE && self.folio.is_none() {
-            self.folio = migration.hold_moved(self.wanted == Armed::SOURCE);
-        }
-    }
-}
+use kernel::prelude::*;
 
 /// `enum zdm_inject_kind`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,54 +61,7 @@ impl Kind {
 /// In the place of a mapping: no object has this address.
 const STALE_MAPPING: usize = 0x5a5a_5000;
 
-impl Device {
-    /// A free page.
-    fn free_page(&self) -> Result<u32> {
-        self.memory().pool.peek_free().ok_or(ENOSPC)
-    }
-
-    /// Does something to page `page` that can only be done to a free one, and says which page frame
-    /// that is.
-    fn with_free(
-        &self,
-        page: u32,
-        f: impl FnOnce(&PagemapRef<Chunk>, usize) -> bool,
-    ) -> Result<usize> {
-        let located = self.locate(page);
-        let (chunk, index) = located.ok_or(ENOENT)?;
-        if f(&chunk, index) {
-            Ok(chunk.first_pfn() + index)
-        } else {
-            Err(EBUSY)
-        }
-    }
-
-    /// Spoils page `page`, which must be free.
-    fn corrupt(&self, page: u32, fault: Corruption) -> Result<usize> {
-        self.with_free(page, |chunk, index| chunk.corrupt_free_page(index, fault))
-    }
-
-    /// Spoils a free page.
-    fn corrupt_free(&self, fault: Corruption) -> Result<(u32, usize)> {
-        let page = self.free_page()?;
-        Ok((page, self.corrupt(page, fault)?))
-    }
-
-    /// Takes or drops a reference of the first pagemap that nobody owns.
-    fn leak_pagemap_ref(&self, leak: bool) -> Result<usize> {
-        let chunk = self.chunks().next().ok_or(ENOENT)?;
-        if !chunk.leak_ref(leak) {
-            return Err(if leak { EBUSY } else { ENOENT });
-        }
-        Ok(chunk.first_pfn())
-    }
-
-    fn free_again(&self) -> Result<usize> {
-        self.with_free(self.free_page()?, |chunk, index| chunk.free_again(index))
-    }
-}
-
-impl Opener {
+impl Client {
     /// Does what `inject` asks for and writes down which page was touched, 0 where that is not known
     /// yet. May sleep.
     pub(super) fn inject(&self, inject: &mut ZdmInject) -> Result {
@@ -167,7 +71,7 @@ impl Opener {
             return Err(EINVAL);
         }
         let device = self.device();
-        let mut broken = self.broken().lock();
+        let mut broken = self.injection().broken();
         let pfn = match kind {
             Kind::ExtraGet => {
                 if broken.held.is_some() {
@@ -230,11 +134,11 @@ impl Opener {
                     return Err(EBUSY);
                 }
                 let end = if kind == Kind::SourceRef {
-                    Armed::SOURCE
+                    End::Source
                 } else {
-                    Armed::DESTINATION
+                    End::Destination
                 };
-                self.armed_end().0.store(end, Relaxed);
+                broken.arm(end);
                 0
             }
             Kind::Corrupt => {
@@ -245,38 +149,6 @@ impl Opener {
         };
         inject.pfn = pfn as u64;
         Ok(())
-    }
-
-    /// What a migration that begins now is to hold on to.
-    pub(super) fn armed(&self) -> Held {
-        Held {
-            wanted: self.armed_end().0.load(Relaxed),
-            folio: None,
-        }
-    }
-
-    /// Keeps what a migration holds until it is mended. May sleep; not with the mmap lock held.
-    pub(super) fn keep(&self, held: Held) {
-        if held.folio.is_some() {
-            self.armed_end().0.store(Armed::NONE, Relaxed);
-            self.broken().lock().held = held.folio;
-        }
-    }
-
-    /// Mends what was broken, when the file is closed. What a pagemap has leaked stays leaked.
-    pub(super) fn mend(&self) {
-        let device = self.device();
-        let mut broken = self.broken().lock();
-        let counted = broken
-            .counted
-            .take()
-            .map(|page| (page, Corruption::Refs(device.free_refs())));
-        for (page, undo) in [counted, broken.stale.take()].into_iter().flatten() {
-            if device.corrupt(page, undo).is_err() {
-                pr_err!("page {} with an injected fault was taken meanwhile\n", page);
-            }
-        }
-        broken.held = None;
     }
 }
 

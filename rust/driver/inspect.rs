@@ -4,7 +4,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::file::Opener;
+use super::client::Client;
 use crate::mm::{
     inspect::{
         inspect_pfns,
@@ -27,7 +27,7 @@ use kernel::{
     uaccess::UserSliceWriter, //
 };
 
-impl Opener {
+impl Client {
     /// Describes `pages` pages of the mirrored process from `start` on, in bytes. May sleep.
     ///
     /// # Errors
@@ -268,10 +268,10 @@ mod tests {
             .write_slice(&[1])?;
         let task = current!();
         let mm = task.mm().ok_or(EINVAL)?;
-        let opener = Opener::new(&device, mm)?;
-        opener.to_device(start..start + PAGE_SIZE)?;
+        let client = Client::new(&device, mm)?;
+        client.to_device(start..start + PAGE_SIZE)?;
         let mut out = [ZdmPage::default()];
-        opener.mirror().inspect(start, &mut out, page_seen)?;
+        client.mirror().inspect(start, &mut out, page_seen)?;
         let page = &out[0];
         assert_eq!((page.refs, page.mapcount, page.pins), (1, 1, 0));
         assert_eq!((page.order, page.index), (0, 0));

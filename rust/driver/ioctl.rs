@@ -5,11 +5,11 @@
 #![forbid(unsafe_code)]
 
 use super::{
-    access::{
+    client::Client,
+    rw::{
         Faulting,
         Outcome, //
-    },
-    file::Opener, //
+    }, //
 };
 use crate::mm::{
     inspect::MAX_PFNS,
@@ -146,7 +146,7 @@ fn is_versioned(cmd: u32, known: u32) -> bool {
     _IOC_TYPE(cmd) == _IOC_TYPE(known) && _IOC_NR(cmd) == _IOC_NR(known) && _IOC_SIZE(cmd) != 0
 }
 
-impl Opener {
+impl Client {
     /// All ioctls.
     pub(super) fn dispatch(&self, cmd: u32, arg: usize) -> Result {
         match cmd {
@@ -207,21 +207,6 @@ impl Opener {
             return Err(ENOENT);
         }
         self.read(range, ptr, Faulting::Never)
-    }
-
-    /// Gets exclusive access, and reads what it has got.
-    fn exclusive(&self, range: Range<usize>, ptr: UserPtr) -> Result<Outcome> {
-        let pages = self.mirror().make_exclusive(range.clone())?;
-        self.device().core.stats.exclusive.add(pages);
-        self.read(range, ptr, Faulting::Never)
-    }
-
-    /// `EPERM` while the CPU is kept from any page of `range`.
-    pub(super) fn check_exclusive(&self, range: Range<usize>) -> Result<Outcome> {
-        if self.mirror().has_exclusive(range)? {
-            return Err(EPERM);
-        }
-        Ok(Outcome::default())
     }
 
     /// `HMM_DMIRROR_FLAGS`, whose flags are where other commands have a number of pages.

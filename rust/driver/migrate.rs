@@ -5,23 +5,39 @@
 #![forbid(unsafe_code)]
 
 use super::{
-    file::Opener,
-    stats::Stats,
-    supply::Supply, //
+    chunk::Chunk,
+    copy::copy_back,
+    device::Device,
+    pool::OpenerId,
+    supply::Supply,
+    verify::TRIES, //
 };
-use crate::mm::{
-    migrate::{
-        bytes,
-        Migration,
-        PfnBuffer,
-        Request,
-        Select,
-        Setup,
-        MAX_PAGES, //
+use crate::{
+    audit::{
+        check_settled,
+        Event,
+        Violation, //
     },
-    system_folio::SystemFolio,
-    task::check_signals,
-    PAGE_SHIFT, //
+    mm::{
+        hmm::HmmMirror,
+        memory_type::MemoryType,
+        migrate::{
+            bytes,
+            Copied,
+            Migration,
+            Moved,
+            PfnBuffer,
+            Request,
+            Select,
+            Setup,
+            MAX_PAGES, //
+        },
+        registration::PagemapRef,
+        system_folio::SystemFolio,
+        task::check_signals,
+        PAGE_SHIFT, //
+    },
+    stamp::log_clock,
 };
 use core::ops::Range;
 use kernel::{
@@ -29,57 +45,138 @@ use kernel::{
         flags,
         VmaRef, //
     },
-    prelude::*, //
+    prelude::*,
+    time::{
+        delay::fsleep,
+        Delta, //
+    }, //
 };
 
-/// Gives each source of `migration`, all of them in device memory, a destination in system memory.
-///
-/// `alloc` makes a folio for entry `i` of an order. Where it has none a large folio is moved in
-/// pages; so is what core mm made of a large folio, if the sources are `pieces`.
-///
-/// # Errors
-///
-/// `ENOMEM` when there is no memory for a single page.
-pub(super) fn copy_back(
-    migration: &mut Migration<'_, Setup>,
-    stats: &Stats,
-    pieces: bool,
-    mut alloc: impl FnMut(usize, u32) -> Result<SystemFolio>,
-) -> Result {
-    let mut i = 0;
-    while i < migration.len() {
-        let Some(order) = migration.source(i) else {
-            i += 1;
-            continue;
-        };
-        match alloc(i, order) {
-            Ok(folio) => migration.copy_to_system(i, 0, folio),
-            Err(err) if order == 0 && !pieces => return Err(err),
-            Err(_) => {
-                stats.fell_back(order);
-                for part in 0..1 << order {
-                    migration.copy_to_system(i, part, alloc(i + part, 0)?);
-                }
-            }
-        }
-        i += 1 << order;
-    }
-    Ok(())
+/// Folios of one migration whose counts are read again.
+const SUSPECTS: usize = 8;
+
+/// A folio of the device that a migration has just moved to.
+struct Settled {
+    chunk: PagemapRef<Chunk>,
+    index: usize,
+    order: u32,
 }
 
-impl Opener {
-    /// Migrates what is in system memory of `range` to the device. May sleep.
+impl Settled {
+    /// I3 of this moment; nothing once the folio is no longer what it was.
+    fn check(&self) -> Option<Violation> {
+        if self.chunk.order_in_use(self.index) != Some(self.order) {
+            return None;
+        }
+        let page = self.chunk.page(self.index)?;
+        let violation = check_settled(page, 0)?;
+        // Who can reach a page by its mappings may also hold it, and for long.
+        let only_mapped = page.memory_type() == MemoryType::PRIVATE;
+        (only_mapped || page.refs() < page.mapcount()).then_some(violation)
+    }
+
+    /// The same, if each look finds it as the one before: whoever is at work on a page changes it.
+    fn lasting(&self) -> Option<Violation> {
+        let first = self.check()?;
+        for _ in 0..TRIES {
+            fsleep(Delta::from_millis(1));
+            if self.check()? != first {
+                return None;
+            }
+        }
+        Some(first)
+    }
+}
+
+impl Device {
+    /// Finalizes a migration to the device, checks it, and returns how much moved. May sleep.
+    fn finish_to_device(&self, migration: Migration<'_, Copied>) -> Moved {
+        // What is wrong already is said once.
+        let check = self
+            .core
+            .check_moved(&migration, |pfn| self.last_of_pfn(pfn));
+        let moved = migration.moved();
+        let done = migration.finalize();
+        let mut suspects = [const { None }; SUSPECTS];
+        let mut found = 0;
+        let mut near: Option<PagemapRef<Chunk>> = None;
+        let now = log_clock();
+        for (pfn, order) in done.destinations() {
+            // Most are in the same chunk.
+            let known = near
+                .take()
+                .and_then(|chunk| chunk.index_of_pfn(pfn).map(|index| (chunk, index)));
+            let Some((chunk, index)) = known.or_else(|| self.locate_pfn(pfn)) else {
+                continue;
+            };
+            chunk
+                .ops()
+                .ledger()
+                .note_at(now, index, Event::Settled, order);
+            let settled = Settled {
+                chunk,
+                index,
+                order,
+            };
+            if check && found < SUSPECTS && settled.check().is_some() {
+                near = self.chunk(settled.chunk.ops().number());
+                suspects[found] = Some(settled);
+                found += 1;
+            } else {
+                near = Some(settled.chunk);
+            }
+        }
+        drop(done);
+        for settled in suspects.iter().flatten() {
+            let outcome = settled.lasting();
+            settled.chunk.ops().judge(settled.index, outcome);
+        }
+        moved
+    }
+}
+
+/// Migrations for one client.
+pub(super) struct Migrator<'a> {
+    device: &'a Device,
+    mirror: &'a HmmMirror,
+    client: OpenerId,
+}
+
+impl<'a> Migrator<'a> {
+    /// Migrates pages that `mirror` maps, for `client` of `device`.
+    pub(super) fn new(device: &'a Device, mirror: &'a HmmMirror, client: OpenerId) -> Self {
+        Self {
+            device,
+            mirror,
+            client,
+        }
+    }
+
+    /// Migrates what is in system memory of `range` to the device. Calls `on_copied` with each
+    /// batch, after core mm has moved the contents and before the pages are mapped. May sleep.
     ///
     /// # Errors
     ///
     /// `EINVAL` when the process is gone, when part of the range is not mapped, not readable or
     /// of a kind that cannot be migrated; what comes before that part has moved. `EOPNOTSUPP` when
     /// this kernel migrates nothing to the device.
-    pub(super) fn to_device(&self, range: Range<usize>) -> Result {
-        self.each_batch(range, Select::System, |migration, _, _| {
-            self.copy_out_to_device(migration);
-            Ok(())
-        })
+    pub(super) fn to_device(
+        &self,
+        range: Range<usize>,
+        mut on_copied: impl FnMut(&Migration<'_, Copied>),
+    ) -> Result {
+        self.each_batch(
+            range,
+            Select::System,
+            |migration, _, _| {
+                self.copy_out_to_device(migration);
+                Ok(())
+            },
+            |migration| {
+                on_copied(&migration);
+                self.device.finish_to_device(migration)
+            },
+        )
         .map(|_| ())
     }
 
@@ -87,32 +184,40 @@ impl Opener {
     ///
     /// # Errors
     ///
-    /// As [`Opener::to_device`], and `ENOMEM`.
+    /// As [`Migrator::to_device`], and `ENOMEM`.
     pub(super) fn to_system(&self, range: Range<usize>) -> Result<usize> {
-        let stats = &self.device().core.stats;
-        let select = Select::Device(self.device().memory_type());
-        self.each_batch(range, select, |migration, vma, start| {
-            copy_back(migration, stats, self.moves_pieces(), |i, order| {
-                if self.take_fail_alloc() {
-                    return Err(ENOMEM);
-                }
-                SystemFolio::alloc_vma(vma, start + bytes(i), order)
-            })
-        })
+        let stats = &self.device.core.stats;
+        let select = Select::Device(self.device.memory_type());
+        self.each_batch(
+            range,
+            select,
+            |migration, vma, start| {
+                copy_back(migration, stats, self.moves_pieces(), |i, order| {
+                    if self.device.core.fail_alloc.take(self.client) {
+                        return Err(ENOMEM);
+                    }
+                    SystemFolio::alloc_vma(vma, start + bytes(i), order)
+                })
+            },
+            |migration| {
+                let core = &self.device.core;
+                core.finish(migration, |pfn| self.device.last_of_pfn(pfn))
+            },
+        )
     }
 
     /// Gives each source a destination on the device. A page that there is no room for stays where
     /// it is.
     fn copy_out_to_device(&self, migration: &mut Migration<'_, Setup>) {
-        let stats = &self.device().core.stats;
-        let mut supply = Supply::new(self.device(), self.id(), migration.len());
+        let stats = &self.device.core.stats;
+        let mut supply = Supply::new(self.device, self.client, migration.len());
         let mut i = 0;
         while i < migration.len() {
             let Some(order) = migration.source(i) else {
                 i += 1;
                 continue;
             };
-            let folio = if self.take_fail_alloc() {
+            let folio = if self.device.core.fail_alloc.take(self.client) {
                 None
             } else {
                 supply.folio(order)
@@ -133,7 +238,7 @@ impl Opener {
     /// cannot have them. What an allocation that is to fail would have been for is not known then:
     /// like a large folio the page gets another one.
     fn moves_pieces(&self) -> bool {
-        self.device().max_order() == 0
+        self.device.max_order() == 0
     }
 
     /// Gives each of the `pages` pages of the source at `i` a destination of its own.
@@ -151,27 +256,27 @@ impl Opener {
                 // A place without a page is a source by itself.
                 Some(folio) if hole => migration.copy_to_device(i + part, 0, folio),
                 Some(folio) => migration.copy_to_device(i, part, folio),
-                None => self.device().core.stats.failed_alloc.add(1),
+                None => self.device.core.stats.failed_alloc.add(1),
             }
         }
     }
 
-    /// Migrates `range` in batches, each prepared by `fill`, and returns how many pages moved.
+    /// Migrates `range` in batches and returns how many pages moved. `fill` gives the sources of a
+    /// batch their destinations; `finish` finalizes the batch.
     fn each_batch(
         &self,
         range: Range<usize>,
         select: Select,
         mut fill: impl FnMut(&mut Migration<'_, Setup>, &VmaRef, usize) -> Result,
+        mut finish: impl FnMut(Migration<'_, Copied>) -> Moved,
     ) -> Result<usize> {
-        let device = self.device();
+        let device = self.device;
         let stats = &device.core.stats;
-        let mm = self.mirror().mm().mmget_not_zero().ok_or(EINVAL)?;
+        let mm = self.mirror.mm().mmget_not_zero().ok_or(EINVAL)?;
         let pages = ((range.end - range.start) >> PAGE_SHIFT).min(MAX_PAGES);
         let mut buffer = PfnBuffer::new(pages)?;
         let mut total = 0;
         let mut start = range.start;
-        // Let go of again, or kept, when no lock is held any more.
-        let mut held = self.armed();
         while start < range.end {
             check_signals()?;
             // A batch ends where a large folio may begin, so that it is not cut in two.
@@ -194,17 +299,14 @@ impl Opener {
                 end: end.min(vma.end()),
                 select,
                 large: device.max_order() > 0,
-                owner: self.mirror().owner(),
+                owner: self.mirror.owner(),
             };
             let mut migration = Migration::of_range(&mut buffer, &request)?;
             let wanted = migration.selected();
             // On failure the migration is dropped, which puts the pages back.
             fill(&mut migration, vma, start)?;
             let migration = migration.copied();
-            let moved = match select {
-                Select::System => device.settle(migration, &mut held),
-                Select::Device(_) => device.core.finish(migration, |pfn| device.last_of_pfn(pfn)),
-            };
+            let moved = finish(migration);
             match select {
                 Select::System => stats.moved_to_device(moved),
                 Select::Device(_) => stats.moved_to_system(moved),
@@ -213,7 +315,6 @@ impl Opener {
             total += moved.pages;
             start = request.end;
         }
-        self.keep(held);
         Ok(total)
     }
 }

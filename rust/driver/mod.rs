@@ -4,37 +4,44 @@
 
 #![forbid(unsafe_code)]
 
-mod access;
 mod blocks;
 mod chunk;
-mod config;
+mod client;
+mod copy;
+mod core_data;
 mod debugfs;
 mod device;
 mod evict;
-mod file;
+mod exclusive;
+mod fault;
 mod freed;
 mod inject;
+mod injection;
 mod inspect;
 mod ioctl;
 mod list;
 mod migrate;
+mod node;
 mod openers;
 mod pagemaps;
+mod params;
 mod pin;
+mod pins;
 mod pool;
 #[cfg(CONFIG_KUNIT = "y")]
 mod pool_model;
+mod rw;
 mod scan;
-mod settle;
 mod snapshot;
 mod stats;
 mod supply;
+mod verify;
 
-pub(crate) use config::{
+pub(crate) use client::Client;
+pub(crate) use debugfs::DebugFiles;
+pub(crate) use device::Device;
+pub(crate) use params::{
     Config,
     Location, //
 };
-pub(crate) use debugfs::DebugFiles;
-pub(crate) use device::Device;
-pub(crate) use file::Opener;
 pub(crate) use pagemaps::PagemapsFile;

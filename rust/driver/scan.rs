@@ -76,7 +76,7 @@ impl Device {
     pub(super) fn audit(&self) -> Result<AuditCounts> {
         let mut counts = AuditCounts::default();
         for chunk in self.chunks() {
-            let found = self.settled_scan(&chunk)?;
+            let found = self.lasting_scan(&chunk)?;
             counts.pages += found.pages;
             counts.free += found.free;
             counts.used += found.used;
@@ -92,7 +92,7 @@ impl Device {
 
     /// Scans a chunk, and judges what is still wrong with it after a while: khugepaged, for one, brings
     /// pages back by itself, and holds them meanwhile. May sleep, where something is wrong.
-    fn settled_scan(&self, chunk: &PagemapRef<Chunk>) -> Result<AuditCounts> {
+    fn lasting_scan(&self, chunk: &PagemapRef<Chunk>) -> Result<AuditCounts> {
         let mut counts = scan_chunk(chunk, |_, outcome| outcome.is_some())?;
         let mut tries = 0;
         // Where every free page has a reference that goes on, there is nothing to wait for.

@@ -4,7 +4,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::file::Opener;
+use super::client::Client;
 use crate::mm::{
     mapped::Memory,
     migrate::bytes,
@@ -25,7 +25,7 @@ use kernel::{
     }, //
 };
 
-impl Opener {
+impl Client {
     /// Puts down a byte for each page of `range` at `to`, and returns how many. May sleep.
     pub(super) fn snapshot(&self, range: Range<usize>, to: UserPtr) -> Result<usize> {
         let pages = (range.end - range.start) >> PAGE_SHIFT;

@@ -6,31 +6,20 @@
 
 use super::{
     device::Device,
-    inject::{
-        Armed,
-        Broken, //
-    },
-    pin::Pins,
+    injection::Injection,
+    migrate::Migrator,
+    pins::Pins,
     pool::OpenerId, //
 };
-use crate::{
-    miscdevice::NodeOps,
-    mm::{
-        hmm::HmmMirror,
-        module::ModulePin,
-        pin::PinnedPages,
-        task::check_signals,
-        PAGE_SIZE, //
-    }, //
+use crate::mm::{
+    hmm::HmmMirror,
+    module::ModulePin,
+    pin::PinnedPages, //
 };
+use core::ops::Range;
 use kernel::{
-    alloc::flags::__GFP_ZERO,
-    mm::{
-        virt::VmaNew,
-        MmWithUser, //
-    },
+    mm::MmWithUser,
     new_mutex,
-    page::Page,
     prelude::*,
     sync::{
         Arc,
@@ -40,14 +29,13 @@ use kernel::{
 
 /// The state of an open file, which forked processes may share.
 #[pin_data]
-pub(crate) struct Opener {
+pub(crate) struct Client {
     #[pin]
     mirror: HmmMirror,
     device: Arc<Device>,
     id: OpenerId,
     #[pin]
-    broken: Mutex<Broken>,
-    armed: Armed,
+    injection: Injection,
     #[pin]
     pins: Mutex<Pins<PinnedPages>>,
     /// Linux 7.2 does not know whose the operations of a misc device are: there the file pins the
@@ -55,27 +43,26 @@ pub(crate) struct Opener {
     _loaded: ModulePin,
 }
 
-impl Opener {
+impl Client {
     /// Mirrors `mm` on `device`. May sleep.
     pub(super) fn new(device: &Arc<Device>, mm: &MmWithUser) -> Result<Pin<KBox<Self>>> {
         let loaded = ModulePin::try_take().ok_or(ENODEV)?;
         let id = device.add_opener()?;
-        let opener = KBox::try_pin_init(
+        let client = KBox::try_pin_init(
             try_pin_init!(Self {
                 mirror <- HmmMirror::new(mm, device.owner.clone()),
                 device: device.clone(),
                 id,
-                broken <- new_mutex!(Broken::default(), "Opener::broken"),
-                armed: Armed::new(),
-                pins <- new_mutex!(Pins::new(), "Opener::pins"),
+                injection <- Injection::new(),
+                pins <- new_mutex!(Pins::new(), "Client::pins"),
                 _loaded: loaded,
             }),
             GFP_KERNEL,
         );
-        if opener.is_err() {
+        if client.is_err() {
             device.memory().pool.remove_opener(id);
         }
-        opener
+        client
     }
 
     pub(super) fn mirror(&self) -> &HmmMirror {
@@ -100,70 +87,66 @@ impl Opener {
         }
     }
 
-    /// Whether this allocation for a migration is to fail, which one does for each time that
-    /// [`Opener::set_fail_alloc`] asked for it.
-    pub(super) fn take_fail_alloc(&self) -> bool {
-        self.device.core.fail_alloc.take(self.id)
-    }
-
-    pub(super) fn broken(&self) -> &Mutex<Broken> {
-        &self.broken
-    }
-
-    pub(super) fn armed_end(&self) -> &Armed {
-        &self.armed
+    pub(super) fn injection(&self) -> &Injection {
+        &self.injection
     }
 
     pub(super) fn pins(&self) -> &Mutex<Pins<PinnedPages>> {
         &self.pins
     }
-}
 
-impl NodeOps for Opener {
-    type Data = Arc<Device>;
-
-    fn open(device: &Arc<Device>) -> Result<Pin<KBox<Self>>> {
-        let task = current!();
-        let mm = task.mm().ok_or(EINVAL)?;
-        Self::new(device, mm)
+    /// Migrates what is in system memory of `range` to the device, as [`Migrator::to_device`].
+    pub(super) fn to_device(&self, range: Range<usize>) -> Result {
+        // Kept or let go of when no lock is held any more.
+        let mut held = self.injection.armed();
+        self.migrator()
+            .to_device(range, |migration| held.take_from(migration))?;
+        self.injection.keep(held);
+        Ok(())
     }
 
-    fn release(&self) {
+    /// Migrates the device's pages of `range` to system memory, as [`Migrator::to_system`].
+    pub(super) fn to_system(&self, range: Range<usize>) -> Result<usize> {
+        self.migrator().to_system(range)
+    }
+
+    fn migrator(&self) -> Migrator<'_> {
+        Migrator::new(&self.device, &self.mirror, self.id)
+    }
+
+    /// Ends the client's use of the device, when the file is closed. May sleep.
+    pub(super) fn close(&self) {
         self.set_fail_alloc(false);
-        // First, as pages that are held do not move.
+        // Pinned pages do not move, so they are unpinned before the eviction.
         self.unpin_all();
-        // Data stays with the processes that own it; only this opener's pages are moved.
+        // The processes that own the data keep it. Only this client's pages are moved.
         self.device.evict(self.id);
         self.device.memory().pool.remove_opener(self.id);
-        // After the eviction, so that a page kept by injection is reported as what it is.
-        self.mend();
+        // After the eviction, so that the oracle still sees a page that the injection holds.
+        self.injection.mend(&self.device);
         // Once the module is being unloaded it is too late to stay.
         self.device.stay_for_leaks();
     }
 
-    fn ioctl(&self, cmd: u32, arg: usize) -> Result<isize> {
-        self.dispatch(cmd, arg).map(|()| 0)
-    }
-
-    /// Maps zeroed pages of the driver's, as a device maps its own, which no LRU list knows.
-    fn mmap(&self, vma: &VmaNew) -> Result {
-        let area = vma.set_mixedmap();
-        for address in (vma.start()..vma.end()).step_by(PAGE_SIZE) {
-            check_signals()?;
-            let page = Page::alloc_page(GFP_KERNEL | __GFP_ZERO)?;
-            area.vm_insert_page(address, &page)?;
+    /// Lets go of everything, when the file is closed. May sleep.
+    fn unpin_all(&self) {
+        loop {
+            let held = self.pins().lock().remove_any();
+            // Dropped without the lock.
+            if held.is_none() {
+                return;
+            }
         }
-        Ok(())
     }
 }
 
-#[kunit_tests(zdmirror_file)]
+#[kunit_tests(zdmirror_client)]
 mod tests {
     use super::*;
     use crate::{
         audit::Policy,
         driver::{
-            access::Faulting,
+            rw::Faulting,
             Config,
             Location, //
         },
@@ -178,7 +161,8 @@ mod tests {
                 MapSize,
                 Seen, //
             },
-            table::Access, //
+            table::Access,
+            PAGE_SIZE, //
         }, //
     };
     use core::num::NonZeroUsize;
@@ -194,8 +178,14 @@ mod tests {
 
     struct Setting {
         device: Arc<Device>,
-        opener: Pin<KBox<Opener>>,
+        client: Pin<KBox<Client>>,
         address: usize,
+    }
+
+    impl Setting {
+        fn take_fail_alloc(&self) -> bool {
+            self.device.core.fail_alloc.take(self.client.id())
+        }
     }
 
     /// A page in use would keep the device's memory registered for good.
@@ -219,10 +209,10 @@ mod tests {
         let device = Device::new(c"kunit", config, Location::Anywhere)?;
         let task = current!();
         let mm = task.mm().ok_or(EINVAL)?;
-        let opener = Opener::new(&device, mm)?;
+        let client = Client::new(&device, mm)?;
         Ok(Setting {
             device,
-            opener,
+            client,
             address,
         })
     }
@@ -252,10 +242,10 @@ mod tests {
         let s = setting()?;
         let range = s.address..s.address + bytes(PAGES);
         fill(s.address)?;
-        s.opener.to_device(range.clone())?;
+        s.client.to_device(range.clone())?;
         let counts = s.device.audit()?;
         assert_eq!((counts.used, counts.found), (PAGES as u64, 0));
-        assert_eq!(s.opener.to_system(range)?, PAGES);
+        assert_eq!(s.client.to_system(range)?, PAGES);
         let counts = s.device.audit()?;
         assert_eq!((counts.used, counts.found), (0, 0));
         assert!(holds_pattern(s.address)?);
@@ -267,7 +257,7 @@ mod tests {
     fn cpu_access_brings_pages_back() -> Result {
         let s = setting()?;
         fill(s.address)?;
-        s.opener.to_device(s.address..s.address + bytes(PAGES))?;
+        s.client.to_device(s.address..s.address + bytes(PAGES))?;
         assert!(holds_pattern(s.address)?);
         let counts = s.device.audit()?;
         assert_eq!((counts.used, counts.found), (0, 0));
@@ -279,15 +269,15 @@ mod tests {
         let s = setting()?;
         let task = current!();
         let mm = task.mm().ok_or(EINVAL)?;
-        let other = Opener::new(&s.device, mm)?;
+        let other = Client::new(&s.device, mm)?;
         fill(s.address)?;
         let half = s.address + bytes(PAGES / 2);
-        s.opener.to_device(s.address..half)?;
+        s.client.to_device(s.address..half)?;
         other.to_device(half..half + bytes(PAGES / 2))?;
-        s.opener.release();
+        s.client.close();
         let counts = s.device.audit()?;
         assert_eq!((counts.used, counts.found), (PAGES as u64 / 2, 0));
-        other.release();
+        other.close();
         let counts = s.device.audit()?;
         assert_eq!((counts.used, counts.found), (0, 0));
         assert!(holds_pattern(s.address)?);
@@ -300,7 +290,7 @@ mod tests {
         let range = s.address..s.address + bytes(PAGES);
         fill(s.address)?;
         for _ in 0..2 {
-            s.opener.to_device(range.clone())?;
+            s.client.to_device(range.clone())?;
             assert_eq!(s.device.audit()?.used, PAGES as u64);
             s.device.release_memory()?;
             assert_eq!(s.device.audit()?.pages, 0);
@@ -314,7 +304,7 @@ mod tests {
         let s = setting()?;
         let beyond = s.address..s.address + bytes(PAGES) + (1 << 40);
         assert_eq!(
-            s.opener.to_device(beyond.start + (1 << 39)..beyond.end),
+            s.client.to_device(beyond.start + (1 << 39)..beyond.end),
             Err(EINVAL)
         );
         assert_eq!(s.device.audit()?.used, 0);
@@ -336,28 +326,28 @@ mod tests {
         let s = setting()?;
         let range = s.address..s.address + bytes(PAGES);
         fill(s.address)?;
-        assert_eq!(s.opener.mirror().make_exclusive(range.clone())?, PAGES);
-        assert!(s.opener.mirror().has_exclusive(range.clone())?);
-        assert_eq!(s.opener.check_exclusive(range.clone()).err(), Some(EPERM));
+        assert_eq!(s.client.mirror().make_exclusive(range.clone())?, PAGES);
+        assert!(s.client.mirror().has_exclusive(range.clone())?);
+        assert_eq!(s.client.check_exclusive(range.clone()).err(), Some(EPERM));
         // What is exclusive already is left alone, and the device may read it.
-        assert_eq!(s.opener.mirror().make_exclusive(range.clone())?, 0);
+        assert_eq!(s.client.mirror().make_exclusive(range.clone())?, 0);
         let copy = mmap_anon(bytes(PAGES))?;
         let to = UserPtr::from_addr(copy);
-        let outcome = s.opener.read(range.clone(), to, Faulting::Never)?;
+        let outcome = s.client.read(range.clone(), to, Faulting::Never)?;
         assert_eq!((outcome.pages, outcome.faults), (PAGES, 0));
-        assert!(s.opener.mirror().has_exclusive(range.clone())?);
+        assert!(s.client.mirror().has_exclusive(range.clone())?);
         assert!(holds_pattern(copy)?);
         // The first page goes to the CPU, then all.
         UserSlice::new(UserPtr::from_addr(s.address), 1)
             .writer()
             .write_slice(&[1])?;
         assert!(!s
-            .opener
+            .client
             .mirror()
             .has_exclusive(s.address..s.address + PAGE_SIZE)?);
-        assert!(s.opener.check_exclusive(range.clone()).is_err());
+        assert!(s.client.check_exclusive(range.clone()).is_err());
         assert!(holds_pattern(s.address)?);
-        assert!(s.opener.check_exclusive(range).is_ok());
+        assert!(s.client.check_exclusive(range).is_ok());
         Ok(())
     }
 
@@ -369,12 +359,12 @@ mod tests {
         for page in 0..PAGES / 2 {
             touch(s.address + bytes(page))?;
         }
-        assert_eq!(s.opener.mirror().make_exclusive(range.clone())?, PAGES);
+        assert_eq!(s.client.mirror().make_exclusive(range.clone())?, PAGES);
         let from = mmap_anon(bytes(PAGES))?;
         fill(from)?;
-        let outcome = s.opener.write(range.clone(), UserPtr::from_addr(from))?;
+        let outcome = s.client.write(range.clone(), UserPtr::from_addr(from))?;
         assert_eq!((outcome.pages, outcome.faults), (PAGES, 0));
-        assert!(s.opener.mirror().has_exclusive(range)?);
+        assert!(s.client.mirror().has_exclusive(range)?);
         assert!(holds_pattern(s.address)?);
         Ok(())
     }
@@ -384,14 +374,14 @@ mod tests {
         let s = setting()?;
         let task = current!();
         let mm = task.mm().ok_or(EINVAL)?;
-        let other = Opener::new(&s.device, mm)?;
+        let other = Client::new(&s.device, mm)?;
         let range = s.address..s.address + bytes(PAGES);
         fill(s.address)?;
-        assert_eq!(s.opener.mirror().make_exclusive(range.clone())?, PAGES);
+        assert_eq!(s.client.mirror().make_exclusive(range.clone())?, PAGES);
         assert_eq!(other.mirror().make_exclusive(range.clone())?, PAGES);
-        assert!(s.opener.check_exclusive(range.clone()).is_ok());
+        assert!(s.client.check_exclusive(range.clone()).is_ok());
         assert!(other.check_exclusive(range).is_err());
-        other.release();
+        other.close();
         assert!(holds_pattern(s.address)?);
         Ok(())
     }
@@ -401,8 +391,8 @@ mod tests {
         let s = setting()?;
         let range = s.address..s.address + bytes(PAGES);
         fill(s.address)?;
-        s.opener.to_device(range.clone())?;
-        assert_eq!(s.opener.mirror().make_exclusive(range)?, PAGES);
+        s.client.to_device(range.clone())?;
+        assert_eq!(s.client.mirror().make_exclusive(range)?, PAGES);
         let counts = s.device.audit()?;
         assert_eq!((counts.used, counts.found), (0, 0));
         assert!(holds_pattern(s.address)?);
@@ -423,10 +413,10 @@ mod tests {
                 .writer()
                 .write_slice(&[1])?;
         }
-        s.opener
+        s.client
             .to_device(s.address + bytes(2)..s.address + bytes(3))?;
         let mut seen = [Seen::Error; 4];
-        s.opener.mirror().snapshot(s.address, &mut seen, |s| s)?;
+        s.client.mirror().snapshot(s.address, &mut seen, |s| s)?;
         let expected = [
             page(Memory::Zero, false),
             page(Memory::System, true),
@@ -437,7 +427,7 @@ mod tests {
         // Nothing was faulted in or brought back, and no other device can see our memory.
         assert_eq!(s.device.audit()?.used, 1);
         let stranger = setting()?;
-        let mirror = stranger.opener.mirror();
+        let mirror = stranger.client.mirror();
         mirror.snapshot(s.address, &mut seen, |s| s)?;
         assert_eq!(seen[1..3], [page(Memory::System, true), Seen::Absent]);
         assert_eq!(s.device.audit()?.used, 1);
@@ -450,28 +440,28 @@ mod tests {
         let range = s.address..s.address + bytes(PAGES);
         let copy = mmap_anon(bytes(PAGES))?;
         let to = UserPtr::from_addr(copy);
-        let read = || s.opener.read(range.clone(), to, Faulting::Never);
+        let read = || s.client.read(range.clone(), to, Faulting::Never);
         fill(s.address)?;
         assert_eq!(read().err(), Some(ENOENT));
-        s.opener.fault(range.clone(), Access::Read)?;
+        s.client.fault(range.clone(), Access::Read)?;
         assert_eq!(read()?.pages, PAGES);
         assert!(holds_pattern(copy)?);
         // Half of it is gone; what is left of the table is good.
         munmap(s.address, bytes(PAGES / 2))?;
         assert_eq!(read().err(), Some(ENOENT));
-        assert_eq!(s.opener.fault(range.clone(), Access::Read), Err(EFAULT));
+        assert_eq!(s.client.fault(range.clone(), Access::Read), Err(EFAULT));
         let half = range.start + bytes(PAGES / 2)..range.end;
-        assert_eq!(s.opener.read(half, to, Faulting::Never)?.pages, PAGES / 2);
+        assert_eq!(s.client.read(half, to, Faulting::Never)?.pages, PAGES / 2);
         Ok(())
     }
 
     #[test]
     fn allocation_fails_once() -> Result {
         let s = setting()?;
-        assert!(!s.opener.take_fail_alloc());
-        s.opener.set_fail_alloc(true);
-        assert!(s.opener.take_fail_alloc());
-        assert!(!s.opener.take_fail_alloc());
+        assert!(!s.take_fail_alloc());
+        s.client.set_fail_alloc(true);
+        assert!(s.take_fail_alloc());
+        assert!(!s.take_fail_alloc());
         Ok(())
     }
 }

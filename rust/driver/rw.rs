@@ -4,7 +4,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::file::Opener;
+use super::client::Client;
 use crate::mm::{
     copy::Stop,
     migrate::bytes,
@@ -73,7 +73,7 @@ impl Bounce {
     }
 }
 
-impl Opener {
+impl Client {
     /// Copies `range` to user memory at `to`, faulting in what the device does not map as told,
     /// or `ENOENT` at a page that it does not map. May sleep.
     pub(super) fn read(

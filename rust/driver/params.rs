@@ -122,7 +122,7 @@ impl fmt::Display for Location {
     }
 }
 
-#[kunit_tests(zdmirror_config)]
+#[kunit_tests(zdmirror_params)]
 mod tests {
     // `Location` is a name of the macro's.
     use super::{

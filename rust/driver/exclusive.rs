@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Exclusive access of the device to pages: the CPU is kept from them until it faults.
+
+#![forbid(unsafe_code)]
+
+use super::{
+    client::Client,
+    rw::{
+        Faulting,
+        Outcome, //
+    }, //
+};
+use core::ops::Range;
+use kernel::{
+    prelude::*,
+    uaccess::UserPtr, //
+};
+
+impl Client {
+    /// Gets exclusive access, and reads what it has got.
+    pub(super) fn exclusive(&self, range: Range<usize>, ptr: UserPtr) -> Result<Outcome> {
+        let pages = self.mirror().make_exclusive(range.clone())?;
+        self.device().core.stats.exclusive.add(pages);
+        self.read(range, ptr, Faulting::Never)
+    }
+
+    /// `EPERM` while the CPU is kept from any page of `range`.
+    pub(super) fn check_exclusive(&self, range: Range<usize>) -> Result<Outcome> {
+        if self.mirror().has_exclusive(range)? {
+            return Err(EPERM);
+        }
+        Ok(Outcome::default())
+    }
+}

@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A CPU fault on device memory moves the page back.
+
+#![forbid(unsafe_code)]
+
+use super::{
+    copy::copy_back,
+    core_data::Core, //
+};
+use crate::{
+    audit::{
+        check_settled,
+        Ledger, //
+    },
+    mm::{
+        fault::{
+            FaultError,
+            VmFault, //
+        },
+        migrate::PfnBuffer,
+        system_folio::SystemFolio,
+        task::check_signals,
+        PAGE_SIZE, //
+    },
+};
+use kernel::{
+    prelude::*,
+    time::{
+        delay::fsleep,
+        Delta, //
+    }, //
+};
+
+/// Attempts of a CPU fault to move its page, a millisecond apart.
+const FAULT_TRIES: usize = 500;
+
+impl Core {
+    /// Tries once to move what `fault` is about back, and returns whether any of it moved. `ledger`
+    /// is that of the fault's pagemap.
+    fn fault_back(
+        &self,
+        ledger: &Ledger,
+        fault: &VmFault<'_>,
+        buffer: &mut PfnBuffer,
+    ) -> Result<bool, FaultError> {
+        let start = fault.address();
+        // Dropping the migration on failure puts the pages back.
+        let mut migration = fault.migrate(buffer)?;
+        copy_back(&mut migration, &self.stats, false, |i, order| {
+            if self.fail_alloc.take_any() {
+                return Err(ENOMEM);
+            }
+            SystemFolio::alloc_vma(fault.vma(), start + i * PAGE_SIZE, order)
+        })?;
+        let moved = self.finish(migration.copied(), |pfn| ledger.last(fault.index_of(pfn)));
+        self.stats.moved_to_system(moved);
+        Ok(moved.pages != 0)
+    }
+
+    /// Handles `fault` on a page of the pagemap whose transitions `ledger` records. May sleep.
+    pub(super) fn handle_fault(
+        &self,
+        ledger: &Ledger,
+        fault: &VmFault<'_>,
+    ) -> Result<(), FaultError> {
+        self.stats.cpu_faults.add(1);
+        let mut buffer = PfnBuffer::new(1 << fault.order())?;
+        for _ in 0..FAULT_TRIES {
+            // Another task may have moved or unmapped the page. The CPU looks at the page table
+            // again then.
+            if self.fault_back(ledger, fault, &mut buffer)? || fault.page().mapcount() == 0 {
+                return Ok(());
+            }
+            // The page has another holder. Returning here would make the CPU fault again at once,
+            // in the middle of a system call even if the task was killed.
+            check_signals()?;
+            fsleep(Delta::from_millis(1));
+        }
+        // The fault has a reference of its own.
+        let held = check_settled(fault.page(), 1);
+        let Some(violation) = held else {
+            // The page has no other holder. Memory for a large folio is missing, and core mm
+            // cannot split a folio for a fault.
+            return Err(FaultError::Oom);
+        };
+        self.auditor
+            .judge(Some(violation.after(ledger.last(fault.index()))));
+        Err(FaultError::Sigbus)
+    }
+}

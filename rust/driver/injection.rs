@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The faults that a client has injected and not undone yet.
+
+#![forbid(unsafe_code)]
+
+use super::{
+    chunk::Chunk,
+    device::Device, //
+};
+use crate::mm::{
+    device_folio::FolioRef,
+    migrate::{
+        Copied,
+        Migration, //
+    },
+    pagemap::Corruption,
+    registration::PagemapRef, //
+};
+use kernel::{
+    new_mutex,
+    prelude::*,
+    sync::{
+        lock::{
+            mutex::MutexBackend,
+            Guard, //
+        },
+        Mutex, //
+    }, //
+};
+
+/// An end of a migration.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum End {
+    /// The folio in system memory.
+    Source,
+    /// The folio on the device.
+    Destination,
+}
+
+/// What a client has broken and not mended yet.
+#[derive(Default)]
+pub(super) struct Broken {
+    /// A folio with a reference too many.
+    pub(super) held: Option<FolioRef>,
+    /// A free page with a reference.
+    pub(super) counted: Option<u32>,
+    /// A free page with a stale field, and what clears that field.
+    pub(super) stale: Option<(u32, Corruption)>,
+    /// The end of the next migration to the device that is to be held.
+    armed: Option<End>,
+}
+
+/// The injected faults of a client.
+#[pin_data]
+pub(super) struct Injection {
+    #[pin]
+    broken: Mutex<Broken>,
+}
+
+/// A folio that a migration holds because the fault injection asked for it.
+pub(super) struct Held {
+    end: Option<End>,
+    folio: Option<FolioRef>,
+}
+
+impl Held {
+    /// Takes a reference on the first folio that `migration` has moved.
+    pub(super) fn take_from(&mut self, migration: &Migration<'_, Copied>) {
+        if let (Some(end), None) = (self.end, &self.folio) {
+            self.folio = migration.hold_moved(end == End::Source);
+        }
+    }
+}
+
+impl Injection {
+    pub(super) fn new() -> impl PinInit<Self> {
+        pin_init!(Self {
+            broken <- new_mutex!(Broken::default(), "Injection::broken"),
+        })
+    }
+
+    /// What is broken. May sleep; the mmap lock must not be held.
+    pub(super) fn broken(&self) -> Guard<'_, Broken, MutexBackend> {
+        self.broken.lock()
+    }
+
+    /// What a migration that begins now is to hold. May sleep.
+    pub(super) fn armed(&self) -> Held {
+        Held {
+            end: self.broken.lock().armed,
+            folio: None,
+        }
+    }
+
+    /// Keeps what a migration holds until it is mended. May sleep; the mmap lock must not be held.
+    pub(super) fn keep(&self, held: Held) {
+        if held.folio.is_some() {
+            let mut broken = self.broken.lock();
+            broken.armed = None;
+            broken.held = held.folio;
+        }
+    }
+
+    /// Mends what was broken on `device`. A leaked reference of a pagemap stays leaked. May sleep.
+    pub(super) fn mend(&self, device: &Device) {
+        let mut broken = self.broken.lock();
+        let counted = broken
+            .counted
+            .take()
+            .map(|page| (page, Corruption::Refs(device.free_refs())));
+        for (page, undo) in [counted, broken.stale.take()].into_iter().flatten() {
+            if device.corrupt(page, undo).is_err() {
+                pr_err!("page {} with an injected fault was taken meanwhile\n", page);
+            }
+        }
+        broken.held = None;
+    }
+}
+
+impl Broken {
+    /// Makes the next migration to the device hold `end`.
+    pub(super) fn arm(&mut self, end: End) {
+        self.armed = Some(end);
+    }
+}
+
+impl Device {
+    /// A free page.
+    fn free_page(&self) -> Result<u32> {
+        self.memory().pool.peek_free().ok_or(ENOSPC)
+    }
+
+    /// Does something to page `page` that can only be done to a free one, and says which page frame
+    /// that is.
+    fn with_free(
+        &self,
+        page: u32,
+        f: impl FnOnce(&PagemapRef<Chunk>, usize) -> bool,
+    ) -> Result<usize> {
+        let located = self.locate(page);
+        let (chunk, index) = located.ok_or(ENOENT)?;
+        if f(&chunk, index) {
+            Ok(chunk.first_pfn() + index)
+        } else {
+            Err(EBUSY)
+        }
+    }
+
+    /// Spoils page `page`, which must be free.
+    pub(super) fn corrupt(&self, page: u32, fault: Corruption) -> Result<usize> {
+        self.with_free(page, |chunk, index| chunk.corrupt_free_page(index, fault))
+    }
+
+    /// Spoils a free page.
+    pub(super) fn corrupt_free(&self, fault: Corruption) -> Result<(u32, usize)> {
+        let page = self.free_page()?;
+        Ok((page, self.corrupt(page, fault)?))
+    }
+
+    /// Takes or drops a reference of the first pagemap that nobody owns.
+    pub(super) fn leak_pagemap_ref(&self, leak: bool) -> Result<usize> {
+        let chunk = self.chunks().next().ok_or(ENOENT)?;
+        if !chunk.leak_ref(leak) {
+            return Err(if leak { EBUSY } else { ENOENT });
+        }
+        Ok(chunk.first_pfn())
+    }
+
+    pub(super) fn free_again(&self) -> Result<usize> {
+        self.with_free(self.free_page()?, |chunk, index| chunk.free_again(index))
+    }
+}
