@@ -111,8 +111,10 @@ struct zdm_fault {
  *		size is as that of an older or newer structure
  * @reserved:	must be zero
  *
- * The scan is exact at a quiescent point, that is while nothing migrates, faults
- * or unmaps pages of this device.
+ * Without ZDM_AUDIT_QUIET a locked page is taken to be in motion, and references on
+ * COHERENT and GENERIC pages beyond their mappings are taken to be those of holders
+ * that are allowed to hold them. Without CAP_SYS_ADMIN @pfn, @last_pid and
+ * addresses in @expected and @found of the records are zero.
  */
 struct zdm_audit {
 	__u64 pages;
@@ -136,6 +138,12 @@ struct zdm_audit {
  * least. Only @pages is counted (CAP_SYS_ADMIN).
  */
 #define ZDM_AUDIT_PASS		0x2
+/*
+ * The caller promises that nothing migrates, faults or unmaps pages of this device
+ * and that no task holds one: every reference counts (CAP_SYS_ADMIN). So it does
+ * where the module parameter inject=1 is given.
+ */
+#define ZDM_AUDIT_QUIET		0x4
 
 /**
  * struct zdm_inject - break one invariant on purpose, to test the oracle
@@ -242,7 +250,8 @@ struct zdm_stats {
 
 /**
  * struct zdm_page - what is known of one page, for ZDM_INSPECT
- * @pfn:	page frame number of the page itself, 0 where there is none
+ * @pfn:	page frame number of the page itself, 0 where there is none, and for callers
+ *		without CAP_SYS_ADMIN
  * @refs:	reference count of its folio
  * @mapcount:	page table entries that map the folio, folio_mapcount()
  * @pins:	FOLL_PIN pins of the folio; an estimate (references in units of

@@ -9,7 +9,10 @@ use super::{
     Invariant,
     Violation, //
 };
-use crate::mm::page::PageView;
+use crate::mm::{
+    page::PageView,
+    uapi::MEMORY_DEVICE_PRIVATE, //
+};
 use kernel::prelude::*;
 
 /// The facts of a page that conditions are about; apart from the page, so that they can be tested.
@@ -61,6 +64,34 @@ impl Facts {
                 0
             },
             memcg: if bits.is_charged() { page.memcg() } else { 0 },
+        }
+    }
+}
+
+/// What is promised about the moment at which pages are checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Moment {
+    /// Nothing migrates, faults or unmaps pages of the device, and no task holds any of them.
+    Quiet,
+    /// Nothing is promised. A locked folio is in motion then, for as long as its migration waits
+    /// for memory. Memory that the CPU reaches may have holders that nobody can count: any task
+    /// may pin what it maps.
+    Busy,
+}
+
+impl Moment {
+    /// The facts of a folio in use without what the moment explains; `None` when it explains all.
+    /// `is_private` says that only the device reaches the memory.
+    fn unexplained(self, f: &Facts, is_private: bool) -> Option<Facts> {
+        match self {
+            Self::Quiet => Some(*f),
+            Self::Busy if f.locked => None,
+            Self::Busy if is_private => Some(*f),
+            Self::Busy => Some(Facts {
+                refs: f.refs.min(f.mapcount.max(1)),
+                mapcount: f.mapcount.max(1),
+                ..*f
+            }),
         }
     }
 }
@@ -239,13 +270,30 @@ pub(crate) fn check_idle(page: PageView<'_>) -> Option<Violation> {
 }
 
 /// I5: the folio of `order` in use that begins with `page`, at a quiescent point.
-pub(crate) fn check_used(page: PageView<'_>, order: u32) -> Option<Violation> {
-    let failed = used_folio(&Facts::of_folio(page), order);
-    violation(page, Invariant::Idle, failed)
+pub(crate) fn check_used(page: PageView<'_>, order: u32, moment: Moment) -> Option<Violation> {
+    let is_private = page.memory_type() == MEMORY_DEVICE_PRIVATE;
+    let facts = moment.unexplained(&Facts::of_folio(page), is_private)?;
+    violation(page, Invariant::Idle, used_folio(&facts, order))
+}
+
+/// I7: the folio of `page` did not leave the device, and `moment` does not explain that. A folio
+/// without holders besides its mappings is a violation, too: it could have moved.
+pub(crate) fn check_stuck(page: PageView<'_>, moment: Moment) -> Option<Violation> {
+    let facts = Facts::of_folio(page);
+    let is_private = page.memory_type() == MEMORY_DEVICE_PRIVATE;
+    let is_held = !is_private && facts.refs > facts.mapcount;
+    if moment == Moment::Busy && (facts.locked || is_held) {
+        return None;
+    }
+    let refs = u64::try_from(facts.refs).unwrap_or(0);
+    violation(page, Invariant::Teardown, Some((Check::Stuck, 0, refs)))
 }
 
 /// I5: `page`, which is not the first of a large folio in use, at a quiescent point.
-pub(crate) fn check_tail(page: PageView<'_>) -> Option<Violation> {
+pub(crate) fn check_tail(page: PageView<'_>, moment: Moment) -> Option<Violation> {
+    if moment == Moment::Busy && page.head().bits().is_locked() {
+        return None;
+    }
     violation(page, Invariant::Idle, tail_page(&Facts::of_page(page)))
 }
 
@@ -353,6 +401,44 @@ mod tests {
         ];
         for (facts, expected) in cases {
             assert_eq!(used_folio(&facts, 0), expected);
+        }
+    }
+
+    #[test]
+    fn busy_moments_explain_locks_and_holders() {
+        let used = Facts {
+            refs: 1,
+            mapcount: 1,
+            ..FREE
+        };
+        let held = Facts { refs: 1025, ..used };
+        let left = Facts {
+            refs: 1,
+            mapcount: 0,
+            ..FREE
+        };
+        let lost = Facts { refs: 0, ..used };
+        let locked = Facts {
+            locked: true,
+            ..left
+        };
+        let wrong = |facts: &Facts, moment: Moment, is_private| {
+            moment
+                .unexplained(facts, is_private)
+                .is_some_and(|facts| used_folio(&facts, 0).is_some())
+        };
+        for (facts, quiet, busy_private, busy_reachable) in [
+            (used, false, false, false),
+            (held, true, true, false),
+            (left, true, true, false),
+            (lost, true, true, true),
+            (locked, true, false, false),
+        ] {
+            for is_private in [true, false] {
+                assert_eq!(wrong(&facts, Moment::Quiet, is_private), quiet);
+            }
+            assert_eq!(wrong(&facts, Moment::Busy, true), busy_private);
+            assert_eq!(wrong(&facts, Moment::Busy, false), busy_reachable);
         }
     }
 

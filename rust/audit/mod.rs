@@ -23,9 +23,11 @@ pub(crate) use checks::{
     check_pagemap,
     check_settled,
     check_source,
+    check_stuck,
     check_tail,
     check_tail_freed,
-    check_used, //
+    check_used,
+    Moment, //
 };
 pub(crate) use foreign::{
     check_foreign,
@@ -171,6 +173,25 @@ impl Violation {
         Self { last, ..self }
     }
 
+    /// The same without what only `CAP_SYS_ADMIN` may know: page frame numbers, addresses in the
+    /// kernel, and which task it was.
+    pub(crate) fn redacted(self) -> Self {
+        let (expected, found) = match self.check {
+            Check::Mapping | Check::Memcg => (0, 0),
+            _ => (self.expected, self.found),
+        };
+        Self {
+            pfn: 0,
+            expected,
+            found,
+            last: Transition {
+                pid: 0,
+                ..self.last
+            },
+            ..self
+        }
+    }
+
     /// Name of the type of memory.
     fn type_name(&self) -> &'static str {
         match self.memory_type {
@@ -222,6 +243,32 @@ impl fmt::Display for Violation {
 mod tests {
     use super::*;
     use kernel::str::CString;
+
+    #[test]
+    fn redacted_violation_names_no_page() {
+        let last = Transition {
+            pid: 42,
+            time: 7,
+            ..Transition::NONE
+        };
+        let violation = |check| Violation {
+            invariant: Invariant::Idle,
+            check,
+            pfn: 0x1234,
+            memory_type: MEMORY_DEVICE_COHERENT,
+            order: 0,
+            expected: 0,
+            found: 0xffff_8880_0000_1000,
+            last,
+        };
+        for check in [Check::Mapping, Check::Memcg] {
+            let found = violation(check).redacted();
+            assert_eq!((found.pfn, found.found, found.last.pid), (0, 0, 0));
+        }
+        let found = violation(Check::Refcount).redacted();
+        assert_eq!(found.found, 0xffff_8880_0000_1000);
+        assert_eq!((found.pfn, found.last.pid, found.last.time), (0, 0, 7));
+    }
 
     #[test]
     fn text_of_a_violation() -> Result {

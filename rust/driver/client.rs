@@ -8,13 +8,15 @@ use super::{
     device::Device,
     injection::Injection,
     migrate::Migrator,
-    pins::Pins,
+    pins::{
+        Pinned,
+        Pins, //
+    },
     pool::OpenerId, //
 };
 use crate::mm::{
     hmm::HmmMirror,
-    module::ModulePin,
-    pin::PinnedPages, //
+    module::ModulePin, //
 };
 use core::ops::Range;
 use kernel::{
@@ -22,6 +24,10 @@ use kernel::{
     new_mutex,
     prelude::*,
     sync::{
+        atomic::{
+            AtomicFlag,
+            Relaxed, //
+        },
         Arc,
         Mutex, //
     }, //
@@ -34,10 +40,12 @@ pub(crate) struct Client {
     mirror: HmmMirror,
     device: Arc<Device>,
     id: OpenerId,
+    /// Whether a migration to the device, or fault injection, was tried.
+    used_memory: AtomicFlag,
     #[pin]
     injection: Injection,
     #[pin]
-    pins: Mutex<Pins<PinnedPages>>,
+    pins: Mutex<Pins<Pinned>>,
     /// Linux 7.2 does not know whose the operations of a misc device are: there the file pins the
     /// module by this alone.
     _loaded: ModulePin,
@@ -53,11 +61,12 @@ impl Client {
                 mirror <- HmmMirror::new(mm, device.owner.clone()),
                 device: device.clone(),
                 id,
+                used_memory: AtomicFlag::new(false),
                 injection <- Injection::new(),
                 pins <- new_mutex!(Pins::new(), "Client::pins"),
                 _loaded: loaded,
             }),
-            GFP_KERNEL,
+            GFP_KERNEL_ACCOUNT,
         );
         if client.is_err() {
             device.memory().pool.remove_opener(id);
@@ -79,24 +88,28 @@ impl Client {
     }
 
     /// Sets whether the next allocation for a migration is to fail.
-    pub(super) fn set_fail_alloc(&self, fail: bool) {
+    pub(super) fn set_fail_alloc(&self, fail: bool) -> Result {
+        let fail_alloc = &self.device.core.fail_alloc;
         if fail {
-            self.device.core.fail_alloc.ask(self.id);
+            fail_alloc.ask(self.id, self.mirror.mm())?;
         } else {
-            self.device.core.fail_alloc.take(self.id);
+            fail_alloc.take(self.id);
         }
+        Ok(())
     }
 
     pub(super) fn injection(&self) -> &Injection {
+        self.used_memory.store(true, Relaxed);
         &self.injection
     }
 
-    pub(super) fn pins(&self) -> &Mutex<Pins<PinnedPages>> {
+    pub(super) fn pins(&self) -> &Mutex<Pins<Pinned>> {
         &self.pins
     }
 
     /// Migrates what is in system memory of `range` to the device, as [`Migrator::to_device`].
     pub(super) fn to_device(&self, range: Range<usize>) -> Result {
+        self.used_memory.store(true, Relaxed);
         // Kept or let go of when no lock is held any more.
         let mut held = self.injection.armed();
         self.migrator()
@@ -116,7 +129,7 @@ impl Client {
 
     /// Ends the client's use of the device, when the file is closed. May sleep.
     pub(super) fn close(&self) {
-        self.set_fail_alloc(false);
+        self.device.core.fail_alloc.take(self.id);
         // Pinned pages do not move, so they are unpinned before the eviction.
         self.unpin_all();
         // The processes that own the data keep it. Only this client's pages are moved.
@@ -124,8 +137,12 @@ impl Client {
         self.device.memory().pool.remove_opener(self.id);
         // After the eviction, so that the oracle still sees a page that the injection holds.
         self.injection.mend(&self.device);
-        // Once the module is being unloaded it is too late to stay.
-        self.device.stay_for_leaks();
+        // Looking for leaked references waits for migrations of others. A client that used no
+        // memory of the device has leaked none.
+        if self.used_memory.load(Relaxed) {
+            // Once the module is being unloaded it is too late to stay.
+            self.device.stay_for_leaks();
+        }
     }
 
     /// Lets go of everything, when the file is closed. May sleep.
@@ -144,7 +161,10 @@ impl Client {
 mod tests {
     use super::*;
     use crate::{
-        audit::Policy,
+        audit::{
+            Moment,
+            Policy, //
+        },
         driver::{
             rw::Faulting,
             Config,
@@ -243,10 +263,10 @@ mod tests {
         let range = s.address..s.address + bytes(PAGES);
         fill(s.address)?;
         s.client.to_device(range.clone())?;
-        let counts = s.device.audit()?;
+        let counts = s.device.audit(Moment::Quiet)?;
         assert_eq!((counts.used, counts.found), (PAGES as u64, 0));
         assert_eq!(s.client.to_system(range)?, PAGES);
-        let counts = s.device.audit()?;
+        let counts = s.device.audit(Moment::Quiet)?;
         assert_eq!((counts.used, counts.found), (0, 0));
         assert!(holds_pattern(s.address)?);
         assert_eq!(s.device.core.auditor.total(), 0);
@@ -259,7 +279,7 @@ mod tests {
         fill(s.address)?;
         s.client.to_device(s.address..s.address + bytes(PAGES))?;
         assert!(holds_pattern(s.address)?);
-        let counts = s.device.audit()?;
+        let counts = s.device.audit(Moment::Quiet)?;
         assert_eq!((counts.used, counts.found), (0, 0));
         Ok(())
     }
@@ -275,10 +295,10 @@ mod tests {
         s.client.to_device(s.address..half)?;
         other.to_device(half..half + bytes(PAGES / 2))?;
         s.client.close();
-        let counts = s.device.audit()?;
+        let counts = s.device.audit(Moment::Quiet)?;
         assert_eq!((counts.used, counts.found), (PAGES as u64 / 2, 0));
         other.close();
-        let counts = s.device.audit()?;
+        let counts = s.device.audit(Moment::Quiet)?;
         assert_eq!((counts.used, counts.found), (0, 0));
         assert!(holds_pattern(s.address)?);
         Ok(())
@@ -291,9 +311,9 @@ mod tests {
         fill(s.address)?;
         for _ in 0..2 {
             s.client.to_device(range.clone())?;
-            assert_eq!(s.device.audit()?.used, PAGES as u64);
+            assert_eq!(s.device.audit(Moment::Quiet)?.used, PAGES as u64);
             s.device.release_memory()?;
-            assert_eq!(s.device.audit()?.pages, 0);
+            assert_eq!(s.device.audit(Moment::Quiet)?.pages, 0);
             assert!(holds_pattern(s.address)?);
         }
         Ok(())
@@ -307,7 +327,7 @@ mod tests {
             s.client.to_device(beyond.start + (1 << 39)..beyond.end),
             Err(EINVAL)
         );
-        assert_eq!(s.device.audit()?.used, 0);
+        assert_eq!(s.device.audit(Moment::Quiet)?.used, 0);
         Ok(())
     }
 
@@ -393,7 +413,7 @@ mod tests {
         fill(s.address)?;
         s.client.to_device(range.clone())?;
         assert_eq!(s.client.mirror().make_exclusive(range)?, PAGES);
-        let counts = s.device.audit()?;
+        let counts = s.device.audit(Moment::Quiet)?;
         assert_eq!((counts.used, counts.found), (0, 0));
         assert!(holds_pattern(s.address)?);
         Ok(())
@@ -425,12 +445,12 @@ mod tests {
         ];
         assert_eq!(seen, expected);
         // Nothing was faulted in or brought back, and no other device can see our memory.
-        assert_eq!(s.device.audit()?.used, 1);
+        assert_eq!(s.device.audit(Moment::Quiet)?.used, 1);
         let stranger = setting()?;
         let mirror = stranger.client.mirror();
         mirror.snapshot(s.address, &mut seen, |s| s)?;
         assert_eq!(seen[1..3], [page(Memory::System, true), Seen::Absent]);
-        assert_eq!(s.device.audit()?.used, 1);
+        assert_eq!(s.device.audit(Moment::Quiet)?.used, 1);
         Ok(())
     }
 
@@ -459,7 +479,7 @@ mod tests {
     fn allocation_fails_once() -> Result {
         let s = setting()?;
         assert!(!s.take_fail_alloc());
-        s.client.set_fail_alloc(true);
+        s.client.set_fail_alloc(true)?;
         assert!(s.take_fail_alloc());
         assert!(!s.take_fail_alloc());
         Ok(())

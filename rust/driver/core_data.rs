@@ -14,42 +14,73 @@ use crate::audit::{
     Policy, //
 };
 use kernel::{
+    mm::Mm,
+    new_mutex,
     prelude::*,
     str::CStr,
     sync::{
+        aref::ARef,
         atomic::{
             Atomic,
             Relaxed, //
         },
-        Arc, //
+        Arc,
+        Mutex, //
     }, //
 };
 
-/// An allocation that is to fail because an opener asked for it: `HMM_DMIRROR_FLAG_FAIL_ALLOC`.
-pub(super) struct FailAlloc(Atomic<u32>);
+/// Clients whose next allocation for a migration is to fail: `HMM_DMIRROR_FLAG_FAIL_ALLOC`.
+#[pin_data]
+pub(super) struct FailAlloc {
+    /// Entries of `list`, so that an allocation that is to succeed takes no lock.
+    len: Atomic<u32>,
+    /// The client, and the address space that it mirrors.
+    #[pin]
+    list: Mutex<KVec<(OpenerId, ARef<Mm>)>>,
+}
 
 impl FailAlloc {
-    /// Nobody asked.
-    const NOBODY: u32 = 0;
-
-    fn tag(opener: OpenerId) -> u32 {
-        opener.number() + 1
+    fn new() -> impl PinInit<Self> {
+        pin_init!(Self {
+            len: Atomic::new(0),
+            list <- new_mutex!(KVec::new(), "FailAlloc::list"),
+        })
     }
 
-    /// Asks for the next one of `opener` to fail, or that of a CPU fault.
-    pub(super) fn ask(&self, opener: OpenerId) {
-        self.0.store(Self::tag(opener), Relaxed);
+    /// Makes the next allocation fail that `client` makes, or that a CPU fault in `mm` makes. May
+    /// sleep.
+    pub(super) fn ask(&self, client: OpenerId, mm: &Mm) -> Result {
+        let mut list = self.list.lock();
+        if !list.iter().any(|(other, _)| *other == client) {
+            list.push((client, mm.into()), GFP_KERNEL_ACCOUNT)?;
+            self.len.add(1, Relaxed);
+        }
+        Ok(())
     }
 
-    /// Whether `opener` asked, who has to ask again then.
-    pub(super) fn take(&self, opener: OpenerId) -> bool {
-        let tag = Self::tag(opener);
-        self.0.load(Relaxed) == tag && self.0.cmpxchg(tag, Self::NOBODY, Relaxed).is_ok()
+    /// Whether an allocation of `client` is to fail. The next one is not, unless the client asks
+    /// again. May sleep.
+    pub(super) fn take(&self, client: OpenerId) -> bool {
+        self.take_first(|other, _| other == client)
     }
 
-    /// Whether anybody asked. A CPU fault does not know whose page it is on.
-    pub(super) fn take_any(&self) -> bool {
-        self.0.load(Relaxed) != Self::NOBODY && self.0.xchg(Self::NOBODY, Relaxed) != Self::NOBODY
+    /// As [`FailAlloc::take`], for a CPU fault in the address space that `is_mm` accepts.
+    pub(super) fn take_for_fault(&self, is_mm: impl Fn(&Mm) -> bool) -> bool {
+        self.take_first(|_, mm| is_mm(mm))
+    }
+
+    fn take_first(&self, is_wanted: impl Fn(OpenerId, &Mm) -> bool) -> bool {
+        if self.len.load(Relaxed) == 0 {
+            return false;
+        }
+        let mut list = self.list.lock();
+        let place = list.iter().position(|(client, mm)| is_wanted(*client, mm));
+        let taken = place.and_then(|place| list.remove(place).ok());
+        if taken.is_some() {
+            self.len.fetch_sub(1, Relaxed);
+        }
+        drop(list);
+        taken.is_some()
     }
 }
 
@@ -57,6 +88,7 @@ impl FailAlloc {
 #[pin_data]
 pub(super) struct Core {
     pub(super) stats: Stats,
+    #[pin]
     pub(super) fail_alloc: FailAlloc,
     #[pin]
     pub(super) auditor: Auditor,
@@ -75,7 +107,7 @@ impl Core {
         Arc::pin_init(
             pin_init!(Self {
                 stats: Stats::new(),
-                fail_alloc: FailAlloc(Atomic::new(FailAlloc::NOBODY)),
+                fail_alloc <- FailAlloc::new(),
                 auditor <- auditor,
                 keeps_ledger,
             }),

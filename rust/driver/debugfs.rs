@@ -13,6 +13,7 @@ use crate::{
         TextFile, //
     },
     mm::uapi::{
+        is_admin,
         ZdmStats,
         ZDM_AUDIT_MAX_RECORDS, //
     }, //
@@ -85,7 +86,7 @@ struct Audit(Arc<Device>);
 
 impl Source for Audit {
     fn write(&self, text: &mut Text) -> Result {
-        let counts = self.0.audit()?;
+        let counts = self.0.audit(self.0.moment())?;
         let auditor = &self.0.core.auditor;
         let counts = [
             ("pages", counts.pages),
@@ -98,8 +99,13 @@ impl Source for Audit {
             text.line(fmt!("{} {}", name, value))?;
         }
         for record in &auditor.records(ZDM_AUDIT_MAX_RECORDS as usize)? {
-            text.line(fmt!("{}", record.violation))?;
-            text.line(fmt!("  last transition: {}", record.violation.last))?;
+            let violation = if is_admin() {
+                record.violation
+            } else {
+                record.violation.redacted()
+            };
+            text.line(fmt!("{}", violation))?;
+            text.line(fmt!("  last transition: {}", violation.last))?;
             for frame in record.stack.frames() {
                 text.line(fmt!("  {}", frame))?;
             }

@@ -7,6 +7,7 @@
 use super::{
     chunk::Chunk,
     core_data::Core,
+    freed::Taken,
     params::{
         Config,
         Location, //
@@ -34,6 +35,7 @@ use crate::mm::{
         PagemapRef,
         Registration, //
     },
+    task::check_signals,
     uapi::ZdmStats, //
 };
 use kernel::{
@@ -49,14 +51,40 @@ use kernel::{
             Relaxed, //
         },
         lock::{
+            mutex::MutexBackend,
             spinlock::SpinLockBackend,
             Guard, //
         },
         Arc,
         Mutex,
         SpinLock, //
+    },
+    time::{
+        delay::fsleep,
+        Delta, //
     }, //
 };
+
+/// Freed folios of a chunk that the pool takes back before the lock is let go of once.
+const FREED_PORTION: usize = 1024;
+
+/// Portions that the pool takes back at a time: all pages of a full device.
+const FREED_PORTIONS: usize = 1 << 16;
+
+/// Takes `lock`, unless the task is killed before it is free. May sleep.
+///
+/// # Errors
+///
+/// `EINTR` on a fatal signal.
+pub(super) fn lock_killable<T>(lock: &Mutex<T>) -> Result<Guard<'_, T, MutexBackend>> {
+    loop {
+        if let Some(guard) = lock.try_lock() {
+            return Ok(guard);
+        }
+        check_signals()?;
+        fsleep(Delta::from_millis(1));
+    }
+}
 
 /// A device.
 #[pin_data]
@@ -76,9 +104,12 @@ pub(crate) struct Device {
     /// Keeps the module loaded while a pagemap has references too many.
     #[pin]
     pub(super) leaks: Mutex<Option<ModulePin>>,
-    /// Held while a chunk is added or taken away.
+    /// Held while a chunk is added or taken away, and not while its pages are evicted.
     #[pin]
     pub(super) growth: Mutex<()>,
+    /// Held while all memory is released.
+    #[pin]
+    pub(super) releasing: Mutex<()>,
     #[pin]
     memory: SpinLock<Memory>,
 }
@@ -86,21 +117,27 @@ pub(crate) struct Device {
 /// The chunks of a device, and which of their pages are free.
 pub(super) struct Memory {
     chunks: [Option<Registration<Chunk>>; MAX_CHUNKS],
+    /// Folios of each chunk that were freed and that the pool did not get yet.
+    freed: [Taken; MAX_CHUNKS],
     pub(super) pool: Pool,
     chunk_pages: usize,
 }
 
 impl Memory {
-    /// Gives the pool the pages that were freed since the last call.
-    fn take_back_freed(&mut self) {
-        for (number, chunk) in self.chunks.iter().enumerate() {
+    /// Gives the pool up to [`FREED_PORTION`] folios of each chunk that were freed since the last
+    /// call, and returns whether there are more.
+    fn take_back_freed(&mut self) -> bool {
+        let mut more = false;
+        let chunks = self.chunks.iter().zip(self.freed.iter_mut());
+        for (number, (chunk, taken)) in chunks.enumerate() {
             let Some(chunk) = chunk else { continue };
             let base = number * self.chunk_pages;
-            chunk.ops().freed().take_all(|index, order| {
+            more |= chunk.ops().freed().take(taken, FREED_PORTION, |index, order| {
                 // CAST: Page numbers of a device fit `u32`: `Device::grow()` makes sure.
                 self.pool.put(base as u32 + index, order);
             });
         }
+        more
     }
 
     /// The chunk of page `page`, and the index of the page there.
@@ -144,6 +181,7 @@ impl Device {
         let owner = PgmapOwner::new()?;
         let memory = Memory {
             chunks: [const { None }; MAX_CHUNKS],
+            freed: [const { Taken::NONE }; MAX_CHUNKS],
             pool: Pool::new(config.chunk_pages)?,
             chunk_pages: config.chunk_pages.get(),
         };
@@ -160,6 +198,7 @@ impl Device {
                 spoilt: AtomicFlag::new(false),
                 leaks <- new_mutex!(None, "Device::leaks"),
                 growth <- new_mutex!((), "Device::growth"),
+                releasing <- new_mutex!((), "Device::releasing"),
                 memory <- new_spinlock!(memory, "Device::memory"),
             }),
             GFP_KERNEL,
@@ -178,9 +217,14 @@ impl Device {
 
     /// The memory, with the pool up to date.
     pub(super) fn memory(&self) -> Guard<'_, Memory, SpinLockBackend> {
-        let mut memory = self.memory.lock();
-        memory.take_back_freed();
-        memory
+        // Bounded, though pages may be freed all the time.
+        for _ in 0..FREED_PORTIONS {
+            let mut memory = self.memory.lock();
+            if !memory.take_back_freed() {
+                return memory;
+            }
+        }
+        self.memory.lock()
     }
 
     /// The type of its memory.
@@ -235,7 +279,7 @@ impl Device {
     /// Adds a chunk. May sleep; no page may be locked and no mmap lock held, as this takes the
     /// memory hotplug lock.
     fn grow(&self) -> Result<(), RegionError> {
-        let _growth = self.growth.lock();
+        let _growth = lock_killable(&self.growth).map_err(|_| RegionError::NoSpace)?;
         let number = {
             let memory = self.memory();
             memory.chunks.iter().position(|chunk| chunk.is_none())

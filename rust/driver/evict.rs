@@ -6,18 +6,17 @@
 
 use super::{
     chunk::Chunk,
-    device::Device,
+    device::{
+        lock_killable,
+        Device, //
+    },
     pool::{
         OpenerId,
         MAX_CHUNKS, //
     },
 };
 use crate::{
-    audit::{
-        Check,
-        Invariant,
-        Violation, //
-    },
+    audit::check_stuck,
     mm::{
         migrate::{
             DevicePfns,
@@ -27,7 +26,8 @@ use crate::{
             MAX_PAGES, //
         },
         registration::PagemapRef,
-        system_folio::SystemFolio, //
+        system_folio::SystemFolio,
+        task::check_signals, //
     },
 };
 use kernel::{
@@ -42,6 +42,34 @@ use kernel::{
 /// lose its processor for longer than that on a busy machine.
 const TRIES: usize = 200;
 
+/// Tries that one of a killed task counts as.
+const KILLED_COST: usize = 10;
+
+/// How long an eviction goes on to wait for pages that do not move.
+struct Patience(usize);
+
+impl Patience {
+    fn new() -> Self {
+        Self(TRIES)
+    }
+
+    /// Waits for a moment, or returns that it waited often enough. A killed task has less patience,
+    /// as somebody wants it to be gone. May sleep.
+    fn wait(&mut self) -> bool {
+        let cost = if check_signals().is_err() {
+            KILLED_COST
+        } else {
+            1
+        };
+        let Some(left) = self.0.checked_sub(cost) else {
+            return false;
+        };
+        self.0 = left;
+        fsleep(Delta::from_millis(5));
+        true
+    }
+}
+
 /// Folios that would not move which are put on record one by one.
 const STUCK_RECORDS: usize = 8;
 
@@ -53,6 +81,8 @@ struct Batch {
     chunk: Option<PagemapRef<Chunk>>,
     pfns: KVVec<usize>,
     buffer: PfnBuffer,
+    /// Whether there was no memory for a folio.
+    short: bool,
 }
 
 impl Batch {
@@ -63,6 +93,7 @@ impl Batch {
             chunk: None,
             pfns: KVVec::with_capacity(pages, GFP_KERNEL)?,
             buffer: PfnBuffer::new(pages)?,
+            short: false,
         })
     }
 
@@ -94,7 +125,8 @@ impl Batch {
             return;
         };
         if let Some(list) = DevicePfns::new(&*chunk, &self.pfns) {
-            device.evict_pages(Migration::of_device_pages(&mut self.buffer, &list));
+            self.short |=
+                device.evict_pages(Migration::of_device_pages(&mut self.buffer, &list));
         }
         self.pfns.clear();
     }
@@ -104,9 +136,13 @@ impl Device {
     /// Returns the pages of `opener` to system memory, at a cost that follows how many there are.
     /// May sleep, and takes a bounded time: what would not move is put on record and stays.
     pub(super) fn evict(&self, opener: OpenerId) {
+        let mut short = false;
         let moved = self.try_often(
             || self.memory().pool.owned(opener),
-            |pages| self.evict_owned(opener, pages),
+            |pages| {
+                short = self.evict_owned(opener, pages)?;
+                Ok(())
+            },
         );
         if moved {
             return;
@@ -122,7 +158,7 @@ impl Device {
         for &(page, _) in &stuck[..n] {
             let located = self.locate(page);
             if let Some((chunk, index)) = located {
-                self.report_stuck(&chunk, index);
+                self.report_stuck(&chunk, index, short);
             }
         }
         if left > 0 {
@@ -134,56 +170,96 @@ impl Device {
     }
 
     /// Returns all pages to system memory and unregisters what is free then; the device gets new
-    /// memory when it is wanted. May sleep, and takes a bounded time.
+    /// memory when it is wanted. May sleep. Pages that do not move are waited for as long as those of
+    /// one file are, however many chunks there are, and nobody else waits meanwhile.
     ///
     /// # Errors
     ///
     /// `EBUSY` when pages would not move or the pagemap is held, which is put on record; their chunk
-    /// stays.
+    /// stays. `EINTR` on a fatal signal.
     pub(super) fn release_memory(&self) -> Result {
-        let _growth = self.growth.lock();
-        let mut result = Ok(());
-        for number in 0..MAX_CHUNKS {
-            if self.chunk(number).is_none() {
-                continue;
-            }
-            // Who migrates meanwhile would fill it again as fast as it is emptied.
+        let _releasing = lock_killable(&self.releasing)?;
+        let mut left = [false; MAX_CHUNKS];
+        for (number, left) in left.iter_mut().enumerate() {
+            *left = self.chunk(number).is_some();
+            // A migration would fill the chunk again as fast as it is emptied.
             self.memory().pool.close_chunk(number);
-            // By what the pool says: a migration under way has pages that are in nobody's use yet.
-            let moved = self.try_often(
-                || self.memory().pool.taken(number),
-                |_| self.evict_chunk(number),
-            );
-            // Pages that were set aside are used by nobody, and never free.
-            let unused = moved || self.chunk(number).is_some_and(|chunk| chunk.used() == 0);
-            // Memory whose pagemap is held stays: it could not be unregistered.
-            let leak = unused && self.report_leak(number);
-            if moved && !leak && self.remove_chunk(number) {
-                continue;
-            }
+        }
+        let result = self.release_chunks(&mut left);
+        for (number, _) in left.iter().enumerate().filter(|(_, left)| **left) {
             self.memory().pool.open_chunk(number);
-            result = Err(EBUSY);
-            if let Some(chunk) = self.chunk(number) {
-                let used = (0..chunk.pages()).filter(|&i| chunk.order_in_use(i).is_some());
-                for index in used.take(STUCK_RECORDS) {
-                    self.report_stuck(&chunk, index);
-                }
-            }
         }
         result
     }
 
+    /// Releases the chunks that `left` marks. Those that it still marks afterwards stay.
+    fn release_chunks(&self, left: &mut [bool; MAX_CHUNKS]) -> Result {
+        let mut result = Ok(());
+        let mut patience = Patience::new();
+        let mut short = false;
+        loop {
+            let mut moved = false;
+            let mut waiting = false;
+            for number in 0..MAX_CHUNKS {
+                if !left[number] {
+                    continue;
+                }
+                // By what the pool says: a migration under way has pages that are in nobody's use
+                // yet.
+                let before = self.memory().pool.taken(number);
+                if before != 0 {
+                    short = self.evict_chunk(number)?;
+                    moved |= self.memory().pool.taken(number) < before;
+                }
+                if self.memory().pool.taken(number) != 0 {
+                    waiting = true;
+                    continue;
+                }
+                // Memory whose pagemap is held stays: it could not be unregistered.
+                if !self.report_leak(number) && self.remove_chunk(number)? {
+                    left[number] = false;
+                } else {
+                    self.memory().pool.open_chunk(number);
+                    left[number] = false;
+                    result = Err(EBUSY);
+                }
+            }
+            if !waiting {
+                return result;
+            }
+            check_signals()?;
+            if !moved && !patience.wait() {
+                break;
+            }
+        }
+        for number in (0..MAX_CHUNKS).filter(|&number| left[number]) {
+            if let Some(chunk) = self.chunk(number) {
+                // Pages that were set aside are used by nobody, and never free.
+                if chunk.used() == 0 {
+                    self.report_leak(number);
+                }
+                let used = (0..chunk.pages()).filter(|&i| chunk.order_in_use(i).is_some());
+                for index in used.take(STUCK_RECORDS) {
+                    self.report_stuck(&chunk, index, short);
+                }
+            }
+        }
+        Err(EBUSY)
+    }
+
     /// Unregisters chunk `number` if all of it is free, and says whether it was.
-    fn remove_chunk(&self, number: usize) -> bool {
-        // Dropped without the lock.
+    fn remove_chunk(&self, number: usize) -> Result<bool> {
+        let growth = lock_killable(&self.growth)?;
+        // Dropped without the locks.
         let removed = self.memory().remove(number);
-        removed.is_some()
+        drop(growth);
+        Ok(removed.is_some())
     }
 
     /// Calls `evict` with the number of pages that are `left`, until there are none or they would
     /// not move for a second. Whether none are left.
-    fn try_often(&self, left: impl Fn() -> usize, evict: impl Fn(usize) -> Result) -> bool {
-        let mut tries = 0;
+    fn try_often(&self, left: impl Fn() -> usize, mut evict: impl FnMut(usize) -> Result) -> bool {
+        let mut patience = Patience::new();
         loop {
             let before = left();
             if before == 0 {
@@ -193,19 +269,14 @@ impl Device {
                 pr_warn!("no memory to evict with, trying again\n");
             }
             let after = left();
-            if after != 0 && after >= before {
-                // Somebody holds the pages for a moment, or for good.
-                tries += 1;
-                if tries > TRIES {
-                    return false;
-                }
-                fsleep(Delta::from_millis(5));
+            if after != 0 && after >= before && !patience.wait() {
+                return false;
             }
         }
     }
 
-    /// Tries each folio of the `pages` pages of `opener` once.
-    fn evict_owned(&self, opener: OpenerId, pages: usize) -> Result {
+    /// Tries each folio of the `pages` pages of `opener` once, and returns whether memory was short.
+    fn evict_owned(&self, opener: OpenerId, pages: usize) -> Result<bool> {
         let mut batch = Batch::new(pages)?;
         let mut list = [(0, 0); BATCH];
         let mut left = pages;
@@ -224,16 +295,23 @@ impl Device {
             }
         }
         batch.evict(self);
-        Ok(())
+        Ok(batch.short)
     }
 
-    /// Tries each folio of chunk `number` once.
-    fn evict_chunk(&self, number: usize) -> Result {
+    /// Tries each folio of chunk `number` once, and returns whether memory was short.
+    ///
+    /// # Errors
+    ///
+    /// `EINTR` on a fatal signal, `ENOMEM`.
+    fn evict_chunk(&self, number: usize) -> Result<bool> {
         let mut batch = Batch::new(MAX_PAGES)?;
         let Some(chunk) = self.chunk(number) else {
-            return Ok(());
+            return Ok(false);
         };
         for index in 0..chunk.pages() {
+            if index % MAX_PAGES == 0 {
+                check_signals()?;
+            }
             let Some(order) = chunk.order_in_use(index) else {
                 continue;
             };
@@ -242,11 +320,13 @@ impl Device {
             }
         }
         batch.evict(self);
-        Ok(())
+        Ok(batch.short)
     }
 
-    fn evict_pages(&self, mut migration: Migration<'_, Setup>) {
+    /// Returns whether memory was short.
+    fn evict_pages(&self, mut migration: Migration<'_, Setup>) -> bool {
         let stats = &self.core.stats;
+        let mut short = false;
         for i in 0..migration.len() {
             let Some(order) = migration.source(i) else {
                 continue;
@@ -255,7 +335,10 @@ impl Device {
             // core mm does that for a range of an area only.
             match SystemFolio::alloc(order) {
                 Ok(folio) => migration.copy_to_system(i, 0, folio),
-                Err(_) => stats.failed_alloc.add(1 << order),
+                Err(_) => {
+                    stats.failed_alloc.add(1 << order);
+                    short = true;
+                }
             }
         }
         let moved = self
@@ -263,17 +346,18 @@ impl Device {
             .finish(migration.copied(), |pfn| self.last_of_pfn(pfn));
         stats.evicted.add(moved.pages);
         stats.large_to_system.add(moved.large);
+        short
     }
 
-    /// Puts page `index` on record, which an eviction leaves behind, unless it was freed since.
-    fn report_stuck(&self, chunk: &PagemapRef<Chunk>, index: usize) {
-        if chunk.order_in_use(index).is_none() {
+    /// Puts page `index` on record, which an eviction leaves behind, unless it was freed since or
+    /// memory was `short`.
+    fn report_stuck(&self, chunk: &PagemapRef<Chunk>, index: usize, short: bool) {
+        if short || chunk.order_in_use(index).is_none() {
             return;
         }
-        let stuck = chunk.page(index).map(|page| {
-            let refs = u64::try_from(page.refs()).unwrap_or(0);
-            Violation::on(page, Invariant::Teardown, Check::Stuck, 0, refs)
-        });
+        let stuck = chunk
+            .page(index)
+            .and_then(|page| check_stuck(page, self.moment()));
         chunk.ops().judge(index, stuck);
     }
 }

@@ -48,7 +48,7 @@ impl Core {
         // Dropping the migration on failure puts the pages back.
         let mut migration = fault.migrate(buffer)?;
         copy_back(&mut migration, &self.stats, false, |i, order| {
-            if self.fail_alloc.take_any() {
+            if self.fail_alloc.take_for_fault(|mm| fault.is_in(mm)) {
                 return Err(ENOMEM);
             }
             SystemFolio::alloc_vma(fault.vma(), start + i * PAGE_SIZE, order)
@@ -69,7 +69,7 @@ impl Core {
         for _ in 0..FAULT_TRIES {
             // Another task may have moved or unmapped the page. The CPU looks at the page table
             // again then.
-            if self.fault_back(ledger, fault, &mut buffer)? || fault.page().mapcount() == 0 {
+            if self.fault_back(ledger, fault, &mut buffer)? || fault.folio().mapcount() == 0 {
                 return Ok(());
             }
             // The page has another holder. Returning here would make the CPU fault again at once,
@@ -78,7 +78,7 @@ impl Core {
             fsleep(Delta::from_millis(1));
         }
         // The fault has a reference of its own.
-        let held = check_settled(fault.page(), 1);
+        let held = check_settled(fault.folio(), 1);
         let Some(violation) = held else {
             // The page has no other holder. Memory for a large folio is missing, and core mm
             // cannot split a folio for a fault.

@@ -27,6 +27,13 @@ const NIL: u32 = u32::MAX;
 /// In the link of a page that is not on the stack. No index is so large either.
 const ABSENT: u32 = u32::MAX - 1;
 
+/// Folios that are off the stack of a [`Freed`] and that its user did not get yet.
+pub(super) struct Taken(u32);
+
+impl Taken {
+    pub(super) const NONE: Self = Self(NIL);
+}
+
 /// A stack without a lock. None of its methods but [`Freed::new`] sleeps, and they can be called in
 /// any context.
 ///
@@ -64,7 +71,7 @@ impl Freed {
         };
         let mut head = self.head.load(Relaxed);
         // A kernel that frees a page twice must not make a ring of the stack. This orders nothing:
-        // the page came here through a hand-out, after `take_all()` had let it go.
+        // the page came here through a hand-out, after `take()` had let it go.
         if order > 14 || link.cmpxchg(ABSENT, head, Relaxed).is_err() {
             return false;
         }
@@ -85,21 +92,29 @@ impl Freed {
         }
     }
 
-    /// Takes all folios off and calls `f` with index and order of each, those pushed last first.
-    pub(super) fn take_all(&self, mut f: impl FnMut(u32, u32)) {
-        if self.is_empty() {
-            return;
+    /// Takes up to `most` folios off and calls `f` with index and order of each, those pushed last
+    /// first. `taken` holds those that are off the stack and were not given to `f` yet; it must be
+    /// the same in each call. Returns whether some are left there.
+    pub(super) fn take(&self, taken: &mut Taken, most: usize, mut f: impl FnMut(u32, u32)) -> bool {
+        if taken.0 == NIL {
+            if self.is_empty() {
+                return false;
+            }
+            // Acquire: pairs with the release in `push()`, of every page on the stack.
+            taken.0 = self.head.xchg(NIL, Acquire);
         }
-        // Acquire: pairs with the release in `push()`, of every page on the stack.
-        let mut node = self.head.xchg(NIL, Acquire);
-        while node != NIL {
+        for _ in 0..most {
+            let node = taken.0;
+            if node == NIL {
+                return false;
+            }
             let index = node & ((1 << ORDER_SHIFT) - 1);
             // The page is let go before `f` can hand it out, as it may be pushed again from then
             // on. It takes the pool's lock and a reference count to get there, which order this.
-            let next = self.links[index as usize].xchg(ABSENT, Relaxed);
+            taken.0 = self.links[index as usize].xchg(ABSENT, Relaxed);
             f(index, node >> ORDER_SHIFT);
-            node = next;
         }
+        taken.0 != NIL
     }
 
     /// Whether nothing is on the stack. A hint unless the caller knows that nobody pushes.
@@ -113,17 +128,36 @@ impl Freed {
 mod tests {
     use super::*;
 
-    /// What `take_all()` gives, up to eight folios of it.
+    /// What `take()` gives, up to eight folios of it.
     fn drain(freed: &Freed) -> ([(u32, u32); 8], usize) {
         let mut out = [(0, 0); 8];
         let mut n = 0;
-        freed.take_all(|index, order| {
+        freed.take(&mut Taken(NIL), usize::MAX, |index, order| {
             if let Some(place) = out.get_mut(n) {
                 *place = (index, order);
             }
             n += 1;
         });
         (out, n)
+    }
+
+    #[test]
+    fn portions_are_bounded() -> Result {
+        let freed = Freed::new(8)?;
+        let mut taken = Taken(NIL);
+        for index in 0..5 {
+            assert!(freed.push(index, 0));
+        }
+        let mut seen = 0;
+        assert!(freed.take(&mut taken, 2, |_, _| seen += 1));
+        assert_eq!(seen, 2);
+        // What is pushed meanwhile comes after the rest.
+        assert!(freed.push(4, 0));
+        assert!(!freed.take(&mut taken, 3, |index, _| seen += index as usize * 10));
+        assert_eq!(seen, 32);
+        assert!(!freed.take(&mut taken, 3, |index, _| seen += index as usize * 100));
+        assert_eq!(seen, 432);
+        Ok(())
     }
 
     #[test]
@@ -161,7 +195,9 @@ mod tests {
         freed.push(0, 0);
         freed.push(1, 0);
         let mut again = false;
-        freed.take_all(|index, order| again |= index == 1 && freed.push(index, order));
+        freed.take(&mut Taken(NIL), 2, |index, order| {
+            again |= index == 1 && freed.push(index, order);
+        });
         assert!(again);
         let (out, n) = drain(&freed);
         assert_eq!(out[..n], [(1, 0)]);

@@ -35,9 +35,14 @@ impl Client {
     /// As [`HmmMirror::snapshot`](crate::mm::hmm::HmmMirror::snapshot), and `EFAULT` where it
     /// cannot be written to.
     pub(super) fn inspect(&self, start: usize, pages: usize, to: UserSliceWriter) -> Result {
+        let show_pfns = uapi::is_admin();
         in_batches(pages, to, |first, batch| {
             self.mirror()
-                .inspect(start + bytes(first), batch, page_seen)
+                .inspect(start + bytes(first), batch, page_seen)?;
+            if !show_pfns {
+                batch.iter_mut().for_each(|page| page.pfn = 0);
+            }
+            Ok(())
         })
     }
 

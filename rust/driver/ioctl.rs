@@ -11,6 +11,7 @@ use super::{
         Outcome, //
     }, //
 };
+use crate::audit::Moment;
 use crate::mm::{
     inspect::MAX_PFNS,
     pin::{
@@ -218,7 +219,7 @@ impl Client {
         if args.npages & !known != 0 {
             return Err(EINVAL);
         }
-        self.set_fail_alloc(args.npages & known != 0);
+        self.set_fail_alloc(args.npages & known != 0)?;
         args.cpages = 0;
         args.faults = 0;
         writer.write(&args)
@@ -297,17 +298,25 @@ impl Client {
 
     fn audit(&self, cmd: u32, arg: usize) -> Result {
         let mut args: ZdmAudit = read_versioned(cmd, arg)?;
-        let (clear, pass) = (
-            args.flags & uapi::ZDM_AUDIT_CLEAR != 0,
-            args.flags & uapi::ZDM_AUDIT_PASS != 0,
+        let has = |flag| args.flags & flag != 0;
+        let (clear, pass, quiet) = (
+            has(uapi::ZDM_AUDIT_CLEAR),
+            has(uapi::ZDM_AUDIT_PASS),
+            has(uapi::ZDM_AUDIT_QUIET),
         );
-        let known = uapi::ZDM_AUDIT_CLEAR | uapi::ZDM_AUDIT_PASS;
-        if args.flags & !known != 0 || clear && pass || args.reserved != 0 {
+        let known = uapi::ZDM_AUDIT_CLEAR | uapi::ZDM_AUDIT_PASS | uapi::ZDM_AUDIT_QUIET;
+        if has(!known) || pass && (clear || quiet) || args.reserved != 0 {
             return Err(EINVAL);
         }
-        if (clear || pass) && !is_admin() {
+        let admin = is_admin();
+        if args.flags != 0 && !admin {
             return Err(EPERM);
         }
+        let moment = if quiet {
+            Moment::Quiet
+        } else {
+            self.device().moment()
+        };
         let records = user_ptr(args.records)?;
         let size = match args.record_size {
             0 => uapi::ZDM_VIOLATION_SIZE_VER0,
@@ -325,7 +334,7 @@ impl Client {
         let counts = if pass {
             self.device().read_all()?
         } else {
-            self.device().audit()?
+            self.device().audit(moment)?
         };
         let auditor = &self.device().core.auditor;
         args.pages = counts.pages;
@@ -336,7 +345,12 @@ impl Client {
         let list = auditor.records(room)?;
         let mut at = records;
         for record in &list {
-            let mut violation = record.violation.to_uapi();
+            let violation = if admin {
+                record.violation
+            } else {
+                record.violation.redacted()
+            };
+            let mut violation = violation.to_uapi();
             let known = size.min(size_of::<uapi::ZdmViolation>());
             let mut writer = UserSlice::new(at, size).writer();
             writer.write_slice(&as_bytes_mut(&mut violation)[..known])?;

@@ -10,7 +10,10 @@ use super::{
     device::Device,
     pool::OpenerId,
     supply::Supply,
-    verify::TRIES, //
+    verify::{
+        SUSPECTS,
+        TRIES, //
+    }, //
 };
 use crate::{
     audit::{
@@ -52,9 +55,6 @@ use kernel::{
     }, //
 };
 
-/// Folios of one migration whose counts are read again.
-const SUSPECTS: usize = 8;
-
 /// A folio of the device that a migration has just moved to.
 struct Settled {
     chunk: PagemapRef<Chunk>,
@@ -69,22 +69,14 @@ impl Settled {
             return None;
         }
         let page = self.chunk.page(self.index)?;
+        // The next migration of the folio has it. That one may wait for memory.
+        if page.bits().is_locked() {
+            return None;
+        }
         let violation = check_settled(page, 0)?;
         // Who can reach a page by its mappings may also hold it, and for long.
         let only_mapped = page.memory_type() == MemoryType::PRIVATE;
         (only_mapped || page.refs() < page.mapcount()).then_some(violation)
-    }
-
-    /// The same, if each look finds it as the one before: whoever is at work on a page changes it.
-    fn lasting(&self) -> Option<Violation> {
-        let first = self.check()?;
-        for _ in 0..TRIES {
-            fsleep(Delta::from_millis(1));
-            if self.check()? != first {
-                return None;
-            }
-        }
-        Some(first)
     }
 }
 
@@ -118,20 +110,39 @@ impl Device {
                 index,
                 order,
             };
-            if check && found < SUSPECTS && settled.check().is_some() {
+            let violation = if check && found < SUSPECTS {
+                settled.check()
+            } else {
+                None
+            };
+            if let Some(violation) = violation {
                 near = self.chunk(settled.chunk.ops().number());
-                suspects[found] = Some(settled);
+                suspects[found] = Some((settled, violation));
                 found += 1;
             } else {
                 near = Some(settled.chunk);
             }
         }
         drop(done);
-        for settled in suspects.iter().flatten() {
-            let outcome = settled.lasting();
-            settled.chunk.ops().judge(settled.index, outcome);
-        }
+        judge_lasting(&mut suspects);
         moved
+    }
+}
+
+/// Judges the suspects that each of some looks finds as the one before did: a task that is at work
+/// on a folio changes its count. May sleep for [`TRIES`] milliseconds; a killed task gets no verdict.
+fn judge_lasting(suspects: &mut [Option<(Settled, Violation)>]) {
+    for _ in 0..TRIES {
+        if suspects.iter().all(Option::is_none) || check_signals().is_err() {
+            return;
+        }
+        fsleep(Delta::from_millis(1));
+        for suspect in suspects.iter_mut() {
+            suspect.take_if(|(settled, first)| settled.check() != Some(*first));
+        }
+    }
+    for (settled, violation) in suspects.iter().flatten() {
+        settled.chunk.ops().judge(settled.index, Some(*violation));
     }
 }
 

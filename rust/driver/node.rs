@@ -20,8 +20,12 @@ use kernel::{
     mm::virt::VmaNew,
     page::Page,
     prelude::*,
+    sizes::SZ_64M,
     sync::Arc, //
 };
+
+/// Largest mapping of a device, in bytes: its pages are allocated with the mmap lock held.
+const MAX_MAPPING: usize = SZ_64M;
 
 impl NodeOps for Client {
     type Data = Arc<Device>;
@@ -40,12 +44,16 @@ impl NodeOps for Client {
         self.dispatch(cmd, arg).map(|()| 0)
     }
 
-    /// Maps zeroed pages of the driver's, as a device maps its own, which no LRU list knows.
+    /// Maps zeroed pages of the driver's, as a device maps its own, which no LRU list knows. They are
+    /// charged to the memory cgroup of the task.
     fn mmap(&self, vma: &VmaNew) -> Result {
+        if vma.end() - vma.start() > MAX_MAPPING {
+            return Err(ENOMEM);
+        }
         let area = vma.set_mixedmap();
         for address in (vma.start()..vma.end()).step_by(PAGE_SIZE) {
             check_signals()?;
-            let page = Page::alloc_page(GFP_KERNEL | __GFP_ZERO)?;
+            let page = Page::alloc_page(GFP_KERNEL_ACCOUNT | __GFP_ZERO)?;
             area.vm_insert_page(address, &page)?;
         }
         Ok(())

@@ -30,11 +30,6 @@ impl OpenerId {
     /// The list of pages that are nobody's, but were not in the state of a free page when they
     /// were to be handed out. They are not tried again.
     pub(super) const QUARANTINE: Self = Self(0);
-
-    /// A number that no other opener of the device has at the same time.
-    pub(super) fn number(self) -> u32 {
-        self.0
-    }
 }
 
 /// The list that a page is on, and as what.

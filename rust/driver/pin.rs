@@ -4,12 +4,12 @@
 
 #![forbid(unsafe_code)]
 
-use super::client::Client;
+use super::{
+    client::Client,
+    pins::Pinned, //
+};
 use crate::mm::{
-    pin::{
-        PinRequest,
-        PinnedPages, //
-    },
+    pin::PinRequest,
     PAGE_SHIFT, //
 };
 use core::ops::Range;
@@ -21,12 +21,13 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// `ENOSPC` for more than a file may hold, else as [`PinnedPages::new`].
+    /// `ENOSPC` for more than a file may hold, `ENOMEM` for more than `RLIMIT_MEMLOCK`, else as
+    /// [`PinnedPages::new`](crate::mm::pin::PinnedPages::new).
     pub(super) fn pin(&self, range: Range<usize>, request: PinRequest) -> Result<u32> {
         let pages = (range.end - range.start) >> PAGE_SHIFT;
         self.pins().lock().promise(pages)?;
         // Faults are handled here, so no lock is held.
-        match PinnedPages::new(range, request) {
+        match Pinned::new(range, request) {
             Ok(held) => {
                 let added = self.pins().lock().add(pages, held);
                 // Where there is no place they are let go here, without the lock.

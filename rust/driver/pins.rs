@@ -4,11 +4,47 @@
 
 #![forbid(unsafe_code)]
 
-use crate::mm::uapi::{
-    ZDM_PIN_MAX,
-    ZDM_PIN_MAX_PAGES, //
+use crate::mm::{
+    locked_memory::LockedPages,
+    pin::{
+        PinRequest,
+        PinnedPages, //
+    },
+    uapi::{
+        ZDM_PIN_MAX,
+        ZDM_PIN_MAX_PAGES, //
+    },
+    PAGE_SHIFT, //
 };
+use core::ops::Range;
 use kernel::prelude::*;
+
+/// Pages that a client holds, and that count against the limit of the user who pinned them.
+pub(super) struct Pinned {
+    // Let go of before they stop counting.
+    pages: PinnedPages,
+    _locked: LockedPages,
+}
+
+impl Pinned {
+    /// Holds the pages of `range`. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// As [`LockedPages::charge`] and [`PinnedPages::new`].
+    pub(super) fn new(range: Range<usize>, request: PinRequest) -> Result<Self> {
+        let locked = LockedPages::charge((range.end - range.start) >> PAGE_SHIFT)?;
+        Ok(Self {
+            pages: PinnedPages::new(range, request)?,
+            _locked: locked,
+        })
+    }
+
+    /// Makes the pages dirty when they are let go of.
+    pub(super) fn mark_dirty(&mut self) {
+        self.pages.mark_dirty();
+    }
+}
 
 /// What is held, by number.
 ///

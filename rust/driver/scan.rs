@@ -15,6 +15,8 @@ use crate::{
         check_pagemap,
         check_tail,
         check_used,
+        Moment,
+        Transition,
         Violation, //
     },
     mm::{
@@ -68,15 +70,25 @@ impl Device {
         scan.judge(chunk.page(0).and_then(|page| check_pagemap(page, excess)));
     }
 
-    /// Checks every page, and every pagemap. Exact at a quiescent point only. May sleep.
+    /// What the device knows of the moment of a check that user space did not promise anything
+    /// about. Where faults may be injected the device is under test, and every reference counts.
+    pub(super) fn moment(&self) -> Moment {
+        if self.config.inject {
+            Moment::Quiet
+        } else {
+            Moment::Busy
+        }
+    }
+
+    /// Checks every page, and every pagemap. Exact at a quiet moment only. May sleep.
     ///
     /// # Errors
     ///
     /// `EINTR` on a fatal signal.
-    pub(super) fn audit(&self) -> Result<AuditCounts> {
+    pub(super) fn audit(&self, moment: Moment) -> Result<AuditCounts> {
         let mut counts = AuditCounts::default();
         for chunk in self.chunks() {
-            let found = self.lasting_scan(&chunk)?;
+            let found = self.lasting_scan(&chunk, moment)?;
             counts.pages += found.pages;
             counts.free += found.free;
             counts.used += found.used;
@@ -90,25 +102,66 @@ impl Device {
         Ok(counts)
     }
 
-    /// Scans a chunk, and judges what is still wrong with it after a while: khugepaged, for one, brings
-    /// pages back by itself, and holds them meanwhile. May sleep, where something is wrong.
-    fn lasting_scan(&self, chunk: &PagemapRef<Chunk>) -> Result<AuditCounts> {
-        let mut counts = scan_chunk(chunk, |_, outcome| outcome.is_some())?;
-        let mut tries = 0;
+    /// Scans a chunk until nothing is wrong with it, and judges the pages that were wrong in the
+    /// same way in every scan: khugepaged, for one, brings pages back by itself, and holds them
+    /// meanwhile. May sleep, where something is wrong.
+    fn lasting_scan(&self, chunk: &PagemapRef<Chunk>, moment: Moment) -> Result<AuditCounts> {
+        let counts = scan_chunk(chunk, moment, |_, outcome| outcome.is_some())?;
+        if counts.found == 0 {
+            return Ok(counts);
+        }
+        let ledger = chunk.ops().ledger();
         // Where every free page has a reference that goes on, there is nothing to wait for.
-        while counts.found > 0 && self.free_refs() == 0 && tries < TRIES {
-            fsleep(Delta::from_millis(1));
-            counts = scan_chunk(chunk, |_, outcome| outcome.is_some())?;
-            tries += 1;
-        }
-        if counts.found > 0 {
+        if self.free_refs() != 0 {
             let mut scan = self.core.auditor.scan();
-            let ledger = chunk.ops().ledger();
-            counts = scan_chunk(chunk, |index, outcome| {
+            return scan_chunk(chunk, moment, |index, outcome| {
                 scan.judge(outcome.map(|v| v.after(ledger.last(index))))
-            })?;
+            });
         }
-        Ok(counts)
+        let mut signs = KVVec::with_capacity(chunk.pages(), GFP_KERNEL)?;
+        let mut counts = scan_chunk(chunk, moment, |index, outcome| {
+            let sign = Sign::of(outcome, || ledger.last(index));
+            // There is room for each page. The scan passes over clean ones.
+            while signs.len() <= index {
+                if signs.push_within_capacity(Sign::NONE).is_err() {
+                    return false;
+                }
+            }
+            signs[index] = sign;
+            sign != Sign::NONE
+        })?;
+        for _ in 0..TRIES {
+            if counts.found == 0 {
+                return Ok(counts);
+            }
+            fsleep(Delta::from_millis(1));
+            let mut seen = 0;
+            counts = scan_chunk(chunk, moment, |index, outcome| {
+                if index >= signs.len() {
+                    return false;
+                }
+                // Pages that the scan passed over since the last one are clean.
+                for clean in seen..index {
+                    signs[clean] = Sign::NONE;
+                }
+                seen = index + 1;
+                let sign = &mut signs[index];
+                if *sign != Sign::of(outcome, || ledger.last(index)) {
+                    *sign = Sign::NONE;
+                }
+                *sign != Sign::NONE
+            })?;
+            for clean in signs.iter_mut().skip(seen) {
+                *clean = Sign::NONE;
+            }
+        }
+        let mut scan = self.core.auditor.scan();
+        scan_chunk(chunk, moment, |index, outcome| {
+            let last = ledger.last(index);
+            let sign = Sign::of(outcome, || last);
+            let lasts = signs.get(index).is_some_and(|&before| before == sign);
+            scan.judge(outcome.filter(|_| lasts).map(|v| v.after(last)))
+        })
     }
 
     /// Reads every struct page, which is what a scan costs at least, and says how many that are. May
@@ -166,10 +219,37 @@ impl Device {
     }
 }
 
+/// What is wrong with a page, in short, to be compared with what was wrong before.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Sign {
+    check: u32,
+    found: u64,
+    /// When the page had its last transition.
+    since: u64,
+}
+
+impl Sign {
+    /// Nothing is wrong. Checks have numbers above 0.
+    const NONE: Self = Self {
+        check: 0,
+        found: 0,
+        since: 0,
+    };
+
+    fn of(outcome: Option<Violation>, last: impl FnOnce() -> Transition) -> Self {
+        outcome.map_or(Self::NONE, |v| Self {
+            check: v.check as u32,
+            found: v.found,
+            since: last().time,
+        })
+    }
+}
+
 /// Checks every page of a chunk. `judge` gets the index of a page and what is wrong with it, if anything,
 /// and says whether that counts.
 fn scan_chunk(
     chunk: &PagemapRef<Chunk>,
+    moment: Moment,
     mut judge: impl FnMut(usize, Option<Violation>) -> bool,
 ) -> Result<AuditCounts> {
     let mut counts = AuditCounts::default();
@@ -193,11 +273,11 @@ fn scan_chunk(
             let outcome = if tails > 0 {
                 tails -= 1;
                 counts.used += 1;
-                check_tail(page)
+                check_tail(page, moment)
             } else if let Some(order) = chunk.order_in_use(index) {
                 tails = (1usize << order) - 1;
                 counts.used += 1;
-                check_used(page, order)
+                check_used(page, order, moment)
             } else {
                 counts.free += 1;
                 check_idle(page)

@@ -21,7 +21,8 @@ use crate::{
             Copied,
             Migration,
             Moved, //
-        }, //
+        },
+        task::check_signals, //
     },
 };
 use kernel::time::{
@@ -32,19 +33,33 @@ use kernel::time::{
 /// Looks, a millisecond apart, before a count is taken for one that stays.
 pub(super) const TRIES: usize = 50;
 
-/// What `check` finds, if it goes on to find it. May sleep.
-fn lasting(mut check: impl FnMut() -> Option<Violation>) -> Option<Violation> {
-    let mut found = check()?;
-    for _ in 0..TRIES {
-        fsleep(Delta::from_millis(1));
-        found = check()?;
+/// Folios of one migration whose counts are read again.
+pub(super) const SUSPECTS: usize = 8;
+
+/// The first violations that one look at the moved folios of `migration` finds.
+fn suspects(migration: &Migration<'_, Copied>) -> [Option<Violation>; SUSPECTS] {
+    let mut found = [None; SUSPECTS];
+    let wrong = migration.suspects().flat_map(|folio| {
+        let held = folio.source_refs;
+        let source = folio.source.and_then(|source| check_source(source, held));
+        // The destination of a hole is mapped already unless it is PRIVATE, and the CPU may be at
+        // work on it.
+        let is_quiet =
+            folio.source.is_some() || folio.destination.memory_type() == MemoryType::PRIVATE;
+        let destination = check_destination(folio.destination).filter(|_| is_quiet);
+        [source, destination].into_iter().flatten()
+    });
+    for (place, violation) in found.iter_mut().zip(wrong) {
+        *place = Some(violation);
     }
-    Some(found)
+    found
 }
 
 impl Core {
-    /// I3 and I9, when core mm has moved the contents and nothing is mapped yet. `last` knows what
-    /// happened to a page frame of the device before. Whether all was found well; may sleep.
+    /// Checks I3 and I9 when core mm has moved the contents and nothing is mapped yet, and returns
+    /// whether nothing was wrong. `last` returns the last transition of a page frame of the device.
+    /// May sleep for [`TRIES`] milliseconds, however many folios are suspect; a killed task gets no
+    /// verdict.
     pub(super) fn check_moved(
         &self,
         migration: &Migration<'_, Copied>,
@@ -53,23 +68,25 @@ impl Core {
         if !self.auditor.is_on() {
             return false;
         }
-        let judge = |outcome: Option<Violation>| {
-            outcome.is_some_and(|v| self.auditor.judge(Some(v.after(last(v.pfn)))))
-        };
-        let mut broken = false;
-        // All of them, but for those that are found well at one look.
-        for folio in migration.suspects() {
-            if let Some(source) = folio.source {
-                let held = folio.source_refs;
-                broken |= judge(lasting(|| check_source(source, held)));
-            } else if folio.destination.memory_type() != MemoryType::PRIVATE {
-                // What was no page is mapped already, and the CPU may be at work on it.
-                continue;
+        let mut found = suspects(migration);
+        for _ in 0..TRIES {
+            if found.iter().all(Option::is_none) {
+                return true;
             }
-            let page = folio.destination;
-            broken |= judge(lasting(|| check_destination(page)));
+            if check_signals().is_err() {
+                return false;
+            }
+            fsleep(Delta::from_millis(1));
+            // A task that is at work on a folio changes its count.
+            let again = suspects(migration);
+            for violation in &mut found {
+                violation.take_if(|v| !again.iter().flatten().any(|other| other == v));
+            }
         }
-        !broken
+        for v in found.into_iter().flatten() {
+            self.auditor.judge(Some(v.after(last(v.pfn))));
+        }
+        false
     }
 
     /// Moves to the system what `migration` has copied, with all that is to be checked, and says what

@@ -12,6 +12,7 @@
 #include <linux/mmu_notifier.h>
 
 struct hmm_range;
+struct user_struct;
 struct xarray;
 
 /* Bits of zdm_page_bits(); a tail page has none but TAIL, ANON_EXCLUSIVE and REFERENCED. */
@@ -90,6 +91,10 @@ unsigned long zdm_jiffies_after_ms(unsigned int ms);
 bool zdm_jiffies_passed(unsigned long deadline);
 void zdm_cond_resched(void);
 unsigned long zdm_task_size(void);
+struct user_struct *zdm_get_current_user(void);
+void zdm_put_user(struct user_struct *user);
+atomic_long_t *zdm_user_locked_vm(struct user_struct *user);
+unsigned long zdm_memlock_limit(void);
 
 int zdm_range_fault_unlocked(struct hmm_range *range, unsigned long timeout);
 unsigned long zdm_irq_save(void);

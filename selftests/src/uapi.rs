@@ -207,6 +207,7 @@ pub const ZDM_STATS: u64 = ioc(IOC_READ, 0x46, size_of::<Stats>());
 pub const ZDM_AUDIT_MAX_RECORDS: usize = 64;
 pub const ZDM_AUDIT_CLEAR: u32 = 1;
 pub const ZDM_AUDIT_PASS: u32 = 2;
+pub const ZDM_AUDIT_QUIET: u32 = 0x4;
 pub const ZDM_VIOLATION_SIZE_VER0: u32 = 40;
 
 pub const ZDM_EVENT_BORN: u32 = 1;

@@ -20,7 +20,10 @@ use super::{
 use crate::bindings;
 use core::ptr::NonNull;
 use kernel::{
-    mm::virt::VmaRef,
+    mm::{
+        virt::VmaRef,
+        Mm, //
+    },
     prelude::*, //
 };
 
@@ -119,6 +122,18 @@ impl<'a> VmFault<'a> {
         // SAFETY: The page is locked and referenced by the type invariants, so it is not NULL and
         // its pagemap stays.
         unsafe { PageView::from_raw(NonNull::new_unchecked(self.vmf.page)) }
+    }
+
+    /// The first page of the folio of [`VmFault::page`], which has the folio's counts.
+    pub(crate) fn folio(&self) -> PageView<'_> {
+        self.page().head()
+    }
+
+    /// Whether the fault is one in `mm`.
+    pub(crate) fn is_in(&self, mm: &Mm) -> bool {
+        // SAFETY: The area is valid and locked by the type invariants, so its address space stays.
+        let vm_mm = unsafe { (*self.vmf.__bindgen_anon_1.vma).vm_mm };
+        core::ptr::eq(vm_mm, mm.as_raw())
     }
 
     /// Starts to migrate what the fault is about back. May sleep.

@@ -12,6 +12,7 @@ pub(crate) mod exclusive;
 pub(crate) mod fault;
 pub(crate) mod hmm;
 pub(crate) mod inspect;
+pub(crate) mod locked_memory;
 pub(crate) mod mapped;
 pub(crate) mod memory_type;
 pub(crate) mod migrate;

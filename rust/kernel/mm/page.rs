@@ -166,7 +166,7 @@ impl<'a> PageView<'a> {
     }
 
     /// The first page of the folio that this is, or was until it was freed, a part of.
-    pub(super) fn head(&self) -> Self {
+    pub(crate) fn head(&self) -> Self {
         // SAFETY: The page is valid by the type invariants.
         let head = unsafe { bindings::zdm_compound_head(self.as_ptr()) };
         // SAFETY: A folio lies in one pagemap, or is in use as a whole.

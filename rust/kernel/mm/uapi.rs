@@ -60,6 +60,7 @@ pub(crate) use bindings::{
     ZDM_AUDIT_CLEAR,
     ZDM_AUDIT_MAX_RECORDS,
     ZDM_AUDIT_PASS,
+    ZDM_AUDIT_QUIET,
     ZDM_FAULT,
     ZDM_FAULT_WRITE,
     ZDM_INJECT,

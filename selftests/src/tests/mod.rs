@@ -59,6 +59,7 @@ mod generic;
 mod generic_pins;
 mod generic_rule;
 mod holders;
+mod hostile;
 mod inject;
 mod inject_each;
 mod inject_records;
@@ -212,6 +213,7 @@ pub fn all() -> Vec<&'static Test> {
         holders::TESTS,
         neighbours::TESTS,
         kill::TESTS,
+        hostile::TESTS,
         debugfs::TESTS,
         pagemaps::TESTS,
         allocator::TESTS,
@@ -219,6 +221,7 @@ pub fn all() -> Vec<&'static Test> {
         inject_each::TESTS,
         inject_each::MORE,
         inject_records::TESTS,
+        hostile::INJECTING,
         inject_each::SMALL,
         inject_records::SMALL,
         debugfs::INJECTING,
