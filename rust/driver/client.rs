@@ -87,15 +87,10 @@ impl Client {
         self.id
     }
 
-    /// Sets whether the next allocation for a migration is to fail.
-    pub(super) fn set_fail_alloc(&self, fail: bool) -> Result {
-        let fail_alloc = &self.device.core.fail_alloc;
-        if fail {
-            fail_alloc.ask(self.id, self.mirror.mm())?;
-        } else {
-            fail_alloc.take(self.id);
-        }
-        Ok(())
+    /// Makes the next allocation for a migration of this client, or for a CPU fault in the address
+    /// space that it mirrors, fail.
+    pub(super) fn fail_next_alloc(&self) -> Result {
+        self.device.core.fail_alloc.ask(self.id, self.mirror.mm())
     }
 
     pub(super) fn injection(&self) -> &Injection {
@@ -479,7 +474,7 @@ mod tests {
     fn allocation_fails_once() -> Result {
         let s = setting()?;
         assert!(!s.take_fail_alloc());
-        s.client.set_fail_alloc(true)?;
+        s.client.fail_next_alloc()?;
         assert!(s.take_fail_alloc());
         assert!(!s.take_fail_alloc());
         Ok(())

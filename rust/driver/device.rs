@@ -132,10 +132,13 @@ impl Memory {
         for (number, (chunk, taken)) in chunks.enumerate() {
             let Some(chunk) = chunk else { continue };
             let base = number * self.chunk_pages;
-            more |= chunk.ops().freed().take(taken, FREED_PORTION, |index, order| {
-                // CAST: Page numbers of a device fit `u32`: `Device::grow()` makes sure.
-                self.pool.put(base as u32 + index, order);
-            });
+            more |= chunk
+                .ops()
+                .freed()
+                .take(taken, FREED_PORTION, |index, order| {
+                    // CAST: Page numbers of a device fit `u32`: `Device::grow()` makes sure.
+                    self.pool.put(base as u32 + index, order);
+                });
         }
         more
     }

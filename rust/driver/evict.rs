@@ -125,8 +125,7 @@ impl Batch {
             return;
         };
         if let Some(list) = DevicePfns::new(&*chunk, &self.pfns) {
-            self.short |=
-                device.evict_pages(Migration::of_device_pages(&mut self.buffer, &list));
+            self.short |= device.evict_pages(Migration::of_device_pages(&mut self.buffer, &list));
         }
         self.pfns.clear();
     }

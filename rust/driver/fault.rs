@@ -35,6 +35,9 @@ use kernel::{
 /// Attempts of a CPU fault to move its page, a millisecond apart.
 const FAULT_TRIES: usize = 500;
 
+/// Looks in a row that must find the same holders before they are a violation.
+const FAULT_LOOKS: usize = 50;
+
 impl Core {
     /// Tries once to move what `fault` is about back, and returns whether any of it moved. `ledger`
     /// is that of the fault's pagemap.
@@ -66,6 +69,9 @@ impl Core {
     ) -> Result<(), FaultError> {
         self.stats.cpu_faults.add(1);
         let mut buffer = PfnBuffer::new(1 << fault.order())?;
+        let mut wrong = None;
+        // Looks in a row that found the same.
+        let mut same = 0;
         for _ in 0..FAULT_TRIES {
             // Another task may have moved or unmapped the page. The CPU looks at the page table
             // again then.
@@ -76,16 +82,21 @@ impl Core {
             // in the middle of a system call even if the task was killed.
             check_signals()?;
             fsleep(Delta::from_millis(1));
+            // The fault has a reference of its own.
+            let found = check_settled(fault.folio(), 1);
+            // A task that is at work on the folio changes its count.
+            same = if found == wrong { same + 1 } else { 0 };
+            wrong = found;
         }
-        // The fault has a reference of its own.
-        let held = check_settled(fault.folio(), 1);
-        let Some(violation) = held else {
+        let Some(violation) = wrong else {
             // The page has no other holder. Memory for a large folio is missing, and core mm
             // cannot split a folio for a fault.
             return Err(FaultError::Oom);
         };
-        self.auditor
-            .judge(Some(violation.after(ledger.last(fault.index()))));
+        if same >= FAULT_LOOKS {
+            self.auditor
+                .judge(Some(violation.after(ledger.last(fault.index()))));
+        }
         Err(FaultError::Sigbus)
     }
 }

@@ -210,16 +210,17 @@ impl Client {
         self.read(range, ptr, Faulting::Never)
     }
 
-    /// `HMM_DMIRROR_FLAGS`, whose flags are where other commands have a number of pages.
+    /// `HMM_DMIRROR_FLAGS`, whose flags are where other commands have a number of pages. As in the C
+    /// driver what would be no range is refused, and with it 0: a flag cannot be taken back.
     fn flags(&self, arg: usize) -> Result {
         let user = UserSlice::new(UserPtr::from_addr(arg), size_of::<HmmCmd>());
         let (mut reader, mut writer) = user.reader_writer();
         let mut args: HmmCmd = reader.read()?;
-        let known = u64::from(uapi::HMM_DMIRROR_FLAG_FAIL_ALLOC);
-        if args.npages & !known != 0 {
+        user_range(args.addr, args.npages)?;
+        if args.npages != u64::from(uapi::HMM_DMIRROR_FLAG_FAIL_ALLOC) {
             return Err(EINVAL);
         }
-        self.set_fail_alloc(args.npages & known != 0)?;
+        self.fail_next_alloc()?;
         args.cpages = 0;
         args.faults = 0;
         writer.write(&args)

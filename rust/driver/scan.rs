@@ -6,7 +6,10 @@
 
 use super::{
     chunk::Chunk,
-    device::Device, //
+    device::{
+        lock_killable,
+        Device, //
+    }, //
 };
 use crate::{
     audit::{
@@ -195,7 +198,10 @@ impl Device {
         if !self.core.auditor.is_on() {
             return;
         }
-        let mut pin = self.leaks.lock();
+        // A killed task leaves it to the next file that is closed.
+        let Ok(mut pin) = lock_killable(&self.leaks) else {
+            return;
+        };
         let mut leaks = false;
         for chunk in self.chunks() {
             if let Some(leak) = leaked(&chunk) {

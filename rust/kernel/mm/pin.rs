@@ -86,7 +86,7 @@ impl PinnedPages {
         let pages = (range.end - range.start) >> PAGE_SHIFT;
         // INVARIANT: There are no pages yet.
         let mut held = Self {
-            pages: KVVec::with_capacity(pages, GFP_KERNEL)?,
+            pages: KVVec::with_capacity(pages, GFP_KERNEL_ACCOUNT)?,
             hold: request.hold,
             dirty: false,
         };

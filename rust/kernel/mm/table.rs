@@ -83,7 +83,7 @@ impl Table {
         // INVARIANT: There are no entries.
         pin_init!(Self {
             // SAFETY: `xa` is valid for writes; an empty array needs no flags.
-            xa <- Opaque::ffi_init(|xa| unsafe { bindings::xa_init_flags(xa, 0) }),
+            xa <- Opaque::ffi_init(|xa| unsafe { bindings::xa_init_flags(xa, bindings::XA_FLAGS_ACCOUNT) }),
         })
     }
 

@@ -7,13 +7,15 @@ use super::target::{COHERENT, GENERIC, PRIVATE, Target};
 use super::{Ctx, PAGES, Test, test};
 use crate::check::{OrFail, Outcome, expect_errno};
 use crate::check_eq;
-use crate::device::{Buffer, check_bytes};
+use crate::device::{Buffer, Data, Device, PAGE, check_bytes};
+use crate::uapi::{HMM_FLAG_FAIL_ALLOC, HMM_FLAGS};
 
 pub const TESTS: &[Test] = &[
     test("fail.to_device", to_device::<PRIVATE>),
     test("fail.to_system", to_system::<PRIVATE>),
     test("fail.cpu_fault", cpu_fault),
     test("fail.per_file", per_file),
+    test("fail.flags", flags),
     test("fail.close", close::<PRIVATE>),
     test("fail_coherent.to_device", to_device::<COHERENT>),
     test("fail_coherent.to_system", to_system::<COHERENT>),
@@ -105,8 +107,21 @@ fn cpu_fault(ctx: &Ctx) -> Outcome {
     target.expect_empty()
 }
 
-/// The flag is the file's, but for a CPU fault, which does not know whose page it
-/// is about.
+/// As with the C driver the flags must be a range's length, which 0 is not.
+fn flags(_: &Ctx) -> Outcome {
+    let device = Device::open(0)?;
+    let flags = |addr, flags| device.command(HMM_FLAGS, addr, flags, Data::Nowhere);
+    let page = PAGE as u64;
+    for (addr, wrong) in [(page, 0), (page, 2), (page, 3), (page + 1, 1)] {
+        let what = format!("FLAGS of {wrong} at {addr:#x}");
+        expect_errno(flags(addr, wrong), &[libc::EINVAL], &what)?;
+    }
+    let cmd = flags(page, HMM_FLAG_FAIL_ALLOC).or_fail("FLAGS")?;
+    check_eq!((cmd.cpages, cmd.faults), (0, 0), "what FLAGS returns");
+    Ok(())
+}
+
+/// The flag is the file's, but for a CPU fault, which fails if any file of the process asked.
 fn per_file(ctx: &Ctx) -> Outcome {
     let flagged = Target::open(ctx, PRIVATE)?;
     let other = Target::open(ctx, PRIVATE)?;
