@@ -70,6 +70,18 @@ impl Patience {
     }
 }
 
+/// What became of an attempt to release a chunk.
+enum Release {
+    /// The chunk is gone.
+    Done,
+    /// Its pagemap is held.
+    Held,
+    /// Some of its pages moved.
+    Moving,
+    /// None of its pages moved, as memory was `short` or for another reason.
+    Stuck { short: bool },
+}
+
 /// Folios that would not move which are put on record one by one.
 const STUCK_RECORDS: usize = 8;
 
@@ -191,59 +203,79 @@ impl Device {
         result
     }
 
-    /// Releases the chunks that `left` marks. Those that it still marks afterwards stay.
+    /// Releases the chunks that `left` marks. Those that it still marks afterwards stay closed.
     fn release_chunks(&self, left: &mut [bool; MAX_CHUNKS]) -> Result {
         let mut result = Ok(());
         let mut patience = Patience::new();
-        let mut short = false;
         loop {
             let mut moved = false;
-            let mut waiting = false;
-            for number in 0..MAX_CHUNKS {
-                if !left[number] {
-                    continue;
-                }
-                // By what the pool says: a migration under way has pages that are in nobody's use
-                // yet.
-                let before = self.memory().pool.taken(number);
-                if before != 0 {
-                    short = self.evict_chunk(number)?;
-                    moved |= self.memory().pool.taken(number) < before;
-                }
-                if self.memory().pool.taken(number) != 0 {
-                    waiting = true;
-                    continue;
-                }
-                // Memory whose pagemap is held stays: it could not be unregistered.
-                if !self.report_leak(number) && self.remove_chunk(number)? {
-                    left[number] = false;
-                } else {
-                    self.memory().pool.open_chunk(number);
-                    left[number] = false;
-                    result = Err(EBUSY);
+            let mut short = false;
+            for (number, left) in left.iter_mut().enumerate().filter(|(_, left)| **left) {
+                match self.release_chunk(number)? {
+                    Release::Done => *left = false,
+                    Release::Held => {
+                        self.memory().pool.open_chunk(number);
+                        *left = false;
+                        result = Err(EBUSY);
+                    }
+                    Release::Moving => moved = true,
+                    Release::Stuck { short: now } => short |= now,
                 }
             }
-            if !waiting {
+            if !left.contains(&true) {
                 return result;
             }
             check_signals()?;
             if !moved && !patience.wait() {
-                break;
+                self.report_left(left, short);
+                return Err(EBUSY);
             }
         }
-        for number in (0..MAX_CHUNKS).filter(|&number| left[number]) {
-            if let Some(chunk) = self.chunk(number) {
-                // Pages that were set aside are used by nobody, and never free.
-                if chunk.used() == 0 {
-                    self.report_leak(number);
-                }
-                let used = (0..chunk.pages()).filter(|&i| chunk.order_in_use(i).is_some());
-                for index in used.take(STUCK_RECORDS) {
-                    self.report_stuck(&chunk, index, short);
-                }
+    }
+
+    /// Tries once to move all pages of chunk `number` and to unregister it.
+    fn release_chunk(&self, number: usize) -> Result<Release> {
+        // By what the pool says: a migration under way has pages that are in nobody's use yet.
+        let before = self.memory().pool.taken(number);
+        let mut short = false;
+        if before != 0 {
+            short = self.evict_chunk(number)?;
+            let after = self.memory().pool.taken(number);
+            if after != 0 {
+                return Ok(if after < before {
+                    Release::Moving
+                } else {
+                    Release::Stuck { short }
+                });
             }
         }
-        Err(EBUSY)
+        // Memory whose pagemap is held stays: it could not be unregistered.
+        if self.report_leak(number) {
+            return Ok(Release::Held);
+        }
+        Ok(if self.remove_chunk(number)? {
+            Release::Done
+        } else {
+            // A page was freed late, or taken before the chunk was closed.
+            Release::Stuck { short }
+        })
+    }
+
+    /// Puts on record what is left of the chunks that `left` marks.
+    fn report_left(&self, left: &[bool; MAX_CHUNKS], short: bool) {
+        for (number, _) in left.iter().enumerate().filter(|(_, left)| **left) {
+            let Some(chunk) = self.chunk(number) else {
+                continue;
+            };
+            // Pages that were set aside are used by nobody, and never free.
+            if chunk.used() == 0 {
+                self.report_leak(number);
+            }
+            let used = (0..chunk.pages()).filter(|&i| chunk.order_in_use(i).is_some());
+            for index in used.take(STUCK_RECORDS) {
+                self.report_stuck(&chunk, index, short);
+            }
+        }
     }
 
     /// Unregisters chunk `number` if all of it is free, and says whether it was.
