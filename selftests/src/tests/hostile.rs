@@ -75,6 +75,10 @@ pub const INJECTING: &[Test] = &[
     ),
     with(
         "inject=1 devmem_chunk_mb=2",
+        test("hostile.nobody_waits_for_release", nobody_waits_for_release),
+    ),
+    with(
+        "inject=1 devmem_chunk_mb=2",
         test("hostile.fault_on_a_tail", fault_on_a_tail),
     ),
 ];
@@ -523,7 +527,7 @@ fn any_bytes(ctx: &Ctx) -> Outcome {
             if request & 0x40 != 0 && numbers.next() % 4 == 0 {
                 // Structures are versioned by their size.
                 let size = numbers.pick(&[0, 1, 7, 8, 24, 40, 63, 100, 256]);
-                request = request & !(0x3fff << 16) | size << 16;
+                request = (request & !(0x3fff << 16)) | (size << 16);
             }
             let mut arg: Vec<u8> = (0..32)
                 .flat_map(|_| numbers.pick(&words).to_ne_bytes())
@@ -587,23 +591,23 @@ fn address_space_in_motion(ctx: &Ctx) -> Outcome {
     works(ctx)
 }
 
-/// Chunks that cannot be released are waited for all at once, and nobody waits behind that.
-fn release_of_many_chunks(ctx: &Ctx) -> Outcome {
-    const CHUNKS: usize = 16;
-    let observer = Target::open(ctx, PRIVATE)?;
-    let mut held = Vec::new();
-    for _ in 0..CHUNKS {
-        let target = Target::open(ctx, PRIVATE)?;
-        let buf = huge_filled(1, 1610)?;
-        target.move_all(&buf, 1610)?;
-        target
-            .inject(ZDM_INJECT_EXTRA_GET, buf.at(0))
-            .or_fail("ZDM_INJECT")?;
-        held.push((target, buf));
-    }
-    let start = Instant::now();
-    expect_errno(observer.release(), &[libc::EBUSY], "RELEASE of held chunks")?;
-    let took = start.elapsed();
+/// Fills `n` chunks of 2 MiB, and holds the folio in each of them by a file of its own.
+fn hold_chunks(ctx: &Ctx, n: usize) -> Outcome<Vec<(Target, Buffer)>> {
+    (0..n)
+        .map(|_| {
+            let target = Target::open(ctx, PRIVATE)?;
+            let buf = huge_filled(1, 1610)?;
+            target.move_all(&buf, 1610)?;
+            target
+                .inject(ZDM_INJECT_EXTRA_GET, buf.at(0))
+                .or_fail("ZDM_INJECT")?;
+            Ok((target, buf))
+        })
+        .collect()
+}
+
+/// Lets go of them, and forgets the violations that they were.
+fn let_go(observer: &Target, held: Vec<(Target, Buffer)>) -> Outcome {
     for (target, _) in &held {
         target
             .inject(ZDM_INJECT_UNDO_GET, 0)
@@ -613,16 +617,68 @@ fn release_of_many_chunks(ctx: &Ctx) -> Outcome {
         drop(target);
         buf.check(0, HUGE_PAGES, 1610)?;
     }
-    let clear = observer.try_audit(ZDM_AUDIT_CLEAR).or_fail("ZDM_AUDIT")?;
+    observer
+        .try_audit(ZDM_AUDIT_CLEAR)
+        .or_fail("ZDM_AUDIT")
+        .map(drop)
+}
+
+/// Chunks that cannot be released are waited for all at once.
+fn release_of_many_chunks(ctx: &Ctx) -> Outcome {
+    const CHUNKS: usize = 16;
+    let observer = Target::open(ctx, PRIVATE)?;
+    let held = hold_chunks(ctx, CHUNKS)?;
+    let start = Instant::now();
+    let result = observer.release();
+    let took = start.elapsed();
+    let found = observer.audit()?.0.total;
+    let_go(&observer, held)?;
+    expect_errno(result, &[libc::EBUSY], "RELEASE of held chunks")?;
     check!(
-        clear.0.total > 0,
+        found > 0,
         "violations of held pages: expected some, found none"
     );
     check!(
         took < Duration::from_secs(10),
-        "time of RELEASE of {CHUNKS} chunks that are held: expected less than 10 s, found {took:?}"
+        "time of RELEASE of {CHUNKS} held chunks: expected less than 10 s, found {took:?}"
     );
     Ok(())
+}
+
+/// Neither a migration that wants memory nor a signal waits for RELEASE.
+fn nobody_waits_for_release(ctx: &Ctx) -> Outcome {
+    let observer = Target::open(ctx, PRIVATE)?;
+    let held = hold_chunks(ctx, 3)?;
+    let child = Child::spawn(|| {
+        // Again and again, so that one is under way whenever the parent looks.
+        loop {
+            let _ = observer.release();
+        }
+    })?;
+    std::thread::sleep(Duration::from_millis(300));
+    let buf = Buffer::filled(4, 1612)?;
+    let start = Instant::now();
+    let moved = observer.move_all(&buf, 1612);
+    let migration = start.elapsed();
+    let start = Instant::now();
+    let end = child.kill()?;
+    let kill = start.elapsed();
+    let_go(&observer, held)?;
+    moved?;
+    check_eq!(
+        end,
+        sys::Exit::Signal(libc::SIGKILL),
+        "end of the process in RELEASE"
+    );
+    check!(
+        migration < Duration::from_millis(700),
+        "time of a migration during RELEASE: expected less than 700 ms, found {migration:?}"
+    );
+    check!(
+        kill < Duration::from_millis(700),
+        "time that a killed process stays in RELEASE: expected less than 700 ms, found {kill:?}"
+    );
+    buf.check(0, 4, 1612)
 }
 
 /// A fault on a page that is not the first of its folio is judged by the counts of the folio.
