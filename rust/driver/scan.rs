@@ -121,7 +121,7 @@ impl Device {
                 scan.judge(outcome.map(|v| v.after(ledger.last(index))))
             });
         }
-        let mut signs = KVVec::with_capacity(chunk.pages(), GFP_KERNEL)?;
+        let mut signs = KVVec::with_capacity(chunk.pages(), GFP_KERNEL_ACCOUNT)?;
         let mut counts = scan_chunk(chunk, moment, |index, outcome| {
             let sign = Sign::of(outcome, || ledger.last(index));
             // There is room for each page. The scan passes over clean ones.
