@@ -90,13 +90,13 @@ const PRIVATE: [(&CStr, &str); 2] = [
     (c"hmm_dmirror1", "devmem_chunk_mb"),
 ];
 
-/// The same of the COHERENT ones, present when there is memory for them.
+/// The COHERENT devices, which are present when there is memory for them.
 const COHERENT: [(&CStr, &str); 2] = [
     (c"hmm_dmirror2", "spm_addr_dev0"),
     (c"hmm_dmirror3", "spm_addr_dev1"),
 ];
 
-/// The same of the GENERIC ones.
+/// The GENERIC devices, likewise.
 const GENERIC: [(&CStr, &str); 2] = [
     (c"hmm_dmirror4", "generic_addr_dev0"),
     (c"hmm_dmirror5", "generic_addr_dev1"),

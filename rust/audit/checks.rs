@@ -74,7 +74,7 @@ pub(crate) enum Moment {
     /// Nothing migrates, faults or unmaps pages of the device, and no task holds any of them.
     Quiet,
     /// Nothing is promised. A locked folio is in motion then, for as long as its migration waits
-    /// for memory. Memory that the CPU reaches may have holders that nobody can count: any task
+    /// for memory. Memory that the CPU reaches may have holders that cannot be counted: any task
     /// may pin what it maps.
     Busy,
 }
@@ -109,7 +109,7 @@ fn count(n: i32) -> u64 {
     i64::from(n) as u64
 }
 
-/// What holds for a page that is nobody's, first failure first. Its order does not matter: core mm
+/// The first condition of a free page that fails. The order of the page does not matter: core mm
 /// leaves a large folio as it is until its pages are handed out again.
 fn free_page(f: &Facts) -> Option<Failed> {
     expect(Check::Refcount, 0, count(f.refs))

@@ -66,7 +66,7 @@ pub(crate) enum Invariant {
     Born = 1,
     /// A page is handed out only at count 0, unlocked and clean.
     HandedOut = 2,
-    /// Each reference on a page in use is explained, by a mapping or by who is at work on it.
+    /// Each reference on a page in use is that of a mapping, or of a task at work on the page.
     Settled = 3,
     /// `folio_free` runs once per hand-out, at count 0 and on a clean page.
     Freed = 4,
@@ -168,13 +168,13 @@ impl Violation {
         }
     }
 
-    /// The same, on a page whose last transition was `last`.
+    /// This violation, of a page whose last transition was `last`.
     pub(crate) fn after(self, last: Transition) -> Self {
         Self { last, ..self }
     }
 
-    /// The same without what only `CAP_SYS_ADMIN` may know: page frame numbers, addresses in the
-    /// kernel, and which task it was.
+    /// This violation without what only `CAP_SYS_ADMIN` may know: page frame numbers, addresses in
+    /// the kernel, and the pid of the last transition.
     pub(crate) fn redacted(self) -> Self {
         let (expected, found) = match self.check {
             Check::Mapping | Check::Memcg => (0, 0),

@@ -89,7 +89,8 @@ impl PagemapOps for Chunk {
         let index = folio.index();
         if core.auditor.is_on()
             && !self.judge(index, check_freed(folio.page(), folio.handed_out()))
-            // Far cheaper than page by page, which only tells more.
+            // Checking all tails at once is cheaper. The per-page check below only adds detail
+            // to the report.
             && !folio.has_clean_tails()
         {
             for (i, tail) in folio.tails() {

@@ -372,8 +372,8 @@ impl Device {
         (0..MAX_CHUNKS).filter_map(|number| self.chunk(number))
     }
 
-    /// The chunk of page `page`, and the index of the page there. Does not sleep; what came back is
-    /// left to who asks for the pool.
+    /// The chunk of page `page`, and the index of the page there. Does not sleep, and leaves freed
+    /// pages to the next caller of [`Device::memory`].
     pub(super) fn locate(&self, page: u32) -> Option<(PagemapRef<Chunk>, usize)> {
         self.memory.lock().locate(page)
     }

@@ -38,8 +38,8 @@ use kernel::{
     }, //
 };
 
-/// Times that pages which would not move are tried again, 5 ms apart: who holds one for a moment may
-/// lose its processor for longer than that on a busy machine.
+/// Attempts, 5 ms apart, to move pages that do not move at once. A task that holds a page for a
+/// moment may lose its processor for longer than one attempt on a busy machine.
 const TRIES: usize = 200;
 
 /// Tries that one of a killed task counts as.
@@ -181,8 +181,9 @@ impl Device {
     }
 
     /// Returns all pages to system memory and unregisters what is free then; the device gets new
-    /// memory when it is wanted. May sleep. Pages that do not move are waited for as long as those of
-    /// one file are, however many chunks there are, and nobody else waits meanwhile.
+    /// memory when it is wanted. May sleep. The wait for pages that do not move is
+    /// as long as that for the pages of one file, however many chunks there are, and growth goes on
+    /// meanwhile.
     ///
     /// # Errors
     ///
@@ -235,7 +236,7 @@ impl Device {
 
     /// Tries once to move all pages of chunk `number` and to unregister it.
     fn release_chunk(&self, number: usize) -> Result<Release> {
-        // By what the pool says: a migration under way has pages that are in nobody's use yet.
+        // The pool counts pages of a migration that is under way, too. They are not in use yet.
         let before = self.memory().pool.taken(number);
         let mut short = false;
         if before != 0 {
@@ -267,7 +268,7 @@ impl Device {
             let Some(chunk) = self.chunk(number) else {
                 continue;
             };
-            // Pages that were set aside are used by nobody, and never free.
+            // Pages that were set aside are neither in use nor free.
             if chunk.used() == 0 {
                 self.report_leak(number);
             }

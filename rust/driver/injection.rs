@@ -158,7 +158,7 @@ impl Device {
         Ok((page, self.corrupt(page, fault)?))
     }
 
-    /// Takes or drops a reference of the first pagemap that nobody owns.
+    /// Leaks a reference of the first pagemap, or drops the leaked one.
     pub(super) fn leak_pagemap_ref(&self, leak: bool) -> Result<usize> {
         let chunk = self.chunks().next().ok_or(ENOENT)?;
         if !chunk.leak_ref(leak) {

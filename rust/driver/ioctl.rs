@@ -270,7 +270,7 @@ impl Client {
         args.id = self.pin(user_range(args.addr, args.npages)?, request)?;
         let written = write_versioned(cmd, arg, &mut args);
         if written.is_err() {
-            // Nobody knows the number.
+            // User space did not get the number.
             self.unpin(args.id, false)?;
         }
         written

@@ -94,7 +94,7 @@ impl Location {
         Ok(pair.map(|addresses| addresses.map(Self::Coherent)))
     }
 
-    /// The same for `generic_addr_dev0` and `generic_addr_dev1`.
+    /// Checks `generic_addr_dev0` and `generic_addr_dev1` in the same way.
     pub(crate) fn generic(addresses: [u64; 2]) -> Result<Option<[Self; 2]>> {
         let pair = both_or_none("generic_addr_dev", addresses)?;
         Ok(pair.map(|addresses| addresses.map(Self::Generic)))

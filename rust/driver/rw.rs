@@ -47,7 +47,7 @@ pub(super) enum Faulting {
     Never,
     /// With the mmap lock held.
     Locked,
-    /// Letting who handles the fault drop the mmap lock.
+    /// The handler of the fault may drop the mmap lock.
     Unlocked,
 }
 

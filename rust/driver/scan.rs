@@ -192,7 +192,7 @@ impl Device {
             .is_some_and(|chunk| chunk.ops().judge(0, leaked(&chunk)))
     }
 
-    /// I6, when a file is closed: a pagemap with a reference that nobody accounts for cannot be
+    /// I6, when a file is closed: a pagemap with an unexplained reference cannot be
     /// unregistered, so the module stays loaded while there is one. May sleep.
     pub(super) fn stay_for_leaks(&self) {
         if !self.core.auditor.is_on() {
@@ -296,7 +296,8 @@ fn scan_chunk(
     Ok(counts)
 }
 
-/// I6: whether a pagemap has references that nobody accounts for. May sleep, where it seems so.
+/// I6: the violation of a pagemap that has unexplained references. May sleep if it seems to have
+/// some.
 fn leaked(chunk: &PagemapRef<Chunk>) -> Option<Violation> {
     check_pagemap(chunk.page(0)?, chunk.settled_excess()?)
 }

@@ -90,7 +90,8 @@ impl Core {
     }
 
     /// Moves to the system what `migration` has copied, with all that is to be checked, and says what
-    /// that came to. `last` as above. May sleep.
+    /// that came to. `last` is that of
+    /// `check_moved()`. May sleep.
     pub(super) fn finish(
         &self,
         migration: Migration<'_, Copied>,
