@@ -9,9 +9,11 @@
 //!
 //! 1. `Injection::broken` and `Client::pins`, never held together; nothing but the allocator is called
 //!    under the latter
-//! 2. `TextFile::text` of debugfs, `Device::growth`, and under it core mm's memory hotplug lock
+//! 2. `TextFile::text` of debugfs, `Device::leaks`, `Device::releasing`, under the latter
+//!    `Device::growth`, and under that core mm's memory hotplug lock
 //! 3. `mmap_lock` of the mirrored process
-//! 4. folio locks
+//! 4. folio locks, and under them `FailAlloc::list`; nothing but the allocator is called under the
+//!    latter
 //! 5. `HmmMirror`'s table and the lock of a snapshot, never held together, taken by interval
 //!    notifiers too: nothing that waits for reclaim or faults below them
 //! 6. `Device::memory`, a spinlock
