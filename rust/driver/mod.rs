@@ -40,8 +40,8 @@ mod verify;
 pub(crate) use client::Client;
 pub(crate) use debugfs::DebugFiles;
 pub(crate) use device::Device;
+pub(crate) use pagemaps::PagemapsFile;
 pub(crate) use params::{
     Config,
     Location, //
 };
-pub(crate) use pagemaps::PagemapsFile;
