@@ -126,27 +126,6 @@ pub fn become_subreaper() -> io::Result<()> {
     cvt(unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) }.into()).map(drop)
 }
 
-/// Limits a resource, `RLIMIT_*`, of this process.
-pub fn limit(resource: libc::__rlimit_resource_t, most: u64) -> io::Result<()> {
-    let limit = libc::rlimit {
-        rlim_cur: most,
-        rlim_max: most,
-    };
-    // SAFETY: `limit` is a valid structure that outlives the call.
-    cvt(unsafe { libc::setrlimit(resource, &limit) }.into()).map(drop)
-}
-
-/// A file whose pages the kernel itself cannot reach.
-pub fn memfd_secret(bytes: u64) -> io::Result<File> {
-    // SAFETY: takes a number only.
-    let fd = cvt(unsafe { libc::syscall(libc::SYS_memfd_secret, 0) })?;
-    // CAST: descriptors fit an int.
-    // SAFETY: the kernel just made this descriptor for us and nobody else.
-    let file = File::from(unsafe { OwnedFd::from_raw_fd(fd as i32) });
-    file.set_len(bytes)?;
-    Ok(file)
-}
-
 /// Gives up root for good, and with it every capability.
 pub fn become_nobody() -> io::Result<()> {
     const NOBODY: libc::uid_t = 65534;

@@ -59,7 +59,6 @@ mod generic;
 mod generic_pins;
 mod generic_rule;
 mod holders;
-mod hostile;
 mod inject;
 mod inject_each;
 mod inject_records;
@@ -213,7 +212,6 @@ pub fn all() -> Vec<&'static Test> {
         holders::TESTS,
         neighbours::TESTS,
         kill::TESTS,
-        hostile::TESTS,
         debugfs::TESTS,
         pagemaps::TESTS,
         allocator::TESTS,
@@ -221,7 +219,6 @@ pub fn all() -> Vec<&'static Test> {
         inject_each::TESTS,
         inject_each::MORE,
         inject_records::TESTS,
-        hostile::INJECTING,
         inject_each::SMALL,
         inject_records::SMALL,
         debugfs::INJECTING,
