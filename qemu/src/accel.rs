@@ -33,14 +33,7 @@ impl Accel {
 
     /// Limits scaled for it.
     pub fn scale(self, limits: Timeouts) -> Timeouts {
-        let factor = if self == Self::Kvm { 1 } else { limits.tcg_factor };
-        Timeouts {
-            boot: limits.boot * factor,
-            test: limits.test * factor,
-            suite: limits.suite * factor,
-            total: limits.total * factor,
-            tcg_factor: limits.tcg_factor,
-        }
+        limits.times(if self == Self::Kvm { 1 } else { limits.tcg_factor })
     }
 
     /// In one word.

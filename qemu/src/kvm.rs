@@ -96,7 +96,8 @@ impl Choice {
         watcher: &mut dyn Watcher,
     ) -> Result<(Accel, Exit)> {
         if self.known().is_none() {
-            let limits = Accel::Kvm.scale(limits);
+            // The guest has its limits already, which are those of TCG until more is known.
+            let limits = Accel::Tcg.scale(limits);
             match machine.boot(Accel::Kvm, limits, Some(self.proof), watcher)? {
                 // One line is proof, whatever came of the guest afterwards; a QEMU that ends
                 // without a word has proved nothing.

@@ -199,6 +199,9 @@ struct RunArgs {
     /// Also what is slow.
     #[arg(long)]
     full: bool,
+    /// Multiply all time limits, beside what the kernel asks for.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    timeout_factor: u64,
     /// Run that many times.
     #[arg(long, default_value_t = 1)]
     repeat: u32,
@@ -283,6 +286,7 @@ fn run_all(repo: &std::path::Path, args: &RunArgs) -> Result<Tally> {
             continue;
         };
         let mut setup = Setup::new(repo, &matrix, tree.clone(), &request)?;
+        setup.timeout_factor = args.timeout_factor;
         if let Some(mutant) = &args.mutant {
             setup.cmdline = format!("{PARAMETER}={mutant}");
         }
@@ -360,6 +364,7 @@ fn cmd_patch_check(repo: &std::path::Path, args: &PatchCheckArgs) -> Result<bool
             suites: Vec::new(),
             filter: None,
             full: false,
+            timeout_factor: 1,
             repeat: 1,
             list: false,
             mutant: None,

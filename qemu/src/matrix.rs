@@ -52,6 +52,19 @@ pub struct Timeouts {
     pub tcg_factor: u64,
 }
 
+impl Timeouts {
+    /// All of them so many times as long.
+    pub fn times(self, factor: u64) -> Self {
+        Self {
+            boot: self.boot * factor,
+            test: self.test * factor,
+            suite: self.suite * factor,
+            total: self.total * factor,
+            tcg_factor: self.tcg_factor,
+        }
+    }
+}
+
 /// One configuration that objects are compiled in.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -102,6 +115,10 @@ fn one() -> u64 {
     1
 }
 
+fn one_node() -> u32 {
+    1
+}
+
 /// A path, or a list of them.
 fn one_or_more<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<PathBuf>, D::Error> {
     #[derive(Deserialize)]
@@ -137,6 +154,9 @@ pub struct MachineSpec {
     pub memory: String,
     /// `-smp`.
     pub vcpus: u32,
+    /// NUMA nodes, which the kernel makes of the one that there is (`numa=fake=`).
+    #[serde(default = "one_node")]
+    pub nodes: u32,
     /// Kernel command line, `memmap=` and the like.
     #[serde(default)]
     pub cmdline: String,

@@ -59,6 +59,8 @@ pub struct Setup {
     pub audited: bool,
     /// More kernel command line than the matrix has.
     pub cmdline: String,
+    /// What limits are multiplied by, beside what the kernel asks for.
+    pub timeout_factor: u64,
     /// Seconds that a test may take of a program that is a suite by itself, if others than the
     /// matrix says.
     pub test_limit: Option<u64>,
@@ -99,6 +101,7 @@ impl Setup {
             module,
             audited: true,
             cmdline: String::new(),
+            timeout_factor: 1,
             test_limit: None,
             agent: (programs_dir.join("zdvm-guest"), programs_dir.join("zdvm-audit")),
             programs: BTreeMap::new(),
@@ -181,6 +184,8 @@ impl Setup {
             module: crate::kdir::modinfo(&self.module, "name")?,
             params: self.machine.module_params.clone(),
             audit: if self.audited { AUDIT.to_owned() } else { String::new() },
+            cpus: self.machine.vcpus,
+            nodes: self.machine.nodes,
             shell: false,
             suites: Vec::new(),
         };
@@ -225,7 +230,11 @@ impl Setup {
     ) -> Result<Machine> {
         let spec = matrix.kernel(&self.on.kernel)?;
         let qemu = std::env::var_os("ZDVM_QEMU").map_or("qemu-system-x86_64".into(), PathBuf::from);
-        let cmdline = [&*self.machine.cmdline, &*spec.cmdline_extra, &*self.cmdline];
+        let nodes = match self.machine.nodes {
+            0 | 1 => String::new(),
+            n => format!("numa=fake={n}"),
+        };
+        let cmdline = [&*self.machine.cmdline, &*nodes, &*spec.cmdline_extra, &*self.cmdline];
         Ok(Machine {
             qemu,
             image: self.tree.image(),
@@ -396,11 +405,13 @@ pub fn watched(
     dir: &Path,
     watcher: &mut dyn Watcher,
 ) -> Result<Boot> {
-    let limits = choice.known().unwrap_or(Accel::Tcg).scale(matrix.timeouts);
+    let factor = matrix.kernel(&setup.on.kernel)?.timeout_factor * setup.timeout_factor;
+    let timeouts = matrix.timeouts.times(factor);
+    let limits = choice.known().unwrap_or(Accel::Tcg).scale(timeouts);
     let plan = setup.guest_plan(matrix, planned, limits.test)?;
     let machine = setup.machine(matrix, dir, &plan, &setup.files(planned, dir)?)?;
     let start = Instant::now();
-    let (accel, exit) = choice.boot(&machine, matrix.timeouts, watcher)?;
+    let (accel, exit) = choice.boot(&machine, timeouts, watcher)?;
     let seconds = start.elapsed().as_secs_f64();
     let console = fs::read(dir.join("console.log"))?;
     let console = String::from_utf8_lossy(&console);

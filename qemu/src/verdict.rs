@@ -519,6 +519,12 @@ fn judge_exit(stream: &Stream, evidence: &Evidence<'_>, problems: &mut Vec<Probl
             problems.push(problem("exit", &within, format!("QEMU ended with status {n}")))
         }
     }
+    // The agent says nothing on the console but where tests begin and end, and what it died of.
+    let agent =
+        |l: &&str| splat::message(l).starts_with("zdvm-guest: ") && splat::bracket(l).is_none();
+    if let Some(line) = evidence.console.lines().find(agent) {
+        problems.push(problem("guest", &within, splat::message(line)));
+    }
     if stream.hello.is_none() {
         problems.push(problem("boot", "guest", format!("the guest never came up; {}", last())));
     } else if !stream.done {

@@ -248,6 +248,14 @@ fn missing_result_that_the_plan_line_admits() {
 }
 
 #[test]
+fn what_the_agent_died_of_is_told() {
+    let mut run = Recorded::clean().console_until("zdvm-guest: begin kunit");
+    run.wire.clear();
+    run.console.push_str("[    1.0] zdvm-guest: the guest has 2 of cpu, 4 were asked for\n");
+    run.red("guest", "the guest has 2 of cpu, 4 were asked for");
+}
+
+#[test]
 fn cut_stream() {
     let mut run = Recorded::clean();
     run.cut = 4;

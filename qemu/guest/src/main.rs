@@ -24,6 +24,7 @@ fn work() -> Result<()> {
         return run::shell(&plan);
     }
     let mut link = sys::Link::open()?;
+    sys::check_machine(plan.cpus, plan.nodes)?;
     link.send(&Message::Hello { release: sys::release()?, taint: sys::taint()? })?;
     for suite in &plan.suites {
         link.send(&Message::SuiteStart(suite.name.clone()))?;

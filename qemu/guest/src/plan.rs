@@ -63,6 +63,10 @@ pub struct Plan {
     pub params: String,
     /// Program that looks for what a test left behind in the module; empty for none.
     pub audit: String,
+    /// Processors that the guest must have; 0 for any number.
+    pub cpus: u32,
+    /// NUMA nodes that it must have; 0 for any number.
+    pub nodes: u32,
     /// An interactive shell instead of suites.
     pub shell: bool,
     /// Suites, in order.
@@ -78,6 +82,11 @@ impl Plan {
         }
         if !self.audit.is_empty() {
             let _ = writeln!(out, "audit {}", self.audit);
+        }
+        for (word, number) in [("cpus", self.cpus), ("nodes", self.nodes)] {
+            if number != 0 {
+                let _ = writeln!(out, "{word} {number}");
+            }
         }
         if self.shell {
             out.push_str("shell\n");
@@ -103,6 +112,10 @@ impl Plan {
                 ["module", name] => plan.module = name.to_owned(),
                 ["params", ..] => plan.params = words[1..].join(" "),
                 ["audit", program] => plan.audit = program.to_owned(),
+                ["cpus" | "nodes", number] => {
+                    let number = number.parse().map_err(|_| format!("bad number in {line:?}"))?;
+                    *if words[0] == "cpus" { &mut plan.cpus } else { &mut plan.nodes } = number;
+                }
                 ["shell"] => plan.shell = true,
                 ["suite", name, kind, timeout, program] => plan.suites.push(Suite {
                     name: name.to_owned(),
@@ -144,6 +157,8 @@ mod tests {
             module: "zdmirror".into(),
             params: "a=0x1 b=2".into(),
             audit: "/bin/zdvm-audit".into(),
+            cpus: 4,
+            nodes: 2,
             shell: true,
             suites: vec![
                 Suite {

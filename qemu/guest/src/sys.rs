@@ -89,6 +89,36 @@ pub fn release() -> Result<String> {
     Ok(fs::read_to_string("/proc/sys/kernel/osrelease")?.trim().to_owned())
 }
 
+/// How many of something are online, by a list such as "0-3,5".
+fn online(what: &str) -> Result<u32> {
+    let path = format!("/sys/devices/system/{what}/online");
+    let text = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
+    count(&text).with_context(|| format!("{path} says {text:?}"))
+}
+
+fn count(list: &str) -> Option<u32> {
+    let range = |part: &str| {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        Some(last.parse::<u32>().ok()?.checked_sub(first.parse().ok()?)? + 1)
+    };
+    list.trim().split(',').map(range).sum()
+}
+
+/// An error where the guest is another machine than was asked for: what then passed would not have been
+/// shown.
+pub fn check_machine(cpus: u32, nodes: u32) -> Result<()> {
+    for (what, wanted, hint) in [("cpu", cpus, "NR_CPUS"), ("node", nodes, "NUMA_EMU")] {
+        if wanted == 0 {
+            continue;
+        }
+        let found = online(what)?;
+        if found != wanted {
+            bail!("the guest has {found} of {what}, {wanted} were asked for (CONFIG_{hint}?)");
+        }
+    }
+    Ok(())
+}
+
 /// The taint mask.
 pub fn taint() -> Result<u64> {
     let text = fs::read_to_string("/proc/sys/kernel/tainted")?;
@@ -182,6 +212,14 @@ pub fn kmemleak_scan() {
 mod tests {
     #![allow(clippy::unwrap_used)] // A test may panic.
     use super::*;
+
+    #[test]
+    fn lists_of_processors() {
+        for (list, n) in [("0\n", Some(1)), ("0-3", Some(4)), ("0-1,4,6-7\n", Some(5)), ("", None)]
+        {
+            assert_eq!(count(list), n, "{list:?}");
+        }
+    }
 
     #[test]
     fn a_setting_says_what_was_before() {
