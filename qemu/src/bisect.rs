@@ -275,7 +275,8 @@ fn work(repo: &Path, args: &Args) -> Result<u8> {
     let matrix = Matrix::load(repo)?;
     let plans = matrix.plans()?;
     let filter = args.filter.as_deref().map(Regex::new).transpose().context("--filter")?;
-    let selection = Selection { suites: args.suites.clone(), filter, full: args.full };
+    let selection =
+        Selection { suites: args.suites.clone(), filter, full: args.full, config: None };
     let suites = matrix.selected(&selection)?;
     let choice = Choice::new(&args.accel)?;
     let tree = match build(&matrix, args)? {
@@ -406,6 +407,7 @@ mod tests {
                 name: "selftests".into(),
                 planned: statuses.len(),
                 with_full: 0,
+                not_applicable: 0,
                 tests: statuses.iter().map(test).collect(),
             }],
             left_out: vec![],

@@ -212,7 +212,8 @@ pub fn compare(
     choice: &Choice,
     write: bool,
 ) -> Result<bool> {
-    let selection = Selection { suites: request.suites.to_vec(), filter: None, full: true };
+    let selection =
+        Selection { suites: request.suites.to_vec(), filter: None, full: true, config: None };
     let mut planned = matrix.planned(&request.on, plans, &selection)?;
     if planned.suites.iter().any(|s| s.kind != Kind::Harness) {
         bail!("only a suite of hmm-tests can be compared");

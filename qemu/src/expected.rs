@@ -9,6 +9,7 @@ use regex::Regex;
 use serde::Deserialize;
 use zdvm_guest::plan::Kind;
 
+use crate::kconfig;
 use crate::planned::{Allow, Expect, Failure, Suite, Test};
 
 /// A file of expected results.
@@ -27,6 +28,9 @@ pub struct Expected {
     /// Left out of a quick run.
     #[serde(default)]
     pub slow: Vec<Exception>,
+    /// What tests need of a kernel's configuration.
+    #[serde(default)]
+    pub needs: Vec<Needs>,
     /// Tests that a kernel's programs do not have.
     #[serde(default)]
     pub absent: Vec<Exception>,
@@ -56,6 +60,16 @@ pub struct Exception {
     pub how: Option<Pattern>,
     /// Why.
     pub reason: String,
+}
+
+/// What some tests need of a kernel's configuration.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Needs {
+    /// All tests whose name matches.
+    pub pattern: Pattern,
+    /// Symbols, as in the matrix's `requires`.
+    pub config: Vec<String>,
 }
 
 /// One deliberate splat.
@@ -98,6 +112,8 @@ pub struct Selection {
     pub filter: Option<Regex>,
     /// Also what is slow.
     pub full: bool,
+    /// The kernel's configuration, where tests may need what it does not have.
+    pub config: Option<String>,
 }
 
 /// Where a plan is to hold.
@@ -172,6 +188,11 @@ impl Expected {
         for e in exceptions() {
             e.check(&self.tests)?;
         }
+        for n in &self.needs {
+            if n.config.is_empty() || !self.tests.iter().any(|t| n.pattern.0.is_match(t)) {
+                bail!("/{}/ needs nothing, or is no test's name", n.pattern.0);
+            }
+        }
         if let Some(e) = self.fail.iter().find(|e| e.how.is_none()) {
             bail!(
                 "{:?}: a failure that is expected fails in a known way: `how` is wanted",
@@ -237,6 +258,7 @@ impl Expected {
             tests: Vec::new(),
             deselected: BTreeSet::new(),
             with_full: 0,
+            not_applicable: 0,
         };
         // A script runs all of its tests: none can be left out.
         let slow = |test: &str| {
@@ -244,10 +266,20 @@ impl Expected {
                 && !matches!(kind, Kind::Script | Kind::Kunit)
                 && self.slow.iter().any(|e| e.fits(test, place))
         };
+        // A script and KUnit run all of their tests; what these need is required of every kernel.
+        let config = selection.config.as_deref();
+        let config = config.filter(|_| matches!(kind, Kind::Ktap | Kind::Harness));
+        let lacks =
+            |needs: &&Needs| config.is_some_and(|c| !kconfig::lacking(&needs.config, c).is_empty());
+        let lacking: Vec<&Needs> = self.needs.iter().filter(lacks).collect();
+        let applies = |test: &str| !lacking.iter().any(|n| n.pattern.0.is_match(test));
         let absent = |test: &str| self.absent.iter().any(|e| e.fits(test, place));
         for test in self.tests.iter().filter(|t| !absent(t)) {
             let wanted = selection.filter.as_ref().is_none_or(|f| f.is_match(test));
-            if wanted && !slow(test) {
+            if wanted && !applies(test) {
+                suite.not_applicable += 1;
+                suite.deselected.insert(test.clone());
+            } else if wanted && !slow(test) {
                 suite.tests.push(Test { name: test.clone(), expect: self.expect(test, place) });
             } else {
                 suite.with_full += usize::from(wanted);

@@ -99,9 +99,9 @@ fn configured(matrix: &Matrix, tree: &mut Tree) -> Result<()> {
     tree.args = compiler::arguments(&config, &compiler::version)
         .with_context(|| format!("the kernel in {}", tree.objects.display()))?;
     let key = repo::key([tree.objects.display().to_string()]);
-    let kernels = repo::cache("kernels")?;
-    let _lock = repo::lock(&kernels.join(format!("kdir-{key}.lock")))?;
-    let log = kernels.join(format!("kdir-{key}.log"));
+    let trees = repo::cache("kdir")?;
+    let _lock = repo::lock(&trees.join(format!("{key}.lock")))?;
+    let log = trees.join(format!("{key}.log"));
     let _ = fs::remove_file(&log);
     kernel::compile(tree, &log)
 }

@@ -268,7 +268,8 @@ fn run_all(repo: &std::path::Path, args: &RunArgs) -> Result<Tally> {
     let matrix = Matrix::load(repo)?;
     let plans = matrix.plans()?;
     let filter = args.filter.as_deref().map(Regex::new).transpose().context("--filter")?;
-    let selection = Selection { suites: args.suites.clone(), filter, full: args.full };
+    let mut selection =
+        Selection { suites: args.suites.clone(), filter, full: args.full, config: None };
     let suites = matrix.selected(&selection)?;
     let choice = Choice::new(&args.which.accel)?;
     let (mut passed, mut failed, mut skipped, mut good) = (0, 0, 0, true);
@@ -285,6 +286,7 @@ fn run_all(repo: &std::path::Path, args: &RunArgs) -> Result<Tally> {
             list(&matrix.planned(&request.on, &plans, &selection)?);
             continue;
         };
+        selection.config = Some(tree.config()?);
         let mut setup = Setup::new(repo, &matrix, tree.clone(), &request)?;
         setup.timeout_factor = args.timeout_factor;
         if let Some(mutant) = &args.mutant {

@@ -58,6 +58,8 @@ pub struct Suite {
     pub deselected: BTreeSet<String>,
     /// How many tests were left out because they are slow.
     pub with_full: usize,
+    /// How many the kernel's configuration has no use for.
+    pub not_applicable: usize,
 }
 
 /// A deliberate splat.

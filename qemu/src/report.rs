@@ -32,7 +32,7 @@ pub struct Run<'a> {
     pub seconds: f64,
 }
 
-fn row(suite: &SuiteResult) -> [usize; 7] {
+fn row(suite: &SuiteResult) -> [usize; 8] {
     [
         suite.planned,
         suite.count(&[Status::Pass]),
@@ -40,6 +40,7 @@ fn row(suite: &SuiteResult) -> [usize; 7] {
         suite.count(&[Status::Skip, Status::ExpectedSkip]),
         suite.count(&[Status::ExpectedFail]),
         suite.count(&[Status::Missing, Status::Crashed]),
+        suite.not_applicable,
         suite.with_full,
     ]
 }
@@ -51,8 +52,16 @@ pub fn say(text: &str) {
 
 /// The summary table.
 pub fn table(verdict: &Verdict) -> String {
-    let heads =
-        ["planned", "passed", "failed", "skipped", "xfail", "missing/crashed", "with --full"];
+    let heads = [
+        "planned",
+        "passed",
+        "failed",
+        "skipped",
+        "xfail",
+        "missing/crashed",
+        "not applicable",
+        "with --full",
+    ];
     let names = verdict.suites.iter().map(|s| &s.name).chain(verdict.left_out.iter().map(|l| &l.0));
     let width = names.map(String::len).max().unwrap_or(0).max(6);
     let mut out = format!("{:width$}", "suite");
@@ -60,7 +69,7 @@ pub fn table(verdict: &Verdict) -> String {
         let _ = write!(out, "  {head}");
     }
     out.push('\n');
-    let left_out = verdict.left_out.iter().map(|(name, n)| (name, [0, 0, 0, 0, 0, 0, *n]));
+    let left_out = verdict.left_out.iter().map(|(name, n)| (name, [0, 0, 0, 0, 0, 0, 0, *n]));
     for (name, numbers) in verdict.suites.iter().map(|s| (&s.name, row(s))).chain(left_out) {
         let _ = write!(out, "{name:width$}");
         for (head, n) in heads.iter().zip(numbers) {

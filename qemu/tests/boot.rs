@@ -72,6 +72,7 @@ fn boot(script: &str, as_init: bool) -> (Verdict, String, TempDir) {
             tests: vec![Test { name: "a".into(), expect: Expect::Pass }],
             deselected: BTreeSet::new(),
             with_full: 0,
+            not_applicable: 0,
         }],
         allow: vec![],
         known: vec![],

@@ -17,13 +17,6 @@ fn write(path: &Path, text: impl AsRef<[u8]>) {
 }
 
 fn matrix() -> Matrix {
-    // Locks and logs of these trees are nothing for the user's cache.
-    static CACHE: std::sync::LazyLock<TempDir> = std::sync::LazyLock::new(|| {
-        let dir = TempDir::new().unwrap();
-        std::env::set_var("XDG_CACHE_HOME", dir.path());
-        dir
-    });
-    std::sync::LazyLock::force(&CACHE);
     Matrix::load(Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()).unwrap()
 }
 

@@ -113,6 +113,23 @@ fn what_is_asked_for_by_name_is_run() {
 }
 
 #[test]
+fn what_a_kernel_cannot_do_is_not_applicable() {
+    let config = "CONFIG_MEMCG=y\nCONFIG_SWAP=y\nCONFIG_USERFAULTFD=y\n# CONFIG_KSM is not set\n\
+                  CONFIG_TRANSPARENT_HUGEPAGE=y\nCONFIG_MEMORY_FAILURE=y\nCONFIG_FS_DAX=y\n";
+    let all = planned("default", &full());
+    let config = Some(config.to_owned());
+    let some = planned("default", &Selection { config, ..full() });
+    let suite = |planned: &Planned| planned.suites.iter().find(|s| s.name == "selftests").cloned();
+    let (all, some) = (suite(&all).unwrap(), suite(&some).unwrap());
+    assert_eq!((all.not_applicable, some.with_full), (0, 0));
+    assert!(some.not_applicable > 100, "{}", some.not_applicable);
+    assert_eq!(all.tests.len(), some.tests.len() + some.not_applicable);
+    let gone = |t: &str| t.starts_with("ksm") || t == "generic.ksm" || t.contains("dax.");
+    assert!(some.deselected.iter().all(|t| gone(t)), "{:?}", some.deselected);
+    assert!(!some.tests.iter().any(|t| gone(&t.name)));
+}
+
+#[test]
 fn a_filter_is_no_wish_for_a_script() {
     let filter = Some(Regex::new("private.migrate$").unwrap());
     let one = planned("default", &Selection { filter, ..full() });
@@ -235,5 +252,6 @@ fn slips_of_the_pen_are_refused() {
     refused("tests = ['a']\n[[skip]]\ntest = 'a'\nreason = 'x'\nkernels = ['k']", "no kernel");
     refused("tests = ['a']\n[[absent]]\ntest = 'a'\nreason = 'x'", "`kernels` is wanted");
     refused("tests = ['a']\n[[skip]]\ntest = 'a'", "missing field `reason`");
+    refused("tests = ['a']\n[[needs]]\npattern = 'a'\nconfig = []", "needs nothing");
     refused("rest_not_yet = true", "unknown field");
 }

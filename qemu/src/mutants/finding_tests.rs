@@ -18,6 +18,7 @@ fn boot(lines: &[&str], exit: Exit) -> Outcome {
             tests: vec![test("a.one"), test("a.two")],
             deselected: BTreeSet::new(),
             with_full: 0,
+            not_applicable: 0,
         }],
         ..Planned::default()
     };

@@ -197,6 +197,7 @@ mod tests {
             tests: names.iter().map(test).collect(),
             deselected: BTreeSet::new(),
             with_full: 0,
+            not_applicable: 0,
         };
         Planned { suites: vec![suite], ..Planned::default() }
     }

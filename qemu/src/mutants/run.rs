@@ -133,7 +133,8 @@ impl Ground<'_> {
         let upstream = theirs.then(|| tree.c_driver()).transpose()?;
         let request = Request { on, vcpus: None, module: upstream.as_deref(), suites: &suites };
         let mut setup = Setup::new(repo, &self.matrix, tree.clone(), &request)?;
-        let selection = Selection { suites: suites.to_vec(), filter: None, full: true };
+        let selection =
+            Selection { suites: suites.to_vec(), filter: None, full: true, config: None };
         let mut planned = self.matrix.planned(&request.on, plans, &selection)?;
         let measures = Regex::new(BENCHMARKS)?;
         let wanted = |name: &str| wish.filter.as_ref().is_none_or(|f| f.is_match(name));

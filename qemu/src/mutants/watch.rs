@@ -167,6 +167,7 @@ mod tests {
             ],
             deselected: BTreeSet::new(),
             with_full: 0,
+            not_applicable: 0,
         };
         let allow = Allow {
             test: "inject.x".into(),
