@@ -191,7 +191,8 @@ impl<'a> Migrator<'a> {
         .map(|_| ())
     }
 
-    /// Migrates the device's pages of `range` to system memory and returns how many. May sleep.
+    /// Migrates the device's pages of `range` to system memory and returns how many folios moved,
+    /// as `lib/test_hmm.c` does. May sleep.
     ///
     /// # Errors
     ///
@@ -272,7 +273,7 @@ impl<'a> Migrator<'a> {
         }
     }
 
-    /// Migrates `range` in batches and returns how many pages moved. `fill` gives the sources of a
+    /// Migrates `range` in batches and returns how many folios moved. `fill` gives the sources of a
     /// batch their destinations; `finish` finalizes the batch.
     fn each_batch(
         &self,
@@ -323,7 +324,7 @@ impl<'a> Migrator<'a> {
                 Select::Device(_) => stats.moved_to_system(moved),
             }
             stats.failed_migrate.add(wanted.saturating_sub(moved.pages));
-            total += moved.pages;
+            total += moved.folios;
             start = request.end;
         }
         Ok(total)

@@ -49,7 +49,7 @@ pub(crate) const MAX_PAGES: usize = 1 << PMD_ORDER;
 /// Which pages of a range a migration takes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Select {
-    /// Pages in system memory, and places where no page is yet.
+    /// Pages in system memory, and holes: addresses that no page was ever mapped at.
     System,
     /// Pages of the given owner in device memory of this type.
     Device(MemoryType),
@@ -118,11 +118,13 @@ impl Stage for Finalized {
 ///   destination entry owns the lock and a reference of its folio.
 /// - `vma` says whether `args` is used as a whole (by `migrate_vma_*()`) or only its arrays (by
 ///   `migrate_device_*()`).
+/// - No hole has a destination unless `holes` is set.
 #[must_use = "dropping a migration puts the pages back"]
 pub(crate) struct Migration<'a, S: Stage> {
     args: bindings::migrate_vma,
     len: usize,
     vma: bool,
+    holes: bool,
     finalized: bool,
     _p: PhantomData<(&'a mut PfnBuffer, S)>,
 }
@@ -188,6 +190,7 @@ impl<'a> Migration<'a, Setup> {
             args,
             len,
             vma: true,
+            holes: request.select == Select::System,
             finalized: false,
             _p: PhantomData,
         })
@@ -221,14 +224,19 @@ impl<'a> Migration<'a, Setup> {
             args,
             len,
             vma: false,
+            holes: false,
             finalized: false,
             _p: PhantomData,
         }
     }
 
     /// Order of the source that starts at entry `i`; `None` where there is none to be moved.
+    ///
+    /// Core mm selects the holes of a range whatever else it is asked to select. A hole is a source
+    /// on the way to the device only, where the first access may as well be the device's. On the way
+    /// back a destination would populate memory that nobody has touched.
     pub(crate) fn source(&self, i: usize) -> Option<u32> {
-        if !self.is_selected(i) || self.is_moving(i) {
+        if !self.is_selected(i) || self.is_moving(i) || !self.holes && !is_valid(self.src(i)) {
             None
         } else if self.src(i) & bindings::MIGRATE_PFN_COMPOUND != 0 {
             Some(PMD_ORDER)
@@ -359,11 +367,13 @@ pub(crate) struct MovedFolio<'a> {
     pub(crate) destination: PageView<'a>,
 }
 
-/// What a migration came to, in base pages but for the last.
+/// What a migration has moved.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Moved {
-    /// Pages that have moved.
+    /// Base pages that have moved.
     pub(crate) pages: usize,
+    /// Folios that have moved, of any order.
+    pub(crate) folios: usize,
     /// Large folios among them that have moved in one piece.
     pub(crate) large: usize,
 }
@@ -374,6 +384,7 @@ impl<'a> Migration<'a, Copied> {
         let mut moved = Moved::default();
         for (_, order) in self.moved_entries() {
             moved.pages += 1 << order;
+            moved.folios += 1;
             moved.large += usize::from(order > 0);
         }
         moved
@@ -470,6 +481,7 @@ impl<'a, S: Stage> Migration<'a, S> {
             args: self.args,
             len: self.len,
             vma: self.vma,
+            holes: self.holes,
             finalized,
             _p: PhantomData,
         };

@@ -59,6 +59,7 @@ mod generic;
 mod generic_pins;
 mod generic_rule;
 mod holders;
+mod holes;
 mod inject;
 mod inject_each;
 mod inject_records;
@@ -210,6 +211,7 @@ pub fn all() -> Vec<&'static Test> {
         contention::EACH,
         exclusive_paths::TESTS,
         holders::TESTS,
+        holes::TESTS,
         neighbours::TESTS,
         kill::TESTS,
         debugfs::TESTS,

@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Addresses that nothing was ever mapped at stay so when a range comes back from the device.
+//! Core mm selects them as sources whatever a migration asks for.
+
+use super::target::{Target, huge_filled};
+use super::{Ctx, PAGES, Test};
+use crate::check::{OrFail, Outcome};
+use crate::check_eq;
+use crate::device::{Buffer, HUGE_PAGES};
+use crate::proc;
+
+pub const TESTS: &[Test] = of_each_kind!("holes":
+    "one_page" => one_page,
+    "every_other" => every_other,
+    "huge" => huge,
+    "huge_beside_small" => huge_beside_small,
+    "nothing_there" => nothing_there,
+);
+
+/// Brings the whole buffer back, of which `pages` pages are on the device in `folios` folios, and
+/// nothing else is mapped. Checks that those pages are all that is mapped afterwards.
+#[track_caller]
+fn comes_back(target: &Target, buf: &Buffer, pages: usize, folios: usize) -> Outcome {
+    let n = buf.pages();
+    let before = target.stats()?;
+    let back = target.to_system(buf, 0, n).or_fail("MIGRATE_TO_SYS")?;
+    check_eq!(proc::present(buf, 0, n)?, pages, "pages that are mapped");
+    target.expect(buf, 0, n, 0)?;
+    check_eq!(back.cpages, folios as u64, "cpages, as the C driver counts");
+    let after = target.stats()?;
+    let moved = after.to_system.wrapping_sub(before.to_system);
+    check_eq!(moved, pages as u64, "growth of stats.to_system");
+    check_eq!(
+        after.failed_migrate,
+        before.failed_migrate,
+        "stats.failed_migrate"
+    );
+    Ok(())
+}
+
+/// shared/cases/holes.c: one page on the device in 64 MiB of untouched memory.
+fn one_page(ctx: &Ctx, node: usize) -> Outcome {
+    let target = Target::open(ctx, node)?;
+    let n = 32 * HUGE_PAGES;
+    for huge in [false, true] {
+        let buf = Buffer::anon_huge_aligned(n)?;
+        buf.fill(0, 1, 2100);
+        if huge {
+            // The page that is there keeps its table of small entries, the rest could be huge.
+            buf.advise(0, n, libc::MADV_HUGEPAGE)?;
+        }
+        target.to_device(&buf, 0, 1).or_fail("MIGRATE_TO_DEV")?;
+        target.expect(&buf, 0, 1, 1)?;
+        comes_back(&target, &buf, 1, 1)?;
+        buf.check(0, 1, 2100)?;
+    }
+    Ok(())
+}
+
+/// Holes between pages of one page of page table entries.
+fn every_other(ctx: &Ctx, node: usize) -> Outcome {
+    let target = Target::open(ctx, node)?;
+    let buf = Buffer::anon(2 * PAGES)?;
+    for page in (0..2 * PAGES).step_by(2) {
+        buf.fill(page, 1, 2110);
+        target.to_device(&buf, page, 1).or_fail("MIGRATE_TO_DEV")?;
+    }
+    target.expect(&buf, 0, 2 * PAGES, PAGES)?;
+    comes_back(&target, &buf, PAGES, PAGES)?;
+    for page in (0..2 * PAGES).step_by(2) {
+        buf.check(page, 1, 2110)?;
+    }
+    Ok(())
+}
+
+/// A huge page on the device, with holes of the size of a huge page around it.
+fn huge(ctx: &Ctx, node: usize) -> Outcome {
+    let target = Target::open(ctx, node)?;
+    let buf = Buffer::anon_huge_aligned(5 * HUGE_PAGES)?;
+    buf.advise(0, buf.pages(), libc::MADV_HUGEPAGE)?;
+    buf.fill(2 * HUGE_PAGES, HUGE_PAGES, 2120);
+    target
+        .to_device(&buf, 2 * HUGE_PAGES, HUGE_PAGES)
+        .or_fail("MIGRATE_TO_DEV")?;
+    target.expect(&buf, 2 * HUGE_PAGES, HUGE_PAGES, HUGE_PAGES)?;
+    let before = target.stats()?;
+    let large = target.moves_large() && proc::huge(&buf, 2 * HUGE_PAGES, HUGE_PAGES)? > 0;
+    let folios = if large { 1 } else { HUGE_PAGES };
+    comes_back(&target, &buf, HUGE_PAGES, folios)?;
+    target.expect_large(&before, 0, usize::from(large), 0)?;
+    buf.check(2 * HUGE_PAGES, HUGE_PAGES, 2120)
+}
+
+/// A huge page, a hole, and small pages on the device, with a range that begins and ends within
+/// holes, and an allocation that fails.
+fn huge_beside_small(ctx: &Ctx, node: usize) -> Outcome {
+    let target = Target::open(ctx, node)?;
+    let buf = Buffer::anon_huge_aligned(4 * HUGE_PAGES)?;
+    buf.advise(HUGE_PAGES, 2 * HUGE_PAGES, libc::MADV_HUGEPAGE)?;
+    let (first, n) = (3 * HUGE_PAGES + 7, PAGES);
+    buf.fill(first, n, 2130);
+    target.to_device(&buf, first, n).or_fail("MIGRATE_TO_DEV")?;
+    target.expect(&buf, first, n, n)?;
+    target.fail_alloc()?;
+    // What the allocation fails for is a small page: the ioctl fails, and has moved nothing.
+    let failed = target.to_system(&buf, HUGE_PAGES / 2, 3 * HUGE_PAGES);
+    if failed.is_err() {
+        target.expect(&buf, first, n, n)?;
+        check_eq!(proc::present(&buf, 0, buf.pages())?, 0, "mapped pages");
+    }
+    target
+        .to_system(&buf, HUGE_PAGES / 2, 3 * HUGE_PAGES)
+        .or_fail("MIGRATE_TO_SYS")?;
+    check_eq!(proc::present(&buf, 0, buf.pages())?, n, "mapped pages");
+    buf.check(first, n, 2130)
+}
+
+/// Nothing is on the device, or mapped at all.
+fn nothing_there(ctx: &Ctx, node: usize) -> Outcome {
+    let target = Target::open(ctx, node)?;
+    for advice in [libc::MADV_NOHUGEPAGE, libc::MADV_HUGEPAGE] {
+        let buf = Buffer::anon_huge_aligned(3 * HUGE_PAGES)?;
+        buf.advise(0, buf.pages(), advice)?;
+        comes_back(&target, &buf, 0, 0)?;
+    }
+    // System memory is nobody's source, either, nor are the holes beside it.
+    let buf = huge_filled(1, 2140)?;
+    let back = target
+        .to_system(&buf, 0, HUGE_PAGES)
+        .or_fail("MIGRATE_TO_SYS")?;
+    check_eq!(back.cpages, 0, "pages that came back from nowhere");
+    buf.check(0, HUGE_PAGES, 2140)
+}
