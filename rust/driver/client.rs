@@ -16,9 +16,9 @@ use super::{
 };
 use crate::mm::{
     hmm::HmmMirror,
-    module::ModulePin, //
+    module::ModulePin,
+    range::PageRange, //
 };
-use core::ops::Range;
 use kernel::{
     mm::MmWithUser,
     new_mutex,
@@ -103,7 +103,7 @@ impl Client {
     }
 
     /// Migrates what is in system memory of `range` to the device, as [`Migrator::to_device`].
-    pub(super) fn to_device(&self, range: Range<usize>) -> Result {
+    pub(super) fn to_device(&self, range: PageRange) -> Result {
         self.used_memory.store(true, Relaxed);
         // Kept or let go of when no lock is held any more.
         let mut held = self.injection.armed();
@@ -114,7 +114,7 @@ impl Client {
     }
 
     /// Migrates the device's pages of `range` to system memory, as [`Migrator::to_system`].
-    pub(super) fn to_system(&self, range: Range<usize>) -> Result<usize> {
+    pub(super) fn to_system(&self, range: PageRange) -> Result<usize> {
         self.migrator().to_system(range)
     }
 
@@ -172,6 +172,7 @@ mod tests {
             },
             mapped::Memory,
             migrate::bytes,
+            range::PageRange,
             snapshot::{
                 MapSize,
                 Seen, //
@@ -195,6 +196,7 @@ mod tests {
         device: Arc<Device>,
         client: Pin<KBox<Client>>,
         address: usize,
+        range: PageRange,
     }
 
     impl Setting {
@@ -229,6 +231,7 @@ mod tests {
             device,
             client,
             address,
+            range: PageRange::new(address, PAGES)?,
         })
     }
 
@@ -255,9 +258,9 @@ mod tests {
     #[test]
     fn round_trip_keeps_data_and_counts() -> Result {
         let s = setting()?;
-        let range = s.address..s.address + bytes(PAGES);
+        let range = s.range;
         fill(s.address)?;
-        s.client.to_device(range.clone())?;
+        s.client.to_device(range)?;
         let counts = s.device.audit(Moment::Quiet)?;
         assert_eq!((counts.used, counts.found), (PAGES as u64, 0));
         assert_eq!(s.client.to_system(range)?, PAGES);
@@ -272,7 +275,7 @@ mod tests {
     fn cpu_access_brings_pages_back() -> Result {
         let s = setting()?;
         fill(s.address)?;
-        s.client.to_device(s.address..s.address + bytes(PAGES))?;
+        s.client.to_device(s.range)?;
         assert!(holds_pattern(s.address)?);
         let counts = s.device.audit(Moment::Quiet)?;
         assert_eq!((counts.used, counts.found), (0, 0));
@@ -286,9 +289,8 @@ mod tests {
         let mm = task.mm().ok_or(EINVAL)?;
         let other = Client::new(&s.device, mm)?;
         fill(s.address)?;
-        let half = s.address + bytes(PAGES / 2);
-        s.client.to_device(s.address..half)?;
-        other.to_device(half..half + bytes(PAGES / 2))?;
+        s.client.to_device(s.range.first(PAGES / 2))?;
+        other.to_device(s.range.skip(PAGES / 2).ok_or(EINVAL)?)?;
         s.client.close();
         let counts = s.device.audit(Moment::Quiet)?;
         assert_eq!((counts.used, counts.found), (PAGES as u64 / 2, 0));
@@ -302,10 +304,10 @@ mod tests {
     #[test]
     fn release_unregisters_and_memory_comes_again() -> Result {
         let s = setting()?;
-        let range = s.address..s.address + bytes(PAGES);
+        let range = s.range;
         fill(s.address)?;
         for _ in 0..2 {
-            s.client.to_device(range.clone())?;
+            s.client.to_device(range)?;
             assert_eq!(s.device.audit(Moment::Quiet)?.used, PAGES as u64);
             s.device.release_memory()?;
             assert_eq!(s.device.audit(Moment::Quiet)?.pages, 0);
@@ -317,11 +319,8 @@ mod tests {
     #[test]
     fn unmapped_range_is_refused() -> Result {
         let s = setting()?;
-        let beyond = s.address..s.address + bytes(PAGES) + (1 << 40);
-        assert_eq!(
-            s.client.to_device(beyond.start + (1 << 39)..beyond.end),
-            Err(EINVAL)
-        );
+        let beyond = PageRange::new(s.address + (1 << 39), PAGES)?;
+        assert_eq!(s.client.to_device(beyond), Err(EINVAL));
         assert_eq!(s.device.audit(Moment::Quiet)?.used, 0);
         Ok(())
     }
@@ -339,28 +338,25 @@ mod tests {
     #[test]
     fn exclusive_until_the_cpu_comes() -> Result {
         let s = setting()?;
-        let range = s.address..s.address + bytes(PAGES);
+        let range = s.range;
         fill(s.address)?;
-        assert_eq!(s.client.mirror().make_exclusive(range.clone())?, PAGES);
-        assert!(s.client.mirror().has_exclusive(range.clone())?);
-        assert_eq!(s.client.check_exclusive(range.clone()).err(), Some(EPERM));
+        assert_eq!(s.client.mirror().make_exclusive(range)?, PAGES);
+        assert!(s.client.mirror().has_exclusive(range)?);
+        assert_eq!(s.client.check_exclusive(range).err(), Some(EPERM));
         // What is exclusive already is left alone, and the device may read it.
-        assert_eq!(s.client.mirror().make_exclusive(range.clone())?, 0);
+        assert_eq!(s.client.mirror().make_exclusive(range)?, 0);
         let copy = mmap_anon(bytes(PAGES))?;
         let to = UserPtr::from_addr(copy);
-        let outcome = s.client.read(range.clone(), to, Faulting::Never)?;
+        let outcome = s.client.read(range, to, Faulting::Never)?;
         assert_eq!((outcome.pages, outcome.faults), (PAGES, 0));
-        assert!(s.client.mirror().has_exclusive(range.clone())?);
+        assert!(s.client.mirror().has_exclusive(range)?);
         assert!(holds_pattern(copy)?);
         // The first page goes to the CPU, then all.
         UserSlice::new(UserPtr::from_addr(s.address), 1)
             .writer()
             .write_slice(&[1])?;
-        assert!(!s
-            .client
-            .mirror()
-            .has_exclusive(s.address..s.address + PAGE_SIZE)?);
-        assert!(s.client.check_exclusive(range.clone()).is_err());
+        assert!(!s.client.mirror().has_exclusive(range.first(1))?);
+        assert!(s.client.check_exclusive(range).is_err());
         assert!(holds_pattern(s.address)?);
         assert!(s.client.check_exclusive(range).is_ok());
         Ok(())
@@ -369,15 +365,15 @@ mod tests {
     #[test]
     fn device_writes_what_is_exclusive() -> Result {
         let s = setting()?;
-        let range = s.address..s.address + bytes(PAGES);
+        let range = s.range;
         // Pages of zeroes are replaced on the way, which invalidates: a second try is needed.
         for page in 0..PAGES / 2 {
             touch(s.address + bytes(page))?;
         }
-        assert_eq!(s.client.mirror().make_exclusive(range.clone())?, PAGES);
+        assert_eq!(s.client.mirror().make_exclusive(range)?, PAGES);
         let from = mmap_anon(bytes(PAGES))?;
         fill(from)?;
-        let outcome = s.client.write(range.clone(), UserPtr::from_addr(from))?;
+        let outcome = s.client.write(range, UserPtr::from_addr(from))?;
         assert_eq!((outcome.pages, outcome.faults), (PAGES, 0));
         assert!(s.client.mirror().has_exclusive(range)?);
         assert!(holds_pattern(s.address)?);
@@ -390,11 +386,11 @@ mod tests {
         let task = current!();
         let mm = task.mm().ok_or(EINVAL)?;
         let other = Client::new(&s.device, mm)?;
-        let range = s.address..s.address + bytes(PAGES);
+        let range = s.range;
         fill(s.address)?;
-        assert_eq!(s.client.mirror().make_exclusive(range.clone())?, PAGES);
-        assert_eq!(other.mirror().make_exclusive(range.clone())?, PAGES);
-        assert!(s.client.check_exclusive(range.clone()).is_ok());
+        assert_eq!(s.client.mirror().make_exclusive(range)?, PAGES);
+        assert_eq!(other.mirror().make_exclusive(range)?, PAGES);
+        assert!(s.client.check_exclusive(range).is_ok());
         assert!(other.check_exclusive(range).is_err());
         other.close();
         assert!(holds_pattern(s.address)?);
@@ -404,9 +400,9 @@ mod tests {
     #[test]
     fn exclusive_brings_device_pages_back() -> Result {
         let s = setting()?;
-        let range = s.address..s.address + bytes(PAGES);
+        let range = s.range;
         fill(s.address)?;
-        s.client.to_device(range.clone())?;
+        s.client.to_device(range)?;
         assert_eq!(s.client.mirror().make_exclusive(range)?, PAGES);
         let counts = s.device.audit(Moment::Quiet)?;
         assert_eq!((counts.used, counts.found), (0, 0));
@@ -429,9 +425,10 @@ mod tests {
                 .write_slice(&[1])?;
         }
         s.client
-            .to_device(s.address + bytes(2)..s.address + bytes(3))?;
+            .to_device(PageRange::new(s.address + bytes(2), 1)?)?;
         let mut seen = [Seen::Error; 4];
-        s.client.mirror().snapshot(s.address, &mut seen, |s| s)?;
+        let range = s.range.first(seen.len());
+        s.client.mirror().snapshot(range, &mut seen, |s| s)?;
         let expected = [
             page(Memory::Zero, false),
             page(Memory::System, true),
@@ -443,7 +440,7 @@ mod tests {
         assert_eq!(s.device.audit(Moment::Quiet)?.used, 1);
         let stranger = setting()?;
         let mirror = stranger.client.mirror();
-        mirror.snapshot(s.address, &mut seen, |s| s)?;
+        mirror.snapshot(range, &mut seen, |s| s)?;
         assert_eq!(seen[1..3], [page(Memory::System, true), Seen::Absent]);
         assert_eq!(s.device.audit(Moment::Quiet)?.used, 1);
         Ok(())
@@ -452,20 +449,20 @@ mod tests {
     #[test]
     fn device_fault_maps_and_unmap_forgets() -> Result {
         let s = setting()?;
-        let range = s.address..s.address + bytes(PAGES);
+        let range = s.range;
         let copy = mmap_anon(bytes(PAGES))?;
         let to = UserPtr::from_addr(copy);
-        let read = || s.client.read(range.clone(), to, Faulting::Never);
+        let read = || s.client.read(range, to, Faulting::Never);
         fill(s.address)?;
         assert_eq!(read().err(), Some(ENOENT));
-        s.client.fault(range.clone(), Access::Read)?;
+        s.client.fault(range, Access::Read)?;
         assert_eq!(read()?.pages, PAGES);
         assert!(holds_pattern(copy)?);
         // Half of it is gone; what is left of the table is good.
         munmap(s.address, bytes(PAGES / 2))?;
         assert_eq!(read().err(), Some(ENOENT));
-        assert_eq!(s.client.fault(range.clone(), Access::Read), Err(EFAULT));
-        let half = range.start + bytes(PAGES / 2)..range.end;
+        assert_eq!(s.client.fault(range, Access::Read), Err(EFAULT));
+        let half = range.skip(PAGES / 2).ok_or(EINVAL)?;
         assert_eq!(s.client.read(half, to, Faulting::Never)?.pages, PAGES / 2);
         Ok(())
     }

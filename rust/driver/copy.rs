@@ -7,6 +7,7 @@
 use super::stats::Stats;
 use crate::mm::{
     migrate::{
+        CopyError,
         Migration,
         Setup, //
     },
@@ -15,6 +16,7 @@ use crate::mm::{
 use kernel::prelude::*;
 
 /// Gives each source of `migration`, all of them in device memory, a destination in system memory.
+/// Returns how many pages stay on the device because the hardware has lost their contents.
 ///
 /// `alloc` makes a folio for entry `i` of an order. Where it has none a large folio is moved in
 /// pages; so is what core mm made of a large folio, if the sources are `pieces`.
@@ -27,7 +29,8 @@ pub(super) fn copy_back(
     stats: &Stats,
     pieces: bool,
     mut alloc: impl FnMut(usize, u32) -> Result<SystemFolio>,
-) -> Result {
+) -> Result<usize> {
+    let mut poisoned = 0;
     let mut i = 0;
     while i < migration.len() {
         let Some(order) = migration.source(i) else {
@@ -35,16 +38,23 @@ pub(super) fn copy_back(
             continue;
         };
         match alloc(i, order) {
-            Ok(folio) => migration.copy_to_system(i, 0, folio),
+            Ok(folio) => {
+                if migration.copy_to_system(i, 0, folio) == Err(CopyError::Poisoned) {
+                    poisoned += 1 << order;
+                }
+            }
             Err(err) if order == 0 && !pieces => return Err(err),
             Err(_) => {
                 stats.fell_back(order);
                 for part in 0..1 << order {
-                    migration.copy_to_system(i, part, alloc(i + part, 0)?);
+                    let folio = alloc(i + part, 0)?;
+                    if migration.copy_to_system(i, part, folio) == Err(CopyError::Poisoned) {
+                        poisoned += 1;
+                    }
                 }
             }
         }
         i += 1 << order;
     }
-    Ok(())
+    Ok(poisoned)
 }

@@ -26,10 +26,8 @@ use crate::mm::{
     migrate::bytes,
     module::ModulePin,
     not_supported,
-    pagemap::{
-        Corruption,
-        PgmapOwner, //
-    },
+    owner::PgmapOwner,
+    pagemap::Corruption,
     region::RegionError,
     registration::{
         PagemapRef,

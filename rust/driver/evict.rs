@@ -19,7 +19,6 @@ use crate::{
     audit::check_stuck,
     mm::{
         migrate::{
-            DevicePfns,
             Migration,
             PfnBuffer,
             Setup,
@@ -136,7 +135,7 @@ impl Batch {
         let Some(chunk) = self.chunk.take() else {
             return;
         };
-        if let Some(list) = DevicePfns::new(&*chunk, &self.pfns) {
+        if let Some(list) = chunk.device_pfns(&self.pfns) {
             self.short |= device.evict_pages(Migration::of_device_pages(&mut self.buffer, &list));
         }
         self.pfns.clear();
@@ -366,7 +365,8 @@ impl Device {
             // Without memory the folio stays; the caller tries again. It is not moved in pages:
             // core mm does that for a range of an area only.
             match SystemFolio::alloc(order) {
-                Ok(folio) => migration.copy_to_system(i, 0, folio),
+                // A folio whose contents are lost stays, like one that is held.
+                Ok(folio) => drop(migration.copy_to_system(i, 0, folio)),
                 Err(_) => {
                     stats.failed_alloc.add(1 << order);
                     short = true;

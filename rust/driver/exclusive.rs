@@ -11,7 +11,7 @@ use super::{
         Outcome, //
     }, //
 };
-use core::ops::Range;
+use crate::mm::range::PageRange;
 use kernel::{
     prelude::*,
     uaccess::UserPtr, //
@@ -19,14 +19,14 @@ use kernel::{
 
 impl Client {
     /// Gets exclusive access, and reads what it has got.
-    pub(super) fn exclusive(&self, range: Range<usize>, ptr: UserPtr) -> Result<Outcome> {
-        let pages = self.mirror().make_exclusive(range.clone())?;
+    pub(super) fn exclusive(&self, range: PageRange, ptr: UserPtr) -> Result<Outcome> {
+        let pages = self.mirror().make_exclusive(range)?;
         self.device().core.stats.exclusive.add(pages);
         self.read(range, ptr, Faulting::Never)
     }
 
     /// `EPERM` while the CPU is kept from any page of `range`.
-    pub(super) fn check_exclusive(&self, range: Range<usize>) -> Result<Outcome> {
+    pub(super) fn check_exclusive(&self, range: PageRange) -> Result<Outcome> {
         if self.mirror().has_exclusive(range)? {
             return Err(EPERM);
         }

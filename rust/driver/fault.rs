@@ -50,14 +50,19 @@ impl Core {
         let start = fault.address();
         // Dropping the migration on failure puts the pages back.
         let mut migration = fault.migrate(buffer)?;
-        copy_back(&mut migration, &self.stats, false, |i, order| {
+        let alloc = |i: usize, order| {
             if self.fail_alloc.take_for_fault(|mm| fault.is_in(mm)) {
                 return Err(ENOMEM);
             }
-            SystemFolio::alloc_vma(fault.vma(), start + i * PAGE_SIZE, order)
-        })?;
+            SystemFolio::alloc_vma(&fault.vma(), start + i * PAGE_SIZE, order)
+        };
+        let poisoned = copy_back(&mut migration, &self.stats, false, alloc)?;
         let moved = self.finish(migration.copied(), |pfn| ledger.last(fault.index_of(pfn)));
         self.stats.moved_to_system(moved);
+        if moved.pages == 0 && poisoned > 0 {
+            // It stays on the device, where the next access finds it again.
+            return Err(FaultError::Poisoned);
+        }
         Ok(moved.pages != 0)
     }
 

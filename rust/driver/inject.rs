@@ -10,6 +10,7 @@ use super::{
 };
 use crate::mm::{
     pagemap::Corruption,
+    range::PageRange,
     uapi::ZdmInject,
     PAGE_SIZE, //
 };
@@ -77,7 +78,9 @@ impl Client {
                 if broken.held.is_some() {
                     return Err(EBUSY);
                 }
-                let folio = self.mirror().get_device_folio(address)?;
+                let folio = self
+                    .mirror()
+                    .get_device_folio(PageRange::new(address, 1)?)?;
                 broken.held.insert(folio).pfn()
             }
             Kind::UndoGet => broken.held.take().ok_or(ENOENT)?.pfn(),
@@ -94,7 +97,10 @@ impl Client {
                 device.corrupt(page, Corruption::Refs(device.free_refs()))?
             }
             Kind::HandOutTwice => {
-                let pfn = self.mirror().get_device_folio(address)?.pfn();
+                let pfn = self
+                    .mirror()
+                    .get_device_folio(PageRange::new(address, 1)?)?
+                    .pfn();
                 let page = device.page_of_pfn(pfn).ok_or(ENOENT)?;
                 device.memory().pool.hand_out_twice(page);
                 pfn
@@ -142,7 +148,9 @@ impl Client {
                 0
             }
             Kind::Corrupt => {
-                let folio = self.mirror().get_device_folio(address)?;
+                let folio = self
+                    .mirror()
+                    .get_device_folio(PageRange::new(address, 1)?)?;
                 folio.flip_bit();
                 folio.pfn()
             }

@@ -11,7 +11,7 @@ use crate::mm::{
         Ownership,
         PageFacts, //
     },
-    migrate::bytes,
+    range::PageRange,
     snapshot::{
         MapSize,
         Seen,
@@ -28,17 +28,17 @@ use kernel::{
 };
 
 impl Client {
-    /// Describes `pages` pages of the mirrored process from `start` on, in bytes. May sleep.
+    /// Describes the pages of `range` of the mirrored process. May sleep.
     ///
     /// # Errors
     ///
     /// As [`HmmMirror::snapshot`](crate::mm::hmm::HmmMirror::snapshot), and `EFAULT` where it
     /// cannot be written to.
-    pub(super) fn inspect(&self, start: usize, pages: usize, to: UserSliceWriter) -> Result {
+    pub(super) fn inspect(&self, range: PageRange, to: UserSliceWriter) -> Result {
         let show_pfns = uapi::is_admin();
-        in_batches(pages, to, |first, batch| {
-            self.mirror()
-                .inspect(start + bytes(first), batch, page_seen)?;
+        in_batches(range.pages(), to, |first, batch| {
+            let range = range.skip(first).ok_or(EINVAL)?.first(batch.len());
+            self.mirror().inspect(range, batch, page_seen)?;
             if !show_pfns {
                 batch.iter_mut().for_each(|page| page.pfn = 0);
             }
@@ -156,7 +156,7 @@ mod tests {
         mm::{
             kunit::mmap_anon,
             mapped::Memory,
-            pagemap::PgmapOwner,
+            owner::PgmapOwner,
             PAGE_SIZE, //
         },
     };
@@ -274,9 +274,10 @@ mod tests {
         let task = current!();
         let mm = task.mm().ok_or(EINVAL)?;
         let client = Client::new(&device, mm)?;
-        client.to_device(start..start + PAGE_SIZE)?;
+        let range = PageRange::new(start, 1)?;
+        client.to_device(range)?;
         let mut out = [ZdmPage::default()];
-        client.mirror().inspect(start, &mut out, page_seen)?;
+        client.mirror().inspect(range, &mut out, page_seen)?;
         let page = &out[0];
         assert_eq!((page.refs, page.mapcount, page.pins), (1, 1, 0));
         assert_eq!((page.order, page.index), (0, 0));

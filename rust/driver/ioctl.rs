@@ -18,6 +18,7 @@ use crate::mm::{
         Hold,
         PinRequest, //
     },
+    range::PageRange,
     table::Access,
     uapi,
     uapi::{
@@ -33,7 +34,6 @@ use crate::mm::{
         ZdmPin,
         ZdmUnpin, //
     },
-    PAGE_SHIFT,
     PAGE_SIZE, //
 };
 use core::{
@@ -56,22 +56,14 @@ use kernel::{
 /// Zeroes to be written where user space has more fields than are known here.
 const NOTHING: [u8; 64] = [0; 64];
 
-/// The range that a command is about, in bytes.
+/// The range that a command is about.
 ///
 /// # Errors
 ///
-/// `EINVAL` unless it starts on a page, is not empty, and ends within user addresses.
-fn user_range(addr: u64, npages: u64) -> Result<Range<usize>> {
+/// As [`PageRange::new`].
+fn user_range(addr: u64, npages: u64) -> Result<PageRange> {
     let start = usize::try_from(addr).map_err(|_| EINVAL)?;
-    let pages = usize::try_from(npages).map_err(|_| EINVAL)?;
-    if start % PAGE_SIZE != 0 || pages == 0 || pages > usize::MAX >> PAGE_SHIFT {
-        return Err(EINVAL);
-    }
-    let end = start.checked_add(pages << PAGE_SHIFT).ok_or(EINVAL)?;
-    if end > uapi::task_size() {
-        return Err(EINVAL);
-    }
-    Ok(start..end)
+    PageRange::new(start, usize::try_from(npages).map_err(|_| EINVAL)?)
 }
 
 /// The page frames that a command is about.
@@ -200,11 +192,10 @@ impl Client {
     }
 
     /// Migrates to the device, and reads back from there, all of `range` or none.
-    fn migrate_to_dev(&self, range: Range<usize>, ptr: UserPtr) -> Result<Outcome> {
-        let pages = (range.end - range.start) >> PAGE_SHIFT;
-        self.to_device(range.clone())?;
+    fn migrate_to_dev(&self, range: PageRange, ptr: UserPtr) -> Result<Outcome> {
+        self.to_device(range)?;
         // What is on the device now is mapped there.
-        if self.mirror().refresh(range.clone())? < pages {
+        if self.mirror().refresh(range)? < range.pages() {
             return Err(ENOENT);
         }
         self.read(range, ptr, Faulting::Never)
@@ -260,8 +251,7 @@ impl Client {
             return self.inspect_pfns(frames, out);
         }
         let range = user_range(args.addr, args.npages)?;
-        let pages = (range.end - range.start) >> PAGE_SHIFT;
-        self.inspect(range.start, pages, writer(pages)?)
+        self.inspect(range, writer(range.pages())?)
     }
 
     fn zdm_pin(&self, cmd: u32, arg: usize) -> Result {
@@ -376,30 +366,6 @@ impl Client {
 #[kunit_tests(zdmirror_ioctl)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn ranges() {
-        let top = uapi::task_size() as u64;
-        let page = PAGE_SIZE as u64;
-        let bad = [
-            (page + 1, 1),
-            (page - 1, 1),
-            (page, 0),
-            (page, u64::MAX),
-            (page, u64::MAX >> PAGE_SHIFT),
-            (page, (u64::MAX >> PAGE_SHIFT) + 1),
-            (u64::MAX & !(page - 1), 1),
-            (top, 1),
-            (top - page, 2),
-            (1 << 63, 1),
-        ];
-        for (addr, npages) in bad {
-            assert_eq!(user_range(addr, npages), Err(EINVAL));
-        }
-        assert_eq!(user_range(page, 1), Ok(PAGE_SIZE..2 * PAGE_SIZE));
-        assert_eq!(user_range(0, 2), Ok(0..2 * PAGE_SIZE));
-        assert!(user_range(top - page, 1).is_ok());
-    }
 
     #[test]
     fn flags_of_pins() {

@@ -25,7 +25,7 @@ use crate::{
         hmm::HmmMirror,
         memory_type::MemoryType,
         migrate::{
-            bytes,
+            Area,
             Copied,
             Migration,
             Moved,
@@ -35,6 +35,7 @@ use crate::{
             Setup,
             MAX_PAGES, //
         },
+        range::PageRange,
         registration::PagemapRef,
         system_folio::SystemFolio,
         task::check_signals,
@@ -42,12 +43,8 @@ use crate::{
     },
     stamp::log_clock,
 };
-use core::ops::Range;
 use kernel::{
-    mm::virt::{
-        flags,
-        VmaRef, //
-    },
+    mm::virt::flags,
     prelude::*,
     time::{
         delay::fsleep,
@@ -173,7 +170,7 @@ impl<'a> Migrator<'a> {
     /// this kernel migrates nothing to the device.
     pub(super) fn to_device(
         &self,
-        range: Range<usize>,
+        range: PageRange,
         mut on_copied: impl FnMut(&Migration<'_, Copied>),
     ) -> Result {
         self.each_batch(
@@ -197,19 +194,20 @@ impl<'a> Migrator<'a> {
     /// # Errors
     ///
     /// As [`Migrator::to_device`], and `ENOMEM`.
-    pub(super) fn to_system(&self, range: Range<usize>) -> Result<usize> {
+    pub(super) fn to_system(&self, range: PageRange) -> Result<usize> {
         let stats = &self.device.core.stats;
         let select = Select::Device(self.device.memory_type());
         self.each_batch(
             range,
             select,
-            |migration, vma, start| {
-                copy_back(migration, stats, self.moves_pieces(), |i, order| {
+            |migration, area, start| {
+                let alloc = |i: usize, order| {
                     if self.device.core.fail_alloc.take(self.client) {
                         return Err(ENOMEM);
                     }
-                    SystemFolio::alloc_vma(vma, start + bytes(i), order)
-                })
+                    SystemFolio::alloc_vma(&area, start + (i << PAGE_SHIFT), order)
+                };
+                copy_back(migration, stats, self.moves_pieces(), alloc).map(|_| ())
             },
             |migration| {
                 let core = &self.device.core;
@@ -235,7 +233,8 @@ impl<'a> Migrator<'a> {
                 supply.folio(order)
             };
             match folio {
-                Some(folio) => migration.copy_to_device(i, 0, folio),
+                // A page whose contents are lost stays, and counts as one that would not move.
+                Some(folio) => drop(migration.copy_to_device(i, 0, folio)),
                 None if order == 0 && !self.moves_pieces() => stats.failed_alloc.add(1),
                 None => {
                     stats.fell_back(order);
@@ -266,8 +265,8 @@ impl<'a> Migrator<'a> {
         for part in 0..pages {
             match supply.folio(0) {
                 // A place without a page is a source by itself.
-                Some(folio) if hole => migration.copy_to_device(i + part, 0, folio),
-                Some(folio) => migration.copy_to_device(i, part, folio),
+                Some(folio) if hole => drop(migration.copy_to_device(i + part, 0, folio)),
+                Some(folio) => drop(migration.copy_to_device(i, part, folio)),
                 None => self.device.core.stats.failed_alloc.add(1),
             }
         }
@@ -277,38 +276,36 @@ impl<'a> Migrator<'a> {
     /// batch their destinations; `finish` finalizes the batch.
     fn each_batch(
         &self,
-        range: Range<usize>,
+        range: PageRange,
         select: Select,
-        mut fill: impl FnMut(&mut Migration<'_, Setup>, &VmaRef, usize) -> Result,
+        mut fill: impl FnMut(&mut Migration<'_, Setup>, Area<'_>, usize) -> Result,
         mut finish: impl FnMut(Migration<'_, Copied>) -> Moved,
     ) -> Result<usize> {
         let device = self.device;
         let stats = &device.core.stats;
         let mm = self.mirror.mm().mmget_not_zero().ok_or(EINVAL)?;
-        let pages = ((range.end - range.start) >> PAGE_SHIFT).min(MAX_PAGES);
-        let mut buffer = PfnBuffer::new(pages)?;
+        let mut buffer = PfnBuffer::new(range.pages())?;
         let mut total = 0;
-        let mut start = range.start;
-        while start < range.end {
+        let mut left = Some(range);
+        while let Some(rest) = left {
             check_signals()?;
             // A batch ends where a large folio may begin, so that it is not cut in two.
-            let boundary = (start / bytes(MAX_PAGES) + 1) * bytes(MAX_PAGES);
-            let end = range.end.min(start + bytes(pages)).min(boundary);
-            let large = device.max_order() > 0 && end - start == bytes(MAX_PAGES);
+            let batch = rest.first(MAX_PAGES - (rest.start() >> PAGE_SHIFT) % MAX_PAGES);
+            let large = device.max_order() > 0 && batch.pages() == MAX_PAGES;
             if select == Select::System {
                 let order = if large { device.max_order() } else { 0 };
-                device.reserve((end - start) >> PAGE_SHIFT, order);
+                device.reserve(batch.pages(), order);
                 device.check_migratable()?;
             }
             let guard = mm.mmap_read_lock();
-            let vma = guard.vma_lookup(start).ok_or(EINVAL)?;
-            if vma.flags() & flags::READ == 0 {
+            let area = Area::lookup(&guard, batch.start()).ok_or(EINVAL)?;
+            if area.flags() & flags::READ == 0 {
                 return Err(EINVAL);
             }
+            let batch = batch.first((area.end() - batch.start()) >> PAGE_SHIFT);
             let request = Request {
-                vma,
-                start,
-                end: end.min(vma.end()),
+                area,
+                range: batch,
                 select,
                 large: device.max_order() > 0,
                 owner: self.mirror.owner(),
@@ -316,7 +313,7 @@ impl<'a> Migrator<'a> {
             let mut migration = Migration::of_range(&mut buffer, &request)?;
             let wanted = migration.selected();
             // On failure the migration is dropped, which puts the pages back.
-            fill(&mut migration, vma, start)?;
+            fill(&mut migration, area, batch.start())?;
             let migration = migration.copied();
             let moved = finish(migration);
             match select {
@@ -325,7 +322,7 @@ impl<'a> Migrator<'a> {
             }
             stats.failed_migrate.add(wanted.saturating_sub(moved.pages));
             total += moved.folios;
-            start = request.end;
+            left = rest.skip(batch.pages());
         }
         Ok(total)
     }

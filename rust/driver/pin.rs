@@ -10,9 +10,8 @@ use super::{
 };
 use crate::mm::{
     pin::PinRequest,
-    PAGE_SHIFT, //
+    range::PageRange, //
 };
-use core::ops::Range;
 use kernel::prelude::*;
 
 impl Client {
@@ -23,8 +22,8 @@ impl Client {
     ///
     /// `ENOSPC` for more than a file may hold, `ENOMEM` for more than `RLIMIT_MEMLOCK`, else as
     /// [`PinnedPages::new`](crate::mm::pin::PinnedPages::new).
-    pub(super) fn pin(&self, range: Range<usize>, request: PinRequest) -> Result<u32> {
-        let pages = (range.end - range.start) >> PAGE_SHIFT;
+    pub(super) fn pin(&self, range: PageRange, request: PinRequest) -> Result<u32> {
+        let pages = range.pages();
         self.pins().lock().promise(pages)?;
         // Faults are handled here, so no lock is held.
         match Pinned::new(range, request) {

@@ -10,13 +10,12 @@ use crate::mm::{
         PinRequest,
         PinnedPages, //
     },
+    range::PageRange,
     uapi::{
         ZDM_PIN_MAX,
         ZDM_PIN_MAX_PAGES, //
-    },
-    PAGE_SHIFT, //
+    }, //
 };
-use core::ops::Range;
 use kernel::prelude::*;
 
 /// Pages that a client holds, and that count against the limit of the user who pinned them.
@@ -32,8 +31,8 @@ impl Pinned {
     /// # Errors
     ///
     /// As [`LockedPages::charge`] and [`PinnedPages::new`].
-    pub(super) fn new(range: Range<usize>, request: PinRequest) -> Result<Self> {
-        let locked = LockedPages::charge((range.end - range.start) >> PAGE_SHIFT)?;
+    pub(super) fn new(range: PageRange, request: PinRequest) -> Result<Self> {
+        let locked = LockedPages::charge(range.pages())?;
         Ok(Self {
             pages: PinnedPages::new(range, request)?,
             _locked: locked,

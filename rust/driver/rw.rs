@@ -8,11 +8,10 @@ use super::client::Client;
 use crate::mm::{
     copy::Stop,
     migrate::bytes,
+    range::PageRange,
     table::Access,
-    task::check_signals,
-    PAGE_SHIFT, //
+    task::check_signals, //
 };
-use core::ops::Range;
 use kernel::{
     prelude::*,
     uaccess::{
@@ -51,11 +50,6 @@ pub(super) enum Faulting {
     Unlocked,
 }
 
-/// Pages of `range`, up to what is copied at a time.
-fn batch(range: &Range<usize>) -> usize {
-    ((range.end - range.start) >> PAGE_SHIFT).min(COPY_PAGES)
-}
-
 /// Where to put the bytes when user memory has to be faulted in, which must not happen while the
 /// table is locked. Allocated when it is needed first.
 struct Bounce(KVVec<u8>);
@@ -78,32 +72,35 @@ impl Client {
     /// or `ENOENT` at a page that it does not map. May sleep.
     pub(super) fn read(
         &self,
-        range: Range<usize>,
+        range: PageRange,
         to: UserPtr,
         faulting: Faulting,
     ) -> Result<Outcome> {
         let mut out = Outcome::default();
         let mut bounce = Bounce::new();
-        let mut left = range.clone();
-        while !left.is_empty() {
+        let mut left = Some(range);
+        while let Some(rest) = left {
             check_signals()?;
-            let user = to.wrapping_byte_add(left.start - range.start);
-            let (pages, stop) = self.mirror().copy_to_user(left.start, batch(&left), user);
+            let user = |at: PageRange| to.wrapping_byte_add(at.start() - range.start());
+            let (pages, stop) = self
+                .mirror()
+                .copy_to_user(rest.first(COPY_PAGES), user(rest));
             out.pages += pages;
-            left.start += bytes(pages);
+            left = rest.skip(pages);
+            let Some(rest) = left else { break };
             match stop {
                 Stop::Done => {}
                 Stop::Unmapped => {
-                    self.device_fault(left.clone(), Access::Read, faulting, &mut out)?;
+                    self.device_fault(rest, Access::Read, faulting, &mut out)?;
                 }
                 Stop::UserFault => {
-                    let user = to.wrapping_byte_add(left.start - range.start);
-                    let buf = bounce.get(batch(&left))?;
-                    let pages = self.mirror().read(left.start, buf);
-                    let mut writer = UserSlice::new(user, bytes(pages)).writer();
+                    let batch = rest.first(COPY_PAGES);
+                    let buf = bounce.get(batch.pages())?;
+                    let pages = self.mirror().read(batch, buf);
+                    let mut writer = UserSlice::new(user(rest), bytes(pages)).writer();
                     writer.write_slice(&buf[..bytes(pages)])?;
                     out.pages += pages;
-                    left.start += bytes(pages);
+                    left = rest.skip(pages);
                 }
             }
         }
@@ -112,28 +109,32 @@ impl Client {
 
     /// Copies user memory at `from` to `range`, faulting in what the device may not write. May
     /// sleep.
-    pub(super) fn write(&self, range: Range<usize>, from: UserPtr) -> Result<Outcome> {
+    pub(super) fn write(&self, range: PageRange, from: UserPtr) -> Result<Outcome> {
         let mut out = Outcome::default();
         let mut bounce = Bounce::new();
-        let mut left = range.clone();
-        while !left.is_empty() {
+        let mut left = Some(range);
+        while let Some(rest) = left {
             check_signals()?;
-            let user = from.wrapping_byte_add(left.start - range.start);
-            let (pages, stop) = self.mirror().copy_from_user(left.start, batch(&left), user);
+            let user = |at: PageRange| from.wrapping_byte_add(at.start() - range.start());
+            let (pages, stop) = self
+                .mirror()
+                .copy_from_user(rest.first(COPY_PAGES), user(rest));
             out.pages += pages;
-            left.start += bytes(pages);
+            left = rest.skip(pages);
+            let Some(rest) = left else { break };
             match stop {
                 Stop::Done => {}
                 Stop::Unmapped => {
-                    self.device_fault(left.clone(), Access::Write, Faulting::Locked, &mut out)?;
+                    self.device_fault(rest, Access::Write, Faulting::Locked, &mut out)?;
                 }
                 Stop::UserFault => {
-                    let user = from.wrapping_byte_add(left.start - range.start);
-                    let buf = bounce.get(batch(&left))?;
-                    UserSlice::new(user, buf.len()).reader().read_slice(buf)?;
-                    let end = left.start + buf.len();
-                    self.write_bounced(left.start..end, buf, &mut out)?;
-                    left.start = end;
+                    let batch = rest.first(COPY_PAGES);
+                    let buf = bounce.get(batch.pages())?;
+                    UserSlice::new(user(rest), buf.len())
+                        .reader()
+                        .read_slice(buf)?;
+                    self.write_bounced(batch, buf, &mut out)?;
+                    left = rest.skip(batch.pages());
                 }
             }
         }
@@ -141,24 +142,24 @@ impl Client {
     }
 
     /// Copies `buf` to `range`, which is as long.
-    fn write_bounced(&self, range: Range<usize>, buf: &[u8], out: &mut Outcome) -> Result {
-        let mut done = 0;
-        while done < buf.len() {
+    fn write_bounced(&self, range: PageRange, buf: &[u8], out: &mut Outcome) -> Result {
+        let mut left = Some(range);
+        while let Some(rest) = left {
             check_signals()?;
-            let start = range.start + done;
-            let pages = self.mirror().write(start, &buf[done..]);
+            let done = rest.start() - range.start();
+            let pages = self.mirror().write(rest, &buf[done..]);
             if pages == 0 {
-                self.device_fault(start..range.end, Access::Write, Faulting::Locked, out)?;
+                self.device_fault(rest, Access::Write, Faulting::Locked, out)?;
             }
             out.pages += pages;
-            done += bytes(pages);
+            left = rest.skip(pages);
         }
         Ok(())
     }
 
     fn device_fault(
         &self,
-        range: Range<usize>,
+        range: PageRange,
         access: Access,
         faulting: Faulting,
         out: &mut Outcome,
@@ -174,7 +175,7 @@ impl Client {
     }
 
     /// Faults `range` in for `access` and copies nothing. May sleep.
-    pub(super) fn fault(&self, range: Range<usize>, access: Access) -> Result {
+    pub(super) fn fault(&self, range: PageRange, access: Access) -> Result {
         self.device_fault(range, access, Faulting::Locked, &mut Outcome::default())
     }
 }

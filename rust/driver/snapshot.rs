@@ -7,16 +7,14 @@
 use super::client::Client;
 use crate::mm::{
     mapped::Memory,
-    migrate::bytes,
+    range::PageRange,
     snapshot::{
         MapSize,
         Seen,
         SNAPSHOT_PAGES, //
     },
     uapi, //
-    PAGE_SHIFT,
 };
-use core::ops::Range;
 use kernel::{
     prelude::*,
     uaccess::{
@@ -27,18 +25,15 @@ use kernel::{
 
 impl Client {
     /// Puts down a byte for each page of `range` at `to`, and returns how many. May sleep.
-    pub(super) fn snapshot(&self, range: Range<usize>, to: UserPtr) -> Result<usize> {
-        let pages = (range.end - range.start) >> PAGE_SHIFT;
-        let mut writer = UserSlice::new(to, pages).writer();
+    pub(super) fn snapshot(&self, range: PageRange, to: UserPtr) -> Result<usize> {
+        let mut writer = UserSlice::new(to, range.pages()).writer();
         let mut perms = [0; SNAPSHOT_PAGES];
-        let mut start = range.start;
-        while start < range.end {
-            let n = ((range.end - start) >> PAGE_SHIFT).min(SNAPSHOT_PAGES);
-            self.mirror().snapshot(start, &mut perms[..n], perm)?;
-            writer.write_slice(&perms[..n])?;
-            start += bytes(n);
+        for batch in range.batches(SNAPSHOT_PAGES) {
+            let perms = &mut perms[..batch.pages()];
+            self.mirror().snapshot(batch, perms, perm)?;
+            writer.write_slice(perms)?;
         }
-        Ok(pages)
+        Ok(range.pages())
     }
 }
 

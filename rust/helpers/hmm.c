@@ -65,6 +65,16 @@ void zdm_mark_dirty(struct page *page)
 		folio_mark_dirty(page_folio(page));
 }
 
+void zdm_read_page(void *to, struct page *page)
+{
+	memcpy_from_page(to, page, 0, PAGE_SIZE);
+}
+
+void zdm_write_page(struct page *page, const void *from)
+{
+	memcpy_to_page(page, 0, from, PAGE_SIZE);
+}
+
 int zdm_page_to_user_nofault(void *to, struct page *page)
 {
 	void *from = kmap_local_page(page);

@@ -288,9 +288,10 @@ void zdm_folio_unlock(struct page *page)
 	folio_unlock(page_folio(page));
 }
 
-void zdm_copy_highpage(struct page *to, struct page *from)
+/* A page that is known to be broken is not read at all. */
+int zdm_copy_mc_highpage(struct page *to, struct page *from)
 {
-	copy_highpage(to, from);
+	return PageHWPoison(from) ? -EHWPOISON : copy_mc_highpage(to, from);
 }
 
 void zdm_clear_highpage(struct page *page)

@@ -58,16 +58,17 @@ impl<T: NodeOps> Node<T> {
     }
 }
 
-/// Carries the operations. Private, so that registrations of it exist within nodes only.
-pub(crate) struct Shim<T>(PhantomData<T>);
+/// Carries the operations. The type is private to this file, so that nobody can register it but
+/// [`Node::register`].
+struct Shim<T>(PhantomData<T>);
 
 #[vtable]
 impl<T: NodeOps> MiscDevice for Shim<T> {
     type Ptr = Pin<KBox<T>>;
 
     fn open(_file: &File, misc: &MiscDeviceRegistration<Self>) -> Result<Self::Ptr> {
-        // SAFETY: Registrations of a `Shim` are made by `Node::register()` only, which can be
-        // called from this file's `Node` alone.
+        // SAFETY: No other file can name `Shim`, and this one registers it within a `Node` only. The
+        // node stays until `registration` is dropped, which waits for this call.
         let node =
             unsafe { &*kernel::container_of!(core::ptr::from_ref(misc), Node<T>, registration) };
         T::open(&node.data)

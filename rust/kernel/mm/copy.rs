@@ -6,6 +6,7 @@
 
 use super::{
     hmm::HmmMirror,
+    range::PageRange,
     table::Access,
     PAGE_SHIFT,
     PAGE_SIZE, //
@@ -30,83 +31,79 @@ pub(crate) enum Stop {
 }
 
 impl HmmMirror {
-    /// Copies pages from `start` on to `buf`, up to its end or the first page that the table does
-    /// not map, and returns how many. May sleep.
-    pub(crate) fn read(&self, start: usize, buf: &mut [u8]) -> usize {
+    /// Copies pages of `range` to `buf`, up to the end of either or the first page that the table
+    /// does not map, and returns how many. May sleep.
+    pub(crate) fn read(&self, range: PageRange, buf: &mut [u8]) -> usize {
         let mut chunks = buf.chunks_exact_mut(PAGE_SIZE);
-        let pages = chunks.len();
-        let (copied, _) = self.each_page(start, pages, Access::Read, |page, _| {
+        let (copied, _) = self.each_page(range, Access::Read, |page, _| {
             let chunk = chunks.next().ok_or(EINVAL)?;
-            // SAFETY: The chunk is valid for a page of writes.
-            unsafe { page.read_raw(chunk.as_mut_ptr(), 0, PAGE_SIZE) }
+            // SAFETY: The chunk is a page long. The table keeps the page valid while it is borrowed.
+            // User space may write the page at the same time, which a copy in C allows for.
+            unsafe { bindings::zdm_read_page(chunk.as_mut_ptr().cast(), page.as_ptr()) };
+            Ok(())
         });
         copied
     }
 
-    /// Copies pages from `buf` to `start` on, up to its end or the first page that the table does
-    /// not map for writing, and returns how many. May sleep.
-    pub(crate) fn write(&self, start: usize, buf: &[u8]) -> usize {
+    /// Copies pages from `buf` to `range`, up to the end of either or the first page that the table
+    /// does not map for writing, and returns how many. May sleep.
+    pub(crate) fn write(&self, range: PageRange, buf: &[u8]) -> usize {
         let mut chunks = buf.chunks_exact(PAGE_SIZE);
-        let pages = chunks.len();
-        let (copied, _) = self.each_page(start, pages, Access::Write, |page, _| {
+        let (copied, _) = self.each_page(range, Access::Write, |page, _| {
             let chunk = chunks.next().ok_or(EINVAL)?;
-            // SAFETY: The chunk is valid for a page of reads.
-            unsafe { page.write_raw(chunk.as_ptr(), 0, PAGE_SIZE) }?;
+            // SAFETY: The chunk is a page long. The table keeps the page valid while it is borrowed.
+            // User space may access the page at the same time, which a copy in C allows for.
+            unsafe { bindings::zdm_write_page(page.as_ptr(), chunk.as_ptr().cast()) };
             mark_dirty(page);
             Ok(())
         });
         copied
     }
 
-    /// Copies `pages` pages from `start` on to user memory of the current task at `to`, and says
-    /// how many and why it ended. May sleep, but faults on neither side.
-    pub(crate) fn copy_to_user(&self, start: usize, pages: usize, to: UserPtr) -> (usize, Stop) {
-        self.each_page(start, pages, Access::Read, |page, offset| {
+    /// Copies the pages of `range` to user memory of the current task at `to`, and says how many and
+    /// why it ended. May sleep, but faults on neither side.
+    pub(crate) fn copy_to_user(&self, range: PageRange, to: UserPtr) -> (usize, Stop) {
+        self.each_page(range, Access::Read, |page, offset| {
             let to = to.wrapping_byte_add(offset).as_mut_ptr();
-            // SAFETY: The page is valid; the callee checks that `to` is user memory. It does not
-            // fault, which could wait for the table's lock.
+            // SAFETY: The table keeps the page valid while it is borrowed. The callee checks that `to`
+            // is user memory, and does not fault, which could wait for the table's lock.
             let ret = unsafe { bindings::zdm_page_to_user_nofault(to, page.as_ptr()) };
             to_result(ret)
         })
     }
 
-    /// Copies `pages` pages from user memory of the current task at `from` to `start` on, and says
-    /// how many and why it ended. May sleep, but faults on neither side. Part of the next page may
-    /// have been copied too.
-    pub(crate) fn copy_from_user(
-        &self,
-        start: usize,
-        pages: usize,
-        from: UserPtr,
-    ) -> (usize, Stop) {
-        self.each_page(start, pages, Access::Write, |page, offset| {
+    /// Copies user memory of the current task at `from` to the pages of `range`, and says how many
+    /// and why it ended. May sleep, but faults on neither side. Part of the next page may have been
+    /// copied too.
+    pub(crate) fn copy_from_user(&self, range: PageRange, from: UserPtr) -> (usize, Stop) {
+        self.each_page(range, Access::Write, |page, offset| {
             let from = from.wrapping_byte_add(offset).as_const_ptr();
             mark_dirty(page);
-            // SAFETY: As in `copy_to_user()`.
+            // SAFETY: The table keeps the page valid while it is borrowed. The callee checks that
+            // `from` is user memory, and does not fault, which could wait for the table's lock.
             let ret = unsafe { bindings::zdm_page_from_user_nofault(page.as_ptr(), from) };
             to_result(ret)
         })
     }
 
-    /// Calls `copy` for `pages` pages from `start` on, with the table locked and the offset in
-    /// bytes, until one is not mapped or `copy` fails. Returns how many were copied.
+    /// Calls `copy` for the pages of `range`, with the table locked and the offset in bytes, until a
+    /// page is not mapped or `copy` fails. Returns how many were copied.
     fn each_page(
         &self,
-        start: usize,
-        pages: usize,
+        range: PageRange,
         access: Access,
         mut copy: impl FnMut(&BorrowedPage<'_>, usize) -> Result,
     ) -> (usize, Stop) {
-        let table = self.notifier.data().lock();
-        for i in 0..pages {
-            let Some(page) = table.load((start >> PAGE_SHIFT) + i, access) else {
+        let table = self.notifier.lock();
+        for (i, address) in range.addresses().enumerate() {
+            let Some(page) = table.load(address >> PAGE_SHIFT, access) else {
                 return (i, Stop::Unmapped);
             };
             if copy(&page, i << PAGE_SHIFT).is_err() {
                 return (i, Stop::UserFault);
             }
         }
-        (pages, Stop::Done)
+        (range.pages(), Stop::Done)
     }
 }
 

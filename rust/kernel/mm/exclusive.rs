@@ -6,19 +6,16 @@
 
 use super::{
     hmm::HmmMirror,
+    range::PageRange,
     table::Grant,
     task::{
         check_signals,
         Deadline, //
     },
-    PAGE_SHIFT,
-    PAGE_SIZE, //
+    PAGE_SHIFT, //
 };
 use crate::bindings;
-use core::{
-    ops::Range,
-    ptr::NonNull, //
-};
+use core::ptr::NonNull;
 use kernel::{
     error::from_err_ptr,
     mm::MmWithUser,
@@ -69,10 +66,10 @@ impl HmmMirror {
     /// `EINVAL` when the process is gone, `EFAULT` where nothing writable is mapped, `EOPNOTSUPP`
     /// for memory that is not anonymous, `EBUSY` when a page is taken back for a second, `EINTR`
     /// for a task that was killed, `ENOMEM`. Pages that come before keep what they have got.
-    pub(crate) fn make_exclusive(&self, range: Range<usize>) -> Result<usize> {
+    pub(crate) fn make_exclusive(&self, range: PageRange) -> Result<usize> {
         let mm = self.mm().mmget_not_zero().ok_or(EINVAL)?;
         let mut pages = 0;
-        for address in range.step_by(PAGE_SIZE) {
+        for address in range.addresses() {
             if self.make_page_exclusive(&mm, address)? {
                 pages += 1;
             }
@@ -81,25 +78,20 @@ impl HmmMirror {
     }
 
     fn make_page_exclusive(&self, mm: &MmWithUser, address: usize) -> Result<bool> {
-        let table = self.notifier.data();
         let index = address >> PAGE_SHIFT;
         let deadline = Deadline::after_ms(bindings::HMM_RANGE_DEFAULT_TIMEOUT);
         loop {
             check_signals()?;
             let seq = self.notifier.read_begin();
-            if table.lock().is_exclusive(index) {
+            if self.notifier.lock().is_exclusive(index) {
                 return Ok(false);
             }
-            let page = ExclusivePage::make(mm, address, table.exclusive_owner())?;
-            let result = {
-                let table = table.lock();
-                if self.notifier.read_retry(seq) {
-                    Err(EBUSY)
-                } else {
-                    // SAFETY: The page is mapped, by an entry that was writable, and the sequence
-                    // was checked under the lock.
-                    unsafe { table.store(index, page.page, Grant::Exclusive) }
-                }
+            let page = ExclusivePage::make(mm, address, self.notifier.exclusive_owner())?;
+            let result = match self.notifier.lock_if_fresh(seq) {
+                // SAFETY: The CPU mapped the page by an entry that was writable, and the sequence was
+                // checked under the lock that the table is behind.
+                Some(table) => unsafe { table.store(index, page.page, Grant::Exclusive) },
+                None => Err(EBUSY),
             };
             // The fault below wants the lock of the folio.
             drop(page);
@@ -116,15 +108,10 @@ impl HmmMirror {
     }
 
     /// Whether the device has exclusive access to any page of `range`. May sleep.
-    pub(crate) fn has_exclusive(&self, range: Range<usize>) -> Result<bool> {
-        for address in range.step_by(PAGE_SIZE) {
+    pub(crate) fn has_exclusive(&self, range: PageRange) -> Result<bool> {
+        for address in range.addresses() {
             check_signals()?;
-            if self
-                .notifier
-                .data()
-                .lock()
-                .is_exclusive(address >> PAGE_SHIFT)
-            {
+            if self.notifier.lock().is_exclusive(address >> PAGE_SHIFT) {
                 return Ok(true);
             }
         }

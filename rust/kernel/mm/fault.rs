@@ -7,14 +7,16 @@
 use super::{
     memory_type::MemoryType,
     migrate::{
+        Area,
         Migration,
         PfnBuffer,
         Request,
         Select,
         Setup, //
     },
+    owner::PgmapOwner,
     page::PageView,
-    pagemap::PgmapOwner,
+    range::PageRange,
     PAGE_SIZE, //
 };
 use crate::bindings;
@@ -34,6 +36,8 @@ pub(crate) enum FaultError {
     Oom,
     /// The task gets `SIGBUS`.
     Sigbus,
+    /// The hardware has lost the page: the task gets `SIGBUS` that says so.
+    Poisoned,
 }
 
 impl FaultError {
@@ -41,6 +45,7 @@ impl FaultError {
         match self {
             Self::Oom => bindings::VM_FAULT_OOM,
             Self::Sigbus => bindings::VM_FAULT_SIGBUS,
+            Self::Poisoned => bindings::VM_FAULT_HWPOISON,
         }
     }
 }
@@ -59,8 +64,8 @@ impl From<Error> for FaultError {
 ///
 /// # Invariants
 ///
-/// `vmf` is a valid fault for `'a`, its area is locked for reading and its page is locked and
-/// referenced, all by the current task.
+/// `vmf` is a valid fault for `'a`. The current task holds the mmap lock of its area for reading, and
+/// the lock and a reference of its page.
 pub(crate) struct VmFault<'a> {
     vmf: &'a bindings::vm_fault,
     owner: &'a PgmapOwner,
@@ -77,9 +82,10 @@ impl<'a> VmFault<'a> {
         owner: &'a PgmapOwner,
         first_pfn: usize,
     ) -> Self {
-        // INVARIANT: By the caller's contract.
+        // INVARIANT: Core mm calls `migrate_to_ram` with the page locked and referenced, and only
+        // with the mmap lock: it retries a fault that came with the lock of the area alone.
         Self {
-            // SAFETY: By the caller's contract.
+            // SAFETY: The caller gives the fault that core mm is handling, which lives for `'a`.
             vmf: unsafe { &*vmf },
             owner,
             first_pfn,
@@ -112,9 +118,10 @@ impl<'a> VmFault<'a> {
     }
 
     /// The area that the address lies in.
-    pub(crate) fn vma(&self) -> &VmaRef {
-        // SAFETY: The area is valid and locked by the type invariants.
-        unsafe { VmaRef::from_raw(self.vmf.__bindgen_anon_1.vma) }
+    pub(crate) fn vma(&self) -> Area<'_> {
+        // SAFETY: The area of a valid fault is valid, and the mmap lock is held by the type
+        // invariants.
+        unsafe { Area::from_locked(VmaRef::from_raw(self.vmf.__bindgen_anon_1.vma)) }
     }
 
     /// The faulting page, which the fault holds a reference on.
@@ -138,11 +145,10 @@ impl<'a> VmFault<'a> {
 
     /// Starts to migrate what the fault is about back. May sleep.
     pub(crate) fn migrate<'b>(&'b self, buffer: &'b mut PfnBuffer) -> Result<Migration<'b, Setup>> {
-        let (start, order) = (self.address(), self.order());
+        let order = self.order();
         let request = Request {
-            vma: self.vma(),
-            start,
-            end: start + (PAGE_SIZE << order),
+            area: self.vma(),
+            range: PageRange::new(self.address(), 1 << order)?,
             select: Select::Device(MemoryType::Private),
             large: order > 0,
             owner: self.owner,

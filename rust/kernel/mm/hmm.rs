@@ -14,25 +14,21 @@ use super::{
         HmmEntry,
         MappedPage, //
     },
-    notifier::{
-        MmuIntervalNotifier,
-        ReadSeq, //
-    },
-    pagemap::PgmapOwner,
+    notifier::MmuIntervalNotifier,
+    owner::PgmapOwner,
+    range::PageRange,
     table::{
         Access,
         Grant,
-        LockedTable, //
+        Table, //
     },
     task::{
         check_signals,
         Deadline, //
     },
-    PAGE_SHIFT,
-    PAGE_SIZE, //
+    PAGE_SHIFT, //
 };
 use crate::bindings;
-use core::ops::Range;
 use kernel::{
     error::to_result,
     mm::{
@@ -79,7 +75,7 @@ impl Absent {
 #[pin_data]
 pub(crate) struct HmmMirror {
     #[pin]
-    pub(super) notifier: MmuIntervalNotifier<LockedTable>,
+    pub(super) notifier: MmuIntervalNotifier<Table>,
     owner: Arc<PgmapOwner>,
 }
 
@@ -90,7 +86,7 @@ impl HmmMirror {
         owner: Arc<PgmapOwner>,
     ) -> impl PinInit<Self, Error> + 'a {
         try_pin_init!(Self {
-            notifier <- MmuIntervalNotifier::new(mm, LockedTable::new()),
+            notifier <- MmuIntervalNotifier::new(mm, Table::new()),
             owner,
         })
     }
@@ -114,7 +110,7 @@ impl HmmMirror {
     /// `EFAULT` when there is nothing to map or the process is gone, `EPERM` for a write to what
     /// is read-only, `EBUSY` when invalidations keep coming for a second, `EINTR` for a task that
     /// was killed, `ENOMEM`.
-    pub(crate) fn fault(&self, range: Range<usize>, access: Access) -> Result {
+    pub(crate) fn fault(&self, range: PageRange, access: Access) -> Result {
         self.walk(range, Absent::Fault(access), |_| {})
     }
 
@@ -123,13 +119,13 @@ impl HmmMirror {
     ///
     /// Wraps `hmm_range_fault_unlocked_timeout()`. Waits for as long as a fault takes, unless the
     /// task is killed.
-    pub(crate) fn fault_unlocked(&self, range: Range<usize>, access: Access) -> Result {
+    pub(crate) fn fault_unlocked(&self, range: PageRange, access: Access) -> Result {
         self.walk(range, Absent::FaultUnlocked(access), |_| {})
     }
 
     /// Maps what is present of `range`, without faulting anything in, and returns how many pages
     /// of it are on the device. May sleep.
-    pub(crate) fn refresh(&self, range: Range<usize>) -> Result<usize> {
+    pub(crate) fn refresh(&self, range: PageRange) -> Result<usize> {
         let mut pages = 0;
         self.walk(range, Absent::Skip, |page| {
             if page.memory(&self.owner).is_local() {
@@ -139,14 +135,14 @@ impl HmmMirror {
         Ok(pages)
     }
 
-    /// Takes a reference on the page of the device that is mapped at `address`. May sleep.
+    /// Takes a reference on the first page of `range`, if it is one of the device. May sleep.
     ///
     /// # Errors
     ///
     /// `ENOENT` when there is none, else as [`HmmMirror::fault`].
-    pub(crate) fn get_device_folio(&self, address: usize) -> Result<FolioRef> {
+    pub(crate) fn get_device_folio(&self, range: PageRange) -> Result<FolioRef> {
         let mut found = None;
-        self.walk(address..address + PAGE_SIZE, Absent::Skip, |page| {
+        self.walk(range.first(1), Absent::Skip, |page| {
             if page.memory(&self.owner).is_local() {
                 found = page.get_device_folio();
             }
@@ -156,18 +152,10 @@ impl HmmMirror {
 
     /// Walks `range`, in batches, and stores what is found, calling `f` for each page under the
     /// lock.
-    fn walk(
-        &self,
-        range: Range<usize>,
-        absent: Absent,
-        mut f: impl FnMut(MappedPage<'_>),
-    ) -> Result {
+    fn walk(&self, range: PageRange, absent: Absent, mut f: impl FnMut(MappedPage<'_>)) -> Result {
         let mm = self.mm().mmget_not_zero().ok_or(EFAULT)?;
-        let mut start = range.start;
-        while start < range.end {
-            let end = range.end.min(start.saturating_add(BATCH * PAGE_SIZE));
-            self.walk_batch(&mm, start..end, absent, &mut f)?;
-            start = end;
+        for batch in range.batches(BATCH) {
+            self.walk_batch(&mm, batch, absent, &mut f)?;
         }
         Ok(())
     }
@@ -175,12 +163,14 @@ impl HmmMirror {
     fn walk_batch(
         &self,
         mm: &MmWithUser,
-        range: Range<usize>,
+        range: PageRange,
         absent: Absent,
         f: &mut impl FnMut(MappedPage<'_>),
     ) -> Result {
         let mut pfns = [0usize; BATCH];
-        let pages = (range.end - range.start) >> PAGE_SHIFT;
+        // No batch of `walk()` is longer than `pfns`.
+        let range = range.first(BATCH);
+        let pages = range.pages();
         let mut owner = self.owner.as_ptr();
         let deadline = Deadline::after_ms(bindings::HMM_RANGE_DEFAULT_TIMEOUT);
         // Who handles a fault in user space may take longer than the deadline; then there is one
@@ -194,29 +184,32 @@ impl HmmMirror {
             let mut hmm_range = bindings::hmm_range {
                 notifier: self.notifier.as_raw(),
                 notifier_seq: 0,
-                start: range.start,
-                end: range.end,
+                start: range.start(),
+                end: range.end(),
                 hmm_pfns: pfns.as_mut_ptr(),
                 default_flags: absent.request(),
                 pfn_flags_mask: 0,
                 dev_private_owner: owner,
             };
             let seq = if unlocked {
-                // SAFETY: `pfns` has an entry for each page of the range, and `mm` users.
+                // SAFETY: `pfns` has an entry for each page of the range. The notifier is of `mm`,
+                // which has users while it is borrowed, and whose mmap lock is not held.
                 unsafe { range_fault_unlocked(&mut hmm_range) }
+                    .and_then(|()| self.notifier.read_by(&hmm_range).ok_or(EFAULT))
             } else {
                 let seq = self.notifier.read_begin();
-                // SAFETY: As above.
-                unsafe { range_fault(&mut hmm_range, mm, seq) }
+                hmm_range.notifier_seq = seq.number();
+                // SAFETY: `pfns` has an entry for each page of the range. The notifier is of `mm`,
+                // and the number in `hmm_range` is of a sequence that was begun with it.
+                unsafe { range_fault(&mut hmm_range, mm) }.map(|()| seq)
             };
             let seq = match seq {
                 Err(err) if err == EBUSY && !unlocked => continue,
                 other => other?,
             };
-            let table = self.notifier.data().lock();
-            if self.notifier.read_retry(seq) {
+            let Some(table) = self.notifier.lock_if_fresh(seq) else {
                 continue;
-            }
+            };
             let entries = || pfns[..pages].iter().map(|&raw| HmmEntry::new(raw));
             if absent.is_write() && !entries().all(HmmEntry::is_writable) {
                 // A PRIVATE page of the owner's is reported as it is, without the write fault that
@@ -225,16 +218,17 @@ impl HmmMirror {
                 owner = core::ptr::null_mut();
                 continue;
             }
-            for (address, entry) in range.clone().step_by(PAGE_SIZE).zip(entries()) {
-                // SAFETY: The table is locked until the end of the loop and the sequence checked;
-                // `owner` owns the memory of `DevPagemap`s.
+            for (address, entry) in range.addresses().zip(entries()) {
+                // SAFETY: The lock of the notifier is held until the end of the loop, under which the
+                // sequence was checked. `owner` owns the memory of `DevPagemap`s, or is none.
                 let Some(page) = (unsafe { MappedPage::new(entry, address) }) else {
                     continue;
                 };
                 f(page);
                 if let Some(page) = page.contents() {
                     let grant = Grant::shared(entry.is_writable());
-                    // SAFETY: The page is mapped so, and the sequence was checked under the lock.
+                    // SAFETY: The CPU maps the page with this permission, as the sequence was checked
+                    // under the lock that the table is behind.
                     unsafe { table.store(address >> PAGE_SHIFT, page, grant) }?;
                 }
             }
@@ -248,17 +242,12 @@ impl HmmMirror {
 /// # Safety
 ///
 /// `range` must have room for an entry for each of its pages. Its notifier must be one of `mm`,
-/// that the range lies in, and `seq` begun with it.
-pub(super) unsafe fn range_fault(
-    range: &mut bindings::hmm_range,
-    mm: &MmWithUser,
-    seq: ReadSeq,
-) -> Result<ReadSeq> {
-    range.notifier_seq = seq.0;
+/// and `notifier_seq` the number of a sequence that was begun with the notifier.
+pub(super) unsafe fn range_fault(range: &mut bindings::hmm_range, mm: &MmWithUser) -> Result {
     let _guard = mm.mmap_read_lock();
-    // SAFETY: The mmap lock is held, the rest is by the caller's contract.
-    to_result(unsafe { bindings::hmm_range_fault(range) })?;
-    Ok(seq)
+    // SAFETY: The guard holds the mmap lock. Room, notifier and sequence are as the contract of this
+    // function says.
+    to_result(unsafe { bindings::hmm_range_fault(range) })
 }
 
 /// Wraps `hmm_range_fault_unlocked_timeout()`, which begins the sequence itself. May sleep.
@@ -269,11 +258,10 @@ pub(super) unsafe fn range_fault(
 ///
 /// # Safety
 ///
-/// `range` must have room for an entry for each of its pages. Its notifier must be one that the
-/// range lies in, of an address space that has users, whose mmap lock is not held.
-unsafe fn range_fault_unlocked(range: &mut bindings::hmm_range) -> Result<ReadSeq> {
+/// `range` must have room for an entry for each of its pages. Its notifier must be one of an address
+/// space that has users, and whose mmap lock the current task does not hold.
+unsafe fn range_fault_unlocked(range: &mut bindings::hmm_range) -> Result {
     let timeout = msecs_to_jiffies(bindings::HMM_RANGE_DEFAULT_TIMEOUT);
-    // SAFETY: By the caller's contract.
-    to_result(unsafe { bindings::zdm_range_fault_unlocked(range, timeout) })?;
-    Ok(ReadSeq(range.notifier_seq))
+    // SAFETY: Room, notifier and address space are as the contract of this function says.
+    to_result(unsafe { bindings::zdm_range_fault_unlocked(range, timeout) })
 }

@@ -7,11 +7,12 @@
 
 use super::{
     hmm::HmmMirror,
+    owner::PgmapOwner,
     page::{
         PageBits,
         PageView, //
     },
-    pagemap::PgmapOwner,
+    range::PageRange,
     snapshot::{
         MapSize,
         Seen, //
@@ -168,11 +169,11 @@ impl HmmMirror {
     /// As [`HmmMirror::snapshot`], with the facts of each page that is there.
     pub(crate) fn inspect<T>(
         &self,
-        start: usize,
+        range: PageRange,
         out: &mut [T],
         f: impl Fn(Seen, Option<PageFacts>) -> T,
     ) -> Result {
-        self.look(start, out, |seen, place| {
+        self.look(range, out, |seen, place| {
             let facts = place.page().map(|page| PageFacts {
                 zero: page.is_zero() || seen.size() == Some(MapSize::Pmd) && page.is_huge_zero(),
                 // The page is mapped, so in use, until the closure returns.
@@ -372,7 +373,8 @@ mod tests {
         let mm = task.mm().ok_or(EINVAL)?;
         let mirror = KBox::try_pin_init(HmmMirror::new(mm, PgmapOwner::new()?), GFP_KERNEL)?;
         let mut out = [(Seen::Error, None); PAGES];
-        mirror.inspect(start, &mut out, |seen, facts| (seen, facts))?;
+        let range = PageRange::new(start, PAGES)?;
+        mirror.inspect(range, &mut out, |seen, facts| (seen, facts))?;
         let [(_, zero), (_, page), (seen, none)] = out;
         let (zero, page) = (zero.ok_or(EINVAL)?, page.ok_or(EINVAL)?);
         assert!(zero.zero);

@@ -8,8 +8,8 @@
 use super::{
     backing::contents,
     device_folio::FolioRef,
+    owner::PgmapOwner,
     page::PageView,
-    pagemap::PgmapOwner,
     PAGE_SHIFT, //
 };
 use crate::bindings;

@@ -6,7 +6,6 @@
 
 use super::{
     backing::Backing,
-    migrate::Select,
     PMD_ORDER, //
 };
 use crate::bindings;
@@ -68,9 +67,19 @@ impl MemoryType {
         }
     }
 
+    /// Flags by which `migrate_vma_setup()` selects pages of such memory; 0 where this kernel cannot.
+    pub(super) fn select_flags(self) -> usize {
+        match self {
+            Self::Private => bindings::MIGRATE_VMA_SELECT_DEVICE_PRIVATE,
+            Self::Coherent => bindings::MIGRATE_VMA_SELECT_DEVICE_COHERENT,
+            // SAFETY: The function reads a constant of the running kernel.
+            Self::Generic => unsafe { bindings::zdm_migrate_select_generic() },
+        }
+    }
+
     /// Whether this kernel migrates pages to and from such memory at all.
     pub(crate) fn is_migratable(self) -> bool {
-        Select::Device(self).flags() != 0
+        self.select_flags() != 0
     }
 
     /// The largest order of a folio that this kernel can migrate to and from such memory.

@@ -17,15 +17,8 @@ use super::{
         FolioRef,
         LockedDeviceFolio, //
     },
-    memory_type::MemoryType,
     page::PageView,
-    pagemap::{
-        DevPagemap,
-        PagemapOps,
-        PgmapOwner, //
-    },
     system_folio::SystemFolio, //
-    PAGE_SHIFT,
     PAGE_SIZE,
     PMD_ORDER,
 };
@@ -36,52 +29,30 @@ use core::{
 };
 use kernel::{
     error::to_result,
-    mm::virt::VmaRef,
     prelude::*, //
 };
 
-pub(crate) use super::pfn_buffer::PfnBuffer;
+pub(crate) use super::{
+    pfn_buffer::{
+        PfnBuffer,
+        MAX_PAGES, //
+    },
+    selection::{
+        Area,
+        DevicePfns,
+        Request,
+        Select, //
+    },
+};
 
-/// Most pages that one migration takes: what one page of page table entries maps, and what one
-/// large folio has.
-pub(crate) const MAX_PAGES: usize = 1 << PMD_ORDER;
-
-/// Which pages of a range a migration takes.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Select {
-    /// Pages in system memory, and holes: addresses that no page was ever mapped at.
-    System,
-    /// Pages of the given owner in device memory of this type.
-    Device(MemoryType),
-}
-
-impl Select {
-    /// Flags that `migrate_vma_setup()` takes for it, 0 where the kernel cannot select such pages.
-    pub(super) fn flags(self) -> usize {
-        match self {
-            Self::System => bindings::MIGRATE_VMA_SELECT_SYSTEM,
-            Self::Device(MemoryType::Private) => bindings::MIGRATE_VMA_SELECT_DEVICE_PRIVATE,
-            Self::Device(MemoryType::Coherent) => bindings::MIGRATE_VMA_SELECT_DEVICE_COHERENT,
-            // SAFETY: Always safe.
-            Self::Device(MemoryType::Generic) => unsafe { bindings::zdm_migrate_select_generic() },
-        }
-    }
-}
-
-/// A range of an area, and what of it is to be migrated.
-pub(crate) struct Request<'a> {
-    /// The area, read-locked.
-    pub(crate) vma: &'a VmaRef,
-    /// First address, in bytes.
-    pub(crate) start: usize,
-    /// End address, in bytes, exclusive.
-    pub(crate) end: usize,
-    /// What is taken.
-    pub(crate) select: Select,
-    /// Whether large folios are taken in one piece; otherwise core mm splits them first.
-    pub(crate) large: bool,
-    /// Whose device pages are taken; told to notifiers.
-    pub(crate) owner: &'a PgmapOwner,
+/// Why a folio did not become a destination. The folio was freed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum CopyError {
+    /// There is no such source, or the folio is of another order than the source and cannot take
+    /// a part of it either.
+    Mismatch,
+    /// The hardware has lost the contents of the source, which stays where it is.
+    Poisoned,
 }
 
 /// Where a [`Migration`] is.
@@ -118,7 +89,8 @@ impl Stage for Finalized {
 ///   destination entry owns the lock and a reference of its folio.
 /// - `vma` says whether `args` is used as a whole (by `migrate_vma_*()`) or only its arrays (by
 ///   `migrate_device_*()`).
-/// - No hole has a destination unless `holes` is set.
+/// - No hole has a destination unless `holes` is set, and no large hole has a small one.
+/// - If `vma` is set the mmap lock of the area is held for `'a`.
 #[must_use = "dropping a migration puts the pages back"]
 pub(crate) struct Migration<'a, S: Stage> {
     args: bindings::migrate_vma,
@@ -126,7 +98,7 @@ pub(crate) struct Migration<'a, S: Stage> {
     vma: bool,
     holes: bool,
     finalized: bool,
-    _p: PhantomData<(&'a mut PfnBuffer, S)>,
+    _p: PhantomData<(&'a mut PfnBuffer, Area<'a>, S)>,
 }
 
 impl<'a> Migration<'a, Setup> {
@@ -139,8 +111,9 @@ impl<'a> Migration<'a, Setup> {
     ///
     /// `EINVAL` for a range that is not within the area or larger than `buffer`, and for areas
     /// that cannot be migrated (hugetlb, DAX, `VM_SPECIAL`).
-    pub(crate) fn of_range(buffer: &'a mut PfnBuffer, request: &Request<'_>) -> Result<Self> {
-        Self::setup(buffer, request, core::ptr::null_mut())
+    pub(crate) fn of_range(buffer: &'a mut PfnBuffer, request: &Request<'a>) -> Result<Self> {
+        // SAFETY: No fault is being handled, which NULL says.
+        unsafe { Self::of_fault(buffer, request, core::ptr::null_mut()) }
     }
 
     /// As [`Migration::of_range`], for a fault on `fault_page`, which the faulting task has locked.
@@ -150,18 +123,10 @@ impl<'a> Migration<'a, Setup> {
     /// `fault_page` must be NULL or the locked page of a fault in the area that is being handled.
     pub(super) unsafe fn of_fault(
         buffer: &'a mut PfnBuffer,
-        request: &Request<'_>,
+        request: &Request<'a>,
         fault_page: *mut bindings::page,
     ) -> Result<Self> {
-        Self::setup(buffer, request, fault_page)
-    }
-
-    fn setup(
-        buffer: &'a mut PfnBuffer,
-        request: &Request<'_>,
-        fault_page: *mut bindings::page,
-    ) -> Result<Self> {
-        let len = request.end.checked_sub(request.start).ok_or(EINVAL)? >> PAGE_SHIFT;
+        let len = request.range.pages();
         if len > buffer.capacity() {
             return Err(EINVAL);
         }
@@ -172,18 +137,20 @@ impl<'a> Migration<'a, Setup> {
             0
         };
         let mut args = bindings::migrate_vma {
-            vma: request.vma.as_ptr(),
+            vma: request.area.as_ptr(),
             dst: dst.as_mut_ptr(),
             src: src.as_mut_ptr(),
             cpages: 0,
             npages: 0,
-            start: request.start,
-            end: request.end,
+            start: request.range.start(),
+            end: request.range.end(),
             pgmap_owner: request.owner.as_ptr(),
             flags: request.select.flags() | compound,
             fault_page,
         };
-        // SAFETY: The area is valid and read-locked, the arrays are large enough.
+        // SAFETY: The mmap lock is held by the invariants of `Area`. Both arrays have an entry for
+        // each page, since the range is page aligned by the invariants of `PageRange`. The fault
+        // page is as core mm wants it by the contract of this function.
         to_result(unsafe { bindings::migrate_vma_setup(&mut args) })?;
         // INVARIANT: Set up above; no destination is set.
         Ok(Self {
@@ -201,9 +168,9 @@ impl<'a> Migration<'a, Setup> {
     ///
     /// Wraps `migrate_device_pfns()`. May sleep; not to be called with the mmap lock held.
     pub(crate) fn of_device_pages(buffer: &'a mut PfnBuffer, pfns: &DevicePfns<'_>) -> Self {
-        let len = pfns.0.len().min(buffer.capacity());
+        let len = pfns.as_slice().len().min(buffer.capacity());
         let (src, dst) = buffer.halves(len);
-        src[..len].copy_from_slice(&pfns.0[..len]);
+        src[..len].copy_from_slice(&pfns.as_slice()[..len]);
         let args = bindings::migrate_vma {
             vma: core::ptr::null_mut(),
             dst: dst.as_mut_ptr(),
@@ -236,7 +203,7 @@ impl<'a> Migration<'a, Setup> {
     /// on the way to the device only, where the first access may as well be the device's. On the way
     /// back a destination would populate memory that nobody has touched.
     pub(crate) fn source(&self, i: usize) -> Option<u32> {
-        if !self.is_selected(i) || self.is_moving(i) || !self.holes && !is_valid(self.src(i)) {
+        if !self.is_selected(i) || self.is_moving(i) || !self.holes && self.is_hole(i) {
             None
         } else if self.src(i) & bindings::MIGRATE_PFN_COMPOUND != 0 {
             Some(PMD_ORDER)
@@ -266,79 +233,125 @@ impl<'a> Migration<'a, Setup> {
 
     /// Makes `folio` the destination of page `part` of the source at entry `i`, with the contents
     /// and the write permission of the source. A folio of the source's order takes all of it
-    /// (`part` is 0 then).
-    pub(crate) fn copy_to_device(&mut self, i: usize, part: usize, folio: LockedDeviceFolio) {
+    /// (`part` is 0 then). May sleep.
+    ///
+    /// A small folio can take a page of a large folio of a range of an area, which core mm then
+    /// splits. A large hole must be split first: see [`Migration::split_hole`].
+    pub(crate) fn copy_to_device(
+        &mut self,
+        i: usize,
+        part: usize,
+        folio: LockedDeviceFolio,
+    ) -> Result<(), CopyError> {
         let order = folio.order();
-        if self.accepts(i, part, order) {
-            let page = folio.into_raw();
-            // SAFETY: The folio is locked and in use, nobody splits it.
-            let memory = unsafe { contents(page) };
-            self.copy_to(i, part, page, memory, order);
-        }
+        self.check_fit(i, part, order)?;
+        // SAFETY: We own the lock of the folio, so that nobody frees or splits it. It is of a
+        // `DevPagemap` by the invariants of `LockedDeviceFolio`.
+        let memory = unsafe { contents(folio.page().as_ptr()) };
+        // SAFETY: The folio is as large as the part of the source that it fits, and in use.
+        unsafe { self.copy_contents(i, part, memory, order) }?;
+        self.set_destination(i, part, folio.into_raw(), order);
+        Ok(())
     }
 
     /// As [`Migration::copy_to_device`], in the other direction.
-    pub(crate) fn copy_to_system(&mut self, i: usize, part: usize, folio: SystemFolio) {
+    pub(crate) fn copy_to_system(
+        &mut self,
+        i: usize,
+        part: usize,
+        folio: SystemFolio,
+    ) -> Result<(), CopyError> {
         let order = folio.order();
-        if self.accepts(i, part, order) {
-            let page = folio.into_raw();
-            // SAFETY: The folio is new and nobody else's, so the lock is free.
-            unsafe { bindings::zdm_folio_lock(page) };
-            self.copy_to(i, part, page, page, order);
-        }
+        self.check_fit(i, part, order)?;
+        // SAFETY: The folio is as large as the part of the source that it fits, and ours alone.
+        unsafe { self.copy_contents(i, part, folio.as_ptr(), order) }?;
+        let page = folio.into_raw();
+        // SAFETY: The folio is new and nobody else's, so the lock is free.
+        unsafe { bindings::zdm_folio_lock(page) };
+        self.set_destination(i, part, page, order);
+        Ok(())
     }
 
-    /// Makes a large place without pages, at entry `i`, one of small places, so that each of them
-    /// gets a destination of its own or none.
+    /// Makes a large hole, at entry `i`, one of small holes, so that each of them gets a destination
+    /// of its own or none.
     pub(crate) fn split_hole(&mut self, i: usize) {
-        if self.source(i) == Some(PMD_ORDER) && page_of(self.src(i)).is_none() {
-            for entry in i..self.len.min(i + MAX_PAGES) {
+        let Some(order) = self.source(i) else { return };
+        if order > 0 && self.is_hole(i) {
+            for entry in i..self.len.min(i + (1 << order)) {
+                self.drop_destination(entry);
                 self.set_src(entry, bindings::MIGRATE_PFN_MIGRATE);
             }
         }
     }
 
-    /// Whether the source at `i` has a page `part` that a folio of `order` could take.
-    fn accepts(&self, i: usize, part: usize, order: u32) -> bool {
-        self.source(i).is_some_and(|source| {
-            let small = order == 0 && part < 1 << source;
-            (small || order == source && part == 0) && i + part < self.len
-        })
+    /// Whether the source at `i` has no page.
+    fn is_hole(&self, i: usize) -> bool {
+        !is_valid(self.src(i))
     }
 
-    /// `page` must be the head of a folio of `order` that is locked and referenced, both of which
-    /// we become the owner of, and that `accepts()` was asked about; its contents are those of
-    /// `memory` and what follows it.
-    fn copy_to(
-        &mut self,
+    /// Whether the source at `i` has a page `part` that a folio of `order` can take.
+    ///
+    /// Core mm follows the destination of every page of a large hole as soon as the first one is
+    /// small, whether there is one or not; and it splits no large folio of a list of device pages.
+    fn check_fit(&self, i: usize, part: usize, order: u32) -> Result<(), CopyError> {
+        let source = self.source(i).ok_or(CopyError::Mismatch)?;
+        let whole = order == source && part == 0;
+        let piece = order == 0 && part < 1 << source && self.vma && !self.is_hole(i);
+        if (whole || piece) && i + part + (1 << order) <= self.len {
+            Ok(())
+        } else {
+            Err(CopyError::Mismatch)
+        }
+    }
+
+    /// Copies the contents of the source at `i`, from page `part` on, to the pages at `memory`. A
+    /// hole has zeroes. May sleep.
+    ///
+    /// # Safety
+    ///
+    /// `memory` must be the first of `1 << order` pages in a row that nobody else uses, and
+    /// `check_fit()` must have been asked about `i`, `part` and `order`.
+    unsafe fn copy_contents(
+        &self,
         i: usize,
         part: usize,
-        page: *mut bindings::page,
         memory: *mut bindings::page,
         order: u32,
-    ) {
-        // SAFETY: The folio is locked and in use, nobody splits it.
+    ) -> Result<(), CopyError> {
+        // SAFETY: The source is locked and referenced by the type invariants, so that nobody frees
+        // or splits it. PRIVATE pages that a migration selects have an owner, which only
+        // `DevPagemap`s do.
         let from = page_of(self.src(i)).map(|source| unsafe { contents(source.as_ptr()) });
         let from = from.and_then(NonNull::new).map(NonNull::as_ptr);
         for n in 0..1 << order {
-            // SAFETY: The destination has that many pages, and is ours.
+            // SAFETY: There are that many pages at `memory` by the contract of this function.
             let to = unsafe { memory.add(n) };
-            match from {
-                // SAFETY: The source has at least `part` and `n` pages more, one of them 0. It is
-                // locked and unmapped, so its contents are stable.
-                Some(from) => unsafe { bindings::zdm_copy_highpage(to, from.add(part + n)) },
-                // SAFETY: As for the destination above.
-                None => unsafe { bindings::zdm_clear_highpage(to) },
+            let Some(from) = from else {
+                // SAFETY: The page is nobody else's by the contract of this function.
+                unsafe { bindings::zdm_clear_highpage(to) };
+                continue;
+            };
+            // SAFETY: `check_fit()` says that the source has that many pages. The source is locked
+            // and unmapped, so that its contents do not change.
+            if unsafe { bindings::zdm_copy_mc_highpage(to, from.add(part + n)) } != 0 {
+                return Err(CopyError::Poisoned);
             }
         }
+        Ok(())
+    }
+
+    /// Makes the folio of `order` that `page` is the head of the destination of page `part` of the
+    /// source at `i`, and takes over its lock and the caller's reference.
+    fn set_destination(&mut self, i: usize, part: usize, page: *mut bindings::page, order: u32) {
         self.drop_destination(i + part);
-        // SAFETY: The caller gives a valid page.
+        // SAFETY: The page has a struct page; the function computes its number only.
         let pfn = unsafe { bindings::zdm_page_to_pfn(page) };
         let mut entry = (pfn << bindings::MIGRATE_PFN_SHIFT) | bindings::MIGRATE_PFN_VALID;
         entry |= self.src(i) & bindings::MIGRATE_PFN_WRITE;
         if order > 0 {
             entry |= bindings::MIGRATE_PFN_COMPOUND;
         }
+        // INVARIANT: The entry owns lock and reference from here on.
         self.set_dst(i + part, entry);
     }
 
@@ -346,10 +359,12 @@ impl<'a> Migration<'a, Setup> {
     /// sleep.
     pub(crate) fn copied(mut self) -> Migration<'a, Copied> {
         if self.vma {
-            // SAFETY: Set up by the type invariants.
+            // SAFETY: Core mm has set up `args` and not finalized it by the type invariants, and the
+            // mmap lock is held.
             unsafe { bindings::migrate_vma_pages(&mut self.args) };
         } else {
-            // SAFETY: As above; the arrays have `len` entries.
+            // SAFETY: Core mm has set up the `len` entries and not finalized them by the type
+            // invariants.
             unsafe { bindings::migrate_device_pages(self.args.src, self.args.dst, self.len) };
         }
         self.next(false)
@@ -493,10 +508,11 @@ impl<'a, S: Stage> Migration<'a, S> {
     /// Lets core mm finish.
     fn end(&mut self) {
         if self.vma {
-            // SAFETY: Not finalized yet, as the callers make sure.
+            // SAFETY: Both callers consume or drop `self`, whose migration is not finalized yet by the
+            // type invariants. The mmap lock is held.
             unsafe { bindings::migrate_vma_finalize(&mut self.args) };
         } else {
-            // SAFETY: As above; the arrays have `len` entries.
+            // SAFETY: The same is true of the `len` entries.
             unsafe { bindings::migrate_device_finalize(self.args.src, self.args.dst, self.len) };
         }
     }
@@ -568,24 +584,6 @@ impl<S: Stage> Drop for Migration<'_, S> {
             }
         }
         self.end();
-    }
-}
-
-/// Page frame numbers of pages of one registered pagemap.
-///
-/// # Invariants
-///
-/// Every entry is the number of a page of a pagemap that stays registered for `'a`.
-pub(crate) struct DevicePfns<'a>(&'a [usize]);
-
-impl<'a> DevicePfns<'a> {
-    /// `None` unless all of `pfns` are pages of `map`.
-    pub(crate) fn new<T: PagemapOps>(map: &'a DevPagemap<T>, pfns: &'a [usize]) -> Option<Self> {
-        let range = map.first_pfn()..map.first_pfn() + map.pages();
-        // INVARIANT: Checked here; `map` stays registered while it is borrowed.
-        pfns.iter()
-            .all(|pfn| range.contains(pfn))
-            .then_some(Self(pfns))
     }
 }
 

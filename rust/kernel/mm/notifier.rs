@@ -4,40 +4,37 @@
 //!
 //! C header: [`include/linux/mmu_notifier.h`](srctree/include/linux/mmu_notifier.h)
 
+use super::range::PageRange;
 use crate::bindings;
-use core::{
-    marker::PhantomData,
-    ops::Range, //
-};
+use core::marker::PhantomData;
 use kernel::{
     error::to_result,
     mm::{
         Mm,
         MmWithUser, //
     },
+    new_mutex,
     prelude::*,
-    sync::aref::ARef,
+    sync::{
+        aref::ARef,
+        Mutex,
+        MutexGuard, //
+    },
     types::Opaque, //
 };
 
-/// What an interval notifier protects.
-pub(super) trait IntervalOps: Send + Sync + 'static {
-    /// The range is about to change: stop using what was learnt of it.
+/// What a driver has learnt of a range of an address space, and a notifier protects with its lock.
+pub(super) trait IntervalOps: Send + 'static {
+    /// The range is about to change: forget what was learnt of it.
     ///
-    /// The lock that guards what was learnt must be held while the sequence is set, which only
-    /// [`PendingSeq::set`] can do; [`PendingSeq::keep`] says that nothing is to be forgotten.
-    /// Where `range` is not blockable nothing here may sleep, and `Err` says that the lock could
-    /// not be had. May be called in reclaim: must not allocate in a way that waits for it.
-    fn invalidate(
-        &self,
-        range: &NotifierRange<'_>,
-        seq: PendingSeq<'_>,
-    ) -> core::result::Result<SeqHandled, ()>;
+    /// The notifier calls this with its lock held, after it has set the sequence. Must not sleep,
+    /// and must not allocate: core mm may call in reclaim.
+    fn invalidate(&self, range: &NotifierRange<'_>);
 }
 
 /// Why a range changes, as far as it makes a difference: `enum mmu_notifier_event`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Event {
+enum Event {
     /// Pages are collected for a migration by the owner.
     Migrate,
     /// The owner gets exclusive access to a page.
@@ -51,7 +48,7 @@ pub(super) struct NotifierRange<'a>(&'a bindings::mmu_notifier_range);
 
 impl NotifierRange<'_> {
     /// What happens.
-    pub(super) fn event(&self) -> Event {
+    fn event(&self) -> Event {
         match self.0.event {
             bindings::mmu_notifier_event_MMU_NOTIFY_MIGRATE => Event::Migrate,
             bindings::mmu_notifier_event_MMU_NOTIFY_EXCLUSIVE => Event::Exclusive,
@@ -59,8 +56,9 @@ impl NotifierRange<'_> {
         }
     }
 
-    /// Whether `owner` is who does it. Other events than those that have an owner have none.
-    pub(super) fn is_owner(&self, owner: *const c_void) -> bool {
+    /// Whether `owner` causes the event. Events other than [`Event::Migrate`] and
+    /// [`Event::Exclusive`] have no owner.
+    fn is_owner(&self, owner: *const c_void) -> bool {
         self.event() != Event::Other && core::ptr::eq(self.0.owner, owner)
     }
 
@@ -75,43 +73,34 @@ impl NotifierRange<'_> {
     }
 
     /// Whether the callback may sleep.
-    pub(super) fn is_blockable(&self) -> bool {
-        // SAFETY: The range is valid.
+    fn is_blockable(&self) -> bool {
+        // SAFETY: The reference is valid.
         unsafe { bindings::zdm_mmu_notifier_range_blockable(self.0) }
     }
 }
 
-/// A new sequence number that is to be set under the user's lock.
-pub(super) struct PendingSeq<'a> {
+/// A point in the sequence of invalidations of one notifier, which it borrows.
+#[derive(Clone, Copy)]
+pub(super) struct ReadSeq<'a> {
     sub: *mut bindings::mmu_interval_notifier,
     seq: usize,
-    _p: PhantomData<&'a ()>,
+    _notifier: PhantomData<&'a ()>,
 }
 
-/// Proof that the sequence was set, or deliberately not.
-pub(super) struct SeqHandled(());
-
-impl PendingSeq<'_> {
-    /// Sets the sequence: `mmu_interval_set_seq()`. The user's lock must be held.
-    pub(super) fn set(self) -> SeqHandled {
-        // SAFETY: The subscription is valid during the callback.
-        unsafe { bindings::zdm_mmu_interval_set_seq(self.sub, self.seq) };
-        SeqHandled(())
-    }
-
-    /// Leaves the sequence as it is: who reads the range now is not told to try again.
-    ///
-    /// Right only where all that may have been learnt of the range stays true.
-    pub(super) fn keep(self) -> SeqHandled {
-        SeqHandled(())
+impl ReadSeq<'_> {
+    /// The number, as `hmm_range.notifier_seq` has it.
+    pub(super) fn number(self) -> usize {
+        self.seq
     }
 }
 
-/// A point in the sequence of invalidations, from [`MmuIntervalNotifier::read_begin`].
-#[derive(Clone, Copy)]
-pub(super) struct ReadSeq(pub(super) usize);
-
-/// A subscription to the changes of an address space, or of a range of it.
+/// A subscription to the changes of an address space, or of a range of it, and what was learnt of
+/// that range.
+///
+/// What was learnt is behind the lock that an invalidation takes before it sets the sequence.
+/// [`MmuIntervalNotifier::lock_if_fresh`] is the only way to learn that nothing has changed, and
+/// gives the locked data at the same time, so that neither half of the protocol of
+/// `Documentation/mm/hmm.rst` can be left out.
 ///
 /// # Invariants
 ///
@@ -123,12 +112,12 @@ pub(super) struct MmuIntervalNotifier<T: IntervalOps> {
     sub: Opaque<bindings::mmu_interval_notifier>,
     mm: ARef<Mm>,
     #[pin]
-    data: T,
+    data: Mutex<T>,
 }
 
-// SAFETY: The subscription may be used and removed on any thread.
+// SAFETY: The subscription may be used and removed on any thread, and `T` is `Send`.
 unsafe impl<T: IntervalOps> Send for MmuIntervalNotifier<T> {}
-// SAFETY: As above.
+// SAFETY: Core mm locks the subscription by itself; the mutex gives `T` to one thread at a time.
 unsafe impl<T: IntervalOps> Sync for MmuIntervalNotifier<T> {}
 
 impl<T: IntervalOps> MmuIntervalNotifier<T> {
@@ -141,35 +130,34 @@ impl<T: IntervalOps> MmuIntervalNotifier<T> {
     /// Subscribes to all addresses of `mm`. May sleep.
     pub(super) fn new<'a>(
         mm: &'a MmWithUser,
-        data: impl PinInit<T, Error> + 'a,
+        data: impl PinInit<T> + 'a,
     ) -> impl PinInit<Self, Error> + 'a {
-        Self::insert(mm, 0..usize::MAX & !(super::PAGE_SIZE - 1), data)
+        Self::insert(mm, 0, usize::MAX & !(super::PAGE_SIZE - 1), data)
     }
 
-    /// Subscribes to `range`, in bytes, of `mm`; `EOVERFLOW` if that is empty. May sleep.
+    /// Subscribes to `range` of `mm`. May sleep.
     pub(super) fn for_range<'a>(
         mm: &'a MmWithUser,
-        range: Range<usize>,
-        data: impl PinInit<T, Error> + 'a,
+        range: PageRange,
+        data: impl PinInit<T> + 'a,
     ) -> impl PinInit<Self, Error> + 'a {
-        Self::insert(mm, range, data)
+        Self::insert(mm, range.start(), range.end() - range.start(), data)
     }
 
     /// Wraps `mmu_interval_notifier_insert()`.
     fn insert<'a>(
         mm: &'a MmWithUser,
-        range: Range<usize>,
-        data: impl PinInit<T, Error> + 'a,
+        start: usize,
+        length: usize,
+        data: impl PinInit<T> + 'a,
     ) -> impl PinInit<Self, Error> + 'a {
         let raw_mm = mm.as_raw();
-        let start = range.start;
-        let length = range.end.saturating_sub(start);
         // The callback may run as soon as the subscription is in, so it comes last.
         try_pin_init!(Self {
-            data <- data,
+            data <- new_mutex!(data, "MmuIntervalNotifier::data"),
             mm: ARef::from(&**mm),
             sub <- Opaque::try_ffi_init(move |sub: *mut bindings::mmu_interval_notifier| {
-                // SAFETY: `mm` has users, `sub` is pinned until it is removed.
+                // SAFETY: The borrowed `mm` has users. `sub` stays pinned until `drop` removes it.
                 to_result(unsafe {
                     bindings::mmu_interval_notifier_insert(sub, raw_mm, start, length, &Self::OPS)
                 })
@@ -182,26 +170,53 @@ impl<T: IntervalOps> MmuIntervalNotifier<T> {
         &self.mm
     }
 
-    /// What the notifier protects.
-    pub(super) fn data(&self) -> &T {
-        &self.data
+    /// Locks what was learnt, which may be stale. May sleep. Nothing may be waited for under the lock
+    /// that waits for an invalidation.
+    pub(super) fn lock(&self) -> MutexGuard<'_, T> {
+        self.data.lock()
+    }
+
+    /// Locks what was learnt, `None` if anything has changed since `seq`: then what was read since
+    /// must not be used. May sleep.
+    pub(super) fn lock_if_fresh(&self, seq: ReadSeq<'_>) -> Option<MutexGuard<'_, T>> {
+        let guard = self.data.lock();
+        // SAFETY: The subscription is inserted by the type invariants. An invalidation sets the
+        // sequence under the lock that `guard` holds.
+        let stale = unsafe { bindings::zdm_mmu_interval_read_retry(self.as_raw(), seq.seq) };
+        // A number of another notifier says nothing about this one.
+        (core::ptr::eq(seq.sub, self.as_raw()) && !stale).then_some(guard)
     }
 
     pub(super) fn as_raw(&self) -> *mut bindings::mmu_interval_notifier {
         self.sub.get()
     }
 
-    /// Begins to read the range; waits for invalidations that are under way. May sleep.
-    pub(super) fn read_begin(&self) -> ReadSeq {
-        // SAFETY: The subscription is inserted.
-        ReadSeq(unsafe { bindings::mmu_interval_read_begin(self.as_raw()) })
+    /// The identity of this subscription as the owner of exclusive access.
+    ///
+    /// Not the owner of the device's memory: other openers of the device are to lose the page.
+    pub(super) fn exclusive_owner(&self) -> *mut c_void {
+        core::ptr::from_ref(self).cast_mut().cast()
     }
 
-    /// Whether what was read since `seq` is stale. The lock that [`IntervalOps::invalidate`] takes
-    /// must be held.
-    pub(super) fn read_retry(&self, seq: ReadSeq) -> bool {
-        // SAFETY: The subscription is inserted.
-        unsafe { bindings::zdm_mmu_interval_read_retry(self.as_raw(), seq.0) }
+    /// Begins to read the range; waits for invalidations that are under way. May sleep.
+    pub(super) fn read_begin(&self) -> ReadSeq<'_> {
+        // SAFETY: The subscription is inserted by the type invariants.
+        let seq = unsafe { bindings::mmu_interval_read_begin(self.as_raw()) };
+        self.begun(seq)
+    }
+
+    /// The sequence that core mm itself has begun to read for `range`, once it has filled `range`.
+    /// `None` if that is of another notifier.
+    pub(super) fn read_by(&self, range: &bindings::hmm_range) -> Option<ReadSeq<'_>> {
+        core::ptr::eq(range.notifier, self.as_raw()).then(|| self.begun(range.notifier_seq))
+    }
+
+    fn begun(&self, seq: usize) -> ReadSeq<'_> {
+        ReadSeq {
+            sub: self.as_raw(),
+            seq,
+            _notifier: PhantomData,
+        }
     }
 
     /// # Safety
@@ -212,23 +227,34 @@ impl<T: IntervalOps> MmuIntervalNotifier<T> {
         range: *const bindings::mmu_notifier_range,
         seq: usize,
     ) -> bool {
-        // SAFETY: The subscription is embedded in a `Self` that waits for us before it goes.
+        // SAFETY: The subscription is embedded in a `Self`, whose `drop` waits for this callback.
         let this = unsafe { &*kernel::container_of!(Opaque::cast_from(sub), Self, sub) };
-        let pending = PendingSeq {
-            sub,
-            seq,
-            _p: PhantomData,
-        };
-        // SAFETY: Core mm gives a valid range.
+        // SAFETY: Core mm gives a range that is valid during the callback.
         let range = NotifierRange(unsafe { &*range });
-        this.data.invalidate(&range, pending).is_ok()
+        if range.event() == Event::Exclusive && range.is_owner(this.exclusive_owner()) {
+            // The page stays where it is, and only the CPU loses access: what was learnt of it stays
+            // true, and the task that gets the access need not try again.
+            return true;
+        }
+        let data = if range.is_blockable() {
+            this.data.lock()
+        } else if let Some(data) = this.data.try_lock() {
+            data
+        } else {
+            return false;
+        };
+        // SAFETY: The subscription is the one that core mm calls, with the sequence that it gave.
+        // The lock is held that `lock_if_fresh()` takes.
+        unsafe { bindings::zdm_mmu_interval_set_seq(sub, seq) };
+        data.invalidate(&range);
+        true
     }
 }
 
 #[pinned_drop]
 impl<T: IntervalOps> PinnedDrop for MmuIntervalNotifier<T> {
     fn drop(self: Pin<&mut Self>) {
-        // SAFETY: Inserted by the type invariants. Waits for callbacks that run.
+        // SAFETY: The subscription is inserted by the type invariants. Removal waits for callbacks.
         unsafe { bindings::mmu_interval_notifier_remove(self.sub.get()) };
     }
 }
@@ -243,54 +269,41 @@ mod tests {
         },
         PAGE_SIZE, //
     };
-    use kernel::{
-        new_mutex,
-        sync::Mutex, //
+    use kernel::sync::atomic::{
+        Atomic,
+        Relaxed, //
     };
 
-    /// Counts what it is told.
-    #[pin_data]
-    struct Watch {
-        #[pin]
-        events: Mutex<usize>,
-    }
+    /// Counts invalidations.
+    struct Watch(Atomic<usize>);
 
     impl IntervalOps for Watch {
-        fn invalidate(
-            &self,
-            range: &NotifierRange<'_>,
-            seq: PendingSeq<'_>,
-        ) -> core::result::Result<SeqHandled, ()> {
-            let mut events = if range.is_blockable() {
-                self.events.lock()
-            } else {
-                self.events.try_lock().ok_or(())?
-            };
-            *events += 1;
-            Ok(seq.set())
+        fn invalidate(&self, _range: &NotifierRange<'_>) {
+            self.0.fetch_add(1, Relaxed);
         }
     }
 
-    fn watch(range: Range<usize>) -> Result<Pin<KBox<MmuIntervalNotifier<Watch>>>> {
+    fn watch(start: usize, pages: usize) -> Result<Pin<KBox<MmuIntervalNotifier<Watch>>>> {
         let task = current!();
         let mm = task.mm().ok_or(EINVAL)?;
-        let data = try_pin_init!(Watch {
-            events <- new_mutex!(0, "Watch::events"),
-        }? Error);
-        KBox::try_pin_init(MmuIntervalNotifier::for_range(mm, range, data), GFP_KERNEL)
+        let range = PageRange::new(start, pages)?;
+        KBox::try_pin_init(
+            MmuIntervalNotifier::for_range(mm, range, Watch(Atomic::new(0))),
+            GFP_KERNEL,
+        )
     }
 
-    /// What was seen, and whether what was read since `seq` is stale.
-    fn state(watch: &MmuIntervalNotifier<Watch>, seq: ReadSeq) -> (usize, bool) {
-        let events = watch.data().events.lock();
-        (*events, watch.read_retry(seq))
+    /// Invalidations so far, and whether what was read since `seq` is stale.
+    fn state(watch: &MmuIntervalNotifier<Watch>, seq: ReadSeq<'_>) -> (usize, bool) {
+        let stale = watch.lock_if_fresh(seq).is_none();
+        (watch.lock().0.load(Relaxed), stale)
     }
 
     #[test]
     fn range_sees_its_own_unmaps_only() -> Result {
         let start = mmap_anon(4 * PAGE_SIZE)?;
         let end = start + 4 * PAGE_SIZE;
-        let watch = watch(start + PAGE_SIZE..end - PAGE_SIZE)?;
+        let watch = watch(start + PAGE_SIZE, 2)?;
         let seq = watch.read_begin();
         assert_eq!(state(&watch, seq), (0, false));
         munmap(start, PAGE_SIZE)?;
@@ -304,9 +317,11 @@ mod tests {
     }
 
     #[test]
-    fn empty_range_is_refused() -> Result {
-        let start = mmap_anon(PAGE_SIZE)?;
-        assert!(watch(start..start).is_err());
+    fn sequence_of_another_notifier_is_stale() -> Result {
+        let start = mmap_anon(2 * PAGE_SIZE)?;
+        let (one, other) = (watch(start, 1)?, watch(start, 1)?);
+        assert_eq!(state(&one, one.read_begin()), (0, false));
+        assert_eq!(state(&one, other.read_begin()), (0, true));
         Ok(())
     }
 }

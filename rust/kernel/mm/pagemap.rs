@@ -20,11 +20,13 @@ use super::{
     },
     memory_type::MemoryType,
     module::ModulePin,
+    owner::PgmapOwner,
     page::PageView,
     region::{
         MemRegion,
         RegionError, //
-    }, //
+    },
+    selection::DevicePfns, //
 };
 use crate::bindings;
 use core::ptr::NonNull;
@@ -45,26 +47,6 @@ use kernel::{
     },
     types::Opaque, //
 };
-
-/// Identifies the owner of pagemaps to core mm: `dev_pagemap.owner`.
-///
-/// The address of this object is the identity, so that no two owners that live at the same time
-/// are equal and none can be made up.
-pub(crate) struct PgmapOwner {
-    // Not zero-sized, for the sake of a unique address.
-    _address: u8,
-}
-
-impl PgmapOwner {
-    /// Makes a new identity. May sleep.
-    pub(crate) fn new() -> Result<Arc<Self>> {
-        Ok(Arc::new(Self { _address: 0 }, GFP_KERNEL)?)
-    }
-
-    pub(super) fn as_ptr(&self) -> *mut c_void {
-        core::ptr::from_ref(self).cast_mut().cast()
-    }
-}
 
 /// What the owner of a pagemap is called for: `struct dev_pagemap_ops`.
 pub(crate) trait PagemapOps: Send + Sync + Sized + 'static {
@@ -315,6 +297,17 @@ impl<T: PagemapOps> DevPagemap<T> {
         // SAFETY: Core mm calls none of them for a page that is not in use, and `self` is kept for
         // good.
         unsafe { (*self.raw()).ops = &self.no_ops };
+    }
+
+    /// `pfns` as a list for [`Migration::of_device_pages`](super::migrate::Migration::of_device_pages);
+    /// `None` unless all of them are pages of this pagemap.
+    pub(crate) fn device_pfns<'a>(&'a self, pfns: &'a [usize]) -> Option<DevicePfns<'a>> {
+        let range = self.first_pfn..self.first_pfn + self.pages();
+        if !pfns.iter().all(|pfn| range.contains(pfn)) {
+            return None;
+        }
+        // SAFETY: Checked above. The pagemap stays registered while it is borrowed.
+        Some(unsafe { DevicePfns::from_raw(pfns) })
     }
 
     /// Whether, from page `index` on, pages are free by the allocator and have nothing that a free

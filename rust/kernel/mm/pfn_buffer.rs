@@ -2,8 +2,12 @@
 
 //! Room for what a migration is told and tells of its pages.
 
-use super::migrate::MAX_PAGES;
+use super::PMD_ORDER;
 use kernel::prelude::*;
+
+/// Most pages that one migration takes: what one page of page table entries maps, and what one
+/// large folio has.
+pub(crate) const MAX_PAGES: usize = 1 << PMD_ORDER;
 
 /// Source and destination entries for migrations of up to [`MAX_PAGES`] pages, to be reused.
 pub(crate) struct PfnBuffer(Entries);

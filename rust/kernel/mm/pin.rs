@@ -6,15 +6,14 @@
 //! `Documentation/core-api/pin_user_pages.rst`
 
 use super::{
+    range::PageRange,
     task::{
         check_signals,
         cond_resched, //
     },
-    PAGE_SHIFT,
     PAGE_SIZE, //
 };
 use crate::bindings;
-use core::ops::Range;
 use kernel::prelude::*;
 
 /// Pages that one call of core mm takes.
@@ -81,9 +80,9 @@ impl PinnedPages {
     /// `EFAULT` where nothing is mapped or may not be accessed so, `EINVAL` for a task without an
     /// address space, `EINTR` for one that was killed, `ENOMEM`, and what core mm says about
     /// memory that cannot be held for long.
-    pub(crate) fn new(range: Range<usize>, request: PinRequest) -> Result<Self> {
+    pub(crate) fn new(range: PageRange, request: PinRequest) -> Result<Self> {
         current!().mm().ok_or(EINVAL)?;
-        let pages = (range.end - range.start) >> PAGE_SHIFT;
+        let pages = range.pages();
         // INVARIANT: There are no pages yet.
         let mut held = Self {
             pages: KVVec::with_capacity(pages, GFP_KERNEL_ACCOUNT)?,
@@ -93,7 +92,7 @@ impl PinnedPages {
         // On failure what is held already is dropped.
         while held.pages.len() < pages {
             check_signals()?;
-            let start = range.start + held.pages.len() * PAGE_SIZE;
+            let start = range.start() + held.pages.len() * PAGE_SIZE;
             held.take(start, pages - held.pages.len(), request)?;
         }
         Ok(held)
@@ -112,15 +111,15 @@ impl PinnedPages {
             (false, Hold::Get) => unsafe {
                 bindings::get_user_pages_unlocked(start, long, out, flags)
             },
-            // SAFETY: As above.
+            // SAFETY: `out` has room for `n` pages, and the task has an address space.
             (false, Hold::Pin | Hold::LongTerm) => unsafe {
                 bindings::pin_user_pages_unlocked(start, long, out, flags)
             },
-            // SAFETY: As above.
+            // SAFETY: `out` has room for `n` pages, and the task has an address space.
             (true, Hold::Get) => unsafe {
                 bindings::get_user_pages_fast(start, int, flags, out) as isize
             },
-            // SAFETY: As above.
+            // SAFETY: `out` has room for `n` pages, and the task has an address space.
             (true, Hold::Pin | Hold::LongTerm) => unsafe {
                 bindings::pin_user_pages_fast(start, int, flags, out) as isize
             },
@@ -151,20 +150,27 @@ impl Drop for PinnedPages {
                 Hold::Pin | Hold::LongTerm => unsafe {
                     bindings::unpin_user_pages_dirty_lock(first, n, self.dirty)
                 },
-                Hold::Get => pages.iter().for_each(|&page| put(page, self.dirty)),
+                // SAFETY: We own a reference on each by the type invariants.
+                Hold::Get => pages
+                    .iter()
+                    .for_each(|&page| unsafe { put(page, self.dirty) }),
             }
             cond_resched();
         }
     }
 }
 
-/// Drops a reference on `page`, which the caller owns. May sleep.
-fn put(page: *mut bindings::page, dirty: bool) {
+/// Drops a reference on `page`, after marking it dirty where it was written to. May sleep.
+///
+/// # Safety
+///
+/// The caller must own a reference on `page`, and gives it away.
+unsafe fn put(page: *mut bindings::page, dirty: bool) {
     if dirty {
         // SAFETY: The caller's reference keeps the page.
         unsafe { bindings::set_page_dirty_lock(page) };
     }
-    // SAFETY: The caller owns a reference.
+    // SAFETY: The caller gives its reference away by the contract of this function.
     unsafe { bindings::zdm_folio_put(page) };
 }
 
@@ -175,7 +181,8 @@ mod tests {
         hmm::HmmMirror,
         inspect::PageFacts,
         kunit::mmap_anon,
-        pagemap::PgmapOwner, //
+        owner::PgmapOwner,
+        PAGE_SHIFT, //
     };
     use kernel::uaccess::{
         UserPtr,
@@ -184,7 +191,7 @@ mod tests {
 
     fn facts(mirror: &HmmMirror, address: usize) -> Result<PageFacts> {
         let mut out = [None];
-        mirror.inspect(address, &mut out, |_, facts| facts)?;
+        mirror.inspect(PageRange::new(address, 1)?, &mut out, |_, facts| facts)?;
         out[0].ok_or(EFAULT)
     }
 
@@ -223,7 +230,7 @@ mod tests {
     #[test]
     fn held_pages_are_let_go() -> Result {
         let (start, mirror) = setting()?;
-        let page = start..start + PAGE_SIZE;
+        let page = PageRange::new(start, 1)?;
         for hold in [Hold::Get, Hold::Pin, Hold::LongTerm] {
             let own = match hold {
                 Hold::Get => 1,
@@ -231,7 +238,7 @@ mod tests {
             };
             for (write, fast) in [(false, false), (true, false), (false, true), (true, true)] {
                 let request = PinRequest { hold, write, fast };
-                let mut held = PinnedPages::new(page.clone(), request)?;
+                let mut held = PinnedPages::new(page, request)?;
                 let during = facts(&mirror, start)?;
                 assert_eq!(during.pins, i32::from(hold != Hold::Get));
                 assert!(during.refs >= during.mapcount + own);
@@ -253,14 +260,14 @@ mod tests {
         let (start, mirror) = setting()?;
         let before = facts(&mirror, start)?;
         // Nobody maps so much.
-        let beyond = start..start + 2 * PAGE_SIZE + (1 << 30);
+        let beyond = PageRange::new(start, 2 + (1 << (30 - PAGE_SHIFT)))?;
         for fast in [false, true] {
             let request = PinRequest {
                 hold: Hold::Pin,
                 write: true,
                 fast,
             };
-            let held = PinnedPages::new(beyond.clone(), request);
+            let held = PinnedPages::new(beyond, request);
             assert_eq!(held.err(), Some(EFAULT));
             assert_eq!(facts(&mirror, start)?.pins, 0);
         }

@@ -7,10 +7,10 @@
 use super::{
     memory_type::MemoryType,
     module::ModulePin,
+    owner::PgmapOwner,
     pagemap::{
         DevPagemap,
         PagemapOps,
-        PgmapOwner,
         PrivateOps, //
     },
     region::{

@@ -18,11 +18,10 @@ use super::{
     notifier::{
         IntervalOps,
         MmuIntervalNotifier,
-        NotifierRange,
-        PendingSeq,
-        SeqHandled, //
+        NotifierRange, //
     },
-    pagemap::PgmapOwner,
+    owner::PgmapOwner,
+    range::PageRange,
     task::{
         check_signals,
         Deadline, //
@@ -34,11 +33,7 @@ use core::{
     marker::PhantomData,
     pin::Pin, //
 };
-use kernel::{
-    new_mutex,
-    prelude::*,
-    sync::Mutex, //
-};
+use kernel::prelude::*;
 
 /// Pages that one snapshot takes at most: each is a notifier that comes and goes.
 pub(crate) const SNAPSHOT_PAGES: usize = 2 * BATCH;
@@ -82,35 +77,11 @@ impl Seen {
     }
 }
 
-/// What a snapshot has learnt is good while this is locked.
-#[pin_data]
-struct SnapshotLock {
-    #[pin]
-    lock: Mutex<()>,
-}
+/// A snapshot has nothing to forget: whatever changes, all of it is taken again.
+struct Nothing;
 
-impl SnapshotLock {
-    fn new() -> impl PinInit<Self, Error> {
-        try_pin_init!(Self {
-            lock <- new_mutex!((), "SnapshotLock::lock"),
-        })
-    }
-}
-
-impl IntervalOps for SnapshotLock {
-    fn invalidate(
-        &self,
-        range: &NotifierRange<'_>,
-        seq: PendingSeq<'_>,
-    ) -> core::result::Result<SeqHandled, ()> {
-        // Whatever changes, all of the snapshot is taken again.
-        let _lock = if range.is_blockable() {
-            self.lock.lock()
-        } else {
-            self.lock.try_lock().ok_or(())?
-        };
-        Ok(seq.set())
-    }
+impl IntervalOps for Nothing {
+    fn invalidate(&self, _range: &NotifierRange<'_>) {}
 }
 
 /// An address that a snapshot looks at, to be asked for the page while it is mapped.
@@ -128,7 +99,8 @@ pub(super) struct Place<'a> {
 impl<'a> Place<'a> {
     /// The page, `None` when there is none or it cannot be accessed.
     pub(super) fn page(&self) -> Option<MappedPage<'a>> {
-        // SAFETY: By the type invariants; snapshots are for the owner of `DevPagemap`s.
+        // SAFETY: The entry was obtained for the address, and the lock is held, by the type
+        // invariants. Snapshots are for the owner of `DevPagemap`s.
         unsafe { MappedPage::new(self.entry, self.address) }
     }
 
@@ -142,7 +114,8 @@ impl<'a> Place<'a> {
             };
         }
         Seen::Page {
-            // SAFETY: By the type invariants the page is mapped.
+            // SAFETY: The entry is valid, as checked above. Its page is mapped while the lock is held,
+            // which it is by the type invariants.
             memory: unsafe { self.entry.memory(owner) },
             write: self.entry.is_writable(),
             size: match self.entry.order() {
@@ -155,35 +128,39 @@ impl<'a> Place<'a> {
 }
 
 impl HmmMirror {
-    /// Looks at the pages from `start` on, as many as `out` has elements but no more than
-    /// [`SNAPSHOT_PAGES`], and puts down what `f` makes of each. May sleep, and faults nothing in.
+    /// Looks at the pages of `range`, no more than [`SNAPSHOT_PAGES`], and puts down in `out`, which
+    /// has an element for each, what `f` makes of each. May sleep, and faults nothing in.
     ///
     /// # Errors
     ///
-    /// `EINVAL` when the process is gone or `out` is too large or empty, `EBUSY` when invalidations
+    /// `EINVAL` when the process is gone, or `out` too large or not of the size of `range`, `EBUSY` when invalidations
     /// keep coming for a second, `EINTR` for a task that was killed, `ENOMEM`.
-    pub(crate) fn snapshot<T>(&self, start: usize, out: &mut [T], f: impl Fn(Seen) -> T) -> Result {
-        self.look(start, out, |seen, _| f(seen))
+    pub(crate) fn snapshot<T>(
+        &self,
+        range: PageRange,
+        out: &mut [T],
+        f: impl Fn(Seen) -> T,
+    ) -> Result {
+        self.look(range, out, |seen, _| f(seen))
     }
 
     /// As [`HmmMirror::snapshot`], which also shows `f` the place, for the page. It is mapped until
     /// `f` returns, which is called with the lock of the snapshot held and must not sleep.
     pub(super) fn look<T>(
         &self,
-        start: usize,
+        range: PageRange,
         out: &mut [T],
         f: impl Fn(Seen, Place<'_>) -> T,
     ) -> Result {
-        if out.is_empty() || out.len() > SNAPSHOT_PAGES {
+        if range.pages() > SNAPSHOT_PAGES || out.len() != range.pages() {
             return Err(EINVAL);
         }
         let mm = self.mm().mmget_not_zero().ok_or(EINVAL)?;
-        let end = start.checked_add(out.len() * PAGE_SIZE).ok_or(EINVAL)?;
         pin_init::stack_try_pin_init!(
-            let notifier: MmuIntervalNotifier<SnapshotLock> =
-                MmuIntervalNotifier::for_range(&mm, start..end, SnapshotLock::new())
+            let notifier: MmuIntervalNotifier<Nothing> =
+                MmuIntervalNotifier::for_range(&mm, range, Nothing)
         );
-        let notifier: Pin<&mut MmuIntervalNotifier<SnapshotLock>> = notifier?;
+        let notifier: Pin<&mut MmuIntervalNotifier<Nothing>> = notifier?;
         let mut pfns = [0usize; SNAPSHOT_PAGES];
         let deadline = Deadline::after_ms(bindings::HMM_RANGE_DEFAULT_TIMEOUT);
         loop {
@@ -192,26 +169,26 @@ impl HmmMirror {
                 return Err(EBUSY);
             }
             let seq = notifier.read_begin();
-            let mut range = bindings::hmm_range {
+            let mut hmm_range = bindings::hmm_range {
                 notifier: notifier.as_raw(),
-                notifier_seq: 0,
-                start,
-                end,
+                notifier_seq: seq.number(),
+                start: range.start(),
+                end: range.end(),
                 hmm_pfns: pfns.as_mut_ptr(),
                 default_flags: 0,
                 pfn_flags_mask: 0,
                 dev_private_owner: self.owner().as_ptr(),
             };
-            // SAFETY: `pfns` has room for all pages, and the notifier is one of `mm`.
-            match unsafe { range_fault(&mut range, &mm, seq) } {
+            // SAFETY: `pfns` has an entry for each page, as checked above. The notifier is one of `mm`,
+            // and the sequence was begun with it.
+            match unsafe { range_fault(&mut hmm_range, &mm) } {
                 Err(err) if err == EBUSY => continue,
                 other => other?,
             };
-            let _lock = notifier.data().lock.lock();
-            if notifier.read_retry(seq) {
+            let Some(_lock) = notifier.lock_if_fresh(seq) else {
                 continue;
-            }
-            let mut address = start;
+            };
+            let mut address = range.start();
             let mut seen = None;
             for (slot, &pfn) in out.iter_mut().zip(&pfns) {
                 // INVARIANT: The lock is held until the end of the loop and the sequence checked.

@@ -4,6 +4,7 @@
 //!
 //! C header: [`include/linux/gfp.h`](srctree/include/linux/gfp.h)
 
+use super::PMD_ORDER;
 use crate::bindings;
 use core::ptr::NonNull;
 use kernel::{
@@ -28,9 +29,15 @@ unsafe impl Send for SystemFolio {}
 // worth some effort. To run out of memory is no reason for a line in the log.
 impl SystemFolio {
     /// Allocates a movable folio for `address` of `vma`, by the memory policy there. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` for an order above [`PMD_ORDER`], `ENOMEM`.
     pub(crate) fn alloc_vma(vma: &VmaRef, address: usize, order: u32) -> Result<Self> {
+        check_order(order)?;
         let gfp = bindings::GFP_HIGHUSER_MOVABLE | bindings::__GFP_NOWARN;
-        // SAFETY: `vma` is valid and read-locked for the call.
+        // SAFETY: A `VmaRef` is valid and locked while it is borrowed. Core mm uses `address` to
+        // choose a node only, and accepts any.
         let page = unsafe { bindings::zdm_alloc_folio_vma(gfp, order, vma.as_ptr(), address) };
         // INVARIANT: A new folio has one reference, which is ours.
         Ok(Self {
@@ -41,10 +48,11 @@ impl SystemFolio {
 
     /// Allocates a movable folio for user data whose address is not known. May sleep.
     pub(crate) fn alloc(order: u32) -> Result<Self> {
+        check_order(order)?;
         let gfp = bindings::GFP_HIGHUSER_MOVABLE | bindings::__GFP_NOWARN;
-        // SAFETY: Always safe in a context that may sleep.
+        // SAFETY: The order is one that the page allocator has. The caller may sleep.
         let page = unsafe { bindings::zdm_alloc_folio(gfp, order) };
-        // INVARIANT: As in `alloc_vma()`.
+        // INVARIANT: A new folio has one reference, which is ours.
         Ok(Self {
             page: NonNull::new(page).ok_or(ENOMEM)?,
             order,
@@ -56,11 +64,25 @@ impl SystemFolio {
         self.order
     }
 
+    /// The head page.
+    pub(super) fn as_ptr(&self) -> *mut bindings::page {
+        self.page.as_ptr()
+    }
+
     /// Gives the reference away.
     pub(super) fn into_raw(self) -> *mut bindings::page {
         let page = self.page.as_ptr();
         core::mem::forget(self);
         page
+    }
+}
+
+/// Nobody asks for larger folios, and the page allocator has no order that does not fit a word.
+fn check_order(order: u32) -> Result {
+    if order > PMD_ORDER {
+        Err(EINVAL)
+    } else {
+        Ok(())
     }
 }
 

@@ -8,11 +8,8 @@
 
 use super::{
     notifier::{
-        Event,
         IntervalOps,
-        NotifierRange,
-        PendingSeq,
-        SeqHandled, //
+        NotifierRange, //
     },
     PAGE_SHIFT, //
 };
@@ -20,13 +17,8 @@ use crate::bindings;
 use core::ptr::NonNull;
 use kernel::{
     error::to_result,
-    new_mutex,
     page::BorrowedPage,
     prelude::*,
-    sync::{
-        Mutex,
-        MutexGuard, //
-    },
     types::Opaque, //
 };
 
@@ -79,7 +71,8 @@ pub(super) struct Table {
 unsafe impl Send for Table {}
 
 impl Table {
-    fn new() -> impl PinInit<Self> {
+    /// An empty table.
+    pub(super) fn new() -> impl PinInit<Self> {
         // INVARIANT: There are no entries.
         pin_init!(Self {
             // SAFETY: `xa` is valid for writes; an empty array needs no flags.
@@ -100,8 +93,8 @@ impl Table {
             return None;
         }
         let page = NonNull::new((entry & !Grant::MASK) as *mut bindings::page)?;
-        // SAFETY: Entries are valid by the type invariants while the table is locked, which the
-        // borrow lies within.
+        // SAFETY: Entries are valid while the table is locked by the type invariants. The page
+        // borrows the table, and users have a table through its lock only.
         Some(unsafe { BorrowedPage::from_raw(page) })
     }
 
@@ -161,58 +154,15 @@ impl PinnedDrop for Table {
     }
 }
 
-/// A table and the lock that orders its users and invalidations.
-#[pin_data]
-pub(super) struct LockedTable {
-    #[pin]
-    table: Mutex<Table>,
-}
-
-impl LockedTable {
-    /// An empty table.
-    pub(super) fn new() -> impl PinInit<Self, Error> {
-        try_pin_init!(Self {
-            table <- new_mutex!(Table::new(), "HmmMirror::table"),
-        })
-    }
-
-    /// May sleep. Nothing may be waited for under the lock that invalidates.
-    pub(super) fn lock(&self) -> MutexGuard<'_, Table> {
-        self.table.lock()
-    }
-
-    /// Who the user of this table is to those that are told of exclusive access.
-    ///
-    /// Not the owner of the device's memory: other openers of the device are to lose the page.
-    pub(super) fn exclusive_owner(&self) -> *mut c_void {
-        core::ptr::from_ref(self).cast_mut().cast()
-    }
-}
-
-impl IntervalOps for LockedTable {
+impl IntervalOps for Table {
     /// Forgets the range.
     ///
     /// Migrations of our own are no exception, unlike with `lib/test_hmm.c`. Where a page moves,
     /// its entry points at what is about to be freed. And those who walk the page tables at the
     /// same time, which the callback also is for, must try again. What does not move is looked up
     /// again when it is wanted.
-    fn invalidate(
-        &self,
-        range: &NotifierRange<'_>,
-        seq: PendingSeq<'_>,
-    ) -> core::result::Result<SeqHandled, ()> {
-        if range.event() == Event::Exclusive && range.is_owner(self.exclusive_owner()) {
-            // The page that we are getting: it stays where it is, and the CPU loses access only.
-            return Ok(seq.keep());
-        }
-        let table = if range.is_blockable() {
-            self.table.lock()
-        } else {
-            self.table.try_lock().ok_or(())?
-        };
-        let handled = seq.set();
-        table.erase(range.start() >> PAGE_SHIFT, (range.end() - 1) >> PAGE_SHIFT);
-        Ok(handled)
+    fn invalidate(&self, range: &NotifierRange<'_>) {
+        self.erase(range.start() >> PAGE_SHIFT, (range.end() - 1) >> PAGE_SHIFT);
     }
 }
 
@@ -236,8 +186,7 @@ mod tests {
     #[test]
     fn entries_grant_what_was_stored() -> Result {
         let page = Page::alloc_page(GFP_KERNEL)?;
-        let locked = KBox::try_pin_init(LockedTable::new(), GFP_KERNEL)?;
-        let table = locked.lock();
+        let table = KBox::pin_init(Table::new(), GFP_KERNEL)?;
         let none = core::ptr::null_mut();
         let cases = [
             (Grant::Read, page.as_ptr(), none, false),
@@ -258,8 +207,7 @@ mod tests {
     fn exclusive_entry_stays_for_its_page_only() -> Result {
         let page = Page::alloc_page(GFP_KERNEL)?;
         let other = Page::alloc_page(GFP_KERNEL)?;
-        let locked = KBox::try_pin_init(LockedTable::new(), GFP_KERNEL)?;
-        let table = locked.lock();
+        let table = KBox::pin_init(Table::new(), GFP_KERNEL)?;
         store(&table, 7, &page, Grant::Exclusive)?;
         store(&table, 7, &page, Grant::Read)?;
         assert!(table.is_exclusive(7));
@@ -273,8 +221,7 @@ mod tests {
     #[test]
     fn erase_takes_both_ends() -> Result {
         let page = Page::alloc_page(GFP_KERNEL)?;
-        let locked = KBox::try_pin_init(LockedTable::new(), GFP_KERNEL)?;
-        let table = locked.lock();
+        let table = KBox::pin_init(Table::new(), GFP_KERNEL)?;
         let indices = [0, 1, 62, 63, 64, 4096, usize::MAX];
         for (first, last, left) in [
             (1, 62, 5),

@@ -134,12 +134,6 @@ pub(crate) fn as_bytes_mut<T: UapiStruct>(value: &mut T) -> &mut [u8] {
     }
 }
 
-/// End of the addresses that user space can have, in bytes: `TASK_SIZE_MAX`.
-pub(crate) fn task_size() -> usize {
-    // SAFETY: Always safe.
-    unsafe { bindings::zdm_task_size() }
-}
-
 /// Whether the current task has `CAP_SYS_ADMIN`.
 pub(crate) fn is_admin() -> bool {
     // SAFETY: Always safe in process context.

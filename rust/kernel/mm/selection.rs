@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What a migration takes: a range of an area, or a list of device pages.
+//!
+//! C header: [`include/linux/migrate.h`](srctree/include/linux/migrate.h)
+
+use super::{
+    memory_type::MemoryType,
+    owner::PgmapOwner,
+    range::PageRange, //
+};
+use crate::bindings;
+use core::ops::Deref;
+use kernel::mm::{
+    virt::VmaRef,
+    MmapReadGuard, //
+};
+
+/// Which pages of a range a migration takes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Select {
+    /// Pages in system memory, and holes: addresses that no page was ever mapped at.
+    System,
+    /// Pages of the given owner in device memory of this type.
+    Device(MemoryType),
+}
+
+impl Select {
+    /// Flags that `migrate_vma_setup()` takes for it, 0 where the kernel cannot select such pages.
+    pub(super) fn flags(self) -> usize {
+        match self {
+            Self::System => bindings::MIGRATE_VMA_SELECT_SYSTEM,
+            Self::Device(memory) => memory.select_flags(),
+        }
+    }
+}
+
+/// An area that stays as it is, since the mmap lock is held.
+///
+/// A [`VmaRef`] may also be of an area that only its own lock protects, which is too little for a
+/// migration.
+///
+/// # Invariants
+///
+/// The current task holds the mmap lock of the area's address space for `'a`.
+#[derive(Clone, Copy)]
+pub(crate) struct Area<'a>(&'a VmaRef);
+
+impl<'a> Area<'a> {
+    /// The area that `address` lies in.
+    pub(crate) fn lookup(mmap: &'a MmapReadGuard<'_>, address: usize) -> Option<Self> {
+        // INVARIANT: The guard holds the mmap lock, and is borrowed for `'a`.
+        mmap.vma_lookup(address).map(Self)
+    }
+
+    /// # Safety
+    ///
+    /// The current task must hold the mmap lock of the area's address space for `'a`.
+    pub(super) unsafe fn from_locked(vma: &'a VmaRef) -> Self {
+        // INVARIANT: The caller holds the lock by the contract of this function.
+        Self(vma)
+    }
+}
+
+impl Deref for Area<'_> {
+    type Target = VmaRef;
+
+    fn deref(&self) -> &VmaRef {
+        self.0
+    }
+}
+
+/// A range of an area, and what of it is to be migrated.
+pub(crate) struct Request<'a> {
+    /// The area.
+    pub(crate) area: Area<'a>,
+    /// The pages, all of which must be within the area.
+    pub(crate) range: PageRange,
+    /// What is taken.
+    pub(crate) select: Select,
+    /// Whether large folios are taken in one piece; otherwise core mm splits them first.
+    pub(crate) large: bool,
+    /// The owner of the device pages that are taken. Core mm tells it to notifiers.
+    pub(crate) owner: &'a PgmapOwner,
+}
+
+/// Page frame numbers of pages of one registered pagemap.
+///
+/// # Invariants
+///
+/// Every entry is the number of a page of a pagemap that stays registered for `'a`.
+pub(crate) struct DevicePfns<'a>(&'a [usize]);
+
+impl<'a> DevicePfns<'a> {
+    /// # Safety
+    ///
+    /// All of `pfns` must be numbers of pages of one pagemap, which stays registered for `'a`.
+    pub(super) unsafe fn from_raw(pfns: &'a [usize]) -> Self {
+        // INVARIANT: The caller says so by the contract of this function.
+        Self(pfns)
+    }
+
+    /// The numbers.
+    pub(super) fn as_slice(&self) -> &'a [usize] {
+        self.0
+    }
+}
