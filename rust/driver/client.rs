@@ -468,6 +468,33 @@ mod tests {
     }
 
     #[test]
+    fn broken_page_stays_on_the_device() -> Result {
+        let s = setting()?;
+        let one = s.range.skip(3).ok_or(EINVAL)?.first(1);
+        let read = || {
+            UserSlice::new(UserPtr::from_addr(one.start()), 1)
+                .reader()
+                .read_slice(&mut [0])
+        };
+        fill(s.address)?;
+        s.client.to_device(s.range)?;
+        let folio = s.client.mirror().get_device_folio(one)?;
+        folio.set_poisoned(true);
+        drop(folio);
+        assert_eq!(s.client.to_system(s.range)?, PAGES - 1);
+        // A CPU access is refused at once, and not tried again.
+        assert_eq!(read(), Err(EFAULT));
+        assert_eq!(s.device.audit(Moment::Quiet)?.used, 1);
+        let folio = s.client.mirror().get_device_folio(one)?;
+        folio.set_poisoned(false);
+        drop(folio);
+        read()?;
+        assert!(holds_pattern(s.address)?);
+        assert_eq!(s.device.audit(Moment::Quiet)?.used, 0);
+        Ok(())
+    }
+
+    #[test]
     fn allocation_fails_once() -> Result {
         let s = setting()?;
         assert!(!s.take_fail_alloc());

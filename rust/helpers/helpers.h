@@ -142,5 +142,6 @@ int zdm_migrate_device_max_order(enum memory_type type);
 
 int zdm_kunit_attach_mm(void);
 unsigned long zdm_kunit_mmap_anon(unsigned long len);
+void zdm_kunit_set_poisoned(struct page *page, bool poisoned);
 
 #endif /* ZDM_HELPERS_H */

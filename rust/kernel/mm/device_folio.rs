@@ -112,6 +112,14 @@ impl FolioRef {
         // SAFETY: Locked above.
         unsafe { bindings::zdm_folio_unlock(page) };
     }
+
+    /// Marks the page that holds the contents as broken, or as whole again. Only for KUnit cases.
+    #[cfg(CONFIG_KUNIT = "y")]
+    pub(crate) fn set_poisoned(&self, poisoned: bool) {
+        // SAFETY: The page is valid by the type invariants, and of a KUnit case, which alone splits
+        // its folio. `contents()` is NULL or a valid page, which the helper tells apart.
+        unsafe { bindings::zdm_kunit_set_poisoned(contents(self.page.as_ptr()), poisoned) };
+    }
 }
 
 impl Drop for FolioRef {

@@ -12,6 +12,7 @@ use super::chain::{SIZES, filled};
 use super::counts::{IDLE, MAPPED, Waiting, expect_frames, frames};
 use super::dax::Setup;
 use super::leak::settled;
+use super::target::huge_filled;
 use super::{Ctx, Test, freed_since, test};
 use crate::check::{Fail, OrFail, Outcome, expect_errno};
 use crate::dax::{PMD, PTE};
@@ -23,6 +24,7 @@ use crate::{check, check_eq, proc};
 pub const TESTS: &[Test] = of_each_kind!("poison":
     "hard" => hard,
     "soft" => soft,
+    "unsplit" => unsplit,
 );
 
 /// Device-dax has a kind of its own.
@@ -32,6 +34,7 @@ pub const DAX: &[Test] = &[
     test("dax.soft_offline", dax_soft_offline),
 ];
 
+const CORRUPT: &str = "/sys/kernel/debug/hwpoison/corrupt-pfn";
 const UNPOISON: &str = "/sys/kernel/debug/hwpoison/unpoison-pfn";
 
 /// Gives pages of system memory back to the kernel.
@@ -107,6 +110,36 @@ fn hard(ctx: &Ctx, node: usize) -> Outcome {
         })?;
     }
     Ok(())
+}
+
+/// A huge page that could not be split when one of its pages broke stays mapped, the broken page
+/// included. It does not go to the device, as a copy would read the broken page.
+fn unsplit(ctx: &Ctx, node: usize) -> Outcome {
+    unpoison(&[])?;
+    settled(ctx, node, |target| {
+        let buf = huge_filled(1, 1720)?;
+        let n = buf.pages();
+        proc::drain_batches()?;
+        let broken = proc::frames(&buf, n / 3, 1)?;
+        let pin = target.pin(&buf, 0, 1, 0).or_fail("ZDM_PIN")?;
+        // By number nobody is sent a signal, who would have had to access the page.
+        let _ = fs::write(CORRUPT, broken[0].to_string());
+        target.unpin(pin, 0).or_fail("ZDM_UNPIN")?;
+        if proc::huge(&buf, 0, n)? != n {
+            return Err(Fail::Skip("this kernel has split the pinned page".into()));
+        }
+        let result = target.to_device(&buf, 0, n);
+        expect_errno(result, &[libc::ENOENT], "MIGRATE_TO_DEV of a broken page")?;
+        target.expect(&buf, n / 3, 1, 0)?;
+        check_eq!(proc::frames(&buf, n / 3, 1)?, broken, "the broken frame");
+        if target.moves_large() {
+            target.expect(&buf, 0, n, 0)?;
+        }
+        buf.check(0, n / 3, 1720)?;
+        buf.check(n / 3 + 1, n - n / 3 - 1, 1720)?;
+        drop(buf);
+        unpoison(&broken)
+    })
 }
 
 /// Soft offlining is for memory of the system, too.
