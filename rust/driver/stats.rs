@@ -5,7 +5,7 @@
 #![forbid(unsafe_code)]
 
 use crate::mm::{
-    migrate::Moved,
+    moved::Moved,
     uapi::ZdmStats, //
 };
 use kernel::sync::atomic::{

@@ -19,9 +19,9 @@ use crate::{
         memory_type::MemoryType,
         migrate::{
             Copied,
-            Migration,
-            Moved, //
+            Migration, //
         },
+        moved::Moved,
         task::check_signals, //
     },
 };

@@ -33,9 +33,9 @@ use kernel::{
 /// takes that everywhere. Not removed yet, and so the directory that it is in is not either.
 struct Dentry(*mut bindings::dentry);
 
-// SAFETY: debugfs does its own locking.
+// SAFETY: debugfs locks by itself, and an entry belongs to no thread.
 unsafe impl Send for Dentry {}
-// SAFETY: As above.
+// SAFETY: debugfs locks by itself, so that several threads may use an entry.
 unsafe impl Sync for Dentry {}
 
 impl Drop for Dentry {

@@ -42,29 +42,30 @@ mod compat {
         type GuardState = usize;
 
         unsafe fn init(ptr: *mut Self::State, name: *const c_char, key: *mut lock_class_key) {
-            // SAFETY: By the caller's contract.
+            // SAFETY: `ptr`, `name` and `key` are as the contract of `Backend::init()` wants them, which
+            // is the same for both backends.
             unsafe { SpinLockBackend::init(ptr, name, key) }
         }
 
         unsafe fn lock(ptr: *mut Self::State) -> usize {
             // SAFETY: Enabled again as they were when the lock is given back.
             let flags = unsafe { bindings::zdm_irq_save() };
-            // SAFETY: By the caller's contract.
+            // SAFETY: The state is initialised by the contract of `Backend::lock()`.
             let () = unsafe { SpinLockBackend::lock(ptr) };
             flags
         }
 
         unsafe fn unlock(ptr: *mut Self::State, flags: &usize) {
-            // SAFETY: By the caller's contract.
+            // SAFETY: The caller owns the lock by the contract of `Backend::unlock()`.
             unsafe { SpinLockBackend::unlock(ptr, &()) };
             // SAFETY: `flags` are those of `lock` or `try_lock`, on the same CPU.
             unsafe { bindings::zdm_irq_restore(*flags) };
         }
 
         unsafe fn try_lock(ptr: *mut Self::State) -> Option<usize> {
-            // SAFETY: As in `lock`.
+            // SAFETY: Interrupts are enabled again as they were, below or in `unlock`.
             let flags = unsafe { bindings::zdm_irq_save() };
-            // SAFETY: By the caller's contract.
+            // SAFETY: The state is initialised by the contract of `Backend::try_lock()`.
             if unsafe { SpinLockBackend::try_lock(ptr) }.is_some() {
                 return Some(flags);
             }
@@ -74,7 +75,7 @@ mod compat {
         }
 
         unsafe fn assert_is_held(ptr: *mut Self::State) {
-            // SAFETY: By the caller's contract.
+            // SAFETY: The state is initialised by the contract of `Backend::assert_is_held()`.
             unsafe { SpinLockBackend::assert_is_held(ptr) }
         }
     }

@@ -16,7 +16,7 @@ use kernel::{
 
 /// Nanoseconds on the clock of the kernel log. In any context.
 pub(crate) fn log_clock() -> u64 {
-    // SAFETY: Always safe.
+    // SAFETY: The function takes no argument, and reads the clock in any context.
     unsafe { bindings::zdm_log_clock() }
 }
 

@@ -194,7 +194,7 @@ pub(super) struct AnyPagemap(NonNull<bindings::dev_pagemap>);
 impl AnyPagemap {
     /// That of page frame `pfn`, which is below [`MAX_PFNS`].
     pub(super) fn of_pfn(pfn: usize) -> Option<Self> {
-        // SAFETY: Always safe.
+        // SAFETY: The function takes any number, and says NULL where there is no pagemap.
         let pgmap = unsafe { bindings::get_dev_pagemap(pfn) };
         // INVARIANT: The reference is new.
         NonNull::new(pgmap).map(Self)
@@ -208,7 +208,7 @@ impl AnyPagemap {
     fn origin(&self, asking: &PgmapOwner) -> Origin {
         // SAFETY: Registered by the type invariants.
         let memory_type = unsafe { (*self.0.as_ptr()).type_ };
-        // SAFETY: As above.
+        // SAFETY: The pagemap is registered by the type invariants; its owner does not change.
         let owner = unsafe { (*self.0.as_ptr()).owner };
         Origin::new(memory_type, owner, asking)
     }

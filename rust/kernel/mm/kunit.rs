@@ -15,7 +15,7 @@ use kernel::{
 pub(crate) fn mmap_anon(bytes: usize) -> Result<usize> {
     // SAFETY: Called by a KUnit case, in its own thread.
     to_result(unsafe { bindings::zdm_kunit_attach_mm() })?;
-    // SAFETY: As above.
+    // SAFETY: The thread of the case has an address space, attached above.
     let address = unsafe { bindings::zdm_kunit_mmap_anon(bytes) };
     if address == 0 {
         Err(ENOMEM)

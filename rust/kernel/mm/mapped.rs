@@ -62,7 +62,7 @@ impl HmmEntry {
     ///
     /// The entry must be valid, and its page mapped until the call returns.
     pub(super) unsafe fn memory(self, owner: &PgmapOwner) -> Memory {
-        // SAFETY: By the caller's contract.
+        // SAFETY: The page is mapped by the contract of this function, so that it is in use.
         unsafe { Memory::of_pfn(self.0 & Self::PFN, owner) }
     }
 
@@ -72,7 +72,7 @@ impl HmmEntry {
         (self.0 >> bindings::HMM_PFN_FLAGS_BIT) as u32 & Self::ORDER
     }
 
-    /// Whether the page table entry that maps `address`, which this is of, maps the page before, too.
+    /// Whether the entry that maps `address` also maps the previous page.
     pub(super) fn maps_before(self, address: usize) -> bool {
         (address >> PAGE_SHIFT) & ((1 << self.order()) - 1) != 0
     }
@@ -107,7 +107,7 @@ impl Memory {
     ///
     /// `pfn` must be the number of a page in use.
     unsafe fn of_pfn(pfn: usize, owner: &PgmapOwner) -> Self {
-        // SAFETY: By the caller's contract.
+        // SAFETY: The page is in use by the contract of this function, so that its pagemap stays.
         let kind = unsafe { bindings::zdm_pfn_kind(pfn, owner.as_ptr()) };
         let local = kind & bindings::ZDM_KIND_LOCAL != 0;
         match kind & !bindings::ZDM_KIND_LOCAL {
@@ -157,7 +157,8 @@ impl MappedPage<'_> {
         }
         // SAFETY: Valid entries hold the number of a page with a struct page.
         let page = unsafe { bindings::zdm_pfn_to_page(entry.0 & HmmEntry::PFN) };
-        // INVARIANT: By the caller's contract.
+        // INVARIANT: The caller holds the lock, under which the sequence was checked, for the lifetime
+        // that it has picked. The pagemaps of the owner that it asked for are `DevPagemap`s.
         let mapped = Self {
             page: NonNull::new(page)?,
             _lock: PhantomData,

@@ -13,11 +13,7 @@
 
 use super::{
     backing::contents,
-    device_folio::{
-        FolioRef,
-        LockedDeviceFolio, //
-    },
-    page::PageView,
+    device_folio::LockedDeviceFolio,
     system_folio::SystemFolio, //
     PAGE_SIZE,
     PMD_ORDER,
@@ -371,107 +367,7 @@ impl<'a> Migration<'a, Setup> {
     }
 }
 
-/// A folio that core mm has moved the contents of, before the migration is finalized: both ends are
-/// locked, and where they were mapped there are migration entries.
-pub(crate) struct MovedFolio<'a> {
-    /// Where the contents were; `None` for a place that had no page.
-    pub(crate) source: Option<PageView<'a>>,
-    /// References on the source that are the migration's, and the fault's that it is made for.
-    pub(crate) source_refs: i32,
-    /// Where they are now.
-    pub(crate) destination: PageView<'a>,
-}
-
-/// What a migration has moved.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Moved {
-    /// Base pages that have moved.
-    pub(crate) pages: usize,
-    /// Folios that have moved, of any order.
-    pub(crate) folios: usize,
-    /// Large folios among them that have moved in one piece.
-    pub(crate) large: usize,
-}
-
 impl<'a> Migration<'a, Copied> {
-    /// What has moved.
-    pub(crate) fn moved(&self) -> Moved {
-        let mut moved = Moved::default();
-        for (_, order) in self.moved_entries() {
-            moved.pages += 1 << order;
-            moved.folios += 1;
-            moved.large += usize::from(order > 0);
-        }
-        moved
-    }
-
-    /// The folios that have moved.
-    pub(crate) fn moved_folios(&self) -> impl Iterator<Item = MovedFolio<'_>> {
-        self.moved_entries()
-            .filter_map(|(i, _)| self.moved_folio(i))
-    }
-
-    /// Those of [`Migration::moved_folios`] that have, at one look, more or fewer references than the
-    /// migration, the fault that it is made for, and mappings explain.
-    pub(crate) fn suspects(&self) -> impl Iterator<Item = MovedFolio<'_>> {
-        let mut next = 0;
-        core::iter::from_fn(move || {
-            // SAFETY: There are `len` entries of folios that are locked and referenced, and the
-            // fault has a reference on its page.
-            let i = unsafe {
-                bindings::zdm_next_suspect(
-                    self.args.src,
-                    self.args.dst,
-                    next,
-                    self.len,
-                    self.args.fault_page,
-                )
-            };
-            next = i + 1;
-            (i < self.len).then(|| self.moved_folio(i)).flatten()
-        })
-    }
-
-    /// What entry `i` says of a folio that has moved.
-    fn moved_folio(&self, i: usize) -> Option<MovedFolio<'_>> {
-        // SAFETY: Both ends are locked and referenced until the migration is finalized.
-        let view = |page| unsafe { PageView::from_raw(page) };
-        let source = page_of(self.src(i)).map(view);
-        Some(MovedFolio {
-            source,
-            source_refs: 1 + i32::from(source.is_some_and(|page| self.is_fault_folio(page))),
-            destination: view(page_of(self.dst(i))?),
-        })
-    }
-
-    /// Whether `page` is the first one of the folio that the fault is about which this is for.
-    fn is_fault_folio(&self, page: PageView<'_>) -> bool {
-        let fault = NonNull::new(self.args.fault_page).map(|fault| {
-            // SAFETY: The fault has a reference on its page.
-            unsafe { PageView::from_raw(fault) }.head()
-        });
-        fault.is_some_and(|head| head.as_ptr() == page.as_ptr())
-    }
-
-    /// Takes a reference on the first folio that has moved, where it is now or where it came from.
-    /// Only for fault injection.
-    pub(crate) fn hold_moved(&self, source: bool) -> Option<FolioRef> {
-        let held = self
-            .moved_folios()
-            .filter_map(|folio| {
-                if source {
-                    folio.source
-                } else {
-                    Some(folio.destination)
-                }
-            })
-            .find_map(|page| NonNull::new(page.as_ptr()))?;
-        // SAFETY: The migration has a reference.
-        let got = unsafe { bindings::zdm_folio_try_get(held.as_ptr()) };
-        // SAFETY: Taken just now.
-        got.then(|| unsafe { FolioRef::from_raw(held) })
-    }
-
     /// Restores the page tables and drops what is no longer needed. Wraps
     /// `migrate_vma_finalize()` and `migrate_device_finalize()`; may sleep.
     pub(crate) fn finalize(mut self) -> Migration<'a, Finalized> {
@@ -518,7 +414,7 @@ impl<'a, S: Stage> Migration<'a, S> {
     }
 
     /// Entries of what has moved, with the order of the destination.
-    fn moved_entries(&self) -> impl Iterator<Item = (usize, u32)> + '_ {
+    pub(super) fn moved_entries(&self) -> impl Iterator<Item = (usize, u32)> + '_ {
         (0..self.len)
             .filter(|&i| self.is_selected(i) && is_valid(self.dst(i)))
             .map(|i| match self.dst(i) & bindings::MIGRATE_PFN_COMPOUND {
@@ -527,23 +423,33 @@ impl<'a, S: Stage> Migration<'a, S> {
             })
     }
 
+    /// Both arrays, of [`Migration::len`] entries.
+    pub(super) fn entries(&self) -> (*const usize, *const usize) {
+        (self.args.src, self.args.dst)
+    }
+
+    /// The page of the fault that the migration is made for, or NULL.
+    pub(super) fn fault_page(&self) -> *mut bindings::page {
+        self.args.fault_page
+    }
+
     /// Number of entries: pages of the range, selected or not.
     pub(crate) fn len(&self) -> usize {
         self.len
     }
 
     /// Whether core mm will move (or has moved) what starts at entry `i`.
-    fn is_selected(&self, i: usize) -> bool {
+    pub(super) fn is_selected(&self, i: usize) -> bool {
         i < self.len && self.src(i) & bindings::MIGRATE_PFN_MIGRATE != 0
     }
 
-    fn src(&self, i: usize) -> usize {
+    pub(super) fn src(&self, i: usize) -> usize {
         assert_index(i, self.len);
         // SAFETY: `i` is below `len`.
         unsafe { *self.args.src.add(i) }
     }
 
-    fn dst(&self, i: usize) -> usize {
+    pub(super) fn dst(&self, i: usize) -> usize {
         assert_index(i, self.len);
         // SAFETY: `i` is below `len`.
         unsafe { *self.args.dst.add(i) }
@@ -598,7 +504,7 @@ fn is_valid(entry: usize) -> bool {
     entry & bindings::MIGRATE_PFN_VALID != 0
 }
 
-fn page_of(entry: usize) -> Option<NonNull<bindings::page>> {
+pub(super) fn page_of(entry: usize) -> Option<NonNull<bindings::page>> {
     if !is_valid(entry) {
         return None;
     }

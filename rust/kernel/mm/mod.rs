@@ -17,6 +17,7 @@ pub(crate) mod mapped;
 pub(crate) mod memory_type;
 pub(crate) mod migrate;
 pub(crate) mod module;
+pub(crate) mod moved;
 pub(crate) mod notifier;
 pub(crate) mod owner;
 pub(crate) mod page;

@@ -10,14 +10,14 @@ use kernel::prelude::*;
 
 /// Gives others a turn. May sleep.
 pub(super) fn cond_resched() {
-    // SAFETY: Always safe in a context that may sleep.
+    // SAFETY: The caller may sleep, as the contract of this function says; nothing else is asked.
     unsafe { bindings::zdm_cond_resched() };
 }
 
 /// Gives others a turn, and `EINTR` when the current task was killed. May sleep.
 pub(crate) fn check_signals() -> Result {
     cond_resched();
-    // SAFETY: Always safe in process context.
+    // SAFETY: The function looks at the current task, which there is in any context.
     if unsafe { bindings::zdm_fatal_signal_pending() } {
         Err(EINTR)
     } else {
@@ -31,13 +31,13 @@ pub(super) struct Deadline(usize);
 impl Deadline {
     /// The point `ms` milliseconds from now.
     pub(super) fn after_ms(ms: u32) -> Self {
-        // SAFETY: Always safe.
+        // SAFETY: The function takes any number of milliseconds.
         Self(unsafe { bindings::zdm_jiffies_after_ms(ms) })
     }
 
     /// Whether it is in the past.
     pub(super) fn passed(&self) -> bool {
-        // SAFETY: Always safe.
+        // SAFETY: The function compares numbers.
         unsafe { bindings::zdm_jiffies_passed(self.0) }
     }
 }

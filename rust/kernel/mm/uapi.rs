@@ -103,7 +103,7 @@ macro_rules! uapi_struct {
         const _: () = assert!(core::mem::size_of::<$t>() == $size);
         // SAFETY: All integers, no padding (asserted above), every bit pattern is valid.
         unsafe impl AsBytes for $t {}
-        // SAFETY: As above.
+        // SAFETY: The structure has integers only, for which every bit pattern is valid.
         unsafe impl FromBytes for $t {}
         impl UapiStruct for $t {}
     )*};
@@ -136,6 +136,6 @@ pub(crate) fn as_bytes_mut<T: UapiStruct>(value: &mut T) -> &mut [u8] {
 
 /// Whether the current task has `CAP_SYS_ADMIN`.
 pub(crate) fn is_admin() -> bool {
-    // SAFETY: Always safe in process context.
+    // SAFETY: The caller runs for a task, whose credentials are looked at.
     unsafe { kernel::bindings::capable(kernel::bindings::CAP_SYS_ADMIN as ffi::c_int) }
 }

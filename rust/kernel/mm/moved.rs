@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What a migration has moved, before it is finalized.
+//!
+//! C header: [`include/linux/migrate.h`](srctree/include/linux/migrate.h)
+
+use super::{
+    device_folio::FolioRef,
+    migrate::{
+        page_of,
+        Copied,
+        Migration, //
+    },
+    page::PageView, //
+};
+use crate::bindings;
+use core::ptr::NonNull;
+
+/// A folio that core mm has moved the contents of, before the migration is finalized: both ends are
+/// locked, and where they were mapped there are migration entries.
+pub(crate) struct MovedFolio<'a> {
+    /// Where the contents were; `None` for a place that had no page.
+    pub(crate) source: Option<PageView<'a>>,
+    /// References on the source that are the migration's, and the fault's that it is made for.
+    pub(crate) source_refs: i32,
+    /// Where they are now.
+    pub(crate) destination: PageView<'a>,
+}
+
+/// What a migration has moved.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Moved {
+    /// Base pages that have moved.
+    pub(crate) pages: usize,
+    /// Folios that have moved, of any order.
+    pub(crate) folios: usize,
+    /// Large folios among them that have moved in one piece.
+    pub(crate) large: usize,
+}
+
+impl Migration<'_, Copied> {
+    /// What has moved.
+    pub(crate) fn moved(&self) -> Moved {
+        let mut moved = Moved::default();
+        for (_, order) in self.moved_entries() {
+            moved.pages += 1 << order;
+            moved.folios += 1;
+            moved.large += usize::from(order > 0);
+        }
+        moved
+    }
+
+    /// The folios that have moved.
+    pub(crate) fn moved_folios(&self) -> impl Iterator<Item = MovedFolio<'_>> {
+        self.moved_entries()
+            .filter_map(|(i, _)| self.moved_folio(i))
+    }
+
+    /// Those of [`Migration::moved_folios`] that have, at one look, more or fewer references than the
+    /// migration, the fault that it is made for, and mappings explain.
+    pub(crate) fn suspects(&self) -> impl Iterator<Item = MovedFolio<'_>> {
+        let mut next = 0;
+        core::iter::from_fn(move || {
+            let (src, dst) = self.entries();
+            // SAFETY: There are that many entries, of folios that are locked and referenced, and the
+            // fault has a reference on its page.
+            let i = unsafe {
+                bindings::zdm_next_suspect(src, dst, next, self.len(), self.fault_page())
+            };
+            next = i + 1;
+            (i < self.len()).then(|| self.moved_folio(i)).flatten()
+        })
+    }
+
+    /// What entry `i` says of a folio that has moved.
+    fn moved_folio(&self, i: usize) -> Option<MovedFolio<'_>> {
+        // SAFETY: Both ends are locked and referenced until the migration is finalized.
+        let view = |page| unsafe { PageView::from_raw(page) };
+        let source = page_of(self.src(i)).map(view);
+        Some(MovedFolio {
+            source,
+            source_refs: 1 + i32::from(source.is_some_and(|page| self.is_fault_folio(page))),
+            destination: view(page_of(self.dst(i))?),
+        })
+    }
+
+    /// Whether `page` is the first one of the folio that the fault is about which this is for.
+    fn is_fault_folio(&self, page: PageView<'_>) -> bool {
+        let fault = NonNull::new(self.fault_page()).map(|fault| {
+            // SAFETY: The fault has a reference on its page.
+            unsafe { PageView::from_raw(fault) }.head()
+        });
+        fault.is_some_and(|head| head.as_ptr() == page.as_ptr())
+    }
+
+    /// Takes a reference on the first folio that has moved, where it is now or where it came from.
+    /// Only for fault injection.
+    pub(crate) fn hold_moved(&self, source: bool) -> Option<FolioRef> {
+        let held = self
+            .moved_folios()
+            .filter_map(|folio| {
+                if source {
+                    folio.source
+                } else {
+                    Some(folio.destination)
+                }
+            })
+            .find_map(|page| NonNull::new(page.as_ptr()))?;
+        // SAFETY: The migration has a reference.
+        let got = unsafe { bindings::zdm_folio_try_get(held.as_ptr()) };
+        // SAFETY: Taken just now.
+        got.then(|| unsafe { FolioRef::from_raw(held) })
+    }
+}
