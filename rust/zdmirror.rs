@@ -29,6 +29,12 @@ mod driver;
 mod miscdevice;
 #[path = "kernel/mm/mod.rs"]
 mod mm;
+#[cfg(CONFIG_KUNIT = "y")]
+#[path = "../samples/dmem.rs"]
+mod sample;
+#[cfg(CONFIG_KUNIT = "y")]
+#[path = "../samples/dmem_kunit.rs"]
+mod sample_kunit;
 #[path = "kernel/spinlock.rs"]
 mod spinlock;
 #[path = "kernel/stacktrace.rs"]

@@ -34,8 +34,10 @@ pub(crate) trait NodeOps: Send + Sync + Sized + 'static {
     fn ioctl(&self, cmd: u32, arg: usize) -> Result<isize>;
 
     /// The file is mapped at `vma`, with the mmap lock held for writing. May sleep. After an error
-    /// core mm unmaps what was mapped already.
-    fn mmap(&self, vma: &VmaNew) -> Result;
+    /// core mm unmaps what was mapped already. By default a file cannot be mapped.
+    fn mmap(&self, _vma: &VmaNew) -> Result {
+        Err(ENODEV)
+    }
 }
 
 /// A registered misc device.

@@ -24,6 +24,8 @@ pub(crate) mod page;
 pub(crate) mod pagemap;
 pub(crate) mod pfn_buffer;
 pub(crate) mod pin;
+#[cfg(CONFIG_KUNIT = "y")]
+pub(crate) mod prelude;
 pub(crate) mod range;
 pub(crate) mod region;
 pub(crate) mod registration;

@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What a driver with device memory starts with.
+
+pub(crate) use super::{
+    device_folio::{
+        FreedFolio,
+        LockedDeviceFolio, //
+    },
+    fault::{
+        FaultError,
+        VmFault, //
+    },
+    memory_type::MemoryType,
+    migrate::{
+        Area,
+        Migration,
+        PfnBuffer,
+        Request,
+        Select,
+        Setup,
+        MAX_PAGES, //
+    },
+    owner::PgmapOwner,
+    pagemap::{
+        PagemapOps,
+        PrivateOps, //
+    },
+    range::PageRange,
+    registration::Registration,
+    system_folio::SystemFolio, //
+};
