@@ -52,7 +52,7 @@ kbuild = tree="$(build-tree)"; \
 
 .PHONY: all modules modules_install clean distclean run test test-host test-boot test-repeat test-upstream \
 	bench mutants patch-check shell kconfig help doctor \
-	rust-analyzer rustfmt rustfmtcheck clippy rustdoc htmldocs checkpatch unsafe-check cycles
+	compile-fail rust-analyzer rustfmt rustfmtcheck clippy rustdoc htmldocs checkpatch unsafe-check cycles
 
 all: modules
 
@@ -140,12 +140,12 @@ $(ZDVM): $(ZDVM_SRC)
 	@touch $@
 
 rustfmt:
-	@$(ENV) rustfmt --edition 2021 rust/zdmirror.rs
+	@$(ENV) rustfmt --edition 2021 rust/zdmirror.rs $(wildcard samples/compile-fail/*.rs)
 	@$(ENV) cargo fmt --all
 
 rustfmtcheck:
 	@echo "  RUSTFMT rust qemu selftests"
-	@$(ENV) rustfmt --edition 2021 --check rust/zdmirror.rs
+	@$(ENV) rustfmt --edition 2021 --check rust/zdmirror.rs $(wildcard samples/compile-fail/*.rs)
 	@$(ENV) cargo fmt --all --check
 
 # A build of its own, or the objects of a plain one would hide the warnings.
@@ -155,6 +155,15 @@ clippy: $(need-tree)
 	@rm -rf build/clippy && mkdir -p build/clippy
 	@tree="$(build-tree)"; $(ENV) make -C "$$tree" $(compilers) M="$(CURDIR)" \
 		MO="$(CURDIR)/build/clippy" CLIPPY=1 KRUSTFLAGS=-Dwarnings modules
+
+# Misuses of the abstractions that must not compile; one build of the crate for all of them.
+compile-fail: $(need-tree)
+	@echo "  COMPILE-FAIL samples/compile-fail"
+	@mkdir -p build/compile-fail
+	@tree="$(build-tree)"; $(ENV) make -C "$$tree" $(compilers) M="$(CURDIR)" \
+		MO="$(CURDIR)/build/compile-fail" rust/zdmirror.o > build/compile-fail/build.log 2>&1 || \
+		{ cat build/compile-fail/build.log; exit 1; }
+	@$(ENV) scripts/compile-fail.sh build/compile-fail
 
 rustdoc: $(need-tree)
 	@mkdir -p build/rustdoc
@@ -225,7 +234,7 @@ help:
 	@echo '  htmldocs       - Documentation as web pages, with Sphinx'
 	@echo '  rustdoc        - document all items, private ones too'
 	@echo 'Checks:'
-	@echo '  rustfmt, rustfmtcheck, clippy, checkpatch, unsafe-check, cycles, test-host'
+	@echo '  rustfmt, rustfmtcheck, clippy, checkpatch, unsafe-check, compile-fail, cycles, test-host'
 	@echo 'Looking around:'
 	@echo '  shell          - boot to a shell with the module loaded'
 	@echo '  kconfig        - KDIR=DIR: write your configuration and what is missing in it'

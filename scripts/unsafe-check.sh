@@ -7,12 +7,12 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 bad=0
-if grep -nE '\bunsafe\b' -r rust --include='*.rs' --exclude-dir=kernel --exclude-dir=bindings |
+if grep -nE '\bunsafe\b' -r rust samples --include='*.rs' --exclude-dir=kernel --exclude-dir=bindings |
 	grep -vE 'forbid\(unsafe_code\)|^[^:]*:[0-9]+:[[:space:]]*//'; then
 	echo "unsafe-check: the lines above belong in rust/kernel" >&2
 	bad=1
 fi
-for f in $(find rust/driver rust/audit -name '*.rs'); do
+for f in $(find rust/driver rust/audit samples -name '*.rs'); do
 	grep -q '^#!\[forbid(unsafe_code)\]' "$f" ||
 		{ echo "unsafe-check: $f does not forbid unsafe_code" >&2; bad=1; }
 done

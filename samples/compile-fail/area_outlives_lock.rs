@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: GPL-2.0
+// error: E0505
+
+//! An area is no longer what it was once the mmap lock is dropped.
+
+#![forbid(unsafe_code)]
+
+use crate::mm::migrate::Area;
+use kernel::mm::MmWithUser;
+
+fn end_of(mm: &MmWithUser, address: usize) -> Option<usize> {
+    let mmap = mm.mmap_read_lock();
+    let area = Area::lookup(&mmap, address)?;
+    drop(mmap);
+    Some(area.end())
+}

@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: GPL-2.0
+// error: none
+
+//! What is right compiles, so that the errors of the others mean something.
+
+#![forbid(unsafe_code)]
+
+use crate::mm::migrate::{Area, Migration, PfnBuffer, Request, Select};
+use crate::mm::{owner::PgmapOwner, range::PageRange};
+use kernel::{mm::MmWithUser, prelude::*};
+
+fn start(mm: &MmWithUser, range: PageRange, owner: &PgmapOwner) -> Result<usize> {
+    let mut buffer = PfnBuffer::new(range.pages())?;
+    let mmap = mm.mmap_read_lock();
+    let area = Area::lookup(&mmap, range.start()).ok_or(EINVAL)?;
+    let request = Request {
+        area,
+        range,
+        select: Select::System,
+        large: false,
+        owner,
+    };
+    let migration = Migration::of_range(&mut buffer, &request)?.copied();
+    Ok(migration.moved().pages)
+}

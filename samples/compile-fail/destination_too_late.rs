@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: GPL-2.0
+// error: E0599
+
+//! Pages that core mm has moved get no other destination.
+
+#![forbid(unsafe_code)]
+
+use crate::mm::{
+    migrate::{Copied, Migration},
+    system_folio::SystemFolio,
+};
+
+fn late(mut migration: Migration<'_, Copied>, folio: SystemFolio) {
+    let _ = migration.copy_to_system(0, 0, folio);
+}

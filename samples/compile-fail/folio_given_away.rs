@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: GPL-2.0
+// error: E0382
+
+//! A destination belongs to the migration.
+
+#![forbid(unsafe_code)]
+
+use crate::mm::{
+    migrate::{Migration, Setup},
+    system_folio::SystemFolio,
+};
+
+fn keep(migration: &mut Migration<'_, Setup>, folio: SystemFolio) -> u32 {
+    let _ = migration.copy_to_system(0, 0, folio);
+    folio.order()
+}

@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: GPL-2.0
+// error: E0505
+
+//! A migration of a range ends before the mmap lock is dropped.
+
+#![forbid(unsafe_code)]
+
+use crate::mm::migrate::{Migration, PfnBuffer, Request, Select};
+use crate::mm::{migrate::Area, owner::PgmapOwner, range::PageRange};
+use kernel::{mm::MmWithUser, prelude::*};
+
+fn start(mm: &MmWithUser, range: PageRange, owner: &PgmapOwner) -> Result {
+    let mut buffer = PfnBuffer::new(range.pages())?;
+    let mmap = mm.mmap_read_lock();
+    let area = Area::lookup(&mmap, range.start()).ok_or(EINVAL)?;
+    let request = Request {
+        area,
+        range,
+        select: Select::System,
+        large: false,
+        owner,
+    };
+    let migration = Migration::of_range(&mut buffer, &request)?;
+    drop(mmap);
+    drop(migration.copied());
+    Ok(())
+}

@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: GPL-2.0
+// error: E0505
+
+//! A list of device pages is good while their pagemap is registered.
+
+#![forbid(unsafe_code)]
+
+use crate::mm::{
+    migrate::{Migration, PfnBuffer},
+    pagemap::PagemapOps,
+    registration::Registration,
+};
+
+fn late<T: PagemapOps>(map: Registration<T>, pfns: &[usize], buffer: &mut PfnBuffer) {
+    let list = map.device_pfns(pfns);
+    drop(map);
+    if let Some(list) = list {
+        drop(Migration::of_device_pages(buffer, &list).copied());
+    }
+}

@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: GPL-2.0
+#
+# Misuses of the abstractions that the compiler must refuse: each file of samples/compile-fail names
+# the error that it must meet, and no other may be met. Compiles all of them with the crate at once,
+# by the command that built the module in DIR, up to where errors are found.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+top=$PWD
+cases=$top/samples/compile-fail
+out=$(realpath "${1:?usage: compile-fail.sh DIR, where the module was built}")
+cmd=$(sed -nE 's/^savedcmd_[^ ]* := //p' "$out/rust/.zdmirror.o.cmd")
+[ -n "$cmd" ] || { echo "compile-fail: build the module in $out first" >&2; exit 1; }
+
+sed -E -e "s|^#\[path = \"|&$top/rust/|" \
+	-e "s|^mod (audit\|bindings\|driver);|#[path = \"$top/rust/\1/mod.rs\"]\nmod \1;|" \
+	rust/zdmirror.rs > "$out/root.rs"
+for f in "$cases"/*.rs; do
+	printf '#[path = "%s"]\nmod fail_%s;\n' "$f" "$(basename "$f" .rs)" >> "$out/root.rs"
+done
+
+cmd=${cmd%% --out-dir *}
+export RUSTC_BOOTSTRAP=1 ZDM_BINDINGS=$out/rust/bindings/bindings_generated.rs
+status=0
+cd "$out"
+bash -c "$cmd --emit=metadata=$out/root.rmeta --cap-lints=allow --error-format=short $out/root.rs" \
+	> "$out/log" 2>&1 || status=$?
+errors=$(sed -nE 's|^([^ ]*):[0-9]+:[0-9]+: error\[(E[0-9]+)\].*|\1 \2|p' "$out/log" | sort -u)
+
+bad=0
+for f in "$cases"/*.rs; do
+	wanted=$(sed -nE 's|^// error: ||p' "$f")
+	found=$(awk -v f="$f" '$1 == f { print $2 }' <<< "$errors" | paste -sd' ')
+	if [ "${found:-none}" != "$wanted" ]; then
+		echo "compile-fail: $(basename "$f"): expected $wanted, found ${found:-none}" >&2
+		bad=1
+	fi
+done
+others=$(grep -E ': error' "$out/log" | grep -vF "$cases/" || true)
+if [ "$status" -eq 0 ] || [ -n "$others" ]; then
+	echo "compile-fail: the crate itself: ${others:-no error at all}" >&2
+	bad=1
+fi
+[ "$bad" -eq 0 ] || { echo "compile-fail: see $out/log" >&2; exit 1; }
+echo "compile-fail: $(grep -Lx '// error: none' "$cases"/*.rs | wc -l) misuses are refused"
