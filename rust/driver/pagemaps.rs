@@ -23,7 +23,7 @@ use crate::{
             PageFacts, //
         },
         memory_type::MemoryType,
-        pagemap::PgmapOwner,
+        owner::PgmapOwner,
         survey,
         PUD_ORDER, //
     }, //

@@ -15,7 +15,7 @@ use super::{
         PageFacts,
         MAX_PFNS, //
     },
-    pagemap::PgmapOwner,
+    owner::PgmapOwner,
     task::check_signals,
     PAGE_SHIFT, //
 };
