@@ -150,10 +150,12 @@ impl Drop for PinnedPages {
                 Hold::Pin | Hold::LongTerm => unsafe {
                     bindings::unpin_user_pages_dirty_lock(first, n, self.dirty)
                 },
-                // SAFETY: We own a reference on each by the type invariants.
-                Hold::Get => pages
-                    .iter()
-                    .for_each(|&page| unsafe { put(page, self.dirty) }),
+                Hold::Get => {
+                    for &page in pages.iter() {
+                        // SAFETY: We own a reference on each by the type invariants.
+                        unsafe { put(page, self.dirty) };
+                    }
+                }
             }
             cond_resched();
         }
