@@ -123,13 +123,17 @@ pub fn write_read_only<const NODE: usize>(ctx: &Ctx) -> Outcome {
     buf.protect(0, PAGES, libc::PROT_READ)?;
     let worse = pattern_bytes(41, 0, PAGES);
     let result = device.write(&buf, 0, &worse);
-    expect_errno(result, &[], "WRITE to read-only memory")?;
+    expect_errno(result, &[libc::EPERM], "WRITE to read-only memory")?;
     buf.check(0, PAGES, 40)?;
 
     // The same with the pages on the device.
     device.move_all(&buf, 40)?;
     let result = device.write(&buf, 0, &worse);
-    expect_errno(result, &[], "WRITE to read-only memory on the device")?;
+    expect_errno(
+        result,
+        &[libc::EPERM],
+        "WRITE to read-only memory on the device",
+    )?;
     let read = device.read(&buf, 0, PAGES).or_fail("READ")?;
     check_bytes(&read.data, 40, 0, "READ after a WRITE that failed")?;
     buf.check(0, PAGES, 40)

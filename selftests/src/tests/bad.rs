@@ -210,9 +210,13 @@ pub fn prot_none(_: &Ctx) -> Outcome {
     buf.protect(0, 8, libc::PROT_NONE)?;
     expect_errno(device.to_device(&buf, 0, 8), &[EINVAL], "MIGRATE_TO_DEV")?;
     expect_errno(device.to_system(&buf, 0, 8), &[EINVAL], "MIGRATE_TO_SYS")?;
-    expect_errno(device.read(&buf, 0, 8), &[], "READ without access")?;
+    expect_errno(device.read(&buf, 0, 8), &[EFAULT], "READ without access")?;
     let data = pattern_bytes(129, 0, 8);
-    expect_errno(device.write(&buf, 0, &data), &[], "WRITE without access")?;
+    expect_errno(
+        device.write(&buf, 0, &data),
+        &[EFAULT],
+        "WRITE without access",
+    )?;
     buf.protect(0, 8, libc::PROT_READ)?;
     buf.check(0, 8, 128)?;
     works(&device)
