@@ -199,8 +199,8 @@ impl Expected {
                 e.reason
             );
         }
-        let others = self.skip.iter().chain(&self.slow).chain(&self.absent);
-        if let Some(e) = others.filter(|e| e.how.is_some()).next() {
+        let mut others = self.skip.iter().chain(&self.slow).chain(&self.absent);
+        if let Some(e) = others.find(|e| e.how.is_some()) {
             bail!("{:?}: `how` is for [[fail]] only", e.reason);
         }
         if let Some(e) = self.absent.iter().find(|e| e.kernels.is_empty()) {

@@ -39,7 +39,7 @@ pub fn present(patches: &[Patch], source: &Path) -> Result<Vec<bool>> {
 
 /// Kernels of the matrix that are one release without and with the series: the release of the tree, or
 /// the newest that is not newer than it, or the oldest.
-fn release<'a>(matrix: &'a Matrix, version: (u32, u32)) -> Vec<(&'a str, &'a Kernel)> {
+fn release(matrix: &Matrix, version: (u32, u32)) -> Vec<(&str, &Kernel)> {
     let number = |kernel: &Kernel| {
         let (major, minor) = kernel.source.split_once('.')?;
         Some((major.parse::<u32>().ok()?, minor.parse::<u32>().ok()?))

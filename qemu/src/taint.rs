@@ -6,6 +6,9 @@ use anyhow::{Result, bail};
 /// Flag letters by bit.
 const LETTERS: &str = "PFSRMBUDAWCIOELKXTNJ";
 
+/// `TAINT_WARN`: the kernel has warned.
+pub const WARNED: u64 = 1 << 9;
+
 /// A mask as number and letters.
 pub fn show(mask: u64) -> String {
     let mut names = String::new();
@@ -37,6 +40,7 @@ mod tests {
     fn letters_and_masks() {
         assert_eq!(parse("ON").ok(), Some(0x41000));
         assert_eq!(show(0x41200), "0x41200(WON)");
+        assert_eq!(parse("W").ok(), Some(WARNED));
         assert!(parse("Z").is_err());
     }
 }

@@ -422,12 +422,14 @@ fn judge_suite(
     results
 }
 
+/// Judges the kernel log. Returns whether a test was allowed a warning, and made it.
 fn judge_log(
     planned: &Planned,
     results: &[SuiteResult],
     splats: &[Splat],
     problems: &mut Vec<Problem>,
-) {
+) -> bool {
+    let mut warned = false;
     let mut counts = vec![0; planned.allow.len()];
     let mut came = vec![false; planned.known.len()];
     for splat in splats {
@@ -437,6 +439,7 @@ fn judge_log(
         // What a test provokes is counted there, though the kernel may do it unprovoked.
         if let Some(at) = planned.allow.iter().position(fits) {
             counts[at] += 1;
+            warned |= splat.kind == "WARN";
             continue;
         }
         if let Some(at) = planned.known.iter().position(|k| k.pattern.is_match(&splat.text)) {
@@ -469,6 +472,7 @@ fn judge_log(
         }
     }
     judge_known(planned, results, &came, problems);
+    warned
 }
 
 /// A known fault of the kernel that does not come is no fault any more, or not looked for.
@@ -579,11 +583,13 @@ pub fn judge(planned: &Planned, evidence: &Evidence<'_>) -> Verdict {
     for name in stream.suites.keys().filter(|n| planned.suites.iter().all(|s| s.name != **n)) {
         problems.push(problem("suite", name, "unplanned suite"));
     }
-    judge_log(planned, &suites, &splats, &mut problems);
+    let warned = judge_log(planned, &suites, &splats, &mut problems);
+    // A warning that a test is allowed taints the kernel like any other.
+    let taint_after = planned.taint_after | if warned { taint::WARNED } else { 0 };
     judge_exit(&stream, evidence, &mut problems);
     let masks = [
         ("before the tests", stream.hello.as_ref().map(|h| h.1), planned.taint_before),
-        ("after the tests", stream.taint, planned.taint_after),
+        ("after the tests", stream.taint, taint_after),
     ];
     for (when, got, wanted) in masks {
         // No mask at all is told as a cut stream above.

@@ -33,7 +33,7 @@ const BATCH: usize = 512;
 const MAX_WINDOWS: usize = 1024;
 
 /// Page frames of the smallest unit that memory is registered in: a subsection, 2 MiB on x86-64.
-const SUBSECTION: usize = bindings::ZDM_PAGES_PER_SUBSECTION as usize;
+const SUBSECTION: usize = bindings::ZDM_PAGES_PER_SUBSECTION;
 
 /// Subsections that are searched before the task gives others a turn.
 const STEPS: usize = 4096;
