@@ -202,7 +202,11 @@ impl<'a> Migration<'a, Setup> {
         if !self.is_selected(i) || self.is_moving(i) || !self.holes && self.is_hole(i) {
             None
         } else if self.src(i) & bindings::MIGRATE_PFN_COMPOUND != 0 {
-            Some(PMD_ORDER)
+            // A hole is as large as what a PMD maps. A folio may have any order.
+            Some(page_of(self.src(i)).map_or(PMD_ORDER, |page| {
+                // SAFETY: The source is locked and referenced until the migration is finalized.
+                unsafe { bindings::zdm_folio_order(page.as_ptr()) }
+            }))
         } else {
             Some(0)
         }
@@ -419,8 +423,19 @@ impl<'a, S: Stage> Migration<'a, S> {
             .filter(|&i| self.is_selected(i) && is_valid(self.dst(i)))
             .map(|i| match self.dst(i) & bindings::MIGRATE_PFN_COMPOUND {
                 0 => (i, 0),
-                _ => (i, PMD_ORDER),
+                _ => (i, self.destination_order(i)),
             })
+    }
+
+    /// Order of the large destination at entry `i`.
+    fn destination_order(&self, i: usize) -> u32 {
+        match page_of(self.dst(i)) {
+            // SAFETY: The destination is locked and referenced until the migration is finalized.
+            Some(page) if !self.finalized => unsafe { bindings::zdm_folio_order(page.as_ptr()) },
+            // The range of an area has large sources of this order only; the entries of a list of device
+            // pages are not looked at any more when the migration is finalized.
+            _ => PMD_ORDER,
+        }
     }
 
     /// Both arrays, of [`Migration::len`] entries.
