@@ -258,7 +258,7 @@ impl AnyPagemap {
         let pgmap = unsafe { bindings::zdm_any_pgmap(page.as_ptr()) };
         // SAFETY: The page says itself that it is one of this pagemap, so it is initialised; the
         // pagemap stays registered while it is borrowed.
-        (pgmap == self.0.as_ptr()).then_some(unsafe { PageView::from_raw(page) })
+        (pgmap == self.0.as_ptr()).then(|| unsafe { PageView::of_pagemap(page, self.0) })
     }
 }
 

@@ -111,28 +111,56 @@ pub(super) struct LargeFacts {
 ///
 /// # Invariants
 ///
-/// For `'a` `page` points at an initialised `struct page`, of a registered pagemap or in use.
+/// - For `'a` `page` points at an initialised `struct page`.
+/// - If `pgmap` is known, the page belongs to that pagemap, which stays registered for `'a`.
+/// - If `pgmap` is `None`, the page is in use for `'a`, and its folio is neither split nor freed.
 #[derive(Clone, Copy)]
 pub(crate) struct PageView<'a> {
     page: NonNull<bindings::page>,
+    /// The pagemap of a page that may be free. Such a page can become a tail at any time, and in a tail
+    /// the word that holds `pgmap` in a head holds a tagged pointer to the head.
+    pgmap: Option<NonNull<bindings::dev_pagemap>>,
     _pagemap: PhantomData<&'a ()>,
 }
 
 impl<'a> PageView<'a> {
     /// # Safety
     ///
-    /// `page` must point at an initialised `struct page`. For the lifetime that the caller picks it
-    /// must be in use, or of a pagemap that stays registered.
+    /// For the lifetime that the caller picks, `page` must be a page in use, whose folio is neither
+    /// split nor freed.
     pub(super) unsafe fn from_raw(page: NonNull<bindings::page>) -> Self {
-        // INVARIANT: By the caller's contract.
+        // INVARIANT: The caller keeps the folio in use and whole.
         Self {
             page,
+            pgmap: None,
+            _pagemap: PhantomData,
+        }
+    }
+
+    /// A view of a page of `pgmap`, in whatever state the page is.
+    ///
+    /// # Safety
+    ///
+    /// `page` must point at an initialised `struct page` of `pgmap`, which must stay registered for
+    /// the lifetime that the caller picks.
+    pub(super) unsafe fn of_pagemap(
+        page: NonNull<bindings::page>,
+        pgmap: NonNull<bindings::dev_pagemap>,
+    ) -> Self {
+        // INVARIANT: The caller keeps `pgmap` registered, and the page is one of it.
+        Self {
+            page,
+            pgmap: Some(pgmap),
             _pagemap: PhantomData,
         }
     }
 
     pub(super) fn as_ptr(&self) -> *mut bindings::page {
         self.page.as_ptr()
+    }
+
+    pub(super) fn as_non_null(&self) -> NonNull<bindings::page> {
+        self.page
     }
 
     /// Page frame number.
@@ -144,13 +172,16 @@ impl<'a> PageView<'a> {
     /// `enum memory_type` of the pagemap and its owner; 0 and NULL where there is no pagemap, for a
     /// page of other memory than a device's.
     pub(super) fn type_and_owner(&self) -> (u32, *mut c_void) {
-        // SAFETY: The page is valid by the type invariants.
-        let pgmap = unsafe { bindings::zdm_any_pgmap(self.as_ptr()) };
-        if pgmap.is_null() {
+        let pgmap = self.pgmap.or_else(|| {
+            // SAFETY: By the type invariants the folio of a page without a known pagemap is in use and
+            // whole, so that its head holds the pagemap.
+            NonNull::new(unsafe { bindings::zdm_any_pgmap(self.as_ptr()) })
+        });
+        let Some(pgmap) = pgmap else {
             return (0, core::ptr::null_mut());
-        }
-        // SAFETY: The pagemap is registered by the type invariants.
-        unsafe { ((*pgmap).type_, (*pgmap).owner) }
+        };
+        // SAFETY: The pagemap stays registered: by the type invariants, or as one of its folios is in use.
+        unsafe { ((*pgmap.as_ptr()).type_, (*pgmap.as_ptr()).owner) }
     }
 
     /// `enum memory_type` of the pagemap, 0 where there is none.
@@ -169,8 +200,20 @@ impl<'a> PageView<'a> {
     pub(crate) fn head(&self) -> Self {
         // SAFETY: The page is valid by the type invariants.
         let head = unsafe { bindings::zdm_compound_head(self.as_ptr()) };
-        // SAFETY: A folio lies in one pagemap, or is in use as a whole.
-        NonNull::new(head).map_or(*self, |head| unsafe { Self::from_raw(head) })
+        // INVARIANT: All pages of a folio belong to one pagemap, or are in use together.
+        NonNull::new(head).map_or(*self, |page| Self { page, ..*self })
+    }
+
+    /// The page that is `n` pages further on.
+    ///
+    /// # Safety
+    ///
+    /// There must be a struct page for that page, and the invariants must hold for it as for this one.
+    pub(super) unsafe fn sibling(&self, n: usize) -> Option<Self> {
+        // SAFETY: There is a struct page, by the caller's contract.
+        let page = unsafe { bindings::zdm_pfn_to_page(self.pfn() + n) };
+        // INVARIANT: The caller's contract says the same.
+        NonNull::new(page).map(|page| Self { page, ..*self })
     }
 
     /// What a large folio that begins with this page has besides; `None` where none does.
