@@ -83,6 +83,7 @@ mod release;
 mod rights;
 mod scenarios;
 mod snapshot;
+mod split_order;
 mod swap;
 mod target;
 mod thp;
@@ -172,6 +173,7 @@ pub fn all() -> Vec<&'static Test> {
         inspect::TESTS,
         thp::TESTS,
         thp_parts::TESTS,
+        split_order::TESTS,
         snapshot::TESTS,
         exclusive::TESTS,
         fault_ioctl::TESTS,
