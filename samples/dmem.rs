@@ -19,11 +19,16 @@ use kernel::{
 /// The only command: migrates the pages that two numbers at `arg` name, address and count.
 pub(crate) const MIGRATE: u32 = kernel::ioctl::_IOW::<[u64; 2]>(b'z' as u32, 0x40);
 
-/// What core mm calls this driver for. A driver with an allocator would tell it what is free.
-pub(crate) struct Pages;
+/// The free pages, and what core mm calls this driver for.
+pub(crate) struct Pages(FreeStack);
 
 impl PagemapOps for Pages {
-    fn folio_free(&self, _folio: FreedFolio<'_>) {}
+    fn folio_free(&self, folio: FreedFolio<'_>) {
+        if let Some(free) = folio.into_free() {
+            let _ = self.0.push(free);
+        }
+    }
+
     fn folio_split(&self, _index: usize, _order: u32) {}
 }
 
@@ -60,20 +65,24 @@ impl Chip {
     /// A device with `bytes` of memory, a multiple of 2 MiB. May sleep.
     pub(crate) fn new(bytes: usize) -> Result<Arc<Self>> {
         let owner = PgmapOwner::new()?;
-        let memory = Registration::private(bytes, owner.clone(), Pages).map_err(|_| ENOMEM)?;
+        let pages = |frames| Ok(Pages(FreeStack::new(frames)?));
+        let (memory, free) = Registration::private(bytes, owner.clone(), pages)?;
+        for folio in free {
+            memory.ops().0.push(folio).map_err(|_| EINVAL)?;
+        }
         Ok(Arc::new(Self { memory, owner }, GFP_KERNEL)?)
     }
 
     /// Any page that is free.
     fn alloc(&self) -> Option<LockedDeviceFolio> {
-        let mut backing = MemoryType::Private.alloc_backing(0).ok()?;
-        for index in 0..self.memory.pages() {
-            match self.memory.hand_out(index, backing) {
-                Ok(folio) => return Some(folio),
-                Err(err) => backing = err.into_backing(),
-            }
-        }
-        None
+        let free = &self.memory.ops().0;
+        let backing = Backing::new(MemoryType::Private, 0).ok()?;
+        let mut folio = None;
+        free.take(1, |first| folio = Some(first));
+        let folio = folio?;
+        let pfn = folio.first_pfn();
+        let page = folio.split_to(pfn, 0, |rest| drop(free.push(rest))).ok()?;
+        self.memory.hand_out(page, backing).ok()
     }
 
     /// Brings all pages back, wherever they are mapped. Pages that somebody holds stay. May sleep.
@@ -90,6 +99,17 @@ impl Chip {
             drop(migration.copied().finalize());
         }
         Ok(())
+    }
+}
+
+/// Pages that are not given back keep their memory registered.
+impl Drop for Chip {
+    fn drop(&mut self) {
+        let memory = &self.memory;
+        memory
+            .ops()
+            .0
+            .take(usize::MAX, |folio| drop(memory.retire(folio)));
     }
 }
 

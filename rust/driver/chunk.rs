@@ -4,10 +4,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::{
-    core_data::Core,
-    freed::Freed, //
-};
+use super::core_data::Core;
 use crate::{
     audit::{
         check_freed,
@@ -22,10 +19,12 @@ use crate::{
             FaultError,
             VmFault, //
         },
-        pagemap::{
+        free_stack::FreeStack,
+        pagemap_ops::{
             PagemapOps,
             PrivateOps, //
-        }, //
+        },
+        region::Frames, //
     },
 };
 use kernel::{
@@ -38,18 +37,19 @@ pub(super) struct Chunk {
     core: Arc<Core>,
     /// Its number in the device.
     number: usize,
-    freed: Freed,
+    /// Folios that were freed and that the allocator did not get yet.
+    freed: FreeStack,
     ledger: Ledger,
 }
 
 impl Chunk {
-    /// Chunk `number` of a device, with `pages` pages. May sleep.
-    pub(super) fn new(core: Arc<Core>, number: usize, pages: usize) -> Result<Self> {
-        let ledger = Ledger::new(if core.keeps_ledger { pages } else { 0 })?;
+    /// Chunk `number` of a device, with the pages of `frames`. May sleep.
+    pub(super) fn new(core: Arc<Core>, number: usize, frames: Frames) -> Result<Self> {
+        let ledger = Ledger::new(if core.keeps_ledger { frames.pages() } else { 0 })?;
         Ok(Self {
             core,
             number,
-            freed: Freed::new(pages)?,
+            freed: FreeStack::new(frames)?,
             ledger,
         })
     }
@@ -77,8 +77,8 @@ impl Chunk {
         self.number
     }
 
-    /// What came back and the pool does not know of yet.
-    pub(super) fn freed(&self) -> &Freed {
+    /// Folios that were freed and that the allocator did not get yet.
+    pub(super) fn freed(&self) -> &FreeStack {
         &self.freed
     }
 }
@@ -97,11 +97,12 @@ impl PagemapOps for Chunk {
                 self.judge(i, check_tail_freed(tail));
             }
         }
-        if folio.handed_out().is_some() {
-            self.ledger.note(index, Event::Freed, folio.order());
-            core.stats.freed.add(1 << folio.order());
-            // CAST: Pages of a chunk fit `u32`: `Device::grow()` makes sure.
-            self.freed.push(index as u32, folio.order());
+        if let Some(free) = folio.into_free() {
+            self.ledger.note(index, Event::Freed, free.order());
+            core.stats.freed.add(free.pages());
+            // The stack has room for all pages of the chunk. A folio that the stack refused would not be
+            // handed out again, and the memory would stay registered.
+            let _ = self.freed.push(free);
         }
     }
 

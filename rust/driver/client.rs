@@ -6,13 +6,13 @@
 
 use super::{
     device::Device,
+    devmem::ClientId, //
     injection::Injection,
     migrate::Migrator,
     pins::{
         Pinned,
         Pins, //
     },
-    pool::OpenerId, //
 };
 use crate::mm::{
     hmm::HmmMirror,
@@ -39,7 +39,7 @@ pub(crate) struct Client {
     #[pin]
     mirror: HmmMirror,
     device: Arc<Device>,
-    id: OpenerId,
+    id: ClientId,
     /// Whether a migration to the device, or fault injection, was tried.
     used_memory: AtomicFlag,
     #[pin]
@@ -69,7 +69,7 @@ impl Client {
             GFP_KERNEL_ACCOUNT,
         );
         if client.is_err() {
-            device.memory().pool.remove_opener(id);
+            device.memory().pool.remove_client(id);
         }
         client
     }
@@ -83,7 +83,7 @@ impl Client {
     }
 
     /// The opener's number in the device's pool.
-    pub(super) fn id(&self) -> OpenerId {
+    pub(super) fn id(&self) -> ClientId {
         self.id
     }
 
@@ -129,7 +129,7 @@ impl Client {
         self.unpin_all();
         // The processes that own the data keep it. Only this client's pages are moved.
         self.device.evict(self.id);
-        self.device.memory().pool.remove_opener(self.id);
+        self.device.memory().pool.remove_client(self.id);
         // After the eviction, so that the oracle still sees a page that the injection holds.
         self.injection.mend(&self.device);
         // Looking for leaked references waits for migrations of others. A client that used no

@@ -6,7 +6,7 @@
 #![forbid(unsafe_code)]
 
 use super::{
-    pool::OpenerId,
+    devmem::ClientId,
     stats::Stats, //
 };
 use crate::audit::{
@@ -36,7 +36,7 @@ pub(super) struct FailAlloc {
     len: Atomic<u32>,
     /// The client, and the address space that it mirrors.
     #[pin]
-    list: Mutex<KVec<(OpenerId, ARef<Mm>)>>,
+    list: Mutex<KVec<(ClientId, ARef<Mm>)>>,
 }
 
 impl FailAlloc {
@@ -49,7 +49,7 @@ impl FailAlloc {
 
     /// Makes the next allocation fail that `client` makes, or that a CPU fault in `mm` makes. May
     /// sleep.
-    pub(super) fn ask(&self, client: OpenerId, mm: &Mm) -> Result {
+    pub(super) fn ask(&self, client: ClientId, mm: &Mm) -> Result {
         let mut list = self.list.lock();
         if !list.iter().any(|(other, _)| *other == client) {
             list.push((client, mm.into()), GFP_KERNEL_ACCOUNT)?;
@@ -60,7 +60,7 @@ impl FailAlloc {
 
     /// Whether an allocation of `client` is to fail. The next one is not, unless the client asks
     /// again. May sleep.
-    pub(super) fn take(&self, client: OpenerId) -> bool {
+    pub(super) fn take(&self, client: ClientId) -> bool {
         self.take_first(|other, _| other == client)
     }
 
@@ -69,7 +69,7 @@ impl FailAlloc {
         self.take_first(|_, mm| is_mm(mm))
     }
 
-    fn take_first(&self, is_wanted: impl Fn(OpenerId, &Mm) -> bool) -> bool {
+    fn take_first(&self, is_wanted: impl Fn(ClientId, &Mm) -> bool) -> bool {
         if self.len.load(Relaxed) == 0 {
             return false;
         }

@@ -7,27 +7,27 @@
 use super::{
     chunk::Chunk,
     core_data::Core,
-    freed::Taken,
+    devmem::{
+        Allocator,
+        ClientId,
+        ListRoom,
+        NewChunk,
+        MAX_CHUNKS, //
+    },
     params::{
         Config,
         Location, //
     },
-    pool::{
-        ListRoom,
-        NewSlots,
-        OpenerId,
-        Pool,
-        MAX_CHUNKS, //
-    },
 };
 use crate::audit::Transition;
 use crate::mm::{
+    free_folio::FreeFolio,
     memory_type::MemoryType,
     migrate::bytes,
     module::ModulePin,
     not_supported,
     owner::PgmapOwner,
-    pagemap::Corruption,
+    pagemap_audit::Corruption,
     region::RegionError,
     registration::{
         PagemapRef,
@@ -115,9 +115,7 @@ pub(crate) struct Device {
 /// The chunks of a device, and which of their pages are free.
 pub(super) struct Memory {
     chunks: [Option<Registration<Chunk>>; MAX_CHUNKS],
-    /// Folios of each chunk that were freed and that the pool did not get yet.
-    freed: [Taken; MAX_CHUNKS],
-    pub(super) pool: Pool,
+    pub(super) pool: Allocator,
     chunk_pages: usize,
 }
 
@@ -125,18 +123,22 @@ impl Memory {
     /// Gives the pool up to [`FREED_PORTION`] folios of each chunk that were freed since the last
     /// call, and returns whether there are more.
     fn take_back_freed(&mut self) -> bool {
+        let Self {
+            chunks,
+            pool,
+            chunk_pages,
+        } = self;
         let mut more = false;
-        let chunks = self.chunks.iter().zip(self.freed.iter_mut());
-        for (number, (chunk, taken)) in chunks.enumerate() {
+        for (number, chunk) in chunks.iter().enumerate() {
             let Some(chunk) = chunk else { continue };
-            let base = number * self.chunk_pages;
-            more |= chunk
-                .ops()
-                .freed()
-                .take(taken, FREED_PORTION, |index, order| {
-                    // CAST: Page numbers of a device fit `u32`: `Device::grow()` makes sure.
-                    self.pool.put(base as u32 + index, order);
-                });
+            let first = number * *chunk_pages;
+            more |= chunk.ops().freed().take(FREED_PORTION, |folio| {
+                let index = folio.first_pfn() - chunk.first_pfn();
+                // CAST: Page numbers of a device fit `u32`: `Device::grow()` makes sure.
+                if let Err(folio) = pool.put((first + index) as u32, folio) {
+                    lost(&folio);
+                }
+            });
         }
         more
     }
@@ -155,10 +157,53 @@ impl Memory {
     }
 
     /// Takes chunk `number` away, if all of it is free.
-    pub(super) fn remove(&mut self, number: usize) -> Option<(Registration<Chunk>, NewSlots)> {
-        let slots = self.pool.remove_chunk(number)?;
-        Some((self.chunks.get_mut(number)?.take()?, slots))
+    pub(super) fn remove(&mut self, number: usize) -> Option<RemovedChunk> {
+        let pages = self.pool.remove_chunk(number)?;
+        let registration = self.chunks.get_mut(number)?.take()?;
+        Some(RemovedChunk {
+            registration,
+            pages,
+        })
     }
+}
+
+impl Drop for Memory {
+    /// Gives all pages back that are not in use, so that their memory can be unregistered.
+    fn drop(&mut self) {
+        while self.take_back_freed() {}
+        for (number, chunk) in self.chunks.iter().enumerate() {
+            if let Some(chunk) = chunk {
+                self.pool.drain_chunk(number, |folio| retire(chunk, folio));
+            }
+        }
+    }
+}
+
+/// A chunk that is a part of no device any more, and its pages.
+#[must_use = "the memory of a chunk that is not unregistered stays registered"]
+pub(super) struct RemovedChunk {
+    registration: Registration<Chunk>,
+    pages: NewChunk,
+}
+
+impl RemovedChunk {
+    /// Unregisters the memory. May sleep.
+    pub(super) fn unregister(mut self) {
+        self.pages.drain(|folio| retire(&self.registration, folio));
+    }
+}
+
+/// Gives `folio` back to `chunk` for good.
+fn retire(chunk: &Registration<Chunk>, folio: FreeFolio) {
+    if let Err(folio) = chunk.retire(folio) {
+        lost(&folio);
+    }
+}
+
+/// Says that nobody knows what `folio` is a part of. Its memory stays registered.
+#[cold]
+fn lost(folio: &FreeFolio) {
+    pr_err!("no chunk has the folio at pfn {:#x}\n", folio.first_pfn());
 }
 
 impl Device {
@@ -182,8 +227,7 @@ impl Device {
         let owner = PgmapOwner::new()?;
         let memory = Memory {
             chunks: [const { None }; MAX_CHUNKS],
-            freed: [const { Taken::NONE }; MAX_CHUNKS],
-            pool: Pool::new(config.chunk_pages)?,
+            pool: Allocator::new(config.chunk_pages)?,
             chunk_pages: config.chunk_pages.get(),
         };
         Arc::pin_init(
@@ -290,22 +334,24 @@ impl Device {
             .ok_or(RegionError::NoSpace)?;
         let pages = self.config.chunk_pages.get();
         u32::try_from((number + 1) * pages).map_err(|_| RegionError::NoSpace)?;
-        let slots = NewSlots::new(pages).map_err(|_| RegionError::NoSpace)?;
-        let ops = Chunk::new(self.core.clone(), number, pages).map_err(|_| RegionError::NoSpace)?;
+        let mut new = NewChunk::with_room(pages).map_err(|_| RegionError::NoSpace)?;
+        let ops = |frames| Chunk::new(self.core.clone(), number, frames);
         let owner = self.owner.clone();
-        let chunk = match self.location {
+        let (chunk, free) = match self.location {
             Location::Anywhere => Registration::private(bytes(pages), owner, ops)?,
             Location::Coherent(start) => Registration::coherent(start, bytes(pages), owner, ops)?,
             Location::Generic(start) => Registration::generic(start, bytes(pages), owner, ops)?,
         };
         self.free_refs.store(chunk.free_refs(), Relaxed);
         let spoilt = self.spoilt.xchg(false, Relaxed);
+        new.fill(free);
         if spoilt {
-            chunk.corrupt_free_page(0, Corruption::Refs(1));
+            new.with_first(|page| chunk.corrupt(page, Corruption::Referenced(true)));
         }
         self.scan_born(&chunk);
         if spoilt {
-            chunk.corrupt_free_page(0, Corruption::Refs(self.free_refs()));
+            let referenced = Corruption::Referenced(self.free_refs() != 0);
+            new.with_first(|page| chunk.corrupt(page, referenced));
         }
         pr_info!(
             "added {} MB of device memory, pfns {:#x} to {:#x}\n",
@@ -314,14 +360,21 @@ impl Device {
             chunk.first_pfn() + pages
         );
         let mut memory = self.memory();
-        // The pool gives the pages out from here on.
-        match memory.pool.add_chunk(slots) {
-            Ok(base) if base as usize == number * pages => {
+        // The allocator gives the pages out from here on.
+        match memory.pool.add_chunk(new) {
+            Ok(first) if first as usize == number * pages => {
                 memory.chunks[number] = Some(chunk);
                 Ok(())
             }
-            _ => {
+            added => {
                 drop(memory);
+                if let Err(pages) = added {
+                    RemovedChunk {
+                        registration: chunk,
+                        pages,
+                    }
+                    .unregister();
+                }
                 Err(RegionError::NoSpace)
             }
         }
@@ -345,12 +398,12 @@ impl Device {
     }
 
     /// Numbers a new opener. May sleep.
-    pub(super) fn add_opener(&self) -> Result<OpenerId> {
+    pub(super) fn add_opener(&self) -> Result<ClientId> {
         loop {
             let wanted = {
                 let mut memory = self.memory();
-                if memory.pool.spare_openers() > 0 {
-                    return memory.pool.add_opener();
+                if memory.pool.spare_clients() > 0 {
+                    return memory.pool.add_client();
                 }
                 memory.pool.wanted_lists()
             };
@@ -358,6 +411,28 @@ impl Device {
             let old = self.memory().pool.swap_lists(room);
             drop(old);
         }
+    }
+
+    /// Calls `f` with page `page` and its chunk, if no client has the page, and returns the page frame
+    /// number. `f` must not sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOENT` when there is no such page, `EBUSY` when a client has it or `f` returns `false`.
+    pub(super) fn with_free(
+        &self,
+        page: u32,
+        f: impl FnOnce(&Registration<Chunk>, &FreeFolio) -> bool,
+    ) -> Result<usize> {
+        let memory = self.memory();
+        let number = (page as usize).checked_div(memory.chunk_pages);
+        let chunk = number.and_then(|number| memory.chunks.get(number)?.as_ref());
+        let chunk = chunk.ok_or(ENOENT)?;
+        memory
+            .pool
+            .with_free(page, |folio| f(chunk, folio).then_some(folio.first_pfn()))
+            .flatten()
+            .ok_or(EBUSY)
     }
 
     /// Chunk `number`, for as long as the result lives. Does not sleep.

@@ -8,10 +8,11 @@ use super::{
     chunk::Chunk,
     device::{
         lock_killable,
-        Device, //
+        Device,
+        RemovedChunk, //
     },
-    pool::{
-        OpenerId,
+    devmem::{
+        ClientId,
         MAX_CHUNKS, //
     },
 };
@@ -145,7 +146,7 @@ impl Batch {
 impl Device {
     /// Returns the pages of `opener` to system memory, at a cost that follows how many there are.
     /// May sleep, and takes a bounded time: what would not move is put on record and stays.
-    pub(super) fn evict(&self, opener: OpenerId) {
+    pub(super) fn evict(&self, opener: ClientId) {
         let mut short = false;
         let moved = self.try_often(
             || self.memory().pool.owned(opener),
@@ -155,6 +156,8 @@ impl Device {
             },
         );
         if moved {
+            // So that the module can be unloaded as soon as the file is closed.
+            self.chunks().for_each(|chunk| chunk.finish_use());
             return;
         }
         let mut stuck = [(0, 0); STUCK_RECORDS];
@@ -284,7 +287,7 @@ impl Device {
         // Dropped without the locks.
         let removed = self.memory().remove(number);
         drop(growth);
-        Ok(removed.is_some())
+        Ok(removed.map(RemovedChunk::unregister).is_some())
     }
 
     /// Calls `evict` with the number of pages that are `left`, until there are none or they would
@@ -307,7 +310,7 @@ impl Device {
     }
 
     /// Tries each folio of the `pages` pages of `opener` once, and returns whether memory was short.
-    fn evict_owned(&self, opener: OpenerId, pages: usize) -> Result<bool> {
+    fn evict_owned(&self, opener: ClientId, pages: usize) -> Result<bool> {
         let mut batch = Batch::new(pages)?;
         let mut list = [(0, 0); BATCH];
         let mut left = pages;

@@ -9,7 +9,7 @@ use super::{
     injection::End, //
 };
 use crate::mm::{
-    pagemap::Corruption,
+    pagemap_audit::Corruption,
     range::PageRange,
     uapi::ZdmInject,
     PAGE_SIZE, //
@@ -59,9 +59,6 @@ impl Kind {
     }
 }
 
-/// In the place of a mapping: no object has this address.
-const STALE_MAPPING: usize = 0x5a5a_5000;
-
 impl Client {
     /// Does what `inject` asks for and writes down which page was touched, 0 where that is not known
     /// yet. May sleep.
@@ -88,13 +85,13 @@ impl Client {
                 if broken.counted.is_some() {
                     return Err(EBUSY);
                 }
-                let (page, pfn) = device.corrupt_free(Corruption::Refs(1))?;
+                let (page, pfn) = device.corrupt_free(Corruption::Referenced(true))?;
                 broken.counted = Some(page);
                 pfn
             }
             Kind::UndoFreePageRef => {
                 let page = broken.counted.take().ok_or(ENOENT)?;
-                device.corrupt(page, Corruption::Refs(device.free_refs()))?
+                device.corrupt(page, Corruption::Referenced(device.free_refs() != 0))?
             }
             Kind::HandOutTwice => {
                 let pfn = self
@@ -102,7 +99,7 @@ impl Client {
                     .get_device_folio(PageRange::new(address, 1)?)?
                     .pfn();
                 let page = device.page_of_pfn(pfn).ok_or(ENOENT)?;
-                device.memory().pool.hand_out_twice(page);
+                device.memory().pool.take_twice(page);
                 pfn
             }
             Kind::DoubleFree => device.free_again()?,
@@ -112,8 +109,8 @@ impl Client {
                 }
                 let (fault, undo) = if kind == Kind::StaleMapping {
                     (
-                        Corruption::Mapping(STALE_MAPPING),
-                        Corruption::Mapping(0), //
+                        Corruption::Mapping(true),
+                        Corruption::Mapping(false), //
                     )
                 } else {
                     (

@@ -4,18 +4,14 @@
 
 #![forbid(unsafe_code)]
 
-use super::{
-    chunk::Chunk,
-    device::Device, //
-};
+use super::device::Device;
 use crate::mm::{
     device_folio::FolioRef,
     migrate::{
         Copied,
         Migration, //
     },
-    pagemap::Corruption,
-    registration::PagemapRef, //
+    pagemap_audit::Corruption, //
 };
 use kernel::{
     new_mutex,
@@ -108,7 +104,7 @@ impl Injection {
         let counted = broken
             .counted
             .take()
-            .map(|page| (page, Corruption::Refs(device.free_refs())));
+            .map(|page| (page, Corruption::Referenced(device.free_refs() != 0)));
         for (page, undo) in [counted, broken.stale.take()].into_iter().flatten() {
             if device.corrupt(page, undo).is_err() {
                 pr_err!("page {} with an injected fault was taken meanwhile\n", page);
@@ -126,30 +122,14 @@ impl Broken {
 }
 
 impl Device {
+    /// Spoils or mends page `page`, which must be free.
+    pub(super) fn corrupt(&self, page: u32, fault: Corruption) -> Result<usize> {
+        self.with_free(page, |chunk, folio| chunk.corrupt(folio, fault))
+    }
+
     /// A free page.
     fn free_page(&self) -> Result<u32> {
         self.memory().pool.peek_free().ok_or(ENOSPC)
-    }
-
-    /// Does something to page `page` that can only be done to a free one, and says which page frame
-    /// that is.
-    fn with_free(
-        &self,
-        page: u32,
-        f: impl FnOnce(&PagemapRef<Chunk>, usize) -> bool,
-    ) -> Result<usize> {
-        let located = self.locate(page);
-        let (chunk, index) = located.ok_or(ENOENT)?;
-        if f(&chunk, index) {
-            Ok(chunk.first_pfn() + index)
-        } else {
-            Err(EBUSY)
-        }
-    }
-
-    /// Spoils page `page`, which must be free.
-    pub(super) fn corrupt(&self, page: u32, fault: Corruption) -> Result<usize> {
-        self.with_free(page, |chunk, index| chunk.corrupt_free_page(index, fault))
     }
 
     /// Spoils a free page.
@@ -167,7 +147,8 @@ impl Device {
         Ok(chunk.first_pfn())
     }
 
+    /// Frees a free page.
     pub(super) fn free_again(&self) -> Result<usize> {
-        self.with_free(self.free_page()?, |chunk, index| chunk.free_again(index))
+        self.with_free(self.free_page()?, |chunk, folio| chunk.free_again(folio))
     }
 }

@@ -8,8 +8,8 @@ use super::{
     chunk::Chunk,
     copy::copy_back,
     device::Device,
-    pool::OpenerId,
-    supply::Supply,
+    devmem::ClientId,
+    devmem_alloc::DevmemAlloc,
     verify::{
         SUSPECTS,
         TRIES, //
@@ -147,12 +147,12 @@ fn judge_lasting(suspects: &mut [Option<(Settled, Violation)>]) {
 pub(super) struct Migrator<'a> {
     device: &'a Device,
     mirror: &'a HmmMirror,
-    client: OpenerId,
+    client: ClientId,
 }
 
 impl<'a> Migrator<'a> {
     /// Migrates pages that `mirror` maps, for `client` of `device`.
-    pub(super) fn new(device: &'a Device, mirror: &'a HmmMirror, client: OpenerId) -> Self {
+    pub(super) fn new(device: &'a Device, mirror: &'a HmmMirror, client: ClientId) -> Self {
         Self {
             device,
             mirror,
@@ -220,7 +220,7 @@ impl<'a> Migrator<'a> {
     /// it is.
     fn copy_out_to_device(&self, migration: &mut Migration<'_, Setup>) {
         let stats = &self.device.core.stats;
-        let mut supply = Supply::new(self.device, self.client, migration.len());
+        let mut alloc = DevmemAlloc::new(self.device, self.client, migration.len());
         let mut i = 0;
         while i < migration.len() {
             let Some(order) = migration.source(i) else {
@@ -230,7 +230,7 @@ impl<'a> Migrator<'a> {
             let folio = if self.device.core.fail_alloc.take(self.client) {
                 None
             } else {
-                supply.folio(order)
+                alloc.folio(order)
             };
             match folio {
                 // A page whose contents are lost stays, and counts as one that would not move.
@@ -238,7 +238,7 @@ impl<'a> Migrator<'a> {
                 None if order == 0 && !self.moves_pieces() => stats.failed_alloc.add(1),
                 None => {
                     stats.fell_back(order);
-                    self.copy_out_in_pages(migration, &mut supply, i, 1 << order);
+                    self.copy_out_in_pages(migration, &mut alloc, i, 1 << order);
                 }
             }
             i += 1 << order;
@@ -256,14 +256,14 @@ impl<'a> Migrator<'a> {
     fn copy_out_in_pages(
         &self,
         migration: &mut Migration<'_, Setup>,
-        supply: &mut Supply<'_>,
+        alloc: &mut DevmemAlloc<'_>,
         i: usize,
         pages: usize,
     ) {
         migration.split_hole(i);
         let hole = migration.source(i) == Some(0);
         for part in 0..pages {
-            match supply.folio(0) {
+            match alloc.folio(0) {
                 // A place without a page is a source by itself.
                 Some(folio) if hole => drop(migration.copy_to_device(i + part, 0, folio)),
                 Some(folio) => drop(migration.copy_to_device(i, part, folio)),

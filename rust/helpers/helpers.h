@@ -10,6 +10,7 @@
 #include <linux/mm.h>
 #include <linux/memremap.h>
 #include <linux/mmu_notifier.h>
+#include <linux/workqueue.h>
 
 struct hmm_range;
 struct user_struct;
@@ -135,6 +136,8 @@ void zdm_debugfs_remove(struct dentry *dentry);
 void zdm_module_get(void);
 bool zdm_module_try_get(void);
 void zdm_module_put(void);
+void zdm_work_init(struct work_struct *work, work_func_t func);
+bool zdm_work_queue(struct work_struct *work);
 const char *zdm_param_audit(void);
 bool zdm_param_inject(void);
 bool zdm_param_ledger(void);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /* Forwarders that need THIS_MODULE. */
 #include <linux/module.h>
+#include <linux/workqueue.h>
 
 #include "helpers.h"
 
@@ -19,6 +20,16 @@ bool zdm_module_try_get(void)
 void zdm_module_put(void)
 {
 	module_put(THIS_MODULE);
+}
+
+void zdm_work_init(struct work_struct *work, work_func_t func)
+{
+	INIT_WORK(work, func);
+}
+
+bool zdm_work_queue(struct work_struct *work)
+{
+	return queue_work(system_unbound_wq, work);
 }
 
 /* A kernel whose migration handles large COHERENT folios has this; a stock one does not. */

@@ -7,7 +7,7 @@
 
 use crate::mm::{
     migrate::{Migration, PfnBuffer},
-    pagemap::PagemapOps,
+    pagemap_ops::PagemapOps,
     registration::Registration,
 };
 

@@ -7,6 +7,10 @@
 //!
 //! C header: [`include/linux/gfp.h`](srctree/include/linux/gfp.h)
 
+use super::{
+    memory_type::MemoryType,
+    PMD_ORDER, //
+};
 use crate::bindings;
 use core::ptr::NonNull;
 use kernel::prelude::*;
@@ -19,8 +23,9 @@ const ORDER_BITS: usize = 0xf;
 ///
 /// # Invariants
 ///
-/// Owns the block of `order`, in one piece, that starts at `block`; none for memory that the CPU
-/// can reach by itself.
+/// - Owns the block of `order`, in one piece, that starts at `block`; none for memory that the CPU
+///   can reach by itself.
+/// - `order` is at most [`PMD_ORDER`].
 pub(crate) struct Backing {
     block: Option<NonNull<bindings::page>>,
     order: u32,
@@ -30,15 +35,26 @@ pub(crate) struct Backing {
 unsafe impl Send for Backing {}
 
 impl Backing {
-    /// For a folio of memory that is its own backing.
-    pub(super) fn none(order: u32) -> Self {
-        // INVARIANT: There is nothing to own.
-        Self { block: None, order }
+    /// Memory for a folio of `order` of `memory`: a block of system memory for PRIVATE memory, nothing
+    /// for memory that the CPU can reach. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` for an order above [`PMD_ORDER`], `ENOMEM` when memory is short.
+    pub(crate) fn new(memory: MemoryType, order: u32) -> Result<Self> {
+        if order > PMD_ORDER {
+            return Err(EINVAL);
+        }
+        match memory {
+            MemoryType::Private => Self::alloc(order),
+            // INVARIANT: There is nothing to own, and the order is checked above.
+            MemoryType::Coherent | MemoryType::Generic => Ok(Self { block: None, order }),
+        }
     }
 
-    /// Allocates a block. May sleep; a large one, which a caller can do without, is not worth wearing
-    /// the system out.
-    pub(super) fn alloc(order: u32) -> Result<Self> {
+    /// Allocates a block of an order that is checked. May sleep. A caller can do without a large block,
+    /// so that the allocation of one does not wear the system out.
+    fn alloc(order: u32) -> Result<Self> {
         let patience = if order > 0 { bindings::GFP_NORETRY } else { 0 };
         let gfp = bindings::GFP_HIGHUSER | bindings::__GFP_NOWARN | patience;
         // SAFETY: Always safe in a context that may sleep.
@@ -179,4 +195,26 @@ pub(super) unsafe fn contents(page: *mut bindings::page) -> *mut bindings::page 
         return page;
     }
     RawBacking::from_data(data).page(nth)
+}
+
+#[kunit_tests(zdmirror_backing)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn orders_are_bounded() -> Result {
+        for memory in [
+            MemoryType::Private,
+            MemoryType::Coherent,
+            MemoryType::Generic,
+        ] {
+            for order in [PMD_ORDER + 1, 31, 32, 63, 64, u32::MAX] {
+                assert_eq!(Backing::new(memory, order).err(), Some(EINVAL));
+            }
+            let backing = Backing::new(memory, 1)?;
+            assert_eq!(backing.order(), 1);
+            assert_eq!(backing.is_some(), memory == MemoryType::Private);
+        }
+        Ok(())
+    }
 }

@@ -9,6 +9,7 @@ use super::{
         contents,
         Backing, //
     },
+    free_folio::FreeFolio,
     page::PageView, //
 };
 use crate::bindings;
@@ -129,49 +130,65 @@ impl Drop for FolioRef {
     }
 }
 
-/// Why [`DevPagemap::hand_out`](super::pagemap::DevPagemap::hand_out) refused, with the backing
-/// given back.
-pub(crate) enum HandOutError {
-    /// The page is in use.
-    InUse(Backing),
-    /// This page is not in use, but has a reference or is locked.
-    NotFree(Backing, usize),
-    /// There is no such folio: beyond the end, not aligned to its order, or of other memory.
-    NoSuchFolio(Backing),
+/// Why [`DevPagemap::hand_out`](super::pagemap::DevPagemap::hand_out) refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum HandOutCause {
+    /// The page with this index is free, but has a reference or is locked.
+    NotFree(usize),
+    /// Folio and backing are of different orders, or for other memory than the pagemap's.
+    Mismatch,
+}
+
+/// What [`DevPagemap::hand_out`](super::pagemap::DevPagemap::hand_out) refused, and why.
+pub(crate) struct HandOutError {
+    /// Why it refused.
+    pub(crate) cause: HandOutCause,
+    /// The folio that was to be handed out.
+    pub(crate) folio: FreeFolio,
+    /// The backing that was to be used.
+    pub(crate) backing: Backing,
 }
 
 impl HandOutError {
-    /// The backing that was to be used.
-    pub(crate) fn into_backing(self) -> Backing {
-        match self {
-            Self::InUse(backing) | Self::NotFree(backing, _) | Self::NoSuchFolio(backing) => {
-                backing
-            }
+    pub(super) fn new(cause: HandOutCause, folio: FreeFolio, backing: Backing) -> Self {
+        Self {
+            cause,
+            folio,
+            backing,
         }
     }
 }
 
 /// A folio in the hands of `folio_free`: no reference is left, and its backing is gone.
+#[must_use = "the pages of a folio that is not taken out are never handed out again"]
 pub(crate) struct FreedFolio<'a> {
     page: PageView<'a>,
     index: usize,
     order: u32,
-    handed_out: Option<u32>,
+    free: Option<FreeFolio>,
 }
 
 impl<'a> FreedFolio<'a> {
+    /// The folio of `order` that begins with `page`, which has number `index` in its pagemap. `free` is
+    /// what is given back.
     pub(super) fn new(
         page: PageView<'a>,
         index: usize,
         order: u32,
-        handed_out: Option<u32>,
+        free: Option<FreeFolio>,
     ) -> Self {
         Self {
             page,
             index,
             order,
-            handed_out,
+            free,
         }
+    }
+
+    /// The folio as a value, of the order that it was handed out with. `None` when it was not in use, so
+    /// that this is a second free.
+    pub(crate) fn into_free(self) -> Option<FreeFolio> {
+        self.free
     }
 
     /// The head page.
@@ -187,12 +204,10 @@ impl<'a> FreedFolio<'a> {
 
     /// The other pages, with their index in the pagemap.
     pub(crate) fn tails(&self) -> impl Iterator<Item = (usize, PageView<'a>)> {
-        let (pfn, index) = (self.page.pfn(), self.index);
+        let (page, index) = (self.page, self.index);
         (1..1 << self.order).filter_map(move |i| {
-            // SAFETY: A folio has a struct page for each page.
-            let page = NonNull::new(unsafe { bindings::zdm_pfn_to_page(pfn + i) })?;
-            // SAFETY: It lives as long as the head's.
-            Some((index + i, unsafe { PageView::from_raw(page) }))
+            // SAFETY: A folio has a struct page for each page, all of one pagemap.
+            Some((index + i, unsafe { page.sibling(i) }?))
         })
     }
 
@@ -201,14 +216,9 @@ impl<'a> FreedFolio<'a> {
         self.index
     }
 
-    /// Order of the folio.
-    pub(crate) fn order(&self) -> u32 {
-        self.order
-    }
-
     /// The order in which the folio was handed out or that a split left it with; `None` when it
-    /// is not in use, so that this is a second free.
+    /// was not in use, so that this is a second free.
     pub(crate) fn handed_out(&self) -> Option<u32> {
-        self.handed_out
+        self.free.as_ref().map(FreeFolio::order)
     }
 }

@@ -4,12 +4,8 @@
 //!
 //! C header: [`include/linux/memremap.h`](srctree/include/linux/memremap.h)
 
-use super::{
-    backing::Backing,
-    PMD_ORDER, //
-};
+use super::PMD_ORDER;
 use crate::bindings;
-use kernel::prelude::*;
 
 /// `enum memory_type`, as far as this module registers it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,15 +51,6 @@ impl MemoryType {
             Self::Private => bindings::MEMORY_DEVICE_PRIVATE,
             Self::Coherent => bindings::MEMORY_DEVICE_COHERENT,
             Self::Generic => bindings::MEMORY_DEVICE_GENERIC,
-        }
-    }
-
-    /// Memory for a folio of `order`: a block of system memory for PRIVATE memory, nothing for
-    /// memory that the CPU can reach. May sleep.
-    pub(crate) fn alloc_backing(self, order: u32) -> Result<Backing> {
-        match self {
-            Self::Private => Backing::alloc(order),
-            Self::Coherent | Self::Generic => Ok(Backing::none(order)),
         }
     }
 

@@ -10,6 +10,8 @@ pub(crate) mod copy;
 pub(crate) mod device_folio;
 pub(crate) mod exclusive;
 pub(crate) mod fault;
+pub(crate) mod free_folio;
+pub(crate) mod free_stack;
 pub(crate) mod hmm;
 pub(crate) mod inspect;
 pub(crate) mod locked_memory;
@@ -22,6 +24,8 @@ pub(crate) mod notifier;
 pub(crate) mod owner;
 pub(crate) mod page;
 pub(crate) mod pagemap;
+pub(crate) mod pagemap_audit;
+pub(crate) mod pagemap_ops;
 pub(crate) mod pfn_buffer;
 pub(crate) mod pin;
 #[cfg(CONFIG_KUNIT = "y")]

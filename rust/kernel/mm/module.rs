@@ -2,12 +2,14 @@
 
 //! Keeping the module loaded.
 //!
-//! C header: [`include/linux/module.h`](srctree/include/linux/module.h)
+//! C headers: [`include/linux/module.h`](srctree/include/linux/module.h),
+//! [`include/linux/workqueue.h`](srctree/include/linux/workqueue.h)
 
 use crate::bindings;
-use kernel::str::{
-    CStr,
-    CStrExt as _, //
+use kernel::{
+    prelude::*,
+    str::CStr,
+    types::Opaque, //
 };
 
 /// A reference on this module.
@@ -54,6 +56,64 @@ impl Drop for ModulePin {
     fn drop(&mut self) {
         // SAFETY: We own a reference by the type invariants.
         unsafe { bindings::zdm_module_put() };
+    }
+}
+
+/// Something to be done later, in a context that may sleep: `struct work_struct`.
+///
+/// # Invariants
+///
+/// `work` is initialised, and its function may be called for it until [`Work::cancel`].
+#[pin_data]
+#[repr(transparent)]
+pub(super) struct Work {
+    #[pin]
+    work: Opaque<bindings::work_struct>,
+}
+
+// SAFETY: A `work_struct` does its own locking.
+unsafe impl Send for Work {}
+// SAFETY: A `work_struct` does its own locking.
+unsafe impl Sync for Work {}
+
+impl Work {
+    /// Work that calls `f`. May sleep.
+    ///
+    /// # Safety
+    ///
+    /// It must be sound to call `f` with a pointer to the result, until [`Work::cancel`] was called, which
+    /// must happen before the result is dropped.
+    pub(super) unsafe fn new(
+        f: unsafe extern "C" fn(*mut bindings::work_struct),
+    ) -> impl PinInit<Self> {
+        // INVARIANT: The work is initialised here; the rest is the caller's contract.
+        pin_init!(Self {
+            // SAFETY: `work` is valid for writes.
+            work <- Opaque::ffi_init(move |work| unsafe { bindings::zdm_work_init(work, Some(f)) }),
+        })
+    }
+
+    /// The work whose function was called with `raw`.
+    pub(super) fn of_raw(raw: *mut bindings::work_struct) -> *mut Self {
+        Opaque::cast_from(raw).cast_mut().cast()
+    }
+
+    /// Has the work done soon; at least once after this call. Does not sleep.
+    pub(super) fn queue(&self) {
+        // SAFETY: The work is initialised by the type invariants.
+        unsafe { bindings::zdm_work_queue(self.work.get()) };
+    }
+
+    /// Waits until the work is done that was queued before. May sleep.
+    pub(super) fn flush(&self) {
+        // SAFETY: The work is initialised by the type invariants.
+        unsafe { bindings::flush_work(self.work.get()) };
+    }
+
+    /// Waits until the work does not run, and takes it off its queue. May sleep.
+    pub(super) fn cancel(&self) {
+        // SAFETY: The work is initialised by the type invariants.
+        unsafe { bindings::cancel_work_sync(self.work.get()) };
     }
 }
 

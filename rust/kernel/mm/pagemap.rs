@@ -11,18 +11,28 @@ use super::{
     },
     device_folio::{
         FreedFolio,
+        HandOutCause,
         HandOutError,
         LockedDeviceFolio, //
     },
-    fault::{
-        FaultError,
-        VmFault, //
+    fault::VmFault,
+    free_folio::{
+        FreeFolio,
+        FreeRegion, //
     },
     memory_type::MemoryType,
-    module::ModulePin,
+    module::{
+        ModulePin,
+        Work, //
+    },
     owner::PgmapOwner,
     page::PageView,
+    pagemap_ops::{
+        PagemapOps,
+        PrivateOps, //
+    },
     region::{
+        Frames,
         MemRegion,
         RegionError, //
     },
@@ -35,74 +45,31 @@ use kernel::{
     prelude::*,
     sync::{
         atomic::{
+            Acquire,
             Atomic,
+            AtomicFlag,
             Full,
-            Relaxed, //
+            Relaxed,
+            Release, //
         },
         Arc, //
-    },
-    time::{
-        delay::fsleep,
-        Delta, //
     },
     types::Opaque, //
 };
 
-/// What the owner of a pagemap is called for: `struct dev_pagemap_ops`.
-pub(crate) trait PagemapOps: Send + Sync + Sized + 'static {
-    /// The last reference on a folio is gone.
-    ///
-    /// Called by whoever dropped it, in any context, interrupts included: must not sleep, and
-    /// take no lock that is ever taken with interrupts on. The folio may be handed out again as
-    /// soon as the owner's allocator knows it.
-    fn folio_free(&self, folio: FreedFolio<'_>);
+/// The page is not the head of a folio in use.
+pub(super) const FREE: i8 = 0;
 
-    /// A large folio was split, and page `index` is the head of what is now a folio of `order`.
-    ///
-    /// Called for each part, with the folio locked and frozen; must not sleep.
-    fn folio_split(&self, index: usize, order: u32);
-}
-
-/// What the owner of PRIVATE memory is called for besides.
-pub(crate) trait PrivateOps: PagemapOps {
-    /// The CPU touched a folio. The mmap lock is held for reading, and the folio is locked. May
-    /// sleep.
-    fn migrate_to_ram(&self, fault: &VmFault<'_>) -> Result<(), FaultError>;
-}
-
-/// The page is not (the head of) a folio in use.
-const FREE: i8 = 0;
-
-/// The page is free but must not be handed out for the moment.
-const HELD: i8 = -1;
+/// The page is the head of a folio that `folio_free` is taking apart.
+const FREEING: i8 = -1;
 
 /// What `state` holds for the head of a folio in use.
 fn in_use(order: u32) -> i8 {
-    // CAST: Orders are below 64.
+    // CAST: Orders are at most `PMD_ORDER`.
     order as i8 + 1
 }
 
-/// Looks at the references of a `dev_pagemap`, a millisecond apart, after which somebody is at work
-/// on it.
-const SETTLE_TRIES: usize = 1000;
-
-/// Looks in a row that must find the same. Core mm drops the reference of a page after the page is
-/// no longer in use, and may lose its processor in between: for longer than many a look, where that
-/// is a busy machine's.
-const SETTLED: usize = 300;
-
-/// A fault to be injected into a page that is not in use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Corruption {
-    /// This many references. The page cannot be handed out unless there are none.
-    Refs(i32),
-    /// This in the place of a mapping.
-    Mapping(usize),
-    /// Whether it has `PG_anon_exclusive`.
-    AnonExclusive(bool),
-}
-
-/// The opposite.
+/// The order of the folio in use that `state` says.
 fn order_in_use(state: i8) -> Option<u32> {
     u32::try_from(state).ok()?.checked_sub(1)
 }
@@ -117,67 +84,89 @@ fn order_in_use(state: i8) -> Option<u32> {
 /// - `state[i]` says whether page `i` is the head of a folio that was handed out and did not come
 ///   back through `folio_free` yet, and of which order; while it does, `zone_device_data` of that
 ///   page owns the [`RawBacking`] of a PRIVATE folio.
-/// - While `folios` is not 0 a pin on the module is held, or the caller of `begin_use()` is about to
-///   take it.
+/// - Each page is in exactly one place: in a folio that `state` names, in a value of
+///   [`free_folio`](super::free_folio), or home. `away` counts the pages that are not home.
+/// - While `folios` is not 0, or a `folio_free` has not returned to core mm, `pinned` is set and owns a
+///   reference of the module, or the caller of `begin_use()` is about to take it.
 #[pin_data]
 pub(crate) struct DevPagemap<T: PagemapOps> {
     #[pin]
-    pgmap: Opaque<bindings::dev_pagemap>,
+    pub(super) pgmap: Opaque<bindings::dev_pagemap>,
     memory: MemoryType,
-    first_pfn: usize,
-    state: KVVec<Atomic<i8>>,
-    used: Atomic<usize>,
+    pub(super) frames: Frames,
+    pub(super) state: KVVec<Atomic<i8>>,
+    /// Base pages that are handed out.
+    pub(super) used: Atomic<usize>,
+    /// Base pages whose owner did not give them back with `retire()`.
+    away: Atomic<usize>,
     /// Folios in use, or in the hands of `folio_free`.
     folios: Atomic<usize>,
+    /// Whether a reference of the module is held for the folios.
+    pinned: AtomicFlag,
+    /// Lets go of the reference of the module.
+    #[pin]
+    unpin: Work,
     /// References of the `dev_pagemap` that live [`PagemapRef`](super::registration::PagemapRef)s
     /// own.
     pub(super) guards: Atomic<usize>,
     /// Those that registration left, before a page was in use.
-    first_refs: i64,
-    /// Those that fault injection took.
-    leaked: Atomic<usize>,
+    pub(super) first_refs: i64,
+    /// The reference that fault injection takes.
+    pub(super) leaked: Atomic<u32>,
+    /// The `dev_pagemap` cannot be unregistered and was given up: nothing may use it any more.
+    pub(super) closed: AtomicFlag,
     /// In the place of the module's, once that may be gone.
     no_ops: bindings::dev_pagemap_ops,
-    owner: Arc<PgmapOwner>,
-    ops: T,
+    pub(super) owner: Arc<PgmapOwner>,
+    pub(super) ops: T,
 }
 
 // SAFETY: The `dev_pagemap` is used through core mm, which does its own locking.
 unsafe impl<T: PagemapOps> Send for DevPagemap<T> {}
-// SAFETY: As above; the rest is atomic or constant.
+// SAFETY: Core mm does its own locking for the `dev_pagemap`; the other fields are atomic, constant, or
+// `Sync` by themselves.
 unsafe impl<T: PagemapOps> Sync for DevPagemap<T> {}
 
 impl<T: PagemapOps> DevPagemap<T> {
-    /// Registers the memory of `region`, to be unregistered before the result is dropped. May sleep.
+    /// Registers the memory of `region`. Returns the pagemap, and its pages, which are all free. May
+    /// sleep.
     ///
-    /// Wraps `memremap_pages()`. `raw_ops` must be those of this `T`, of the type of memory.
+    /// Wraps `memremap_pages()`. `ops` makes the data of the owner for the page frames of the region.
     ///
     /// # Errors
     ///
     /// [`RegionError::NoSpace`] when memory is short.
-    pub(super) fn register(
+    ///
+    /// # Safety
+    ///
+    /// - `raw_ops` must be [`DevPagemap::OPS`] or [`DevPagemap::PRIVATE_OPS`] of this `T`, the latter if and
+    ///   only if `memory` is PRIVATE.
+    /// - The caller must unregister the pagemap before the result is dropped, or never drop it.
+    pub(super) unsafe fn register(
         region: &MemRegion,
         memory: MemoryType,
         raw_ops: &'static bindings::dev_pagemap_ops,
         owner: Arc<PgmapOwner>,
-        ops: T,
-    ) -> Result<Pin<KBox<Self>>, RegionError> {
+        ops: impl FnOnce(Frames) -> Result<T>,
+    ) -> Result<(Pin<KBox<Self>>, FreeRegion), RegionError> {
+        let (range, frames) = (region.range(), region.frames());
+        let ops = ops(frames).map_err(|_| RegionError::NoSpace)?;
         let mut state =
-            KVVec::with_capacity(region.pages(), GFP_KERNEL).map_err(|_| RegionError::NoSpace)?;
-        for _ in 0..region.pages() {
+            KVVec::with_capacity(frames.pages(), GFP_KERNEL).map_err(|_| RegionError::NoSpace)?;
+        for _ in 0..frames.pages() {
             state
                 .push_within_capacity(Atomic::new(FREE))
                 .map_err(|_| RegionError::NoSpace)?;
         }
-        let (range, first_pfn) = (region.range(), region.first_pfn());
         let raw_owner = owner.as_ptr();
-        // INVARIANT: Registered here; no page was handed out.
-        KBox::try_pin_init(
+        // INVARIANT: The pagemap is registered here, no page was handed out, and all pages are in the
+        // `FreeRegion` that is returned.
+        let map = KBox::try_pin_init(
             try_pin_init!(Self {
                 pgmap <- Opaque::try_ffi_init(move |pgmap: *mut bindings::dev_pagemap| {
                     // SAFETY: `pgmap` is valid for writes; all zeroes is its initial state.
                     unsafe { pgmap.write_bytes(0, 1) };
-                    // SAFETY: As above.
+                    // SAFETY: `pgmap` is valid, initialised above, and nobody else knows it.
                     let raw = unsafe { &mut *pgmap };
                     raw.type_ = memory.raw();
                     raw.nr_range = 1;
@@ -190,21 +179,30 @@ impl<T: PagemapOps> DevPagemap<T> {
                     Ok::<(), Error>(())
                 }),
                 memory,
-                first_pfn,
+                frames,
                 state,
                 used: Atomic::new(0),
+                away: Atomic::new(frames.pages()),
                 folios: Atomic::new(0),
+                pinned: AtomicFlag::new(false),
+                // SAFETY: `unpin` is the work of a `DevPagemap` of this `T`.
+                unpin <- unsafe { Work::new(Self::unpin) },
                 guards: Atomic::new(0),
-                // SAFETY: Registered just now.
+                // SAFETY: The pagemap was registered just now.
                 first_refs: unsafe { bindings::zdm_pgmap_refs(pgmap.get()) } as i64,
                 leaked: Atomic::new(0),
+                closed: AtomicFlag::new(false),
                 no_ops: bindings::dev_pagemap_ops::default(),
                 owner,
                 ops,
             }),
             GFP_KERNEL,
         )
-        .map_err(|_| RegionError::NoSpace)
+        .map_err(|_| RegionError::NoSpace)?;
+        // SAFETY: The region was registered just now, it is aligned to blocks, and no page is in any other
+        // value.
+        let free = unsafe { FreeRegion::from_raw(frames) };
+        Ok((map, free))
     }
 
     /// The `dev_pagemap` itself.
@@ -228,110 +226,40 @@ impl<T: PagemapOps> DevPagemap<T> {
 
     /// Number of base pages.
     pub(crate) fn pages(&self) -> usize {
-        self.state.len()
+        self.frames.pages()
     }
 
-    /// References that this kernel keeps on a free page of such memory: as many as each page has
-    /// while none is handed out, which is when to ask. 0, but for GENERIC memory in a kernel with
-    /// the old rule.
-    pub(crate) fn free_refs(&self) -> i32 {
-        (0..self.pages())
-            .filter_map(|i| self.page(i))
-            .map(|page| page.refs())
-            .min()
-            .map_or(0, |refs| refs.max(0))
-    }
-
-    /// References of the `dev_pagemap` that registration left, before a page was in use: 1, and
-    /// one for each page where the kernel does not count those in use.
-    pub(crate) fn first_refs(&self) -> i64 {
-        self.first_refs
-    }
-
-    /// References that the `dev_pagemap` has, beyond (or short of) those that registration left, that
-    /// pages in use have, and that this module holds. They are counted by processor, and read one after
-    /// the other: exact at a quiescent point only. Does not sleep.
-    pub(crate) fn excess_refs(&self) -> i64 {
-        // SAFETY: Registered by the type invariants.
-        let refs = unsafe { bindings::zdm_pgmap_refs(self.raw()) } as i64;
-        let own = self.used() + self.guards.load(Relaxed);
-        // CAST: Both are less than the pages of a machine.
-        refs - self.first_refs - own as i64
-    }
-
-    /// [`DevPagemap::excess_refs`], once it does not change any more; `None` where it goes on to change,
-    /// as somebody is at work. May sleep, where it is not 0 at once.
-    pub(crate) fn settled_excess(&self) -> Option<i64> {
-        let mut excess = self.excess_refs();
-        let mut same = 0;
-        for _ in 0..SETTLE_TRIES {
-            if excess == 0 || same == SETTLED {
-                return Some(excess);
-            }
-            fsleep(Delta::from_millis(1));
-            let before = core::mem::replace(&mut excess, self.excess_refs());
-            same = if before == excess { same + 1 } else { 0 };
-        }
-        None
-    }
-
-    /// Takes a reference of the `dev_pagemap` that nobody owns, or drops it again, and says whether it
-    /// did. Only for fault injection.
-    pub(crate) fn leak_ref(&self, leak: bool) -> bool {
-        if !leak {
-            let some = self.leaked.cmpxchg(1, 0, Full).is_ok();
-            if some {
-                // SAFETY: It was leaked below.
-                unsafe { bindings::zdm_pgmap_put(self.raw()) };
-            }
-            return some;
-        }
-        self.leaked.cmpxchg(0, 1, Full).is_ok()
-            // SAFETY: Registered by the type invariants.
-            && unsafe { bindings::zdm_pgmap_tryget_live(self.raw()) }
-    }
-
-    /// Takes the module's functions from a `dev_pagemap` that cannot be unregistered. To be called
-    /// when no page is in use and nobody uses `self` any more but core mm.
-    pub(super) fn orphan(&self) {
-        // SAFETY: Core mm calls none of them for a page that is not in use, and `self` is kept for
-        // good.
-        unsafe { (*self.raw()).ops = &self.no_ops };
-    }
-
-    /// `pfns` as a list for [`Migration::of_device_pages`](super::migrate::Migration::of_device_pages);
-    /// `None` unless all of them are pages of this pagemap.
-    pub(crate) fn device_pfns<'a>(&'a self, pfns: &'a [usize]) -> Option<DevicePfns<'a>> {
-        let range = self.first_pfn..self.first_pfn + self.pages();
-        if !pfns.iter().all(|pfn| range.contains(pfn)) {
-            return None;
-        }
-        // SAFETY: Checked above. The pagemap stays registered while it is borrowed.
-        Some(unsafe { DevicePfns::from_raw(pfns) })
-    }
-
-    /// Whether, from page `index` on, pages are free by the allocator and have nothing that a free
-    /// page must not have: how many. Does not sleep.
+    /// Gives the pages of `folio` back for good: they are not handed out again, and are home.
     ///
-    /// Says the same as looking at each page, at a cost of about reading them.
-    pub(crate) fn clean_pages(&self, index: usize, most: usize) -> usize {
-        let n = most.min(self.pages().saturating_sub(index));
-        let Some(state) = self.state.get(index..index + n) else {
-            return 0;
-        };
-        // SAFETY: There are struct pages and states for `n` pages; an atomic may be read as what it
-        // is an atomic of.
-        unsafe { bindings::zdm_clean_pages(self.first_pfn + index, state.as_ptr().cast(), n) }
+    /// # Errors
+    ///
+    /// Gives `folio` back when it belongs to another pagemap.
+    pub(crate) fn retire(&self, folio: FreeFolio) -> Result<(), FreeFolio> {
+        if self.index_of_pfn(folio.first_pfn()).is_none() {
+            return Err(folio);
+        }
+        // INVARIANT: The folio is consumed, so that its pages are in no other place.
+        self.away.fetch_sub(folio.pages(), Release);
+        Ok(())
     }
 
-    /// Reads up to `most` struct pages from that of page `index` on, and does nothing with them.
-    pub(crate) fn read_pages(&self, index: usize, most: usize) -> usize {
-        let n = most.min(self.pages().saturating_sub(index));
-        if let Some(page) = self.page(index) {
-            // SAFETY: There are `n` struct pages.
-            core::hint::black_box(unsafe { bindings::zdm_read_pages(page.as_ptr(), n) });
-        }
-        n
+    /// Base pages that are handed out, or in a value of [`free_folio`](super::free_folio).
+    pub(crate) fn away(&self) -> usize {
+        // Acquire: pairs with the release of the last `retire()`.
+        self.away.load(Acquire)
+    }
+
+    /// Takes the module's functions from a `dev_pagemap` that cannot be unregistered, and makes every
+    /// further use of `self` fail.
+    ///
+    /// # Safety
+    ///
+    /// All pages must be home, and `self` must never be dropped.
+    pub(super) unsafe fn close(&self) {
+        self.closed.store(true, Release);
+        // SAFETY: Core mm reads `ops` for folios in use only, and there are none, as all pages are home. That
+        // `folio_free` has returned for the last of them is the duty of `finish_use()`.
+        unsafe { (*self.raw()).ops = &self.no_ops };
     }
 
     /// Base pages that are handed out.
@@ -341,12 +269,12 @@ impl<T: PagemapOps> DevPagemap<T> {
 
     /// Page frame number of page 0.
     pub(crate) fn first_pfn(&self) -> usize {
-        self.first_pfn
+        self.frames.first_pfn()
     }
 
     /// Index of page frame `pfn`, if it is one of the pagemap's.
     pub(crate) fn index_of_pfn(&self, pfn: usize) -> Option<usize> {
-        let index = pfn.checked_sub(self.first_pfn)?;
+        let index = pfn.checked_sub(self.first_pfn())?;
         (index < self.pages()).then_some(index)
     }
 
@@ -356,9 +284,18 @@ impl<T: PagemapOps> DevPagemap<T> {
             return None;
         }
         // SAFETY: The pagemap has struct pages for all its pfns by the type invariants.
-        let page = unsafe { bindings::zdm_pfn_to_page(self.first_pfn + index) };
-        // SAFETY: The pagemap stays registered while `self` is borrowed.
-        NonNull::new(page).map(|page| unsafe { PageView::from_raw(page) })
+        let page = unsafe { bindings::zdm_pfn_to_page(self.first_pfn() + index) };
+        let pgmap = NonNull::new(self.raw())?;
+        // SAFETY: The page is one of `pgmap`, which stays registered while `self` is borrowed.
+        NonNull::new(page).map(|page| unsafe { PageView::of_pagemap(page, pgmap) })
+    }
+
+    /// A list of page frames, `None` unless all of them belong to this pagemap.
+    pub(crate) fn device_pfns<'a>(&'a self, pfns: &'a [usize]) -> Option<DevicePfns<'a>> {
+        pfns.iter()
+            .all(|&pfn| self.index_of_pfn(pfn).is_some())
+            // SAFETY: The pages belong to this pagemap, which stays registered while it is borrowed.
+            .then(|| unsafe { DevicePfns::from_raw(pfns) })
     }
 
     /// The order of the folio in use that page `index` is the head of.
@@ -366,71 +303,123 @@ impl<T: PagemapOps> DevPagemap<T> {
         order_in_use(self.state.get(index)?.load(Relaxed))
     }
 
-    /// Hands the folio out whose first page has number `index`, of the order of `backing`.
+    /// Hands `folio` out. `backing` holds its contents where the CPU cannot reach the memory.
     ///
     /// Wraps `zone_device_folio_init()`. Does not sleep.
     ///
     /// # Errors
     ///
-    /// Gives the backing back when a page of the folio is in use or not in the state that a free
-    /// page must have, and when the backing is for another type of memory.
+    /// Gives folio and backing back when they do not suit each other or this pagemap, and when something
+    /// refers to a page of the folio, which a free page must not have.
     pub(crate) fn hand_out(
         &self,
-        index: usize,
+        folio: FreeFolio,
         backing: Backing,
     ) -> Result<LockedDeviceFolio, HandOutError> {
-        let order = backing.order();
-        let pages = 1 << order;
-        let end = index.saturating_add(pages);
-        let fits = index % pages == 0 && end <= self.pages();
-        let suits = backing.is_some() == (self.memory == MemoryType::Private);
-        let (true, true, Some(head)) = (fits, suits, self.page(index)) else {
-            return Err(HandOutError::NoSuchFolio(backing));
+        let (order, pages) = (folio.order(), folio.pages());
+        let suits = backing.order() == order
+            && backing.is_some() == (self.memory == MemoryType::Private)
+            && !self.closed.load(Relaxed);
+        let index = self.index_of_pfn(folio.first_pfn()).filter(|_| suits);
+        let Some((index, head)) = index.and_then(|i| Some((i, self.page(i)?))) else {
+            return Err(HandOutError::new(HandOutCause::Mismatch, folio, backing));
         };
-        let state = &self.state[index];
-        // Not in use yet: a tail that was left over may still name this page as its head.
-        if state.cmpxchg(FREE, HELD, Full).is_err() {
-            return Err(HandOutError::InUse(backing));
-        }
-        // SAFETY: There are so many pages, and the first one is no folio in use.
+        // SAFETY: The folio is one of this pagemap, so that there are struct pages for all of it.
         let idle = unsafe { bindings::zdm_idle_pages(head.as_ptr(), pages) };
-        for i in index + idle..end {
+        for i in index + idle..index + pages {
             if !self.page(i).is_some_and(|page| self.is_idle(page)) {
-                state.store(FREE, Relaxed);
-                return Err(HandOutError::NotFree(backing, i));
+                return Err(HandOutError::new(HandOutCause::NotFree(i), folio, backing));
             }
         }
-        state.store(in_use(order), Relaxed);
+        // INVARIANT: `folio` is consumed, and from here on its pages are those of a folio in use.
+        self.state[index].store(in_use(order), Relaxed);
         self.used.add(pages, Relaxed);
         self.begin_use();
         let page = head.as_ptr();
-        // SAFETY: The pages are free: none has a reference, and `state` keeps others away.
+        // SAFETY: By the invariants of `folio` nobody else uses its pages, and no page has a reference.
         unsafe { bindings::zdm_folio_init(page, self.pgmap.get(), order) };
-        // SAFETY: The folio is ours now.
         // INVARIANT: `zone_device_data` owns the backing while the folio is in use.
+        // SAFETY: The folio is ours, so that nobody looks at its backing meanwhile.
         unsafe { backing.into_raw().store(page) };
-        // SAFETY: The folio was left locked and with one reference.
-        Ok(unsafe { LockedDeviceFolio::from_raw(NonNull::new_unchecked(page), order) })
+        let page = head.as_non_null();
+        // SAFETY: `zone_device_folio_init()` left the folio locked and with one reference.
+        Ok(unsafe { LockedDeviceFolio::from_raw(page, order) })
     }
 
-    /// One folio more is in use: the first one pins the module for all of them. The caller runs for
-    /// a file of the module's, or for a folio in use. Does not sleep.
+    /// Counts a folio in use; the first one pins the module for all of them. The caller runs for a file
+    /// of the module's, or for a folio in use. Does not sleep.
     fn begin_use(&self) {
-        if self.folios.fetch_add(1, Full) == 0 {
+        self.folios.fetch_add(1, Full);
+        // Ordered after the count, so that `unpin()` sees the folio or this sees what `unpin()` did.
+        if !self.pinned.load(Relaxed) && !self.pinned.xchg(true, Full) {
             ModulePin::take().leak();
         }
     }
 
-    /// One folio less is. The last thing that is done for it: the module may be unloaded.
+    /// Counts a folio that is in use no longer. Does not sleep.
+    ///
+    /// `folio_free` must not drop the last reference of the module itself, as it returns through the text
+    /// of the module afterwards.
+    fn end_use(&self) {
+        if self.folios.fetch_sub(1, Full) == 1 {
+            self.unpin.queue();
+        }
+    }
+
+    /// Waits until the module is no longer pinned for folios that are freed already. May sleep.
+    pub(crate) fn finish_use(&self) {
+        if self.folios.load(Relaxed) == 0 {
+            self.unpin.flush();
+        }
+    }
+
+    /// Makes sure that [`DevPagemap::unpin`] does not run, and will not. May sleep.
+    pub(super) fn cancel_unpin(&self) {
+        self.unpin.cancel();
+    }
+
+    /// Drops the reference of the module that was held for folios, if there is one. To be called when none
+    /// is in use, each `folio_free` has returned, and [`DevPagemap::unpin`] does not run any more.
+    pub(super) fn drop_pin(&self) {
+        if self.pinned.xchg(false, Full) {
+            // SAFETY: `pinned` owned it by the type invariants.
+            drop(unsafe { ModulePin::from_leaked() });
+        }
+    }
+
+    /// Drops the reference of the module if no folio is in use and each `folio_free` has returned to core
+    /// mm, which drops the folio's references of the `dev_pagemap` then.
     ///
     /// # Safety
     ///
-    /// [`DevPagemap::begin_use`] must have been called for every call.
-    unsafe fn end_use(&self) {
-        if self.folios.fetch_sub(1, Full) == 1 {
-            // SAFETY: Leaked by whoever made the first folio of these one in use: each change from
-            // none to some has taken one, before its folio could be freed.
-            drop(unsafe { ModulePin::from_leaked() });
+    /// Only to be called for the work of a `DevPagemap<T>`.
+    unsafe extern "C" fn unpin(work: *mut bindings::work_struct) {
+        // SAFETY: The work is a field of a `DevPagemap<T>`, which is not freed before `cancel_unpin()`.
+        let map = unsafe { &*kernel::container_of!(Work::of_raw(work), Self, unpin) };
+        while map.folios.load(Relaxed) == 0 && map.pinned.load(Relaxed) {
+            if map.closed.load(Relaxed) {
+                // Nobody would wait for this work: the module stays loaded.
+                return;
+            }
+            if map.settled_excess() != Some(0) {
+                // Somebody holds a reference of the pagemap: it could not be unregistered.
+                map.unpin.queue();
+                return;
+            }
+            if map.folios.load(Relaxed) != 0 || !map.pinned.xchg(false, Full) {
+                return;
+            }
+            // SAFETY: `pinned` owned it by the type invariants.
+            let pin = unsafe { ModulePin::from_leaked() };
+            // A folio may have been handed out, or even freed again, by a task that still saw `pinned`.
+            let idle = map.folios.load(Relaxed) == 0 && map.excess_refs() == 0;
+            if idle || map.pinned.xchg(true, Full) {
+                // Nothing is in use, or the task has pinned the module, too. Unloading waits for this
+                // work, which `cancel_unpin()` waits for.
+                drop(pin);
+                return;
+            }
+            pin.leak();
         }
     }
 
@@ -452,48 +441,13 @@ impl<T: PagemapOps> DevPagemap<T> {
         end <= self.index_of(page.as_ptr())
     }
 
-    /// Spoils a page that is not handed out, and says whether it did. Only for fault injection.
-    pub(crate) fn corrupt_free_page(&self, index: usize, fault: Corruption) -> bool {
-        let Some(page) = self.page(index) else {
-            return false;
-        };
-        let state = &self.state[index];
-        if page.bits().is_tail() || state.cmpxchg(FREE, HELD, Full).is_err() {
-            return false;
-        }
-        let page = page.as_ptr();
-        // SAFETY: For all three: the page is free and kept from being handed out, so nobody relies
-        // on what it says.
-        unsafe {
-            match fault {
-                Corruption::Refs(refs) => bindings::zdm_set_page_count(page, refs),
-                Corruption::Mapping(mapping) => bindings::zdm_set_page_mapping(page, mapping),
-                Corruption::AnonExclusive(set) => bindings::zdm_set_anon_exclusive(page, set),
-            }
-        }
-        state.store(FREE, Relaxed);
-        true
-    }
-
-    /// Frees a page once more that is not in use, and says whether it did. Only for fault injection:
-    /// nothing but a report comes of it.
-    pub(crate) fn free_again(&self, index: usize) -> bool {
-        let Some(page) = self.page(index) else {
-            return false;
-        };
-        if self.order_in_use(index).is_some() || page.bits().is_tail() {
-            return false;
-        }
-        // SAFETY: It is a folio of this pagemap; one that is not in use is left alone.
-        unsafe { Self::folio_free(page.as_ptr().cast()) };
-        true
-    }
-
     /// # Safety
     ///
-    /// `page` must be a page of a registered `DevPagemap<T>` that outlives `'a`.
+    /// `page` must be a page in use of a registered `DevPagemap<T>` that outlives `'a`, and its folio must
+    /// stay whole meanwhile.
     unsafe fn of_page<'a>(page: *mut bindings::page) -> &'a Self {
-        // SAFETY: By the caller's contract.
+        // SAFETY: The folio is whole, so that its head holds the pagemap, which is that of a
+        // `DevPagemap<T>` by the caller's contract.
         unsafe { Self::of_pgmap(bindings::zdm_page_pgmap(page)) }
     }
 
@@ -501,45 +455,61 @@ impl<T: PagemapOps> DevPagemap<T> {
     ///
     /// `pgmap` must be that of a registered `DevPagemap<T>` that outlives `'a`.
     unsafe fn of_pgmap<'a>(pgmap: *mut bindings::dev_pagemap) -> &'a Self {
-        // SAFETY: By the caller's contract.
+        // SAFETY: `pgmap` is a field of a `DevPagemap<T>` that outlives `'a`, by the caller's contract.
         unsafe { &*kernel::container_of!(Opaque::cast_from(pgmap), Self, pgmap) }
     }
 
+    /// Index of `page`, which may be one of another pagemap.
     fn index_of(&self, page: *mut bindings::page) -> usize {
-        // SAFETY: The callers give pages of this pagemap.
-        unsafe { bindings::zdm_page_to_pfn(page) }.wrapping_sub(self.first_pfn)
+        // SAFETY: This is arithmetic on the address of a struct page.
+        unsafe { bindings::zdm_page_to_pfn(page) }.wrapping_sub(self.first_pfn())
+    }
+
+    /// Takes a folio from those in use, and returns the order that it was handed out with, or that a
+    /// split left it with. `None` when it is not in use.
+    fn take_used(&self, index: usize) -> Option<u32> {
+        let state = self.state.get(index)?;
+        let before = state.load(Relaxed);
+        let order = order_in_use(before)?;
+        // A kernel that frees a folio twice at the same time must not get it twice.
+        state.cmpxchg(before, FREEING, Full).ok()?;
+        Some(order)
     }
 
     /// # Safety
     ///
-    /// Only to be called by core mm, with a folio of this kind of pagemap.
-    unsafe extern "C" fn folio_free(folio: *mut bindings::folio) {
+    /// Only to be called with the head of a folio of this kind of pagemap, by core mm when the last
+    /// reference is gone, or for a folio that is free and stays so.
+    pub(super) unsafe extern "C" fn folio_free(folio: *mut bindings::folio) {
         let page: *mut bindings::page = folio.cast();
         let mut freed = bindings::zdm_freed::default();
-        // SAFETY: Core mm frees a valid folio.
+        // SAFETY: The folio is valid, and nobody splits it, by the caller's contract.
         unsafe { bindings::zdm_look_at_freed(page, &mut freed) };
-        // SAFETY: The pagemap is alive until this folio is counted as freed, which happens after the
-        // call.
+        // SAFETY: The pagemap is alive until core mm has dropped the folio's references of it, which
+        // happens after the call.
         let map = unsafe { Self::of_pgmap(freed.pgmap) };
-        // SAFETY: The folio is valid and nobody else's any more.
-        let view = unsafe { PageView::from_raw(NonNull::new_unchecked(page)) };
-        let (index, order) = (freed.pfn.wrapping_sub(map.first_pfn), freed.order);
-        let handed_out = order_in_use(map.state[index].xchg(FREE, Full));
-        if handed_out.is_some() {
+        let index = freed.pfn.wrapping_sub(map.first_pfn());
+        let Some(view) = map.page(index) else {
+            return;
+        };
+        let free = map.take_used(index).map(|order| {
             let backing = RawBacking::from_data(freed.data);
-            // SAFETY: The folio is nobody else's.
+            // SAFETY: `take_used()` made the folio ours, so that nobody looks at its backing meanwhile.
             unsafe { RawBacking::NONE.store(page) };
             // SAFETY: The folio owned the backing by the type invariants, and is gone.
             unsafe { backing.free(order) };
             map.used.fetch_sub(1 << order, Relaxed);
-        }
+            // INVARIANT: The pages are in the `FreeFolio` from here on.
+            map.state[index].store(FREE, Release);
+            // SAFETY: `take_used()` says that the pages were a folio in use of this order, so that they are in
+            // no value, and nothing refers to them any more.
+            unsafe { FreeFolio::from_raw(freed.pfn, order) }
+        });
+        let used = free.is_some();
         map.ops
-            .folio_free(FreedFolio::new(view, index, order, handed_out));
-        if handed_out.is_some() {
-            // SAFETY: This folio's use began when it was handed out, or split off one in use.
-            // Unloading still waits for this function to return: core mm drops the pagemap's
-            // reference afterwards.
-            unsafe { map.end_use() };
+            .folio_free(FreedFolio::new(view, index, freed.order, free));
+        if used {
+            map.end_use();
         }
     }
 
@@ -551,7 +521,7 @@ impl<T: PagemapOps> DevPagemap<T> {
     /// Only to be called by core mm, with folios of this kind of pagemap that it is splitting.
     unsafe extern "C" fn folio_split(head: *mut bindings::folio, tail: *mut bindings::folio) {
         let page: *mut bindings::page = head.cast();
-        // SAFETY: Core mm keeps the folio, and so its pagemap.
+        // SAFETY: Core mm has the folio locked and frozen, which keeps it and its pagemap.
         let map = unsafe { Self::of_page(page) };
         let target: *mut bindings::page = if tail.is_null() { page } else { tail.cast() };
         // SAFETY: Both folios are frozen: core mm is the only one who uses them.
@@ -562,15 +532,18 @@ impl<T: PagemapOps> DevPagemap<T> {
         if tail.is_null() {
             return;
         }
-        // SAFETY: As above.
+        // SAFETY: Both folios are frozen, so that nobody reads these fields meanwhile.
         unsafe { bindings::zdm_folio_inherit(tail, head) };
-        // SAFETY: The backing is that of the folio being split.
-        let backing = unsafe { RawBacking::of(page).split() };
-        // SAFETY: As above.
+        // SAFETY: `page` is the head of the folio that is being split.
+        let whole = unsafe { RawBacking::of(page) };
+        // SAFETY: The folio owns the backing by the type invariants, and is frozen, so that nobody frees or
+        // splits the backing meanwhile.
+        let backing = unsafe { whole.split() };
+        // SAFETY: The folio is frozen, so that nobody looks at its backing meanwhile.
         unsafe { backing.store(page) };
         let part = backing.part(index - map.index_of(page));
-        // SAFETY: As above.
         // INVARIANT: The tail owns its part of the block from here on.
+        // SAFETY: The tail is frozen, so that nobody looks at its backing meanwhile.
         unsafe { part.store(target) };
         // The tail is a folio in use of its own.
         map.begin_use();
@@ -590,8 +563,8 @@ impl<T: PrivateOps> DevPagemap<T> {
         // SAFETY: Core mm gives a valid fault, and holds a reference on its page, which keeps the
         // pagemap alive.
         let map = unsafe { Self::of_page((*vmf).page) };
-        // SAFETY: As above, for the duration of this call.
-        let fault = unsafe { VmFault::from_raw(vmf, &map.owner, map.first_pfn) };
+        // SAFETY: Core mm handles the fault for the duration of this call, and its page is one of `map`.
+        let fault = unsafe { VmFault::from_raw(vmf, &map.owner, map.first_pfn()) };
         match map.ops.migrate_to_ram(&fault) {
             Ok(()) => 0,
             Err(err) => err.to_vm_fault(),

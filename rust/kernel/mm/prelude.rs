@@ -3,6 +3,7 @@
 //! What a driver with device memory starts with.
 
 pub(crate) use super::{
+    backing::Backing,
     device_folio::{
         FreedFolio,
         LockedDeviceFolio, //
@@ -11,6 +12,7 @@ pub(crate) use super::{
         FaultError,
         VmFault, //
     },
+    free_stack::FreeStack,
     memory_type::MemoryType,
     migrate::{
         Area,
@@ -22,7 +24,7 @@ pub(crate) use super::{
         MAX_PAGES, //
     },
     owner::PgmapOwner,
-    pagemap::{
+    pagemap_ops::{
         PagemapOps,
         PrivateOps, //
     },

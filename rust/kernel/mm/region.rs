@@ -53,6 +53,34 @@ impl From<RegionError> for Error {
     }
 }
 
+/// A range of page frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Frames {
+    first_pfn: usize,
+    pages: usize,
+}
+
+impl Frames {
+    /// Number of the first page frame.
+    pub(crate) fn first_pfn(&self) -> usize {
+        self.first_pfn
+    }
+
+    /// Number of page frames.
+    pub(crate) fn pages(&self) -> usize {
+        self.pages
+    }
+
+    /// Frames beyond all physical addresses, for KUnit cases.
+    #[cfg(CONFIG_KUNIT = "y")]
+    pub(crate) fn for_test(pages: usize) -> Self {
+        Self {
+            first_pfn: 1 << 52,
+            pages,
+        }
+    }
+}
+
 /// A range of physical addresses, given back when dropped.
 ///
 /// # Invariants
@@ -143,16 +171,13 @@ impl MemRegion {
         }
     }
 
-    /// Page frame number of the first page.
-    pub(super) fn first_pfn(&self) -> usize {
+    /// The page frames, aligned to 2 MiB.
+    pub(super) fn frames(&self) -> Frames {
         // CAST: Page frame numbers fit `usize`.
-        (self.start >> PAGE_SHIFT) as usize
-    }
-
-    /// Number of pages.
-    pub(super) fn pages(&self) -> usize {
-        // CAST: As above.
-        (self.bytes >> PAGE_SHIFT) as usize
+        Frames {
+            first_pfn: (self.start >> PAGE_SHIFT) as usize,
+            pages: (self.bytes >> PAGE_SHIFT) as usize,
+        }
     }
 }
 

@@ -5,15 +5,17 @@
 //! C header: [`include/linux/memremap.h`](srctree/include/linux/memremap.h)
 
 use super::{
+    free_folio::FreeRegion,
     memory_type::MemoryType,
     module::ModulePin,
     owner::PgmapOwner,
-    pagemap::{
-        DevPagemap,
+    pagemap::DevPagemap,
+    pagemap_ops::{
         PagemapOps,
         PrivateOps, //
     },
     region::{
+        Frames,
         MemRegion,
         RegionError, //
     }, //
@@ -34,10 +36,33 @@ use kernel::{
 
 /// A [`DevPagemap`] and the duty to unregister it.
 ///
-/// Dropping it calls `memunmap_pages()`, which would wait forever for a page that is still in use.
-/// With such pages the memory stays registered instead, for good, and the module stays loaded. So
-/// it does with references of the `dev_pagemap` that nobody accounts for, without the module. May
-/// sleep.
+/// Dropping it calls `memunmap_pages()` if all pages are home, that is if every [`FreeFolio`] that came
+/// from the region was given back with [`DevPagemap::retire`]. Otherwise the memory stays registered for
+/// good, and the module stays loaded: `memunmap_pages()` would wait forever for a page in use, and the
+/// pages of a [`FreeFolio`] could be handed out afterwards. With references of the `dev_pagemap` that
+/// nobody accounts for the memory stays registered, too, without the module. May sleep.
+///
+/// [`FreeFolio`]: super::free_folio::FreeFolio
+///
+/// # Examples
+///
+/// ```
+/// # use crate::mm::{owner::PgmapOwner, pagemap_ops::PrivateOps, registration::Registration};
+/// # use kernel::sizes::SZ_2M;
+/// # fn example<T: PrivateOps>(ops: T) -> Result {
+/// let owner = PgmapOwner::new()?;
+/// let (map, free) = Registration::private(SZ_2M, owner, |_frames| Ok(ops))?;
+/// for folio in free {
+///     // An allocator would keep the folio, until `hand_out()` consumes it.
+///     map.retire(folio).map_err(|_| EINVAL)?;
+/// }
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Invariants
+///
+/// `map` is registered, lies in `region`, and is unregistered by `drop()` only.
 pub(crate) struct Registration<T: PagemapOps> {
     // Dropped before the region that it lies in.
     map: ManuallyDrop<Pin<KBox<DevPagemap<T>>>>,
@@ -45,7 +70,8 @@ pub(crate) struct Registration<T: PagemapOps> {
 }
 
 impl<T: PagemapOps> Registration<T> {
-    /// Registers `bytes` of PRIVATE memory for `owner`. May sleep.
+    /// Registers `bytes` of PRIVATE memory for `owner`, and returns its pages, too. `ops` makes the data
+    /// of the owner for the page frames. May sleep.
     ///
     /// Wraps `request_free_mem_region()` and `memremap_pages()`.
     ///
@@ -53,13 +79,18 @@ impl<T: PagemapOps> Registration<T> {
     ///
     /// [`RegionError::Unaligned`] when `bytes` is no multiple of 2 MiB, `NoSpace` when addresses
     /// or memory are short.
-    pub(crate) fn private(bytes: usize, owner: Arc<PgmapOwner>, ops: T) -> Result<Self, RegionError>
+    pub(crate) fn private(
+        bytes: usize,
+        owner: Arc<PgmapOwner>,
+        ops: impl FnOnce(Frames) -> Result<T>,
+    ) -> Result<(Self, FreeRegion), RegionError>
     where
         T: PrivateOps,
     {
         let region = MemRegion::request_free(bytes)?;
         let raw_ops = const { &DevPagemap::<T>::PRIVATE_OPS };
-        Self::new(region, MemoryType::Private, raw_ops, owner, ops)
+        // SAFETY: These are the operations of PRIVATE memory, of this `T`.
+        unsafe { Self::new(region, MemoryType::Private, raw_ops, owner, ops) }
     }
 
     /// Registers the `bytes` of memory at physical address `start` as COHERENT memory of `owner`.
@@ -74,8 +105,8 @@ impl<T: PagemapOps> Registration<T> {
         start: u64,
         bytes: usize,
         owner: Arc<PgmapOwner>,
-        ops: T,
-    ) -> Result<Self, RegionError> {
+        ops: impl FnOnce(Frames) -> Result<T>,
+    ) -> Result<(Self, FreeRegion), RegionError> {
         Self::at(MemoryType::Coherent, start, bytes, owner, ops)
     }
 
@@ -84,8 +115,8 @@ impl<T: PagemapOps> Registration<T> {
         start: u64,
         bytes: usize,
         owner: Arc<PgmapOwner>,
-        ops: T,
-    ) -> Result<Self, RegionError> {
+        ops: impl FnOnce(Frames) -> Result<T>,
+    ) -> Result<(Self, FreeRegion), RegionError> {
         Self::at(MemoryType::Generic, start, bytes, owner, ops)
     }
 
@@ -95,31 +126,39 @@ impl<T: PagemapOps> Registration<T> {
         start: u64,
         bytes: usize,
         owner: Arc<PgmapOwner>,
-        ops: T,
-    ) -> Result<Self, RegionError> {
+        ops: impl FnOnce(Frames) -> Result<T>,
+    ) -> Result<(Self, FreeRegion), RegionError> {
         let region = MemRegion::request(start, bytes)?;
-        Self::new(region, memory, const { &DevPagemap::<T>::OPS }, owner, ops)
+        let raw_ops = const { &DevPagemap::<T>::OPS };
+        // SAFETY: These are the operations of memory that the CPU can reach, of this `T`.
+        unsafe { Self::new(region, memory, raw_ops, owner, ops) }
     }
 
-    fn new(
+    /// # Safety
+    ///
+    /// `raw_ops` must be as for [`DevPagemap::register`].
+    unsafe fn new(
         region: MemRegion,
         memory: MemoryType,
         raw_ops: &'static bindings::dev_pagemap_ops,
         owner: Arc<PgmapOwner>,
-        ops: T,
-    ) -> Result<Self, RegionError> {
-        let map = DevPagemap::register(&region, memory, raw_ops, owner, ops)?;
-        // INVARIANT: Registered above.
-        Ok(Self {
+        ops: impl FnOnce(Frames) -> Result<T>,
+    ) -> Result<(Self, FreeRegion), RegionError> {
+        // SAFETY: `raw_ops` is as the caller's contract says, and `drop()` unregisters the pagemap before it
+        // drops it.
+        let (map, free) = unsafe { DevPagemap::register(&region, memory, raw_ops, owner, ops) }?;
+        // INVARIANT: The pagemap was registered above, in `region`.
+        let registration = Self {
             map: ManuallyDrop::new(map),
             region: ManuallyDrop::new(region),
-        })
+        };
+        Ok((registration, free))
     }
 
     /// Keeps the memory registered for as long as the result lives; `None` while it is being
     /// unregistered. Does not sleep.
     pub(crate) fn get(&self) -> Option<PagemapRef<T>> {
-        // SAFETY: Registered by the type invariants.
+        // SAFETY: The pagemap is registered by the type invariants.
         if !unsafe { bindings::zdm_pgmap_tryget_live(self.map.raw()) } {
             return None;
         }
@@ -139,16 +178,19 @@ impl<T: PagemapOps> Deref for Registration<T> {
 
 impl<T: PagemapOps> Drop for Registration<T> {
     fn drop(&mut self) {
-        if self.used() != 0 {
+        if self.away() != 0 {
             pr_err!(
-                "pagemap at pfn {:#x} stays registered: {} pages in use\n",
+                "pagemap at pfn {:#x} stays registered: {} pages in use, {} not given back\n",
                 self.first_pfn(),
-                self.used()
+                self.used(),
+                self.away() - self.used().min(self.away())
             );
             // What stays registered calls this module's code, and bears its name.
             ModulePin::take().leak();
             return;
         }
+        // No folio is in use, and none can be handed out any more. The last `folio_free` may not have
+        // returned yet; the references of the `dev_pagemap` tell.
         // `PagemapRef`s of others go, or are known: `memunmap_pages()` waits for them.
         let excess = self.settled_excess();
         if excess != Some(0) {
@@ -158,11 +200,16 @@ impl<T: PagemapOps> Drop for Registration<T> {
                 self.first_pfn(),
                 excess.unwrap_or_default()
             );
-            self.map.orphan();
+            // SAFETY: All pages are home, and the pagemap is not dropped.
+            unsafe { self.map.close() };
+            self.cancel_unpin();
             return;
         }
-        // SAFETY: Registered by the type invariants, and unregistered only here. Waits for each
-        // `PagemapRef`.
+        // Each `folio_free` has returned, so that nothing queues the work any more.
+        self.cancel_unpin();
+        self.drop_pin();
+        // SAFETY: The pagemap is registered by the type invariants, and unregistered only here. This waits for
+        // each `PagemapRef`.
         unsafe { bindings::memunmap_pages(self.map.raw()) };
         // SAFETY: Not used afterwards; core mm has forgotten the pagemap.
         unsafe { ManuallyDrop::drop(&mut self.map) };
@@ -194,5 +241,165 @@ impl<T: PagemapOps> Drop for PagemapRef<T> {
         self.guards.fetch_sub(1, Relaxed);
         // SAFETY: We own a reference by the type invariants.
         unsafe { bindings::zdm_pgmap_put(self.raw()) };
+    }
+}
+
+#[kunit_tests(zdmirror_registration)]
+mod tests {
+    use super::*;
+    use crate::mm::{
+        backing::Backing,
+        device_folio::{
+            FreedFolio,
+            HandOutCause, //
+        },
+        fault::{
+            FaultError,
+            VmFault, //
+        },
+        free_folio::{
+            FreeFolio,
+            BLOCK_PAGES, //
+        },
+        free_stack::FreeStack,
+        pagemap_audit::Corruption,
+        PMD_ORDER, //
+    };
+    use kernel::sizes::SZ_2M;
+
+    /// A driver that keeps freed folios.
+    struct Driver {
+        freed: FreeStack,
+    }
+
+    impl PagemapOps for Driver {
+        fn folio_free(&self, folio: FreedFolio<'_>) {
+            if let Some(free) = folio.into_free() {
+                let _ = self.freed.push(free);
+            }
+        }
+
+        fn folio_split(&self, _index: usize, _order: u32) {}
+    }
+
+    impl PrivateOps for Driver {
+        fn migrate_to_ram(&self, _fault: &VmFault<'_>) -> core::result::Result<(), FaultError> {
+            Err(FaultError::Sigbus)
+        }
+    }
+
+    impl DevPagemap<Driver> {
+        /// The only folio that was freed.
+        fn freed(&self) -> Option<FreeFolio> {
+            let mut freed = None;
+            self.ops().freed.take(1, |folio| freed = Some(folio));
+            freed
+        }
+
+        fn alloc(&self, order: u32) -> Result<Backing> {
+            Backing::new(MemoryType::Private, order)
+        }
+    }
+
+    /// A block of PRIVATE memory.
+    fn register() -> Result<(Registration<Driver>, FreeFolio)> {
+        let ops = |frames| {
+            Ok(Driver {
+                freed: FreeStack::new(frames)?,
+            })
+        };
+        let (map, mut free) = Registration::private(SZ_2M, PgmapOwner::new()?, ops)?;
+        assert_eq!((map.away(), free.blocks()), (BLOCK_PAGES, 1));
+        Ok((map, free.next().ok_or(EINVAL)?))
+    }
+
+    #[test]
+    fn folio_of_any_order_is_consumed_and_comes_back() -> Result {
+        let (map, mut folio) = register()?;
+        for order in (0..=PMD_ORDER).rev() {
+            let pfn = folio.first_pfn();
+            folio = folio
+                .split_to(pfn, order, |rest| {
+                    let _ = map.retire(rest);
+                })
+                .map_err(|_| EINVAL)?;
+            let locked = map.hand_out(folio, map.alloc(order)?).map_err(|_| EINVAL)?;
+            assert_eq!((locked.order(), locked.page().order()), (order, order));
+            assert_eq!(map.order_in_use(0), Some(order));
+            assert_eq!(map.used(), 1 << order);
+            // The type of memory of a tail is known, though its page does not hold the pagemap.
+            let last = map.page((1 << order) - 1).ok_or(EINVAL)?;
+            assert_eq!(last.memory_type(), MemoryType::PRIVATE);
+            assert!(map.freed().is_none());
+            drop(locked);
+            folio = map.freed().ok_or(EINVAL)?;
+            assert_eq!((folio.first_pfn(), folio.order()), (pfn, order));
+            assert_eq!((map.used(), map.order_in_use(0)), (0, None));
+            assert_eq!(map.away(), 1 << order);
+        }
+        map.retire(folio).map_err(|_| EINVAL)?;
+        assert_eq!(map.away(), 0);
+        Ok(())
+    }
+
+    #[test]
+    fn what_does_not_suit_is_given_back() -> Result {
+        let (map, folio) = register()?;
+        let err = map.hand_out(folio, map.alloc(4)?).err().ok_or(EINVAL)?;
+        assert_eq!(err.cause, HandOutCause::Mismatch);
+        assert_eq!((err.folio.order(), err.backing.order()), (PMD_ORDER, 4));
+        let none = Backing::new(MemoryType::Coherent, PMD_ORDER)?;
+        let err = map.hand_out(err.folio, none).err().ok_or(EINVAL)?;
+        assert_eq!(err.cause, HandOutCause::Mismatch);
+        let folio = err.folio;
+        // A folio of another pagemap.
+        let other = FreeFolio::for_test(0);
+        let err = map.hand_out(other, map.alloc(PMD_ORDER)?);
+        assert_eq!(err.err().map(|err| err.cause), Some(HandOutCause::Mismatch));
+        assert!(map.retire(FreeFolio::for_test(0)).is_err());
+        assert_eq!(map.used(), 0);
+        map.retire(folio).map_err(|_| EINVAL)
+    }
+
+    #[test]
+    fn page_with_a_reference_is_refused() -> Result {
+        let (map, folio) = register()?;
+        assert!(map.corrupt(&folio, Corruption::Referenced(true)));
+        let err = map
+            .hand_out(folio, map.alloc(PMD_ORDER)?)
+            .err()
+            .ok_or(EINVAL)?;
+        assert_eq!(err.cause, HandOutCause::NotFree(0));
+        assert!(map.corrupt(&err.folio, Corruption::Referenced(false)));
+        drop(map.hand_out(err.folio, err.backing).map_err(|_| EINVAL)?);
+        let folio = map.freed().ok_or(EINVAL)?;
+        // Poisons are set and cleared, and nothing else can be.
+        assert!(map.corrupt(&folio, Corruption::Mapping(true)));
+        assert!(map.page(0).is_some_and(|page| page.bits().has_mapping()));
+        assert!(map.corrupt(&folio, Corruption::Mapping(false)));
+        assert_eq!(map.clean_pages(0, BLOCK_PAGES), BLOCK_PAGES);
+        map.retire(folio).map_err(|_| EINVAL)
+    }
+
+    #[test]
+    fn second_free_gives_nothing_back() -> Result {
+        let (map, folio) = register()?;
+        assert!(map.free_again(&folio));
+        assert!(map.freed().is_none());
+        assert_eq!((map.used(), map.away()), (0, BLOCK_PAGES));
+        map.retire(folio).map_err(|_| EINVAL)
+    }
+
+    #[test]
+    fn leaked_reference_is_dropped_once() -> Result {
+        let (map, folio) = register()?;
+        assert!(!map.leak_ref(false));
+        assert!(map.leak_ref(true));
+        assert_eq!(map.excess_refs(), 1);
+        assert!(!map.leak_ref(true));
+        assert!(map.leak_ref(false));
+        assert!(!map.leak_ref(false));
+        assert_eq!(map.excess_refs(), 0);
+        map.retire(folio).map_err(|_| EINVAL)
     }
 }

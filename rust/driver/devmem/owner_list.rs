@@ -1,36 +1,26 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Whose the device pages in use are.
+//! Which client has the device pages in use.
 //!
-//! The pages of an opener are on a list of its own, so that closing a file costs what it migrated.
-//! A large folio is one entry, that of its first page.
+//! The pages of a client are on a list of its own, so that closing a file costs as much as the file
+//! migrated. A large folio is one entry, that of its first page. Core mm may split it into folios of any
+//! order; the entry is cut when the first part comes back.
 
 #![forbid(unsafe_code)]
 
-use super::{
-    blocks::{
-        BLOCK_PAGES,
-        LARGE_ORDER, //
-    },
-    list::{
-        Link,
-        Linked,
-        List,
-        Table, //
-    }, //
+use super::index_list::{
+    Link,
+    Linked,
+    List,
+    Table, //
 };
+use crate::mm::PMD_ORDER;
 use core::num::NonZeroUsize;
 use kernel::prelude::*;
 
-/// Number of an opener in a pool.
+/// Number of a client of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct OpenerId(u32);
-
-impl OpenerId {
-    /// The list of pages that are nobody's, but were not in the state of a free page when they
-    /// were to be handed out. They are not tried again.
-    pub(super) const QUARANTINE: Self = Self(0);
-}
+pub(in crate::driver) struct ClientId(u32);
 
 /// The list that a page is on, and as what.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -40,23 +30,19 @@ impl Owner {
     /// The page is free, or part of a large folio but not its first page.
     const NOBODY: Self = Self(u32::MAX);
 
-    /// Set in the entry of a large folio.
-    const LARGE: u32 = 1 << 31;
+    /// The order is in the bits from here on.
+    const ORDER_SHIFT: u32 = 28;
 
-    fn new(opener: OpenerId, order: u32) -> Self {
-        Self(opener.0 | if order == 0 { 0 } else { Self::LARGE })
+    fn new(client: ClientId, order: u32) -> Self {
+        Self(client.0 | (order << Self::ORDER_SHIFT))
     }
 
-    fn opener(self) -> OpenerId {
-        OpenerId(self.0 & !Self::LARGE)
+    fn client(self) -> ClientId {
+        ClientId(self.0 & ((1 << Self::ORDER_SHIFT) - 1))
     }
 
     fn order(self) -> u32 {
-        if self.0 & Self::LARGE == 0 {
-            0
-        } else {
-            LARGE_ORDER
-        }
+        self.0 >> Self::ORDER_SHIFT
     }
 }
 
@@ -67,18 +53,22 @@ pub(super) struct Slot {
 }
 
 impl Linked for Slot {
+    fn peek(&self) -> Link {
+        self.link
+    }
+
     fn link(&mut self) -> &mut Link {
         &mut self.link
     }
 }
 
-/// Folios of an opener.
+/// Folios of a client.
 #[derive(Clone, Copy)]
 struct Owned {
     entries: List,
     /// Base pages of the entries.
     pages: usize,
-    /// The opener is not gone.
+    /// The client is not gone.
     alive: bool,
 }
 
@@ -89,7 +79,7 @@ impl Owned {
         alive: false,
     };
 
-    /// No opener has the number, and no page any more.
+    /// No client has the number, and no page any more.
     fn is_vacant(&self) -> bool {
         !self.alive && self.pages == 0
     }
@@ -101,40 +91,32 @@ pub(super) struct Entry {
     /// The first page.
     pub(super) head: u32,
     pub(super) order: u32,
-    /// Whose it is, possibly [`OpenerId::QUARANTINE`].
-    pub(super) opener: OpenerId,
+    /// Whose it is.
+    pub(super) client: ClientId,
 }
 
-/// Room for openers, allocated without the pool's lock.
-pub(super) struct ListRoom(KVVec<Owned>);
+/// Room for clients, allocated without the allocator's lock.
+pub(in crate::driver) struct ListRoom(KVVec<Owned>);
 
 impl ListRoom {
-    /// Room for `openers` openers. May sleep.
-    pub(super) fn new(openers: usize) -> Result<Self> {
-        Ok(Self(KVVec::with_capacity(openers, GFP_KERNEL)?))
+    /// Room for `clients` clients. May sleep.
+    pub(in crate::driver) fn new(clients: usize) -> Result<Self> {
+        Ok(Self(KVVec::with_capacity(clients, GFP_KERNEL)?))
     }
 }
 
-/// The pages in use of a device. Nothing but [`Openers::new`] sleeps.
-pub(super) struct Openers {
+/// The pages in use of a device. Nothing but [`OwnerLists::new`] sleeps.
+pub(super) struct OwnerLists {
     slots: Table<Slot>,
     lists: KVVec<Owned>,
 }
 
-impl Openers {
-    /// No openers and no pages, but numbers for `chunks` chunks of `chunk_pages` pages. May sleep.
+impl OwnerLists {
+    /// No clients and no pages, but numbers for `chunks` chunks of `chunk_pages` pages. May sleep.
     pub(super) fn new(chunks: usize, chunk_pages: NonZeroUsize) -> Result<Self> {
-        let mut lists = KVVec::with_capacity(64, GFP_KERNEL)?;
-        lists.push(
-            Owned {
-                alive: true,
-                ..Owned::VACANT
-            },
-            GFP_KERNEL,
-        )?;
         Ok(Self {
             slots: Table::new(chunks, chunk_pages)?,
-            lists,
+            lists: KVVec::with_capacity(64, GFP_KERNEL)?,
         })
     }
 
@@ -157,7 +139,7 @@ impl Openers {
         self.slots.vacancy()
     }
 
-    /// Adds the slots of [`Openers::new_chunk`] as chunk `number`, which is vacant, and returns
+    /// Adds the slots of [`OwnerLists::new_chunk`] as chunk `number`, which is vacant, and returns
     /// the number of its first page.
     pub(super) fn add_chunk(&mut self, number: usize, slots: KVVec<Slot>) -> u32 {
         self.slots.replace(number, slots);
@@ -169,8 +151,8 @@ impl Openers {
         self.slots.replace(number, KVVec::new())
     }
 
-    /// A new opener. The list of lists may have to grow, without waiting for memory.
-    pub(super) fn add(&mut self) -> Result<OpenerId> {
+    /// A new client. The list of lists may have to grow, without waiting for memory.
+    pub(super) fn add(&mut self) -> Result<ClientId> {
         let number = match self.lists.iter().position(Owned::is_vacant) {
             Some(number) => number,
             None => {
@@ -181,26 +163,26 @@ impl Openers {
             }
         };
         self.lists[number].alive = true;
-        Ok(OpenerId(number as u32))
+        Ok(ClientId(number as u32))
     }
 
-    /// The opener is gone. Pages that it still has keep its number until they are freed.
-    pub(super) fn remove(&mut self, opener: OpenerId) {
-        self.list(opener).alive = false;
+    /// The client is gone. Pages that it still has keep its number until they are freed.
+    pub(super) fn remove(&mut self, client: ClientId) {
+        self.list(client).alive = false;
     }
 
-    /// How many openers there are room for without [`Openers::swap_lists`].
+    /// How many clients there are room for without [`OwnerLists::swap_lists`].
     pub(super) fn spare(&self) -> usize {
         let vacant = self.lists.iter().filter(|list| list.is_vacant()).count();
         vacant + self.lists.capacity() - self.lists.len()
     }
 
-    /// Size that room for more openers is to have.
+    /// Size that room for more clients is to have.
     pub(super) fn wanted_lists(&self) -> usize {
         self.lists.capacity() * 2
     }
 
-    /// Takes room for more openers, and gives the old room back to be freed without the lock.
+    /// Takes room for more clients, and gives the old room back to be freed without the lock.
     pub(super) fn swap_lists(&mut self, mut new: ListRoom) -> ListRoom {
         if new.0.capacity() > self.lists.capacity() {
             for list in &self.lists {
@@ -214,31 +196,30 @@ impl Openers {
         new
     }
 
-    /// Base pages that `opener` has.
-    pub(super) fn pages(&self, opener: OpenerId) -> usize {
-        self.lists[opener.0 as usize].pages
+    /// Base pages that `client` has.
+    pub(super) fn pages(&self, client: ClientId) -> usize {
+        self.lists[client.0 as usize].pages
     }
 
     /// The folio that page `page` is part of, `None` when it is free or there is no such page.
     pub(super) fn entry(&self, page: u32) -> Option<Entry> {
-        let entry = |head: u32, owner: Owner| Entry {
-            head,
-            order: owner.order(),
-            opener: owner.opener(),
-        };
-        let owner = self.slots.get(page)?.owner;
-        if owner != Owner::NOBODY {
-            return Some(entry(page, owner));
-        }
-        let head = page & !(BLOCK_PAGES as u32 - 1);
-        let owner = self.slots.get(head)?.owner;
-        (owner != Owner::NOBODY && owner.order() == LARGE_ORDER).then(|| entry(head, owner))
+        // A folio of each order that `page` can be part of begins with another page, the smallest last.
+        (0..=PMD_ORDER).find_map(|order| {
+            let head = page & !((1 << order) - 1);
+            let owner = self.slots.get(head)?.owner;
+            let covers = owner != Owner::NOBODY && owner.order() >= order;
+            covers.then(|| Entry {
+                head,
+                order: owner.order(),
+                client: owner.client(),
+            })
+        })
     }
 
-    /// The folio of order `order` at `head`, which was free, is that of `opener` now.
-    pub(super) fn own(&mut self, opener: OpenerId, head: u32, order: u32) {
-        self.slots[head].owner = Owner::new(opener, order);
-        let list = &mut self.lists[opener.0 as usize];
+    /// The folio of order `order` at `head`, which was free, is that of `client` now.
+    pub(super) fn own(&mut self, client: ClientId, head: u32, order: u32) {
+        self.slots[head].owner = Owner::new(client, order);
+        let list = &mut self.lists[client.0 as usize];
         list.entries.push_back(&mut self.slots, head);
         list.pages += 1 << order;
     }
@@ -246,24 +227,39 @@ impl Openers {
     /// The folio that `entry` describes is nobody's any more.
     pub(super) fn disown(&mut self, entry: Entry) {
         self.slots[entry.head].owner = Owner::NOBODY;
-        let list = &mut self.lists[entry.opener.0 as usize];
+        let list = &mut self.lists[entry.client.0 as usize];
         list.entries.remove(&mut self.slots, entry.head);
         list.pages -= 1 << entry.order;
     }
 
-    /// Makes the pages of a large folio entries of their own.
-    pub(super) fn split(&mut self, entry: Entry) {
+    /// Cuts `entry` so that the folio of `order` at `head`, which is part of it, is an entry of its own,
+    /// and returns that.
+    pub(super) fn split(&mut self, entry: Entry, head: u32, order: u32) -> Entry {
         self.disown(entry);
-        for page in entry.head..entry.head + (1 << entry.order) {
-            self.own(entry.opener, page, 0);
+        let mut part = entry.head;
+        for half in (order..entry.order).rev() {
+            let upper = part + (1 << half);
+            let (this, other) = if head < upper {
+                (part, upper)
+            } else {
+                (upper, part)
+            };
+            self.own(entry.client, other, half);
+            part = this;
+        }
+        self.own(entry.client, part, order);
+        Entry {
+            head: part,
+            order,
+            ..entry
         }
     }
 
-    /// Writes up to `out.len()` of the folios of `opener` to `out`, first page and order, and
+    /// Writes up to `out.len()` of the folios of `client` to `out`, first page and order, and
     /// returns how many. Each call gives the next ones, as the list is turned.
-    pub(super) fn next(&mut self, opener: OpenerId, out: &mut [(u32, u32)]) -> usize {
+    pub(super) fn next(&mut self, client: ClientId, out: &mut [(u32, u32)]) -> usize {
         let Self { slots, lists } = self;
-        let entries = &mut lists[opener.0 as usize].entries;
+        let entries = &mut lists[client.0 as usize].entries;
         let mut written = 0;
         for place in out.iter_mut().take(entries.len()) {
             let Some(head) = entries.head() else {
@@ -277,34 +273,34 @@ impl Openers {
         written
     }
 
-    fn list(&mut self, opener: OpenerId) -> &mut Owned {
-        &mut self.lists[opener.0 as usize]
+    fn list(&mut self, client: ClientId) -> &mut Owned {
+        &mut self.lists[client.0 as usize]
     }
 }
 
-#[kunit_tests(zdmirror_openers)]
+#[kunit_tests(zdmirror_owner_list)]
 mod tests {
     use super::*;
 
-    /// Openers of one chunk of two blocks.
-    fn openers() -> Result<Openers> {
-        let pages = 2 * BLOCK_PAGES;
-        let mut openers = Openers::new(2, NonZeroUsize::new(pages).ok_or(EINVAL)?)?;
-        openers.add_chunk(0, Openers::new_chunk(pages)?);
-        Ok(openers)
+    /// OwnerLists of one chunk of two blocks.
+    fn owner_lists() -> Result<OwnerLists> {
+        let pages = 1024;
+        let mut clients = OwnerLists::new(2, NonZeroUsize::new(pages).ok_or(EINVAL)?)?;
+        clients.add_chunk(0, OwnerLists::new_chunk(pages)?);
+        Ok(clients)
     }
 
     #[test]
     fn large_folio_is_one_entry() -> Result {
-        let mut o = openers()?;
+        let mut o = owner_lists()?;
         let a = o.add()?;
-        o.own(a, 512, LARGE_ORDER);
+        o.own(a, 512, PMD_ORDER);
         o.own(a, 3, 0);
-        assert_eq!(o.pages(a), BLOCK_PAGES + 1);
+        assert_eq!(o.pages(a), 513);
         let large = Entry {
             head: 512,
-            order: LARGE_ORDER,
-            opener: a,
+            order: PMD_ORDER,
+            client: a,
         };
         for page in [512, 513, 1023] {
             assert_eq!(o.entry(page), Some(large));
@@ -314,7 +310,7 @@ mod tests {
         }
         let mut out = [(0, 0); 4];
         assert_eq!(o.next(a, &mut out), 2);
-        assert_eq!(out[..2], [(512, LARGE_ORDER), (3, 0)]);
+        assert_eq!(out[..2], [(512, PMD_ORDER), (3, 0)]);
         o.disown(large);
         assert_eq!(o.entry(513), None);
         assert_eq!(o.pages(a), 1);
@@ -322,34 +318,51 @@ mod tests {
     }
 
     #[test]
-    fn split_keeps_pages_and_opener() -> Result {
-        let mut o = openers()?;
+    fn split_keeps_pages_and_client() -> Result {
+        let mut o = owner_lists()?;
         o.add()?;
         let b = o.add()?;
-        o.own(b, 0, LARGE_ORDER);
+        o.own(b, 0, PMD_ORDER);
         let large = o.entry(9).ok_or(EINVAL)?;
-        o.split(large);
-        assert_eq!(o.pages(b), BLOCK_PAGES);
-        for head in [0, 1, 511] {
+        let part = o.split(large, 8, 2);
+        let expected = Entry {
+            head: 8,
+            order: 2,
+            client: b,
+        };
+        assert_eq!(part, expected);
+        assert_eq!(o.pages(b), 512);
+        // The other parts are as large as they can be.
+        for (page, head, order) in [
+            (0, 0, 3),
+            (7, 0, 3),
+            (8, 8, 2),
+            (11, 8, 2),
+            (12, 12, 2),
+            (16, 16, 4),
+            (255, 128, 7),
+            (511, 256, 8),
+        ] {
             let entry = Entry {
                 head,
-                order: 0,
-                opener: b,
+                order,
+                client: b,
             };
-            assert_eq!(o.entry(head), Some(entry));
+            assert_eq!(o.entry(page), Some(entry));
         }
-        let mut out = KVVec::from_elem((0, 9), BLOCK_PAGES + 1, GFP_KERNEL)?;
-        assert_eq!(o.next(b, &mut out), BLOCK_PAGES);
-        assert!(out[..BLOCK_PAGES]
-            .iter()
-            .copied()
-            .eq((0..512).map(|page| (page, 0))));
+        let mut out = [(0, 0); 16];
+        let n = o.next(b, &mut out);
+        let pages: usize = out[..n].iter().map(|&(_, order)| 1 << order).sum();
+        assert_eq!((n, pages), (8, 512));
+        // An entry that fits is left as it is.
+        assert_eq!(o.split(part, 8, 2), part);
+        assert_eq!(o.pages(b), 512);
         Ok(())
     }
 
     #[test]
     fn next_turns_the_list() -> Result {
-        let mut o = openers()?;
+        let mut o = owner_lists()?;
         let a = o.add()?;
         for page in 0..5 {
             o.own(a, page, 0);
@@ -364,7 +377,7 @@ mod tests {
 
     #[test]
     fn number_is_kept_while_pages_are_left() -> Result {
-        let mut o = openers()?;
+        let mut o = owner_lists()?;
         let a = o.add()?;
         o.own(a, 7, 0);
         o.remove(a);
@@ -375,8 +388,8 @@ mod tests {
     }
 
     #[test]
-    fn room_for_openers_grows() -> Result {
-        let mut o = openers()?;
+    fn room_for_clients_grows() -> Result {
+        let mut o = owner_lists()?;
         let first = o.add()?;
         o.own(first, 1, 0);
         while o.spare() > 0 {

@@ -112,7 +112,10 @@ impl Link {
 
 /// An element that can be on one list at a time.
 pub(super) trait Linked {
-    /// Its neighbours.
+    /// Its neighbours, to be read.
+    fn peek(&self) -> Link;
+
+    /// Its neighbours, to be changed.
     fn link(&mut self) -> &mut Link;
 }
 
@@ -139,6 +142,12 @@ impl List {
     /// The last element.
     pub(super) fn tail(&self) -> Option<u32> {
         (self.tail != NIL).then_some(self.tail)
+    }
+
+    /// The element after `i`, which is on this list.
+    pub(super) fn next<T: Linked>(&self, table: &Table<T>, i: u32) -> Option<u32> {
+        let next = table[i].peek().next;
+        (next != NIL).then_some(next)
     }
 
     /// Number of elements.
@@ -185,11 +194,15 @@ impl List {
     }
 }
 
-#[kunit_tests(zdmirror_list)]
+#[kunit_tests(zdmirror_index_list)]
 mod tests {
     use super::*;
 
     impl Linked for Link {
+        fn peek(&self) -> Link {
+            *self
+        }
+
         fn link(&mut self) -> &mut Link {
             self
         }
@@ -248,6 +261,8 @@ mod tests {
         }
         list.push_front(&mut table, 8);
         assert!(is(&list, &table, &[8, 1, 9, 3]));
+        assert_eq!(list.next(&table, 9), Some(3));
+        assert_eq!(list.next(&table, 3), None);
         list.remove(&mut table, 9);
         assert!(is(&list, &table, &[8, 1, 3]));
         list.remove(&mut table, 8);

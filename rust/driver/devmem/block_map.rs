@@ -1,0 +1,595 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Which device pages are free, by blocks of 2 MiB.
+//!
+//! A block whose pages are all free is on one list, a block that has some free pages is on another, and
+//! pages are taken from the latter as long as there are any: what was broken once is used up
+//! before more is broken. A block is whole again as soon as its last page is back, so that small
+//! and large folios can come from the same memory for ever.
+
+#![forbid(unsafe_code)]
+
+use super::index_list::{
+    Link,
+    Linked,
+    List,
+    Table, //
+};
+use crate::mm::{
+    free_folio::{
+        FreeFolio,
+        FreePages,
+        FreeRegion,
+        BLOCK_PAGES, //
+    },
+    PMD_ORDER, //
+};
+use core::num::NonZeroUsize;
+use kernel::prelude::*;
+
+/// Blocks with free pages that are searched for a folio of a middle order, before a whole block is
+/// broken for it.
+const SEARCH: usize = 64;
+
+/// Number of the block of page `page`.
+fn block_of(page: u32) -> u32 {
+    page >> PMD_ORDER
+}
+
+/// The pages of one block.
+pub(super) struct Block {
+    link: Link,
+    /// On no list, and counted by nobody: its chunk is closed.
+    closed: bool,
+    /// Pages that can be taken.
+    free: FreePages,
+    /// Pages that failed the free-page checks, and are not taken again.
+    quarantined: FreePages,
+}
+
+impl Block {
+    /// All pages of `folio`, which is of [`PMD_ORDER`], free and on no list.
+    fn new(folio: FreeFolio) -> Result<Self, FreeFolio> {
+        let free = FreePages::new(folio)?;
+        Ok(Self {
+            link: Link::NONE,
+            closed: false,
+            quarantined: free.none_of(),
+            free,
+        })
+    }
+
+    fn is_whole(&self) -> bool {
+        self.free.len() == BLOCK_PAGES
+    }
+
+    /// Calls `f` with each page that is free or quarantined, which are the block's no longer.
+    fn drain(&mut self, mut f: impl FnMut(FreeFolio)) {
+        if let Some(folio) = self.free.take(PMD_ORDER) {
+            return f(folio);
+        }
+        while let Some(folio) = self.free.take(0).or_else(|| self.quarantined.take(0)) {
+            f(folio);
+        }
+    }
+}
+
+/// The blocks of one chunk.
+pub(super) struct Blocks(KVVec<Block>);
+
+impl Blocks {
+    /// Room for a chunk of `pages` pages. May sleep.
+    pub(super) fn with_room(pages: usize) -> Result<Self> {
+        Ok(Self(KVVec::with_capacity(pages / BLOCK_PAGES, GFP_KERNEL)?))
+    }
+
+    /// Adds the pages of `region`. Those that there is no room for are never used.
+    pub(super) fn fill(&mut self, region: FreeRegion) {
+        for block in region.map_while(|folio| Block::new(folio).ok()) {
+            if self.0.push_within_capacity(block).is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Calls `f` with each page, which is the chunk's no longer. Pages in use are left out.
+    pub(super) fn drain(&mut self, mut f: impl FnMut(FreeFolio)) {
+        for block in self.0.iter_mut() {
+            block.drain(&mut f);
+        }
+    }
+
+    /// Calls `f` with the first page, if that is free.
+    pub(super) fn with_first<R>(&self, f: impl FnOnce(&FreeFolio) -> R) -> Option<R> {
+        let free = &self.0.first()?.free;
+        free.with(free.first_pfn(), f)
+    }
+}
+
+impl Linked for Block {
+    fn peek(&self) -> Link {
+        self.link
+    }
+
+    fn link(&mut self) -> &mut Link {
+        &mut self.link
+    }
+}
+
+/// The free pages of a device. Nothing but [`BlockMap::new`] sleeps.
+pub(super) struct BlockMap {
+    table: Table<Block>,
+    /// Blocks of which all pages are free.
+    whole: List,
+    /// Blocks of which some pages are free, those that were full last in front.
+    partial: List,
+    /// Pages that are free.
+    free: usize,
+}
+
+impl BlockMap {
+    /// No pages, but numbers for `chunks` chunks of `chunk_pages` pages. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` when a chunk is not a whole number of blocks.
+    pub(super) fn new(chunks: usize, chunk_pages: NonZeroUsize) -> Result<Self> {
+        if chunk_pages.get() % BLOCK_PAGES != 0 {
+            return Err(EINVAL);
+        }
+        let per_chunk = NonZeroUsize::new(chunk_pages.get() / BLOCK_PAGES).ok_or(EINVAL)?;
+        Ok(Self {
+            table: Table::new(chunks, per_chunk)?,
+            whole: List::EMPTY,
+            partial: List::EMPTY,
+            free: 0,
+        })
+    }
+
+    /// Pages that are free.
+    pub(super) fn free(&self) -> usize {
+        self.free
+    }
+
+    /// Blocks that are free as a whole.
+    pub(super) fn whole(&self) -> usize {
+        self.whole.len()
+    }
+
+    /// Adds `blocks` as chunk `number`, which is vacant.
+    ///
+    /// # Errors
+    ///
+    /// Gives `blocks` back when they are not as many as a chunk has, or not all free.
+    pub(super) fn add_chunk(&mut self, number: usize, blocks: Blocks) -> Result<(), Blocks> {
+        if blocks.0.len() != self.table.per_chunk() || !blocks.0.iter().all(Block::is_whole) {
+            return Err(blocks);
+        }
+        self.table.replace(number, blocks.0);
+        for block in self.table.numbers(number) {
+            // As it was when it went.
+            self.table[block].closed = false;
+            self.whole.push_back(&mut self.table, block);
+            self.free += BLOCK_PAGES;
+        }
+        Ok(())
+    }
+
+    /// Takes chunk `number` out if all its pages are free.
+    pub(super) fn remove_chunk(&mut self, number: usize) -> Option<Blocks> {
+        let chunk = self.table.chunk(number);
+        if chunk.is_empty() || !chunk.iter().all(Block::is_whole) {
+            return None;
+        }
+        Some(self.take_chunk(number))
+    }
+
+    /// Takes chunk `number` out, whatever its pages are.
+    pub(super) fn take_chunk(&mut self, number: usize) -> Blocks {
+        // From no list any more.
+        self.close_chunk(number);
+        Blocks(self.table.replace(number, KVVec::new()))
+    }
+
+    /// Pages of chunk `number` that are not free. Costs a look at each of its blocks.
+    pub(super) fn taken(&self, number: usize) -> usize {
+        let taken = |b: &Block| BLOCK_PAGES - b.free.len();
+        self.table.chunk(number).iter().map(taken).sum()
+    }
+
+    /// Lets no page of chunk `number` that is or becomes free be taken, until it is opened again.
+    pub(super) fn close_chunk(&mut self, number: usize) {
+        for number in self.table.numbers(number) {
+            let open = |block: &Block| (!block.closed).then_some(block.free.len());
+            if let Some(free) = self.table.get(number).and_then(open) {
+                self.table[number].closed = true;
+                self.relist(number, free, 0);
+            }
+        }
+    }
+
+    /// Lets the free pages of chunk `number` be taken again.
+    pub(super) fn open_chunk(&mut self, number: usize) {
+        // The lowest is to be in front in the end.
+        for number in self.table.numbers(number).rev() {
+            let closed = |block: &Block| block.closed.then_some(block.free.len());
+            if let Some(free) = self.table.get(number).and_then(closed) {
+                self.table[number].closed = false;
+                self.relist(number, 0, free);
+            }
+        }
+    }
+
+    /// Takes free pages for `out`, ascending within a block, and returns how many. `pages` gets the
+    /// number of each.
+    pub(super) fn take_pages(&mut self, pages: &mut [u32], out: &mut [Option<FreeFolio>]) -> usize {
+        let mut taken = 0;
+        let wanted = pages.len().min(out.len());
+        while taken < wanted {
+            let Some(number) = self.partial.head().or(self.whole.head()) else {
+                break;
+            };
+            let n = self.change(number, |free| free.take_pages(&mut out[taken..wanted]));
+            for i in taken..taken + n {
+                pages[i] = page_of(number, out[i].as_ref());
+            }
+            taken += n;
+        }
+        taken
+    }
+
+    /// Takes a folio of `order`, and returns the number of its first page, too. A small one comes from
+    /// a block that has free pages in part, as long as there are any.
+    pub(super) fn take(&mut self, order: u32) -> Option<(u32, FreeFolio)> {
+        let number = self.find(order)?;
+        let folio = self.change(number, |free| free.take(order));
+        Some((page_of(number, folio.as_ref()), folio?))
+    }
+
+    /// A block with a free folio of `order`.
+    fn find(&self, order: u32) -> Option<u32> {
+        let mut next = self.partial.head().filter(|_| order < PMD_ORDER);
+        for _ in 0..SEARCH {
+            let Some(number) = next else { break };
+            if self.table[number].free.has(order) {
+                return next;
+            }
+            next = self.partial.next(&self.table, number);
+        }
+        self.whole.head().filter(|_| order <= PMD_ORDER)
+    }
+
+    /// The folio at page `page`, which was taken, is free again.
+    ///
+    /// # Errors
+    ///
+    /// Gives `folio` back when it is not of the block of `page`.
+    pub(super) fn put(&mut self, page: u32, folio: FreeFolio) -> Result<(), FreeFolio> {
+        if self.table.get(block_of(page)).is_none() {
+            return Err(folio);
+        }
+        self.change(block_of(page), |free| free.put(folio))
+    }
+
+    /// Keeps the folio at page `page`, which was taken, from being taken again.
+    ///
+    /// # Errors
+    ///
+    /// As [`BlockMap::put`].
+    pub(super) fn quarantine(&mut self, page: u32, folio: FreeFolio) -> Result<(), FreeFolio> {
+        if self.table.get(block_of(page)).is_none() {
+            return Err(folio);
+        }
+        self.table[block_of(page)].quarantined.put(folio)
+    }
+
+    /// Calls `f` with page `page`, if that is free or quarantined. The page stays what it is.
+    pub(super) fn with<R>(&self, page: u32, f: impl FnOnce(&FreeFolio) -> R) -> Option<R> {
+        let block = self.table.get(block_of(page))?;
+        let pfn = block.free.first_pfn() + page as usize % BLOCK_PAGES;
+        let pages = if block.free.contains(pfn, 0) {
+            &block.free
+        } else {
+            &block.quarantined
+        };
+        pages.with(pfn, f)
+    }
+
+    /// Whether `page` is free, `None` when there is no such page. For tests.
+    #[cfg(CONFIG_KUNIT = "y")]
+    pub(super) fn is_free(&self, page: u32) -> Option<bool> {
+        let free = &self.table.get(block_of(page))?.free;
+        Some(free.contains(free.first_pfn() + page as usize % BLOCK_PAGES, 0))
+    }
+
+    /// One of the free pages that are far from being taken.
+    pub(super) fn peek(&self) -> Option<u32> {
+        let number = self.whole.tail().or(self.partial.tail())?;
+        let free = &self.table[number].free;
+        // CAST: Page numbers of a device fit `u32`.
+        Some((number << PMD_ORDER) + (free.highest()? - free.first_pfn()) as u32)
+    }
+
+    /// Changes what is free of a block, and moves it to where it belongs then.
+    fn change<R>(&mut self, number: u32, f: impl FnOnce(&mut FreePages) -> R) -> R {
+        let block = &mut self.table[number];
+        let before = block.free.len();
+        let result = f(&mut block.free);
+        let after = block.free.len();
+        if !block.closed {
+            self.relist(number, before, after);
+        }
+        result
+    }
+
+    /// Moves a block that had `before` free pages, and has `after`, to the list where it belongs.
+    fn relist(&mut self, number: u32, before: usize, after: usize) {
+        self.free = self.free - before + after;
+        // A block that stays where it is keeps its place there.
+        if Self::is_partial(before) && !Self::is_partial(after) {
+            self.partial.remove(&mut self.table, number);
+        }
+        if Self::is_whole(before) && !Self::is_whole(after) {
+            self.whole.remove(&mut self.table, number);
+        }
+        // In front: a block that was full is the farthest from being whole, so it is used up first,
+        // and one that has just become whole is broken before others are.
+        if !Self::is_partial(before) && Self::is_partial(after) {
+            self.partial.push_front(&mut self.table, number);
+        }
+        if !Self::is_whole(before) && Self::is_whole(after) {
+            self.whole.push_front(&mut self.table, number);
+        }
+    }
+
+    fn is_whole(free: usize) -> bool {
+        free == BLOCK_PAGES
+    }
+
+    fn is_partial(free: usize) -> bool {
+        free != 0 && !Self::is_whole(free)
+    }
+}
+
+/// Number of the first page of `folio`, which is one of block `block`.
+fn page_of(block: u32, folio: Option<&FreeFolio>) -> u32 {
+    let index = folio.map_or(0, |folio| folio.first_pfn() % BLOCK_PAGES);
+    // CAST: Page numbers of a device fit `u32`.
+    (block << PMD_ORDER) + index as u32
+}
+
+#[kunit_tests(zdmirror_block_map)]
+mod tests {
+    use super::*;
+
+    const BLOCK: u32 = BLOCK_PAGES as u32;
+
+    /// A map, and what was taken from it, by page number.
+    struct Fixture {
+        map: BlockMap,
+        taken: KVVec<Option<FreeFolio>>,
+    }
+
+    impl Fixture {
+        /// `chunks` chunks of `n` blocks, of two that there may be.
+        fn new(chunks: usize, n: usize) -> Result<Self> {
+            let pages = NonZeroUsize::new(n * BLOCK_PAGES).ok_or(EINVAL)?;
+            let mut taken = KVVec::with_capacity(2 * pages.get(), GFP_KERNEL)?;
+            for _ in 0..2 * pages.get() {
+                taken.push(None, GFP_KERNEL)?;
+            }
+            let mut map = BlockMap::new(2, pages)?;
+            for number in 0..chunks {
+                let mut blocks = Blocks::with_room(pages.get())?;
+                blocks.fill(FreeRegion::for_test(number * n..(number + 1) * n));
+                map.add_chunk(number, blocks).map_err(|_| EINVAL)?;
+            }
+            Ok(Self { map, taken })
+        }
+
+        fn take_order(&mut self, order: u32) -> Option<u32> {
+            let (page, folio) = self.map.take(order)?;
+            self.taken[page as usize] = Some(folio);
+            Some(page)
+        }
+
+        fn take(&mut self) -> Option<u32> {
+            self.take_order(0)
+        }
+
+        /// Takes up to `n` pages, and says which.
+        fn take_pages(&mut self, n: usize) -> Result<KVVec<u32>> {
+            let mut pages = KVVec::from_elem(0, n, GFP_KERNEL)?;
+            let mut out = KVVec::with_capacity(n, GFP_KERNEL)?;
+            for _ in 0..n {
+                out.push(None, GFP_KERNEL)?;
+            }
+            let taken = self.map.take_pages(&mut pages, &mut out);
+            for (&page, folio) in pages.iter().zip(out.iter_mut()).take(taken) {
+                self.taken[page as usize] = folio.take();
+            }
+            pages.truncate(taken);
+            Ok(pages)
+        }
+
+        fn put(&mut self, page: u32) -> bool {
+            self.taken[page as usize]
+                .take()
+                .is_some_and(|folio| self.map.put(page, folio).is_ok())
+        }
+    }
+
+    #[test]
+    fn chunk_is_a_number_of_blocks() {
+        for (pages, good) in [(1, false), (511, false), (512, true), (513, false)] {
+            let pages = NonZeroUsize::MIN.saturating_add(pages - 1);
+            assert_eq!(BlockMap::new(1, pages).is_ok(), good);
+        }
+    }
+
+    #[test]
+    fn lowest_free_page_comes_first() -> Result {
+        let mut f = Fixture::new(1, 1)?;
+        assert!(f.take_pages(130)?.iter().copied().eq(0..130));
+        for page in [127, 64, 63, 2] {
+            assert!(f.put(page));
+        }
+        assert_eq!(f.take_pages(6)?[..], [2, 63, 64, 127, 130, 131]);
+        Ok(())
+    }
+
+    #[test]
+    fn broken_blocks_are_used_up_first() -> Result {
+        let mut f = Fixture::new(1, 3)?;
+        assert_eq!(f.take(), Some(0));
+        assert_eq!(f.take_order(PMD_ORDER), Some(BLOCK));
+        assert_eq!(f.take(), Some(1));
+        assert_eq!(f.map.whole(), 1);
+        // A folio of a middle order breaks no block either, and is aligned.
+        assert_eq!(f.take_order(4), Some(16));
+        assert_eq!(f.take_order(2), Some(4));
+        assert_eq!(f.map.whole(), 1);
+        assert_eq!(f.take_order(PMD_ORDER), Some(2 * BLOCK));
+        assert_eq!(f.take_order(PMD_ORDER), None);
+        assert_eq!(f.take_order(PMD_ORDER + 1), None);
+        Ok(())
+    }
+
+    #[test]
+    fn block_that_was_full_is_filled_first() -> Result {
+        let mut f = Fixture::new(1, 2)?;
+        assert_eq!(f.take(), Some(0));
+        let whole = f.map.take(PMD_ORDER).ok_or(EINVAL)?;
+        assert_eq!(whole.0, BLOCK);
+        let page = whole
+            .1
+            .split_to((1 << 52) + BLOCK_PAGES + 7, 0, |_| {})
+            .map_err(|_| EINVAL)?;
+        f.map.put(BLOCK + 7, page).map_err(|_| EINVAL)?;
+        assert_eq!(f.take(), Some(BLOCK + 7));
+        assert_eq!(f.take(), Some(1));
+        Ok(())
+    }
+
+    #[test]
+    fn one_page_back_and_forth_breaks_one_block() -> Result {
+        let mut f = Fixture::new(1, 4)?;
+        for _ in 0..1000 {
+            assert_eq!(f.take(), Some(0));
+            assert_eq!(f.map.whole(), 3);
+            assert!(f.put(0));
+            assert_eq!(f.map.whole(), 4);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn last_page_back_makes_a_block_whole() -> Result {
+        let mut f = Fixture::new(1, 1)?;
+        for page in 0..BLOCK {
+            assert_eq!(f.take(), Some(page));
+        }
+        assert_eq!(f.take(), None);
+        assert_eq!(f.take_order(PMD_ORDER), None);
+        for page in (0..BLOCK).rev() {
+            assert_eq!(f.map.whole(), 0);
+            assert!(f.put(page));
+        }
+        assert_eq!(f.map.free(), BLOCK_PAGES);
+        assert_eq!(f.take_order(PMD_ORDER), Some(0));
+        assert_eq!(f.map.is_free(BLOCK - 1), Some(false));
+        assert_eq!(f.map.is_free(BLOCK), None);
+        assert!(f.put(0));
+        assert_eq!(f.map.whole(), 1);
+        Ok(())
+    }
+
+    #[test]
+    fn take_spans_blocks() -> Result {
+        let mut f = Fixture::new(1, 2)?;
+        assert_eq!(f.take(), Some(0));
+        let pages = f.take_pages(2 * BLOCK_PAGES)?;
+        assert!(pages.iter().copied().eq(1..2 * BLOCK));
+        assert_eq!(f.map.free(), 0);
+        Ok(())
+    }
+
+    #[test]
+    fn peeked_page_is_not_next() -> Result {
+        let mut f = Fixture::new(1, 2)?;
+        assert_eq!(f.map.peek(), Some(2 * BLOCK - 1));
+        f.take_pages(2 * BLOCK_PAGES)?;
+        assert_eq!(f.map.peek(), None);
+        assert!(f.put(5) && f.put(70));
+        assert_eq!(f.map.peek(), Some(70));
+        Ok(())
+    }
+
+    #[test]
+    fn pages_of_no_block_are_refused() -> Result {
+        let mut f = Fixture::new(1, 1)?;
+        let (page, folio) = f.map.take(3).ok_or(EINVAL)?;
+        let folio = f.map.put(2 * BLOCK, folio).err().ok_or(EINVAL)?;
+        let folio = f.map.quarantine(2 * BLOCK, folio).err().ok_or(EINVAL)?;
+        f.map.quarantine(page, folio).map_err(|_| EINVAL)?;
+        // Out of reach, but still there to be looked at.
+        assert_eq!(f.take(), Some(8));
+        assert_eq!(f.map.with(page, |folio| folio.order()), Some(0));
+        assert_eq!(f.map.with(8, |_| ()), None);
+        assert_eq!(f.map.with(2 * BLOCK, |_| ()), None);
+        assert!(f.put(8));
+        assert!(f.map.remove_chunk(0).is_none());
+        let mut pages = 0;
+        f.map.take_chunk(0).drain(|folio| pages += folio.pages());
+        assert_eq!((pages, f.map.free()), (BLOCK_PAGES, 0));
+        Ok(())
+    }
+
+    #[test]
+    fn only_free_chunks_go() -> Result {
+        let mut f = Fixture::new(2, 2)?;
+        assert_eq!(f.take(), Some(0));
+        assert!(f.map.remove_chunk(0).is_none());
+        let mut blocks = 0;
+        f.map
+            .remove_chunk(1)
+            .ok_or(EINVAL)?
+            .drain(|folio| blocks += usize::from(folio.order() == PMD_ORDER));
+        assert_eq!(blocks, 2);
+        assert!(f.map.remove_chunk(1).is_none());
+        assert_eq!(f.map.free(), 2 * BLOCK_PAGES - 1);
+        assert_eq!(f.map.whole(), 1);
+        assert_eq!(f.map.is_free(2 * BLOCK), None);
+        assert!(f.put(0));
+        assert!(f.map.remove_chunk(0).is_some());
+        assert_eq!((f.map.free(), f.map.whole(), f.take()), (0, 0, None));
+        Ok(())
+    }
+
+    #[test]
+    fn nothing_is_taken_from_a_closed_chunk() -> Result {
+        let mut f = Fixture::new(2, 2)?;
+        assert_eq!(f.take_pages(2)?.len(), 2);
+        f.map.close_chunk(0);
+        f.map.close_chunk(0);
+        assert_eq!((f.map.free(), f.map.whole()), (2 * BLOCK_PAGES, 2));
+        // What comes back stays out of reach.
+        assert!(f.put(0));
+        assert_eq!((f.map.taken(0), f.map.taken(1)), (1, 0));
+        assert_eq!(f.take(), Some(2 * BLOCK));
+        assert_eq!(f.take_order(PMD_ORDER), Some(3 * BLOCK));
+        f.map.open_chunk(0);
+        f.map.open_chunk(0);
+        assert_eq!((f.map.free(), f.map.whole()), (3 * BLOCK_PAGES - 2, 1));
+        // Closed, it can go as soon as all of it is back, and is whole when it comes again.
+        f.map.close_chunk(0);
+        assert!(f.map.remove_chunk(0).is_none());
+        assert!(f.put(1));
+        let chunk = f.map.remove_chunk(0).ok_or(EINVAL)?;
+        f.map.open_chunk(0);
+        assert_eq!((f.map.free(), f.map.whole()), (BLOCK_PAGES - 1, 0));
+        f.map.add_chunk(0, chunk).map_err(|_| EINVAL)?;
+        assert_eq!((f.map.free(), f.map.whole()), (3 * BLOCK_PAGES - 1, 2));
+        Ok(())
+    }
+}

@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Device memory: which pages are free, and which client has the others.
+
+#![forbid(unsafe_code)]
+
+mod allocator;
+mod block_map;
+mod index_list;
+#[cfg(CONFIG_KUNIT = "y")]
+mod model;
+mod owner_list;
+
+pub(super) use allocator::{
+    Allocator,
+    NewChunk,
+    MAX_CHUNKS, //
+};
+pub(super) use owner_list::{
+    ClientId,
+    ListRoom, //
+};

@@ -1,0 +1,254 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Folios of device memory for one migration.
+
+#![forbid(unsafe_code)]
+
+use super::{
+    chunk::Chunk,
+    device::Device,
+    devmem::ClientId, //
+};
+use crate::{
+    audit::{
+        check_fresh,
+        check_fresh_tail,
+        check_handed_out,
+        Check,
+        Event,
+        Invariant,
+        Violation, //
+    },
+    mm::{
+        backing::Backing,
+        device_folio::{
+            HandOutCause,
+            LockedDeviceFolio, //
+        },
+        free_folio::FreeFolio,
+        registration::PagemapRef, //
+    },
+    stamp::log_clock,
+};
+use kernel::prelude::*;
+
+/// Pages that are tried before one that is not fit to be handed out counts as none left.
+const HAND_OUT_TRIES: usize = 16;
+
+/// Pages that are taken from the allocator at a time.
+const BATCH: usize = 64;
+
+/// Hands out folios for one client, and takes pages from the allocator in batches to do so. Dropping it
+/// returns unused pages to the allocator.
+pub(super) struct DevmemAlloc<'a> {
+    device: &'a Device,
+    client: ClientId,
+    /// Pages that will be asked for, at most.
+    wanted: usize,
+    /// Numbers of the pages of the batch.
+    pages: [u32; BATCH],
+    /// The pages of the batch that are not used yet.
+    batch: [Option<FreeFolio>; BATCH],
+    /// The first page of the batch that is not used yet, and the end of the batch.
+    next: usize,
+    end: usize,
+    /// When the last pages were taken, by [`log_clock`].
+    taken: u64,
+    /// The chunk of the last page.
+    chunk: Option<PagemapRef<Chunk>>,
+}
+
+impl<'a> DevmemAlloc<'a> {
+    /// For up to `wanted` pages. Does not sleep.
+    pub(super) fn new(device: &'a Device, client: ClientId, wanted: usize) -> Self {
+        Self {
+            device,
+            client,
+            wanted,
+            pages: [0; BATCH],
+            batch: [const { None }; BATCH],
+            next: 0,
+            end: 0,
+            taken: 0,
+            chunk: None,
+        }
+    }
+
+    /// Hands out a folio of `order`, locked. May sleep, for its backing.
+    ///
+    /// A page that fails the free-page checks is reported and quarantined, and the next one is taken.
+    pub(super) fn folio(&mut self, order: u32) -> Option<LockedDeviceFolio> {
+        let core = &self.device.core;
+        let mut backing = Backing::new(self.device.memory_type(), order).ok()?;
+        // Bounded, so that an allocator that is broken ends in reports.
+        for _ in 0..HAND_OUT_TRIES {
+            let (page, folio) = self.take(order)?;
+            if !self.locate(page) {
+                self.put(page, folio);
+                return None;
+            }
+            let chunk = self.chunk.as_ref()?;
+            let index = chunk.index_of_pfn(folio.first_pfn())?;
+            if self.check(chunk, index, order) {
+                // Reported, and not to be used.
+                self.quarantine(chunk, index, page, folio);
+                continue;
+            }
+            match chunk.hand_out(folio, backing) {
+                Ok(folio) => {
+                    let ledger = chunk.ops().ledger();
+                    ledger.note_at(self.taken, index, Event::HandedOut, order);
+                    if core.auditor.is_on() {
+                        self.check_fresh(chunk, index, &folio);
+                    }
+                    core.stats.allocated.add(1 << order);
+                    return Some(folio);
+                }
+                Err(err) => {
+                    self.refused(chunk, err.cause);
+                    self.quarantine(chunk, index, page, err.folio);
+                    backing = err.backing;
+                }
+            }
+        }
+        None
+    }
+
+    /// Takes a free folio, and its number.
+    fn take(&mut self, order: u32) -> Option<(u32, FreeFolio)> {
+        if order > 0 {
+            self.taken = log_clock();
+            return self.device.memory().pool.take(self.client, order);
+        }
+        if self.next == self.end {
+            self.taken = log_clock();
+            let room = self.wanted.clamp(1, BATCH);
+            self.next = 0;
+            let twice = {
+                let mut memory = self.device.memory();
+                let (pages, batch) = (&mut self.pages[..room], &mut self.batch[..room]);
+                self.end = memory.pool.take_many(self.client, pages, batch);
+                memory.pool.taken_twice()
+            };
+            if let Some(page) = twice {
+                self.report_twice(page);
+            }
+        }
+        let i = self.next;
+        let folio = self.batch[..self.end].get_mut(i)?.take()?;
+        self.next += 1;
+        self.wanted = self.wanted.saturating_sub(1);
+        Some((self.pages[i], folio))
+    }
+
+    /// Returns a folio to the allocator.
+    fn put(&self, page: u32, folio: FreeFolio) {
+        if let Err(folio) = self.device.memory().pool.put(page, folio) {
+            self.lost(&folio);
+        }
+    }
+
+    /// Says that the allocator does not know what `folio` is a part of. Its memory stays registered.
+    #[cold]
+    fn lost(&self, folio: &FreeFolio) {
+        pr_err!("nobody has the folio at pfn {:#x}\n", folio.first_pfn());
+    }
+
+    /// Makes `chunk` the chunk of `page`, and returns whether there is one.
+    fn locate(&mut self, page: u32) -> bool {
+        let number = page as usize / self.device.config.chunk_pages;
+        let chunk = self.chunk.as_ref();
+        if chunk.is_none_or(|chunk| chunk.ops().number() != number) {
+            self.chunk = self.device.chunk(number);
+        }
+        self.chunk.is_some()
+    }
+
+    /// Reports page `page` as taken once more by the allocator, if it is in use. The type of a free folio
+    /// does not let that happen, so that only fault injection asks for it.
+    #[cold]
+    fn report_twice(&self, page: u32) {
+        let Some((chunk, index)) = self.device.locate(page) else {
+            return;
+        };
+        if chunk.order_in_use(index).is_some() {
+            let twice = |view| Violation::on(view, Invariant::HandedOut, Check::State, 0, 1);
+            chunk.ops().judge(index, chunk.page(index).map(twice));
+        }
+    }
+
+    /// I2, for each page of the folio of `order` at `index`; whether there was a violation.
+    fn check(&self, chunk: &PagemapRef<Chunk>, index: usize, order: u32) -> bool {
+        let pages = 1 << order;
+        // Checking the whole folio at once is cheaper; the per-page check only adds detail.
+        if !self.device.core.auditor.is_on() || chunk.clean_pages(index, pages) == pages {
+            return false;
+        }
+        let mut found = false;
+        for i in index..index + pages {
+            let outcome = chunk.page(i).and_then(check_handed_out);
+            found |= chunk.ops().judge(i, outcome);
+        }
+        found
+    }
+
+    /// I2, for a folio that was just handed out, and each of its pages.
+    fn check_fresh(&self, chunk: &PagemapRef<Chunk>, index: usize, folio: &LockedDeviceFolio) {
+        let order = folio.order();
+        let mut broken = chunk.ops().judge(index, check_fresh(folio.page(), order));
+        // Checking the whole folio at once is cheaper; the per-page check only adds detail.
+        if folio.has_clean_tails() {
+            return;
+        }
+        for i in index + 1..index + (1 << order) {
+            // What is wrong with all of them is said once.
+            if broken {
+                return;
+            }
+            let outcome = chunk.page(i).and_then(check_fresh_tail);
+            broken = chunk.ops().judge(i, outcome);
+        }
+    }
+
+    /// Reports a folio that could not be handed out.
+    #[cold]
+    fn refused(&self, chunk: &PagemapRef<Chunk>, cause: HandOutCause) {
+        let HandOutCause::NotFree(bad) = cause else {
+            return;
+        };
+        let Some(view) = chunk.page(bad) else {
+            return;
+        };
+        // A page that is clean by itself is part of a folio that is in use.
+        if !chunk.ops().judge(bad, check_handed_out(view)) {
+            let tail = Violation::on(view, Invariant::HandedOut, Check::Tail, 0, 1);
+            chunk.ops().judge(bad, Some(tail));
+        }
+    }
+
+    /// Keeps a folio from being handed out again.
+    #[cold]
+    fn quarantine(&self, chunk: &PagemapRef<Chunk>, index: usize, page: u32, folio: FreeFolio) {
+        let order = folio.order();
+        chunk.ops().ledger().note(index, Event::SetAside, order);
+        if let Err(folio) = self.device.memory().pool.quarantine(page, folio) {
+            self.lost(&folio);
+        }
+    }
+}
+
+impl Drop for DevmemAlloc<'_> {
+    fn drop(&mut self) {
+        if self.next < self.end {
+            let mut memory = self.device.memory();
+            for i in self.next..self.end {
+                let Some(folio) = self.batch[i].take() else {
+                    continue;
+                };
+                if let Err(folio) = memory.pool.put(self.pages[i], folio) {
+                    self.lost(&folio);
+                }
+            }
+        }
+    }
+}

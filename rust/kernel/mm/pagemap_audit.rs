@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What an oracle asks of a pagemap, and faults that it is tested with.
+//!
+//! C header: [`include/linux/memremap.h`](srctree/include/linux/memremap.h)
+
+use super::{
+    free_folio::FreeFolio,
+    pagemap::DevPagemap,
+    pagemap_ops::PagemapOps, //
+};
+use crate::bindings;
+use kernel::{
+    sync::atomic::{
+        Full,
+        Relaxed,
+        Release, //
+    },
+    time::{
+        delay::fsleep,
+        Delta, //
+    }, //
+};
+
+/// Looks at the references of a `dev_pagemap`, a millisecond apart, after which somebody is at work
+/// on it.
+const SETTLE_TRIES: usize = 1000;
+
+/// Looks in a row that must find the same. Core mm drops the reference of a page after the page is
+/// no longer in use, and on a busy machine it may lose its processor in between for many looks.
+const SETTLED: usize = 300;
+
+/// In the place of a mapping, where no object can be: poison as of `include/linux/poison.h`, with
+/// the low bits of a mapping that is not anonymous.
+const STALE_MAPPING: usize = 0xdead_0000_5a5a_5000;
+
+/// A fault to be injected into a free page, or to be taken out again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Corruption {
+    /// Whether it has one reference. The page cannot be handed out unless it has none.
+    Referenced(bool),
+    /// Whether it has a mapping: a poison, which is no address.
+    Mapping(bool),
+    /// Whether it has `PG_anon_exclusive`.
+    AnonExclusive(bool),
+}
+
+/// Fault injection has not taken a reference.
+const NONE: u32 = 0;
+/// Fault injection is about to take one.
+const TAKING: u32 = 1;
+/// Fault injection has taken one.
+const LEAKED: u32 = 2;
+
+impl<T: PagemapOps> DevPagemap<T> {
+    /// References that this kernel keeps on a free page of such memory: as many as each page has
+    /// while none is handed out, which is when to ask. 0, but for GENERIC memory in a kernel with
+    /// the old rule.
+    pub(crate) fn free_refs(&self) -> i32 {
+        (0..self.pages())
+            .filter_map(|i| self.page(i))
+            .map(|page| page.refs())
+            .min()
+            .map_or(0, |refs| refs.max(0))
+    }
+
+    /// References of the `dev_pagemap` that registration left, before a page was in use: 1, and
+    /// one for each page where the kernel does not count those in use.
+    pub(crate) fn first_refs(&self) -> i64 {
+        self.first_refs
+    }
+
+    /// References that the `dev_pagemap` has, beyond (or short of) those that registration left, that
+    /// pages in use have, and that this module holds. They are counted by processor, and read one after
+    /// the other: exact at a quiescent point only. Does not sleep.
+    pub(crate) fn excess_refs(&self) -> i64 {
+        // SAFETY: The pagemap is registered by the type invariants.
+        let refs = unsafe { bindings::zdm_pgmap_refs(self.raw()) } as i64;
+        let own = self.used() + self.guards.load(Relaxed);
+        // CAST: Both are less than the pages of a machine.
+        refs - self.first_refs - own as i64
+    }
+
+    /// [`DevPagemap::excess_refs`], once it does not change any more; `None` where it goes on to change,
+    /// as somebody is at work. May sleep, where it is not 0 at once.
+    pub(crate) fn settled_excess(&self) -> Option<i64> {
+        let mut excess = self.excess_refs();
+        let mut same = 0;
+        for _ in 0..SETTLE_TRIES {
+            if excess == 0 || same == SETTLED {
+                return Some(excess);
+            }
+            fsleep(Delta::from_millis(1));
+            let before = core::mem::replace(&mut excess, self.excess_refs());
+            same = if before == excess { same + 1 } else { 0 };
+        }
+        None
+    }
+
+    /// Takes a reference of the `dev_pagemap` that nobody owns, or drops it again, and says whether it
+    /// did. Only for fault injection.
+    pub(crate) fn leak_ref(&self, leak: bool) -> bool {
+        if self.closed.load(Relaxed) {
+            return false;
+        }
+        if !leak {
+            let some = self.leaked.cmpxchg(LEAKED, NONE, Full).is_ok();
+            if some {
+                // SAFETY: `LEAKED` says that a reference was taken below, and nobody else sees it now.
+                unsafe { bindings::zdm_pgmap_put(self.raw()) };
+            }
+            return some;
+        }
+        if self.leaked.cmpxchg(NONE, TAKING, Full).is_err() {
+            return false;
+        }
+        // SAFETY: The pagemap is registered by the type invariants.
+        let taken = unsafe { bindings::zdm_pgmap_tryget_live(self.raw()) };
+        self.leaked
+            .store(if taken { LEAKED } else { NONE }, Release);
+        taken
+    }
+
+    /// Whether, from page `index` on, pages are free by the allocator and have nothing that a free
+    /// page must not have: how many. Does not sleep.
+    ///
+    /// Says the same as looking at each page, at a cost of about reading them.
+    pub(crate) fn clean_pages(&self, index: usize, most: usize) -> usize {
+        let n = most.min(self.pages().saturating_sub(index));
+        let Some(state) = self.state.get(index..index + n) else {
+            return 0;
+        };
+        // SAFETY: There are struct pages and states for `n` pages; an atomic may be read as what it
+        // is an atomic of.
+        unsafe { bindings::zdm_clean_pages(self.first_pfn() + index, state.as_ptr().cast(), n) }
+    }
+
+    /// Reads up to `most` struct pages from that of page `index` on, and does nothing with them.
+    pub(crate) fn read_pages(&self, index: usize, most: usize) -> usize {
+        let n = most.min(self.pages().saturating_sub(index));
+        if let Some(page) = self.page(index) {
+            // SAFETY: There are `n` struct pages.
+            core::hint::black_box(unsafe { bindings::zdm_read_pages(page.as_ptr(), n) });
+        }
+        n
+    }
+
+    /// Spoils the first page of `folio`, or mends it, and says whether it did. Only for fault injection.
+    ///
+    /// The page must not look like a tail, as then most of its fields belong to the head.
+    pub(crate) fn corrupt(&self, folio: &FreeFolio, fault: Corruption) -> bool {
+        let page = self
+            .index_of_pfn(folio.first_pfn())
+            .and_then(|index| self.page(index));
+        let Some(page) = page.filter(|page| !page.bits().is_tail()) else {
+            return false;
+        };
+        let page = page.as_ptr();
+        match fault {
+            Corruption::Referenced(set) => {
+                // SAFETY: `folio` is borrowed, so that its pages are free, and nobody relies on the count.
+                unsafe { bindings::zdm_set_page_count(page, set.into()) }
+            }
+            Corruption::Mapping(set) => {
+                let mapping = if set { STALE_MAPPING } else { 0 };
+                // SAFETY: `folio` is borrowed, so that its pages are free, and core mm does not follow the
+                // mapping of a page without references.
+                unsafe { bindings::zdm_set_page_mapping(page, mapping) }
+            }
+            Corruption::AnonExclusive(set) => {
+                // SAFETY: `folio` is borrowed, so that its pages are free, and nobody relies on the flag.
+                unsafe { bindings::zdm_set_anon_exclusive(page, set) }
+            }
+        }
+        true
+    }
+
+    /// Frees `folio`, which is free, and says whether it did. Only for fault injection: nothing but a
+    /// report comes of it. Does not sleep.
+    pub(crate) fn free_again(&self, folio: &FreeFolio) -> bool {
+        let page = self
+            .index_of_pfn(folio.first_pfn())
+            .and_then(|index| self.page(index));
+        let Some(page) = page.filter(|page| !page.bits().is_tail()) else {
+            return false;
+        };
+        // SAFETY: The page is the head of a folio of this pagemap, which is free, and stays so as `folio` is
+        // borrowed.
+        unsafe { Self::folio_free(page.as_ptr().cast()) };
+        true
+    }
+}

@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: GPL-2.0
+// error: E0382
+
+//! Handing a free folio out consumes it.
+
+#![forbid(unsafe_code)]
+
+use crate::mm::{
+    backing::Backing, free_folio::FreeFolio, pagemap::DevPagemap, pagemap_ops::PagemapOps,
+};
+
+fn twice<T: PagemapOps>(map: &DevPagemap<T>, folio: FreeFolio, a: Backing, b: Backing) {
+    let first = map.hand_out(folio, a).ok();
+    let second = map.hand_out(folio, b).ok();
+    drop((first, second));
+}

@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: GPL-2.0
+// error: E0507
+
+//! Whoever borrows a free folio cannot keep it.
+
+#![forbid(unsafe_code)]
+
+use crate::mm::free_folio::{FreeFolio, FreePages};
+
+fn keep(pages: &FreePages, pfn: usize) -> Option<FreeFolio> {
+    pages.with(pfn, |folio| *folio)
+}
