@@ -90,6 +90,10 @@ else
 	exit $$status
 endif
 
+test-host:
+	@echo "  TEST    zdvm, zdm-selftests (on this machine)"
+	@$(ENV) cargo test -q --workspace
+
 # Guests that go wrong on purpose: do we notice?
 test-boot: $(ZDVM)
 	@echo "  TEST    zdvm (in guests that fail)"

@@ -242,6 +242,12 @@ impl Expected {
         there.map(allow).collect()
     }
 
+    /// The tests that the programs of this place have.
+    pub fn present<'a>(&'a self, place: Place<'a>) -> impl Iterator<Item = &'a String> {
+        let absent = move |test: &str| self.absent.iter().any(|e| e.fits(test, place));
+        self.tests.iter().filter(move |t| !absent(t))
+    }
+
     /// What is planned of this file.
     pub fn suite(
         &self,
@@ -273,8 +279,7 @@ impl Expected {
             |needs: &&Needs| config.is_some_and(|c| !kconfig::lacking(&needs.config, c).is_empty());
         let lacking: Vec<&Needs> = self.needs.iter().filter(lacks).collect();
         let applies = |test: &str| !lacking.iter().any(|n| n.pattern.0.is_match(test));
-        let absent = |test: &str| self.absent.iter().any(|e| e.fits(test, place));
-        for test in self.tests.iter().filter(|t| !absent(t)) {
+        for test in self.present(place) {
             let wanted = selection.filter.as_ref().is_none_or(|f| f.is_match(test));
             if wanted && !applies(test) {
                 suite.not_applicable += 1;
