@@ -140,6 +140,12 @@ pub(crate) fn find() -> Result<KVec<Range<usize>>> {
     Ok(found)
 }
 
+/// What the pagemap of `range`, one of [`find()`], says of itself; `None` if it was unregistered
+/// meanwhile. Does not sleep.
+pub(crate) fn facts(range: &Range<usize>) -> Option<PagemapFacts> {
+    AnyPagemap::of_range(range).map(|pgmap| pgmap.says())
+}
+
 /// Looks at all pages of `range`, one of [`find()`], and gives `f` the facts of each. Of a large
 /// folio in use only the first page is looked at. Returns what the pagemap says of itself, `None`
 /// if it was unregistered meanwhile. `asking` is the owner that [`PageFacts`] compares with. May
@@ -156,9 +162,7 @@ pub(crate) fn examine(
     let mut pfn = range.start;
     loop {
         check_signals()?;
-        let last = AnyPagemap::of_pfn(range.start)
-            .filter(|pgmap| pgmap.range_of(range.start).as_ref() == Some(range));
-        let Some(pgmap) = last else {
+        let Some(pgmap) = AnyPagemap::of_range(range) else {
             return Ok(None);
         };
         let end = range.end.min(pfn.saturating_add(BATCH));
@@ -177,6 +181,12 @@ pub(crate) fn examine(
 }
 
 impl AnyPagemap {
+    /// The pagemap that has `range` as one of its ranges.
+    fn of_range(range: &Range<usize>) -> Option<Self> {
+        Self::of_pfn(range.start)
+            .filter(|pgmap| pgmap.range_of(range.start).as_ref() == Some(range))
+    }
+
     /// The range of this pagemap that page frame `pfn` is in.
     fn range_of(&self, pfn: usize) -> Option<Range<usize>> {
         // SAFETY: Registered by the type invariants.

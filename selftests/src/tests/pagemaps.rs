@@ -145,7 +145,7 @@ fn fs_dax(_: &Ctx) -> Outcome {
     Ok(())
 }
 
-/// What is stale in a free page shows, whoever looks.
+/// The survey shows a stale mapping of a free page.
 fn broken(_: &Ctx) -> Outcome {
     let device = Device::open(1)?;
     let pfn = device
