@@ -1,38 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0
 //! zdvm: builds kernels, boots them in QEMU with the zdmirror module, and judges the result.
 //!
-//! `verdict` (with `ktap`, `splat`, `taint`) does no input or output at all and is where to look
-//! first; `run` ties the rest together.
+//! - [`plan`]: what is to run, and which results each kernel must give.
+//! - [`kernel`]: the tree of a kernel, the user's or one of the matrix, patched, configured and built.
+//! - [`vm`]: the guest: its files, its accelerator, and QEMU.
+//! - [`judge`]: the verdict on what a guest said. It does no input or output.
+//! - [`report`]: the verdict as text, JSON, JUnit and a page.
+//! - [`command`]: the commands of the program; each ties the rest together.
 
-pub mod accel;
-pub mod bisect;
-pub mod compare;
-pub mod compiler;
-pub mod doctor;
-pub mod examples;
-pub mod expected;
-pub mod gdb;
-pub mod html;
+pub mod command;
 pub mod job;
-pub mod kconfig;
-pub mod kdir;
+pub mod judge;
 pub mod kernel;
-pub mod ktap;
-pub mod kvm;
-pub mod make;
-pub mod matrix;
-pub mod mutants;
-pub mod patchcheck;
-pub mod payload;
-pub mod planned;
+pub mod plan;
 pub mod progress;
 pub mod repo;
 pub mod report;
-pub mod results;
-pub mod run;
-pub mod script;
-pub mod series;
-pub mod splat;
-pub mod taint;
-pub mod verdict;
 pub mod vm;

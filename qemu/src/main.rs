@@ -8,18 +8,28 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use regex::Regex;
-use zdvm::expected::{On, Selection};
+use zdvm::command::bisect;
+use zdvm::command::compare;
+use zdvm::command::doctor;
+use zdvm::command::examples;
+use zdvm::command::gdb;
+use zdvm::command::mutants;
+use zdvm::command::mutants::plan::Detector;
+use zdvm::command::mutants::run::{PARAMETER, Wish};
+use zdvm::command::patchcheck;
+use zdvm::command::patchcheck::Tally;
+use zdvm::command::run::{self, Request, Setup};
+use zdvm::job;
+use zdvm::kernel;
 use zdvm::kernel::Tree;
-use zdvm::kvm::Choice;
-use zdvm::matrix::Matrix;
-use zdvm::mutants::plan::Detector;
-use zdvm::mutants::run::{PARAMETER, Wish};
-use zdvm::patchcheck::Tally;
-use zdvm::run::{self, Request, Setup};
-use zdvm::{
-    bisect, compare, doctor, examples, gdb, html, job, kdir, kernel, mutants, patchcheck, repo,
-    report, results,
-};
+use zdvm::kernel::kdir;
+use zdvm::kernel::results;
+use zdvm::plan::expected::{On, Selection};
+use zdvm::plan::matrix::Matrix;
+use zdvm::repo;
+use zdvm::report;
+use zdvm::report::html;
+use zdvm::vm::kvm::Choice;
 
 /// Builds kernels, boots them in QEMU with the zdmirror module, and judges the result.
 #[derive(Debug, Parser)]
@@ -339,7 +349,7 @@ fn cmd_patch_check(repo: &std::path::Path, args: &PatchCheckArgs) -> Result<bool
     if kernels.is_empty() {
         // Seeded bugs over a series are no series to be sent anywhere; what clang builds has the
         // same series once more.
-        let one = |kernel: &zdvm::matrix::Kernel| kernel.patches.len() == 1 && !kernel.llvm;
+        let one = |kernel: &zdvm::plan::matrix::Kernel| kernel.patches.len() == 1 && !kernel.llvm;
         let patched = matrix.kernel.iter().filter(|(_, kernel)| one(kernel));
         kernels.extend(patched.map(|(name, _)| name.clone()));
     }
@@ -381,8 +391,8 @@ fn cmd_patch_check(repo: &std::path::Path, args: &PatchCheckArgs) -> Result<bool
     Ok(say(tally))
 }
 
-fn list(planned: &zdvm::verdict::Planned) {
-    use zdvm::verdict::Expect;
+fn list(planned: &zdvm::judge::verdict::Planned) {
+    use zdvm::judge::verdict::Expect;
     let mut out = format!("kernel {}, machine {}\n", planned.kernel, planned.machine);
     for suite in &planned.suites {
         let more = match suite.with_full {

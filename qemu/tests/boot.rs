@@ -9,11 +9,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
-use zdvm::accel::Accel;
+use zdvm::judge::verdict::{Evidence, Expect, Planned, Suite, Test, Verdict, judge};
 use zdvm::kernel::Tree;
-use zdvm::matrix::Timeouts;
-use zdvm::payload;
-use zdvm::verdict::{Evidence, Expect, Planned, Suite, Test, Verdict, judge};
+use zdvm::plan::matrix::Timeouts;
+use zdvm::vm::accel::Accel;
+use zdvm::vm::payload;
 use zdvm::vm::{Blind, Boot, Machine};
 use zdvm_guest::plan::{self, Kind, Plan};
 

@@ -9,7 +9,7 @@ use std::process::Command;
 
 use regex::Regex;
 use tempfile::TempDir;
-use zdvm::verdict::Verdict;
+use zdvm::judge::verdict::Verdict;
 
 fn repo() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()

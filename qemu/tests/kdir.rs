@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use tempfile::TempDir;
-use zdvm::kdir;
 use zdvm::kernel::Tree;
-use zdvm::matrix::Matrix;
+use zdvm::kernel::kdir;
+use zdvm::plan::matrix::Matrix;
 
 fn write(path: &Path, text: impl AsRef<[u8]>) {
     fs::create_dir_all(path.parent().unwrap()).unwrap();

@@ -6,8 +6,8 @@
 use std::fs;
 use std::path::Path;
 
-use zdvm::ktap::{self, Outcome};
-use zdvm::splat;
+use zdvm::judge::ktap::{self, Outcome};
+use zdvm::judge::splat;
 
 /// Passed, failed and skipped cases, and whether something was wrong with the text itself.
 type Counts = (usize, usize, usize, bool);

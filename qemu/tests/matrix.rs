@@ -5,9 +5,9 @@
 use std::path::Path;
 
 use regex::Regex;
-use zdvm::expected::{Expected, On, Selection};
-use zdvm::matrix::Matrix;
-use zdvm::planned::{Expect, Planned};
+use zdvm::plan::expected::{Expected, On, Selection};
+use zdvm::plan::matrix::Matrix;
+use zdvm::plan::planned::{Expect, Planned};
 
 fn matrix() -> Matrix {
     Matrix::load(Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()).unwrap()
@@ -52,7 +52,7 @@ fn the_mutants_are_seeded_over_the_series() {
     assert_eq!(mutants.patches[..1], patched.patches[..]);
     assert_eq!(mutants.patches.len(), 2);
     let count = |kernel| zdvm::kernel::patches(&matrix, kernel).unwrap().len();
-    let (catalogue, patches) = zdvm::mutants::run::catalogue(&matrix).unwrap();
+    let (catalogue, patches) = zdvm::command::mutants::run::catalogue(&matrix).unwrap();
     assert_eq!(count(mutants), count(patched) + patches.len());
     assert!(catalogue.mutant.len() >= 40);
 }

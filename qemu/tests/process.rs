@@ -11,10 +11,10 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
-use zdvm::accel::Accel;
-use zdvm::kvm::Choice;
-use zdvm::matrix::Timeouts;
-use zdvm::verdict::Exit;
+use zdvm::judge::verdict::Exit;
+use zdvm::plan::matrix::Timeouts;
+use zdvm::vm::accel::Accel;
+use zdvm::vm::kvm::Choice;
 use zdvm::vm::{Blind, Boot, Machine};
 use zdvm_guest::wire::{Encoder, Message};
 
@@ -184,7 +184,12 @@ fn child_that_builds() {
     let compiler = "trap '' TERM; echo $$ > pid.new; mv pid.new pid; while :; do sleep 0.1; done";
     let makefile = format!("all:\n\t@$(MAKE) deep\ndeep:\n\t@{}\n", compiler.replace('$', "$$"));
     fs::write(dir.join("Makefile"), makefile).unwrap();
-    let error = zdvm::make::logged(&mut zdvm::make::make(&dir), "a build", &dir.join("log"), None);
+    let error = zdvm::kernel::make::logged(
+        &mut zdvm::kernel::make::make(&dir),
+        "a build",
+        &dir.join("log"),
+        None,
+    );
     fs::write(dir.join("error"), format!("{:#}", error.unwrap_err())).unwrap();
 }
 

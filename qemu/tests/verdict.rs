@@ -7,11 +7,11 @@ use std::fs;
 use std::path::Path;
 
 use regex::Regex;
-use zdvm::expected::{On, Selection};
-use zdvm::matrix::Matrix;
-use zdvm::verdict::{
+use zdvm::judge::verdict::{
     Allow, Evidence, Exit, Expect, Failure, Known, Planned, Status, Suite, Test, Verdict, judge,
 };
+use zdvm::plan::expected::{On, Selection};
+use zdvm::plan::matrix::Matrix;
 use zdvm_guest::plan::Kind;
 
 const OPEN: &str = "hmm.hmm_device_private.open_close";

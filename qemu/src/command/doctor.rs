@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: GPL-2.0
+//! `zdvm doctor`: what only the program knows of this machine. `scripts/doctor.sh`, which
+//! `./zdvm doctor` runs, looks for the tools themselves and then asks here.
+
+use std::path::Path;
+
+use anyhow::Result;
+
+use crate::kernel;
+use crate::plan::matrix::Matrix;
+use crate::repo;
+use crate::vm::accel::Accel;
+use crate::vm::kvm::Choice;
+
+/// One line: how a finding is marked, and what it says.
+fn line(mark: &str, text: &str) -> String {
+    format!("  {mark:<9} {text}\n")
+}
+
+/// What earlier boots on this machine found out about KVM.
+fn acceleration(known: Option<Accel>, device: bool) -> String {
+    match known {
+        Some(Accel::Kvm) => line("ok", "guests run under KVM here"),
+        None => line("ok", "KVM has not been tried since this machine booted"),
+        Some(_) if device => {
+            line("slow", "/dev/kvm opens, but no guest boots with it: guests run under TCG")
+        }
+        Some(_) => line("slow", "guests run under TCG"),
+    }
+}
+
+/// Whether a kernel is built, from the names of what lies in the cache.
+fn built(name: &str, key: &str, complete: bool) -> String {
+    match complete {
+        true => line("ok", &format!("kernel {name} is built ({name}-{key})")),
+        false => {
+            line("slow", &format!("kernel {name} is built first: ten minutes to half an hour"))
+        }
+    }
+}
+
+/// The whole text.
+pub fn text(repo: &Path, matrix: &Matrix, names: &[&str]) -> Result<String> {
+    let mut out = "Kernels and acceleration:\n".to_owned();
+    out += &acceleration(Choice::new("auto")?.known(), Path::new("/dev/kvm").exists());
+    let kernels = repo::cache("kernels")?;
+    for name in names {
+        let key = kernel::key_without(repo, matrix, name, 0)?;
+        let complete = kernels.join(format!("{name}-{key}")).join(kernel::COMPLETE).is_file();
+        out += &built(name, &key, complete);
+    }
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_slow_is_marked() {
+        assert!(acceleration(Some(Accel::Tcg), true).contains("slow      /dev/kvm opens, but"));
+        assert!(acceleration(Some(Accel::Tcg), false).contains("slow      guests run under TCG"));
+        assert!(acceleration(Some(Accel::Kvm), true).starts_with("  ok"));
+        assert!(acceleration(None, true).starts_with("  ok"));
+        assert!(built("stock", "0123456789ab", true).starts_with("  ok"));
+        assert!(built("stock", "0123456789ab", false).starts_with("  slow"));
+    }
+}

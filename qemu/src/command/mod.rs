@@ -1,0 +1,11 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The commands of the program.
+
+pub mod bisect;
+pub mod compare;
+pub mod doctor;
+pub mod examples;
+pub mod gdb;
+pub mod mutants;
+pub mod patchcheck;
+pub mod run;

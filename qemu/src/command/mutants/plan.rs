@@ -1,0 +1,265 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What is run against a bug, and in which order.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+use zdvm_guest::plan::Kind;
+
+use crate::command::mutants::catalogue::Mutant;
+use crate::judge::splat;
+use crate::plan::planned::{Planned, Suite, Test};
+
+/// Who is to notice a bug.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
+pub enum Detector {
+    /// Our selftests with our module.
+    Suite,
+    /// Upstream's hmm-tests with the kernel's C driver.
+    UpstreamC,
+    /// Upstream's hmm-tests with our module.
+    UpstreamOurs,
+}
+
+impl Detector {
+    /// All of them, in the order of the table.
+    pub const ALL: [Self; 3] = [Self::Suite, Self::UpstreamC, Self::UpstreamOurs];
+
+    /// In a word.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Suite => "suite",
+            Self::UpstreamC => "upstream-c",
+            Self::UpstreamOurs => "upstream-ours",
+        }
+    }
+
+    /// In words.
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::Suite => "our suite",
+            Self::UpstreamC => "hmm-tests with the C driver",
+            Self::UpstreamOurs => "hmm-tests with our driver",
+        }
+    }
+
+    /// The suite of the matrix.
+    pub fn suite(self) -> &'static str {
+        match self {
+            Self::Suite => "selftests",
+            _ => "hmm",
+        }
+    }
+}
+
+/// A detector's tests without any bug.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Baseline {
+    /// Tests that are not clean, and why.
+    pub bad: BTreeMap<String, String>,
+    /// Shapes of what the kernel said all the same.
+    pub usual: BTreeSet<String>,
+    /// Bugs by name: the tests that would reach them.
+    pub reach: BTreeMap<String, BTreeSet<String>>,
+    /// How long tests take.
+    pub seconds: BTreeMap<String, f64>,
+}
+
+impl Baseline {
+    /// Adds who reaches what, from the log of a kernel that was asked for it.
+    pub fn cover(&mut self, console: &str) {
+        let mut test = None;
+        for line in console.lines() {
+            if let Some((begin, name)) = splat::bracket(line) {
+                test = begin.then_some(name);
+                continue;
+            }
+            let text = splat::message(line);
+            let name = text.strip_prefix("zdm_mutant: ").and_then(|t| t.strip_suffix(" reached"));
+            if let Some(name) = name {
+                self.reach.entry(name.to_owned()).or_default().extend(test.clone());
+            }
+        }
+        self.seconds.extend(splat::times(console));
+    }
+
+    /// Tests that reach a bug: first those that the catalogue thinks likely, then those that reach
+    /// little else, as they are about it.
+    fn order(&self, mutant: &Mutant) -> Vec<&str> {
+        let mut width: BTreeMap<&str, usize> = BTreeMap::new();
+        for test in self.reach.values().flatten() {
+            *width.entry(test).or_default() += 1;
+        }
+        let likely = |t: &str| mutant.likely.as_ref().is_some_and(|p| p.0.is_match(t));
+        let weight = |t: &str| {
+            // A test of a quarter of a second may reach one more.
+            let wide = u32::try_from(width.get(t).copied().unwrap_or_default()).unwrap_or(u32::MAX);
+            f64::from(wide) + self.seconds.get(t).copied().unwrap_or_default() * 4.0
+        };
+        let mut tests: Vec<&str> =
+            self.reach.get(&mutant.name).into_iter().flatten().map(String::as_str).collect();
+        tests.sort_by(|a, b| {
+            likely(b).cmp(&likely(a)).then(weight(a).total_cmp(&weight(b))).then(a.cmp(b))
+        });
+        tests
+    }
+}
+
+/// Seconds that one of our tests may take.
+pub const LIMIT: u32 = 45;
+/// How many tests go first, alone.
+const FIRST: usize = 8;
+/// The last test of our suite, which each run of the program ends with.
+pub const LAST: &str = "unload.clean";
+
+/// Names of the parts that a suite of programs is run in.
+pub const PARTS: [&str; 3] = ["first", "second", "rest"];
+
+/// The plan for a bug: the same tests in another order, unless that alone makes some of them fail.
+pub fn ordered(planned: &Planned, baseline: &Baseline, mutant: &Mutant, keep: bool) -> Planned {
+    let order = if keep { Vec::new() } else { baseline.order(mutant) };
+    let rank = |test: &Test| order.iter().position(|t| *t == test.name);
+    let mut out = Planned { suites: Vec::new(), ..planned.clone() };
+    for suite in &planned.suites {
+        // A test that takes a third of the limit without any bug cannot be told from one that
+        // hangs when the machine is busy.
+        let slow = |t: &Test| {
+            let seconds = baseline.seconds.get(&t.name).copied().unwrap_or_default();
+            suite.kind == Kind::Ktap && seconds * 3.0 > f64::from(LIMIT)
+        };
+        let fit = |t: &&Test| !baseline.bad.contains_key(&t.name) && !slow(t);
+        let mut tests: Vec<Test> = suite.tests.iter().filter(fit).cloned().collect();
+        if suite.kind != Kind::Ktap {
+            tests.sort_by_key(|t| rank(t).unwrap_or(usize::MAX));
+            out.suites.push(Suite { tests, ..suite.clone() });
+            continue;
+        }
+        let last = suite.tests.iter().find(|t| t.name == LAST);
+        let part = |test: &Test| match rank(test) {
+            Some(n) if n < FIRST => 0,
+            Some(_) => 1,
+            None => 2,
+        };
+        for (number, name) in PARTS.iter().enumerate() {
+            let mut mine: Vec<Test> =
+                tests.iter().filter(|t| t.name != LAST && part(t) == number).cloned().collect();
+            if mine.is_empty() {
+                continue;
+            }
+            mine.extend(last.cloned());
+            let names: BTreeSet<&String> = mine.iter().map(|t| &t.name).collect();
+            let mut deselected: BTreeSet<String> = suite
+                .tests
+                .iter()
+                .map(|t| &t.name)
+                .filter(|n| !names.contains(n))
+                .cloned()
+                .collect();
+            // Even where it is the whole suite, names are given to the program.
+            deselected.insert(String::new());
+            out.suites.push(Suite {
+                name: (*name).to_owned(),
+                tests: mine,
+                deselected,
+                ..suite.clone()
+            });
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)] // A test may panic.
+    use super::*;
+    use crate::plan::expected::Pattern;
+    use crate::plan::planned::Expect;
+
+    fn mutant(likely: Option<&str>) -> Mutant {
+        Mutant {
+            name: "lost".into(),
+            kind: String::new(),
+            place: String::new(),
+            does: String::new(),
+            stands_for: String::new(),
+            likely: likely.map(|p| Pattern(regex::Regex::new(p).unwrap())),
+            equivalent: None,
+            survives: None,
+        }
+    }
+
+    fn planned(kind: Kind, names: &[&str]) -> Planned {
+        let test = |n: &&str| Test { name: (*n).to_owned(), expect: Expect::Pass };
+        let suite = Suite {
+            name: "selftests".into(),
+            kind,
+            source: String::new(),
+            tests: names.iter().map(test).collect(),
+            deselected: BTreeSet::new(),
+            with_full: 0,
+            not_applicable: 0,
+        };
+        Planned { suites: vec![suite], ..Planned::default() }
+    }
+
+    fn baseline() -> Baseline {
+        let mut baseline = Baseline::default();
+        baseline.cover(
+            "[1.0] zdm-selftests: begin a\n[1.1] zdm_mutant: lost reached\n\
+             [1.1] zdm_mutant: other reached\n[1.2] zdm-selftests: end a\n\
+             [1.3] zdm_mutant: third reached\n\
+             [2.0] zdm-selftests: begin b\n[2.1] zdm_mutant: lost reached\n[2.2] zdm-selftests: end b\n\
+             [3.0] zdm-selftests: begin c\n[3.2] zdm-selftests: end c\n",
+        );
+        baseline
+    }
+
+    fn names(suite: &Suite) -> Vec<&str> {
+        suite.tests.iter().map(|t| t.name.as_str()).collect()
+    }
+
+    #[test]
+    fn who_reaches_what() {
+        let baseline = baseline();
+        let of = |m: &str| baseline.reach.get(m).map(|t| t.iter().cloned().collect::<Vec<_>>());
+        assert_eq!(of("lost").unwrap(), ["a", "b"]);
+        assert_eq!(of("third"), Some(Vec::new()), "outside any test");
+        assert_eq!(of("fourth"), None);
+        assert!(baseline.seconds.contains_key("c"));
+    }
+
+    #[test]
+    fn who_reaches_it_goes_first_in_one_program() {
+        let plan = planned(Kind::Harness, &["c", "a", "b"]);
+        let plan = ordered(&plan, &baseline(), &mutant(None), false);
+        assert_eq!(names(&plan.suites[0]), ["b", "a", "c"], "b reaches nothing else");
+        let plan = planned(Kind::Harness, &["c", "a", "b"]);
+        let other = ordered(&plan, &baseline(), &mutant(Some("^a$")), false);
+        assert_eq!(names(&other.suites[0]), ["a", "b", "c"]);
+        let same = ordered(&plan, &baseline(), &mutant(Some("^a$")), true);
+        assert_eq!(names(&same.suites[0]), ["c", "a", "b"]);
+    }
+
+    #[test]
+    fn a_suite_of_programs_comes_in_parts() {
+        let mut baseline = baseline();
+        for n in 0..20 {
+            baseline.reach.get_mut("lost").unwrap().insert(format!("t{n:02}"));
+        }
+        baseline.bad.insert("b".into(), "flaky".into());
+        baseline.seconds.insert("t19".into(), 16.0);
+        let all: Vec<String> = (0..20).map(|n| format!("t{n:02}")).collect();
+        let mut all: Vec<&str> = all.iter().map(String::as_str).collect();
+        all.extend(["a", "b", "c", LAST]);
+        let plan = ordered(&planned(Kind::Ktap, &all), &baseline, &mutant(Some("^a$")), false);
+        assert_eq!(plan.suites.iter().map(|s| s.name.as_str()).collect::<Vec<_>>(), PARTS);
+        assert!(names(&plan.suites[0]).contains(&"a") && plan.suites[0].tests.len() == FIRST + 1);
+        assert_eq!(names(&plan.suites[2]), ["c", LAST]);
+        let count: usize = plan.suites.iter().map(|s| s.tests.len() - 1).sum();
+        assert_eq!(count, all.len() - 3, "b and t19 are left out, the last comes with each");
+        for suite in &plan.suites {
+            assert_eq!(suite.tests.last().unwrap().name, LAST);
+            assert!(!suite.deselected.is_empty() && !suite.deselected.contains(LAST));
+        }
+    }
+}

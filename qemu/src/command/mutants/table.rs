@@ -1,0 +1,349 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The kill matrix, bug by detector: as text, as JSON, as a part of Documentation/mutants.rst.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+
+use crate::command::mutants::catalogue::Mutant;
+use crate::command::mutants::finding::{By, Outcome};
+use crate::command::mutants::plan::Detector;
+
+/// What our suite has to find, in hundredths.
+const WANTED: usize = 95;
+
+/// One row.
+#[derive(Clone, Debug, Serialize)]
+pub struct Row {
+    name: String,
+    kind: String,
+    place: String,
+    does: String,
+    stands_for: String,
+    equivalent: Option<String>,
+    survives: Option<String>,
+    outcomes: BTreeMap<&'static str, Outcome>,
+}
+
+impl Row {
+    fn of(&self, detector: Detector) -> Option<&Outcome> {
+        self.outcomes.get(detector.word())
+    }
+
+    fn killed(&self, detector: Detector) -> bool {
+        self.of(detector).is_some_and(Outcome::killed)
+    }
+
+    /// What the table says of a detector: what noticed the bug, `-` nothing, `.` not reached, `?`
+    /// cannot be counted, nothing where it was not run.
+    fn cell(&self, detector: Detector) -> String {
+        let Some(outcome) = self.of(detector) else { return String::new() };
+        if outcome.killed() {
+            let by = By::ALL.iter().filter(|by| outcome.by(**by)).map(|by| by.word());
+            by.collect::<Vec<_>>().join("+")
+        } else if outcome.uncounted.is_some() {
+            "?".to_owned()
+        } else if outcome.reached {
+            "-".to_owned()
+        } else {
+            ".".to_owned()
+        }
+    }
+}
+
+/// How many of the bugs that can be told from none a detector has found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Score {
+    /// Found.
+    pub killed: usize,
+    /// Looked at.
+    pub of: usize,
+}
+
+impl Score {
+    fn enough(self) -> bool {
+        self.killed * 100 >= self.of * WANTED
+    }
+
+    fn say(self) -> String {
+        let tenths = (self.killed * 1000).checked_div(self.of).unwrap_or_default();
+        format!("{} of {} ({}.{} %)", self.killed, self.of, tenths / 10, tenths % 10)
+    }
+}
+
+/// The whole matrix.
+#[derive(Clone, Debug, Serialize)]
+pub struct Table {
+    rows: Vec<Row>,
+    scores: BTreeMap<&'static str, Score>,
+}
+
+impl Table {
+    /// Of these bugs.
+    pub fn new(
+        mutants: &[&Mutant],
+        results: &BTreeMap<(String, Detector), Outcome>,
+        detectors: &[Detector],
+    ) -> Self {
+        let row = |m: &&Mutant| Row {
+            name: m.name.clone(),
+            kind: m.kind.clone(),
+            place: m.place.clone(),
+            does: m.does.clone(),
+            stands_for: m.stands_for.clone(),
+            equivalent: m.equivalent.clone(),
+            survives: m.survives.clone(),
+            outcomes: detectors
+                .iter()
+                .filter_map(|d| Some((d.word(), results.get(&(m.name.clone(), *d))?.clone())))
+                .collect(),
+        };
+        let rows: Vec<Row> = mutants.iter().map(row).collect();
+        let score = |d: &Detector| {
+            let real = rows.iter().filter(|r| r.equivalent.is_none() && r.of(*d).is_some());
+            let killed = real.clone().filter(|r| r.killed(*d)).count();
+            (d.word(), Score { killed, of: real.count() })
+        };
+        let scores = detectors.iter().map(score).collect();
+        Self { rows, scores }
+    }
+
+    fn score(&self, detector: Detector) -> Option<Score> {
+        self.scores.get(detector.word()).copied().filter(|s| s.of > 0)
+    }
+
+    fn scores(&self, bullet: &str) -> String {
+        let mut out = String::new();
+        for detector in Detector::ALL {
+            if let Some(score) = self.score(detector) {
+                let _ = writeln!(out, "{bullet}{}: {}", detector.title(), score.say());
+            }
+        }
+        out
+    }
+
+    /// Columns of the table and its lines, also of reStructuredText.
+    fn grid(&self) -> String {
+        let heads: Vec<String> =
+            ["mutant", "suite", "in", "C driver", "ours"].map(str::to_owned).to_vec();
+        let cells = |row: &Row| {
+            let found = row.of(Detector::Suite).filter(|o| o.killed());
+            let test = found.and_then(|o| o.found.first()).map_or("", |f| f.test.as_str());
+            let or_empty = |text: String| if text.is_empty() { "\\".to_owned() } else { text };
+            vec![
+                row.name.clone(),
+                or_empty(row.cell(Detector::Suite)),
+                or_empty(test.to_owned()),
+                or_empty(row.cell(Detector::UpstreamC)),
+                or_empty(row.cell(Detector::UpstreamOurs)),
+            ]
+        };
+        let rows: Vec<Vec<String>> =
+            std::iter::once(heads).chain(self.rows.iter().map(cells)).collect();
+        let width = |at: usize| rows.iter().map(|r| r[at].len()).max().unwrap_or_default();
+        let widths: Vec<usize> = (0..5).map(width).collect();
+        let rule = widths.iter().map(|w| "=".repeat(*w)).collect::<Vec<_>>().join("  ") + "\n";
+        let mut out = rule.clone();
+        for (number, row) in rows.iter().enumerate() {
+            let cells = row.iter().zip(&widths).map(|(cell, w)| format!("{cell:w$}"));
+            out += cells.collect::<Vec<_>>().join("  ").trim_end();
+            out.push('\n');
+            if number == 0 {
+                out += &rule;
+            }
+        }
+        out + &rule
+    }
+
+    /// For a terminal.
+    pub fn text(&self) -> String {
+        let grid = self.grid().replace('\\', " ");
+        let mut out = format!("{grid}\n");
+        for row in &self.rows {
+            if let Some(why) = row.of(Detector::Suite).and_then(|o| o.uncounted.as_ref()) {
+                let _ = writeln!(out, "{}: {why}", row.name);
+            }
+        }
+        out + &self.scores("")
+    }
+
+    /// What is wrong with the tests, or with what the catalogue says of them.
+    pub fn problems(&self) -> Vec<String> {
+        let mut out = Vec::new();
+        for row in &self.rows {
+            let Some(outcome) = row.of(Detector::Suite) else { continue };
+            let by_any = Detector::ALL.iter().any(|d| row.killed(*d));
+            match (outcome.killed(), &row.equivalent, &row.survives) {
+                (true, _, Some(_)) => {
+                    out.push(format!("{} is said to survive, and is found", row.name));
+                }
+                (false, None, None) => {
+                    out.push(format!("{} survives, and nothing says why", row.name));
+                }
+                _ if by_any && row.equivalent.is_some() => {
+                    out.push(format!("{} is said to be equivalent, and is found", row.name));
+                }
+                _ => {}
+            }
+        }
+        if let Some(score) = self.score(Detector::Suite).filter(|s| !s.enough()) {
+            out.push(format!("our suite finds {}, {WANTED} % are wanted", score.say()));
+        }
+        out
+    }
+
+    /// The generated part of Documentation/mutants.rst.
+    pub fn document(&self, release: &str) -> String {
+        let mut out = format!(
+            "Linux {release} with ``qemu/kernel/patches/7.3``, {} mutants.\n\n{}\n{}\n",
+            self.rows.len(),
+            self.scores("- "),
+            self.grid()
+        );
+        let list = |title: &str, why: &dyn Fn(&Row) -> Option<String>| {
+            let mut text = String::new();
+            for row in &self.rows {
+                if let Some(why) = why(row) {
+                    let _ = write!(text, "``{}``\n    {}. {why}\n\n", row.name, upper(&row.does));
+                }
+            }
+            if text.is_empty() {
+                return text;
+            }
+            format!("{title}\n{}\n\n{text}", "-".repeat(title.len()))
+        };
+        out += &list("What survives, and why", &|r| {
+            r.survives.clone().filter(|_| !r.killed(Detector::Suite))
+        });
+        out += &list("Equivalent to no bug", &|r| r.equivalent.clone());
+        out += "What each one is\n----------------\n\n";
+        let mut kind = "";
+        for row in &self.rows {
+            if row.kind != kind {
+                kind = &row.kind;
+                let _ = write!(out, "*{}*\n\n", upper(kind));
+            }
+            let (name, does) = (&row.name, upper(&row.does));
+            let _ = write!(
+                out,
+                "``{name}``\n    {}: {does}. Stands for {}.\n\n",
+                row.place, row.stands_for
+            );
+        }
+        out
+    }
+}
+
+fn upper(text: &str) -> String {
+    let mut chars = text.chars();
+    chars.next().map_or_else(String::new, |c| c.to_uppercase().chain(chars).collect())
+}
+
+/// Around the generated part.
+const MARKS: [&str; 2] = [".. begin of what zdvm writes\n", ".. end of what zdvm writes\n"];
+
+/// The document with its generated part replaced.
+pub fn renew(document: &str, part: &str) -> Result<String> {
+    let [begin, end] = MARKS;
+    let (head, rest) = document.split_once(begin).context("Documentation/mutants.rst: no begin")?;
+    let (_, tail) = rest.split_once(end).context("Documentation/mutants.rst: no end")?;
+    Ok(format!("{head}{begin}\n{part}{end}{tail}"))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)] // A test may panic.
+    use super::*;
+    use crate::command::mutants::finding::Finding;
+
+    fn mutant(name: &str) -> Mutant {
+        Mutant {
+            name: name.into(),
+            kind: "kind".into(),
+            place: "mm/x.c: f()".into(),
+            does: "does it".into(),
+            stands_for: "it".into(),
+            likely: None,
+            equivalent: None,
+            survives: None,
+        }
+    }
+
+    fn outcome(reached: bool, by: &[By]) -> Outcome {
+        let finding = |by: &By| Finding { by: *by, test: "a.b".into(), text: "x".into() };
+        Outcome { reached, found: by.iter().map(finding).collect(), ..Outcome::default() }
+    }
+
+    fn table(mutants: &[Mutant], suite: &[Outcome], c: &[Outcome]) -> Table {
+        let mut results = BTreeMap::new();
+        for (list, detector) in [(suite, Detector::Suite), (c, Detector::UpstreamC)] {
+            for (mutant, outcome) in mutants.iter().zip(list) {
+                results.insert((mutant.name.clone(), detector), outcome.clone());
+            }
+        }
+        let mutants: Vec<&Mutant> = mutants.iter().collect();
+        Table::new(&mutants, &results, &Detector::ALL)
+    }
+
+    #[test]
+    fn cells_and_scores() {
+        let mutants = ["one", "two", "three", "four"].map(mutant);
+        let hang = Outcome { uncounted: Some("hangs".into()), ..outcome(true, &[]) };
+        let table = table(
+            &mutants,
+            &[outcome(true, &[By::Audit, By::Data]), outcome(true, &[]), outcome(false, &[]), hang],
+            &[outcome(true, &[By::Splat])],
+        );
+        let text = table.text();
+        let row = |name: &str| {
+            let line = text.lines().find(|l| l.starts_with(name)).unwrap();
+            line.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert_eq!(row("one"), ["one", "data+audit", "a.b", "splat"]);
+        assert_eq!(row("two"), ["two", "-"]);
+        assert_eq!(row("three"), ["three", "."]);
+        assert_eq!(row("four"), ["four", "?"]);
+        assert!(text.contains("our suite: 1 of 4 (25.0 %)"), "{text}");
+        assert!(text.contains("C driver: 1 of 1 (100.0 %)"), "{text}");
+    }
+
+    #[test]
+    fn problems() {
+        let found = || outcome(true, &[By::Data]);
+        let with = |f: &dyn Fn(&mut Mutant), outcome: Outcome| {
+            let mut mutant = mutant("one");
+            f(&mut mutant);
+            table(&[mutant], &[outcome], &[]).problems()
+        };
+        assert!(with(&|_| (), found()).is_empty());
+        let said = with(&|_| (), outcome(true, &[]));
+        assert!(said[0].contains("nothing says why") && said[1].contains("95 %"), "{said:?}");
+        let said = with(&|m| m.survives = Some("x".into()), outcome(true, &[]));
+        assert!(said.len() == 1 && said[0].contains("95 %"), "{said:?}");
+        assert!(with(&|m| m.survives = Some("x".into()), found())[0].contains("said to survive"));
+        assert!(with(&|m| m.equivalent = Some("x".into()), outcome(true, &[])).is_empty());
+        let said = with(&|m| m.equivalent = Some("x".into()), found());
+        assert!(said[0].contains("said to be equivalent"), "{said:?}");
+    }
+
+    #[test]
+    fn nineteen_of_twenty_are_enough() {
+        assert!(Score { killed: 19, of: 20 }.enough() && !Score { killed: 18, of: 20 }.enough());
+    }
+
+    #[test]
+    fn the_document_keeps_what_people_wrote() {
+        let old = format!("title\n\n{}old\n{}tail\n", MARKS[0], MARKS[1]);
+        let mutants = ["one", "two"].map(mutant);
+        let mut mutants = mutants.to_vec();
+        mutants[1].survives = Some("No test looks there.".into());
+        let table = table(&mutants, &[outcome(true, &[By::Data]), outcome(true, &[])], &[]);
+        let new = renew(&old, &table.document("7.3.4")).unwrap();
+        assert!(new.starts_with("title\n\n.. begin") && new.ends_with("tail\n"));
+        assert!(!new.contains("old") && new.contains("``two``\n    Does it. No test looks there."));
+        assert_eq!(renew(&new, &table.document("7.3.4")).unwrap(), new);
+        assert!(renew("nothing", "x").is_err());
+    }
+}

@@ -1,0 +1,474 @@
+// SPDX-License-Identifier: GPL-2.0
+//! `zdvm run` and `zdvm shell`: build, boot, judge, report.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use jiff::Timestamp;
+use zdvm_guest::plan::{self, Kind, MODULE, Plan};
+use zdvm_guest::wire::{self, Message};
+
+use crate::judge::verdict::{self, Evidence, Exit, Verdict};
+use crate::kernel::Tree;
+use crate::plan::expected::{On, Selection};
+use crate::plan::matrix::{MachineSpec, Matrix, Plans};
+use crate::plan::planned::{self, Planned};
+use crate::progress::Progress;
+use crate::report;
+use crate::vm::accel::Accel;
+use crate::vm::kvm::Choice;
+use crate::vm::payload;
+use crate::vm::script;
+use crate::vm::{Machine, Watcher};
+
+/// Where the program of the audit is in the guest.
+const AUDIT: &str = "/bin/zdvm-audit";
+/// Where the kernel tree's own driver is, for who loads it beside ours.
+const C_DRIVER: &str = "/lib/modules/test_hmm.ko";
+
+/// What a run is asked for.
+#[derive(Clone, Debug)]
+pub struct Request<'a> {
+    /// The kernel, for what is expected of it, and the machine.
+    pub on: On,
+    /// Other than the machine's number of processors.
+    pub vcpus: Option<u32>,
+    /// Another module instead of building ours.
+    pub module: Option<&'a Path>,
+    /// Suites to make ready.
+    pub suites: &'a [String],
+}
+
+/// What is the same for every boot of one kernel.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// The checkout.
+    pub repo: PathBuf,
+    /// The kernel.
+    pub tree: Tree,
+    /// Name of the kernel and of the machine.
+    pub on: On,
+    /// The machine.
+    pub machine: MachineSpec,
+    /// The module.
+    pub module: PathBuf,
+    /// Whether the module can be asked after every test what was left behind.
+    pub audited: bool,
+    /// More kernel command line than the matrix has.
+    pub cmdline: String,
+    /// What limits are multiplied by, beside what the kernel asks for.
+    pub timeout_factor: u64,
+    /// Seconds that a test may take of a program that is a suite by itself, if others than the
+    /// matrix says.
+    pub test_limit: Option<u64>,
+    /// The agent and the audit.
+    agent: (PathBuf, PathBuf),
+    /// Programs by suite: path in the guest, file here.
+    pub programs: BTreeMap<String, (String, PathBuf)>,
+    /// What the programs say they have.
+    pub lists: BTreeMap<String, Vec<String>>,
+}
+
+impl Setup {
+    /// Builds whatever the selected suites need.
+    pub fn new(repo: &Path, matrix: &Matrix, tree: Tree, request: &Request<'_>) -> Result<Self> {
+        let mut machine = matrix.machine(&request.on.machine)?.clone();
+        machine.vcpus = request.vcpus.unwrap_or(machine.vcpus);
+        let mut packages = vec!["zdvm-guest"];
+        let mut kinds = BTreeMap::new();
+        for name in request.suites {
+            let kind = matrix.suite(name)?.kind()?;
+            if kind == Kind::Ktap {
+                packages.push("zdm-selftests");
+            }
+            kinds.insert(name.clone(), kind);
+        }
+        let module = match request.module {
+            Some(file) => {
+                crate::kernel::kdir::check_module(file, &tree)?;
+                file.canonicalize()?
+            }
+            None => payload::module(repo, &tree)?,
+        };
+        let programs_dir = payload::programs(repo, &packages)?;
+        let mut setup = Self {
+            repo: repo.to_owned(),
+            on: request.on.clone(),
+            machine,
+            module,
+            audited: true,
+            cmdline: String::new(),
+            timeout_factor: 1,
+            test_limit: None,
+            agent: (programs_dir.join("zdvm-guest"), programs_dir.join("zdvm-audit")),
+            programs: BTreeMap::new(),
+            lists: BTreeMap::new(),
+            tree,
+        };
+        for (name, kind) in kinds {
+            let (file, list) = match kind {
+                Kind::Kunit => continue,
+                Kind::Ktap => {
+                    let file = programs_dir.join("zdm-selftests");
+                    let args = matrix.suite(&name)?.arguments(&setup.machine);
+                    let list = payload::list_plain(&file, &args)?;
+                    (file, list)
+                }
+                Kind::Harness => {
+                    let file = payload::hmm_tests(repo, &setup.tree)?;
+                    let list = payload::list_harness(&file)?;
+                    (file, list)
+                }
+                Kind::Script => {
+                    let tests = payload::hmm_tests(repo, &setup.tree)?;
+                    let list = payload::list_harness(&tests)?;
+                    let guest = format!("/bin/{}", payload::HMM_TESTS);
+                    setup.programs.insert(format!("{name}'s program"), (guest, tests));
+                    (setup.tree.source.join(payload::HMM_SCRIPT), list)
+                }
+            };
+            let spec = matrix.suite(&name)?;
+            if spec.c_driver {
+                let file = (C_DRIVER.to_owned(), setup.tree.c_driver()?);
+                setup.programs.insert(format!("{name}'s driver"), file);
+            }
+            let guest = spec.program.clone();
+            let guest = guest.with_context(|| format!("suite {name} has no program"))?;
+            setup.programs.insert(name.clone(), (guest, file));
+            setup.lists.insert(name, list);
+        }
+        Ok(setup)
+    }
+
+    /// Where plan and program differ: what is planned and cannot come, what the program has and
+    /// nobody asks for.
+    fn say_unknown(&self, planned: &Planned) {
+        for suite in &planned.suites {
+            let Some(list) = self.lists.get(&suite.name) else { continue };
+            for test in suite.tests.iter().filter(|t| !list.contains(&t.name)) {
+                eprintln!(
+                    "zdvm: {} is planned by {}, but the suite's program has no such test",
+                    test.name, suite.source
+                );
+            }
+            let known = |t: &&String| {
+                suite.deselected.contains(*t) || suite.tests.iter().any(|p| p.name == **t)
+            };
+            for test in list.iter().filter(|t| !known(t)) {
+                eprintln!("zdvm: {test} of suite {} is not in {}", suite.name, suite.source);
+            }
+        }
+    }
+
+    fn files(&self, planned: &Planned, dir: &Path) -> Result<BTreeMap<String, PathBuf>> {
+        let mut files: BTreeMap<String, PathBuf> = self.programs.values().cloned().collect();
+        files.insert("/init".to_owned(), self.agent.0.clone());
+        files.insert(AUDIT.to_owned(), self.agent.1.clone());
+        files.insert(MODULE.to_owned(), self.module.clone());
+        if planned.suites.iter().any(|s| s.kind == Kind::Script) {
+            files.extend(script::files(&self.tree, &self.module, dir)?);
+        }
+        if planned.suites.iter().any(|s| s.kind == Kind::Ktap) {
+            for name in payload::SELFTEST_TOOLS {
+                files.extend(script::program(name)?);
+            }
+        }
+        Ok(files)
+    }
+
+    fn guest_plan(&self, matrix: &Matrix, planned: &Planned, limit: u64) -> Result<Plan> {
+        let mut out = Plan {
+            module: crate::kernel::kdir::modinfo(&self.module, "name")?,
+            params: self.machine.module_params.clone(),
+            audit: if self.audited { AUDIT.to_owned() } else { String::new() },
+            cpus: self.machine.vcpus,
+            nodes: self.machine.nodes,
+            shell: false,
+            suites: Vec::new(),
+        };
+        for suite in &planned.suites {
+            let in_list = |t: &&String| self.lists.get(&suite.name).is_none_or(|l| l.contains(t));
+            let names = suite.tests.iter().map(|t| &t.name).filter(in_list).cloned();
+            // Of a suite that is run in parts, the matrix does not know the parts.
+            let spec = matrix.suite.get(&suite.name);
+            let mut tests = spec.map(|s| s.arguments(&self.machine)).unwrap_or_default();
+            match suite.kind {
+                Kind::Kunit | Kind::Script => {}
+                Kind::Harness => tests.extend(names),
+                Kind::Ktap => {
+                    // Of a test that hangs the program says more than who ends the program.
+                    let seconds = self.test_limit.unwrap_or(limit * 8 / 9);
+                    tests.extend(["--timeout".to_owned(), seconds.to_string()]);
+                    // The program's own choice of tests would be no plan: names are given, except
+                    // where all of them are wanted and the program may have more than is planned.
+                    if !suite.deselected.is_empty() {
+                        tests.extend(names);
+                    }
+                }
+            }
+            out.suites.push(plan::Suite {
+                name: suite.name.clone(),
+                kind: suite.kind,
+                timeout: limit,
+                program: self.programs.get(&suite.name).map_or("-", |p| p.0.as_str()).to_owned(),
+                tests,
+                settings: spec.map(|s| s.settings.clone()).into_iter().flatten().collect(),
+            });
+        }
+        Ok(out)
+    }
+
+    fn machine(
+        &self,
+        matrix: &Matrix,
+        dir: &Path,
+        plan: &Plan,
+        files: &BTreeMap<String, PathBuf>,
+    ) -> Result<Machine> {
+        let spec = matrix.kernel(&self.on.kernel)?;
+        let qemu = std::env::var_os("ZDVM_QEMU").map_or("qemu-system-x86_64".into(), PathBuf::from);
+        let nodes = match self.machine.nodes {
+            0 | 1 => String::new(),
+            n => format!("numa=fake={n}"),
+        };
+        let cmdline = [&*self.machine.cmdline, &*nodes, &*spec.cmdline_extra, &*self.cmdline];
+        Ok(Machine {
+            qemu,
+            image: self.tree.image(),
+            initrd: payload::initramfs(&self.repo, &self.tree, dir, plan, files)?,
+            memory: self.machine.memory.clone(),
+            vcpus: self.machine.vcpus,
+            cmdline: cmdline.join(" ").split_whitespace().collect::<Vec<_>>().join(" "),
+            dir: dir.to_owned(),
+            extra: Vec::new(),
+        })
+    }
+}
+
+/// A new folder for a run, and `latest` pointing at it.
+pub fn folder(repo: &Path, out: Option<&Path>) -> Result<PathBuf> {
+    if let Some(dir) = out {
+        fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
+        return Ok(dir.canonicalize()?);
+    }
+    let runs = repo.join("build/runs");
+    fs::create_dir_all(&runs).with_context(|| format!("making {}", runs.display()))?;
+    let stem = format!("{}-{}", Timestamp::now().strftime("%Y%m%d-%H%M%S"), std::process::id());
+    // A process may begin two runs in one second.
+    let mut name = stem.clone();
+    let mut more = 1;
+    while let Err(e) = fs::create_dir(runs.join(&name)) {
+        if e.kind() != std::io::ErrorKind::AlreadyExists {
+            return Err(e).with_context(|| format!("making {}", runs.join(&name).display()));
+        }
+        more += 1;
+        name = format!("{stem}-{more}");
+    }
+    let dir = runs.join(&name);
+    // Made under another name and moved, so that `latest` is there at any time.
+    let temporary = runs.join(format!(".latest-{}", std::process::id()));
+    let _ = fs::remove_file(&temporary);
+    std::os::unix::fs::symlink(&name, &temporary)?;
+    fs::rename(&temporary, runs.join("latest"))?;
+    Ok(dir)
+}
+
+/// Shows what the guest is doing.
+struct Live {
+    suite: Option<(String, Progress, u64)>,
+    sizes: BTreeMap<String, u64>,
+}
+
+impl Watcher for Live {
+    fn message(&mut self, message: &Message) {
+        match message {
+            Message::SuiteStart(name) => {
+                let total = self.sizes.get(name).copied().unwrap_or(0);
+                self.suite =
+                    Some((name.clone(), Progress::new(&format!("suite {name}"), total), 0));
+            }
+            Message::SuiteEnd(..) => self.suite = None,
+            Message::Ktap(line) => {
+                let text = line.trim_start();
+                if let Some(figure) = text.split_once("bench: ").filter(|_| text.starts_with('#')) {
+                    report::say(&format!("{}\n", figure.1));
+                }
+                let result = text.starts_with("ok ") || text.starts_with("not ok ");
+                if let Some((_, progress, done)) = self.suite.as_mut().filter(|_| result) {
+                    *done += 1;
+                    progress.set(*done, text);
+                    if text.starts_with("not ok ") {
+                        progress.line(text);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Writes the (K)TAP of every suite into a file of its own.
+fn write_ktap(stream: &[u8], dir: &Path) -> Result<()> {
+    let mut suite = None;
+    let mut texts: BTreeMap<String, String> = BTreeMap::new();
+    for message in wire::decode(stream).0 {
+        match message {
+            Message::SuiteStart(name) => {
+                texts.entry(name.clone()).or_default();
+                suite = Some(name);
+            }
+            Message::Ktap(line) => {
+                if let Some(text) = suite.as_ref().and_then(|n| texts.get_mut(n)) {
+                    text.push_str(&line);
+                    text.push('\n');
+                }
+            }
+            _ => {}
+        }
+    }
+    for (name, text) in texts {
+        fs::write(dir.join(format!("{name}.ktap")), text)?;
+    }
+    Ok(())
+}
+
+/// The stacks of an ill run with file and line, where the tree knows them.
+fn decode_stacks(tree: &Tree, dir: &Path) {
+    let debug = tree.config().is_ok_and(|c| c.contains("CONFIG_DEBUG_INFO=y"));
+    let vmlinux = tree.objects.join("vmlinux");
+    let script = tree.source.join("scripts/decode_stacktrace.sh");
+    if !debug || !vmlinux.is_file() || !script.is_file() {
+        return;
+    }
+    let (Ok(log), Ok(out)) = (
+        fs::File::open(dir.join("console.log")),
+        fs::File::create(dir.join("console.decoded.log")),
+    ) else {
+        return;
+    };
+    let mut command = crate::job::command(script);
+    command.arg(vmlinux).arg(&tree.objects).stdin(log).stdout(out);
+    command.stderr(std::process::Stdio::null());
+    let done = crate::job::Job::spawn(&mut command, "decode_stacktrace.sh")
+        .and_then(|mut job| job.success(|| Ok(())));
+    if done.is_err() {
+        eprintln!("zdvm: scripts/decode_stacktrace.sh failed; console.log has the raw stacks");
+    }
+}
+
+/// One boot and what came of it.
+#[derive(Debug)]
+pub struct Boot {
+    /// As judged.
+    pub verdict: Verdict,
+    /// How QEMU ran the guest.
+    pub accel: Accel,
+    /// How QEMU ended.
+    pub exit: Exit,
+    /// Seconds from start to end of QEMU.
+    pub seconds: f64,
+}
+
+impl Boot {
+    /// The accelerator in one word.
+    pub fn accel(&self) -> String {
+        format!("{:?}", self.accel).to_lowercase()
+    }
+}
+
+/// One boot, judged.
+pub fn boot(
+    setup: &Setup,
+    matrix: &Matrix,
+    planned: &Planned,
+    choice: &Choice,
+    dir: &Path,
+) -> Result<Boot> {
+    let size = |s: &planned::Suite| (s.name.clone(), u64::try_from(s.tests.len()).unwrap_or(0));
+    let mut live = Live { suite: None, sizes: planned.suites.iter().map(size).collect() };
+    let boot = watched(setup, matrix, planned, choice, dir, &mut live)?;
+    if !boot.verdict.splats.is_empty() {
+        decode_stacks(&setup.tree, dir);
+    }
+    Ok(boot)
+}
+
+/// One boot with somebody looking on, judged.
+pub fn watched(
+    setup: &Setup,
+    matrix: &Matrix,
+    planned: &Planned,
+    choice: &Choice,
+    dir: &Path,
+    watcher: &mut dyn Watcher,
+) -> Result<Boot> {
+    let factor = matrix.kernel(&setup.on.kernel)?.timeout_factor * setup.timeout_factor;
+    let timeouts = matrix.timeouts.times(factor);
+    let limits = choice.known().unwrap_or(Accel::Tcg).scale(timeouts);
+    let plan = setup.guest_plan(matrix, planned, limits.test)?;
+    let machine = setup.machine(matrix, dir, &plan, &setup.files(planned, dir)?)?;
+    let start = Instant::now();
+    let (accel, exit) = choice.boot(&machine, timeouts, watcher)?;
+    let seconds = start.elapsed().as_secs_f64();
+    let console = fs::read(dir.join("console.log"))?;
+    let console = String::from_utf8_lossy(&console);
+    let stream = fs::read(dir.join("wire.log"))?;
+    write_ktap(&stream, dir)?;
+    let evidence = Evidence { console: &console, wire: &stream, exit: exit.clone() };
+    let verdict = verdict::judge(planned, &evidence);
+    Ok(Boot { verdict, accel, exit, seconds })
+}
+
+/// One boot, judged, reported and written down.
+pub fn once(
+    setup: &Setup,
+    matrix: &Matrix,
+    plans: &Plans,
+    selection: &Selection,
+    choice: &Choice,
+    dir: &Path,
+) -> Result<Boot> {
+    let planned = matrix.planned(&setup.on, plans, selection)?;
+    if planned.suites.iter().all(|s| s.tests.is_empty()) {
+        let hint = if selection.full { "" } else { " (some tests run with --full only)" };
+        bail!("nothing is left to run: no test matches{hint}");
+    }
+    setup.say_unknown(&planned);
+    let boot = boot(setup, matrix, &planned, choice, dir)?;
+    let run = report::Run {
+        verdict: &boot.verdict,
+        pass: boot.verdict.pass(),
+        accel: boot.accel(),
+        exit: format!("{:?}", boot.exit),
+        seconds: boot.seconds,
+    };
+    report::write(&run, dir)?;
+    crate::report::html::beside(dir);
+    report::say(&format!("\n{}{}", report::table(&boot.verdict), report::problems(&boot.verdict)));
+    report::say(&report::verdict_line(&run, dir));
+    Ok(boot)
+}
+
+/// The machine of an interactive guest.
+pub fn shell_machine(setup: &Setup, matrix: &Matrix, dir: &Path) -> Result<Machine> {
+    let plan = Plan {
+        module: crate::kernel::kdir::modinfo(&setup.module, "name")?,
+        params: setup.machine.module_params.clone(),
+        shell: true,
+        ..Plan::default()
+    };
+    let nothing = Planned::default();
+    setup.machine(matrix, dir, &plan, &setup.files(&nothing, dir)?)
+}
+
+/// An interactive guest.
+pub fn shell(setup: &Setup, matrix: &Matrix, choice: &Choice, dir: &Path) -> Result<()> {
+    let machine = shell_machine(setup, matrix, dir)?;
+    // Nobody wants to wait for a proof here: TCG unless KVM has been proved by a run.
+    let accel = choice.known().unwrap_or(Accel::Tcg);
+    machine.interact(accel)?;
+    Ok(())
+}

@@ -1,0 +1,7 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The verdict on what a guest said, without input or output.
+
+pub mod ktap;
+pub mod splat;
+pub mod taint;
+pub mod verdict;

@@ -1,0 +1,610 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The verdict: from what was planned and what was seen, without touching anything.
+//!
+//! A pass needs every planned result, each as expected for this kernel; a clean kernel log; the
+//! expected taint; and a clean power-off. Whatever is not proved good is a problem, and one
+//! problem is enough.
+
+use std::collections::{BTreeMap, HashMap};
+
+use serde::Serialize;
+use zdvm_guest::plan::{AUDIT, Kind};
+use zdvm_guest::wire::{self, Message};
+
+use crate::judge::ktap::{self, Case, Outcome};
+use crate::judge::splat::{self, Splat};
+use crate::judge::taint;
+pub use crate::plan::planned::{Allow, Expect, Failure, Known, Planned, Suite, Test};
+
+/// How QEMU ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub enum Exit {
+    /// By itself, with this status.
+    Code(i32),
+    /// Killed by this signal.
+    Signal(i32),
+    /// Killed by us: enough had been seen.
+    Enough,
+    /// Killed by us: which limit, and how many seconds it was.
+    Timeout(String, u64),
+}
+
+/// All that was seen.
+#[derive(Clone, Debug)]
+pub struct Evidence<'a> {
+    /// The kernel log.
+    pub console: &'a str,
+    /// The status stream.
+    pub wire: &'a [u8],
+    /// How QEMU ended.
+    pub exit: Exit,
+}
+
+/// What became of one test.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub enum Status {
+    /// Passed, as expected.
+    Pass,
+    /// Failed, unexpected.
+    Fail,
+    /// Failed, as expected.
+    ExpectedFail,
+    /// Passed where a failure was expected.
+    UnexpectedPass,
+    /// Skipped, unexpected.
+    Skip,
+    /// Skipped, as expected.
+    ExpectedSkip,
+    /// No result, though its suite ended in order.
+    Missing,
+    /// No result, its suite or the guest ended early.
+    Crashed,
+    /// A result that nobody planned.
+    Unplanned,
+}
+
+impl Status {
+    /// Whether the verdict can still be a pass.
+    pub fn good(self) -> bool {
+        matches!(self, Self::Pass | Self::ExpectedFail | Self::ExpectedSkip)
+    }
+}
+
+/// One test's result.
+#[derive(Clone, Debug, Serialize)]
+pub struct TestResult {
+    /// Its name.
+    pub name: String,
+    /// What became of it.
+    pub status: Status,
+    /// Why.
+    pub reason: String,
+    /// How long it took, by the time stamps of the kernel log.
+    pub seconds: Option<f64>,
+}
+
+/// One suite's results.
+#[derive(Clone, Debug, Serialize)]
+pub struct SuiteResult {
+    /// Its name.
+    pub name: String,
+    /// How many were planned.
+    pub planned: usize,
+    /// Left out because they are slow.
+    pub with_full: usize,
+    /// Left out because the kernel's configuration has no use for them.
+    pub not_applicable: usize,
+    /// Results: the planned ones in order, then unplanned ones.
+    pub tests: Vec<TestResult>,
+}
+
+impl SuiteResult {
+    /// How many tests have one of these statuses.
+    pub fn count(&self, which: &[Status]) -> usize {
+        self.tests.iter().filter(|t| which.contains(&t.status)).count()
+    }
+}
+
+/// Why it is not a pass.
+#[derive(Clone, Debug, Serialize, PartialEq, Eq)]
+pub struct Problem {
+    /// What kind: a status, a splat's kind, `taint`, `exit`, `stream`, ...
+    pub kind: String,
+    /// Suite or test that it belongs to.
+    pub subject: String,
+    /// In words.
+    pub text: String,
+}
+
+/// The verdict.
+#[derive(Clone, Debug, Serialize)]
+pub struct Verdict {
+    /// Name of the kernel.
+    pub kernel: String,
+    /// Name of the machine.
+    pub machine: String,
+    /// `uname -r` as the guest said.
+    pub release: Option<String>,
+    /// Results.
+    pub suites: Vec<SuiteResult>,
+    /// Suites that were left out as a whole, and how many tests they have.
+    pub left_out: Vec<(String, usize)>,
+    /// Every report in the kernel log, deliberate ones included.
+    pub splats: Vec<Splat>,
+    /// Why it is not a pass; empty for a pass.
+    pub problems: Vec<Problem>,
+}
+
+impl Verdict {
+    /// Whether it is a pass.
+    pub fn pass(&self) -> bool {
+        self.problems.is_empty()
+    }
+
+    /// Tests that passed, and tests that did not do what was expected of them. Neither are those
+    /// that [`Verdict::excused`] counts.
+    pub fn counts(&self) -> (usize, usize) {
+        let all = self.suites.iter().flat_map(|s| &s.tests);
+        let bad = all.clone().filter(|t| !t.status.good()).count();
+        (all.filter(|t| t.status == Status::Pass).count(), bad)
+    }
+
+    /// Tests that failed as expected, and tests that were skipped as expected: they have shown
+    /// nothing good.
+    pub fn excused(&self) -> (usize, usize) {
+        let count = |status| self.suites.iter().map(|s| s.count(&[status])).sum();
+        (count(Status::ExpectedFail), count(Status::ExpectedSkip))
+    }
+}
+
+/// What came over the stream for one suite.
+#[derive(Debug, Default)]
+struct Seen {
+    lines: Vec<String>,
+    cases: Vec<Case>,
+    errors: Vec<String>,
+    /// `Some` when it has ended: then why not in order.
+    end: Option<Option<String>>,
+}
+
+#[derive(Debug, Default)]
+struct Stream {
+    hello: Option<(String, u64)>,
+    taint: Option<u64>,
+    done: bool,
+    suites: BTreeMap<String, Seen>,
+    running: Option<String>,
+    test: Option<String>,
+}
+
+impl Stream {
+    fn read(messages: Vec<Message>, problems: &mut Vec<Problem>) -> Self {
+        let mut s = Self::default();
+        let mut test_lines: Vec<String> = Vec::new();
+        for message in messages {
+            match message {
+                Message::Hello { release, taint } => {
+                    if s.hello.replace((release, taint)).is_some() {
+                        problems.push(problem("stream", "guest", "the guest came up twice"));
+                    }
+                }
+                Message::SuiteStart(name) => {
+                    if s.suites.insert(name.clone(), Seen::default()).is_some() {
+                        problems.push(problem("stream", &name, "the suite started twice"));
+                    }
+                    s.running = Some(name);
+                }
+                Message::TestStart(name) => {
+                    test_lines.clear();
+                    s.test = Some(name);
+                }
+                Message::Ktap(line) => {
+                    if s.test.is_some() {
+                        test_lines.push(line);
+                    } else if let Some(seen) = s.running.as_ref().and_then(|n| s.suites.get_mut(n))
+                    {
+                        seen.lines.push(line);
+                    }
+                }
+                Message::TestEnd(name, why) => {
+                    s.test = None;
+                    if let Some(seen) = s.running.as_ref().and_then(|n| s.suites.get_mut(n)) {
+                        one_process(seen, &name, &std::mem::take(&mut test_lines), why);
+                    }
+                }
+                Message::SuiteEnd(name, why) => {
+                    s.running = None;
+                    s.suites.entry(name).or_default().end = Some(why);
+                }
+                Message::Taint(mask) => s.taint = Some(mask),
+                Message::Done => s.done = true,
+            }
+        }
+        s
+    }
+}
+
+/// Judges a process that was to run exactly one test: its word and its exit must agree.
+fn one_process(seen: &mut Seen, name: &str, lines: &[String], why: Option<String>) {
+    let report = ktap::parse(lines.iter().map(String::as_str));
+    let mut own = report.cases.into_iter().find(|c| c.name == name).unwrap_or_else(|| Case {
+        name: name.to_owned(),
+        outcome: Outcome::Fail,
+        reason: "its process gave no result".to_owned(),
+    });
+    let tail = |own: &Case| {
+        if own.reason.is_empty() { String::new() } else { format!(": {}", own.reason) }
+    };
+    if let Some(why) = why {
+        if own.outcome != Outcome::Fail {
+            own.outcome = Outcome::Fail;
+            let but = if why.starts_with(AUDIT) { "" } else { "reported ok, but " };
+            own.reason = format!("{but}{why}");
+        } else {
+            own.reason = format!("{why}{}", tail(&own));
+        }
+    } else if own.outcome == Outcome::Fail {
+        own.reason = format!("exit status 0{}", tail(&own));
+    }
+    if own.outcome != Outcome::Fail && !report.errors.is_empty() {
+        seen.errors.extend(report.errors.into_iter().map(|e| format!("{name}: {e}")));
+    }
+    seen.cases.push(own);
+}
+
+fn problem(kind: &str, subject: &str, text: impl Into<String>) -> Problem {
+    Problem { kind: kind.to_owned(), subject: subject.to_owned(), text: text.into() }
+}
+
+/// Parameterised KUnit cases are planned by the name of the case, not of every parameter.
+fn fold_parameters(cases: Vec<Case>) -> Vec<Case> {
+    let mut out: Vec<Case> = Vec::new();
+    let mut folded: HashMap<String, usize> = HashMap::new();
+    for mut case in cases {
+        let name: String = case.name.splitn(3, '.').take(2).collect::<Vec<_>>().join(".");
+        if name == case.name {
+            out.push(case);
+            continue;
+        }
+        if let Some(&at) = folded.get(&name) {
+            if out[at].outcome == Outcome::Pass && case.outcome != Outcome::Pass {
+                out[at].outcome = case.outcome;
+                out[at].reason = format!("{}: {}", case.name, case.reason);
+            }
+        } else {
+            folded.insert(name.clone(), out.len());
+            case.name = name;
+            out.push(case);
+        }
+    }
+    out
+}
+
+fn judge_test(test: &Test, case: &Case) -> (Status, String) {
+    let text = |s: &str| if s.is_empty() { "no reason given".to_owned() } else { s.to_owned() };
+    match (case.outcome, &test.expect) {
+        (Outcome::Pass, Expect::Pass) => (Status::Pass, String::new()),
+        // No known failure excuses what the audit found.
+        (Outcome::Fail, Expect::Fail(_)) if case.reason.contains(AUDIT) => {
+            (Status::Fail, case.reason.clone())
+        }
+        (Outcome::Fail, Expect::Fail(known)) if known.how.is_match(&case.reason) => {
+            (Status::ExpectedFail, known.why.clone())
+        }
+        (Outcome::Fail, Expect::Fail(known)) => {
+            let said = text(&case.reason);
+            (Status::Fail, format!("not the failure that is known (/{}/): {said}", known.how))
+        }
+        (Outcome::Skip, Expect::Skip(why)) => (Status::ExpectedSkip, why.clone()),
+        (Outcome::Pass, Expect::Fail(Failure { why, .. }) | Expect::Skip(why)) => {
+            (Status::UnexpectedPass, format!("passed, though expected not to: {why}"))
+        }
+        (Outcome::Fail, _) => (Status::Fail, text(&case.reason)),
+        (Outcome::Skip, _) => {
+            (Status::Skip, format!("skipped, and a skip is no pass: {}", text(&case.reason)))
+        }
+    }
+}
+
+/// Why results are not there.
+struct Absence {
+    status: Status,
+    reason: String,
+}
+
+fn judge_suite(
+    plan: &Suite,
+    seen: Option<&mut Seen>,
+    absence: &Absence,
+    problems: &mut Vec<Problem>,
+) -> SuiteResult {
+    let mut results = SuiteResult {
+        name: plan.name.clone(),
+        planned: plan.tests.len(),
+        with_full: plan.with_full,
+        not_applicable: plan.not_applicable,
+        tests: Vec::new(),
+    };
+    let mut absence = Absence { status: absence.status, reason: absence.reason.clone() };
+    let mut cases = Vec::new();
+    if let Some(seen) = seen {
+        if plan.kind == Kind::Harness {
+            cases = std::mem::take(&mut seen.cases);
+        } else {
+            let report = ktap::parse(seen.lines.iter().map(String::as_str));
+            cases = report.cases;
+            seen.errors.extend(report.errors);
+            if plan.kind == Kind::Script {
+                seen.errors.extend(ktap::wrong_totals(&seen.lines, &cases));
+            }
+        }
+        if plan.kind == Kind::Kunit {
+            cases = fold_parameters(cases);
+        }
+        if let Some(end) = &seen.end {
+            if let Some(why) = end {
+                // A KTAP binary that reports a failure exits with 1: its results say it better.
+                let told =
+                    why == "exit status 1" && cases.iter().any(|c| c.outcome == Outcome::Fail);
+                if !told {
+                    problems.push(problem(
+                        "suite",
+                        &plan.name,
+                        format!("did not end in order: {why}"),
+                    ));
+                }
+                absence = Absence {
+                    status: Status::Crashed,
+                    reason: format!("no result: the suite ended with {why}"),
+                };
+            } else {
+                absence = Absence {
+                    status: Status::Missing,
+                    reason: "no result, though the suite ended in order".to_owned(),
+                };
+            }
+        }
+        for error in &seen.errors {
+            problems.push(problem("ktap", &plan.name, error.clone()));
+        }
+    }
+    if plan.tests.is_empty() && plan.not_applicable == 0 {
+        problems.push(problem(
+            "suite",
+            &plan.name,
+            format!("no test planned; write them into {}", plan.source),
+        ));
+    }
+    if !plan.tests.is_empty() && !cases.iter().any(|c| c.outcome != Outcome::Skip) {
+        problems.push(problem("suite", &plan.name, "not one test ran"));
+    }
+    let mut came: BTreeMap<String, Vec<Case>> = BTreeMap::new();
+    let mut order = Vec::new();
+    for case in cases {
+        order.push(case.name.clone());
+        came.entry(case.name.clone()).or_default().push(case);
+    }
+    for test in &plan.tests {
+        let (status, reason) = match came.remove(&test.name).as_deref() {
+            None | Some([]) => (absence.status, absence.reason.clone()),
+            Some([case]) => judge_test(test, case),
+            Some(more) => (Status::Fail, format!("{} results for one test", more.len())),
+        };
+        results.tests.push(TestResult { name: test.name.clone(), status, reason, seconds: None });
+    }
+    for name in order {
+        let Some(cases) = came.remove(&name) else { continue };
+        if plan.deselected.contains(&name) {
+            // A program that is given names runs these, and what ends every run: the module must
+            // go. Nobody may filter that away.
+            let failed = cases.iter().find(|c| c.outcome == Outcome::Fail);
+            if let Some(case) = failed.filter(|_| plan.kind == Kind::Ktap) {
+                results.tests.push(TestResult {
+                    name,
+                    status: Status::Fail,
+                    reason: format!("not selected, but it ran and failed: {}", case.reason),
+                    seconds: None,
+                });
+            }
+        } else {
+            results.tests.push(TestResult {
+                name,
+                status: Status::Unplanned,
+                reason: format!("unplanned: add it to {}", plan.source),
+                seconds: None,
+            });
+        }
+    }
+    for test in results.tests.iter().filter(|t| !t.status.good()) {
+        let subject = format!("{}: {}", plan.name, test.name);
+        problems.push(problem(&format!("{:?}", test.status), &subject, test.reason.clone()));
+    }
+    results
+}
+
+/// Judges the kernel log. Returns whether a test was allowed a warning, and made it.
+fn judge_log(
+    planned: &Planned,
+    results: &[SuiteResult],
+    splats: &[Splat],
+    problems: &mut Vec<Problem>,
+) -> bool {
+    let mut warned = false;
+    let mut counts = vec![0; planned.allow.len()];
+    let mut came = vec![false; planned.known.len()];
+    for splat in splats {
+        let fits = |a: &Allow| {
+            Some(a.test.as_str()) == splat.test.as_deref() && a.pattern.is_match(&splat.text)
+        };
+        // What a test provokes is counted there, though the kernel may do it unprovoked.
+        if let Some(at) = planned.allow.iter().position(fits) {
+            counts[at] += 1;
+            warned |= splat.kind == "WARN";
+            continue;
+        }
+        if let Some(at) = planned.known.iter().position(|k| k.pattern.is_match(&splat.text)) {
+            came[at] = true;
+            continue;
+        }
+        let place = splat.place.as_ref().map(|p| format!(" in {p}")).unwrap_or_default();
+        let subject = splat.test.as_deref().unwrap_or("outside any test");
+        problems.push(problem(
+            splat.kind,
+            subject,
+            format!("{}{place} (console line {})", splat.text, splat.line),
+        ));
+    }
+    for (allow, count) in planned.allow.iter().zip(counts) {
+        let ran = |t: &&TestResult| {
+            !matches!(
+                t.status,
+                Status::Missing | Status::Crashed | Status::Skip | Status::ExpectedSkip
+            )
+        };
+        let test = results.iter().flat_map(|s| &s.tests).filter(ran).find(|t| t.name == allow.test);
+        let suite = results.iter().find(|s| s.name == allow.test);
+        if (test.is_some() || suite.is_some()) && count != allow.count {
+            let text = format!(
+                "{count} lines like /{}/ in the log, {} must be",
+                allow.pattern, allow.count
+            );
+            problems.push(problem("deliberate splat", &allow.test, text));
+        }
+    }
+    judge_known(planned, results, &came, problems);
+    warned
+}
+
+/// A known fault of the kernel that does not come is no fault any more, or not looked for.
+fn judge_known(
+    planned: &Planned,
+    results: &[SuiteResult],
+    came: &[bool],
+    problems: &mut Vec<Problem>,
+) {
+    // In these the runner itself loads the module, with all that the machine has; other programs
+    // load it as they need it.
+    let loads = |s: &&Suite| matches!(s.kind, Kind::Kunit | Kind::Harness);
+    let ran = |t: &TestResult| !matches!(t.status, Status::Missing | Status::Crashed);
+    let loaded = planned.suites.iter().filter(loads).any(|suite| {
+        results.iter().filter(|r| r.name == suite.name).any(|r| r.tests.iter().any(ran))
+    });
+    for (known, _) in planned.known.iter().zip(came).filter(|(_, came)| loaded && !**came) {
+        let text = format!(
+            "no line like /{}/ in the log, though one must come on this kernel: {}",
+            known.pattern, known.reason
+        );
+        problems.push(problem("known fault", &planned.kernel, text));
+    }
+}
+
+fn judge_exit(stream: &Stream, evidence: &Evidence<'_>, problems: &mut Vec<Problem>) {
+    let last = || {
+        let line = evidence.console.lines().rev().find(|l| !splat::message(l).trim().is_empty());
+        line.map_or("the console is empty".to_owned(), |l| {
+            format!("last console line: {}", splat::message(l))
+        })
+    };
+    let within = match (&stream.hello, &stream.running) {
+        (None, _) => "boot".to_owned(),
+        (_, Some(suite)) => suite.clone(),
+        _ => "power-off".to_owned(),
+    };
+    match &evidence.exit {
+        Exit::Timeout(what, secs) => {
+            let text = format!(
+                "{what} timeout after {secs} s; all stacks are in the console log; {}",
+                last()
+            );
+            problems.push(problem("timeout", &within, text));
+        }
+        Exit::Signal(n) => {
+            problems.push(problem("exit", &within, format!("QEMU was killed by signal {n}")))
+        }
+        Exit::Code(0) | Exit::Enough => {}
+        Exit::Code(n) => {
+            problems.push(problem("exit", &within, format!("QEMU ended with status {n}")))
+        }
+    }
+    // The agent says nothing on the console but where tests begin and end, and what it died of.
+    let agent =
+        |l: &&str| splat::message(l).starts_with("zdvm-guest: ") && splat::bracket(l).is_none();
+    if let Some(line) = evidence.console.lines().find(agent) {
+        problems.push(problem("guest", &within, splat::message(line)));
+    }
+    if stream.hello.is_none() {
+        problems.push(problem("boot", "guest", format!("the guest never came up; {}", last())));
+    } else if !stream.done {
+        problems.push(problem(
+            "stream",
+            &within,
+            format!("the guest ended before its work was done; {}", last()),
+        ));
+    }
+    let down =
+        evidence.console.lines().any(|l| splat::message(l).starts_with("reboot: Power down"));
+    if evidence.exit == Exit::Code(0) && !down {
+        problems.push(problem(
+            "exit",
+            &within,
+            format!("no power-off in the kernel log; {}", last()),
+        ));
+    }
+}
+
+/// Judges a run.
+pub fn judge(planned: &Planned, evidence: &Evidence<'_>) -> Verdict {
+    let mut problems = Vec::new();
+    let (messages, damage) = wire::decode(evidence.wire);
+    let mut stream = Stream::read(messages, &mut problems);
+    if let Some(damage) = damage {
+        problems.push(problem("stream", "guest", damage));
+    }
+    let splats = splat::scan(evidence.console);
+    let open = stream.test.clone().or_else(|| splat::open_test(evidence.console));
+    let reason = match (&open, &stream.running) {
+        (Some(test), _) => format!("no result: the guest ended within {test}"),
+        (None, Some(suite)) => format!("no result: the guest ended within the suite {suite}"),
+        (None, None) => "no result: the suite never started".to_owned(),
+    };
+    let absence = Absence { status: Status::Crashed, reason };
+    if planned.suites.is_empty() {
+        problems.push(problem("plan", "run", "no suite was planned"));
+    }
+    let mut suites = Vec::new();
+    for plan in &planned.suites {
+        let seen = stream.suites.get_mut(&plan.name);
+        suites.push(judge_suite(plan, seen, &absence, &mut problems));
+    }
+    let times = splat::times(evidence.console);
+    for test in suites.iter_mut().flat_map(|s| &mut s.tests) {
+        test.seconds = times.get(&test.name).copied();
+    }
+    for name in stream.suites.keys().filter(|n| planned.suites.iter().all(|s| s.name != **n)) {
+        problems.push(problem("suite", name, "unplanned suite"));
+    }
+    let warned = judge_log(planned, &suites, &splats, &mut problems);
+    // A warning that a test is allowed taints the kernel like any other.
+    let taint_after = planned.taint_after | if warned { taint::WARNED } else { 0 };
+    judge_exit(&stream, evidence, &mut problems);
+    let masks = [
+        ("before the tests", stream.hello.as_ref().map(|h| h.1), planned.taint_before),
+        ("after the tests", stream.taint, taint_after),
+    ];
+    for (when, got, wanted) in masks {
+        // No mask at all is told as a cut stream above.
+        if let Some(got) = got.filter(|&g| g != wanted) {
+            let text = format!("{when} {}, expected {}", taint::show(got), taint::show(wanted));
+            problems.push(problem("taint", "guest", text));
+        }
+    }
+    Verdict {
+        kernel: planned.kernel.clone(),
+        machine: planned.machine.clone(),
+        release: stream.hello.map(|h| h.0),
+        suites,
+        left_out: planned.left_out.clone(),
+        splats,
+        problems,
+    }
+}

@@ -1,0 +1,446 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Kernels of the matrix: patched, configured, built once per key, and checked.
+
+pub mod compiler;
+pub mod kconfig;
+pub mod kdir;
+pub mod make;
+pub mod results;
+pub mod series;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::SystemTime;
+
+use anyhow::{Context, Result, bail};
+
+use crate::job;
+use crate::kernel::make::{logged, make};
+use crate::kernel::series::Patch;
+use crate::plan::matrix::{Kernel, Matrix};
+use crate::progress::Progress;
+use crate::repo;
+
+/// A built kernel.
+#[derive(Clone, Debug)]
+pub struct Tree {
+    /// Name in messages.
+    pub name: String,
+    /// Its source.
+    pub source: PathBuf,
+    /// Where it was built; the source itself for a build in place.
+    pub objects: PathBuf,
+    /// Whether it is ours to write to.
+    pub ours: bool,
+    /// What make is told beside the targets: another architecture, other compilers.
+    pub args: Vec<String>,
+}
+
+impl Tree {
+    /// The bootable image.
+    pub fn image(&self) -> PathBuf {
+        self.objects.join("arch/x86/boot/bzImage")
+    }
+
+    /// `uname -r` of it.
+    pub fn release(&self) -> Result<String> {
+        let path = self.objects.join("include/config/kernel.release");
+        let text =
+            fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+        Ok(text.trim().to_owned())
+    }
+
+    /// Its configuration.
+    pub fn config(&self) -> Result<String> {
+        let path = self.objects.join(".config");
+        fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
+    }
+
+    /// The tree's own driver, which test_hmm.sh would load.
+    pub fn c_driver(&self) -> Result<PathBuf> {
+        let file = self.objects.join("lib/test_hmm.ko");
+        if !file.is_file() {
+            bail!("{}: the kernel was built without CONFIG_TEST_HMM=m", file.display());
+        }
+        Ok(file)
+    }
+
+    /// A make in the source, told where the objects are.
+    pub fn make(&self) -> Command {
+        let mut command = make(&self.source);
+        command.args(&self.args);
+        if !self.ours {
+            // The user's own make has not said these, and would build anew for them.
+            for name in ["KBUILD_BUILD_USER", "KBUILD_BUILD_HOST", "KBUILD_BUILD_TIMESTAMP"] {
+                command.env_remove(name);
+            }
+        }
+        if self.objects != self.source {
+            command.arg(format!("O={}", self.objects.display()));
+        }
+        command
+    }
+}
+
+/// Fragments by file name, with their text.
+pub fn fragments(matrix: &Matrix, files: &[PathBuf]) -> Result<Vec<(String, String)>> {
+    let read = |path: &PathBuf| {
+        let full = matrix.dir.join(path);
+        let text =
+            fs::read_to_string(&full).with_context(|| format!("reading {}", full.display()))?;
+        Ok((full.display().to_string(), text))
+    };
+    files.iter().map(read).collect()
+}
+
+/// Patches in the order of the series.
+pub fn patches(matrix: &Matrix, kernel: &Kernel) -> Result<Vec<Patch>> {
+    let mut out = Vec::new();
+    for dir in &kernel.patches {
+        out.extend(series::read(&matrix.dir.join(dir))?);
+    }
+    Ok(out)
+}
+
+/// Versions of everything that makes an object what it is.
+pub fn tool_versions() -> Result<String> {
+    versions(&["gcc", "ld", "rustc", "bindgen", "pahole"])
+}
+
+fn versions(tools: &[&str]) -> Result<String> {
+    let mut out = String::new();
+    for tool in tools {
+        let text = job::output(Command::new(tool).arg("--version"), tool)?;
+        out.push_str(text.lines().next().unwrap_or_default());
+        out.push('\n');
+    }
+    Ok(out)
+}
+
+/// Path of the pristine source.
+pub fn pristine(repo: &Path, version: &str) -> Result<PathBuf> {
+    let mut command = job::command(repo.join("scripts/kernel-source.sh"));
+    command.arg(version).stderr(std::process::Stdio::inherit());
+    let out = job::output(&mut command, "scripts/kernel-source.sh")?;
+    let path = PathBuf::from(out.trim());
+    if !path.join("Makefile").is_file() {
+        bail!(
+            "scripts/kernel-source.sh {version} gave {}, which is no kernel tree",
+            path.display()
+        );
+    }
+    Ok(path)
+}
+
+/// Everything that determines a build.
+struct Recipe {
+    source: PathBuf,
+    tools: String,
+    patches: Vec<Patch>,
+    fragments: Vec<(String, String)>,
+    /// Arguments of make for other compilers.
+    args: Vec<String>,
+}
+
+impl Recipe {
+    fn new(repo: &Path, matrix: &Matrix, kernel: &Kernel) -> Result<Self> {
+        let mut tools = tool_versions()?;
+        if kernel.llvm {
+            tools.push_str(&versions(&["clang", "ld.lld"])?);
+        }
+        Ok(Self {
+            source: pristine(repo, &kernel.source)?,
+            tools,
+            patches: patches(matrix, kernel)?,
+            fragments: fragments(matrix, &kernel.config)?,
+            args: kernel.llvm.then(|| "LLVM=1".to_owned()).into_iter().collect(),
+        })
+    }
+
+    /// The key of the build with this many of the patches.
+    fn key(&self, count: usize) -> String {
+        let head = ["1 tinyconfig".to_owned(), self.source.display().to_string()];
+        let mut parts: Vec<&str> = head.iter().map(String::as_str).chain([&*self.tools]).collect();
+        // Another word in a message, or another number in the series, is no other kernel.
+        parts.extend(self.patches.iter().take(count).map(Patch::diff));
+        parts.push("fragments");
+        parts.extend(self.fragments.iter().map(|(_, text)| text.as_str()));
+        repo::key(&parts)
+    }
+
+    /// A complete tree with as many of our first patches as can be found, how many these are, and
+    /// a lock without which it might be removed while it is copied.
+    fn seed(&self, kernels: &Path) -> Option<(PathBuf, usize, repo::Lock)> {
+        let mut trees: Vec<PathBuf> =
+            fs::read_dir(kernels).into_iter().flatten().flatten().map(|e| e.path()).collect();
+        trees.sort();
+        (0..=self.patches.len()).rev().find_map(|count| {
+            let key = self.key(count);
+            trees.iter().find_map(|tree| {
+                let name = tree.file_name()?.to_str()?;
+                let ours = name.strip_suffix(key.as_str()).is_some_and(|n| n.ends_with('-'));
+                let lock = kernels.join(format!("{name}.lock"));
+                // Waiting would do no good: who holds it builds or removes the tree.
+                let lock = ours.then(|| repo::try_lock(&lock)).flatten()?;
+                tree.join(COMPLETE).is_file().then(|| (tree.clone(), count, lock))
+            })
+        })
+    }
+}
+
+/// In a tree that is patched as it should be.
+const SOURCE: &str = ".zdvm-source";
+/// In a tree that is built, too.
+pub const COMPLETE: &str = ".zdvm-complete";
+
+/// The key of a kernel of the matrix without its last patches.
+pub fn key_without(repo: &Path, matrix: &Matrix, name: &str, last: usize) -> Result<String> {
+    let recipe = Recipe::new(repo, matrix, matrix.kernel(name)?)?;
+    Ok(recipe.key(recipe.patches.len().saturating_sub(last)))
+}
+
+/// The kernel of the matrix, built if it is not there yet.
+pub fn build(repo: &Path, matrix: &Matrix, name: &str) -> Result<Tree> {
+    let recipe = Recipe::new(repo, matrix, matrix.kernel(name)?)?;
+    let key = recipe.key(recipe.patches.len());
+    let kernels = repo::cache("kernels")?;
+    let dir = kernels.join(format!("{name}-{key}"));
+    let tree = Tree {
+        name: name.to_owned(),
+        source: dir.clone(),
+        objects: dir.clone(),
+        ours: true,
+        args: recipe.args.clone(),
+    };
+    let complete = dir.join(COMPLETE);
+    let _lock = repo::lock(&kernels.join(format!("{name}-{key}.lock")))?;
+    if !complete.exists() {
+        prepare(&recipe, &kernels, &dir)?;
+        let log = kernels.join(format!("{name}-{key}.log"));
+        let _ = fs::remove_file(&log);
+        configure(&tree, &recipe.fragments, &log)?;
+        compile(&tree, &log)?;
+        fs::write(&complete, tree.release()?)?;
+        eprintln!("zdvm: kernel {name} is ready: {}", dir.display());
+    }
+    // The time of the marker is when the tree was last used: the oldest go first.
+    fs::File::options().write(true).open(&complete)?.set_modified(SystemTime::now())?;
+    prune(&kernels, name);
+    Ok(tree)
+}
+
+/// A patched tree: a copy of a built one that lacks nothing but the last patches, so that make has
+/// only these to do; else of the source. A copy that was begun and not finished has another name
+/// and is not trusted; a build that was not finished is resumed, which make can do.
+fn prepare(recipe: &Recipe, kernels: &Path, dir: &Path) -> Result<()> {
+    if dir.join(SOURCE).exists() {
+        return Ok(());
+    }
+    let mut new = dir.as_os_str().to_owned();
+    new.push(NEW);
+    let new = PathBuf::from(new);
+    let seed = recipe.seed(kernels);
+    let (from, count) = seed.as_ref().map_or((&recipe.source, 0), |(tree, n, _)| (tree, *n));
+    if seed.is_some() {
+        eprintln!("zdvm: beginning with {}, which has {count} of the patches", from.display());
+    }
+    series::copy(from, &new)?;
+    if seed.is_some() {
+        // Some commands have the place in them, and make would take them for others.
+        let place = |path: &Path| path.to_string_lossy().into_owned();
+        series::replace_in_records(&new, &place(from), &place(dir))?;
+    }
+    for marker in [COMPLETE, SOURCE] {
+        let marker = new.join(marker);
+        if marker.exists() {
+            fs::remove_file(&marker).with_context(|| format!("removing {}", marker.display()))?;
+        }
+    }
+    for patch in recipe.patches.iter().skip(count) {
+        series::apply(&new, &patch.path)?;
+    }
+    fs::write(new.join(SOURCE), "")?;
+    if dir.exists() {
+        fs::remove_dir_all(dir).with_context(|| format!("removing {}", dir.display()))?;
+    }
+    fs::rename(&new, dir).with_context(|| format!("renaming {}", new.display()))
+}
+
+/// tinyconfig, the fragments over it, olddefconfig; then every line must have landed.
+pub fn configure(tree: &Tree, fragments: &[(String, String)], log: &Path) -> Result<()> {
+    let title = format!("configuring {}", tree.name);
+    logged(tree.make().arg("tinyconfig"), &title, log, None)?;
+    let mut merge = job::command(tree.source.join("scripts/kconfig/merge_config.sh"));
+    merge.current_dir(&tree.objects).args(["-m", "-O"]).arg(&tree.objects);
+    merge.arg(tree.objects.join(".config")).args(fragments.iter().map(|(file, _)| file));
+    logged(&mut merge, &title, log, None)?;
+    logged(tree.make().arg("olddefconfig"), &title, log, None)?;
+    let missing = kconfig::missing(fragments, &tree.config()?);
+    if !missing.is_empty() {
+        bail!("configuration of {}:\n  {}", tree.name, missing.join("\n  "));
+    }
+    Ok(())
+}
+
+/// Builds image and modules.
+pub fn compile(tree: &Tree, log: &Path) -> Result<()> {
+    let mut progress = Progress::new(&format!("building the kernel {}", tree.name), 0);
+    let mut command = tree.make();
+    command.args(["bzImage", "modules"]);
+    logged(&mut command, &format!("building {}", tree.name), log, Some(&mut progress))
+}
+
+/// What the name of a tree that is being made ends with.
+const NEW: &str = ".new";
+
+/// Removes all but the newest three trees of a kernel, and what was begun, if nobody uses them.
+fn prune(kernels: &Path, name: &str) {
+    let mut trees: Vec<(SystemTime, PathBuf)> = Vec::new();
+    for entry in fs::read_dir(kernels).into_iter().flatten().flatten() {
+        let file = entry.file_name().to_string_lossy().into_owned();
+        let key = file.strip_prefix(name).and_then(|r| r.strip_prefix('-')).unwrap_or_default();
+        let key = key.strip_suffix(NEW).unwrap_or(key);
+        if key.len() != 12 || !key.bytes().all(|b| b.is_ascii_hexdigit()) {
+            continue;
+        }
+        let used = fs::metadata(entry.path().join(COMPLETE)).and_then(|m| m.modified());
+        trees.push((used.unwrap_or(SystemTime::UNIX_EPOCH), entry.path()));
+    }
+    trees.sort();
+    trees.reverse();
+    let begun = |path: &Path| path.to_string_lossy().ends_with(NEW);
+    let (begun, trees): (Vec<_>, Vec<_>) = trees.into_iter().partition(|(_, p)| begun(p));
+    for (_, path) in begun.into_iter().chain(trees.into_iter().skip(3)) {
+        let file = path.file_name().unwrap_or_default().to_string_lossy();
+        let file = file.strip_suffix(NEW).unwrap_or(&file);
+        let lock = path.with_file_name(format!("{file}.lock"));
+        if let Some(_held) = repo::try_lock(&lock) {
+            eprintln!("zdvm: removing the old tree {}", path.display());
+            let _ = fs::remove_dir_all(&path);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)] // A test may panic.
+    use super::*;
+
+    /// A source of one file, and patches that turn its line from 0 to 1 to 2.
+    fn recipe(dir: &Path) -> Recipe {
+        let source = dir.join("pristine");
+        fs::create_dir_all(&source).unwrap();
+        fs::write(source.join("f"), "0\n").unwrap();
+        let patch = |from: &str, to: &str| {
+            let diff =
+                format!("diff --git a/f b/f\n--- a/f\n+++ b/f\n@@ -1 +1 @@\n-{from}\n+{to}\n");
+            let (path, text) = (dir.join(format!("{to}.patch")), format!("Why.\n\n{diff}"));
+            fs::write(&path, &text).unwrap();
+            Patch { path, text }
+        };
+        Recipe {
+            source,
+            tools: "cc 1\n".to_owned(),
+            patches: vec![patch("0", "1"), patch("1", "2")],
+            fragments: vec![("base.config".to_owned(), "CONFIG_A=y\n".to_owned())],
+            args: vec![],
+        }
+    }
+
+    /// A tree in the cache, built or not, which differs from others in a file that make made.
+    fn tree(kernels: &Path, name: &str, line: &str, complete: bool) -> PathBuf {
+        let dir = kernels.join(name);
+        fs::create_dir_all(&dir).unwrap();
+        fs::write(dir.join("f"), format!("{line}\n")).unwrap();
+        fs::write(dir.join("f.o"), name).unwrap();
+        fs::create_dir_all(dir.join("rust")).unwrap();
+        fs::write(dir.join("rust/.f.o.cmd"), format!("OBJTREE={} rustc", dir.display())).unwrap();
+        fs::write(dir.join(SOURCE), "").unwrap();
+        if complete {
+            fs::write(dir.join(COMPLETE), "7.3.4").unwrap();
+        }
+        dir
+    }
+
+    fn read(file: PathBuf) -> String {
+        fs::read_to_string(file).unwrap()
+    }
+
+    #[test]
+    fn a_build_begins_with_the_tree_that_has_most_of_the_patches() {
+        let temp = tempfile::tempdir().unwrap();
+        let (recipe, kernels) = (recipe(temp.path()), temp.path().join("kernels"));
+        let keys: Vec<String> = (0..=2).map(|n| recipe.key(n)).collect();
+        let dir = kernels.join(format!("own-{}", keys[2]));
+        fs::create_dir_all(&kernels).unwrap();
+        assert!(recipe.seed(&kernels).is_none());
+        tree(&kernels, &format!("stock-{}", keys[0]), "0", true);
+        let one = tree(&kernels, &format!("one-{}", keys[1]), "1", true);
+        tree(&kernels, &format!("two-{}", keys[2]), "2", false);
+        let (from, count, lock) = recipe.seed(&kernels).unwrap();
+        assert_eq!((&from, count), (&one, 1), "what is not complete is no seed");
+        let (other, count, _) = recipe.seed(&kernels).unwrap();
+        assert!(other != one && count == 0, "nor is what somebody holds");
+        drop(lock);
+        prepare(&recipe, &kernels, &dir).unwrap();
+        assert_eq!(read(dir.join("f")), "2\n");
+        assert_eq!(read(dir.join("f.o")), format!("one-{}", keys[1]));
+        assert_eq!(read(dir.join("rust/.f.o.cmd")), format!("OBJTREE={} rustc", dir.display()));
+        assert!(dir.join(SOURCE).exists() && !dir.join(COMPLETE).exists());
+        let times = |d: &Path| fs::metadata(d.join("f.o")).unwrap().modified().unwrap();
+        assert_eq!(times(&dir), times(&one), "make goes by the times");
+        assert_eq!(read(one.join("f")), "1\n");
+    }
+
+    #[test]
+    fn what_was_interrupted_is_begun_anew() {
+        let temp = tempfile::tempdir().unwrap();
+        let (recipe, kernels) = (recipe(temp.path()), temp.path().join("kernels"));
+        let name = format!("own-{}", recipe.key(2));
+        tree(&kernels, &format!("stock-{}", recipe.key(0)), "0", true);
+        // A copy that was cut off has the markers of its seed, and perhaps half of a patch.
+        tree(&kernels, &format!("{name}{NEW}"), "half", true);
+        prepare(&recipe, &kernels, &kernels.join(&name)).unwrap();
+        assert_eq!(read(kernels.join(&name).join("f")), "2\n");
+        assert!(!kernels.join(format!("{name}{NEW}")).exists());
+        assert!(!kernels.join(&name).join(COMPLETE).exists());
+        // So has one without seed.
+        let name = format!("own-{}", recipe.key(1));
+        tree(&kernels, &name, "half", false);
+        fs::remove_file(kernels.join(&name).join(SOURCE)).unwrap();
+        let first =
+            Recipe { patches: recipe.patches[..1].to_vec(), tools: "cc 2".into(), ..recipe };
+        assert!(first.seed(&kernels).is_none(), "other tools, other trees");
+        prepare(&first, &kernels, &kernels.join(&name)).unwrap();
+        assert_eq!(read(kernels.join(&name).join("f")), "1\n");
+        // A build that was, goes on.
+        fs::write(kernels.join(&name).join("f"), "mine\n").unwrap();
+        prepare(&first, &kernels, &kernels.join(&name)).unwrap();
+        assert_eq!(read(kernels.join(&name).join("f")), "mine\n");
+    }
+
+    #[test]
+    fn old_trees_and_what_was_begun_go() {
+        let temp = tempfile::tempdir().unwrap();
+        let kernels = temp.path();
+        let names: Vec<String> = (0..5).map(|n| format!("own-{n:012x}")).collect();
+        for (age, name) in (0..).zip(&names) {
+            let marker = tree(kernels, name, "0", true).join(COMPLETE);
+            let used = SystemTime::now() - std::time::Duration::from_secs(60 * age);
+            fs::File::options().write(true).open(marker).unwrap().set_modified(used).unwrap();
+        }
+        for name in [format!("{}{NEW}", names[0]), format!("other-{}", "0".repeat(12))] {
+            tree(kernels, &name, "0", false);
+        }
+        let used = repo::try_lock(&kernels.join(format!("{}.lock", names[4]))).unwrap();
+        prune(kernels, "own");
+        let there = |name: &str| kernels.join(name).is_dir();
+        assert_eq!(
+            names.iter().map(|n| there(n)).collect::<Vec<_>>(),
+            [true, true, true, false, true]
+        );
+        assert!(!there(&format!("{}{NEW}", names[0])) && there("other-000000000000"));
+        drop(used);
+    }
+}

@@ -1,0 +1,296 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Files of expected results: which tests must come, which may fail or skip where and why, which
+//! are left out of a quick run, and which splats are deliberate.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Context, Result, bail};
+use regex::Regex;
+use serde::Deserialize;
+use zdvm_guest::plan::Kind;
+
+use crate::kernel::kconfig;
+use crate::plan::planned::{Allow, Expect, Failure, Suite, Test};
+
+/// A file of expected results.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Expected {
+    /// Tests that must come.
+    #[serde(default)]
+    pub tests: Vec<String>,
+    /// Expected failures.
+    #[serde(default)]
+    pub fail: Vec<Exception>,
+    /// Expected skips.
+    #[serde(default)]
+    pub skip: Vec<Exception>,
+    /// Left out of a quick run.
+    #[serde(default)]
+    pub slow: Vec<Exception>,
+    /// What tests need of a kernel's configuration.
+    #[serde(default)]
+    pub needs: Vec<Needs>,
+    /// Tests that a kernel's programs do not have.
+    #[serde(default)]
+    pub absent: Vec<Exception>,
+    /// Deliberate splats.
+    #[serde(default)]
+    pub allow: Vec<AllowSpec>,
+}
+
+/// What is said of one test or of several.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Exception {
+    /// The test.
+    #[serde(default)]
+    pub test: Option<String>,
+    /// Or all tests whose name matches.
+    #[serde(default)]
+    pub pattern: Option<Pattern>,
+    /// On these kernels; empty means on all.
+    #[serde(default)]
+    pub kernels: Vec<String>,
+    /// On these machines; empty means on all.
+    #[serde(default)]
+    pub machines: Vec<String>,
+    /// What a test says as it fails; of an expected failure only.
+    #[serde(default)]
+    pub how: Option<Pattern>,
+    /// Why.
+    pub reason: String,
+}
+
+/// What some tests need of a kernel's configuration.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Needs {
+    /// All tests whose name matches.
+    pub pattern: Pattern,
+    /// Symbols, as in the matrix's `requires`.
+    pub config: Vec<String>,
+}
+
+/// One deliberate splat.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AllowSpec {
+    /// The test (for KUnit, the suite's name).
+    pub test: String,
+    /// What its line looks like.
+    pub pattern: Pattern,
+    /// Exact count.
+    pub count: usize,
+    /// On these kernels; empty means on all.
+    #[serde(default)]
+    pub kernels: Vec<String>,
+    /// On these machines; empty means on all.
+    #[serde(default)]
+    pub machines: Vec<String>,
+}
+
+/// A regular expression, compiled as the file is read.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Pattern(pub Regex);
+
+impl TryFrom<String> for Pattern {
+    type Error = regex::Error;
+
+    fn try_from(text: String) -> Result<Self, regex::Error> {
+        Regex::new(&text).map(Self)
+    }
+}
+
+/// What of the plan is wanted this time.
+#[derive(Clone, Debug, Default)]
+pub struct Selection {
+    /// Only these suites; empty means all.
+    pub suites: Vec<String>,
+    /// Only tests whose name matches.
+    pub filter: Option<Regex>,
+    /// Also what is slow.
+    pub full: bool,
+    /// The kernel's configuration, where tests may need what it does not have.
+    pub config: Option<String>,
+}
+
+/// Where a plan is to hold.
+#[derive(Clone, Debug)]
+pub struct On {
+    /// The kernel whose results are expected.
+    pub kernel: String,
+    /// The machine.
+    pub machine: String,
+}
+
+/// The same, with what the matrix knows of them.
+#[derive(Clone, Copy, Debug)]
+pub struct Place<'a> {
+    /// The kernel, and the one whose results it gives, too.
+    pub kernel: (&'a str, Option<&'a str>),
+    /// The machine, likewise.
+    pub machine: (&'a str, Option<&'a str>),
+}
+
+impl Place<'_> {
+    fn is(&self, kernels: &[String], machines: &[String]) -> bool {
+        let among = |list: &[String], (name, like): (&str, Option<&str>)| {
+            list.is_empty() || list.iter().any(|n| n == name || Some(n.as_str()) == like)
+        };
+        among(kernels, self.kernel) && among(machines, self.machine)
+    }
+}
+
+impl Exception {
+    fn names(&self, test: &str) -> bool {
+        self.test.as_deref().is_some_and(|t| t == test)
+            || self.pattern.as_ref().is_some_and(|p| p.0.is_match(test))
+    }
+
+    fn fits(&self, test: &str, place: Place<'_>) -> bool {
+        self.names(test) && place.is(&self.kernels, &self.machines)
+    }
+
+    fn check(&self, tests: &[String]) -> Result<()> {
+        let said = match (&self.test, &self.pattern) {
+            (Some(test), None) => test.clone(),
+            (None, Some(pattern)) => format!("/{}/", pattern.0),
+            _ => bail!("{:?} wants either `test` or `pattern`", self.reason),
+        };
+        if !tests.iter().any(|t| self.names(t)) {
+            bail!("{said} is an exception, but nothing in `tests` is meant by it");
+        }
+        Ok(())
+    }
+}
+
+/// Knows what kernels and machines there are.
+pub trait Known {
+    /// An error unless there is such a kernel.
+    fn kernel(&self, name: &str) -> Result<()>;
+    /// An error unless there is such a machine.
+    fn machine(&self, name: &str) -> Result<()>;
+}
+
+impl Expected {
+    /// Refuses what could only be a slip of the pen.
+    pub fn check(&self, known: &dyn Known) -> Result<()> {
+        let mut seen = BTreeSet::new();
+        for test in &self.tests {
+            if !seen.insert(test) {
+                bail!("{test} is planned twice");
+            }
+        }
+        let exceptions =
+            || self.fail.iter().chain(&self.skip).chain(&self.slow).chain(&self.absent);
+        for e in exceptions() {
+            e.check(&self.tests)?;
+        }
+        for n in &self.needs {
+            if n.config.is_empty() || !self.tests.iter().any(|t| n.pattern.0.is_match(t)) {
+                bail!("/{}/ needs nothing, or is no test's name", n.pattern.0);
+            }
+        }
+        if let Some(e) = self.fail.iter().find(|e| e.how.is_none()) {
+            bail!(
+                "{:?}: a failure that is expected fails in a known way: `how` is wanted",
+                e.reason
+            );
+        }
+        let mut others = self.skip.iter().chain(&self.slow).chain(&self.absent);
+        if let Some(e) = others.find(|e| e.how.is_some()) {
+            bail!("{:?}: `how` is for [[fail]] only", e.reason);
+        }
+        if let Some(e) = self.absent.iter().find(|e| e.kernels.is_empty()) {
+            bail!("{:?}: what no kernel has is no test: `kernels` is wanted", e.reason);
+        }
+        let places = exceptions().map(|e| (&e.reason, &e.kernels, &e.machines));
+        let places = places.chain(self.allow.iter().map(|a| (&a.test, &a.kernels, &a.machines)));
+        for (what, kernels, machines) in places {
+            for name in kernels {
+                known.kernel(name).with_context(|| what.clone())?;
+            }
+            for name in machines {
+                known.machine(name).with_context(|| what.clone())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn expect(&self, test: &str, place: Place<'_>) -> Expect {
+        let fail = self.fail.iter().find(|e| e.fits(test, place));
+        let skip = self.skip.iter().find(|e| e.fits(test, place));
+        match (fail.and_then(|e| Some((e, e.how.as_ref()?))), skip) {
+            (Some((e, how)), _) => {
+                Expect::Fail(Failure { why: e.reason.clone(), how: how.0.clone() })
+            }
+            (None, Some(e)) => Expect::Skip(e.reason.clone()),
+            (None, None) => Expect::Pass,
+        }
+    }
+
+    /// The deliberate splats there.
+    pub fn allowed(&self, place: Place<'_>) -> Vec<Allow> {
+        let there = self.allow.iter().filter(|a| place.is(&a.kernels, &a.machines));
+        let allow = |a: &AllowSpec| Allow {
+            test: a.test.clone(),
+            pattern: a.pattern.0.clone(),
+            count: a.count,
+        };
+        there.map(allow).collect()
+    }
+
+    /// The tests that the programs of this place have.
+    pub fn present<'a>(&'a self, place: Place<'a>) -> impl Iterator<Item = &'a String> {
+        let absent = move |test: &str| self.absent.iter().any(|e| e.fits(test, place));
+        self.tests.iter().filter(move |t| !absent(t))
+    }
+
+    /// What is planned of this file.
+    pub fn suite(
+        &self,
+        name: &str,
+        kind: Kind,
+        source: String,
+        place: Place<'_>,
+        selection: &Selection,
+    ) -> Suite {
+        let mut suite = Suite {
+            name: name.to_owned(),
+            kind,
+            source,
+            tests: Vec::new(),
+            deselected: BTreeSet::new(),
+            with_full: 0,
+            not_applicable: 0,
+        };
+        // A script runs all of its tests: none can be left out.
+        let slow = |test: &str| {
+            !selection.full
+                && !matches!(kind, Kind::Script | Kind::Kunit)
+                && self.slow.iter().any(|e| e.fits(test, place))
+        };
+        // A script and KUnit run all of their tests; what these need is required of every kernel.
+        let config = selection.config.as_deref();
+        let config = config.filter(|_| matches!(kind, Kind::Ktap | Kind::Harness));
+        let lacks =
+            |needs: &&Needs| config.is_some_and(|c| !kconfig::lacking(&needs.config, c).is_empty());
+        let lacking: Vec<&Needs> = self.needs.iter().filter(lacks).collect();
+        let applies = |test: &str| !lacking.iter().any(|n| n.pattern.0.is_match(test));
+        for test in self.present(place) {
+            let wanted = selection.filter.as_ref().is_none_or(|f| f.is_match(test));
+            if wanted && !applies(test) {
+                suite.not_applicable += 1;
+                suite.deselected.insert(test.clone());
+            } else if wanted && !slow(test) {
+                suite.tests.push(Test { name: test.clone(), expect: self.expect(test, place) });
+            } else {
+                suite.with_full += usize::from(wanted);
+                suite.deselected.insert(test.clone());
+            }
+        }
+        suite
+    }
+}
