@@ -3,5 +3,6 @@
 
 pub mod ktap;
 pub mod splat;
+mod stream;
 pub mod taint;
 pub mod verdict;

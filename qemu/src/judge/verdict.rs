@@ -9,10 +9,11 @@ use std::collections::{BTreeMap, HashMap};
 
 use serde::Serialize;
 use zdvm_guest::plan::{AUDIT, Kind};
-use zdvm_guest::wire::{self, Message};
+use zdvm_guest::wire;
 
 use crate::judge::ktap::{self, Case, Outcome};
 use crate::judge::splat::{self, Splat};
+use crate::judge::stream::{Seen, Stream};
 use crate::judge::taint;
 pub use crate::plan::planned::{Allow, Expect, Failure, Known, Planned, Suite, Test};
 
@@ -155,101 +156,6 @@ impl Verdict {
         let count = |status| self.suites.iter().map(|s| s.count(&[status])).sum();
         (count(Status::ExpectedFail), count(Status::ExpectedSkip))
     }
-}
-
-/// What came over the stream for one suite.
-#[derive(Debug, Default)]
-struct Seen {
-    lines: Vec<String>,
-    cases: Vec<Case>,
-    errors: Vec<String>,
-    /// `Some` when it has ended: then why not in order.
-    end: Option<Option<String>>,
-}
-
-#[derive(Debug, Default)]
-struct Stream {
-    hello: Option<(String, u64)>,
-    taint: Option<u64>,
-    done: bool,
-    suites: BTreeMap<String, Seen>,
-    running: Option<String>,
-    test: Option<String>,
-}
-
-impl Stream {
-    fn read(messages: Vec<Message>, problems: &mut Vec<Problem>) -> Self {
-        let mut s = Self::default();
-        let mut test_lines: Vec<String> = Vec::new();
-        for message in messages {
-            match message {
-                Message::Hello { release, taint } => {
-                    if s.hello.replace((release, taint)).is_some() {
-                        problems.push(problem("stream", "guest", "the guest came up twice"));
-                    }
-                }
-                Message::SuiteStart(name) => {
-                    if s.suites.insert(name.clone(), Seen::default()).is_some() {
-                        problems.push(problem("stream", &name, "the suite started twice"));
-                    }
-                    s.running = Some(name);
-                }
-                Message::TestStart(name) => {
-                    test_lines.clear();
-                    s.test = Some(name);
-                }
-                Message::Ktap(line) => {
-                    if s.test.is_some() {
-                        test_lines.push(line);
-                    } else if let Some(seen) = s.running.as_ref().and_then(|n| s.suites.get_mut(n))
-                    {
-                        seen.lines.push(line);
-                    }
-                }
-                Message::TestEnd(name, why) => {
-                    s.test = None;
-                    if let Some(seen) = s.running.as_ref().and_then(|n| s.suites.get_mut(n)) {
-                        one_process(seen, &name, &std::mem::take(&mut test_lines), why);
-                    }
-                }
-                Message::SuiteEnd(name, why) => {
-                    s.running = None;
-                    s.suites.entry(name).or_default().end = Some(why);
-                }
-                Message::Taint(mask) => s.taint = Some(mask),
-                Message::Done => s.done = true,
-            }
-        }
-        s
-    }
-}
-
-/// Judges a process that was to run exactly one test: its word and its exit must agree.
-fn one_process(seen: &mut Seen, name: &str, lines: &[String], why: Option<String>) {
-    let report = ktap::parse(lines.iter().map(String::as_str));
-    let mut own = report.cases.into_iter().find(|c| c.name == name).unwrap_or_else(|| Case {
-        name: name.to_owned(),
-        outcome: Outcome::Fail,
-        reason: "its process gave no result".to_owned(),
-    });
-    let tail = |own: &Case| {
-        if own.reason.is_empty() { String::new() } else { format!(": {}", own.reason) }
-    };
-    if let Some(why) = why {
-        if own.outcome != Outcome::Fail {
-            own.outcome = Outcome::Fail;
-            let but = if why.starts_with(AUDIT) { "" } else { "reported ok, but " };
-            own.reason = format!("{but}{why}");
-        } else {
-            own.reason = format!("{why}{}", tail(&own));
-        }
-    } else if own.outcome == Outcome::Fail {
-        own.reason = format!("exit status 0{}", tail(&own));
-    }
-    if own.outcome != Outcome::Fail && !report.errors.is_empty() {
-        seen.errors.extend(report.errors.into_iter().map(|e| format!("{name}: {e}")));
-    }
-    seen.cases.push(own);
 }
 
 fn problem(kind: &str, subject: &str, text: impl Into<String>) -> Problem {
@@ -556,7 +462,9 @@ fn judge_exit(stream: &Stream, evidence: &Evidence<'_>, problems: &mut Vec<Probl
 pub fn judge(planned: &Planned, evidence: &Evidence<'_>) -> Verdict {
     let mut problems = Vec::new();
     let (messages, damage) = wire::decode(evidence.wire);
-    let mut stream = Stream::read(messages, &mut problems);
+    let mut twice = Vec::new();
+    let mut stream = Stream::read(messages, &mut twice);
+    problems.extend(twice.iter().map(|(subject, text)| problem("stream", subject, *text)));
     if let Some(damage) = damage {
         problems.push(problem("stream", "guest", damage));
     }
