@@ -93,10 +93,14 @@ impl Client {
                 Stop::Unmapped => {
                     self.device_fault(rest, Access::Read, faulting, &mut out)?;
                 }
+                Stop::Unreachable => return Err(EFAULT),
                 Stop::UserFault => {
                     let batch = rest.first(COPY_PAGES);
                     let buf = bounce.get(batch.pages())?;
-                    let pages = self.mirror().read(batch, buf);
+                    let (pages, stop) = self.mirror().read(batch, buf);
+                    if pages == 0 && stop == Stop::Unreachable {
+                        return Err(EFAULT);
+                    }
                     let mut writer = UserSlice::new(user(rest), bytes(pages)).writer();
                     writer.write_slice(&buf[..bytes(pages)])?;
                     out.pages += pages;
@@ -127,6 +131,7 @@ impl Client {
                 Stop::Unmapped => {
                     self.device_fault(rest, Access::Write, Faulting::Locked, &mut out)?;
                 }
+                Stop::Unreachable => return Err(EFAULT),
                 Stop::UserFault => {
                     let batch = rest.first(COPY_PAGES);
                     let buf = bounce.get(batch.pages())?;
@@ -147,9 +152,13 @@ impl Client {
         while let Some(rest) = left {
             check_signals()?;
             let done = rest.start() - range.start();
-            let pages = self.mirror().write(rest, &buf[done..]);
-            if pages == 0 {
-                self.device_fault(rest, Access::Write, Faulting::Locked, out)?;
+            let (pages, stop) = self.mirror().write(rest, &buf[done..]);
+            match stop {
+                Stop::Unreachable => return Err(EFAULT),
+                _ if pages == 0 => {
+                    self.device_fault(rest, Access::Write, Faulting::Locked, out)?;
+                }
+                _ => {}
             }
             out.pages += pages;
             left = rest.skip(pages);

@@ -71,6 +71,7 @@ bool zdm_folio_try_get(struct page *page);
 void zdm_folio_put(struct page *page);
 void zdm_folio_lock(struct page *page);
 void zdm_folio_unlock(struct page *page);
+bool zdm_page_is_reachable(struct page *page);
 int zdm_copy_mc_highpage(struct page *to, struct page *from);
 void zdm_clear_highpage(struct page *page);
 struct page *zdm_alloc_pages(gfp_t gfp, unsigned int order);
@@ -105,8 +106,8 @@ unsigned int zdm_pfn_kind(unsigned long pfn, const void *owner);
 struct page *zdm_folio_page(struct page *page, unsigned long n);
 void zdm_mark_dirty(struct page *page);
 void zdm_xa_erase_range(struct xarray *xa, unsigned long first, unsigned long last);
-void zdm_read_page(void *to, struct page *page);
-void zdm_write_page(struct page *page, const void *from);
+int zdm_read_page(void *to, struct page *page);
+int zdm_write_page(struct page *page, const void *from);
 int zdm_page_to_user_nofault(void *to, struct page *page);
 int zdm_page_from_user_nofault(struct page *page, const void *from);
 

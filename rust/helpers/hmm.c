@@ -5,6 +5,7 @@
 #include <linux/memremap.h>
 #include <linux/pagemap.h>
 #include <linux/uaccess.h>
+#include <linux/uio.h>
 #include <linux/xarray.h>
 #include <test_hmm_uapi.h>
 
@@ -65,30 +66,55 @@ void zdm_mark_dirty(struct page *page)
 		folio_mark_dirty(page_folio(page));
 }
 
-void zdm_read_page(void *to, struct page *page)
+/*
+ * Copies between a page that a device maps and a buffer. copy_mc_to_kernel() survives a
+ * page that breaks meanwhile, where the machine can.
+ */
+int zdm_read_page(void *to, struct page *page)
 {
-	memcpy_from_page(to, page, 0, PAGE_SIZE);
+	void *from = kmap_local_page(page);
+	unsigned long left = PAGE_SIZE;
+
+	if (zdm_page_is_reachable(page))
+		left = copy_mc_to_kernel(to, from, PAGE_SIZE);
+	kunmap_local(from);
+	return left ? -EFAULT : 0;
 }
 
-void zdm_write_page(struct page *page, const void *from)
+int zdm_write_page(struct page *page, const void *from)
 {
-	memcpy_to_page(page, 0, from, PAGE_SIZE);
+	void *to = kmap_local_page(page);
+	unsigned long left = PAGE_SIZE;
+
+	if (zdm_page_is_reachable(page))
+		left = copy_mc_to_kernel(to, from, PAGE_SIZE);
+	flush_dcache_page(page);
+	kunmap_local(to);
+	return left ? -EFAULT : 0;
 }
 
+/* What copy_mc_to_user() does, which is not exported. */
 int zdm_page_to_user_nofault(void *to, struct page *page)
 {
 	void *from = kmap_local_page(page);
-	int ret = copy_to_user_nofault((void __user *)to, from, PAGE_SIZE);
+	struct iov_iter iter;
+	size_t copied;
 
+	iov_iter_ubuf(&iter, ITER_DEST, (void __user *)to, PAGE_SIZE);
+	pagefault_disable();
+	copied = PageHWPoison(page) ? 0 : _copy_mc_to_iter(from, PAGE_SIZE, &iter);
+	pagefault_enable();
 	kunmap_local(from);
-	return ret;
+	return copied == PAGE_SIZE ? 0 : -EFAULT;
 }
 
 int zdm_page_from_user_nofault(struct page *page, const void *from)
 {
 	void *to = kmap_local_page(page);
-	int ret = copy_from_user_nofault(to, (const void __user *)from, PAGE_SIZE);
+	int ret = -EFAULT;
 
+	if (!PageHWPoison(page))
+		ret = copy_from_user_nofault(to, (const void __user *)from, PAGE_SIZE);
 	kunmap_local(to);
 	return ret;
 }

@@ -8,6 +8,7 @@
 #include <linux/migrate.h>
 #include <linux/pagemap.h>
 #include <linux/sched/signal.h>
+#include <linux/uaccess.h>
 
 #include "helpers.h"
 
@@ -288,10 +289,29 @@ void zdm_folio_unlock(struct page *page)
 	folio_unlock(page_folio(page));
 }
 
-/* A page that is known to be broken is not read at all. */
+/*
+ * Whether the kernel can reach the contents of a page in use: not those of a page that is
+ * known to be broken, nor of memory that was taken out of the direct map, as that of
+ * memfd_secret(2) is. A page that is mapped or locked stays as it is in this respect,
+ * unless the hardware breaks it.
+ */
+bool zdm_page_is_reachable(struct page *page)
+{
+	unsigned long *first = kmap_local_page(page);
+	unsigned long word;
+	bool there = !PageHWPoison(page) && !get_kernel_nofault(word, first);
+
+	kunmap_local(first);
+	return there;
+}
+
+/*
+ * A page that cannot be reached is not read at all: copy_mc_highpage() would report it as
+ * a failure of the memory.
+ */
 int zdm_copy_mc_highpage(struct page *to, struct page *from)
 {
-	return PageHWPoison(from) ? -EHWPOISON : copy_mc_highpage(to, from);
+	return zdm_page_is_reachable(from) ? copy_mc_highpage(to, from) : -EFAULT;
 }
 
 void zdm_clear_highpage(struct page *page)

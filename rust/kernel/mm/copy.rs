@@ -28,53 +28,57 @@ pub(crate) enum Stop {
     Unmapped,
     /// The user memory at the other end is not there, or not now.
     UserFault,
+    /// The next page is mapped, but the kernel cannot reach its contents: the hardware has lost them.
+    Unreachable,
 }
 
 impl HmmMirror {
-    /// Copies pages of `range` to `buf`, up to the end of either or the first page that the table
-    /// does not map, and returns how many. May sleep.
-    pub(crate) fn read(&self, range: PageRange, buf: &mut [u8]) -> usize {
+    /// Copies pages of `range` to `buf`, up to the end of either, and says how many and why it ended.
+    /// May sleep.
+    pub(crate) fn read(&self, range: PageRange, buf: &mut [u8]) -> (usize, Stop) {
+        let range = range.first(buf.len() >> PAGE_SHIFT);
         let mut chunks = buf.chunks_exact_mut(PAGE_SIZE);
-        let (copied, _) = self.each_page(range, Access::Read, |page, _| {
-            let chunk = chunks.next().ok_or(EINVAL)?;
+        self.each_page(range, Access::Read, |page, _| {
+            let chunk = chunks.next().ok_or(Stop::Done)?;
             // SAFETY: The chunk is a page long. The table keeps the page valid while it is borrowed.
             // User space may write the page at the same time, which a copy in C allows for.
-            unsafe { bindings::zdm_read_page(chunk.as_mut_ptr().cast(), page.as_ptr()) };
-            Ok(())
-        });
-        copied
+            let ret = unsafe { bindings::zdm_read_page(chunk.as_mut_ptr().cast(), page.as_ptr()) };
+            to_result(ret).map_err(|_| Stop::Unreachable)
+        })
     }
 
-    /// Copies pages from `buf` to `range`, up to the end of either or the first page that the table
-    /// does not map for writing, and returns how many. May sleep.
-    pub(crate) fn write(&self, range: PageRange, buf: &[u8]) -> usize {
+    /// Copies pages from `buf` to `range`, up to the end of either, and says how many and why it
+    /// ended. May sleep.
+    pub(crate) fn write(&self, range: PageRange, buf: &[u8]) -> (usize, Stop) {
+        let range = range.first(buf.len() >> PAGE_SHIFT);
         let mut chunks = buf.chunks_exact(PAGE_SIZE);
-        let (copied, _) = self.each_page(range, Access::Write, |page, _| {
-            let chunk = chunks.next().ok_or(EINVAL)?;
+        self.each_page(range, Access::Write, |page, _| {
+            let chunk = chunks.next().ok_or(Stop::Done)?;
             // SAFETY: The chunk is a page long. The table keeps the page valid while it is borrowed.
             // User space may access the page at the same time, which a copy in C allows for.
-            unsafe { bindings::zdm_write_page(page.as_ptr(), chunk.as_ptr().cast()) };
+            let ret = unsafe { bindings::zdm_write_page(page.as_ptr(), chunk.as_ptr().cast()) };
             mark_dirty(page);
-            Ok(())
-        });
-        copied
+            to_result(ret).map_err(|_| Stop::Unreachable)
+        })
     }
 
     /// Copies the pages of `range` to user memory of the current task at `to`, and says how many and
-    /// why it ended. May sleep, but faults on neither side.
+    /// why it ended. May sleep, but faults on neither side. A page that the kernel cannot reach is
+    /// reported as [`Stop::UserFault`] too; [`HmmMirror::read`] tells the two apart.
     pub(crate) fn copy_to_user(&self, range: PageRange, to: UserPtr) -> (usize, Stop) {
         self.each_page(range, Access::Read, |page, offset| {
             let to = to.wrapping_byte_add(offset).as_mut_ptr();
             // SAFETY: The table keeps the page valid while it is borrowed. The callee checks that `to`
             // is user memory, and does not fault, which could wait for the table's lock.
             let ret = unsafe { bindings::zdm_page_to_user_nofault(to, page.as_ptr()) };
-            to_result(ret)
+            to_result(ret).map_err(|_| Stop::UserFault)
         })
     }
 
     /// Copies user memory of the current task at `from` to the pages of `range`, and says how many
     /// and why it ended. May sleep, but faults on neither side. Part of the next page may have been
-    /// copied too.
+    /// copied too. A page that the kernel cannot reach is reported as [`Stop::UserFault`] too;
+    /// [`HmmMirror::write`] tells the two apart.
     pub(crate) fn copy_from_user(&self, range: PageRange, from: UserPtr) -> (usize, Stop) {
         self.each_page(range, Access::Write, |page, offset| {
             let from = from.wrapping_byte_add(offset).as_const_ptr();
@@ -82,25 +86,25 @@ impl HmmMirror {
             // SAFETY: The table keeps the page valid while it is borrowed. The callee checks that
             // `from` is user memory, and does not fault, which could wait for the table's lock.
             let ret = unsafe { bindings::zdm_page_from_user_nofault(page.as_ptr(), from) };
-            to_result(ret)
+            to_result(ret).map_err(|_| Stop::UserFault)
         })
     }
 
     /// Calls `copy` for the pages of `range`, with the table locked and the offset in bytes, until a
-    /// page is not mapped or `copy` fails. Returns how many were copied.
+    /// page is not mapped or `copy` says why to stop. Returns how many were copied.
     fn each_page(
         &self,
         range: PageRange,
         access: Access,
-        mut copy: impl FnMut(&BorrowedPage<'_>, usize) -> Result,
+        mut copy: impl FnMut(&BorrowedPage<'_>, usize) -> Result<(), Stop>,
     ) -> (usize, Stop) {
         let table = self.notifier.lock();
         for (i, address) in range.addresses().enumerate() {
             let Some(page) = table.load(address >> PAGE_SHIFT, access) else {
                 return (i, Stop::Unmapped);
             };
-            if copy(&page, i << PAGE_SHIFT).is_err() {
-                return (i, Stop::UserFault);
+            if let Err(stop) = copy(&page, i << PAGE_SHIFT) {
+                return (i, stop);
             }
         }
         (range.pages(), Stop::Done)

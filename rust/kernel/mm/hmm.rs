@@ -107,9 +107,10 @@ impl HmmMirror {
     ///
     /// # Errors
     ///
-    /// `EFAULT` when there is nothing to map or the process is gone, `EPERM` for a write to what
-    /// is read-only, `EBUSY` when invalidations keep coming for a second, `EINTR` for a task that
-    /// was killed, `ENOMEM`.
+    /// `EFAULT` when there is nothing to map, for memory that the kernel itself cannot reach (that of
+    /// `memfd_secret(2)`, or broken), and when the process is gone; `EPERM` for a write to what is
+    /// read-only, `EBUSY` when invalidations keep coming for a second, `EINTR` for a task that was
+    /// killed, `ENOMEM`.
     pub(crate) fn fault(&self, range: PageRange, access: Access) -> Result {
         self.walk(range, Absent::Fault(access), |_| {})
     }
@@ -226,6 +227,13 @@ impl HmmMirror {
                 };
                 f(page);
                 if let Some(page) = page.contents() {
+                    // SAFETY: The page is mapped, so in use.
+                    if !unsafe { bindings::zdm_page_is_reachable(page.as_ptr()) } {
+                        match absent {
+                            Absent::Skip => continue,
+                            _ => return Err(EFAULT),
+                        }
+                    }
                     let grant = Grant::shared(entry.is_writable());
                     // SAFETY: The CPU maps the page with this permission, as the sequence was checked
                     // under the lock that the table is behind.

@@ -47,7 +47,8 @@ pub(crate) enum CopyError {
     /// There is no such source, or the folio is of another order than the source and cannot take
     /// a part of it either.
     Mismatch,
-    /// The hardware has lost the contents of the source, which stays where it is.
+    /// The kernel cannot read the source, which stays where it is: the hardware has lost the
+    /// contents, or they are secret.
     Poisoned,
 }
 
