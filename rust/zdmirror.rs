@@ -17,7 +17,8 @@
 //! 5. `HmmMirror`'s table and the lock of a snapshot, never held together, taken by interval
 //!    notifiers too: nothing that waits for reclaim or faults below them
 //! 6. `Device::memory`, a spinlock
-//! 7. `Auditor::records`, a spinlock that `folio_free` takes under whatever its caller holds, in
+//! 7. `FaultAround::files`, a spinlock below which no other lock is taken
+//! 8. `Auditor::records`, a spinlock that `folio_free` takes under whatever its caller holds, in
 //!    interrupts too; of all locks of ours the only one that it takes
 
 mod audit;
@@ -89,6 +90,10 @@ module! {
             default: 0,
             description: "The same of hmm_dmirror5; both addresses must be given, or none",
         },
+        fault_around: usize {
+            default: 0,
+            description: "Most pages that a CPU fault brings back, up to 512; 0 and 1: its own only",
+        },
     },
 }
 
@@ -129,6 +134,7 @@ impl kernel::Module for Zdmirror {
             given(module_parameters::devmem_chunk_mb.value()),
             mm::module::param_inject(),
             mm::module::param_ledger(),
+            given(module_parameters::fault_around.value()),
         )?;
         let wanted = given(module_parameters::devices.value());
         if wanted > 1 {

@@ -97,6 +97,30 @@ struct zdm_fault {
 #define ZDM_FAULT_WRITE		0x1
 
 /**
+ * struct zdm_fault_around - what a CPU fault on device memory may bring back
+ * @pages:	in: most pages, up to ZDM_FAULT_AROUND_MAX, 0 or 1 for the folio of the fault
+ *		only; out: what was set before
+ * @flags:	must be zero
+ *
+ * For faults on small folios of PRIVATE memory that this file has moved to the device,
+ * whoever meets them. A file begins with what the module parameter fault_around says.
+ *
+ * A fault that follows on what another one brought, upwards or downwards, brings a window
+ * of 16 pages, and each further one twice as many while the CPU uses what comes. A window
+ * lies within one area and one page table. MADV_SEQUENTIAL lets the first fault bring the
+ * largest window; with MADV_RANDOM there is none. Only pages that this file has moved come
+ * along. Places without a page stay so, and pages that are held or locked are left where
+ * they are. Small folios come back as small ones; a large folio moves in one piece by
+ * itself, as ever.
+ */
+struct zdm_fault_around {
+	__u32 pages;
+	__u32 flags;
+};
+
+#define ZDM_FAULT_AROUND_MAX	512
+
+/**
  * struct zdm_audit - scan every pagemap of the device
  * @pages:	out: struct pages scanned
  * @free:	out: pages that the allocator holds
@@ -221,6 +245,12 @@ enum zdm_inject_kind {
  * @free_refs:		references that this kernel keeps on a free page of the device's
  *			memory: 0, or 1 for GENERIC memory where the old rule holds; no
  *			counter
+ * @around:		base pages that CPU faults brought back besides those that they were
+ *			about, see ZDM_FAULT_AROUND
+ * @around_hits:	of these, those that the CPU had accessed when a later fault went on
+ *			from there, or when the stream of faults was given up for another
+ *			one of the same process
+ * @around_waste:	of these, those that it had not accessed then
  */
 struct zdm_stats {
 	__u64 allocated;
@@ -239,6 +269,9 @@ struct zdm_stats {
 	__u64 max_order;
 	__u64 exclusive;
 	__u64 free_refs;
+	__u64 around;
+	__u64 around_hits;
+	__u64 around_waste;
 };
 
 /*
@@ -378,5 +411,6 @@ struct zdm_unpin {
 #define ZDM_UNPIN	_IOW('H', 0x44, struct zdm_unpin)
 #define ZDM_INJECT	_IOWR('H', 0x45, struct zdm_inject)
 #define ZDM_STATS	_IOR('H', 0x46, struct zdm_stats)
+#define ZDM_FAULT_AROUND _IOWR('H', 0x47, struct zdm_fault_around)
 
 #endif /* _UAPI_ZDMIRROR_H */

@@ -4,7 +4,10 @@
 
 #![forbid(unsafe_code)]
 
-use super::core_data::Core;
+use super::{
+    core_data::Core,
+    fault_around::Movers, //
+};
 use crate::{
     audit::{
         check_freed,
@@ -40,6 +43,7 @@ pub(super) struct Chunk {
     /// Folios that were freed and that the allocator did not get yet.
     freed: FreeStack,
     ledger: Ledger,
+    movers: Movers,
 }
 
 impl Chunk {
@@ -51,12 +55,18 @@ impl Chunk {
             number,
             freed: FreeStack::new(frames)?,
             ledger,
+            movers: Movers::new(frames.pages())?,
         })
     }
 
     /// What happened to its pages last.
     pub(super) fn ledger(&self) -> &Ledger {
         &self.ledger
+    }
+
+    /// Who moved its pages there.
+    pub(super) fn movers(&self) -> &Movers {
+        &self.movers
     }
 
     /// Takes the outcome of a check of page `index`, and says whether it was a violation. Does not
@@ -113,6 +123,6 @@ impl PagemapOps for Chunk {
 
 impl PrivateOps for Chunk {
     fn migrate_to_ram(&self, fault: &VmFault<'_>) -> Result<(), FaultError> {
-        self.core.handle_fault(&self.ledger, fault)
+        self.core.handle_fault(&self.ledger, &self.movers, fault)
     }
 }

@@ -13,6 +13,7 @@ use super::{
         Pinned,
         Pins, //
     },
+    streams::Most, //
 };
 use crate::mm::{
     hmm::HmmMirror,
@@ -56,6 +57,12 @@ impl Client {
     pub(super) fn new(device: &Arc<Device>, mm: &MmWithUser) -> Result<Pin<KBox<Self>>> {
         let loaded = ModulePin::try_take().ok_or(ENODEV)?;
         let id = device.add_opener()?;
+        // Nobody can have seen the number yet.
+        let set = device.core.around.allow(id, device.config.fault_around);
+        if let Err(err) = set {
+            device.memory().pool.remove_client(id);
+            return Err(err);
+        }
         let client = KBox::try_pin_init(
             try_pin_init!(Self {
                 mirror <- HmmMirror::new(mm, device.owner.clone()),
@@ -69,6 +76,7 @@ impl Client {
             GFP_KERNEL_ACCOUNT,
         );
         if client.is_err() {
+            device.core.around.forget(id);
             device.memory().pool.remove_client(id);
         }
         client
@@ -91,6 +99,12 @@ impl Client {
     /// space that it mirrors, fail.
     pub(super) fn fail_next_alloc(&self) -> Result {
         self.device.core.fail_alloc.ask(self.id, self.mirror.mm())
+    }
+
+    /// Sets the most pages that a CPU fault on the client's pages brings back, and returns what was
+    /// set before.
+    pub(super) fn set_fault_around(&self, most: Most) -> Result<Most> {
+        self.device.core.around.allow(self.id, most)
     }
 
     pub(super) fn injection(&self) -> &Injection {
@@ -129,6 +143,7 @@ impl Client {
         self.unpin_all();
         // The processes that own the data keep it. Only this client's pages are moved.
         self.device.evict(self.id);
+        self.device.core.around.forget(self.id);
         self.device.memory().pool.remove_client(self.id);
         // After the eviction, so that the oracle still sees a page that the injection holds.
         self.injection.mend(&self.device);
@@ -222,6 +237,7 @@ mod tests {
             chunk_pages: NonZeroUsize::new(SZ_2M / PAGE_SIZE).ok_or(EINVAL)?,
             inject: false,
             ledger: true,
+            fault_around: Most::ONE,
         };
         let device = Device::new(c"kunit", config, Location::Anywhere)?;
         let task = current!();

@@ -7,6 +7,7 @@
 
 use super::{
     devmem::ClientId,
+    fault_around::FaultAround,
     stats::Stats, //
 };
 use crate::audit::{
@@ -69,6 +70,11 @@ impl FailAlloc {
         self.take_first(|_, mm| is_mm(mm))
     }
 
+    /// Whether any allocation is to fail. Changes nothing, and does not sleep.
+    pub(super) fn is_asked(&self) -> bool {
+        self.len.load(Relaxed) != 0
+    }
+
     fn take_first(&self, is_wanted: impl Fn(ClientId, &Mm) -> bool) -> bool {
         if self.len.load(Relaxed) == 0 {
             return false;
@@ -92,6 +98,8 @@ pub(super) struct Core {
     pub(super) fail_alloc: FailAlloc,
     #[pin]
     pub(super) auditor: Auditor,
+    #[pin]
+    pub(super) around: FaultAround,
     /// Whether chunks keep a ledger.
     pub(super) keeps_ledger: bool,
 }
@@ -109,6 +117,7 @@ impl Core {
                 stats: Stats::new(),
                 fail_alloc <- FailAlloc::new(),
                 auditor <- auditor,
+                around <- FaultAround::new(),
                 keeps_ledger,
             }),
             GFP_KERNEL,

@@ -72,6 +72,9 @@ impl Source for Stats {
                 max_order,
                 exclusive,
                 free_refs,
+                around,
+                around_hits,
+                around_waste,
             }
         );
         for (name, value) in stats {
@@ -121,6 +124,7 @@ mod tests {
         audit::Policy,
         driver::{
             params::Location as Place,
+            streams::Most,
             Config, //
         },
         mm::PAGE_SIZE, //
@@ -134,6 +138,7 @@ mod tests {
             chunk_pages: NonZeroUsize::new(SZ_2M / PAGE_SIZE).ok_or(EINVAL)?,
             inject: false,
             ledger: true,
+            fault_around: Most::ONE,
         };
         Device::new(c"kunit", config, Place::Anywhere).map_err(Error::from)
     }
@@ -144,7 +149,7 @@ mod tests {
         Stats(device()?).write(&mut text)?;
         let text = core::str::from_utf8(text.as_bytes()).map_err(|_| EINVAL)?;
         assert!(text.starts_with("allocated 0\nfreed 0\n"));
-        assert!(text.ends_with("\nexclusive 0\nfree_refs 0\n"));
+        assert!(text.ends_with("\naround_hits 0\naround_waste 0\n"));
         assert_eq!(text.lines().count(), size_of::<ZdmStats>() / 8);
         Ok(())
     }

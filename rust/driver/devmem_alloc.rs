@@ -101,6 +101,7 @@ impl<'a> DevmemAlloc<'a> {
                     if core.auditor.is_on() {
                         self.check_fresh(chunk, index, &folio);
                     }
+                    chunk.ops().movers().note(index, order, self.client);
                     core.stats.allocated.add(1 << order);
                     return Some(folio);
                 }

@@ -6,7 +6,8 @@
 
 use super::{
     copy::copy_back,
-    core_data::Core, //
+    core_data::Core,
+    fault_around::Movers, //
 };
 use crate::{
     audit::{
@@ -66,13 +67,18 @@ impl Core {
         Ok(moved.pages != 0)
     }
 
-    /// Handles `fault` on a page of the pagemap whose transitions `ledger` records. May sleep.
+    /// Handles `fault` on a page of the pagemap whose transitions `ledger` records, and whose pages
+    /// `movers` says whose they are. May sleep.
     pub(super) fn handle_fault(
         &self,
         ledger: &Ledger,
+        movers: &Movers,
         fault: &VmFault<'_>,
     ) -> Result<(), FaultError> {
         self.stats.cpu_faults.add(1);
+        if self.fault_around(ledger, movers, fault) {
+            return Ok(());
+        }
         let mut buffer = PfnBuffer::new(1 << fault.order())?;
         let mut wrong = None;
         // Looks in a row that found the same.

@@ -149,6 +149,7 @@ mod tests {
     use crate::{
         audit::Policy,
         driver::{
+            streams::Most,
             Config,
             Device,
             Location as Place, //
@@ -176,6 +177,7 @@ mod tests {
             chunk_pages: NonZeroUsize::new(SZ_2M / PAGE_SIZE).ok_or(EINVAL)?,
             inject: false,
             ledger: true,
+            fault_around: Most::ONE,
         };
         Device::new(c"kunit", config, Place::Anywhere).map_err(Error::from)
     }

@@ -9,7 +9,8 @@ use super::{
     rw::{
         Faulting,
         Outcome, //
-    }, //
+    },
+    streams::Most, //
 };
 use crate::audit::Moment;
 use crate::mm::{
@@ -28,6 +29,7 @@ use crate::mm::{
         UapiStruct,
         ZdmAudit,
         ZdmFault,
+        ZdmFaultAround,
         ZdmInject,
         ZdmInspect,
         ZdmPage,
@@ -154,6 +156,7 @@ impl Client {
             | uapi::HMM_DMIRROR_READ_UNLOCKED => self.upstream(cmd, arg),
             uapi::HMM_DMIRROR_FLAGS => self.flags(arg),
             _ if is_versioned(cmd, uapi::ZDM_FAULT) => self.zdm_fault(cmd, arg),
+            _ if is_versioned(cmd, uapi::ZDM_FAULT_AROUND) => self.zdm_fault_around(cmd, arg),
             _ if is_versioned(cmd, uapi::ZDM_INSPECT) => self.zdm_inspect(cmd, arg),
             _ if is_versioned(cmd, uapi::ZDM_AUDIT) => self.audit(cmd, arg),
             _ if is_versioned(cmd, uapi::ZDM_PIN) => self.zdm_pin(cmd, arg),
@@ -229,6 +232,18 @@ impl Client {
         };
         self.fault(user_range(args.addr, args.npages)?, access)?;
         args.mapped = args.npages;
+        write_versioned(cmd, arg, &mut args)
+    }
+
+    fn zdm_fault_around(&self, cmd: u32, arg: usize) -> Result {
+        let mut args: ZdmFaultAround = read_versioned(cmd, arg)?;
+        if args.flags != 0 {
+            return Err(EINVAL);
+        }
+        // CAST: `usize` has 64 bits.
+        let old = self.set_fault_around(Most::new(args.pages as usize)?)?;
+        // CAST: At most what one page of page table entries maps.
+        args.pages = old.pages() as u32;
         write_versioned(cmd, arg, &mut args)
     }
 

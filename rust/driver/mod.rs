@@ -15,6 +15,8 @@ mod devmem_alloc;
 mod evict;
 mod exclusive;
 mod fault;
+mod fault_around;
+mod fault_window;
 mod inject;
 mod injection;
 mod inspect;
@@ -29,6 +31,7 @@ mod rw;
 mod scan;
 mod snapshot;
 mod stats;
+mod streams;
 mod verify;
 
 pub(crate) use client::Client;

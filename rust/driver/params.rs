@@ -4,6 +4,10 @@
 
 #![forbid(unsafe_code)]
 
+use super::streams::{
+    Most,
+    MAX_WINDOW, //
+};
 use crate::{
     audit::Policy,
     mm::{
@@ -32,6 +36,8 @@ pub(crate) struct Config {
     pub(crate) inject: bool,
     /// Whether a ledger of pages is kept.
     pub(crate) ledger: bool,
+    /// Most pages that a CPU fault brings back, unless the file says otherwise.
+    pub(crate) fault_around: Most,
 }
 
 impl Config {
@@ -39,7 +45,13 @@ impl Config {
     const MAX_CHUNK_MB: usize = 16 * 1024;
 
     /// Checks the parameters; says in the log which one is wrong and why.
-    pub(crate) fn parse(audit: &CStr, chunk_mb: usize, inject: bool, ledger: bool) -> Result<Self> {
+    pub(crate) fn parse(
+        audit: &CStr,
+        chunk_mb: usize,
+        inject: bool,
+        ledger: bool,
+        fault_around: usize,
+    ) -> Result<Self> {
         let Some(policy) = Policy::parse(audit) else {
             pr_err!("parameter audit: must be off, report or panic\n");
             return Err(EINVAL);
@@ -58,11 +70,20 @@ impl Config {
             );
             return Err(EINVAL);
         };
+        let Ok(fault_around) = Most::new(fault_around) else {
+            pr_err!(
+                "parameter fault_around: {} is more than {} pages\n",
+                fault_around,
+                MAX_WINDOW
+            );
+            return Err(EINVAL);
+        };
         Ok(Self {
             policy,
             chunk_pages,
             inject,
             ledger,
+            fault_around,
         })
     }
 }

@@ -45,6 +45,9 @@ pub(super) struct Stats {
     pub(super) large_to_system: Counter,
     pub(super) large_fallback: Counter,
     pub(super) exclusive: Counter,
+    pub(super) around: Counter,
+    pub(super) around_hits: Counter,
+    pub(super) around_waste: Counter,
 }
 
 impl Stats {
@@ -63,6 +66,9 @@ impl Stats {
             large_to_system: Counter::new(),
             large_fallback: Counter::new(),
             exclusive: Counter::new(),
+            around: Counter::new(),
+            around_hits: Counter::new(),
+            around_waste: Counter::new(),
         }
     }
 
@@ -104,6 +110,9 @@ impl Stats {
             max_order: max_order.into(),
             exclusive: self.exclusive.get(),
             free_refs,
+            around: self.around.get(),
+            around_hits: self.around_hits.get(),
+            around_waste: self.around_waste.get(),
         }
     }
 }

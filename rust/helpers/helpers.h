@@ -92,6 +92,8 @@ bool zdm_fatal_signal_pending(void);
 unsigned long zdm_jiffies_after_ms(unsigned int ms);
 bool zdm_jiffies_passed(unsigned long deadline);
 void zdm_cond_resched(void);
+unsigned long zdm_accessed_pages(struct vm_area_struct *vma, unsigned long start,
+				 unsigned long end);
 unsigned long zdm_task_size(void);
 struct user_struct *zdm_get_current_user(void);
 void zdm_put_user(struct user_struct *user);

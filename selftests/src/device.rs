@@ -179,6 +179,18 @@ impl Device {
         Ok(fault.mapped)
     }
 
+    /// Lets a CPU fault on this file's pages bring up to `pages` back; returns what was set before.
+    pub fn fault_around(&self, pages: u32) -> io::Result<u32> {
+        self.fault_around_with(pages, 0)
+    }
+
+    /// The same with flags, of which there are none.
+    pub fn fault_around_with(&self, pages: u32, flags: u32) -> io::Result<u32> {
+        let mut around = FaultAround { pages, flags };
+        self.ioctl_struct(ZDM_FAULT_AROUND, &mut around)?;
+        Ok(around.pages)
+    }
+
     /// Gives the device exclusive access to pages; returns their data.
     pub fn exclusive(&self, buf: &Buffer, first: usize, n: usize) -> io::Result<Moved> {
         self.fetch(HMM_EXCLUSIVE, buf, first, n)

@@ -85,6 +85,9 @@ pub struct Stats {
     pub max_order: u64,
     pub exclusive: u64,
     pub free_refs: u64,
+    pub around: u64,
+    pub around_hits: u64,
+    pub around_waste: u64,
 }
 
 /// `struct zdm_page`.
@@ -142,16 +145,25 @@ pub struct Fault {
     pub mapped: u64,
 }
 
+/// `struct zdm_fault_around`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct FaultAround {
+    pub pages: u32,
+    pub flags: u32,
+}
+
 const _: () = assert!(size_of::<HmmCmd>() == 40);
 const _: () = assert!(size_of::<Violation>() == 64);
 const _: () = assert!(size_of::<Audit>() == 64);
 const _: () = assert!(size_of::<Inject>() == 24);
-const _: () = assert!(size_of::<Stats>() == 128);
+const _: () = assert!(size_of::<Stats>() == 152);
 const _: () = assert!(size_of::<Fault>() == 32);
 const _: () = assert!(size_of::<PageInfo>() == 40);
 const _: () = assert!(size_of::<Inspect>() == 32);
 const _: () = assert!(size_of::<Pin>() == 24);
 const _: () = assert!(size_of::<Unpin>() == 8);
+const _: () = assert!(size_of::<FaultAround>() == 8);
 
 /// Direction bits of an ioctl number, as asm-generic/ioctl.h has them.
 pub const IOC_WRITE: u32 = 1;
@@ -203,6 +215,8 @@ pub const ZDM_PIN: u64 = ioc(IOC_READ_WRITE, 0x43, size_of::<Pin>());
 pub const ZDM_UNPIN: u64 = ioc(IOC_WRITE, 0x44, size_of::<Unpin>());
 pub const ZDM_INJECT: u64 = ioc(IOC_READ_WRITE, 0x45, size_of::<Inject>());
 pub const ZDM_STATS: u64 = ioc(IOC_READ, 0x46, size_of::<Stats>());
+pub const ZDM_FAULT_AROUND: u64 = ioc(IOC_READ_WRITE, 0x47, size_of::<FaultAround>());
+pub const ZDM_FAULT_AROUND_MAX: u32 = 512;
 
 pub const ZDM_AUDIT_MAX_RECORDS: usize = 64;
 pub const ZDM_AUDIT_CLEAR: u32 = 1;
@@ -406,6 +420,9 @@ mod tests {
             ("max_order", max_order),
             ("exclusive", exclusive),
             ("free_refs", free_refs),
+            ("around", around),
+            ("around_hits", around_hits),
+            ("around_waste", around_waste),
         );
         same_fields!(
             "zdm_page",
@@ -439,6 +456,12 @@ mod tests {
         );
         same_fields!("zdm_unpin", Unpin, ("id", id), ("flags", flags));
         same_fields!(
+            "zdm_fault_around",
+            FaultAround,
+            ("pages", pages),
+            ("flags", flags),
+        );
+        same_fields!(
             "zdm_fault",
             Fault,
             ("addr", addr),
@@ -456,7 +479,12 @@ mod tests {
         assert_eq!(value("ZDM_INJECT"), "_IOWR('H', 0x45, struct zdm_inject)");
         assert_eq!(ZDM_INJECT, 0xc018_4845);
         assert_eq!(value("ZDM_STATS"), "_IOR('H', 0x46, struct zdm_stats)");
-        assert_eq!(ZDM_STATS, 0x8080_4846);
+        assert_eq!(ZDM_STATS, 0x8098_4846);
+        assert_eq!(
+            value("ZDM_FAULT_AROUND"),
+            "_IOWR('H', 0x47, struct zdm_fault_around)"
+        );
+        assert_eq!(ZDM_FAULT_AROUND, 0xc008_4847);
         assert_eq!(value("ZDM_INSPECT"), "_IOWR('H', 0x41, struct zdm_inspect)");
         assert_eq!(ZDM_INSPECT, 0xc020_4841);
         assert_eq!(value("ZDM_PIN"), "_IOWR('H', 0x43, struct zdm_pin)");
@@ -491,6 +519,7 @@ mod tests {
             ("ZDM_OWNER_NONE", ZDM_OWNER_NONE),
             ("ZDM_OWNER_LOCAL", ZDM_OWNER_LOCAL),
             ("ZDM_OWNER_REMOTE", ZDM_OWNER_REMOTE),
+            ("ZDM_FAULT_AROUND_MAX", ZDM_FAULT_AROUND_MAX),
         ] {
             assert_eq!(value(name), number.to_string(), "{name}");
         }

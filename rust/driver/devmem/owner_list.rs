@@ -22,6 +22,13 @@ use kernel::prelude::*;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::driver) struct ClientId(u32);
 
+impl ClientId {
+    /// A number that no other client of the device has at the same time.
+    pub(in crate::driver) fn number(self) -> u32 {
+        self.0
+    }
+}
+
 /// The list that a page is on, and as what.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Owner(u32);

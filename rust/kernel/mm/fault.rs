@@ -17,10 +17,15 @@ use super::{
     owner::PgmapOwner,
     page::PageView,
     range::PageRange,
-    PAGE_SIZE, //
+    PAGE_SHIFT,
+    PAGE_SIZE,
+    PMD_ORDER, //
 };
 use crate::bindings;
-use core::ptr::NonNull;
+use core::{
+    ops::Range,
+    ptr::NonNull, //
+};
 use kernel::{
     mm::{
         virt::VmaRef,
@@ -58,6 +63,17 @@ impl From<Error> for FaultError {
             Self::Sigbus
         }
     }
+}
+
+/// The order in which a process accesses an area, as it says itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum AccessOrder {
+    /// It has not said.
+    Unknown,
+    /// `MADV_SEQUENTIAL`.
+    Sequential,
+    /// `MADV_RANDOM`.
+    Random,
 }
 
 /// A fault on a locked PRIVATE page that is being handled.
@@ -124,6 +140,46 @@ impl<'a> VmFault<'a> {
         unsafe { Area::from_locked(VmaRef::from_raw(self.vmf.__bindgen_anon_1.vma)) }
     }
 
+    /// What the address space is known by: no two that live at the same time have the same number.
+    pub(crate) fn mm_id(&self) -> usize {
+        // SAFETY: The area is valid by the type invariants.
+        unsafe { (*self.vma().as_ptr()).vm_mm as usize }
+    }
+
+    /// What `madvise()` said of the order in which the area is accessed.
+    pub(crate) fn access_order(&self) -> AccessOrder {
+        let flags = self.vma().flags();
+        if flags & bindings::VM_RAND_READ != 0 {
+            AccessOrder::Random
+        } else if flags & bindings::VM_SEQ_READ != 0 {
+            AccessOrder::Sequential
+        } else {
+            AccessOrder::Unknown
+        }
+    }
+
+    /// Addresses of the area that one page of page table entries maps, the fault's among them.
+    pub(crate) fn table_range(&self) -> Range<usize> {
+        let size = PAGE_SIZE << PMD_ORDER;
+        let start = self.address() & !(size - 1);
+        start.max(self.vma().start())..(start + size).min(self.vma().end())
+    }
+
+    /// Pages of `range` that the CPU has accessed since they were mapped, as of now. `range` is within
+    /// what one page of page table entries maps, else the result is 0. Does not sleep.
+    pub(crate) fn accessed_pages(&self, range: Range<usize>) -> usize {
+        // SAFETY: The area is valid and locked, so that its address space has page tables.
+        unsafe { bindings::zdm_accessed_pages(self.vma().as_ptr(), range.start, range.end) }
+    }
+
+    /// Whether the fault is about a small folio, around which others may be migrated, too.
+    ///
+    /// Not around a large folio: core mm would split it with its lock held, and then wait for the
+    /// locks of other large folios in order to split them.
+    pub(crate) fn is_small(&self) -> bool {
+        self.order() == 0 && self.page().order() == 0
+    }
+
     /// The faulting page, which the fault holds a reference on.
     pub(crate) fn page(&self) -> PageView<'_> {
         // SAFETY: The page is locked and referenced by the type invariants, so it is not NULL and
@@ -146,11 +202,45 @@ impl<'a> VmFault<'a> {
     /// Starts to migrate what the fault is about back. May sleep.
     pub(crate) fn migrate<'b>(&'b self, buffer: &'b mut PfnBuffer) -> Result<Migration<'b, Setup>> {
         let order = self.order();
+        let range = PageRange::new(self.address(), 1 << order)?;
+        self.migrate_range(buffer, range, order > 0)
+    }
+
+    /// Starts to migrate the device's small folios of `range` back, with the one that the fault is
+    /// about. May sleep.
+    ///
+    /// Pages that somebody else has locked are passed over. A large folio in the range that is mapped
+    /// page by page is split.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` unless `range` is part of [`VmFault::table_range`] and has the page of the fault, and
+    /// where the fault is not about a small folio.
+    pub(crate) fn migrate_around<'b>(
+        &'b self,
+        buffer: &'b mut PfnBuffer,
+        range: Range<usize>,
+    ) -> Result<Migration<'b, Setup>> {
+        let table = self.table_range();
+        let within = table.start <= range.start && range.end <= table.end;
+        if !self.is_small() || !within || !range.contains(&self.address()) {
+            return Err(EINVAL);
+        }
+        let range = PageRange::new(range.start, range.len() >> PAGE_SHIFT)?;
+        self.migrate_range(buffer, range, false)
+    }
+
+    fn migrate_range<'b>(
+        &'b self,
+        buffer: &'b mut PfnBuffer,
+        range: PageRange,
+        large: bool,
+    ) -> Result<Migration<'b, Setup>> {
         let request = Request {
             area: self.vma(),
-            range: PageRange::new(self.address(), 1 << order)?,
+            range,
             select: Select::Device(MemoryType::Private),
-            large: order > 0,
+            large,
             owner: self.owner,
         };
         // SAFETY: The page is the locked one of the fault by the type invariants.

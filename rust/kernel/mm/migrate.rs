@@ -213,6 +213,11 @@ impl<'a> Migration<'a, Setup> {
         }
     }
 
+    /// Page frame number of the source that starts at entry `i`; `None` for a hole.
+    pub(crate) fn source_pfn(&self, i: usize) -> Option<usize> {
+        (i < self.len && !self.is_hole(i)).then(|| self.src(i) >> bindings::MIGRATE_PFN_SHIFT)
+    }
+
     /// Whether somebody else has moved the contents of the source at `i` away, with its charge, and
     /// has yet to drop the last reference. A list of device pages may name such a page; core mm would
     /// move it once more, and warn that nobody is charged for it.

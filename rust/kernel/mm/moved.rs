@@ -50,6 +50,11 @@ impl Migration<'_, Copied> {
         moved
     }
 
+    /// Whether the source at entry `i` has moved.
+    pub(crate) fn has_moved(&self, i: usize) -> bool {
+        self.is_selected(i) && page_of(self.dst(i)).is_some()
+    }
+
     /// The folios that have moved.
     pub(crate) fn moved_folios(&self) -> impl Iterator<Item = MovedFolio<'_>> {
         self.moved_entries()

@@ -46,6 +46,19 @@ impl SystemFolio {
         })
     }
 
+    /// As [`SystemFolio::alloc_vma`] with a page that nobody waits for, and for which nothing that is
+    /// in use is to be given up.
+    pub(crate) fn try_alloc_vma(vma: &VmaRef, address: usize) -> Result<Self> {
+        let gfp = bindings::GFP_HIGHUSER_MOVABLE | bindings::GFP_NORETRY | bindings::__GFP_NOWARN;
+        // SAFETY: `vma` is valid and read-locked for the call.
+        let page = unsafe { bindings::zdm_alloc_folio_vma(gfp, 0, vma.as_ptr(), address) };
+        // INVARIANT: As in `alloc_vma()`.
+        Ok(Self {
+            page: NonNull::new(page).ok_or(ENOMEM)?,
+            order: 0,
+        })
+    }
+
     /// Allocates a movable folio for user data whose address is not known. May sleep.
     pub(crate) fn alloc(order: u32) -> Result<Self> {
         check_order(order)?;

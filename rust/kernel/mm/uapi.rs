@@ -17,6 +17,7 @@ pub(crate) use bindings::{
     hmm_dmirror_cmd as HmmCmd,
     zdm_audit as ZdmAudit,
     zdm_fault as ZdmFault,
+    zdm_fault_around as ZdmFaultAround,
     zdm_inject as ZdmInject,
     zdm_inspect as ZdmInspect,
     zdm_page as ZdmPage,
@@ -62,6 +63,7 @@ pub(crate) use bindings::{
     ZDM_AUDIT_PASS,
     ZDM_AUDIT_QUIET,
     ZDM_FAULT,
+    ZDM_FAULT_AROUND,
     ZDM_FAULT_WRITE,
     ZDM_INJECT,
     ZDM_INSPECT,
@@ -115,11 +117,12 @@ uapi_struct! {
     ZdmViolation: 2 * 4 + 3 * 8 + 2 * 4 + 8 + 4 * 4,
     ZdmInject: 2 * 4 + 2 * 8,
     ZdmFault: 3 * 8 + 2 * 4,
+    ZdmFaultAround: 2 * 4,
     ZdmInspect: 3 * 8 + 2 * 4,
     ZdmPage: 8 + 8 * 4,
     ZdmPin: 2 * 8 + 2 * 4,
     ZdmUnpin: 2 * 4,
-    ZdmStats: 16 * 8,
+    ZdmStats: 19 * 8,
 }
 
 /// The bytes of `value`, to be filled from user space.

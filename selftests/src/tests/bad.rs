@@ -277,7 +277,7 @@ pub fn audit_size(_: &Ctx) -> Outcome {
 
 /// A bad parameter is an error of loading, and nothing is left registered.
 pub fn module_param(ctx: &Ctx) -> Outcome {
-    for parameters in ["audit=bogus", "devmem_chunk_mb=3"] {
+    for parameters in ["audit=bogus", "devmem_chunk_mb=3", "fault_around=513"] {
         match ctx.module.try_load(parameters) {
             Ok(()) => {
                 // Or the next test would start from here.

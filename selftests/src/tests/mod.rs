@@ -46,6 +46,7 @@ mod exclusive;
 mod exclusive_paths;
 mod fail;
 mod fault;
+mod fault_around;
 mod fault_ioctl;
 mod fork;
 mod fsdax;
@@ -176,6 +177,7 @@ pub fn all() -> Vec<&'static Test> {
         split_order::TESTS,
         snapshot::TESTS,
         exclusive::TESTS,
+        fault_around::TESTS,
         fault_ioctl::TESTS,
         release::TESTS,
         mixedmap::TESTS,
@@ -219,7 +221,9 @@ pub fn all() -> Vec<&'static Test> {
         debugfs::TESTS,
         pagemaps::TESTS,
         allocator::TESTS,
+        fault_around::PARAMETER,
         INJECTING,
+        fault_around::INJECTING,
         inject_each::TESTS,
         inject_each::MORE,
         inject_records::TESTS,

@@ -1,0 +1,217 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Fault-around: a CPU fault on device memory may bring back pages around its own.
+//!
+//! How many at most is said for each open file, and only pages that the same file has moved to the
+//! device come along. It is off unless asked for: a fault then brings one folio, as with the kernel
+//! tree's own driver.
+
+#![forbid(unsafe_code)]
+
+use super::{
+    devmem::ClientId,
+    streams::{
+        Most,
+        Place,
+        Plan,
+        Streams, //
+    }, //
+};
+use kernel::{
+    prelude::*,
+    sync::atomic::{
+        Atomic,
+        Relaxed, //
+    },
+    xarray::{
+        AllocKind,
+        XArray, //
+    }, //
+};
+
+/// A file for which fault-around is on.
+struct File {
+    most: Most,
+    streams: Streams,
+}
+
+/// The files of a device.
+#[pin_data]
+pub(super) struct FaultAround {
+    /// Those for which it is on, by the numbers of the clients. Nothing sleeps or waits for another
+    /// lock under the array's own.
+    #[pin]
+    files: XArray<KBox<File>>,
+    /// Whether there was such a file. What a fault looks at first.
+    used: Atomic<u32>,
+}
+
+impl FaultAround {
+    pub(super) fn new() -> impl PinInit<Self> {
+        pin_init!(Self {
+            files <- XArray::new(AllocKind::Alloc),
+            used: Atomic::new(0),
+        })
+    }
+
+    /// Sets what the faults on the pages of `client` may bring, and returns what that was before.
+    /// May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub(super) fn allow(&self, client: ClientId, most: Most) -> Result<Most> {
+        let index = client.number() as usize;
+        if most == Most::ONE {
+            return Ok(self.forget(client));
+        }
+        if let Some(file) = self.files.lock().get_mut(index) {
+            return Ok(core::mem::replace(&mut file.most, most));
+        }
+        let file = KBox::new(
+            File {
+                most,
+                streams: Streams::new(),
+            },
+            GFP_KERNEL_ACCOUNT,
+        )?;
+        let old = self.files.lock().store(index, file, GFP_KERNEL_ACCOUNT)?;
+        self.used.store(1, Relaxed);
+        Ok(old.map_or(Most::ONE, |file| file.most))
+    }
+
+    /// Switches it off for `client`, and returns what was set before.
+    pub(super) fn forget(&self, client: ClientId) -> Most {
+        if !self.is_used() {
+            return Most::ONE;
+        }
+        // Freed without the lock.
+        let old = self.files.lock().remove(client.number() as usize);
+        old.map_or(Most::ONE, |file| file.most)
+    }
+
+    /// Whether any file had it switched on.
+    pub(super) fn is_used(&self) -> bool {
+        self.used.load(Relaxed) != 0
+    }
+
+    /// Plans what a fault at `place`, on a page of `client`, brings; `None` where it is off. `used`
+    /// counts the pages of a range that the CPU has accessed; it must not sleep.
+    pub(super) fn plan(
+        &self,
+        client: u32,
+        place: &Place,
+        used: impl FnOnce(core::ops::Range<usize>) -> usize,
+    ) -> Option<Plan> {
+        let mut files = self.files.lock();
+        let file = files.get_mut(client as usize)?;
+        Some(file.streams.plan(place, file.most.pages(), used))
+    }
+
+    /// The window of `plan` has brought `pages` pages besides that of the fault.
+    pub(super) fn brought(&self, client: u32, plan: &Plan, pages: usize) {
+        if let Some(file) = self.files.lock().get_mut(client as usize) {
+            file.streams.brought(plan, pages);
+        }
+    }
+}
+
+/// Who has moved each page of a chunk there last.
+pub(super) struct Movers(KVVec<Atomic<u32>>);
+
+impl Movers {
+    /// No client has this number.
+    const NOBODY: u32 = u32::MAX;
+
+    /// For a chunk of `pages` pages. May sleep.
+    pub(super) fn new(pages: usize) -> Result<Self> {
+        let mut movers = KVVec::with_capacity(pages, GFP_KERNEL)?;
+        for _ in 0..pages {
+            movers.push(Atomic::new(Self::NOBODY), GFP_KERNEL)?;
+        }
+        Ok(Self(movers))
+    }
+
+    /// The folio of `order` at page `index` is handed out to `client`. A part of it may become a
+    /// folio of its own, so all of its pages are noted.
+    pub(super) fn note(&self, index: usize, order: u32, client: ClientId) {
+        if let Some(movers) = self.0.get(index..index + (1 << order)) {
+            for mover in movers {
+                mover.store(client.number(), Relaxed);
+            }
+        }
+    }
+
+    /// Who page `index`, which is in use, was handed out to; `None` beyond the chunk.
+    pub(super) fn of(&self, index: usize) -> Option<u32> {
+        self.0.get(index).map(|mover| mover.load(Relaxed))
+    }
+}
+
+#[kunit_tests(zdmirror_fault_around)]
+mod tests {
+    use super::*;
+    use crate::{
+        driver::{
+            devmem::Allocator,
+            streams::MAX_WINDOW, //
+        },
+        mm::fault::AccessOrder, //
+    };
+    use core::num::NonZeroUsize;
+
+    fn clients() -> Result<[ClientId; 2]> {
+        let mut pool = Allocator::new(NonZeroUsize::new(MAX_WINDOW).ok_or(EINVAL)?)?;
+        Ok([pool.add_client()?, pool.add_client()?])
+    }
+
+    #[test]
+    fn each_file_has_its_own() -> Result {
+        let around = KBox::pin_init(FaultAround::new(), GFP_KERNEL)?;
+        let [a, b] = clients()?;
+        let place = Place {
+            mm: 1,
+            address: 0x10_0000,
+            limits: 0..0x20_0000,
+            order: AccessOrder::Sequential,
+        };
+        let pages = |client: ClientId| {
+            let plan = around.plan(client.number(), &place, |_| 0);
+            plan.map(|plan| plan.pages())
+        };
+        assert!(!around.is_used());
+        assert_eq!(around.forget(a), Most::ONE);
+        assert_eq!(around.allow(a, Most::new(32)?)?, Most::ONE);
+        assert!(around.is_used());
+        assert_eq!((pages(a), pages(b)), (Some(32), None));
+        assert_eq!(around.allow(a, Most::new(8)?)?, Most::new(32)?);
+        assert_eq!(around.allow(b, Most::new(64)?)?, Most::ONE);
+        assert_eq!((pages(a), pages(b)), (Some(8), Some(64)));
+        assert_eq!(around.allow(b, Most::ONE)?, Most::new(64)?);
+        assert_eq!((pages(a), pages(b)), (Some(8), None));
+        assert_eq!(around.forget(a), Most::new(8)?);
+        assert_eq!(pages(a), None);
+        Ok(())
+    }
+
+    #[test]
+    fn movers_are_known_by_page() -> Result {
+        let movers = Movers::new(1024)?;
+        let [a, b] = clients()?;
+        movers.note(512, 9, a);
+        movers.note(3, 0, b);
+        // Nothing is noted of what is not in the chunk.
+        movers.note(1024, 0, b);
+        for (index, mover) in [
+            (2, Some(Movers::NOBODY)),
+            (3, Some(b.number())),
+            (4, Some(Movers::NOBODY)),
+            (512, Some(a.number())),
+            (1023, Some(a.number())),
+            (1024, None),
+        ] {
+            assert_eq!(movers.of(index), mover);
+        }
+        Ok(())
+    }
+}

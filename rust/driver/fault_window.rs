@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A CPU fault on device memory moves its page back together with pages around it.
+
+#![forbid(unsafe_code)]
+
+use super::{
+    core_data::Core,
+    fault_around::Movers,
+    streams::Place, //
+};
+use crate::{
+    audit::Ledger,
+    mm::{
+        fault::VmFault,
+        migrate::{
+            bytes,
+            CopyError,
+            Migration,
+            PfnBuffer,
+            Setup, //
+        },
+        system_folio::SystemFolio,
+        PAGE_SHIFT, //
+    }, //
+};
+use kernel::prelude::*;
+
+impl Core {
+    /// Tries once to move the page of `fault` back with those around it that the same file has moved
+    /// to the device, and returns whether the page moved. `ledger` and `movers` are those of the
+    /// fault's pagemap. May sleep.
+    ///
+    /// `false` as well where fault-around is off, and where the window is of one page.
+    pub(super) fn fault_around(
+        &self,
+        ledger: &Ledger,
+        movers: &Movers,
+        fault: &VmFault<'_>,
+    ) -> bool {
+        if !self.around.is_used() || !fault.is_small() {
+            return false;
+        }
+        let Some(mover) = movers.of(fault.index()) else {
+            return false;
+        };
+        let place = Place {
+            mm: fault.mm_id(),
+            address: fault.address(),
+            limits: fault.table_range(),
+            order: fault.access_order(),
+        };
+        let used = |range| fault.accessed_pages(range);
+        let Some(plan) = self.around.plan(mover, &place, used) else {
+            return false;
+        };
+        if plan.hits + plan.waste > 0 {
+            self.stats.around_hits.add(plan.hits);
+            self.stats.around_waste.add(plan.waste);
+        }
+        if plan.pages() < 2 {
+            return false;
+        }
+        // Whatever fails here, the fault may still succeed with its own page.
+        let Ok(mut buffer) = PfnBuffer::new(plan.pages()) else {
+            return false;
+        };
+        let Ok(mut migration) = fault.migrate_around(&mut buffer, plan.window.clone()) else {
+            return false;
+        };
+        let own = (place.address - plan.window.start) >> PAGE_SHIFT;
+        if self.copy_own(&mut migration, fault, own).is_err() {
+            return false;
+        }
+        for i in (0..migration.len()).filter(|&i| i != own) {
+            let ours = migration
+                .source_pfn(i)
+                .is_some_and(|pfn| movers.of(fault.index_of(pfn)) == Some(mover));
+            if !ours || migration.source(i) != Some(0) {
+                continue;
+            }
+            let address = plan.window.start + bytes(i);
+            let Ok(folio) = SystemFolio::try_alloc_vma(&fault.vma(), address) else {
+                // Not worth waiting for memory.
+                break;
+            };
+            // A page whose contents are lost stays where it is, until somebody wants it.
+            let _ = migration.copy_to_system(i, 0, folio);
+        }
+        let migration = migration.copied();
+        let moved_own = migration.has_moved(own);
+        let moved = self.finish(migration, |pfn| ledger.last(fault.index_of(pfn)));
+        self.stats.moved_to_system(moved);
+        let around = moved.pages - usize::from(moved_own);
+        self.stats.around.add(around);
+        self.around.brought(mover, &plan, around);
+        moved_own
+    }
+
+    /// Gives the page of `fault`, which is source `own`, its destination.
+    ///
+    /// # Errors
+    ///
+    /// `EBUSY` where it cannot be moved, `ENOMEM`.
+    fn copy_own(
+        &self,
+        migration: &mut Migration<'_, Setup>,
+        fault: &VmFault<'_>,
+        own: usize,
+    ) -> Result {
+        if migration.source(own) != Some(0) || migration.source_pfn(own).is_none() {
+            return Err(EBUSY);
+        }
+        // Left to the fault itself, which then fails as it would without a window.
+        if self.fail_alloc.is_asked() {
+            return Err(ENOMEM);
+        }
+        let folio = SystemFolio::alloc_vma(&fault.vma(), fault.address(), 0)?;
+        // The fault itself tells a page whose contents are lost from one that is held.
+        migration
+            .copy_to_system(own, 0, folio)
+            .map_err(|_: CopyError| EBUSY)
+    }
+}

@@ -1,0 +1,364 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Streams of CPU faults: which pages around the page of a fault the CPU will want next.
+//!
+//! A fault starts a stream with its own page. A fault on the page right after (or right before) the
+//! pages of the last one continues the stream, and brings a window of [`MIN_WINDOW`] pages. The
+//! window of each further fault doubles while the CPU has used at least half of what the last one
+//! brought; it shrinks where the CPU has used less than a quarter.
+
+#![forbid(unsafe_code)]
+
+use crate::mm::{
+    fault::AccessOrder,
+    migrate::{
+        bytes,
+        MAX_PAGES, //
+    },
+    PAGE_SHIFT,
+    PAGE_SIZE, //
+};
+use core::ops::Range;
+use kernel::prelude::*;
+
+/// Most pages of a window: what one page of page table entries maps.
+pub(super) const MAX_WINDOW: usize = MAX_PAGES;
+
+/// Pages of the first window of a stream, where no less are allowed.
+pub(super) const MIN_WINDOW: usize = 16;
+
+/// Streams of one file that are followed at a time.
+const STREAMS: usize = 8;
+
+/// Most pages that a CPU fault brings, as the parameter and `ZDM_FAULT_AROUND` say it: 0 and 1 for
+/// the page of the fault only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Most(usize);
+
+impl Most {
+    pub(crate) const ONE: Self = Self(1);
+
+    /// `EINVAL` for more than one page of page table entries maps.
+    pub(crate) fn new(pages: usize) -> Result<Self> {
+        match pages {
+            0 | 1 => Ok(Self::ONE),
+            2..=MAX_WINDOW => Ok(Self(pages)),
+            _ => Err(EINVAL),
+        }
+    }
+
+    pub(super) fn pages(self) -> usize {
+        self.0
+    }
+}
+
+/// A fault, as far as streams are concerned. Addresses are in bytes.
+pub(super) struct Place {
+    /// Names the address space.
+    pub(super) mm: usize,
+    /// The page of the fault.
+    pub(super) address: usize,
+    /// What a window must not leave.
+    pub(super) limits: Range<usize>,
+    pub(super) order: AccessOrder,
+}
+
+/// What a fault is to bring, and what the window before it was good for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Plan {
+    /// Addresses of the window, which has the page of the fault.
+    pub(super) window: Range<usize>,
+    /// The stream, for [`Streams::brought`].
+    slot: usize,
+    /// Pages of an earlier window that the CPU has used, and those that it has not.
+    pub(super) hits: usize,
+    pub(super) waste: usize,
+}
+
+impl Plan {
+    /// Pages of the window.
+    pub(super) fn pages(&self) -> usize {
+        self.window.len() >> PAGE_SHIFT
+    }
+}
+
+#[derive(Clone)]
+struct Stream {
+    mm: usize,
+    /// The last window.
+    window: Range<usize>,
+    /// Pages that the last window was to have, if nothing had limited it.
+    wanted: usize,
+    /// Pages that it brought besides that of its fault, until they are judged.
+    brought: usize,
+}
+
+impl Stream {
+    const NONE: Self = Self {
+        mm: 0,
+        window: 0..0,
+        wanted: 1,
+        brought: 0,
+    };
+
+    /// The size of the next window, when the CPU has used `hits` of the pages that this one brought.
+    fn next_size(&self, hits: usize, max: usize) -> usize {
+        let wanted = if self.brought == 0 {
+            self.wanted.max(MIN_WINDOW)
+        } else if 2 * hits >= self.brought {
+            2 * self.wanted
+        } else if 4 * hits >= self.brought {
+            self.wanted
+        } else {
+            self.wanted / 4
+        };
+        wanted.clamp(1, max)
+    }
+}
+
+/// The streams of one file.
+pub(super) struct Streams {
+    streams: [Stream; STREAMS],
+    /// The one that a new stream replaces.
+    oldest: usize,
+}
+
+impl Streams {
+    pub(super) const fn new() -> Self {
+        Self {
+            streams: [const { Stream::NONE }; STREAMS],
+            oldest: 0,
+        }
+    }
+
+    /// Plans a window of up to `max` pages. `used` counts the pages of a range that the CPU has
+    /// accessed since they were mapped.
+    pub(super) fn plan(
+        &mut self,
+        place: &Place,
+        max: usize,
+        used: impl FnOnce(Range<usize>) -> usize,
+    ) -> Plan {
+        let Place { mm, address, .. } = *place;
+        let follows = |s: &Stream| s.mm == mm && s.window.end == address;
+        let precedes = |s: &Stream| s.mm == mm && s.window.start == address + PAGE_SIZE;
+        let within = |s: &Stream| s.mm == mm && s.window.contains(&address);
+        let find = |matches: &dyn Fn(&Stream) -> bool| self.streams.iter().position(matches);
+        let (slot, continues, backwards) = if let Some(slot) = find(&follows) {
+            (slot, true, false)
+        } else if let Some(slot) = find(&precedes) {
+            (slot, true, true)
+        } else if let Some(slot) = find(&within) {
+            // The page was left behind, or went to the device again: the stream starts anew.
+            (slot, false, false)
+        } else {
+            let slot = self.oldest;
+            self.oldest = (slot + 1) % STREAMS;
+            (slot, false, false)
+        };
+        let stream = &mut self.streams[slot];
+        let (mut hits, mut waste) = (0, 0);
+        if stream.mm == mm && stream.brought > 0 {
+            // One of the pages that were used is that of the fault.
+            let accessed = used(stream.window.clone()).saturating_sub(1);
+            hits = accessed.min(stream.brought);
+            waste = stream.brought - hits;
+        }
+        let wanted = match place.order {
+            AccessOrder::Random => 1,
+            AccessOrder::Sequential if !continues => max,
+            AccessOrder::Unknown if !continues => 1,
+            _ => stream.next_size(hits, max),
+        };
+        let window = if backwards {
+            let start = (address + PAGE_SIZE).saturating_sub(bytes(wanted));
+            start.max(place.limits.start)..address + PAGE_SIZE
+        } else {
+            address..(address + bytes(wanted)).min(place.limits.end)
+        };
+        *stream = Stream {
+            mm,
+            window: window.clone(),
+            wanted,
+            brought: 0,
+        };
+        Plan {
+            window,
+            slot,
+            hits,
+            waste,
+        }
+    }
+
+    /// The window of `plan` has brought `pages` pages besides that of the fault.
+    pub(super) fn brought(&mut self, plan: &Plan, pages: usize) {
+        let stream = &mut self.streams[plan.slot];
+        // Another thread may have gone on from there.
+        if stream.window == plan.window {
+            stream.brought = pages;
+        }
+    }
+}
+
+#[kunit_tests(zdmirror_streams)]
+mod tests {
+    use super::*;
+
+    /// Some address below which there is room.
+    const BASE: usize = bytes(MAX_WINDOW) * 100;
+
+    const fn page(n: usize) -> usize {
+        BASE + bytes(n)
+    }
+
+    fn place(n: usize, order: AccessOrder) -> Place {
+        Place {
+            mm: 1,
+            address: page(n),
+            limits: page(0)..page(4 * MAX_WINDOW),
+            order,
+        }
+    }
+
+    /// The window of a fault on page `n` in pages, where the CPU has used what was brought.
+    fn window(streams: &mut Streams, n: usize, order: AccessOrder, max: usize) -> (usize, usize) {
+        let plan = streams.plan(&place(n, order), max, |range| range.len() >> PAGE_SHIFT);
+        streams.brought(&plan, plan.pages() - 1);
+        ((plan.window.start - BASE) >> PAGE_SHIFT, plan.pages())
+    }
+
+    #[test]
+    fn most_is_up_to_one_table() {
+        for pages in [0, 1] {
+            assert_eq!(Most::new(pages), Ok(Most::ONE));
+        }
+        for pages in [2, 16, MAX_WINDOW] {
+            assert_eq!(Most::new(pages).map(Most::pages), Ok(pages));
+        }
+        for pages in [MAX_WINDOW + 1, usize::MAX] {
+            assert_eq!(Most::new(pages), Err(EINVAL));
+        }
+    }
+
+    #[test]
+    fn forward_windows_double() {
+        let mut streams = Streams::new();
+        let mut next = 0;
+        for pages in [1, 16, 32, 64, 128, 256, 512, 512] {
+            let (start, found) = window(&mut streams, next, AccessOrder::Unknown, 512);
+            assert_eq!((start, found), (next, pages));
+            next += pages;
+        }
+    }
+
+    #[test]
+    fn windows_are_as_small_as_is_allowed() {
+        for (max, sizes) in [(1, [1, 1, 1]), (5, [1, 5, 5]), (20, [1, 16, 20])] {
+            let mut streams = Streams::new();
+            let mut next = 0;
+            for pages in sizes {
+                let found = window(&mut streams, next, AccessOrder::Unknown, max);
+                assert_eq!(found, (next, pages));
+                next += pages;
+            }
+        }
+    }
+
+    #[test]
+    fn backward_windows_end_at_the_fault() {
+        let mut streams = Streams::new();
+        let mut n = 1000;
+        for pages in [1, 16, 32, 64] {
+            let found = window(&mut streams, n, AccessOrder::Unknown, 512);
+            assert_eq!(found, (n + 1 - pages, pages));
+            n -= pages;
+        }
+    }
+
+    #[test]
+    fn limits_cut_windows() {
+        let mut streams = Streams::new();
+        let end = 4 * MAX_WINDOW;
+        window(&mut streams, end - 4, AccessOrder::Unknown, 512);
+        assert_eq!(
+            window(&mut streams, end - 3, AccessOrder::Unknown, 512),
+            (end - 3, 3)
+        );
+        window(&mut streams, 5, AccessOrder::Unknown, 512);
+        assert_eq!(window(&mut streams, 4, AccessOrder::Unknown, 512), (0, 5));
+    }
+
+    #[test]
+    fn advice_is_taken() {
+        let mut streams = Streams::new();
+        assert_eq!(
+            window(&mut streams, 0, AccessOrder::Sequential, 512),
+            (0, 512)
+        );
+        assert_eq!(
+            window(&mut streams, 512, AccessOrder::Sequential, 512),
+            (512, 512)
+        );
+        for n in 0..20 {
+            assert_eq!(window(&mut streams, n, AccessOrder::Random, 512), (n, 1));
+        }
+    }
+
+    #[test]
+    fn scattered_faults_bring_one_page() {
+        let mut streams = Streams::new();
+        for n in (0..200).step_by(3) {
+            assert_eq!(window(&mut streams, n, AccessOrder::Unknown, 512), (n, 1));
+        }
+    }
+
+    #[test]
+    fn streams_are_told_apart() {
+        let mut streams = Streams::new();
+        for n in [0, 100, 200] {
+            assert_eq!(window(&mut streams, n, AccessOrder::Unknown, 512).1, 1);
+        }
+        for n in [1, 101, 201] {
+            assert_eq!(window(&mut streams, n, AccessOrder::Unknown, 512), (n, 16));
+        }
+        // The same address of another process.
+        let other = Place {
+            mm: 2,
+            ..place(17, AccessOrder::Unknown)
+        };
+        assert_eq!(streams.plan(&other, 512, |_| 0).pages(), 1);
+        assert_eq!(
+            window(&mut streams, 17, AccessOrder::Unknown, 512),
+            (17, 32)
+        );
+    }
+
+    #[test]
+    fn what_is_not_used_makes_windows_small() {
+        let mut streams = Streams::new();
+        window(&mut streams, 0, AccessOrder::Sequential, 64);
+        let mut fault = |n, used, hits, waste, pages| {
+            let plan = streams.plan(&place(n, AccessOrder::Unknown), 512, |_| used);
+            assert_eq!((plan.hits, plan.waste), (hits, waste));
+            assert_eq!(plan.pages(), pages);
+            streams.brought(&plan, plan.pages() - 1);
+        };
+        // 63 were brought; the page of the fault is one of those that were used.
+        fault(64, 20, 19, 44, 64);
+        fault(128, 2, 1, 62, 16);
+        fault(144, 1, 0, 15, 4);
+        fault(148, 1, 0, 3, 1);
+        // From a single page it tries again.
+        fault(149, 1, 0, 0, 16);
+        fault(165, 16, 15, 0, 32);
+    }
+
+    #[test]
+    fn page_that_was_left_behind_starts_anew() {
+        let mut streams = Streams::new();
+        window(&mut streams, 0, AccessOrder::Unknown, 512);
+        window(&mut streams, 1, AccessOrder::Unknown, 512);
+        let plan = streams.plan(&place(5, AccessOrder::Unknown), 512, |_| 5);
+        assert_eq!((plan.pages(), plan.hits, plan.waste), (1, 4, 11));
+    }
+}
