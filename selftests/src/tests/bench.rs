@@ -74,7 +74,7 @@ fn audit_used(ctx: &Ctx) -> Outcome {
 }
 
 /// Pages with the pattern of `seed`, in huge pages or in small ones.
-pub fn filled(n: usize, huge: bool, seed: u64) -> Outcome<Buffer> {
+fn filled(n: usize, huge: bool, seed: u64) -> Outcome<Buffer> {
     if huge {
         return huge_filled(n / HUGE_PAGES, seed);
     }

@@ -1,13 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Benchmarks: what each operation costs by the kernel tree's own C driver and by this one, as
-//! ratios. The two are loaded by turns in one guest, with the same memory, and asked by the same
-//! ioctls. They are run by name only and fail for wrong results, never for slow ones.
+//! Benchmarks: what each operation costs by the kernel tree's own C driver and by this one.
+//!
+//! The two are loaded by turns in one guest, with the same memory, and asked by the same ioctls: one,
+//! the other, the other, the first. A row is the median of all rounds, with the distance of the
+//! quartiles as its spread, beside the time of a plain copy of as many bytes at the same moment. The
+//! ratio is the C driver's time by ours: above 1 this driver is faster. Each row is printed once as
+//! text and once as JSON. Benchmarks run by name only and fail for wrong results, never for slow ones.
 
+use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
-use super::bench::{filled, micros, timed};
-use super::target::{COHERENT, PRIVATE};
+use super::bench::{micros, timed};
+use super::target::{COHERENT, PRIVATE, huge_filled};
 use super::{Ctx, Test, absent, test};
 use crate::check::{Fail, OrFail, Outcome};
 use crate::device::{Buffer, Data, Device, HUGE_PAGES, PAGE, check_bytes, pattern_bytes};
@@ -15,22 +20,36 @@ use crate::harness::note;
 use crate::uapi::*;
 
 pub const TESTS: &[Test] = &[
-    absent(test("versus.private", |ctx| versus(ctx, PRIVATE))),
-    absent(test("versus.coherent", |ctx| versus(ctx, COHERENT))),
+    absent(test("versus.private", |ctx| versus(ctx, PRIVATE, 4 << 20))),
+    absent(test("versus.coherent", |ctx| {
+        versus(ctx, COHERENT, 4 << 20)
+    })),
+    absent(test("versus.private_64k", |ctx| {
+        versus(ctx, PRIVATE, 64 << 10)
+    })),
+    absent(test("versus.private_1m", |ctx| {
+        versus(ctx, PRIVATE, 1 << 20)
+    })),
+    // Takes longer than a test may, unless the limit is raised: --timeout-factor 6.
+    absent(test("versus.private_32m", |ctx| {
+        versus(ctx, PRIVATE, 32 << 20)
+    })),
 ];
 
-/// Pages that an operation is about: 4 MiB.
-const N: usize = 2 * HUGE_PAGES;
 const SEED: u64 = 3000;
 /// Times that each driver is loaded, and that an operation is measured then.
 const LOADS: usize = 2;
 const ROUNDS: usize = 3;
+/// Pages that are migrated by one call where the pieces are small: 64 KiB.
+const PIECE: usize = 16;
 /// Opened and closed together, as one is too short to be measured.
 const OPENS: usize = 16;
 
 /// What an operation works on.
 struct Bed {
     node: usize,
+    /// Pages that an operation is about.
+    pages: usize,
     /// Whether memory is of huge pages.
     huge: bool,
     /// What is written, and room for what is read.
@@ -110,13 +129,13 @@ const OPERATIONS: &[Operation] = &[
     sized("MIGRATE_TO_DEV", |bed| {
         let (device, buf) = (bed.device()?, bed.filled()?);
         let time = bed.take(&device, HMM_MIGRATE_TO_DEV, &buf)?;
-        buf.check(0, N, SEED)?;
+        buf.check(0, bed.pages, SEED)?;
         Ok(time)
     }),
     sized("MIGRATE_TO_SYS", |bed| {
         let (device, buf) = bed.migrated()?;
         let time = bed.command(&device, HMM_MIGRATE_TO_SYS, &buf)?;
-        buf.check(0, N, SEED)?;
+        buf.check(0, bed.pages, SEED)?;
         Ok(time)
     }),
     Operation {
@@ -124,10 +143,64 @@ const OPERATIONS: &[Operation] = &[
         ..sized("CPU access to what is on the device", |bed| {
             let (_device, buf) = bed.migrated()?;
             let time = touched(&buf);
-            buf.check(0, N, SEED)?;
+            buf.check(0, bed.pages, SEED)?;
             Ok(time)
         })
     },
+    Operation {
+        private: true,
+        ..operation("CPU access at random to what is on the device", |bed| {
+            let (_device, buf) = bed.migrated()?;
+            let time = touched_at_random(&buf);
+            buf.check(0, bed.pages, SEED)?;
+            Ok(time)
+        })
+    },
+    // The C driver has no fault-around: there each page is a fault of its own.
+    Operation {
+        private: true,
+        ..operation("CPU access in order, fault-around on", |bed| {
+            let (device, buf) = bed.migrated()?;
+            let _ = device.fault_around(ZDM_FAULT_AROUND_MAX);
+            let time = touched(&buf);
+            buf.check(0, bed.pages, SEED)?;
+            Ok(time)
+        })
+    },
+    Operation {
+        private: true,
+        ..operation("CPU access at random, fault-around on", |bed| {
+            let (device, buf) = bed.migrated()?;
+            let _ = device.fault_around(ZDM_FAULT_AROUND_MAX);
+            let time = touched_at_random(&buf);
+            buf.check(0, bed.pages, SEED)?;
+            Ok(time)
+        })
+    },
+    sized("MIGRATE_TO_DEV in pieces of 64 KiB", |bed| {
+        let (device, buf) = (bed.device()?, bed.filled()?);
+        let time = bed.pieces(&device, HMM_MIGRATE_TO_DEV, &buf)?;
+        buf.check(0, bed.pages, SEED)?;
+        Ok(time)
+    }),
+    operation("MIGRATE_TO_SYS in pieces of 64 KiB", |bed| {
+        let (device, buf) = bed.migrated()?;
+        let time = bed.pieces(&device, HMM_MIGRATE_TO_SYS, &buf)?;
+        buf.check(0, bed.pages, SEED)?;
+        Ok(time)
+    }),
+    operation("there and back, one thread", |bed| {
+        let device = bed.device()?;
+        bed.there_and_back(&[&device])
+    }),
+    operation("there and back, two threads on one file", |bed| {
+        let device = bed.device()?;
+        bed.there_and_back(&[&device, &device])
+    }),
+    operation("there and back, two threads on two files", |bed| {
+        let (one, other) = (bed.device()?, bed.device()?);
+        bed.there_and_back(&[&one, &other])
+    }),
     // By who has moved it there: with any other file of a PRIVATE device the C driver oopses.
     sized("READ of what is on the device", |bed| {
         let (device, buf) = bed.migrated()?;
@@ -144,13 +217,13 @@ const OPERATIONS: &[Operation] = &[
     sized("close with memory on the device", |bed| {
         let (device, buf) = bed.migrated()?;
         let time = dropped(device);
-        buf.check(0, N, SEED)?;
+        buf.check(0, bed.pages, SEED)?;
         Ok(time)
     }),
     operation("RELEASE", |bed| {
         let (device, buf) = bed.migrated()?;
         let time = bed.command(&device, HMM_RELEASE, &buf)?;
-        buf.check(0, N, SEED)?;
+        buf.check(0, bed.pages, SEED)?;
         Ok(time)
     }),
 ];
@@ -171,13 +244,72 @@ fn touched(buf: &Buffer) -> Duration {
     start.elapsed()
 }
 
+/// How long it takes the CPU to look at each page, in no order.
+fn touched_at_random(buf: &Buffer) -> Duration {
+    let pages = buf.pages();
+    let start = Instant::now();
+    for n in 0..pages {
+        // Each once: the factor is odd, and the number of pages a power of two.
+        buf.get((n * 0x9e37 + 11) % pages, 0);
+    }
+    start.elapsed()
+}
+
 impl Bed {
     fn device(&self) -> Outcome<Device> {
         Device::open(self.node)
     }
 
     fn filled(&self) -> Outcome<Buffer> {
-        filled(N, self.huge, SEED)
+        filled(self.pages, self.huge)
+    }
+
+    /// A command for each piece of a buffer, of which the data are thrown away.
+    fn pieces(&mut self, device: &Device, request: u64, buf: &Buffer) -> Outcome<Duration> {
+        let run = || {
+            (0..buf.pages()).step_by(PIECE).try_for_each(|first| {
+                let n = PIECE.min(buf.pages() - first);
+                device
+                    .command(request, buf.at(first), n as u64, Data::Into(&mut self.data))
+                    .map(drop)
+                    .or_fail("a piece of 64 KiB")
+            })
+        };
+        Ok(timed(run)?.1)
+    }
+
+    /// A thread for each of `devices` moves its part of the memory there and back.
+    fn there_and_back(&self, devices: &[&Device]) -> Outcome<Duration> {
+        let buf = self.filled()?;
+        let part = buf.pages() / devices.len();
+        let begin = Barrier::new(devices.len() + 1);
+        let worker = |n: usize, device: &Device| {
+            let mut data = vec![0; part * PAGE];
+            let (at, len) = (buf.at(n * part), part as u64);
+            begin.wait();
+            for request in [HMM_MIGRATE_TO_DEV, HMM_MIGRATE_TO_SYS] {
+                device
+                    .command(request, at, len, Data::Into(&mut data))
+                    .or_fail("a migration of one of several threads")?;
+            }
+            Ok(())
+        };
+        let time = std::thread::scope(|scope| {
+            let threads: Vec<_> = devices
+                .iter()
+                .enumerate()
+                .map(|(n, device)| scope.spawn(move || worker(n, device)))
+                .collect();
+            begin.wait();
+            let start = Instant::now();
+            let panicked = |_| Err(Fail::failed("a thread panicked"));
+            for thread in threads {
+                thread.join().unwrap_or_else(panicked)?;
+            }
+            Ok(start.elapsed())
+        })?;
+        buf.check(0, buf.pages(), SEED)?;
+        Ok(time)
     }
 
     /// Memory of which all is on the device.
@@ -193,7 +325,7 @@ impl Bed {
         let data = Data::Into(&mut self.data);
         let run = || {
             device
-                .command(request, buf.at(0), N as u64, data)
+                .command(request, buf.at(0), buf.pages() as u64, data)
                 .or_fail(&what)
         };
         Ok(timed(run)?.1)
@@ -209,15 +341,15 @@ impl Bed {
 
     /// WRITE of other data.
     fn give(&mut self, device: &Device, buf: &Buffer) -> Outcome<Duration> {
-        let data = pattern_bytes(SEED + 1, 0, N);
+        let data = pattern_bytes(SEED + 1, 0, buf.pages());
         let data = Data::From(&data);
         let run = || {
             device
-                .command(HMM_WRITE, buf.at(0), N as u64, data)
+                .command(HMM_WRITE, buf.at(0), buf.pages() as u64, data)
                 .or_fail("WRITE")
         };
         let (_, time) = timed(run)?;
-        buf.check(0, N, SEED + 1)?;
+        buf.check(0, buf.pages(), SEED + 1)?;
         Ok(time)
     }
 }
@@ -227,43 +359,141 @@ type Case = (&'static Operation, bool);
 
 /// What is measured: an operation, with huge pages or without. Of COHERENT memory the C driver has
 /// no huge pages to give.
-fn cases(node: usize) -> Vec<Case> {
+fn cases(node: usize, pages: usize) -> Vec<Case> {
     let private = node == PRIVATE;
     let of_size = |huge: bool| {
-        let fits = move |o: &&Operation| (private || !o.private) && (!huge || (private && o.sizes));
+        let large = private && pages >= HUGE_PAGES;
+        let fits = move |o: &&Operation| (private || !o.private) && (!huge || (large && o.sizes));
         OPERATIONS.iter().filter(fits).map(move |o| (o, huge))
     };
     [false, true].into_iter().flat_map(of_size).collect()
 }
 
-/// Measures all with the driver that is loaded: the best time of each.
-fn measure(node: usize, cases: &[Case], best: &mut [Duration]) -> Outcome {
+/// Times of one operation, and of a copy of as many bytes beside each, which says how busy the
+/// machine was.
+#[derive(Clone, Default)]
+struct Samples {
+    times: Vec<Duration>,
+    copies: Vec<Duration>,
+}
+
+impl Samples {
+    fn add(&mut self, time: Duration, copy: Duration) {
+        self.times.push(time);
+        self.copies.push(copy);
+    }
+
+    fn median(&self) -> (f64, f64) {
+        median_and_spread(self.times.iter().map(|t| micros(*t)).collect())
+    }
+
+    /// The shortest time in microseconds, which other work on the machine disturbed least.
+    fn best(&self) -> f64 {
+        self.times.iter().min().map_or(f64::NAN, |t| micros(*t))
+    }
+}
+
+/// Median, and the distance of the quartiles as a part of it.
+fn median_and_spread(mut sorted: Vec<f64>) -> (f64, f64) {
+    sorted.sort_by(f64::total_cmp);
+    let at = |part: usize| {
+        let last = sorted.len().saturating_sub(1);
+        sorted.get(last * part / 4).copied().unwrap_or(f64::NAN)
+    };
+    (at(2), (at(3) - at(1)) / at(2))
+}
+
+/// Memory with the pattern of [`SEED`], in huge pages or in small ones.
+fn filled(pages: usize, huge: bool) -> Outcome<Buffer> {
+    if huge {
+        return huge_filled(pages / HUGE_PAGES, SEED);
+    }
+    let buf = Buffer::anon(pages)?;
+    buf.advise(0, pages, libc::MADV_NOHUGEPAGE)?;
+    buf.fill(0, pages, SEED);
+    Ok(buf)
+}
+
+/// How long it takes the CPU to copy as much as an operation is about.
+fn copied(from: &[u8], to: &mut [u8]) -> Duration {
+    let start = Instant::now();
+    to.copy_from_slice(std::hint::black_box(from));
+    std::hint::black_box(to);
+    start.elapsed()
+}
+
+/// Measures all with the driver that is loaded.
+fn measure(node: usize, pages: usize, cases: &[Case], samples: &mut [Samples]) -> Outcome {
     let mut bed = Bed {
         node,
+        pages,
         huge: false,
-        data: vec![0; N * PAGE],
+        data: vec![0; pages * PAGE],
     };
+    let (from, mut to) = (vec![1; pages * PAGE], vec![0; pages * PAGE]);
     // Registering memory is no part of what is measured.
     bed.migrated()?;
-    for ((operation, huge), best) in cases.iter().zip(best) {
+    for ((operation, huge), samples) in cases.iter().zip(samples) {
         bed.huge = *huge;
         for _ in 0..ROUNDS {
-            let time = (operation.run)(&mut bed)?;
-            *best = time.min(*best);
+            let copy = copied(&from, &mut to);
+            samples.add((operation.run)(&mut bed)?, copy);
         }
     }
     Ok(())
 }
 
-fn versus(ctx: &Ctx, node: usize) -> Outcome {
+/// A line of the table.
+struct Row {
+    kind: &'static str,
+    name: String,
+    bytes: usize,
+    theirs: Samples,
+    ours: Samples,
+}
+
+impl Row {
+    /// The C driver's time by ours.
+    fn ratio(&self) -> f64 {
+        self.theirs.median().0 / self.ours.median().0
+    }
+
+    fn print(&self) {
+        let ((theirs, their_spread), (ours, our_spread)) =
+            (self.theirs.median(), self.ours.median());
+        let copies = self.theirs.copies.iter().chain(&self.ours.copies);
+        let (copy, copy_spread) = median_and_spread(copies.map(|t| micros(*t)).collect());
+        let (ratio, best) = (self.ratio(), self.theirs.best() / self.ours.best());
+        let Self {
+            kind, name, bytes, ..
+        } = self;
+        note(&format!(
+            "bench: {kind} {name}: C driver {theirs:.0} us (spread {:.0} %), this one {ours:.0} us \
+             ({:.0} %), ratio {ratio:.2}, of the best {best:.2}, a copy by the CPU {copy:.0} us ({:.0} %)",
+            their_spread * 100.0,
+            our_spread * 100.0,
+            copy_spread * 100.0,
+        ));
+        note(&format!(
+            "bench-json: {{\"memory\":\"{kind}\",\"row\":\"{name}\",\"bytes\":{bytes},\
+             \"c_us\":{theirs:.1},\"c_spread\":{their_spread:.3},\"rust_us\":{ours:.1},\
+             \"rust_spread\":{our_spread:.3},\"ratio\":{ratio:.3},\"ratio_of_best\":{best:.3},\
+             \"copy_us\":{copy:.1},\"samples\":{}}}",
+            self.ours.times.len(),
+        ));
+    }
+}
+
+fn versus(ctx: &Ctx, node: usize, bytes: usize) -> Outcome {
     let Some(c_driver) = ctx.module.c_driver() else {
         return Err(Fail::Skip("no test_hmm.ko beside the module".into()));
     };
     if !ctx.module.nodes().contains(&node) {
         return Err(Fail::Skip("no memory for COHERENT devices".into()));
     }
-    let cases = cases(node);
-    let mut theirs = vec![Duration::MAX; cases.len()];
+    let pages = bytes / PAGE;
+    let cases = cases(node, pages);
+    let mut theirs = vec![Samples::default(); cases.len()];
     let mut ours = theirs.clone();
     for load in 0..LOADS {
         let mut drivers = [(&c_driver, &mut theirs), (&ctx.module, &mut ours)];
@@ -271,9 +501,9 @@ fn versus(ctx: &Ctx, node: usize) -> Outcome {
         if load % 2 == 1 {
             drivers.reverse();
         }
-        for (module, best) in drivers {
+        for (module, samples) in drivers {
             module.load("")?;
-            measure(node, &cases, best)?;
+            measure(node, pages, &cases, samples)?;
             module.unload()?;
         }
     }
@@ -282,24 +512,43 @@ fn versus(ctx: &Ctx, node: usize) -> Outcome {
     } else {
         "COHERENT"
     };
-    let mut faster = 0;
-    for (((operation, huge), theirs), ours) in cases.iter().zip(&theirs).zip(&ours) {
-        let ratio = ours.as_secs_f64() / theirs.as_secs_f64();
-        faster += usize::from(ratio < 1.0);
+    let row = |(((operation, huge), theirs), ours): ((&Case, Samples), Samples)| {
         let size = match (operation.sizes, huge) {
             (false, _) => "",
             (true, false) => ", 4 KiB",
             (true, true) => ", 2 MiB",
         };
-        note(&format!(
-            "bench: {kind} {}{size}: C driver {:.0} us, ratio {ratio:.2}",
-            operation.name,
-            micros(*theirs),
-        ));
-    }
+        Row {
+            kind,
+            name: format!("{}{size}", operation.name),
+            bytes,
+            theirs,
+            ours,
+        }
+    };
+    let rows: Vec<Row> = cases.iter().zip(theirs).zip(ours).map(row).collect();
+    rows.iter().for_each(Row::print);
+    let faster = rows.iter().filter(|row| row.ratio() > 1.0).count();
     note(&format!(
-        "bench: {kind}: {faster} of {} operations on 4 MiB take less time than with the C driver",
-        cases.len()
+        "bench: {kind}: {faster} of {} operations on {} KiB take less time than with the C driver",
+        rows.len(),
+        bytes >> 10
     ));
     Ok(())
+}
+
+#[cfg(test)]
+mod unit {
+    use super::*;
+
+    #[test]
+    fn median_and_spread_of_a_few() {
+        for (times, expected) in [
+            (&[7.0][..], (7.0, 0.0)),
+            (&[30.0, 10.0, 20.0], (20.0, 0.5)),
+            (&[9.0, 1.0, 5.0, 3.0, 7.0], (5.0, 0.8)),
+        ] {
+            assert_eq!(median_and_spread(times.to_vec()), expected);
+        }
+    }
 }
