@@ -254,14 +254,15 @@ fn open(repo: &std::path::Path, matrix: &Matrix, which: &Which, name: &str) -> R
     }
 }
 
-/// The trees of kernels by name. Those with few patches are built first: the others begin with what is
-/// built then.
+/// The trees of kernels by name, or why there is none. Those with few patches are built first: the
+/// others begin with what is built then. Without `keep_going` the first that fails ends it.
 fn open_all(
     repo: &std::path::Path,
     matrix: &Matrix,
     which: &Which,
     names: &[String],
-) -> Result<BTreeMap<String, Tree>> {
+    keep_going: bool,
+) -> Result<BTreeMap<String, Result<Tree>>> {
     let mut kernels = Vec::new();
     for name in names {
         kernels.push((kernel::patches(matrix, matrix.kernel(name)?)?.len(), name));
@@ -269,35 +270,44 @@ fn open_all(
     kernels.sort();
     let mut trees = BTreeMap::new();
     for (_, name) in kernels {
-        trees.insert(name.clone(), open(repo, matrix, which, name)?);
+        let tree = open(repo, matrix, which, name);
+        let tree = if keep_going { told(name, tree) } else { Ok(tree?) };
+        trees.insert(name.clone(), tree);
     }
     Ok(trees)
 }
 
-fn run_all(repo: &std::path::Path, args: &RunArgs) -> Result<Tally> {
-    let matrix = Matrix::load(repo)?;
-    let plans = matrix.plans()?;
-    let filter = args.filter.as_deref().map(Regex::new).transpose().context("--filter")?;
-    let mut selection =
-        Selection { suites: args.suites.clone(), filter, full: args.full, config: None };
-    let suites = matrix.selected(&selection)?;
-    let choice = Choice::new(&args.which.accel)?;
-    let (mut passed, mut failed, mut skipped, mut good) = (0, 0, 0, true);
-    let (mut turns, mut clean) = (0, 0);
-    let mut dirs = Vec::new();
-    let names = names(&matrix, &args.which)?;
-    let trees = match args.list {
-        true => BTreeMap::new(),
-        false => open_all(repo, &matrix, &args.which, &names)?,
-    };
-    'all: for name in names {
-        let request = args.which.request(&name, &suites);
-        let Some(tree) = trees.get(&name) else {
-            list(&matrix.planned(&request.on, &plans, &selection)?);
-            continue;
-        };
-        selection.config = Some(tree.config()?);
-        let mut setup = Setup::new(repo, &matrix, tree.clone(), &request)?;
+/// Tells at once what went wrong with a kernel, as others follow.
+fn told<T>(name: &str, result: Result<T>) -> Result<T> {
+    result.inspect_err(|e| eprintln!("zdvm: kernel {name}: {e:#}"))
+}
+
+/// What the runs of a command came to.
+#[derive(Default)]
+struct Runs {
+    tally: Tally,
+    turns: u32,
+    clean: u32,
+    dirs: Vec<PathBuf>,
+    /// Kernels that could not be judged: they, or the module for them, did not build.
+    unjudged: Vec<String>,
+}
+
+impl Runs {
+    fn good(&self) -> bool {
+        self.clean == self.turns && self.unjudged.is_empty()
+    }
+
+    /// Runs one kernel as often as it is asked for.
+    fn kernel(
+        &mut self,
+        repo: &std::path::Path,
+        matrix: &Matrix,
+        (args, selection, choice): (&RunArgs, &Selection, &Choice),
+        (name, request, tree): (&str, &Request<'_>, Tree),
+    ) -> Result<()> {
+        let plans = matrix.plans()?;
+        let mut setup = Setup::new(repo, matrix, tree, request)?;
         setup.timeout_factor = args.timeout_factor;
         if let Some(mutant) = &args.mutant {
             setup.cmdline = format!("{PARAMETER}={mutant}");
@@ -307,29 +317,72 @@ fn run_all(repo: &std::path::Path, args: &RunArgs) -> Result<Tally> {
                 .then(|| args.out.as_ref().map(|o| o.join(format!("{name}-{turn}"))));
             let out = sub.flatten().or_else(|| args.out.clone());
             let dir = run::folder(repo, out.as_deref())?;
-            dirs.push(dir.clone());
-            let verdict = run::once(&setup, &matrix, &plans, &selection, &choice, &dir)?.verdict;
+            self.dirs.push(dir.clone());
+            let verdict = run::once(&setup, matrix, &plans, selection, choice, &dir)?.verdict;
             let (p, f) = verdict.counts();
-            passed += p;
-            failed += f;
-            skipped += verdict.excused().0 + verdict.excused().1;
-            good &= verdict.pass();
-            turns += 1;
-            clean += u32::from(verdict.pass());
-            if !good && !args.keep_going {
-                break 'all;
+            self.tally.passed += p;
+            // A problem that belongs to no test must not read as "0 failed".
+            self.tally.failed += if verdict.pass() { 0 } else { f.max(1) };
+            self.tally.skipped += verdict.excused().0 + verdict.excused().1;
+            self.turns += 1;
+            self.clean += u32::from(verdict.pass());
+            if !self.good() && !args.keep_going {
+                break;
             }
         }
+        Ok(())
     }
+}
+
+fn run_all(repo: &std::path::Path, args: &RunArgs) -> Result<Tally> {
+    let matrix = Matrix::load(repo)?;
+    let filter = args.filter.as_deref().map(Regex::new).transpose().context("--filter")?;
+    let mut selection =
+        Selection { suites: args.suites.clone(), filter, full: args.full, config: None };
+    let suites = matrix.selected(&selection)?;
+    let choice = Choice::new(&args.which.accel)?;
+    let names = names(&matrix, &args.which)?;
+    if args.list {
+        let plans = matrix.plans()?;
+        for name in &names {
+            let request = args.which.request(name, &suites);
+            list(&matrix.planned(&request.on, &plans, &selection)?);
+        }
+        return Ok(Tally::default());
+    }
+    let mut trees = open_all(repo, &matrix, &args.which, &names, args.keep_going)?;
+    let mut runs = Runs::default();
+    for name in &names {
+        let request = args.which.request(name, &suites);
+        let Some(tree) = trees.remove(name) else { continue };
+        let result = tree.and_then(|tree| {
+            selection.config = Some(tree.config()?);
+            let how = (args, &selection, &choice);
+            let result = runs.kernel(repo, &matrix, how, (name, &request, tree));
+            if args.keep_going { told(name, result) } else { result }
+        });
+        match result {
+            Ok(()) => {}
+            Err(e) if !args.keep_going => return Err(e),
+            Err(_) => runs.unjudged.push(name.clone()),
+        }
+        if !runs.good() && !args.keep_going {
+            break;
+        }
+    }
+    let Runs { mut tally, turns, clean, dirs, unjudged } = runs;
     // The page in the last folder has all of them.
     if let Some(last) = dirs.last().filter(|_| dirs.len() > 1) {
         html::write(&dirs, &last.join(html::FILE))?;
     }
-    if args.repeat > 1 && !args.list {
+    if args.repeat > 1 {
         report::say(&format!("zdvm: {clean} of {turns} repetitions were clean\n"));
     }
-    // A problem that belongs to no test must not read as "0 failed".
-    Ok(Tally { passed, failed: if good { 0 } else { failed.max(1) }, skipped })
+    if !unjudged.is_empty() {
+        report::say(&format!("zdvm: not judged: {}; see above\n", unjudged.join(", ")));
+        tally.failed += unjudged.len();
+    }
+    Ok(tally)
 }
 
 fn say(tally: Tally) -> bool {
