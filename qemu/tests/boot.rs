@@ -9,6 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
+use zdvm::command::run::decode_stacks;
 use zdvm::judge::verdict::{Evidence, Expect, Planned, Suite, Test, Verdict, judge};
 use zdvm::kernel::Tree;
 use zdvm::plan::matrix::Timeouts;
@@ -17,28 +18,49 @@ use zdvm::vm::payload;
 use zdvm::vm::{Blind, Boot, Machine};
 use zdvm_guest::plan::{self, Kind, Plan};
 
+/// What a guest is made of, beside the agent.
+#[derive(Default)]
+struct Guest {
+    /// The script is the very init, not the selftests.
+    as_init: bool,
+    /// The module and the real selftests are there, too; the module's file is put here.
+    with_module: bool,
+}
+
+fn tree() -> Tree {
+    let tree = PathBuf::from(std::env::var_os("ZDVM_TEST_TREE").expect("ZDVM_TEST_TREE"));
+    Tree { name: "test".into(), source: tree.clone(), objects: tree, ours: false, args: vec![] }
+}
+
+fn repo() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
+}
+
 /// Boots with a shell script as the selftests (or as the very init), and judges.
 fn boot(script: &str, as_init: bool) -> (Verdict, String, TempDir) {
-    let tree = PathBuf::from(std::env::var_os("ZDVM_TEST_TREE").expect("ZDVM_TEST_TREE"));
-    let tree = Tree {
-        name: "test".into(),
-        source: tree.clone(),
-        objects: tree,
-        ours: false,
-        args: vec![],
-    };
-    let repo = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    boot_guest(script, &Guest { as_init, ..Guest::default() })
+}
+
+fn boot_guest(script: &str, guest: &Guest) -> (Verdict, String, TempDir) {
+    let (tree, repo) = (tree(), repo());
     let dir = TempDir::new().unwrap();
     let file = dir.path().join("script");
     fs::write(&file, format!("#!/bin/busybox sh\n{script}\n")).unwrap();
-    let agent = payload::programs(repo, &["zdvm-guest"]).unwrap().join("zdvm-guest");
-    let mut files = BTreeMap::from([("/init".to_owned(), agent)]);
-    let name = if as_init { "/init" } else { "/bin/script" };
+    let programs = payload::programs(repo, &["zdvm-guest", "zdm-selftests"]).unwrap();
+    let mut files = BTreeMap::from([("/init".to_owned(), programs.join("zdvm-guest"))]);
+    let name = if guest.as_init { "/init" } else { "/bin/script" };
     files.insert(name.to_owned(), file);
+    let mut test = 5;
+    if guest.with_module {
+        let module = payload::module(repo, &tree).unwrap();
+        files.insert(plan::MODULE.to_owned(), payload::stripped(&module, dir.path()).unwrap());
+        files.insert("/bin/zdm-selftests".to_owned(), programs.join("zdm-selftests"));
+        test = 60;
+    }
     let suite = plan::Suite {
         name: "script".into(),
         kind: Kind::Ktap,
-        timeout: 5,
+        timeout: test,
         program: "/bin/script".into(),
         tests: vec![],
         settings: vec![
@@ -51,13 +73,13 @@ fn boot(script: &str, as_init: bool) -> (Verdict, String, TempDir) {
         qemu: "qemu-system-x86_64".into(),
         image: tree.image(),
         initrd: payload::initramfs(repo, &tree, dir.path(), &plan, &files).unwrap(),
-        memory: "512M".into(),
+        memory: "1G".into(),
         vcpus: 2,
         cmdline: String::new(),
         dir: dir.path().to_owned(),
         extra: vec![],
     };
-    let limits = Timeouts { boot: 20, test: 5, suite: 60, total: 120, tcg_factor: 1 };
+    let limits = Timeouts { boot: 20, test, suite: 60, total: 120, tcg_factor: 1 };
     let Boot::Ended(exit) = machine.boot(Accel::Tcg, limits, None, &mut Blind).unwrap() else {
         panic!("mute without a limit");
     };
@@ -150,4 +172,21 @@ fn silent_end() {
     // A clean power-off by somebody else, before the work is done.
     let (verdict, _, _dir) = boot(&format!("{GOOD}; /bin/busybox poweroff -f"), false);
     assert!(has(&verdict, "stream"), "{:#?}", verdict.problems);
+}
+
+#[test]
+#[ignore = "needs a built kernel in ZDVM_TEST_TREE"]
+fn panic_of_the_module_names_file_and_line() {
+    // The audit finds a reference too many, which a test takes, and panics as it is told to.
+    let script = "ZDM_MODULE_PARAMS=audit=panic exec /bin/zdm-selftests inject.extra_get";
+    let (verdict, console, dir) =
+        boot_guest(script, &Guest { with_module: true, ..Guest::default() });
+    assert!(has(&verdict, "kernel panic"), "{:#?}\n{console}", verdict.problems);
+    decode_stacks(&tree(), &payload::module(repo(), &tree()).unwrap(), dir.path());
+    let decoded = fs::read_to_string(dir.path().join("console.decoded.log")).unwrap();
+    let trace = decoded.split_once("Call Trace:").expect("a stack").1;
+    let ours = |l: &&str| l.contains("zdmirror") && l.contains("rust/audit/report.rs:");
+    assert!(trace.lines().any(|l| ours(&l)), "{trace}");
+    let driver = |l: &&str| l.contains("zdmirror") && l.contains("rust/driver/");
+    assert!(trace.lines().any(|l| driver(&l)), "{trace}");
 }

@@ -167,9 +167,10 @@ impl Setup {
         let mut files: BTreeMap<String, PathBuf> = self.programs.values().cloned().collect();
         files.insert("/init".to_owned(), self.agent.0.clone());
         files.insert(AUDIT.to_owned(), self.agent.1.clone());
-        files.insert(MODULE.to_owned(), self.module.clone());
+        let module = payload::stripped(&self.module, dir)?;
+        files.insert(MODULE.to_owned(), module.clone());
         if planned.suites.iter().any(|s| s.kind == Kind::Script) {
-            files.extend(script::files(&self.tree, &self.module, dir)?);
+            files.extend(script::files(&self.tree, &module, dir)?);
         }
         if planned.suites.iter().any(|s| s.kind == Kind::Ktap) {
             for name in payload::SELFTEST_TOOLS {
@@ -335,14 +336,15 @@ fn write_ktap(stream: &[u8], dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The stacks of an ill run with file and line, where the tree knows them.
-fn decode_stacks(tree: &Tree, dir: &Path) {
-    let debug = tree.config().is_ok_and(|c| c.contains("CONFIG_DEBUG_INFO=y"));
+/// Writes the console of a run with file and line in its stacks: those of the kernel where it has debug
+/// information, those of the module always.
+pub fn decode_stacks(tree: &Tree, module: &Path, dir: &Path) {
     let vmlinux = tree.objects.join("vmlinux");
     let script = tree.source.join("scripts/decode_stacktrace.sh");
-    if !debug || !vmlinux.is_file() || !script.is_file() {
+    let modules = module.parent();
+    let (Some(modules), true, true) = (modules, vmlinux.is_file(), script.is_file()) else {
         return;
-    }
+    };
     let (Ok(log), Ok(out)) = (
         fs::File::open(dir.join("console.log")),
         fs::File::create(dir.join("console.decoded.log")),
@@ -350,7 +352,7 @@ fn decode_stacks(tree: &Tree, dir: &Path) {
         return;
     };
     let mut command = crate::job::command(script);
-    command.arg(vmlinux).arg(&tree.objects).stdin(log).stdout(out);
+    command.arg(vmlinux).arg(&tree.objects).arg(modules).stdin(log).stdout(out);
     command.stderr(std::process::Stdio::null());
     let done = crate::job::Job::spawn(&mut command, "decode_stacktrace.sh")
         .and_then(|mut job| job.success(|| Ok(())));
@@ -391,7 +393,7 @@ pub fn boot(
     let mut live = Live { suite: None, sizes: planned.suites.iter().map(size).collect() };
     let boot = watched(setup, matrix, planned, choice, dir, &mut live)?;
     if !boot.verdict.splats.is_empty() {
-        decode_stacks(&setup.tree, dir);
+        decode_stacks(&setup.tree, &setup.module, dir);
     }
     Ok(boot)
 }

@@ -43,12 +43,28 @@ pub fn module(repo: &Path, tree: &Tree) -> Result<PathBuf> {
         command.arg(format!("O={}", tree.objects.display()));
     }
     command.arg(format!("MO={}", dir.display())).args(&tree.args);
+    if !tree.config()?.contains("CONFIG_DEBUG_INFO=y") {
+        // Lines of the module in stacks and in a debugger, whatever the kernel itself has.
+        for (name, flag) in [("KCFLAGS", "-g1"), ("KRUSTFLAGS", "-Cdebuginfo=line-tables-only")] {
+            let users = std::env::var(name).unwrap_or_default();
+            command.env(name, format!("{users} {flag}").trim());
+        }
+    }
     let log = dir.with_extension("log");
     let _ = fs::remove_file(&log);
     logged(&mut command, "building the module", &log, None)?;
     let module = dir.join("zdmirror.ko");
     kdir::check_module(&module, tree)?;
     Ok(module)
+}
+
+/// The module as the guest gets it: a copy below `dir` without debug information, which is larger than the rest.
+pub fn stripped(module: &Path, dir: &Path) -> Result<PathBuf> {
+    let out = dir.join("zdmirror.ko");
+    let mut strip = Command::new("strip");
+    strip.arg("--strip-debug").arg("-o").arg(&out).arg(module);
+    job::output(&mut strip, "strip")?;
+    Ok(out)
 }
 
 /// Builds Rust programs of the workspace statically; their directory.
