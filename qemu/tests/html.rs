@@ -40,8 +40,9 @@ fn folder(dir: &Path, kernel: &str, report: Option<&str>) -> PathBuf {
         ];
     }
     fs::write(dir.join("console.log"), console).unwrap();
-    let figures =
-        "KTAP version 1\n# bench: PRIVATE read 4 KiB: C driver 12 us, ratio 0.84\nok 1 a\n";
+    let figures = "KTAP version 1\n# bench: audit of 65536 pages: 12 us\n# bench-json: {\"memory\":\"PRIVATE\",\
+         \"row\":\"read, 4 KiB\",\"bytes\":65536,\"c_us\":12.0,\"c_spread\":0.1,\"rust_us\":10.0,\
+         \"ratio\":1.2,\"copy_us\":3.0}\nok 1 a\n";
     fs::write(dir.join("selftests.ktap"), figures).unwrap();
     let verdict = json!({
         "kernel": kernel, "machine": "default", "release": "7.3.4", "pass": problems.is_empty(),
@@ -143,6 +144,43 @@ fn kernels_side_by_side() {
     well_formed(&page);
     let part = &page[..page.find("What failed first").unwrap()];
     insta::assert_snapshot!("side", structure(part));
+}
+
+#[test]
+fn benchmarks_and_seeded_bugs_have_their_part() {
+    let dir = TempDir::new().unwrap();
+    let run = folder(dir.path(), "patched", None);
+    let mutants = dir.path().join("mutants");
+    fs::create_dir(&mutants).unwrap();
+    let found = json!([{ "test": "migrate.round_trip", "by": "Result", "what": "count is 2" }]);
+    let outcome =
+        |reached: bool, found: &Value| json!({ "reached": reached, "found": found, "tests": 9 });
+    let row = |name: &str, suite: Value| {
+        json!({ "name": name, "does": format!("forgets <{name}>"), "equivalent": null,
+            "outcomes": { "suite": suite } })
+    };
+    let matrix = json!({
+        "scores": { "suite": { "killed": 1, "of": 3 } },
+        "rows": [
+            row("put_missing", outcome(true, &found)),
+            row("flush_missing", outcome(true, &json!([]))),
+            row("wait_missing", outcome(false, &found)),
+        ],
+    });
+    fs::write(mutants.join("matrix.json"), matrix.to_string()).unwrap();
+    let page = page(&[run, mutants], &dir.path().join("all.html"));
+    well_formed(&page);
+    assert!(page.contains("suite: 1 of 3") && page.contains("forgets &lt;flush_missing&gt;"));
+    for (name, cell) in [
+        ("put_missing", "good\">migrate.round_trip"),
+        ("flush_missing", "bad\">not noticed"),
+        ("wait_missing", "bad\">not reached"),
+    ] {
+        let row = page.split("<tr>").find(|r| r.contains(name)).unwrap();
+        assert!(row.contains(cell), "{row}");
+    }
+    let chart = page.split("<svg class=\"bench\"").nth(1).unwrap();
+    assert!(chart.contains("class=\"good\"") && chart.contains("1.20: 10 us, C driver 12 us"));
 }
 
 #[test]

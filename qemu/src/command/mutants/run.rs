@@ -23,7 +23,7 @@ use crate::plan::expected::{On, Selection};
 use crate::plan::matrix::{Matrix, Plans};
 use crate::plan::planned::{Expect, Planned, Test};
 use crate::repo;
-use crate::report;
+use crate::report::{self, html};
 use crate::vm::kvm::Choice;
 
 /// The kernel of the matrix that has the bugs.
@@ -456,7 +456,8 @@ pub fn all(repo: &Path, matrix: &Matrix, choice: &Choice, wish: &Wish) -> Result
     let end = work(&ground, &ready, queue, wish.jobs, &mut results);
     let table = Table::new(&mutants, &results, detectors);
     fs::write(ground.dir.join("matrix.txt"), table.text())?;
-    write_json(&ground.dir.join("matrix.json"), &table)?;
+    write_json(&ground.dir.join(html::kills::FILE), &table)?;
+    html::beside(&ground.dir);
     end?;
     report::say(&table.text());
     if wish.write {

@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 //! `report.html`: a run, or several side by side, as one page without any other file.
 //!
-//! [`model`] reads what a run left in its folder, [`first`] finds what failed first, [`page`] and
-//! [`timeline`] write the markup. The page loads nothing from anywhere and has no script.
+//! [`model`] reads what a run left in its folder, [`first`] finds what failed first; [`page`],
+//! [`timeline`], [`bench`] and [`kills`] write the markup. The page loads nothing from anywhere and has
+//! no script.
 
+pub mod bench;
 pub mod first;
+pub mod kills;
 pub mod model;
 pub mod page;
 pub mod timeline;
@@ -14,12 +17,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
+use kills::Kills;
 use model::Run;
 
 /// The command line of `zdvm report`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Folders of runs; with more than one, the page has them side by side.
+    /// Folders of runs, which the page has side by side, and of `zdvm mutants`.
     #[arg(required = true)]
     dirs: Vec<PathBuf>,
     /// Write here; else report.html in the first folder.
@@ -32,8 +36,14 @@ pub const FILE: &str = "report.html";
 
 /// Writes the page of some runs; its path.
 pub fn write(dirs: &[PathBuf], out: &Path) -> Result<()> {
-    let runs = dirs.iter().map(|dir| Run::read(dir)).collect::<Result<Vec<_>>>()?;
-    fs::write(out, page::page(&runs)).with_context(|| format!("writing {}", out.display()))
+    let (mut runs, mut kills) = (Vec::new(), Vec::new());
+    for dir in dirs {
+        match Kills::read(dir)? {
+            Some(matrix) => kills.push(matrix),
+            None => runs.push(Run::read(dir)?),
+        }
+    }
+    fs::write(out, page::page(&runs, &kills)).with_context(|| format!("writing {}", out.display()))
 }
 
 /// Writes the page of a run that has just been judged. A page that cannot be written is no reason

@@ -122,6 +122,25 @@ pub struct Verdict {
     pub problems: Vec<Problem>,
 }
 
+/// A row of the suite `versus`, as the test prints it after `bench-json:`.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Figure {
+    /// The type of memory.
+    pub memory: String,
+    /// The operation.
+    pub row: String,
+    /// What it works on.
+    pub bytes: u64,
+    /// Median of the C driver, in microseconds.
+    pub c_us: f64,
+    /// The same of this driver.
+    pub rust_us: f64,
+    /// The first by the second.
+    pub ratio: f64,
+    /// A plain copy of as many bytes, in microseconds.
+    pub copy_us: f64,
+}
+
 /// A stretch of the guest's time.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Span {
@@ -146,6 +165,8 @@ pub struct Run {
     pub log: Vec<String>,
     /// What benchmarks said.
     pub figures: Vec<String>,
+    /// Those of them that compare with the C driver.
+    pub bench: Vec<Figure>,
     /// When which test ran.
     pub spans: Vec<Span>,
 }
@@ -163,13 +184,18 @@ impl Run {
         // Line numbers of the verdict are those of the raw log.
         let fits = decoded.lines().count() == console.lines().count();
         let log = if fits { &decoded } else { &console };
-        let mut figures = Vec::new();
+        let (mut figures, mut bench) = (Vec::new(), Vec::new());
         for suite in &verdict.suites {
             let ktap = read(dir, &format!("{}.ktap", suite.name));
             let figure = |l: &str| {
                 Some(l.trim_start_matches('#').trim().strip_prefix("bench: ")?.to_owned())
             };
             figures.extend(ktap.lines().filter_map(figure));
+            let row = |l: &str| {
+                let json = l.trim_start_matches('#').trim().strip_prefix("bench-json: ")?;
+                serde_json::from_str(json).ok()
+            };
+            bench.extend(ktap.lines().filter_map(row));
         }
         let name = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
         Ok(Self {
@@ -178,6 +204,7 @@ impl Run {
             spans: spans(&console),
             log: log.lines().map(|l| splat::demangle(l.trim_end())).collect(),
             figures,
+            bench,
         })
     }
 

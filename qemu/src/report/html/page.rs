@@ -4,8 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
+use super::bench;
 use super::escape;
 use super::first::{self, First};
+use super::kills::Kills;
 use super::model::{Run, Suite, Test, Tone};
 use super::timeline;
 
@@ -32,10 +34,11 @@ fn number(count: usize, tone: Option<Tone>) -> String {
     format!("<td class=\"n {class}\">{count}</td>")
 }
 
-/// The page of one run or of several.
-pub fn page(runs: &[Run]) -> String {
+/// The page of one run or of several, and of seeded bugs.
+pub fn page(runs: &[Run], kills: &[Kills]) -> String {
     let mut out = String::new();
-    let names: Vec<String> = runs.iter().map(Run::title).collect();
+    let mut names: Vec<String> = runs.iter().map(Run::title).collect();
+    names.extend(kills.iter().map(|_| "seeded bugs".to_owned()));
     let _ = writeln!(
         out,
         "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
@@ -49,6 +52,7 @@ pub fn page(runs: &[Run]) -> String {
     for run in runs {
         out += &one(run);
     }
+    out.extend(kills.iter().map(Kills::section));
     out + "</body>\n</html>\n"
 }
 
@@ -67,6 +71,7 @@ fn one(run: &Run) -> String {
         );
     }
     out += &slowest(run);
+    out += &bench::section(run);
     out += &figures(run);
     out += &tail(run);
     out
@@ -236,31 +241,15 @@ fn slowest(run: &Run) -> String {
     out + "</table></div>\n</section>\n"
 }
 
-/// The ratio that a benchmark's line ends with or contains: "... ratio 0.84".
-fn ratio(figure: &str) -> Option<f64> {
-    let (_, after) = figure.split_once("ratio ")?;
-    after.split_whitespace().find_map(|w| w.trim_end_matches([',', ')']).parse().ok())
-}
-
+/// Lines of benchmarks that are in no picture.
 fn figures(run: &Run) -> String {
     if run.figures.is_empty() {
         return String::new();
     }
-    let most = run.figures.iter().filter_map(|f| ratio(f)).fold(1.0, f64::max);
-    let mut out = "<section>\n<h2>Benchmarks</h2>\n<p class=\"soft\">A bar is a ratio: below 1.00 \
-                   this driver takes less time than what it is compared with.</p>\n\
-                   <div class=\"wide\"><table>\n"
-        .to_owned();
+    let mut out =
+        "<section>\n<h2>Benchmarks in words</h2>\n<div class=\"wide\"><table>\n".to_owned();
     for figure in &run.figures {
-        let bar = ratio(figure).map(|r| {
-            format!("{r:.2} <span class=\"bar\" style=\"width: {:.1}%\"></span>", r / most * 75.0)
-        });
-        let _ = writeln!(
-            out,
-            "<tr><td class=\"test\">{}</td><td style=\"width: 30%\">{}</td></tr>",
-            escape(figure),
-            bar.unwrap_or_default()
-        );
+        let _ = writeln!(out, "<tr><td class=\"test\">{}</td></tr>", escape(figure));
     }
     out + "</table></div>\n</section>\n"
 }

@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Benchmarks as a picture: one bar a row, to the right where this driver is faster than the C driver.
+
+use std::fmt::Write as _;
+
+use super::escape;
+use super::model::{Figure, Run, Tone};
+
+const WIDTH: f64 = 960.0;
+/// Where a ratio of 1 is.
+const CENTRE: f64 = 500.0;
+/// Width of a ratio of 2.
+const DOUBLE: f64 = 90.0;
+/// Ratios beyond 4 or below 1/4 are cut there; the number beside the bar is the true one.
+const CUT: f64 = 2.0;
+const ROW: f64 = 22.0;
+const HEAD: f64 = 24.0;
+
+/// Bytes in the largest unit that divides them.
+fn size(bytes: u64) -> String {
+    match bytes {
+        b if b >= 1 << 20 && b % (1 << 20) == 0 => format!("{} MiB", b >> 20),
+        b if b >= 1 << 10 && b % (1 << 10) == 0 => format!("{} KiB", b >> 10),
+        b => format!("{b} bytes"),
+    }
+}
+
+/// How far from the centre a ratio is; positive is faster.
+fn offset(ratio: f64) -> f64 {
+    if ratio > 0.0 { ratio.log2().clamp(-CUT, CUT) * DOUBLE } else { -CUT * DOUBLE }
+}
+
+fn picture(rows: &[&Figure]) -> String {
+    let mut body = String::new();
+    let mut y = HEAD;
+    for figure in rows {
+        let at = offset(figure.ratio);
+        let tone = if figure.ratio >= 1.0 { Tone::Good } else { Tone::Bad };
+        let left = CENTRE + at.min(0.0);
+        let _ = writeln!(
+            body,
+            "<text class=\"label\" x=\"{:.0}\" y=\"{:.0}\" text-anchor=\"end\">{}</text>\
+             <rect class=\"{}\" x=\"{left:.1}\" y=\"{:.0}\" width=\"{:.1}\" height=\"14\"><title>C driver {:.1} us, \
+             this driver {:.1} us, a copy of as many bytes {:.1} us</title></rect>\
+             <text x=\"{:.0}\" y=\"{:.0}\">{:.2}: {:.0} us, C driver {:.0} us, copy {:.0} us</text>",
+            CENTRE - CUT * DOUBLE - 10.0,
+            y + 14.0,
+            escape(&figure.row),
+            tone.class(),
+            y + 3.0,
+            at.abs().max(1.0),
+            figure.c_us,
+            figure.rust_us,
+            figure.copy_us,
+            CENTRE + CUT * DOUBLE + 10.0,
+            y + 14.0,
+            figure.ratio,
+            figure.rust_us,
+            figure.c_us,
+            figure.copy_us
+        );
+        y += ROW;
+    }
+    let mut marks = String::new();
+    for mark in [0.25, 0.5, 1.0, 2.0, 4.0] {
+        let x = CENTRE + offset(mark);
+        let _ = writeln!(
+            marks,
+            "<line class=\"axis\" x1=\"{x:.0}\" y1=\"{HEAD:.0}\" x2=\"{x:.0}\" y2=\"{y:.0}\"/>\
+             <text class=\"tick\" x=\"{x:.0}\" y=\"{:.0}\" text-anchor=\"middle\">{mark}</text>",
+            HEAD - 8.0
+        );
+    }
+    format!(
+        "<svg class=\"bench\" role=\"img\" aria-label=\"Time of the C driver by time of this one\" \
+         viewBox=\"0 0 {WIDTH:.0} {:.0}\">\n{marks}{body}</svg>\n",
+        y + 6.0
+    )
+}
+
+/// A picture for each kind and amount of memory that was measured; nothing without benchmarks.
+pub fn section(run: &Run) -> String {
+    let mut groups: Vec<(&str, u64)> = Vec::new();
+    for figure in &run.bench {
+        let group = (figure.memory.as_str(), figure.bytes);
+        if !groups.contains(&group) {
+            groups.push(group);
+        }
+    }
+    if groups.is_empty() {
+        return String::new();
+    }
+    let mut out = "<section>\n<h2>Against the C driver</h2>\n<p class=\"soft\">Time of the C driver by time \
+                   of this one, both measured in this guest by turns. Above 1 this driver is faster.</p>\n"
+        .to_owned();
+    for (memory, bytes) in groups {
+        let of = |f: &&Figure| f.memory == memory && f.bytes == bytes;
+        let rows: Vec<&Figure> = run.bench.iter().filter(of).collect();
+        let _ = writeln!(out, "<h3>{} memory, {}</h3>", escape(memory), size(bytes));
+        out += &picture(&rows);
+    }
+    out + "</section>\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_and_offsets() {
+        assert_eq!(size(64 << 10), "64 KiB");
+        assert_eq!(size(8 << 20), "8 MiB");
+        assert_eq!(size(100), "100 bytes");
+        assert!(offset(1.0).abs() < 1e-9);
+        assert!((offset(2.0) - DOUBLE).abs() < 1e-9);
+        assert!((offset(0.5) + DOUBLE).abs() < 1e-9);
+        assert!((offset(650.0) - CUT * DOUBLE).abs() < 1e-9);
+        assert!((offset(0.0) + CUT * DOUBLE).abs() < 1e-9);
+    }
+}
