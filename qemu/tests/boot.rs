@@ -181,7 +181,7 @@ fn panic_of_the_module_names_file_and_line() {
     let script = "ZDM_MODULE_PARAMS=audit=panic exec /bin/zdm-selftests inject.extra_get";
     let (verdict, console, dir) =
         boot_guest(script, &Guest { with_module: true, ..Guest::default() });
-    assert!(has(&verdict, "kernel panic"), "{:#?}\n{console}", verdict.problems);
+    assert!(has(&verdict, "Rust panic"), "{:#?}\n{console}", verdict.problems);
     decode_stacks(&tree(), &payload::module(repo(), &tree()).unwrap(), dir.path());
     let decoded = fs::read_to_string(dir.path().join("console.decoded.log")).unwrap();
     let trace = decoded.split_once("Call Trace:").expect("a stack").1;
