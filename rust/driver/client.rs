@@ -117,14 +117,15 @@ impl Client {
     }
 
     /// Migrates what is in system memory of `range` to the device, as [`Migrator::to_device`].
-    pub(super) fn to_device(&self, range: PageRange) -> Result {
+    pub(super) fn to_device(&self, range: PageRange) -> Result<usize> {
         self.used_memory.store(true, Relaxed);
         // Kept or let go of when no lock is held any more.
         let mut held = self.injection.armed();
-        self.migrator()
+        let mapped = self
+            .migrator()
             .to_device(range, |migration| held.take_from(migration))?;
         self.injection.keep(held);
-        Ok(())
+        Ok(mapped)
     }
 
     /// Migrates the device's pages of `range` to system memory, as [`Migrator::to_system`].

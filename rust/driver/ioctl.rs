@@ -196,9 +196,9 @@ impl Client {
 
     /// Migrates to the device, and reads back from there, all of `range` or none.
     fn migrate_to_dev(&self, range: PageRange, ptr: UserPtr) -> Result<Outcome> {
-        self.to_device(range)?;
-        // What is on the device now is mapped there.
-        if self.mirror().refresh(range)? < range.pages() {
+        // What is on the device now is mapped there. Some of it may have been there before.
+        let mapped = self.to_device(range)?;
+        if mapped < range.pages() && self.mirror().refresh(range)? < range.pages() {
             return Err(ENOENT);
         }
         self.read(range, ptr, Faulting::Never)

@@ -22,6 +22,7 @@ use crate::{
         Violation, //
     },
     mm::{
+        fill::Watch,
         hmm::HmmMirror,
         memory_type::MemoryType,
         migrate::{
@@ -160,7 +161,8 @@ impl<'a> Migrator<'a> {
         }
     }
 
-    /// Migrates what is in system memory of `range` to the device. Calls `on_copied` with each
+    /// Migrates what is in system memory of `range` to the device, and returns how many pages the device's
+    /// table maps then, as far as this is known without a walk. Calls `on_copied` with each
     /// batch, after core mm has moved the contents and before the pages are mapped. May sleep.
     ///
     /// # Errors
@@ -172,7 +174,8 @@ impl<'a> Migrator<'a> {
         &self,
         range: PageRange,
         mut on_copied: impl FnMut(&Migration<'_, Copied>),
-    ) -> Result {
+    ) -> Result<usize> {
+        let mut mapped = 0;
         self.each_batch(
             range,
             Select::System,
@@ -180,12 +183,14 @@ impl<'a> Migrator<'a> {
                 self.copy_out_to_device(migration);
                 Ok(())
             },
-            |migration| {
+            |migration, watch| {
                 on_copied(&migration);
+                // Without memory for the table the walk says so, if the caller wants one.
+                mapped += watch.map_or(0, |watch| watch.fill(&migration).unwrap_or(0));
                 self.device.finish_to_device(migration)
             },
-        )
-        .map(|_| ())
+        )?;
+        Ok(mapped)
     }
 
     /// Migrates the device's pages of `range` to system memory and returns how many folios moved,
@@ -209,7 +214,7 @@ impl<'a> Migrator<'a> {
                 };
                 copy_back(migration, stats, self.moves_pieces(), alloc).map(|_| ())
             },
-            |migration| {
+            |migration, _| {
                 let core = &self.device.core;
                 core.finish(migration, |pfn| self.device.last_of_pfn(pfn))
             },
@@ -273,13 +278,13 @@ impl<'a> Migrator<'a> {
     }
 
     /// Migrates `range` in batches and returns how many folios moved. `fill` gives the sources of a
-    /// batch their destinations; `finish` finalizes the batch.
+    /// batch their destinations; `finish` finalizes the batch. A migration to the device is watched.
     fn each_batch(
         &self,
         range: PageRange,
         select: Select,
         mut fill: impl FnMut(&mut Migration<'_, Setup>, Area<'_>, usize) -> Result,
-        mut finish: impl FnMut(Migration<'_, Copied>) -> Moved,
+        mut finish: impl FnMut(Migration<'_, Copied>, Option<&Watch<'_>>) -> Moved,
     ) -> Result<usize> {
         let device = self.device;
         let stats = &device.core.stats;
@@ -297,6 +302,10 @@ impl<'a> Migrator<'a> {
                 device.reserve(batch.pages(), order);
                 device.check_migratable()?;
             }
+            // Begun before the mmap lock is taken, as it waits for invalidations.
+            let watch = (select == Select::System)
+                .then(|| self.mirror.watch(batch))
+                .flatten();
             let guard = mm.mmap_read_lock();
             let area = Area::lookup(&guard, batch.start()).ok_or(EINVAL)?;
             if area.flags() & flags::READ == 0 {
@@ -315,7 +324,7 @@ impl<'a> Migrator<'a> {
             // On failure the migration is dropped, which puts the pages back.
             fill(&mut migration, area, batch.start())?;
             let migration = migration.copied();
-            let moved = finish(migration);
+            let moved = finish(migration, watch.as_ref());
             match select {
                 Select::System => stats.moved_to_device(moved),
                 Select::Device(_) => stats.moved_to_system(moved),

@@ -14,7 +14,6 @@
 
 struct hmm_range;
 struct user_struct;
-struct xarray;
 
 /* Bits of zdm_page_bits(); a tail page has none but TAIL, ANON_EXCLUSIVE and REFERENCED. */
 #define ZDM_BIT_LOCKED		0x01
@@ -107,7 +106,6 @@ bool zdm_is_zero_page(const struct page *page);
 unsigned int zdm_pfn_kind(unsigned long pfn, const void *owner);
 struct page *zdm_folio_page(struct page *page, unsigned long n);
 void zdm_mark_dirty(struct page *page);
-void zdm_xa_erase_range(struct xarray *xa, unsigned long first, unsigned long last);
 int zdm_read_page(void *to, struct page *page);
 int zdm_write_page(struct page *page, const void *from);
 int zdm_page_to_user_nofault(void *to, struct page *page);

@@ -6,7 +6,6 @@
 #include <linux/pagemap.h>
 #include <linux/uaccess.h>
 #include <linux/uio.h>
-#include <linux/xarray.h>
 #include <test_hmm_uapi.h>
 
 #include "helpers.h"
@@ -117,23 +116,4 @@ int zdm_page_from_user_nofault(struct page *page, const void *from)
 		ret = copy_from_user_nofault(to, (const void __user *)from, PAGE_SIZE);
 	kunmap_local(to);
 	return ret;
-}
-
-/* In one walk; xa_erase() would begin at the root for each entry. */
-void zdm_xa_erase_range(struct xarray *xa, unsigned long first, unsigned long last)
-{
-	XA_STATE(xas, xa, first);
-	unsigned int n = 0;
-	void *entry;
-
-	xas_lock(&xas);
-	xas_for_each(&xas, entry, last) {
-		xas_store(&xas, NULL);
-		if (++n % XA_CHECK_SCHED)
-			continue;
-		xas_pause(&xas);
-		xas_unlock(&xas);
-		xas_lock(&xas);
-	}
-	xas_unlock(&xas);
 }

@@ -20,15 +20,19 @@ use super::{
     table::{
         Access,
         Grant,
-        Table, //
+        Table,
+        BLOCK, //
     },
     task::{
         check_signals,
         Deadline, //
     },
-    PAGE_SHIFT, //
+    PAGE_SHIFT,
+    PAGE_SIZE,
+    PMD_ORDER, //
 };
 use crate::bindings;
+use core::ptr::NonNull;
 use kernel::{
     error::to_result,
     mm::{
@@ -112,7 +116,7 @@ impl HmmMirror {
     /// read-only, `EBUSY` when invalidations keep coming for a second, `EINTR` for a task that was
     /// killed, `ENOMEM`.
     pub(crate) fn fault(&self, range: PageRange, access: Access) -> Result {
-        self.walk(range, Absent::Fault(access), |_| {})
+        self.walk(range, Absent::Fault(access), |_, _| {})
     }
 
     /// As [`HmmMirror::fault`], for areas whose faults drop the mmap lock, such as those that
@@ -121,19 +125,19 @@ impl HmmMirror {
     /// Wraps `hmm_range_fault_unlocked_timeout()`. Waits for as long as a fault takes, unless the
     /// task is killed.
     pub(crate) fn fault_unlocked(&self, range: PageRange, access: Access) -> Result {
-        self.walk(range, Absent::FaultUnlocked(access), |_| {})
+        self.walk(range, Absent::FaultUnlocked(access), |_, _| {})
     }
 
     /// Maps what is present of `range`, without faulting anything in, and returns how many pages
     /// of it are on the device. May sleep.
     pub(crate) fn refresh(&self, range: PageRange) -> Result<usize> {
-        let mut pages = 0;
-        self.walk(range, Absent::Skip, |page| {
+        let mut found = 0;
+        self.walk(range, Absent::Skip, |page, pages| {
             if page.memory(&self.owner).is_local() {
-                pages += 1;
+                found += pages;
             }
         })?;
-        Ok(pages)
+        Ok(found)
     }
 
     /// Takes a reference on the first page of `range`, if it is one of the device. May sleep.
@@ -143,7 +147,7 @@ impl HmmMirror {
     /// `ENOENT` when there is none, else as [`HmmMirror::fault`].
     pub(crate) fn get_device_folio(&self, range: PageRange) -> Result<FolioRef> {
         let mut found = None;
-        self.walk(range.first(1), Absent::Skip, |page| {
+        self.walk(range.first(1), Absent::Skip, |page, _| {
             if page.memory(&self.owner).is_local() {
                 found = page.get_device_folio();
             }
@@ -151,26 +155,34 @@ impl HmmMirror {
         found.ok_or(ENOENT)
     }
 
-    /// Walks `range`, in batches, and stores what is found, calling `f` for each page under the
-    /// lock.
-    fn walk(&self, range: PageRange, absent: Absent, mut f: impl FnMut(MappedPage<'_>)) -> Result {
+    /// Walks `range`, in batches, and stores what is found, calling `f` under the lock for each page, or for
+    /// the first of several pages that one entry maps, with their number.
+    fn walk(
+        &self,
+        range: PageRange,
+        absent: Absent,
+        mut f: impl FnMut(MappedPage<'_>, usize),
+    ) -> Result {
         let mm = self.mm().mmget_not_zero().ok_or(EFAULT)?;
-        for batch in range.batches(BATCH) {
-            self.walk_batch(&mm, batch, absent, &mut f)?;
+        let mut left = Some(range);
+        while let Some(rest) = left {
+            let pages = self.walk_batch(&mm, rest, absent, &mut f)?;
+            left = rest.skip(pages);
         }
         Ok(())
     }
 
+    /// Walks the first pages of `range`, and returns how many: up to [`BATCH`], or more where one entry
+    /// maps them.
     fn walk_batch(
         &self,
         mm: &MmWithUser,
-        range: PageRange,
+        all: PageRange,
         absent: Absent,
-        f: &mut impl FnMut(MappedPage<'_>),
-    ) -> Result {
+        f: &mut impl FnMut(MappedPage<'_>, usize),
+    ) -> Result<usize> {
         let mut pfns = [0usize; BATCH];
-        // No batch of `walk()` is longer than `pfns`.
-        let range = range.first(BATCH);
+        let range = all.first(BATCH);
         let pages = range.pages();
         let mut owner = self.owner.as_ptr();
         let deadline = Deadline::after_ms(bindings::HMM_RANGE_DEFAULT_TIMEOUT);
@@ -219,30 +231,60 @@ impl HmmMirror {
                 owner = core::ptr::null_mut();
                 continue;
             }
-            for (address, entry) in range.addresses().zip(entries()) {
+            let mut done = 0;
+            while done < pages {
+                let (address, entry) = (range.start() + done * PAGE_SIZE, HmmEntry::new(pfns[done]));
+                // Pages that the same entry of the CPU's table maps, up to the end of what is walked.
+                let mut mapped = 1;
                 // SAFETY: The lock of the notifier is held until the end of the loop, under which the
                 // sequence was checked. `owner` owns the memory of `DevPagemap`s, or is none.
-                let Some(page) = (unsafe { MappedPage::new(entry, address) }) else {
-                    continue;
-                };
-                f(page);
-                if let Some(page) = page.contents() {
-                    // SAFETY: The page is mapped, so in use.
-                    if !unsafe { bindings::zdm_page_is_reachable(page.as_ptr()) } {
-                        match absent {
-                            Absent::Skip => continue,
-                            _ => return Err(EFAULT),
+                if let Some(page) = unsafe { MappedPage::new(entry, address) } {
+                    let grant = Grant::shared(entry.is_writable());
+                    let (index, contents) = (address >> PAGE_SHIFT, page.contents());
+                    let in_block = index % BLOCK;
+                    let first = contents.map(|page| page.as_ptr().wrapping_sub(in_block));
+                    let block = first
+                        .and_then(NonNull::new)
+                        .filter(|_| entry.order() >= PMD_ORDER)
+                        // SAFETY: One entry maps all of the block, to pages in a row of one folio, and so are
+                        // those that hold the contents; they are in use.
+                        .filter(|first| unsafe { are_reachable(*first, BLOCK) });
+                    if let Some(first) = block {
+                        mapped = (BLOCK - in_block).min(all.pages() - done);
+                        f(page, mapped);
+                        // SAFETY: The entry maps all of the block with this permission, as the sequence was
+                        // checked under the lock that the table is behind.
+                        unsafe { table.store_block(index - in_block, first, grant) }?;
+                    } else {
+                        f(page, 1);
+                        // SAFETY: The page is mapped, so in use.
+                        let reachable = contents.filter(|page| unsafe { are_reachable(*page, 1) });
+                        if let Some(page) = reachable {
+                            // SAFETY: The CPU maps the page with this permission, as the sequence was checked
+                            // under the lock that the table is behind.
+                            unsafe { table.store(index, page, grant) }?;
+                        } else if contents.is_some() && absent != Absent::Skip {
+                            return Err(EFAULT);
                         }
                     }
-                    let grant = Grant::shared(entry.is_writable());
-                    // SAFETY: The CPU maps the page with this permission, as the sequence was checked
-                    // under the lock that the table is behind.
-                    unsafe { table.store(address >> PAGE_SHIFT, page, grant) }?;
                 }
+                done += mapped;
             }
-            return Ok(());
+            return Ok(done);
         }
     }
+}
+
+/// Whether the kernel can reach the contents of all of the `n` pages from `first` on.
+///
+/// # Safety
+///
+/// They must be pages in use.
+unsafe fn are_reachable(first: NonNull<bindings::page>, n: usize) -> bool {
+    (0..n).all(|i| {
+        // SAFETY: By the contract of this function.
+        unsafe { bindings::zdm_page_is_reachable(first.as_ptr().add(i)) }
+    })
 }
 
 /// Wraps `hmm_range_fault()`. May sleep.

@@ -15,8 +15,9 @@ use super::{
     backing::contents,
     device_folio::LockedDeviceFolio,
     system_folio::SystemFolio, //
+    PAGE_SHIFT,
     PAGE_SIZE,
-    PMD_ORDER,
+    PMD_ORDER, //
 };
 use crate::bindings;
 use core::{
@@ -25,6 +26,10 @@ use core::{
 };
 use kernel::{
     error::to_result,
+    mm::virt::{
+        flags,
+        VmaRef, //
+    },
     prelude::*, //
 };
 
@@ -457,6 +462,23 @@ impl<'a, S: Stage> Migration<'a, S> {
     /// Number of entries: pages of the range, selected or not.
     pub(crate) fn len(&self) -> usize {
         self.len
+    }
+
+    /// Address of entry `i` of a range of an area.
+    pub(super) fn address(&self, i: usize) -> Option<usize> {
+        (self.vma && i < self.len).then(|| self.args.start + (i << PAGE_SHIFT))
+    }
+
+    /// Whether the page table entry of what has moved to entry `i` of a range of an area will be writable:
+    /// as that of the source was, and for a hole, where core mm makes a new one, as the area is.
+    pub(super) fn maps_writable(&self, i: usize) -> bool {
+        if is_valid(self.src(i)) {
+            return self.src(i) & bindings::MIGRATE_PFN_WRITE != 0;
+        }
+        NonNull::new(self.args.vma).is_some_and(|vma| {
+            // SAFETY: The area is valid, and the mmap lock is held, by the type invariants.
+            unsafe { VmaRef::from_raw(vma.as_ptr()) }.flags() & flags::WRITE != 0
+        })
     }
 
     /// Whether core mm will move (or has moved) what starts at entry `i`.

@@ -10,6 +10,7 @@ pub(crate) mod copy;
 pub(crate) mod device_folio;
 pub(crate) mod exclusive;
 pub(crate) mod fault;
+pub(crate) mod fill;
 pub(crate) mod free_folio;
 pub(crate) mod free_stack;
 pub(crate) mod hmm;

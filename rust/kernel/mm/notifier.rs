@@ -62,6 +62,11 @@ impl NotifierRange<'_> {
         self.event() != Event::Other && core::ptr::eq(self.0.owner, owner)
     }
 
+    /// Whether pages are collected for a migration.
+    pub(super) fn is_migration(&self) -> bool {
+        self.event() == Event::Migrate
+    }
+
     /// First address, in bytes.
     pub(super) fn start(&self) -> usize {
         self.0.start

@@ -11,14 +11,19 @@ use super::{
         IntervalOps,
         NotifierRange, //
     },
-    PAGE_SHIFT, //
+    PAGE_SHIFT,
+    PMD_ORDER, //
 };
 use crate::bindings;
-use core::ptr::NonNull;
+use core::{
+    cell::Cell,
+    ptr::NonNull, //
+};
 use kernel::{
     error::to_result,
     page::BorrowedPage,
     prelude::*,
+    task::Task,
     types::Opaque, //
 };
 
@@ -31,7 +36,7 @@ pub(crate) enum Access {
     Write,
 }
 
-/// What an entry allows, as its tag: those that an xarray leaves to pointers.
+/// What an entry allows, as its tag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Grant {
     /// Loads.
@@ -55,19 +60,73 @@ impl Grant {
     }
 }
 
+/// Page numbers of a block: what one PMD maps.
+pub(super) const BLOCK: usize = 1 << PMD_ORDER;
+
+/// The entries of a block: NULL or pointers, tagged with a [`Grant`].
+type Leaf = [usize; BLOCK];
+
+/// Marks a pointer to the first page of a block that one entry stands for. Pointers to leaves and pages
+/// are aligned to more.
+const WHOLE: usize = 4;
+/// What is granted of such a block, shifted to where it is kept.
+const WHOLE_SHIFT: u32 = 3;
+
+/// A block of page numbers.
+#[derive(Clone, Copy)]
+enum Block {
+    /// Nothing is mapped.
+    Absent,
+    /// Some pages are mapped, each by an entry of its own.
+    Leaf(NonNull<Leaf>),
+    /// All pages are mapped, with one grant, in a row from this one on.
+    Whole(*mut bindings::page, usize),
+}
+
+impl Block {
+    fn of_raw(raw: usize) -> Self {
+        if raw & WHOLE != 0 {
+            let flags = WHOLE | Grant::MASK << WHOLE_SHIFT;
+            return Self::Whole(
+                (raw & !flags) as *mut bindings::page,
+                raw >> WHOLE_SHIFT & Grant::MASK,
+            );
+        }
+        NonNull::new(raw as *mut Leaf).map_or(Self::Absent, Self::Leaf)
+    }
+}
+
+/// A range that a migration of a task is about, and whether anything else has changed there.
+#[derive(Clone, Copy)]
+struct Watched {
+    first: usize,
+    last: usize,
+    task: *mut bindings::task_struct,
+    disturbed: bool,
+}
+
+/// Migrations that can be watched at a time.
+const WATCHES: usize = 4;
+
 /// The device's page table: page number to struct page and permission.
+///
+/// It has a leaf for each block of page numbers, so that storing and forgetting a page is a store to
+/// memory, and one entry for a block that a large folio maps.
 ///
 /// # Invariants
 ///
-/// Entries are NULL or pointers, tagged with a [`Grant`], to the pages that hold the contents of
-/// mapped pages; they stay valid while the table is locked.
+/// - `xa` holds, for the number of a block, NULL, a pointer to a leaf that the table owns, or a pointer to
+///   the first page of a block that is mapped as a whole, tagged with [`WHOLE`] and a [`Grant`].
+/// - Entries point to the pages that hold the contents of mapped pages; they stay valid while the table is
+///   locked.
 #[pin_data(PinnedDrop)]
 pub(super) struct Table {
     #[pin]
     xa: Opaque<bindings::xarray>,
+    watches: [Cell<Option<Watched>>; WATCHES],
 }
 
-// SAFETY: The entries belong to no thread.
+// SAFETY: The entries belong to no thread, and tasks are only compared.
 unsafe impl Send for Table {}
 
 impl Table {
@@ -77,12 +136,24 @@ impl Table {
         pin_init!(Self {
             // SAFETY: `xa` is valid for writes; an empty array needs no flags.
             xa <- Opaque::ffi_init(|xa| unsafe { bindings::xa_init_flags(xa, bindings::XA_FLAGS_ACCOUNT) }),
+            watches: [const { Cell::new(None) }; WATCHES],
         })
     }
 
-    fn entry(&self, index: usize) -> usize {
+    fn block(&self, number: usize) -> Block {
         // SAFETY: The array is initialised.
-        unsafe { bindings::xa_load(self.xa.get(), index) as usize }
+        Block::of_raw(unsafe { bindings::xa_load(self.xa.get(), number) } as usize)
+    }
+
+    fn entry(&self, index: usize) -> usize {
+        let n = index % BLOCK;
+        match self.block(index >> PMD_ORDER) {
+            Block::Absent => 0,
+            Block::Whole(first, grant) => first.wrapping_add(n) as usize | grant,
+            // SAFETY: The leaf is the table's by the type invariants, and whoever has the table has it
+            // locked.
+            Block::Leaf(leaf) => unsafe { (*leaf.as_ptr())[n] },
+        }
     }
 
     /// The page with the contents of page number `index`, if it may be accessed so.
@@ -116,40 +187,158 @@ impl Table {
         page: NonNull<bindings::page>,
         grant: Grant,
     ) -> Result {
-        let pointer = page.as_ptr() as usize;
-        let old = self.store_raw(index, pointer | grant as usize)?;
-        let exclusive = pointer | Grant::Exclusive as usize;
-        if old == exclusive && grant != Grant::Exclusive {
-            // Who stores this looked at the page before the device was granted it exclusively,
-            // which takes no right away.
-            self.store_raw(index, exclusive)?;
-        }
+        let mut leaf = self.leaf(index >> PMD_ORDER)?;
+        // SAFETY: The leaf is the table's, and whoever has the table has it locked.
+        set_entry(&mut unsafe { leaf.as_mut() }[index % BLOCK], page, grant);
         Ok(())
     }
 
-    /// Stores an entry and returns the one that was there.
-    fn store_raw(&self, index: usize, entry: usize) -> Result<usize> {
-        // Reclaim would call `invalidate()`, whose lock is held: GFP_ATOMIC does not enter it.
-        // SAFETY: The array is initialised, the entry is a tagged, aligned pointer.
-        let old = unsafe {
-            bindings::xa_store(self.xa.get(), index, entry as *mut _, bindings::GFP_ATOMIC)
-        };
-        // SAFETY: What `xa_store()` returns is what `xa_err()` takes.
-        to_result(unsafe { bindings::xa_err(old) })?;
-        Ok(old as usize)
+    /// Stores all pages of the block that begins with page number `index`, of which `page` is the first,
+    /// as [`Table::store`].
+    ///
+    /// # Safety
+    ///
+    /// As that of [`Table::store`], for each of the [`BLOCK`] pages in a row.
+    pub(super) unsafe fn store_block(
+        &self,
+        index: usize,
+        page: NonNull<bindings::page>,
+        grant: Grant,
+    ) -> Result {
+        let number = index >> PMD_ORDER;
+        if let Block::Leaf(mut leaf) = self.block(number) {
+            // SAFETY: The leaf is the table's, and whoever has the table has it locked.
+            for (n, entry) in unsafe { leaf.as_mut() }.iter_mut().enumerate() {
+                if let Some(page) = NonNull::new(page.as_ptr().wrapping_add(n)) {
+                    set_entry(entry, page, grant);
+                }
+            }
+            return Ok(());
+        }
+        let entry = page.as_ptr() as usize | WHOLE | (grant as usize) << WHOLE_SHIFT;
+        // INVARIANT: The block is mapped as a whole, by the contract of this function.
+        self.store_raw(number, entry)
     }
 
-    /// Forgets all pages from `first` to `last`, at a cost that follows how many there are.
+    /// The leaf of block `number`. A block that one entry stands for gets one.
+    fn leaf(&self, number: usize) -> Result<NonNull<Leaf>> {
+        let (first, grant) = match self.block(number) {
+            Block::Leaf(leaf) => return Ok(leaf),
+            Block::Absent => (core::ptr::null_mut(), 0),
+            Block::Whole(first, grant) => (first, grant),
+        };
+        // Reclaim would call `invalidate()`, whose lock is held: GFP_ATOMIC does not enter it.
+        let flags = GFP_ATOMIC | (GFP_KERNEL_ACCOUNT & !GFP_KERNEL);
+        let mut leaf = KBox::<Leaf>::init(pin_init::init_zeroed(), flags)?;
+        if !first.is_null() {
+            for (n, entry) in leaf.iter_mut().enumerate() {
+                *entry = first.wrapping_add(n) as usize | grant;
+            }
+        }
+        let leaf = KBox::into_raw(leaf);
+        if let Err(err) = self.store_raw(number, leaf as usize) {
+            // SAFETY: The leaf is a `KBox` that nobody else knows.
+            drop(unsafe { KBox::from_raw(leaf) });
+            return Err(err);
+        }
+        // INVARIANT: The table owns the leaf from here on.
+        NonNull::new(leaf).ok_or(ENOMEM)
+    }
+
+    /// Stores what the array has for block `number`, in which there is no leaf.
+    fn store_raw(&self, number: usize, raw: usize) -> Result {
+        // SAFETY: The array is initialised, and the entry is an aligned pointer, whose lowest two bits are
+        // not set.
+        let old = unsafe {
+            bindings::xa_store(self.xa.get(), number, raw as *mut _, bindings::GFP_ATOMIC)
+        };
+        // SAFETY: What `xa_store()` returns is what `xa_err()` takes.
+        to_result(unsafe { bindings::xa_err(old) })
+    }
+
+    /// Forgets all pages from `first` to `last`, at a cost that follows how many blocks there are. A block
+    /// that one entry stands for is forgotten as a whole: a leaf for the rest would have to be allocated.
     fn erase(&self, first: usize, last: usize) {
-        // SAFETY: The array is initialised; entries own nothing.
-        unsafe { bindings::zdm_xa_erase_range(self.xa.get(), first, last) };
+        let end = last >> PMD_ORDER;
+        let mut number = first >> PMD_ORDER;
+        loop {
+            // SAFETY: The array is initialised, and `number` is ours to write.
+            let raw = unsafe {
+                bindings::xa_find(self.xa.get(), &mut number, end, bindings::XA_PRESENT)
+            };
+            if raw.is_null() {
+                return;
+            }
+            let start = number << PMD_ORDER;
+            let from = first.max(start) - start;
+            let to = (last - start).min(BLOCK - 1);
+            match Block::of_raw(raw as usize) {
+                Block::Leaf(mut leaf) if (from, to) != (0, BLOCK - 1) => {
+                    // SAFETY: The leaf is the table's, and whoever has the table has it locked.
+                    let leaf = unsafe { leaf.as_mut() };
+                    leaf[from..=to].fill(0);
+                }
+                block => {
+                    // SAFETY: The array is initialised.
+                    unsafe { bindings::xa_erase(self.xa.get(), number) };
+                    if let Block::Leaf(leaf) = block {
+                        // INVARIANT: The array has forgotten the leaf, which was the table's.
+                        // SAFETY: `leaf()` made it of a `KBox`.
+                        drop(unsafe { KBox::from_raw(leaf.as_ptr()) });
+                    }
+                }
+            }
+            if number >= end {
+                return;
+            }
+            number += 1;
+        }
+    }
+
+    /// Begins to watch the pages from `first` to `last` for the current task: whether anything changes
+    /// them but a migration of that task. `None` while too many are watched. The sequence must have been
+    /// checked since the table was locked.
+    pub(super) fn watch(&self, first: usize, last: usize) -> Option<usize> {
+        let slot = self.watches.iter().position(|slot| slot.get().is_none())?;
+        self.watches[slot].set(Some(Watched {
+            first,
+            last,
+            task: Task::current_raw(),
+            disturbed: false,
+        }));
+        Some(slot)
+    }
+
+    /// Whether the pages of a watch are as the task's migration has left them.
+    pub(super) fn is_undisturbed(&self, slot: usize) -> bool {
+        self.watches
+            .get(slot)
+            .and_then(Cell::get)
+            .is_some_and(|watched| !watched.disturbed)
+    }
+
+    /// Ends a watch.
+    pub(super) fn unwatch(&self, slot: usize) {
+        if let Some(slot) = self.watches.get(slot) {
+            slot.set(None);
+        }
+    }
+}
+
+/// Stores an entry for `page`. One that is exclusive stays so: who stores another looked at the page before
+/// the device was granted it exclusively, which takes no right away.
+fn set_entry(entry: &mut usize, page: NonNull<bindings::page>, grant: Grant) {
+    let pointer = page.as_ptr() as usize;
+    if *entry != pointer | Grant::Exclusive as usize {
+        *entry = pointer | grant as usize;
     }
 }
 
 #[pinned_drop]
 impl PinnedDrop for Table {
     fn drop(self: Pin<&mut Self>) {
-        // SAFETY: The array is initialised; entries own nothing.
+        self.erase(0, usize::MAX);
+        // SAFETY: The array is initialised, and empty.
         unsafe { bindings::xa_destroy(self.xa.get()) };
     }
 }
@@ -162,7 +351,18 @@ impl IntervalOps for Table {
     /// same time, which the callback also is for, must try again. What does not move is looked up
     /// again when it is wanted.
     fn invalidate(&self, range: &NotifierRange<'_>) {
-        self.erase(range.start() >> PAGE_SHIFT, (range.end() - 1) >> PAGE_SHIFT);
+        let (first, last) = (range.start() >> PAGE_SHIFT, (range.end() - 1) >> PAGE_SHIFT);
+        for slot in &self.watches {
+            let Some(watched) = slot.get() else { continue };
+            let own = range.is_migration() && watched.task == Task::current_raw();
+            if !own && first <= watched.last && watched.first <= last {
+                slot.set(Some(Watched {
+                    disturbed: true,
+                    ..watched
+                }));
+            }
+        }
+        self.erase(first, last);
     }
 }
 
@@ -222,13 +422,17 @@ mod tests {
     fn erase_takes_both_ends() -> Result {
         let page = Page::alloc_page(GFP_KERNEL)?;
         let table = KBox::pin_init(Table::new(), GFP_KERNEL)?;
-        let indices = [0, 1, 62, 63, 64, 4096, usize::MAX];
+        let indices = [0, 1, 62, 63, 64, 511, 512, 1023, 4096, usize::MAX];
         for (first, last, left) in [
-            (1, 62, 5),
-            (64, 64, 6),
-            (2, 61, 7),
+            (1, 62, 8),
+            (64, 64, 9),
+            (2, 61, 10),
             (63, usize::MAX, 3),
-            (usize::MAX, usize::MAX, 6),
+            (511, 512, 8),
+            (512, 1023, 8),
+            (0, 511, 4),
+            (0, 512, 3),
+            (usize::MAX, usize::MAX, 9),
             (0, usize::MAX, 0),
         ] {
             for index in indices {
@@ -244,6 +448,60 @@ mod tests {
                 assert_eq!(gone, (first..=last).contains(&index));
             }
         }
+        Ok(())
+    }
+
+    #[test]
+    fn block_is_one_entry_until_a_page_differs() -> Result {
+        let page = Page::alloc_page(GFP_KERNEL)?;
+        let first = NonNull::new(page.as_ptr()).ok_or(EINVAL)?;
+        let table = KBox::pin_init(Table::new(), GFP_KERNEL)?;
+        let whole = |table: &Table| matches!(table.block(3), Block::Whole(..));
+        let at = |n: usize| first.as_ptr().wrapping_add(n);
+        let index = 3 * BLOCK;
+        // SAFETY: Nothing is read through the entries of these cases.
+        unsafe { table.store_block(index, first, Grant::Write) }?;
+        assert!(whole(&table));
+        for n in [0, 1, BLOCK - 1] {
+            assert_eq!(page_at(&table, index + n, Access::Write), at(n));
+        }
+        assert!(table.load(index - 1, Access::Read).is_none());
+        assert!(table.load(index + BLOCK, Access::Read).is_none());
+        // One page loses a right, the others keep theirs.
+        store(&table, index + 7, &page, Grant::Read)?;
+        assert!(!whole(&table));
+        assert_eq!(page_at(&table, index + 7, Access::Read), first.as_ptr());
+        assert!(table.load(index + 7, Access::Write).is_none());
+        assert_eq!(page_at(&table, index + 8, Access::Write), at(8));
+        // An exclusive entry for the same page stays.
+        store(&table, index, &page, Grant::Exclusive)?;
+        // SAFETY: As above.
+        unsafe { table.store_block(index, first, Grant::Read) }?;
+        assert!(table.is_exclusive(index) && !table.is_exclusive(index + 1));
+        assert!(table.load(index + 1, Access::Write).is_none());
+        // What is forgotten in part is forgotten as a whole, where one entry stands for it.
+        table.erase(index + 1, index + BLOCK - 1);
+        assert!(table.is_exclusive(index));
+        table.erase(index, index);
+        // SAFETY: As above.
+        unsafe { table.store_block(index + BLOCK, first, Grant::Read) }?;
+        table.erase(index + BLOCK + 5, index + BLOCK + 5);
+        assert!(table.load(index + BLOCK, Access::Read).is_none());
+        Ok(())
+    }
+
+    #[test]
+    fn watches_are_few() -> Result {
+        let table = KBox::pin_init(Table::new(), GFP_KERNEL)?;
+        let mut slots = [0; WATCHES];
+        for slot in &mut slots {
+            *slot = table.watch(0, 9).ok_or(EINVAL)?;
+        }
+        assert!(table.watch(0, 9).is_none());
+        assert!(table.is_undisturbed(slots[1]) && !table.is_undisturbed(WATCHES));
+        table.unwatch(slots[1]);
+        assert!(!table.is_undisturbed(slots[1]));
+        assert_eq!(table.watch(0, 9), Some(slots[1]));
         Ok(())
     }
 }

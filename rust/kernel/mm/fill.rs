@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A migration fills the device's page table with what it has moved, so that nobody has to walk the
+//! CPU's table for that afterwards.
+//!
+//! This is done when core mm has moved the contents and the CPU's table holds migration entries. The
+//! sequence of an interval notifier cannot say then whether an entry is good: the migration itself has
+//! changed the range, and to wait for the invalidations of others with folios locked would deadlock.
+//! A [`Watch`] says it instead, see `Table::watch()`.
+
+use super::{
+    backing::contents,
+    hmm::HmmMirror,
+    migrate::{
+        page_of,
+        Copied,
+        Migration, //
+    },
+    range::PageRange,
+    table::Grant,
+    PAGE_SHIFT,
+    PMD_ORDER, //
+};
+use core::ptr::NonNull;
+use kernel::{
+    prelude::*,
+    types::NotThreadSafe, //
+};
+
+/// A look-out for changes of a range by anybody but the migrations of the current task.
+///
+/// # Invariants
+///
+/// When the watch began no invalidation of the range was under way.
+#[must_use = "dropping it ends the watch"]
+pub(crate) struct Watch<'a> {
+    mirror: &'a HmmMirror,
+    range: PageRange,
+    slot: usize,
+    _task: NotThreadSafe,
+}
+
+impl HmmMirror {
+    /// Begins to watch `range`; `None` where others change the address space just now, or too many
+    /// migrations are watched. Waits for invalidations that are under way: may sleep, and no lock may be
+    /// held that an invalidation waits for.
+    pub(crate) fn watch(&self, range: PageRange) -> Option<Watch<'_>> {
+        let seq = self.notifier.read_begin();
+        let table = self.notifier.lock_if_fresh(seq)?;
+        let last = (range.end() - 1) >> PAGE_SHIFT;
+        let slot = table.watch(range.start() >> PAGE_SHIFT, last)?;
+        drop(table);
+        // INVARIANT: The sequence was checked under the lock that the watch began under.
+        Some(Watch {
+            mirror: self,
+            range,
+            slot,
+            _task: NotThreadSafe,
+        })
+    }
+}
+
+impl Watch<'_> {
+    /// Makes the table map the pages of the watched range that `migration` has moved, and returns how many
+    /// it maps: none if anybody else has changed the range meanwhile. May sleep.
+    ///
+    /// The migration must be one of the current task that began after the watch.
+    pub(crate) fn fill(&self, migration: &Migration<'_, Copied>) -> Result<usize> {
+        let table = self.mirror.notifier.lock();
+        if !table.is_undisturbed(self.slot) {
+            return Ok(0);
+        }
+        let mut pages = 0;
+        for (i, order) in migration.moved_entries() {
+            let Some(address) = migration.address(i) else {
+                break;
+            };
+            if address < self.range.start() || address >= self.range.end() {
+                continue;
+            }
+            // SAFETY: The destination is locked and referenced until the migration is finalized, so that
+            // nobody frees or splits it. It is of a `DevPagemap` or no PRIVATE page.
+            let page = page_of(migration.dst(i)).map(|page| unsafe { contents(page.as_ptr()) });
+            let Some(page) = page.and_then(NonNull::new) else {
+                continue;
+            };
+            let index = address >> PAGE_SHIFT;
+            let grant = Grant::shared(migration.maps_writable(i));
+            // Each entry below is true until it is invalidated, which waits for the lock of the table:
+            //
+            // - when the watch began nobody was changing the range;
+            // - since then only the current task's migration has, and it has ended its invalidations;
+            // - the migration has the folios locked, and puts them where the sources were mapped, with
+            //   their permission, unless somebody changes the range again.
+            if order == PMD_ORDER && index % (1 << PMD_ORDER) == 0 {
+                // SAFETY: See above. The folio and its contents are of that many pages in a row.
+                unsafe { table.store_block(index, page, grant) }?;
+            } else {
+                for n in 0..1 << order {
+                    let Some(page) = NonNull::new(page.as_ptr().wrapping_add(n)) else {
+                        continue;
+                    };
+                    // SAFETY: See above. The folio and its contents are of `1 << order` pages in a row.
+                    unsafe { table.store(index + n, page, grant) }?;
+                }
+            }
+            pages += 1 << order;
+        }
+        Ok(pages)
+    }
+}
+
+impl Drop for Watch<'_> {
+    fn drop(&mut self) {
+        self.mirror.notifier.lock().unwatch(self.slot);
+    }
+}
