@@ -10,7 +10,10 @@ use super::{
     Violation, //
 };
 use crate::mm::{
-    page::PageView,
+    page::{
+        PageBits,
+        PageView, //
+    },
     uapi::MEMORY_DEVICE_PRIVATE, //
 };
 use kernel::prelude::*;
@@ -246,10 +249,14 @@ pub(crate) fn check_pagemap(page: PageView<'_>, excess: i64) -> Option<Violation
 }
 
 /// I4: the folio that begins with `page` is in `folio_free`; `handed_out` is the order that it was
-/// handed out with, `None` when it was not.
-pub(crate) fn check_freed(page: PageView<'_>, handed_out: Option<u32>) -> Option<Violation> {
+/// handed out with, `None` when it was not. `bits` are those of the page.
+pub(crate) fn check_freed(
+    page: PageView<'_>,
+    bits: PageBits,
+    handed_out: Option<u32>,
+) -> Option<Violation> {
     // One look tells all of a small folio.
-    if handed_out == Some(0) && page.bits().is_clean_small() {
+    if handed_out == Some(0) && bits.is_clean_small() {
         return None;
     }
     let failed = match handed_out {

@@ -98,7 +98,7 @@ impl PagemapOps for Chunk {
         let core = &self.core;
         let index = folio.index();
         if core.auditor.is_on()
-            && !self.judge(index, check_freed(folio.page(), folio.handed_out()))
+            && !self.judge(index, check_freed(folio.page(), folio.bits(), folio.handed_out()))
             // Checking all tails at once is cheaper. The per-page check below only adds detail
             // to the report.
             && !folio.has_clean_tails()
@@ -108,7 +108,7 @@ impl PagemapOps for Chunk {
             }
         }
         if let Some(free) = folio.into_free() {
-            self.ledger.note(index, Event::Freed, free.order());
+            self.ledger.note_recent(index, Event::Freed, free.order());
             core.stats.freed.add(free.pages());
             // The stack has room for all pages of the chunk. A folio that the stack refused would not be
             // handed out again, and the memory would stay registered.

@@ -56,6 +56,8 @@ pub(super) struct DevmemAlloc<'a> {
     taken: u64,
     /// The chunk of the last page.
     chunk: Option<PagemapRef<Chunk>>,
+    /// Base pages that were handed out. The statistics get the sum.
+    handed_out: usize,
 }
 
 impl<'a> DevmemAlloc<'a> {
@@ -71,6 +73,7 @@ impl<'a> DevmemAlloc<'a> {
             end: 0,
             taken: 0,
             chunk: None,
+            handed_out: 0,
         }
     }
 
@@ -102,7 +105,7 @@ impl<'a> DevmemAlloc<'a> {
                         self.check_fresh(chunk, index, &folio);
                     }
                     chunk.ops().movers().note(index, order, self.client);
-                    core.stats.allocated.add(1 << order);
+                    self.handed_out += 1 << order;
                     return Some(folio);
                 }
                 Err(err) => {
@@ -240,6 +243,7 @@ impl<'a> DevmemAlloc<'a> {
 
 impl Drop for DevmemAlloc<'_> {
     fn drop(&mut self) {
+        self.device.core.stats.allocated.add(self.handed_out);
         if self.next < self.end {
             let mut memory = self.device.memory();
             for i in self.next..self.end {

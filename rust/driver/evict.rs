@@ -109,17 +109,18 @@ impl Batch {
         })
     }
 
-    /// Adds the folio of `order` at `index` of `chunk`, after what was added before is evicted if
+    /// Adds the folio of `order` at `index` of chunk `number`, after what was added before is evicted if
     /// there is no room left. May sleep.
-    fn add(&mut self, device: &Device, chunk: PagemapRef<Chunk>, index: usize, order: u32) {
+    fn add(&mut self, device: &Device, number: usize, index: usize, order: u32) {
         let pages = 1 << order;
-        let same = self
-            .chunk
-            .as_ref()
-            .is_some_and(|known| known.ops().number() == chunk.ops().number());
-        if !same || self.pfns.len() + pages > self.pfns.capacity() {
+        let same = |chunk: &PagemapRef<Chunk>| chunk.ops().number() == number;
+        let fits = self.pfns.len() + pages <= self.pfns.capacity();
+        if !fits || !self.chunk.as_ref().is_some_and(same) {
             self.evict(device);
+            // Looked up once for all folios of the batch.
+            self.chunk = device.chunk(number);
         }
+        let Some(chunk) = &self.chunk else { return };
         let first = chunk.first_pfn() + index;
         // Core mm wants room for each page of a large folio, and meets each page by itself where
         // the folio was split meanwhile.
@@ -128,7 +129,6 @@ impl Batch {
                 break;
             }
         }
-        self.chunk = Some(chunk);
     }
 
     /// Evicts what was added. May sleep.
@@ -313,6 +313,7 @@ impl Device {
     fn evict_owned(&self, opener: ClientId, pages: usize) -> Result<bool> {
         let mut batch = Batch::new(pages)?;
         let mut list = [(0, 0); BATCH];
+        let chunk_pages = self.config.chunk_pages.get();
         let mut left = pages;
         while left > 0 {
             let room = left.min(BATCH);
@@ -322,10 +323,8 @@ impl Device {
             }
             for &(page, order) in &list[..n] {
                 left = left.saturating_sub(1 << order);
-                let located = self.locate(page);
-                if let Some((chunk, index)) = located {
-                    batch.add(self, chunk, index, order);
-                }
+                let page = page as usize;
+                batch.add(self, page / chunk_pages, page % chunk_pages, order);
             }
         }
         batch.evict(self);
@@ -349,9 +348,7 @@ impl Device {
             let Some(order) = chunk.order_in_use(index) else {
                 continue;
             };
-            if let Some(chunk) = self.chunk(number) {
-                batch.add(self, chunk, index, order);
-            }
+            batch.add(self, number, index, order);
         }
         batch.evict(self);
         Ok(batch.short)

@@ -37,6 +37,13 @@ struct zdm_freed {
 	unsigned long pfn;
 	void *data;
 	unsigned int order;
+	unsigned int bits;
+};
+
+/* A reading of the log's clock, and when it was made. */
+struct zdm_recent {
+	unsigned long jiffies;
+	u64 time;
 };
 
 struct page *zdm_pfn_to_page(unsigned long pfn);
@@ -45,6 +52,7 @@ void zdm_set_page_count(struct page *page, int count);
 unsigned int zdm_page_bits(const struct page *page);
 unsigned long zdm_clean_pages(unsigned long pfn, const s8 *state, unsigned long n);
 unsigned long zdm_idle_pages(const struct page *head, unsigned long n);
+bool zdm_is_settled(const struct page *page);
 bool zdm_clean_tails(const struct page *head, unsigned int order);
 unsigned long zdm_next_suspect(const unsigned long *src, const unsigned long *dst,
 			       unsigned long i, unsigned long n, struct page *fault);
@@ -123,6 +131,7 @@ bool zdm_is_huge_zero_page(const struct page *page);
 long zdm_pgmap_refs(struct dev_pagemap *pgmap);
 u64 zdm_log_clock(void);
 void zdm_stamp(u64 *time, u64 *rest, u64 when, u32 what);
+void zdm_stamp_recent(u64 *time, u64 *rest, struct zdm_recent *recent, u32 what);
 unsigned int zdm_stack(unsigned long *entries, unsigned int room, unsigned int skip);
 int zdm_symbol(char *buf, size_t size, unsigned long address);
 void zdm_set_page_mapping(struct page *page, unsigned long mapping);

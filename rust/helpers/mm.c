@@ -108,6 +108,12 @@ unsigned long zdm_idle_pages(const struct page *head, unsigned long n)
 	return i;
 }
 
+/* Whether a page has as many references as mappings, as one that is free has. */
+bool zdm_is_settled(const struct page *page)
+{
+	return page_ref_count(page) == folio_mapcount(page_folio(page));
+}
+
 /* Whether all pages of a folio but the first are tails, and else as free pages must be. */
 bool zdm_clean_tails(const struct page *head, unsigned int order)
 {
@@ -236,6 +242,7 @@ void zdm_look_at_freed(struct page *head, struct zdm_freed *freed)
 	freed->pfn = page_to_pfn(head);
 	freed->data = head->zone_device_data;
 	freed->order = folio_order(folio);
+	freed->bits = zdm_page_bits(head);
 }
 
 bool zdm_is_device_private_page(const struct page *page)

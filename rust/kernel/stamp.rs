@@ -11,7 +11,8 @@ use kernel::{
     sync::atomic::{
         Atomic,
         Relaxed, //
-    }, //
+    },
+    types::Opaque, //
 };
 
 /// Nanoseconds on the clock of the kernel log. In any context.
@@ -24,6 +25,23 @@ pub(crate) fn log_clock() -> u64 {
 pub(crate) fn current_pid() -> u32 {
     // CAST: Not negative.
     current!().pid() as u32
+}
+
+/// The clock of the kernel log as it was at a recent tick.
+pub(crate) struct RecentTime(Opaque<bindings::zdm_recent>);
+
+// SAFETY: The words are read and written by `READ_ONCE()` and `WRITE_ONCE()`, in any context.
+unsafe impl Send for RecentTime {}
+// SAFETY: As above.
+unsafe impl Sync for RecentTime {}
+
+impl RecentTime {
+    /// As it is now.
+    pub(crate) fn new() -> Self {
+        let time = log_clock();
+        // A tick that is over: the clock is read again when it is wanted.
+        Self(Opaque::new(bindings::zdm_recent { jiffies: 0, time }))
+    }
 }
 
 /// Room for when something happened, what, and by whom: 16 bytes.
@@ -49,6 +67,14 @@ impl Stamp {
         // One call, as each atomic store would be one, too, to a function in C.
         // SAFETY: Both words may be written at any time, by `WRITE_ONCE()`.
         unsafe { bindings::zdm_stamp(self.time.as_ptr(), self.rest.as_ptr(), time, what) };
+    }
+
+    /// As [`Stamp::set`], at the time of the last tick as `recent` has it, or of the last stamp if that
+    /// was later. In any context.
+    pub(crate) fn set_recent(&self, recent: &RecentTime, what: u32) {
+        let (time, rest) = (self.time.as_ptr(), self.rest.as_ptr());
+        // SAFETY: All words may be read and written at any time, by `READ_ONCE()` and `WRITE_ONCE()`.
+        unsafe { bindings::zdm_stamp_recent(time, rest, recent.0.get(), what) };
     }
 
     /// What happened last: when, in nanoseconds on the clock of the kernel log, what, and the task.

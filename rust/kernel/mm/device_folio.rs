@@ -10,7 +10,10 @@ use super::{
         Backing, //
     },
     free_folio::FreeFolio,
-    page::PageView, //
+    page::{
+        PageBits,
+        PageView, //
+    },
 };
 use crate::bindings;
 use core::ptr::NonNull;
@@ -163,6 +166,7 @@ impl HandOutError {
 #[must_use = "the pages of a folio that is not taken out are never handed out again"]
 pub(crate) struct FreedFolio<'a> {
     page: PageView<'a>,
+    bits: PageBits,
     index: usize,
     order: u32,
     free: Option<FreeFolio>,
@@ -173,12 +177,14 @@ impl<'a> FreedFolio<'a> {
     /// what is given back.
     pub(super) fn new(
         page: PageView<'a>,
+        bits: PageBits,
         index: usize,
         order: u32,
         free: Option<FreeFolio>,
     ) -> Self {
         Self {
             page,
+            bits,
             index,
             order,
             free,
@@ -194,6 +200,11 @@ impl<'a> FreedFolio<'a> {
     /// The head page.
     pub(crate) fn page(&self) -> PageView<'a> {
         self.page
+    }
+
+    /// What a look at the head page said when `folio_free` began.
+    pub(crate) fn bits(&self) -> PageBits {
+        self.bits
     }
 
     /// Whether the other pages are tails with nothing that a free page must not have.

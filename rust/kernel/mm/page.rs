@@ -26,6 +26,11 @@ impl PageBits {
     #[cfg(CONFIG_KUNIT = "y")]
     pub(super) const HEAD: Self = Self(bindings::ZDM_BIT_HEAD);
 
+    /// What `zdm_page_bits()` has found.
+    pub(super) fn from_raw(bits: u32) -> Self {
+        Self(bits)
+    }
+
     fn has(self, bit: u32) -> bool {
         self.0 & bit != 0
     }

@@ -26,7 +26,10 @@ use super::{
         Work, //
     },
     owner::PgmapOwner,
-    page::PageView,
+    page::{
+        PageBits,
+        PageView, //
+    },
     pagemap_ops::{
         PagemapOps,
         PrivateOps, //
@@ -298,6 +301,16 @@ impl<T: PagemapOps> DevPagemap<T> {
             .then(|| unsafe { DevicePfns::from_raw(pfns) })
     }
 
+    /// Whether page `index` has as many references as mappings, as one that is free has. One look, which
+    /// costs less than asking for both.
+    pub(crate) fn is_settled(&self, index: usize) -> bool {
+        self.page(index).is_none_or(|page| {
+            // SAFETY: The page is one of this pagemap, which stays registered while it is borrowed. A page
+            // that looks like a tail names another one of the pagemap.
+            unsafe { bindings::zdm_is_settled(page.as_ptr()) }
+        })
+    }
+
     /// The order of the folio in use that page `index` is the head of.
     pub(crate) fn order_in_use(&self, index: usize) -> Option<u32> {
         order_in_use(self.state.get(index)?.load(Relaxed))
@@ -489,9 +502,13 @@ impl<T: PagemapOps> DevPagemap<T> {
         // happens after the call.
         let map = unsafe { Self::of_pgmap(freed.pgmap) };
         let index = freed.pfn.wrapping_sub(map.first_pfn());
-        let Some(view) = map.page(index) else {
+        let head = NonNull::new(page).zip(NonNull::new(freed.pgmap));
+        let Some((head, pgmap)) = head.filter(|_| index < map.pages()) else {
             return;
         };
+        // SAFETY: The page is one of the pagemap, which stays registered as said above.
+        let view = unsafe { PageView::of_pagemap(head, pgmap) };
+        let bits = PageBits::from_raw(freed.bits);
         let free = map.take_used(index).map(|order| {
             let backing = RawBacking::from_data(freed.data);
             // SAFETY: `take_used()` made the folio ours, so that nobody looks at its backing meanwhile.
@@ -507,7 +524,7 @@ impl<T: PagemapOps> DevPagemap<T> {
         });
         let used = free.is_some();
         map.ops
-            .folio_free(FreedFolio::new(view, index, freed.order, free));
+            .folio_free(FreedFolio::new(view, bits, index, freed.order, free));
         if used {
             map.end_use();
         }
