@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 use crate::mm::{
+    cache_line::CacheLine,
     moved::Moved,
     uapi::ZdmStats, //
 };
@@ -33,7 +34,8 @@ impl Counter {
 /// The counters of `struct zdm_stats`, which documents them.
 pub(super) struct Stats {
     pub(super) allocated: Counter,
-    pub(super) freed: Counter,
+    /// The only one that is counted page by page.
+    pub(super) freed: CacheLine<Counter>,
     pub(super) to_device: Counter,
     pub(super) to_system: Counter,
     pub(super) cpu_faults: Counter,
@@ -54,7 +56,7 @@ impl Stats {
     pub(super) fn new() -> Self {
         Self {
             allocated: Counter::new(),
-            freed: Counter::new(),
+            freed: CacheLine(Counter::new()),
             to_device: Counter::new(),
             to_system: Counter::new(),
             cpu_faults: Counter::new(),

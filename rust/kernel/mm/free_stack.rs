@@ -3,6 +3,7 @@
 //! Free folios on their way from `folio_free`, which runs in any context, to an allocator.
 
 use super::{
+    cache_line::CacheLine,
     free_folio::FreeFolio,
     region::Frames, //
 };
@@ -46,7 +47,7 @@ const NIL: u32 = u32::MAX;
 pub(crate) struct FreeStack {
     first_pfn: usize,
     /// The folio that was pushed last, index and order.
-    head: Atomic<u32>,
+    head: CacheLine<Atomic<u32>>,
     /// The folio that was pushed last of those that a bounded `take()` has left.
     rest: Atomic<u32>,
     /// For the first page of each folio on the stack, the folio that was pushed before it.
@@ -69,7 +70,7 @@ impl FreeStack {
         }
         Ok(Self {
             first_pfn: frames.first_pfn(),
-            head: Atomic::new(NIL),
+            head: CacheLine(Atomic::new(NIL)),
             rest: Atomic::new(NIL),
             links,
         })

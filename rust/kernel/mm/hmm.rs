@@ -233,7 +233,8 @@ impl HmmMirror {
             }
             let mut done = 0;
             while done < pages {
-                let (address, entry) = (range.start() + done * PAGE_SIZE, HmmEntry::new(pfns[done]));
+                let (address, entry) =
+                    (range.start() + done * PAGE_SIZE, HmmEntry::new(pfns[done]));
                 // Pages that the same entry of the CPU's table maps, up to the end of what is walked.
                 let mut mapped = 1;
                 // SAFETY: The lock of the notifier is held until the end of the loop, under which the

@@ -6,6 +6,7 @@
 //! `rust/kernel/mm/`: names follow the C side, nothing here knows the driver.
 
 pub(crate) mod backing;
+pub(crate) mod cache_line;
 pub(crate) mod copy;
 pub(crate) mod device_folio;
 pub(crate) mod exclusive;

@@ -9,6 +9,7 @@ use super::{
         Backing,
         RawBacking, //
     },
+    cache_line::CacheLine,
     device_folio::{
         FreedFolio,
         HandOutCause,
@@ -77,6 +78,9 @@ fn order_in_use(state: i8) -> Option<u32> {
     u32::try_from(state).ok()?.checked_sub(1)
 }
 
+/// What a folio counts in `in_use`. No pagemap has as many pages.
+const FOLIO: usize = 1 << 32;
+
 /// A chunk of ZONE_DEVICE memory.
 ///
 /// Folios in use of PRIVATE memory are backed by system memory, in the place of a device's own.
@@ -89,7 +93,7 @@ fn order_in_use(state: i8) -> Option<u32> {
 ///   page owns the [`RawBacking`] of a PRIVATE folio.
 /// - Each page is in exactly one place: in a folio that `state` names, in a value of
 ///   [`free_folio`](super::free_folio), or home. `away` counts the pages that are not home.
-/// - While `folios` is not 0, or a `folio_free` has not returned to core mm, `pinned` is set and owns a
+/// - While `folios()` is not 0, or a `folio_free` has not returned to core mm, `pinned` is set and owns a
 ///   reference of the module, or the caller of `begin_use()` is about to take it.
 #[pin_data]
 pub(crate) struct DevPagemap<T: PagemapOps> {
@@ -98,12 +102,10 @@ pub(crate) struct DevPagemap<T: PagemapOps> {
     memory: MemoryType,
     pub(super) frames: Frames,
     pub(super) state: KVVec<Atomic<i8>>,
-    /// Base pages that are handed out.
-    pub(super) used: Atomic<usize>,
+    /// Folios in use or in the hands of `folio_free`, times [`FOLIO`], and their base pages.
+    in_use: CacheLine<Atomic<usize>>,
     /// Base pages whose owner did not give them back with `retire()`.
     away: Atomic<usize>,
-    /// Folios in use, or in the hands of `folio_free`.
-    folios: Atomic<usize>,
     /// Whether a reference of the module is held for the folios.
     pinned: AtomicFlag,
     /// Lets go of the reference of the module.
@@ -184,9 +186,8 @@ impl<T: PagemapOps> DevPagemap<T> {
                 memory,
                 frames,
                 state,
-                used: Atomic::new(0),
+                in_use: CacheLine(Atomic::new(0)),
                 away: Atomic::new(frames.pages()),
-                folios: Atomic::new(0),
                 pinned: AtomicFlag::new(false),
                 // SAFETY: `unpin` is the work of a `DevPagemap` of this `T`.
                 unpin <- unsafe { Work::new(Self::unpin) },
@@ -267,7 +268,12 @@ impl<T: PagemapOps> DevPagemap<T> {
 
     /// Base pages that are handed out.
     pub(crate) fn used(&self) -> usize {
-        self.used.load(Relaxed)
+        self.in_use.load(Relaxed) % FOLIO
+    }
+
+    /// Folios in use, or in the hands of `folio_free`.
+    fn folios(&self) -> usize {
+        self.in_use.load(Relaxed) / FOLIO
     }
 
     /// Page frame number of page 0.
@@ -346,8 +352,7 @@ impl<T: PagemapOps> DevPagemap<T> {
         }
         // INVARIANT: `folio` is consumed, and from here on its pages are those of a folio in use.
         self.state[index].store(in_use(order), Relaxed);
-        self.used.add(pages, Relaxed);
-        self.begin_use();
+        self.begin_use(pages);
         let page = head.as_ptr();
         // SAFETY: By the invariants of `folio` nobody else uses its pages, and no page has a reference.
         unsafe { bindings::zdm_folio_init(page, self.pgmap.get(), order) };
@@ -359,29 +364,29 @@ impl<T: PagemapOps> DevPagemap<T> {
         Ok(unsafe { LockedDeviceFolio::from_raw(page, order) })
     }
 
-    /// Counts a folio in use; the first one pins the module for all of them. The caller runs for a file
+    /// Counts a folio in use, and `pages` base pages that it has more than before; the first one pins the module for all of them. The caller runs for a file
     /// of the module's, or for a folio in use. Does not sleep.
-    fn begin_use(&self) {
-        self.folios.fetch_add(1, Full);
+    fn begin_use(&self, pages: usize) {
+        self.in_use.fetch_add(FOLIO + pages, Full);
         // Ordered after the count, so that `unpin()` sees the folio or this sees what `unpin()` did.
         if !self.pinned.load(Relaxed) && !self.pinned.xchg(true, Full) {
             ModulePin::take().leak();
         }
     }
 
-    /// Counts a folio that is in use no longer. Does not sleep.
+    /// Counts a folio of `pages` base pages that is in use no longer. Does not sleep.
     ///
     /// `folio_free` must not drop the last reference of the module itself, as it returns through the text
     /// of the module afterwards.
-    fn end_use(&self) {
-        if self.folios.fetch_sub(1, Full) == 1 {
+    fn end_use(&self, pages: usize) {
+        if self.in_use.fetch_sub(FOLIO + pages, Full) == FOLIO + pages {
             self.unpin.queue();
         }
     }
 
     /// Waits until the module is no longer pinned for folios that are freed already. May sleep.
     pub(crate) fn finish_use(&self) {
-        if self.folios.load(Relaxed) == 0 {
+        if self.folios() == 0 {
             self.unpin.flush();
         }
     }
@@ -409,7 +414,7 @@ impl<T: PagemapOps> DevPagemap<T> {
     unsafe extern "C" fn unpin(work: *mut bindings::work_struct) {
         // SAFETY: The work is a field of a `DevPagemap<T>`, which is not freed before `cancel_unpin()`.
         let map = unsafe { &*kernel::container_of!(Work::of_raw(work), Self, unpin) };
-        while map.folios.load(Relaxed) == 0 && map.pinned.load(Relaxed) {
+        while map.folios() == 0 && map.pinned.load(Relaxed) {
             if map.closed.load(Relaxed) {
                 // Nobody would wait for this work: the module stays loaded.
                 return;
@@ -419,13 +424,13 @@ impl<T: PagemapOps> DevPagemap<T> {
                 map.unpin.queue();
                 return;
             }
-            if map.folios.load(Relaxed) != 0 || !map.pinned.xchg(false, Full) {
+            if map.folios() != 0 || !map.pinned.xchg(false, Full) {
                 return;
             }
             // SAFETY: `pinned` owned it by the type invariants.
             let pin = unsafe { ModulePin::from_leaked() };
             // A folio may have been handed out, or even freed again, by a task that still saw `pinned`.
-            let idle = map.folios.load(Relaxed) == 0 && map.excess_refs() == 0;
+            let idle = map.folios() == 0 && map.excess_refs() == 0;
             if idle || map.pinned.xchg(true, Full) {
                 // Nothing is in use, or the task has pinned the module, too. Unloading waits for this
                 // work, which `cancel_unpin()` waits for.
@@ -515,18 +520,17 @@ impl<T: PagemapOps> DevPagemap<T> {
             unsafe { RawBacking::NONE.store(page) };
             // SAFETY: The folio owned the backing by the type invariants, and is gone.
             unsafe { backing.free(order) };
-            map.used.fetch_sub(1 << order, Relaxed);
             // INVARIANT: The pages are in the `FreeFolio` from here on.
             map.state[index].store(FREE, Release);
             // SAFETY: `take_used()` says that the pages were a folio in use of this order, so that they are in
             // no value, and nothing refers to them any more.
             unsafe { FreeFolio::from_raw(freed.pfn, order) }
         });
-        let used = free.is_some();
+        let pages = free.as_ref().map(FreeFolio::pages);
         map.ops
             .folio_free(FreedFolio::new(view, bits, index, freed.order, free));
-        if used {
-            map.end_use();
+        if let Some(pages) = pages {
+            map.end_use(pages);
         }
     }
 
@@ -563,7 +567,7 @@ impl<T: PagemapOps> DevPagemap<T> {
         // SAFETY: The tail is frozen, so that nobody looks at its backing meanwhile.
         unsafe { part.store(target) };
         // The tail is a folio in use of its own.
-        map.begin_use();
+        map.begin_use(0);
     }
 }
 

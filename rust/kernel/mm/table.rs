@@ -263,9 +263,8 @@ impl Table {
         let mut number = first >> PMD_ORDER;
         loop {
             // SAFETY: The array is initialised, and `number` is ours to write.
-            let raw = unsafe {
-                bindings::xa_find(self.xa.get(), &mut number, end, bindings::XA_PRESENT)
-            };
+            let raw =
+                unsafe { bindings::xa_find(self.xa.get(), &mut number, end, bindings::XA_PRESENT) };
             if raw.is_null() {
                 return;
             }

@@ -1,0 +1,18 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Words that many processors write have a cache line of their own, so that they do not slow down those
+//! that read what would lie beside them.
+
+use core::ops::Deref;
+
+/// Something on cache lines of its own. 64 bytes are a line of x86-64, and of most others.
+#[repr(align(64))]
+pub(crate) struct CacheLine<T>(pub(crate) T);
+
+impl<T> Deref for CacheLine<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}
