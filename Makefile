@@ -115,8 +115,8 @@ test-upstream: $(ZDVM)
 # side in one guest. Once by the clock, once by instructions, which other work cannot disturb.
 bench: $(ZDVM)
 	@for accel in auto icount; do \
-		$(RUN) run $(or $(strip $(kdir-args)),--kernel patched) --suite versus --accel $$accel; \
-		$(RUN) run $(or $(strip $(kdir-args)),--kernel patched) --machine private --suite bench --accel $$accel; \
+		$(RUN) run $(or $(strip $(kdir-args)),--kernel bench) --suite versus --accel $$accel; \
+		$(RUN) run $(or $(strip $(kdir-args)),--kernel bench) --machine private --suite bench --accel $$accel; \
 	done
 
 # How good the tests are: a kernel with one bug at a time. MUTANTS="NAME..." for some of them,

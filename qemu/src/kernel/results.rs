@@ -44,7 +44,10 @@ fn release(matrix: &Matrix, version: (u32, u32)) -> Vec<(&str, &Kernel)> {
         let (major, minor) = kernel.source.split_once('.')?;
         Some((major.parse::<u32>().ok()?, minor.parse::<u32>().ok()?))
     };
-    let fits = |kernel: &Kernel| !kernel.llvm && kernel.patches.len() < 2;
+    // One that is like another of its release differs in its configuration only.
+    let like = |kernel: &Kernel| matrix.kernel.get(kernel.like.as_ref()?);
+    let varies = |kernel: &Kernel| like(kernel).is_some_and(|other| other.source == kernel.source);
+    let fits = |kernel: &Kernel| !kernel.llvm && kernel.patches.len() < 2 && !varies(kernel);
     let all = || matrix.kernel.iter().filter(|(_, k)| fits(k));
     let known = all().filter_map(|(_, k)| number(k));
     let best = known.clone().filter(|&n| n <= version).max().or_else(|| known.min());
