@@ -3,18 +3,14 @@
 //! A driver for a device with memory of its own, to start from: processes migrate their pages to
 //! the device by an ioctl, the first CPU access brings them back, and so does the last close.
 //!
-//! It takes nothing of zdmirror but the abstractions of `rust/kernel`. A real driver has an allocator
-//! that does not search, large folios, and something to do besides.
+//! It takes nothing of zdmirror but `rust/kernel`. A real driver has an engine that copies, an
+//! allocator that splits and merges, and large folios.
 
 #![forbid(unsafe_code)]
 
 use crate::miscdevice::NodeOps;
 use crate::mm::prelude::*;
-use kernel::{
-    prelude::*,
-    sync::Arc,
-    uaccess, //
-};
+use kernel::{prelude::*, sync::Arc, uaccess};
 
 /// The only command: migrates the pages that two numbers at `arg` name, address and count.
 pub(crate) const MIGRATE: u32 = kernel::ioctl::_IOW::<[u64; 2]>(b'z' as u32, 0x40);
@@ -28,31 +24,35 @@ impl PagemapOps for Pages {
             let _ = self.0.push(free);
         }
     }
-
-    fn folio_split(&self, _index: usize, _order: u32) {}
 }
 
 impl PrivateOps for Pages {
     fn migrate_to_ram(&self, fault: &VmFault<'_>) -> Result<(), FaultError> {
         let mut buffer = PfnBuffer::new(1 << fault.order())?;
-        let mut migration = fault.migrate(&mut buffer)?;
-        copy_back(&mut migration, &|order| {
-            SystemFolio::alloc_vma(&fault.vma(), fault.address(), order)
-        })?;
-        drop(migration.copied().finalize());
+        let mut migration = fault.migrate(&mut buffer, &Vram)?;
+        migration
+            .fill_system(|order| SystemFolio::alloc_vma(&fault.vma(), fault.address(), order))?;
+        drop(migration.copied()?.finalize());
         Ok(())
     }
 }
 
-/// Gives each source on the device a place in system memory.
-fn copy_back(m: &mut Migration<'_, Setup>, alloc: &dyn Fn(u32) -> Result<SystemFolio>) -> Result {
-    for i in 0..m.len() {
-        if let Some(order) = m.source(i) {
-            let folio = alloc(order)?;
-            m.copy_to_system(i, 0, folio).map_err(|_| EFAULT)?;
-        }
+/// The CPU copies, to and from the backing of a page. An engine maps the other end for DMA with
+/// `CpuPages::dma_map()`, finds its own by `DevicePages::pfn()`, and is waited for in `fence()`.
+struct Vram;
+
+impl DeviceMemory for Vram {
+    fn copy_in(&self, to: &mut DevicePages<'_>, from: &CpuPages<'_>) -> Result<(), CopyError> {
+        to.copy_from_cpu(from)
     }
-    Ok(())
+
+    fn copy_out(&self, to: &mut CpuPages<'_>, from: &DevicePages<'_>) -> Result<(), CopyError> {
+        from.copy_to_cpu(to)
+    }
+
+    fn clear(&self, to: &mut DevicePages<'_>) -> Result<(), CopyError> {
+        to.clear()
+    }
 }
 
 /// The device.
@@ -76,27 +76,21 @@ impl Chip {
     /// Any page that is free.
     fn alloc(&self) -> Option<LockedDeviceFolio> {
         let free = &self.memory.ops().0;
-        let backing = Backing::new(MemoryType::Private, 0).ok()?;
-        let mut folio = None;
-        free.take(1, |first| folio = Some(first));
-        let folio = folio?;
+        let backing = Backing::alloc(0).ok()?;
+        let folio = free.pop()?;
         let pfn = folio.first_pfn();
         let page = folio.split_to(pfn, 0, |rest| drop(free.push(rest))).ok()?;
         self.memory.hand_out(page, backing).ok()
     }
 
-    /// Brings all pages back, wherever they are mapped. Pages that somebody holds stay. May sleep.
+    /// Brings all pages back, wherever they are mapped. Pages that a task holds stay. May sleep.
     fn evict(&self) -> Result {
         let mut buffer = PfnBuffer::new(MAX_PAGES)?;
-        let mut pfns = KVVec::new();
-        for index in (0..self.memory.pages()).filter(|&i| self.memory.order_in_use(i).is_some()) {
-            pfns.push(self.memory.first_pfn() + index, GFP_KERNEL)?;
-        }
-        for part in pfns.chunks(buffer.capacity()) {
+        for part in self.memory.used_pfns()?.chunks(MAX_PAGES) {
             let list = self.memory.device_pfns(part).ok_or(EINVAL)?;
-            let mut migration = Migration::of_device_pages(&mut buffer, &list);
-            copy_back(&mut migration, &SystemFolio::alloc)?;
-            drop(migration.copied().finalize());
+            let mut migration = Migration::of_device_pages(&mut buffer, &list, &Vram)?;
+            migration.fill_system(SystemFolio::alloc)?;
+            drop(migration.copied()?.finalize());
         }
         Ok(())
     }
@@ -105,11 +99,9 @@ impl Chip {
 /// Pages that are not given back keep their memory registered.
 impl Drop for Chip {
     fn drop(&mut self) {
-        let memory = &self.memory;
-        memory
-            .ops()
-            .0
-            .take(usize::MAX, |folio| drop(memory.retire(folio)));
+        while let Some(folio) = self.memory.ops().0.pop() {
+            let _ = self.memory.retire(folio);
+        }
     }
 }
 
@@ -125,21 +117,10 @@ impl Context {
         for range in range.batches(buffer.capacity()) {
             let mmap = mm.mmap_read_lock();
             let area = Area::lookup(&mmap, range.start()).ok_or(EFAULT)?;
-            let request = Request {
-                area,
-                range,
-                select: Select::System,
-                large: false,
-                owner: &self.0.owner,
-            };
-            let mut migration = Migration::of_range(&mut buffer, &request)?;
-            for i in 0..migration.len() {
-                if migration.source(i).is_some() {
-                    let folio = self.0.alloc().ok_or(ENOSPC)?;
-                    migration.copy_to_device(i, 0, folio).map_err(|_| EFAULT)?;
-                }
-            }
-            drop(migration.copied().finalize());
+            let request = Request::system(area, range, &self.0.owner);
+            let mut migration = Migration::of_range(&mut buffer, &request, &Vram)?;
+            migration.fill_device(|_| self.0.alloc().ok_or(ENOSPC))?;
+            drop(migration.copied()?.finalize());
         }
         Ok(())
     }

@@ -4,11 +4,13 @@
 
 #![forbid(unsafe_code)]
 
-use super::stats::Stats;
+use super::{
+    page_backed::Migration,
+    stats::Stats, //
+};
 use crate::mm::{
     migrate::{
         CopyError,
-        Migration,
         Setup, //
     },
     system_folio::SystemFolio, //

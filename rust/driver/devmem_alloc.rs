@@ -7,7 +7,8 @@
 use super::{
     chunk::Chunk,
     device::Device,
-    devmem::ClientId, //
+    devmem::ClientId,
+    page_backed::PageBacked, //
 };
 use crate::{
     audit::{
@@ -20,7 +21,6 @@ use crate::{
         Violation, //
     },
     mm::{
-        backing::Backing,
         device_folio::{
             HandOutCause,
             LockedDeviceFolio, //
@@ -82,7 +82,7 @@ impl<'a> DevmemAlloc<'a> {
     /// A page that fails the free-page checks is reported and quarantined, and the next one is taken.
     pub(super) fn folio(&mut self, order: u32) -> Option<LockedDeviceFolio> {
         let core = &self.device.core;
-        let mut backing = Backing::new(self.device.memory_type(), order).ok()?;
+        let mut backing = PageBacked::alloc(self.device.memory_type(), order).ok()?;
         // Bounded, so that an allocator that is broken ends in reports.
         for _ in 0..HAND_OUT_TRIES {
             let (page, folio) = self.take(order)?;

@@ -15,12 +15,15 @@ use super::{
         ClientId,
         MAX_CHUNKS, //
     },
+    page_backed::{
+        Migration,
+        PageBacked, //
+    },
 };
 use crate::{
     audit::check_stuck,
     mm::{
         migrate::{
-            Migration,
             PfnBuffer,
             Setup,
             MAX_PAGES, //
@@ -100,11 +103,10 @@ struct Batch {
 impl Batch {
     /// For up to `pages` pages at a time. May sleep.
     fn new(pages: usize) -> Result<Self> {
-        let pages = pages.min(MAX_PAGES);
         Ok(Self {
             chunk: None,
-            pfns: KVVec::with_capacity(pages, GFP_KERNEL)?,
-            buffer: PfnBuffer::new(pages)?,
+            pfns: KVVec::with_capacity(pages.min(MAX_PAGES), GFP_KERNEL)?,
+            buffer: PfnBuffer::new(MAX_PAGES)?,
             short: false,
         })
     }
@@ -137,7 +139,10 @@ impl Batch {
             return;
         };
         if let Some(list) = chunk.device_pfns(&self.pfns) {
-            self.short |= device.evict_pages(Migration::of_device_pages(&mut self.buffer, &list));
+            if let Ok(migration) = Migration::of_device_pages(&mut self.buffer, &list, &PageBacked)
+            {
+                self.short |= device.evict_pages(migration);
+            }
         }
         self.pfns.clear();
     }
@@ -373,9 +378,11 @@ impl Device {
                 }
             }
         }
-        let moved = self
-            .core
-            .finish(migration.copied(), |pfn| self.last_of_pfn(pfn));
+        // The memory of the device fails no copy that has begun; the pages would be tried again.
+        let Ok(migration) = migration.copied() else {
+            return short;
+        };
+        let moved = self.core.finish(migration, |pfn| self.last_of_pfn(pfn));
         stats.evicted.add(moved.pages);
         stats.large_to_system.add(moved.large);
         short

@@ -7,7 +7,8 @@
 use super::{
     copy::copy_back,
     core_data::Core,
-    fault_around::Movers, //
+    fault_around::Movers,
+    page_backed::PageBacked, //
 };
 use crate::{
     audit::{
@@ -50,7 +51,7 @@ impl Core {
     ) -> Result<bool, FaultError> {
         let start = fault.address();
         // Dropping the migration on failure puts the pages back.
-        let mut migration = fault.migrate(buffer)?;
+        let mut migration = fault.migrate(buffer, &PageBacked)?;
         let alloc = |i: usize, order| {
             if self.fail_alloc.take_for_fault(|mm| fault.is_in(mm)) {
                 return Err(ENOMEM);
@@ -58,7 +59,7 @@ impl Core {
             SystemFolio::alloc_vma(&fault.vma(), start + i * PAGE_SIZE, order)
         };
         let poisoned = copy_back(&mut migration, &self.stats, false, alloc)?;
-        let moved = self.finish(migration.copied(), |pfn| ledger.last(fault.index_of(pfn)));
+        let moved = self.finish(migration.copied()?, |pfn| ledger.last(fault.index_of(pfn)));
         self.stats.moved_to_system(moved);
         if moved.pages == 0 && poisoned > 0 {
             // It stays on the device, where the next access finds it again.

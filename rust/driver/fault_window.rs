@@ -7,6 +7,10 @@
 use super::{
     core_data::Core,
     fault_around::Movers,
+    page_backed::{
+        Migration,
+        PageBacked, //
+    },
     streams::Place, //
 };
 use crate::{
@@ -16,7 +20,6 @@ use crate::{
         migrate::{
             bytes,
             CopyError,
-            Migration,
             PfnBuffer,
             Setup, //
         },
@@ -65,7 +68,7 @@ impl Core {
         let Ok(mut buffer) = PfnBuffer::new(plan.pages()) else {
             return false;
         };
-        let Ok(mut migration) = fault.migrate_around(&mut buffer, plan.window.clone()) else {
+        let Ok(mut migration) = fault.migrate_around(&mut buffer, plan.window.clone(), &PageBacked) else {
             return false;
         };
         let own = (place.address - plan.window.start) >> PAGE_SHIFT;
@@ -87,7 +90,9 @@ impl Core {
             // A page whose contents are lost stays where it is, until somebody wants it.
             let _ = migration.copy_to_system(i, 0, folio);
         }
-        let migration = migration.copied();
+        let Ok(migration) = migration.copied() else {
+            return false;
+        };
         let moved_own = migration.has_moved(own);
         let moved = self.finish(migration, |pfn| ledger.last(fault.index_of(pfn)));
         self.stats.moved_to_system(moved);

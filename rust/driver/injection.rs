@@ -4,13 +4,13 @@
 
 #![forbid(unsafe_code)]
 
-use super::device::Device;
+use super::{
+    device::Device,
+    page_backed::Migration, //
+};
 use crate::mm::{
     device_folio::FolioRef,
-    migrate::{
-        Copied,
-        Migration, //
-    },
+    migrate::Copied,
     pagemap_audit::Corruption, //
 };
 use kernel::{

@@ -10,6 +10,10 @@ use super::{
     device::Device,
     devmem::ClientId,
     devmem_alloc::DevmemAlloc,
+    page_backed::{
+        Migration,
+        PageBacked, //
+    },
     verify::{
         SUSPECTS,
         TRIES, //
@@ -28,7 +32,6 @@ use crate::{
         migrate::{
             Area,
             Copied,
-            Migration,
             PfnBuffer,
             Request,
             Select,
@@ -323,11 +326,11 @@ impl<'a> Migrator<'a> {
                 large: device.max_order() > 0,
                 owner: self.mirror.owner(),
             };
-            let mut migration = Migration::of_range(&mut buffer, &request)?;
+            let mut migration = Migration::of_range(&mut buffer, &request, &PageBacked)?;
             let wanted = migration.selected();
             // On failure the migration is dropped, which puts the pages back.
             fill(&mut migration, area, batch.start())?;
-            let migration = migration.copied();
+            let migration = migration.copied()?;
             let moved = finish(migration, watch.as_ref());
             match select {
                 Select::System => stats.moved_to_device(moved),

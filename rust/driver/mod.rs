@@ -23,6 +23,7 @@ mod inspect;
 mod ioctl;
 mod migrate;
 mod node;
+mod page_backed;
 mod pagemaps;
 mod params;
 mod pin;

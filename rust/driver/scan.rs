@@ -217,7 +217,7 @@ impl Device {
                     "{}: its memory could not be unregistered; the module stays loaded\n",
                     self.name()
                 );
-                *pin = Some(ModulePin::take());
+                *pin = ModulePin::try_take();
             }
             (false, true) => *pin = None,
             _ => {}

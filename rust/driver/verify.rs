@@ -7,7 +7,10 @@
 
 #![forbid(unsafe_code)]
 
-use super::core_data::Core;
+use super::{
+    core_data::Core,
+    page_backed::Migration, //
+};
 use crate::{
     audit::{
         check_destination,
@@ -17,10 +20,7 @@ use crate::{
     },
     mm::{
         memory_type::MemoryType,
-        migrate::{
-            Copied,
-            Migration, //
-        },
+        migrate::Copied,
         moved::Moved,
         task::check_signals, //
     },

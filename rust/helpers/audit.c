@@ -86,7 +86,7 @@ int zdm_symbol(char *buf, size_t size, unsigned long address)
 /* For fault injection. */
 void zdm_set_page_mapping(struct page *page, unsigned long mapping)
 {
-	page->mapping = (struct address_space *)mapping;
+	WRITE_ONCE(page->mapping, (struct address_space *)mapping);
 }
 
 void zdm_set_anon_exclusive(struct page *page, bool set)

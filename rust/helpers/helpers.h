@@ -36,7 +36,6 @@ struct zdm_freed {
 	struct dev_pagemap *pgmap;
 	unsigned long pfn;
 	void *data;
-	unsigned int order;
 	unsigned int bits;
 };
 
@@ -48,7 +47,6 @@ struct zdm_recent {
 
 struct page *zdm_pfn_to_page(unsigned long pfn);
 unsigned long zdm_page_to_pfn(const struct page *page);
-void zdm_set_page_count(struct page *page, int count);
 unsigned int zdm_page_bits(const struct page *page);
 unsigned long zdm_clean_pages(unsigned long pfn, const s8 *state, unsigned long n);
 unsigned long zdm_idle_pages(const struct page *head, unsigned long n);
@@ -81,6 +79,7 @@ void zdm_folio_unlock(struct page *page);
 bool zdm_page_is_reachable(struct page *page);
 int zdm_copy_mc_highpage(struct page *to, struct page *from);
 void zdm_clear_highpage(struct page *page);
+bool zdm_dma_mapping_error(struct device *dev, dma_addr_t address);
 struct page *zdm_alloc_pages(gfp_t gfp, unsigned int order);
 struct page *zdm_alloc_folio(gfp_t gfp, unsigned int order);
 struct page *zdm_alloc_folio_vma(gfp_t gfp, unsigned int order, struct vm_area_struct *vma,
@@ -143,7 +142,6 @@ struct dentry *zdm_debugfs_create_file(const char *name, umode_t mode, struct de
 				       void *data, const struct debugfs_short_fops *fops);
 void zdm_debugfs_remove(struct dentry *dentry);
 
-void zdm_module_get(void);
 bool zdm_module_try_get(void);
 void zdm_module_put(void);
 void zdm_work_init(struct work_struct *work, work_func_t func);
@@ -153,6 +151,9 @@ bool zdm_param_inject(void);
 bool zdm_param_ledger(void);
 int zdm_migrate_device_max_order(enum memory_type type);
 
+struct device *zdm_kunit_device_register(void);
+void zdm_kunit_device_unregister(struct device *dev);
+bool zdm_kunit_running(void);
 int zdm_kunit_attach_mm(void);
 unsigned long zdm_kunit_mmap_anon(unsigned long len);
 void zdm_kunit_set_poisoned(struct page *page, bool poisoned);

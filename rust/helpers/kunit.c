@@ -2,9 +2,16 @@
 /* Forwarders for KUnit cases that want a real address space. */
 #include <kunit/test.h>
 #include <kunit/test-bug.h>
+#include <linux/dma-mapping.h>
 #include <linux/mman.h>
+#include <linux/platform_device.h>
 
 #include "helpers.h"
+
+bool zdm_kunit_running(void)
+{
+	return kunit_get_current_test();
+}
 
 int zdm_kunit_attach_mm(void)
 {
@@ -15,6 +22,23 @@ unsigned long zdm_kunit_mmap_anon(unsigned long len)
 {
 	return kunit_vm_mmap(kunit_get_current_test(), NULL, 0, len, PROT_READ | PROT_WRITE,
 			     MAP_PRIVATE | MAP_ANONYMOUS, 0);
+}
+
+struct device *zdm_kunit_device_register(void)
+{
+	const struct platform_device_info info = {
+		.name = "zdm_kunit",
+		.id = PLATFORM_DEVID_AUTO,
+		.dma_mask = DMA_BIT_MASK(64),
+	};
+	struct platform_device *pdev = platform_device_register_full(&info);
+
+	return IS_ERR(pdev) ? NULL : &pdev->dev;
+}
+
+void zdm_kunit_device_unregister(struct device *dev)
+{
+	platform_device_unregister(to_platform_device(dev));
 }
 
 void zdm_kunit_set_poisoned(struct page *page, bool poisoned)

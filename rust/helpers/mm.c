@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /* Forwarders for struct page, folios, ZONE_DEVICE and mmu interval notifiers. */
+#include <linux/dma-mapping.h>
 #include <linux/highmem.h>
 #include <linux/ioport.h>
 #include <linux/jiffies.h>
@@ -20,11 +21,6 @@ struct page *zdm_pfn_to_page(unsigned long pfn)
 unsigned long zdm_page_to_pfn(const struct page *page)
 {
 	return page_to_pfn(page);
-}
-
-void zdm_set_page_count(struct page *page, int count)
-{
-	set_page_count(page, count);
 }
 
 /*
@@ -241,7 +237,6 @@ void zdm_look_at_freed(struct page *head, struct zdm_freed *freed)
 	freed->pgmap = folio->pgmap;
 	freed->pfn = page_to_pfn(head);
 	freed->data = head->zone_device_data;
-	freed->order = folio_order(folio);
 	freed->bits = zdm_page_bits(head);
 }
 
@@ -319,6 +314,11 @@ bool zdm_page_is_reachable(struct page *page)
 int zdm_copy_mc_highpage(struct page *to, struct page *from)
 {
 	return zdm_page_is_reachable(from) ? copy_mc_highpage(to, from) : -EFAULT;
+}
+
+bool zdm_dma_mapping_error(struct device *dev, dma_addr_t address)
+{
+	return dma_mapping_error(dev, address);
 }
 
 void zdm_clear_highpage(struct page *page)

@@ -7,11 +7,6 @@
 
 MODULE_VERSION(ZDM_VERSION);
 
-void zdm_module_get(void)
-{
-	__module_get(THIS_MODULE);
-}
-
 bool zdm_module_try_get(void)
 {
 	return try_module_get(THIS_MODULE);

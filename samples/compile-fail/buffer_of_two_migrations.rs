@@ -5,11 +5,11 @@
 
 #![forbid(unsafe_code)]
 
+use crate::mm::device_memory::DeviceMemory;
 use crate::mm::migrate::{DevicePfns, Migration, PfnBuffer};
 
-fn both(buffer: &mut PfnBuffer, pfns: &DevicePfns<'_>) {
-    let one = Migration::of_device_pages(buffer, pfns);
-    let other = Migration::of_device_pages(buffer, pfns);
-    drop(one.copied());
-    drop(other.copied());
+fn both<M: DeviceMemory>(buffer: &mut PfnBuffer, pfns: &DevicePfns<'_>, memory: &M) {
+    let one = Migration::of_device_pages(buffer, pfns, memory);
+    let other = Migration::of_device_pages(buffer, pfns, memory);
+    drop((one, other));
 }

@@ -5,9 +5,10 @@
 
 #![forbid(unsafe_code)]
 
+use crate::mm::device_memory::DeviceMemory;
 use crate::mm::migrate::{Migration, Setup};
 
-fn twice(migration: Migration<'_, Setup>) {
+fn twice<M: DeviceMemory>(migration: Migration<'_, Setup, M>) {
     drop(migration.copied());
     drop(migration.copied());
 }

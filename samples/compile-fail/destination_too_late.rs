@@ -6,10 +6,11 @@
 #![forbid(unsafe_code)]
 
 use crate::mm::{
+    device_memory::DeviceMemory,
     migrate::{Copied, Migration},
     system_folio::SystemFolio,
 };
 
-fn late(mut migration: Migration<'_, Copied>, folio: SystemFolio) {
+fn late<M: DeviceMemory>(mut migration: Migration<'_, Copied, M>, folio: SystemFolio) {
     let _ = migration.copy_to_system(0, 0, folio);
 }

@@ -6,11 +6,12 @@
 #![forbid(unsafe_code)]
 
 use crate::mm::{
+    device_memory::DeviceMemory,
     migrate::{Migration, Setup},
     system_folio::SystemFolio,
 };
 
-fn keep(migration: &mut Migration<'_, Setup>, folio: SystemFolio) -> u32 {
+fn keep<M: DeviceMemory>(migration: &mut Migration<'_, Setup, M>, folio: SystemFolio) -> u32 {
     let _ = migration.copy_to_system(0, 0, folio);
     folio.order()
 }

@@ -5,10 +5,11 @@
 
 #![forbid(unsafe_code)]
 
+use crate::mm::device_memory::DeviceMemory;
 use crate::mm::migrate::{Migration, Setup};
 
 fn send<T: Send>(_: T) {}
 
-fn elsewhere(migration: Migration<'static, Setup>) {
+fn elsewhere<M: DeviceMemory + Sync>(migration: Migration<'static, Setup, M>) {
     send(migration);
 }

@@ -5,22 +5,22 @@
 
 #![forbid(unsafe_code)]
 
-use crate::mm::migrate::{Migration, PfnBuffer, Request, Select};
+use crate::mm::device_memory::DeviceMemory;
+use crate::mm::migrate::{Migration, PfnBuffer, Request};
 use crate::mm::{migrate::Area, owner::PgmapOwner, range::PageRange};
 use kernel::{mm::MmWithUser, prelude::*};
 
-fn start(mm: &MmWithUser, range: PageRange, owner: &PgmapOwner) -> Result {
+fn start<M: DeviceMemory>(
+    mm: &MmWithUser,
+    range: PageRange,
+    owner: &PgmapOwner,
+    memory: &M,
+) -> Result {
     let mut buffer = PfnBuffer::new(range.pages())?;
     let mmap = mm.mmap_read_lock();
     let area = Area::lookup(&mmap, range.start()).ok_or(EINVAL)?;
-    let request = Request {
-        area,
-        range,
-        select: Select::System,
-        large: false,
-        owner,
-    };
-    let migration = Migration::of_range(&mut buffer, &request)?;
+    let request = Request::system(area, range, owner);
+    let migration = Migration::of_range(&mut buffer, &request, memory)?;
     drop(mmap);
     drop(migration.copied());
     Ok(())

@@ -6,15 +6,20 @@
 #![forbid(unsafe_code)]
 
 use crate::mm::{
+    device_memory::DeviceMemory,
     migrate::{Migration, PfnBuffer},
     pagemap_ops::PagemapOps,
     registration::Registration,
 };
 
-fn late<T: PagemapOps>(map: Registration<T>, pfns: &[usize], buffer: &mut PfnBuffer) {
+fn late<T, M>(map: Registration<T>, pfns: &[usize], buffer: &mut PfnBuffer, memory: &M)
+where
+    T: PagemapOps,
+    M: DeviceMemory,
+{
     let list = map.device_pfns(pfns);
     drop(map);
     if let Some(list) = list {
-        drop(Migration::of_device_pages(buffer, &list).copied());
+        drop(Migration::of_device_pages(buffer, &list, memory));
     }
 }

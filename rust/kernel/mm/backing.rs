@@ -1,16 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Memory behind PRIVATE pages, in the place of a device's own.
+//! Memory behind PRIVATE pages of a device without memory of its own.
 //!
-//! A block of system memory stands for the memory of a device folio. It is no folio itself: core
+//! A driver that emulates device memory attaches a block of system memory to a device folio. It is no folio itself: core
 //! mm never sees it, and when the device folio is split the block is, too.
 //!
 //! C header: [`include/linux/gfp.h`](srctree/include/linux/gfp.h)
 
-use super::{
-    memory_type::MemoryType,
-    PMD_ORDER, //
-};
+use super::PMD_ORDER;
 use crate::bindings;
 use core::ptr::NonNull;
 use kernel::prelude::*;
@@ -21,10 +18,19 @@ const ORDER_BITS: usize = 0xf;
 
 /// Memory for a device folio that is not handed out yet.
 ///
+/// # Examples
+///
+/// ```
+/// # use crate::mm::backing::Backing;
+/// assert_eq!(Backing::alloc(2)?.order(), 2);
+/// // The device has memory of its own.
+/// assert_eq!(Backing::none(2)?.order(), 2);
+/// # Ok::<(), Error>(())
+/// ```
+///
 /// # Invariants
 ///
-/// - Owns the block of `order`, in one piece, that starts at `block`; none for memory that the CPU
-///   can reach by itself.
+/// - Owns the block of `order`, in one piece, that starts at `block`, if there is one.
 /// - `order` is at most [`PMD_ORDER`].
 pub(crate) struct Backing {
     block: Option<NonNull<bindings::page>>,
@@ -35,35 +41,37 @@ pub(crate) struct Backing {
 unsafe impl Send for Backing {}
 
 impl Backing {
-    /// Memory for a folio of `order` of `memory`: a block of system memory for PRIVATE memory, nothing
-    /// for memory that the CPU can reach. May sleep.
+    /// A block of system memory for a PRIVATE folio of `order`. May sleep. A caller can do without a
+    /// large block, so that the allocation of one does not wear the system out.
     ///
     /// # Errors
     ///
     /// `EINVAL` for an order above [`PMD_ORDER`], `ENOMEM` when memory is short.
-    pub(crate) fn new(memory: MemoryType, order: u32) -> Result<Self> {
-        if order > PMD_ORDER {
-            return Err(EINVAL);
-        }
-        match memory {
-            MemoryType::Private => Self::alloc(order),
-            // INVARIANT: There is nothing to own, and the order is checked above.
-            MemoryType::Coherent | MemoryType::Generic => Ok(Self { block: None, order }),
-        }
-    }
-
-    /// Allocates a block of an order that is checked. May sleep. A caller can do without a large block,
-    /// so that the allocation of one does not wear the system out.
-    fn alloc(order: u32) -> Result<Self> {
+    pub(crate) fn alloc(order: u32) -> Result<Self> {
+        let none = Self::none(order)?;
         let patience = if order > 0 { bindings::GFP_NORETRY } else { 0 };
         let gfp = bindings::GFP_HIGHUSER | bindings::__GFP_NOWARN | patience;
-        // SAFETY: Always safe in a context that may sleep.
+        // SAFETY: The order is one that the page allocator has. The caller may sleep.
         let page = unsafe { bindings::zdm_alloc_pages(gfp, order) };
         // INVARIANT: The block is new.
         Ok(Self {
             block: Some(NonNull::new(page).ok_or(ENOMEM)?),
-            order,
+            order: none.order,
         })
+    }
+
+    /// No block, for a folio of `order` whose contents are in the device's own memory, or in memory
+    /// that the CPU reaches.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` for an order above [`PMD_ORDER`].
+    pub(crate) fn none(order: u32) -> Result<Self> {
+        if order > PMD_ORDER {
+            return Err(EINVAL);
+        }
+        // INVARIANT: There is nothing to own, and the order is checked above.
+        Ok(Self { block: None, order })
     }
 
     /// Order of the folio that it is for.
@@ -203,17 +211,12 @@ mod tests {
 
     #[test]
     fn orders_are_bounded() -> Result {
-        for memory in [
-            MemoryType::Private,
-            MemoryType::Coherent,
-            MemoryType::Generic,
-        ] {
-            for order in [PMD_ORDER + 1, 31, 32, 63, 64, u32::MAX] {
-                assert_eq!(Backing::new(memory, order).err(), Some(EINVAL));
-            }
-            let backing = Backing::new(memory, 1)?;
-            assert_eq!(backing.order(), 1);
-            assert_eq!(backing.is_some(), memory == MemoryType::Private);
+        for order in [PMD_ORDER + 1, 31, 32, 63, 64, u32::MAX] {
+            assert_eq!(Backing::alloc(order).err(), Some(EINVAL));
+            assert_eq!(Backing::none(order).err(), Some(EINVAL));
+        }
+        for (backing, is_some) in [(Backing::alloc(1)?, true), (Backing::none(1)?, false)] {
+            assert_eq!((backing.order(), backing.is_some()), (1, is_some));
         }
         Ok(())
     }

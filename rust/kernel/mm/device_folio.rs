@@ -140,6 +140,8 @@ pub(crate) enum HandOutCause {
     NotFree(usize),
     /// Folio and backing are of different orders, or for other memory than the pagemap's.
     Mismatch,
+    /// The module is on its way out, and nothing may call into it later.
+    Unloading,
 }
 
 /// What [`DevPagemap::hand_out`](super::pagemap::DevPagemap::hand_out) refused, and why.

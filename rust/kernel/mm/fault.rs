@@ -5,6 +5,7 @@
 //! C header: [`include/linux/mm.h`](srctree/include/linux/mm.h), `struct vm_fault`
 
 use super::{
+    device_memory::DeviceMemory,
     memory_type::MemoryType,
     migrate::{
         Area,
@@ -200,10 +201,14 @@ impl<'a> VmFault<'a> {
     }
 
     /// Starts to migrate what the fault is about back. May sleep.
-    pub(crate) fn migrate<'b>(&'b self, buffer: &'b mut PfnBuffer) -> Result<Migration<'b, Setup>> {
+    pub(crate) fn migrate<'b, M: DeviceMemory>(
+        &'b self,
+        buffer: &'b mut PfnBuffer,
+        memory: &'b M,
+    ) -> Result<Migration<'b, Setup, M>> {
         let order = self.order();
         let range = PageRange::new(self.address(), 1 << order)?;
-        self.migrate_range(buffer, range, order > 0)
+        self.migrate_range(buffer, range, order > 0, memory)
     }
 
     /// Starts to migrate the device's small folios of `range` back, with the one that the fault is
@@ -216,26 +221,28 @@ impl<'a> VmFault<'a> {
     ///
     /// `EINVAL` unless `range` is part of [`VmFault::table_range`] and has the page of the fault, and
     /// where the fault is not about a small folio.
-    pub(crate) fn migrate_around<'b>(
+    pub(crate) fn migrate_around<'b, M: DeviceMemory>(
         &'b self,
         buffer: &'b mut PfnBuffer,
         range: Range<usize>,
-    ) -> Result<Migration<'b, Setup>> {
+        memory: &'b M,
+    ) -> Result<Migration<'b, Setup, M>> {
         let table = self.table_range();
         let within = table.start <= range.start && range.end <= table.end;
         if !self.is_small() || !within || !range.contains(&self.address()) {
             return Err(EINVAL);
         }
         let range = PageRange::new(range.start, range.len() >> PAGE_SHIFT)?;
-        self.migrate_range(buffer, range, false)
+        self.migrate_range(buffer, range, false, memory)
     }
 
-    fn migrate_range<'b>(
+    fn migrate_range<'b, M: DeviceMemory>(
         &'b self,
         buffer: &'b mut PfnBuffer,
         range: PageRange,
         large: bool,
-    ) -> Result<Migration<'b, Setup>> {
+        memory: &'b M,
+    ) -> Result<Migration<'b, Setup, M>> {
         let request = Request {
             area: self.vma(),
             range,
@@ -244,6 +251,6 @@ impl<'a> VmFault<'a> {
             owner: self.owner,
         };
         // SAFETY: The page is the locked one of the fault by the type invariants.
-        unsafe { Migration::of_fault(buffer, &request, self.vmf.page) }
+        unsafe { Migration::of_fault(buffer, &request, memory, self.vmf.page) }
     }
 }

@@ -131,6 +131,13 @@ impl FreeStack {
         true
     }
 
+    /// Takes the folio off that was pushed last, if there is one.
+    pub(crate) fn pop(&self) -> Option<FreeFolio> {
+        let mut popped = None;
+        self.take(1, |folio| popped = Some(folio));
+        popped
+    }
+
     /// Takes the first folio off the chain that begins with `node`, which the caller has taken off the
     /// stack.
     fn take_off(&self, node: &mut u32) -> FreeFolio {

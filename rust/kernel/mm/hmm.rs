@@ -14,6 +14,7 @@ use super::{
         HmmEntry,
         MappedPage, //
     },
+    module::ModulePin,
     notifier::MmuIntervalNotifier,
     owner::PgmapOwner,
     range::PageRange,
@@ -81,15 +82,23 @@ pub(crate) struct HmmMirror {
     #[pin]
     pub(super) notifier: MmuIntervalNotifier<Table>,
     owner: Arc<PgmapOwner>,
+    /// The notifier calls into the module. Dropped after the notifier.
+    _loaded: ModulePin,
 }
 
 impl HmmMirror {
-    /// Mirrors `mm` for the device whose memory `owner` owns. May sleep.
+    /// Mirrors `mm` for the device whose memory `owner` owns. The module stays loaded for as long as the
+    /// mirror lives. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENODEV` when the module is on its way out, `ENOMEM`.
     pub(crate) fn new<'a>(
         mm: &'a MmWithUser,
         owner: Arc<PgmapOwner>,
     ) -> impl PinInit<Self, Error> + 'a {
         try_pin_init!(Self {
+            _loaded: ModulePin::try_take().ok_or(ENODEV)?,
             notifier <- MmuIntervalNotifier::new(mm, Table::new()),
             owner,
         })

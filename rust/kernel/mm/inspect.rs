@@ -118,9 +118,11 @@ impl PageFacts {
         let refs = head.refs();
         // A free page may look like the head of the folio that it was while the next page, which
         // the rest of that is in, is in use again.
-        let large = head
-            .large()
-            .filter(|large| refs != 0 || can_be(large.order, refs, large.mapcount, large.pins));
+        // No folio is larger than what a PUD maps: what says so is being split.
+        let large = head.large().filter(|large| {
+            large.order <= bindings::PUD_ORDER
+                && (refs != 0 || can_be(large.order, refs, large.mapcount, large.pins))
+        });
         let order = large.map_or(0, |large| large.order);
         let index = page.pfn().wrapping_sub(head.pfn());
         if index.checked_shr(order) != Some(0) {

@@ -5,7 +5,12 @@
 //! C header: [`include/kunit/test.h`](srctree/include/kunit/test.h)
 
 use crate::bindings;
+use core::ptr::NonNull;
 use kernel::{
+    device::{
+        Bound,
+        Device, //
+    },
     error::to_result,
     prelude::*, //
 };
@@ -13,7 +18,11 @@ use kernel::{
 /// Maps `bytes` of private anonymous memory in the address space of the KUnit thread, which gets
 /// one where it has none; both go away with the test. May sleep.
 pub(crate) fn mmap_anon(bytes: usize) -> Result<usize> {
-    // SAFETY: Called by a KUnit case, in its own thread.
+    // SAFETY: The function looks at the current task.
+    if !unsafe { bindings::zdm_kunit_running() } {
+        return Err(EINVAL);
+    }
+    // SAFETY: The current task is the thread of a KUnit case, as checked above.
     to_result(unsafe { bindings::zdm_kunit_attach_mm() })?;
     // SAFETY: The thread of the case has an address space, attached above.
     let address = unsafe { bindings::zdm_kunit_mmap_anon(bytes) };
@@ -24,8 +33,49 @@ pub(crate) fn mmap_anon(bytes: usize) -> Result<usize> {
     }
 }
 
+/// A device that can address all memory, and whose DMA nobody remaps.
+///
+/// # Invariants
+///
+/// `dev` is registered, and unregistered by `drop()` only.
+pub(crate) struct KunitDevice {
+    dev: NonNull<bindings::device>,
+}
+
+// SAFETY: A `struct device` belongs to no thread.
+unsafe impl Send for KunitDevice {}
+// SAFETY: `KunitDevice` gives shared references to a `Device` only, which is `Sync`.
+unsafe impl Sync for KunitDevice {}
+
+impl KunitDevice {
+    /// Registers a platform device. May sleep.
+    pub(crate) fn new() -> Result<Self> {
+        // SAFETY: The function takes no argument. The caller may sleep.
+        let dev = unsafe { bindings::zdm_kunit_device_register() };
+        // INVARIANT: Registered above.
+        Ok(Self {
+            dev: NonNull::new(dev).ok_or(ENOMEM)?,
+        })
+    }
+
+    /// The device, as a driver that is bound sees it.
+    pub(crate) fn device(&self) -> &Device<Bound> {
+        // SAFETY: `Device` is a transparent wrapper of `struct device`. The device stays registered while
+        // `self` is borrowed, which is what a bound driver may rely on.
+        unsafe { self.dev.cast().as_ref() }
+    }
+}
+
+impl Drop for KunitDevice {
+    fn drop(&mut self) {
+        // SAFETY: The device is registered by the type invariants of `KunitDevice`.
+        unsafe { bindings::zdm_kunit_device_unregister(self.dev.as_ptr()) };
+    }
+}
+
 /// Unmaps `bytes` from `address` on in the address space of the KUnit thread. May sleep.
 pub(crate) fn munmap(address: usize, bytes: usize) -> Result {
-    // SAFETY: The address space is that of a test, whose memory nothing refers to.
+    current!().mm().ok_or(EINVAL)?;
+    // SAFETY: The current task has an address space, as checked above.
     to_result(unsafe { bindings::vm_munmap(address, bytes) })
 }

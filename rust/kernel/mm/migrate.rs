@@ -6,15 +6,19 @@
 //! [`Migration`] in state [`Setup`] holds the source folios locked and unmapped, takes
 //! destinations with their contents, and becomes [`Copied`] once core mm has moved what it could.
 //! Each state can be left in one way only, and dropping one on the way puts every page back where
-//! it was.
+//! it was. The driver's [`DeviceMemory`] copies the contents.
 //!
 //! A source folio is one entry, that of its first page. It may be moved in one piece, or page by
 //! page, in which case core mm splits it.
 
 use super::{
-    backing::contents,
     device_folio::LockedDeviceFolio,
-    system_folio::SystemFolio, //
+    device_memory::{
+        CpuPages,
+        DeviceMemory,
+        DevicePages, //
+    },
+    system_folio::SystemFolio,
     PAGE_SHIFT,
     PAGE_SIZE,
     PMD_ORDER, //
@@ -34,6 +38,7 @@ use kernel::{
 };
 
 pub(crate) use super::{
+    device_memory::CopyError,
     pfn_buffer::{
         PfnBuffer,
         MAX_PAGES, //
@@ -44,43 +49,13 @@ pub(crate) use super::{
         Request,
         Select, //
     },
+    stage::{
+        Copied,
+        Finalized,
+        Setup,
+        Stage, //
+    },
 };
-
-/// Why a folio did not become a destination. The folio was freed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum CopyError {
-    /// There is no such source, or the folio is of another order than the source and cannot take
-    /// a part of it either.
-    Mismatch,
-    /// The kernel cannot read the source, which stays where it is: the hardware has lost the
-    /// contents, or they are secret.
-    Poisoned,
-}
-
-/// Where a [`Migration`] is.
-pub(crate) trait Stage {
-    /// Whether core mm has been told to move the pages.
-    const MOVED: bool;
-}
-
-/// Source folios are locked and unmapped; destinations may be set.
-pub(crate) struct Setup(());
-/// Core mm has moved what it could; the page tables still hold migration entries.
-pub(crate) struct Copied(());
-/// It is over; the entries are good for a look back.
-pub(crate) struct Finalized(());
-
-impl Stage for Setup {
-    const MOVED: bool = false;
-}
-
-impl Stage for Copied {
-    const MOVED: bool = true;
-}
-
-impl Stage for Finalized {
-    const MOVED: bool = true;
-}
 
 /// A migration of up to [`MAX_PAGES`] pages, of a range of an area or of a list of device pages.
 ///
@@ -94,8 +69,9 @@ impl Stage for Finalized {
 /// - No hole has a destination unless `holes` is set, and no large hole has a small one.
 /// - If `vma` is set the mmap lock of the area is held for `'a`.
 #[must_use = "dropping a migration puts the pages back"]
-pub(crate) struct Migration<'a, S: Stage> {
+pub(crate) struct Migration<'a, S: Stage, M: DeviceMemory> {
     args: bindings::migrate_vma,
+    memory: &'a M,
     len: usize,
     vma: bool,
     holes: bool,
@@ -103,7 +79,7 @@ pub(crate) struct Migration<'a, S: Stage> {
     _p: PhantomData<(&'a mut PfnBuffer, Area<'a>, S)>,
 }
 
-impl<'a> Migration<'a, Setup> {
+impl<'a, M: DeviceMemory> Migration<'a, Setup, M> {
     /// Takes the pages that `request` names.
     ///
     /// Wraps `migrate_vma_setup()`: invalidates interval notifiers of the range, locks and unmaps
@@ -113,9 +89,13 @@ impl<'a> Migration<'a, Setup> {
     ///
     /// `EINVAL` for a range that is not within the area or larger than `buffer`, and for areas
     /// that cannot be migrated (hugetlb, DAX, `VM_SPECIAL`).
-    pub(crate) fn of_range(buffer: &'a mut PfnBuffer, request: &Request<'a>) -> Result<Self> {
+    pub(crate) fn of_range(
+        buffer: &'a mut PfnBuffer,
+        request: &Request<'a>,
+        memory: &'a M,
+    ) -> Result<Self> {
         // SAFETY: No fault is being handled, which NULL says.
-        unsafe { Self::of_fault(buffer, request, core::ptr::null_mut()) }
+        unsafe { Self::of_fault(buffer, request, memory, core::ptr::null_mut()) }
     }
 
     /// As [`Migration::of_range`], for a fault on `fault_page`, which the faulting task has locked.
@@ -126,6 +106,7 @@ impl<'a> Migration<'a, Setup> {
     pub(super) unsafe fn of_fault(
         buffer: &'a mut PfnBuffer,
         request: &Request<'a>,
+        memory: &'a M,
         fault_page: *mut bindings::page,
     ) -> Result<Self> {
         let len = request.range.pages();
@@ -157,6 +138,7 @@ impl<'a> Migration<'a, Setup> {
         // INVARIANT: Set up above; no destination is set.
         Ok(Self {
             args,
+            memory,
             len,
             vma: true,
             holes: request.select == Select::System,
@@ -166,17 +148,34 @@ impl<'a> Migration<'a, Setup> {
     }
 
     /// Takes the device pages of `pfns`, at most as many as `buffer` has room for, wherever they
-    /// are mapped; those that are free are passed over. A large folio must be listed page by page.
+    /// are mapped; those that are free are passed over. A large folio moves only if each of its pages
+    /// is listed, in order.
     ///
     /// Wraps `migrate_device_pfns()`. May sleep; not to be called with the mmap lock held.
-    pub(crate) fn of_device_pages(buffer: &'a mut PfnBuffer, pfns: &DevicePfns<'_>) -> Self {
-        let len = pfns.as_slice().len().min(buffer.capacity());
-        let (src, dst) = buffer.halves(len);
-        src[..len].copy_from_slice(&pfns.as_slice()[..len]);
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` unless `buffer` has room for [`MAX_PAGES`] pages.
+    pub(crate) fn of_device_pages(
+        buffer: &'a mut PfnBuffer,
+        pfns: &DevicePfns<'a>,
+        memory: &'a M,
+    ) -> Result<Self> {
+        if buffer.capacity() < MAX_PAGES {
+            return Err(EINVAL);
+        }
+        let len = pfns.as_slice().len().min(MAX_PAGES);
+        let entries = buffer.entries();
+        // Some kernels clear an entry for each page of a large folio, whether all are listed or not. The
+        // entries of the destinations come next and are clear, too.
+        entries[MAX_PAGES..MAX_PAGES + len].fill(0);
+        entries[..len].copy_from_slice(&pfns.as_slice()[..len]);
+        let src = entries.as_mut_ptr();
+        let dst = src.wrapping_add(MAX_PAGES);
         let args = bindings::migrate_vma {
             vma: core::ptr::null_mut(),
-            dst: dst.as_mut_ptr(),
-            src: src.as_mut_ptr(),
+            dst,
+            src,
             cpages: 0,
             npages: len,
             start: 0,
@@ -185,18 +184,20 @@ impl<'a> Migration<'a, Setup> {
             flags: 0,
             fault_page: core::ptr::null_mut(),
         };
-        // SAFETY: The entries are pfns of a registered pagemap by the invariants of `DevicePfns`.
-        // The function always returns 0.
+        // SAFETY: The entries are pfns of a pagemap that stays registered for `'a` by the invariants of
+        // `DevicePfns`. There is room for `MAX_PAGES` entries after the last one. The function always
+        // returns 0.
         unsafe { bindings::migrate_device_pfns(args.src, len) };
         // INVARIANT: Set up above; no destination is set.
-        Self {
+        Ok(Self {
             args,
+            memory,
             len,
             vma: false,
             holes: false,
             finalized: false,
             _p: PhantomData,
-        }
+        })
     }
 
     /// Order of the source that starts at entry `i`; `None` where there is none to be moved.
@@ -247,7 +248,8 @@ impl<'a> Migration<'a, Setup> {
     /// (`part` is 0 then). May sleep.
     ///
     /// A small folio can take a page of a large folio of a range of an area, which core mm then
-    /// splits. A large hole must be split first: see [`Migration::split_hole`].
+    /// splits. A large hole must be split first: see [`Migration::split_hole`]. Pages that were
+    /// selected on a device are no source for this.
     pub(crate) fn copy_to_device(
         &mut self,
         i: usize,
@@ -256,11 +258,21 @@ impl<'a> Migration<'a, Setup> {
     ) -> Result<(), CopyError> {
         let order = folio.order();
         self.check_fit(i, part, order)?;
-        // SAFETY: We own the lock of the folio, so that nobody frees or splits it. It is of a
-        // `DevPagemap` by the invariants of `LockedDeviceFolio`.
-        let memory = unsafe { contents(folio.page().as_ptr()) };
-        // SAFETY: The folio is as large as the part of the source that it fits, and in use.
-        unsafe { self.copy_contents(i, part, memory, order) }?;
+        // SAFETY: The folio is of a `DevPagemap`, and we own its lock, by the invariants of
+        // `LockedDeviceFolio`. The result does not outlive `folio`.
+        let mut to = unsafe { DevicePages::from_raw(folio.page().as_non_null(), order) };
+        let copied = match self.part(i, part) {
+            None => self.memory.clear(&mut to),
+            // SAFETY: With `holes` core mm selects system memory only, which the CPU reaches. The source is
+            // locked, unmapped and referenced by the type invariants of `Migration`, and `check_fit()` says
+            // that it has so many pages.
+            Some(page) if self.holes => self
+                .memory
+                .copy_in(&mut to, &unsafe { CpuPages::from_raw(page, order) }),
+            // The copy would be one between two devices.
+            Some(_) => Err(CopyError::Mismatch),
+        };
+        self.check_copied(copied)?;
         self.set_destination(i, part, folio.into_raw(), order);
         Ok(())
     }
@@ -274,12 +286,59 @@ impl<'a> Migration<'a, Setup> {
     ) -> Result<(), CopyError> {
         let order = folio.order();
         self.check_fit(i, part, order)?;
-        // SAFETY: The folio is as large as the part of the source that it fits, and ours alone.
-        unsafe { self.copy_contents(i, part, folio.as_ptr(), order) }?;
+        // SAFETY: The folio is of this order, and nobody else knows it, by the invariants of `SystemFolio`.
+        // The result does not outlive `folio`.
+        let mut to = unsafe { CpuPages::from_raw(folio.as_non_null(), order) };
+        let copied = match self.part(i, part) {
+            None => {
+                to.clear();
+                Ok(())
+            }
+            // SAFETY: As in `copy_to_device()`: system memory, locked, unmapped and referenced, and so large.
+            Some(page) if self.holes => to.copy_from(&unsafe { CpuPages::from_raw(page, order) }),
+            // SAFETY: Without `holes` core mm selects pages of a `PgmapOwner`, or those that a `DevicePfns`
+            // lists: both are of a `DevPagemap`. The source is locked, unmapped and referenced by the type
+            // invariants of `Migration`, and `check_fit()` says that it has so many pages.
+            Some(page) => self
+                .memory
+                .copy_out(&mut to, &unsafe { DevicePages::from_raw(page, order) }),
+        };
+        self.check_copied(copied)?;
         let page = folio.into_raw();
         // SAFETY: The folio is new and nobody else's, so the lock is free.
         unsafe { bindings::zdm_folio_lock(page) };
         self.set_destination(i, part, page, order);
+        Ok(())
+    }
+
+    /// Makes what `alloc` returns for an order the destination of each source, on the device. A source
+    /// that cannot be copied stays where it is. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// Those of `alloc`.
+    pub(crate) fn fill_device(
+        &mut self,
+        mut alloc: impl FnMut(u32) -> Result<LockedDeviceFolio>,
+    ) -> Result {
+        for i in 0..self.len {
+            if let Some(order) = self.source(i) {
+                let _ = self.copy_to_device(i, 0, alloc(order)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// As [`Migration::fill_device`], with folios of system memory.
+    pub(crate) fn fill_system(
+        &mut self,
+        mut alloc: impl FnMut(u32) -> Result<SystemFolio>,
+    ) -> Result {
+        for i in 0..self.len {
+            if let Some(order) = self.source(i) {
+                let _ = self.copy_to_system(i, 0, alloc(order)?);
+            }
+        }
         Ok(())
     }
 
@@ -315,40 +374,21 @@ impl<'a> Migration<'a, Setup> {
         }
     }
 
-    /// Copies the contents of the source at `i`, from page `part` on, to the pages at `memory`. A
-    /// hole has zeroes. May sleep.
-    ///
-    /// # Safety
-    ///
-    /// `memory` must be the first of `1 << order` pages in a row that nobody else uses, and
-    /// `check_fit()` must have been asked about `i`, `part` and `order`.
-    unsafe fn copy_contents(
-        &self,
-        i: usize,
-        part: usize,
-        memory: *mut bindings::page,
-        order: u32,
-    ) -> Result<(), CopyError> {
-        // SAFETY: The source is locked and referenced by the type invariants, so that nobody frees
-        // or splits it. PRIVATE pages that a migration selects have an owner, which only
-        // `DevPagemap`s do.
-        let from = page_of(self.src(i)).map(|source| unsafe { contents(source.as_ptr()) });
-        let from = from.and_then(NonNull::new).map(NonNull::as_ptr);
-        for n in 0..1 << order {
-            // SAFETY: There are that many pages at `memory` by the contract of this function.
-            let to = unsafe { memory.add(n) };
-            let Some(from) = from else {
-                // SAFETY: The page is nobody else's by the contract of this function.
-                unsafe { bindings::zdm_clear_highpage(to) };
-                continue;
-            };
-            // SAFETY: `check_fit()` says that the source has that many pages. The source is locked
-            // and unmapped, so that its contents do not change.
-            if unsafe { bindings::zdm_copy_mc_highpage(to, from.add(part + n)) } != 0 {
-                return Err(CopyError::Poisoned);
-            }
+    /// Page `part` of the source at `i`; `None` for a hole.
+    fn part(&self, i: usize, part: usize) -> Option<NonNull<bindings::page>> {
+        let page = page_of(self.src(i))?;
+        // Pages of a folio have struct pages in a row.
+        NonNull::new(page.as_ptr().wrapping_add(part))
+    }
+
+    /// Takes what a copy came to. Part of one that failed may still be under way; the destination is
+    /// freed after this.
+    #[inline]
+    fn check_copied(&self, copied: Result<(), CopyError>) -> Result<(), CopyError> {
+        if copied.is_err() {
+            let _ = self.memory.fence();
         }
-        Ok(())
+        copied
     }
 
     /// Makes the folio of `order` that `page` is the head of the destination of page `part` of the
@@ -366,9 +406,14 @@ impl<'a> Migration<'a, Setup> {
         self.set_dst(i + part, entry);
     }
 
-    /// Moves what can be moved. Wraps `migrate_vma_pages()` and `migrate_device_pages()`; may
-    /// sleep.
-    pub(crate) fn copied(mut self) -> Migration<'a, Copied> {
+    /// Waits for the copies, and moves what can be moved. Wraps `migrate_vma_pages()` and
+    /// `migrate_device_pages()`; may sleep.
+    ///
+    /// # Errors
+    ///
+    /// That of [`DeviceMemory::fence`]. All pages are put back then.
+    pub(crate) fn copied(mut self) -> Result<Migration<'a, Copied, M>> {
+        self.memory.fence()?;
         if self.vma {
             // SAFETY: Core mm has set up `args` and not finalized it by the type invariants, and the
             // mmap lock is held.
@@ -378,20 +423,20 @@ impl<'a> Migration<'a, Setup> {
             // invariants.
             unsafe { bindings::migrate_device_pages(self.args.src, self.args.dst, self.len) };
         }
-        self.next(false)
+        Ok(self.next(false))
     }
 }
 
-impl<'a> Migration<'a, Copied> {
+impl<'a, M: DeviceMemory> Migration<'a, Copied, M> {
     /// Restores the page tables and drops what is no longer needed. Wraps
     /// `migrate_vma_finalize()` and `migrate_device_finalize()`; may sleep.
-    pub(crate) fn finalize(mut self) -> Migration<'a, Finalized> {
+    pub(crate) fn finalize(mut self) -> Migration<'a, Finalized, M> {
         self.end();
         self.next(true)
     }
 }
 
-impl Migration<'_, Finalized> {
+impl<M: DeviceMemory> Migration<'_, Finalized, M> {
     /// Where what has moved is now: page frame number and order of each folio. It may have gone on
     /// since.
     pub(crate) fn destinations(&self) -> impl Iterator<Item = (usize, u32)> + '_ {
@@ -400,11 +445,12 @@ impl Migration<'_, Finalized> {
     }
 }
 
-impl<'a, S: Stage> Migration<'a, S> {
+impl<'a, S: Stage, M: DeviceMemory> Migration<'a, S, M> {
     /// The same migration, in the stage that it has reached.
-    fn next<T: Stage>(mut self, finalized: bool) -> Migration<'a, T> {
+    fn next<T: Stage>(mut self, finalized: bool) -> Migration<'a, T, M> {
         let next = Migration {
             args: self.args,
+            memory: self.memory,
             len: self.len,
             vma: self.vma,
             holes: self.holes,
@@ -512,6 +558,8 @@ impl<'a, S: Stage> Migration<'a, S> {
 
     fn drop_destination(&mut self, i: usize) {
         if let Some(page) = page_of(self.dst(i)) {
+            // A copy to the destination may be under way.
+            let _ = self.memory.fence();
             self.set_dst(i, 0);
             // SAFETY: We own the lock by the type invariants.
             unsafe { bindings::zdm_folio_unlock(page.as_ptr()) };
@@ -521,7 +569,7 @@ impl<'a, S: Stage> Migration<'a, S> {
     }
 }
 
-impl<S: Stage> Drop for Migration<'_, S> {
+impl<S: Stage, M: DeviceMemory> Drop for Migration<'_, S, M> {
     fn drop(&mut self) {
         if self.finalized {
             return;

@@ -9,6 +9,9 @@ pub(crate) mod backing;
 pub(crate) mod cache_line;
 pub(crate) mod copy;
 pub(crate) mod device_folio;
+pub(crate) mod device_memory;
+#[cfg(CONFIG_KUNIT = "y")]
+mod device_memory_kunit;
 pub(crate) mod exclusive;
 pub(crate) mod fault;
 pub(crate) mod fill;
@@ -37,6 +40,7 @@ pub(crate) mod region;
 pub(crate) mod registration;
 pub(crate) mod selection;
 pub(crate) mod snapshot;
+pub(crate) mod stage;
 pub(crate) mod survey;
 pub(crate) mod system_folio;
 pub(crate) mod table;

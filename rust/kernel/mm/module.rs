@@ -21,16 +21,8 @@ use kernel::{
 pub(crate) struct ModulePin(());
 
 impl ModulePin {
-    /// Takes a reference. The caller runs in the module, for a file or with another pin, so the
-    /// module cannot be on its way out. Does not sleep.
-    pub(crate) fn take() -> Self {
-        // SAFETY: Code of the module that is not in its exit function runs, so it is alive.
-        unsafe { bindings::zdm_module_get() };
-        // INVARIANT: Taken above.
-        Self(())
-    }
-
-    /// Takes a reference, unless the module is on its way out. Does not sleep.
+    /// Takes a reference, unless the module is on its way out: its exit function runs, or will.
+    /// Does not sleep.
     pub(crate) fn try_take() -> Option<Self> {
         // SAFETY: Code of the module runs, so its `struct module` is there.
         let taken = unsafe { bindings::zdm_module_try_get() };
@@ -63,7 +55,7 @@ impl Drop for ModulePin {
 ///
 /// # Invariants
 ///
-/// `work` is initialised, and its function may be called for it until [`Work::cancel`].
+/// `work` is initialised, and its function may be called for it until [`Work::disable`].
 #[pin_data]
 #[repr(transparent)]
 pub(super) struct Work {
@@ -81,7 +73,7 @@ impl Work {
     ///
     /// # Safety
     ///
-    /// It must be sound to call `f` with a pointer to the result, until [`Work::cancel`] was called, which
+    /// It must be sound to call `f` with a pointer to the result, until [`Work::disable`] was called, which
     /// must happen before the result is dropped.
     pub(super) unsafe fn new(
         f: unsafe extern "C" fn(*mut bindings::work_struct),
@@ -98,7 +90,7 @@ impl Work {
         Opaque::cast_from(raw).cast_mut().cast()
     }
 
-    /// Has the work done soon; at least once after this call. Does not sleep.
+    /// Has the work done soon, at least once after this call unless it is disabled. Does not sleep.
     pub(super) fn queue(&self) {
         // SAFETY: The work is initialised by the type invariants.
         unsafe { bindings::zdm_work_queue(self.work.get()) };
@@ -110,10 +102,11 @@ impl Work {
         unsafe { bindings::flush_work(self.work.get()) };
     }
 
-    /// Waits until the work does not run, and takes it off its queue. May sleep.
-    pub(super) fn cancel(&self) {
-        // SAFETY: The work is initialised by the type invariants.
-        unsafe { bindings::cancel_work_sync(self.work.get()) };
+    /// Waits until the work does not run, takes it off its queue, and makes [`Work::queue`] do nothing
+    /// from then on. May sleep.
+    pub(super) fn disable(&self) {
+        // SAFETY: The work is initialised by the type invariants of `Work`.
+        unsafe { bindings::disable_work_sync(self.work.get()) };
     }
 }
 

@@ -6,6 +6,7 @@
 
 use super::{
     device_folio::FolioRef,
+    device_memory::DeviceMemory,
     migrate::{
         page_of,
         Copied,
@@ -38,7 +39,7 @@ pub(crate) struct Moved {
     pub(crate) large: usize,
 }
 
-impl Migration<'_, Copied> {
+impl<M: DeviceMemory> Migration<'_, Copied, M> {
     /// What has moved.
     pub(crate) fn moved(&self) -> Moved {
         let mut moved = Moved::default();

@@ -87,14 +87,15 @@ const FOLIO: usize = 1 << 32;
 ///
 /// # Invariants
 ///
-/// - `pgmap` is registered with `memremap_pages()`, and its `ops` are those of `T`.
+/// - `pgmap` is registered with `memremap_pages()`, and its `ops` are `raw_ops`, those of `T`.
 /// - `state[i]` says whether page `i` is the head of a folio that was handed out and did not come
 ///   back through `folio_free` yet, and of which order; while it does, `zone_device_data` of that
 ///   page owns the [`RawBacking`] of a PRIVATE folio.
 /// - Each page is in exactly one place: in a folio that `state` names, in a value of
 ///   [`free_folio`](super::free_folio), or home. `away` counts the pages that are not home.
-/// - While `folios()` is not 0, or a `folio_free` has not returned to core mm, `pinned` is set and owns a
-///   reference of the module, or the caller of `begin_use()` is about to take it.
+/// - While a folio is in use, or a `folio_free` has not returned to core mm, `pinned` is set and owns a
+///   reference of the module, or `unpin()` is about to set it again. Core mm calls the functions of
+///   `raw_ops` for folios in use only, so that they may be in the text of the module.
 #[pin_data]
 pub(crate) struct DevPagemap<T: PagemapOps> {
     #[pin]
@@ -120,8 +121,9 @@ pub(crate) struct DevPagemap<T: PagemapOps> {
     pub(super) leaked: Atomic<u32>,
     /// The `dev_pagemap` cannot be unregistered and was given up: nothing may use it any more.
     pub(super) closed: AtomicFlag,
-    /// In the place of the module's, once that may be gone.
-    no_ops: bindings::dev_pagemap_ops,
+    /// What `pgmap.ops` points to. It is no static of the module: a pagemap that stays registered
+    /// outlives the module.
+    raw_ops: bindings::dev_pagemap_ops,
     pub(super) owner: Arc<PgmapOwner>,
     pub(super) ops: T,
 }
@@ -144,13 +146,13 @@ impl<T: PagemapOps> DevPagemap<T> {
     ///
     /// # Safety
     ///
-    /// - `raw_ops` must be [`DevPagemap::OPS`] or [`DevPagemap::PRIVATE_OPS`] of this `T`, the latter if and
-    ///   only if `memory` is PRIVATE.
+    /// - `raw_ops` must be a copy of [`DevPagemap::OPS`] or [`DevPagemap::PRIVATE_OPS`] of this `T`, the
+    ///   latter if and only if `memory` is PRIVATE.
     /// - The caller must unregister the pagemap before the result is dropped, or never drop it.
     pub(super) unsafe fn register(
         region: &MemRegion,
         memory: MemoryType,
-        raw_ops: &'static bindings::dev_pagemap_ops,
+        raw_ops: bindings::dev_pagemap_ops,
         owner: Arc<PgmapOwner>,
         ops: impl FnOnce(Frames) -> Result<T>,
     ) -> Result<(Pin<KBox<Self>>, FreeRegion), RegionError> {
@@ -167,7 +169,8 @@ impl<T: PagemapOps> DevPagemap<T> {
         // INVARIANT: The pagemap is registered here, no page was handed out, and all pages are in the
         // `FreeRegion` that is returned.
         let map = KBox::try_pin_init(
-            try_pin_init!(Self {
+            try_pin_init!(&this in Self {
+                raw_ops,
                 pgmap <- Opaque::try_ffi_init(move |pgmap: *mut bindings::dev_pagemap| {
                     // SAFETY: `pgmap` is valid for writes; all zeroes is its initial state.
                     unsafe { pgmap.write_bytes(0, 1) };
@@ -177,7 +180,9 @@ impl<T: PagemapOps> DevPagemap<T> {
                     raw.nr_range = 1;
                     // SAFETY: The union is all zeroes, which is a valid range.
                     *unsafe { raw.__bindgen_anon_1.range.as_mut() } = range;
-                    raw.ops = raw_ops;
+                    // SAFETY: `this` is the place that is being initialised. `raw_ops` was initialised before
+                    // `pgmap`, and is pinned with it.
+                    raw.ops = unsafe { &raw const (*this.as_ptr()).raw_ops };
                     raw.owner = raw_owner;
                     // SAFETY: `pgmap` is set up, and pinned until it is unregistered.
                     from_err_ptr(unsafe { bindings::memremap_pages(pgmap, -1) })?;
@@ -196,7 +201,6 @@ impl<T: PagemapOps> DevPagemap<T> {
                 first_refs: unsafe { bindings::zdm_pgmap_refs(pgmap.get()) } as i64,
                 leaked: Atomic::new(0),
                 closed: AtomicFlag::new(false),
-                no_ops: bindings::dev_pagemap_ops::default(),
                 owner,
                 ops,
             }),
@@ -253,17 +257,10 @@ impl<T: PagemapOps> DevPagemap<T> {
         self.away.load(Acquire)
     }
 
-    /// Takes the module's functions from a `dev_pagemap` that cannot be unregistered, and makes every
-    /// further use of `self` fail.
-    ///
-    /// # Safety
-    ///
-    /// All pages must be home, and `self` must never be dropped.
-    pub(super) unsafe fn close(&self) {
+    /// Makes every further use of `self` fail, as its `dev_pagemap` cannot be unregistered. The caller
+    /// never drops `self` then.
+    pub(super) fn close(&self) {
         self.closed.store(true, Release);
-        // SAFETY: Core mm reads `ops` for folios in use only, and there are none, as all pages are home. That
-        // `folio_free` has returned for the last of them is the duty of `finish_use()`.
-        unsafe { (*self.raw()).ops = &self.no_ops };
     }
 
     /// Base pages that are handed out.
@@ -322,14 +319,27 @@ impl<T: PagemapOps> DevPagemap<T> {
         order_in_use(self.state.get(index)?.load(Relaxed))
     }
 
+    /// Page frame numbers of all folios in use, page by page. Out of date at once, unless nothing is handed
+    /// out or freed meanwhile. May sleep.
+    pub(crate) fn used_pfns(&self) -> Result<KVVec<usize>> {
+        let mut pfns = KVVec::new();
+        for index in 0..self.pages() {
+            for page in 0..self.order_in_use(index).map_or(0, |order| 1 << order) {
+                pfns.push(self.first_pfn() + index + page, GFP_KERNEL)?;
+            }
+        }
+        Ok(pfns)
+    }
+
     /// Hands `folio` out. `backing` holds its contents where the CPU cannot reach the memory.
     ///
     /// Wraps `zone_device_folio_init()`. Does not sleep.
     ///
     /// # Errors
     ///
-    /// Gives folio and backing back when they do not suit each other or this pagemap, and when something
-    /// refers to a page of the folio, which a free page must not have.
+    /// Gives folio and backing back when they do not suit each other or this pagemap, when something
+    /// refers to a page of the folio, which a free page must not have, and when the module is on its way
+    /// out.
     pub(crate) fn hand_out(
         &self,
         folio: FreeFolio,
@@ -337,7 +347,7 @@ impl<T: PagemapOps> DevPagemap<T> {
     ) -> Result<LockedDeviceFolio, HandOutError> {
         let (order, pages) = (folio.order(), folio.pages());
         let suits = backing.order() == order
-            && backing.is_some() == (self.memory == MemoryType::Private)
+            && (self.memory == MemoryType::Private || !backing.is_some())
             && !self.closed.load(Relaxed);
         let index = self.index_of_pfn(folio.first_pfn()).filter(|_| suits);
         let Some((index, head)) = index.and_then(|i| Some((i, self.page(i)?))) else {
@@ -350,9 +360,12 @@ impl<T: PagemapOps> DevPagemap<T> {
                 return Err(HandOutError::new(HandOutCause::NotFree(i), folio, backing));
             }
         }
+        // INVARIANT: The module is pinned before the folio is in use.
+        if !self.begin_use(pages) {
+            return Err(HandOutError::new(HandOutCause::Unloading, folio, backing));
+        }
         // INVARIANT: `folio` is consumed, and from here on its pages are those of a folio in use.
         self.state[index].store(in_use(order), Relaxed);
-        self.begin_use(pages);
         let page = head.as_ptr();
         // SAFETY: By the invariants of `folio` nobody else uses its pages, and no page has a reference.
         unsafe { bindings::zdm_folio_init(page, self.pgmap.get(), order) };
@@ -364,14 +377,23 @@ impl<T: PagemapOps> DevPagemap<T> {
         Ok(unsafe { LockedDeviceFolio::from_raw(page, order) })
     }
 
-    /// Counts a folio in use, and `pages` base pages that it has more than before; the first one pins the module for all of them. The caller runs for a file
-    /// of the module's, or for a folio in use. Does not sleep.
-    fn begin_use(&self, pages: usize) {
+    /// Counts a folio that will be in use, and `pages` base pages that it has more than before; the first
+    /// folio pins the module for all of them. `false` when the module is on its way out and no folio is
+    /// in use. Does not sleep.
+    fn begin_use(&self, pages: usize) -> bool {
         self.in_use.fetch_add(FOLIO + pages, Full);
         // Ordered after the count, so that `unpin()` sees the folio or this sees what `unpin()` did.
-        if !self.pinned.load(Relaxed) && !self.pinned.xchg(true, Full) {
-            ModulePin::take().leak();
+        if self.pinned.load(Relaxed) {
+            return true;
         }
+        let Some(pin) = ModulePin::try_take() else {
+            self.in_use.fetch_sub(FOLIO + pages, Full);
+            return false;
+        };
+        if !self.pinned.xchg(true, Full) {
+            pin.leak();
+        }
+        true
     }
 
     /// Counts a folio of `pages` base pages that is in use no longer. Does not sleep.
@@ -391,13 +413,13 @@ impl<T: PagemapOps> DevPagemap<T> {
         }
     }
 
-    /// Makes sure that [`DevPagemap::unpin`] does not run, and will not. May sleep.
-    pub(super) fn cancel_unpin(&self) {
-        self.unpin.cancel();
+    /// Makes sure that [`DevPagemap::unpin`] does not run, and never will. May sleep.
+    pub(super) fn disable_unpin(&self) {
+        self.unpin.disable();
     }
 
     /// Drops the reference of the module that was held for folios, if there is one. To be called when none
-    /// is in use, each `folio_free` has returned, and [`DevPagemap::unpin`] does not run any more.
+    /// is in use, each `folio_free` has returned, and after [`DevPagemap::disable_unpin`].
     pub(super) fn drop_pin(&self) {
         if self.pinned.xchg(false, Full) {
             // SAFETY: `pinned` owned it by the type invariants.
@@ -412,7 +434,7 @@ impl<T: PagemapOps> DevPagemap<T> {
     ///
     /// Only to be called for the work of a `DevPagemap<T>`.
     unsafe extern "C" fn unpin(work: *mut bindings::work_struct) {
-        // SAFETY: The work is a field of a `DevPagemap<T>`, which is not freed before `cancel_unpin()`.
+        // SAFETY: The work is a field of a `DevPagemap<T>`, which is not freed before `disable_unpin()`.
         let map = unsafe { &*kernel::container_of!(Work::of_raw(work), Self, unpin) };
         while map.folios() == 0 && map.pinned.load(Relaxed) {
             if map.closed.load(Relaxed) {
@@ -433,7 +455,7 @@ impl<T: PagemapOps> DevPagemap<T> {
             let idle = map.folios() == 0 && map.excess_refs() == 0;
             if idle || map.pinned.xchg(true, Full) {
                 // Nothing is in use, or the task has pinned the module, too. Unloading waits for this
-                // work, which `cancel_unpin()` waits for.
+                // work, which `disable_unpin()` waits for.
                 drop(pin);
                 return;
             }
@@ -514,7 +536,8 @@ impl<T: PagemapOps> DevPagemap<T> {
         // SAFETY: The page is one of the pagemap, which stays registered as said above.
         let view = unsafe { PageView::of_pagemap(head, pgmap) };
         let bits = PageBits::from_raw(freed.bits);
-        let free = map.take_used(index).map(|order| {
+        let order = map.take_used(index);
+        let free = order.map(|order| {
             let backing = RawBacking::from_data(freed.data);
             // SAFETY: `take_used()` made the folio ours, so that nobody looks at its backing meanwhile.
             unsafe { RawBacking::NONE.store(page) };
@@ -527,8 +550,10 @@ impl<T: PagemapOps> DevPagemap<T> {
             unsafe { FreeFolio::from_raw(freed.pfn, order) }
         });
         let pages = free.as_ref().map(FreeFolio::pages);
+        // What a page that is free says of its order may be left over.
+        let order = order.unwrap_or(0);
         map.ops
-            .folio_free(FreedFolio::new(view, bits, index, freed.order, free));
+            .folio_free(FreedFolio::new(view, bits, index, order, free));
         if let Some(pages) = pages {
             map.end_use(pages);
         }
@@ -566,7 +591,8 @@ impl<T: PagemapOps> DevPagemap<T> {
         // INVARIANT: The tail owns its part of the block from here on.
         // SAFETY: The tail is frozen, so that nobody looks at its backing meanwhile.
         unsafe { part.store(target) };
-        // The tail is a folio in use of its own.
+        // The tail is a folio in use of its own. The module is pinned for the folio that is being split, or
+        // `unpin()` is about to see that folio.
         map.begin_use(0);
     }
 }

@@ -12,6 +12,7 @@ use super::{
 use crate::bindings;
 use kernel::{
     sync::atomic::{
+        Atomic,
         Full,
         Relaxed,
         Release, //
@@ -37,7 +38,8 @@ const STALE_MAPPING: usize = 0xdead_0000_5a5a_5000;
 /// A fault to be injected into a free page, or to be taken out again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Corruption {
-    /// Whether it has one reference. The page cannot be handed out unless it has none.
+    /// Whether it has a reference, which stays until it is taken out again. The page cannot be handed
+    /// out unless it has none.
     Referenced(bool),
     /// Whether it has a mapping: a poison, which is no address.
     Mapping(bool),
@@ -146,6 +148,7 @@ impl<T: PagemapOps> DevPagemap<T> {
     }
 
     /// Spoils the first page of `folio`, or mends it, and says whether it did. Only for fault injection.
+    /// A reference cannot be taken out while some task holds another one.
     ///
     /// The page must not look like a tail, as then most of its fields belong to the head.
     pub(crate) fn corrupt(&self, folio: &FreeFolio, fault: Corruption) -> bool {
@@ -158,8 +161,15 @@ impl<T: PagemapOps> DevPagemap<T> {
         let page = page.as_ptr();
         match fault {
             Corruption::Referenced(set) => {
-                // SAFETY: `folio` is borrowed, so that its pages are free, and nobody relies on the count.
-                unsafe { bindings::zdm_set_page_count(page, set.into()) }
+                // SAFETY: The page is valid, and every access to its count is atomic.
+                let refs = unsafe { Atomic::from_ptr(&raw mut (*page)._refcount.counter) };
+                let (before, after) = if set { (0, 1) } else { (1, 0) };
+                // The reference is as any other: while it is there no task can drop the count to 0, which
+                // would free the page once more. It goes only if no task has taken another one.
+                return match refs.cmpxchg(before, after, Full) {
+                    Ok(_) => true,
+                    Err(now) => now == after,
+                };
             }
             Corruption::Mapping(set) => {
                 let mapping = if set { STALE_MAPPING } else { 0 };

@@ -30,8 +30,6 @@ use super::{
 ///             let _ = self.freed.push(free);
 ///         }
 ///     }
-///
-///     fn folio_split(&self, _index: usize, _order: u32) {}
 /// }
 /// ```
 pub(crate) trait PagemapOps: Send + Sync + Sized + 'static {
@@ -45,8 +43,8 @@ pub(crate) trait PagemapOps: Send + Sync + Sized + 'static {
     /// A large folio was split, and page `index` is the head of what is now a folio of `order`, which
     /// may be any order below that of the large folio.
     ///
-    /// Called for each part, with the folio locked and frozen; must not sleep.
-    fn folio_split(&self, index: usize, order: u32);
+    /// Called for each part, with the folio locked and frozen; must not sleep. By default it does nothing.
+    fn folio_split(&self, _index: usize, _order: u32) {}
 }
 
 /// What the owner of PRIVATE memory is called for besides.

@@ -36,14 +36,18 @@ impl PfnBuffer {
         }
     }
 
+    /// All entries: the first half is for the source.
+    pub(super) fn entries(&mut self) -> &mut [usize] {
+        match &mut self.0 {
+            Entries::One(entries) => entries,
+            Entries::Many(entries) => entries,
+        }
+    }
+
     /// Source entries, and destination entries of which the first `len` are cleared.
     pub(super) fn halves(&mut self, len: usize) -> (&mut [usize], &mut [usize]) {
         let capacity = self.capacity();
-        let entries: &mut [usize] = match &mut self.0 {
-            Entries::One(entries) => entries,
-            Entries::Many(entries) => entries,
-        };
-        let (src, dst) = entries.split_at_mut(capacity);
+        let (src, dst) = self.entries().split_at_mut(capacity);
         dst[..len].fill(0);
         (src, dst)
     }

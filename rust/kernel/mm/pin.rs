@@ -58,10 +58,12 @@ impl PinRequest {
 ///
 /// # Invariants
 ///
-/// Owns what `hold` says of each of `pages`.
+/// - Owns what `hold` says of each of `pages`.
+/// - `dirty` is set only if the pages are held for writing, `write`.
 pub(crate) struct PinnedPages {
     pages: KVVec<*mut bindings::page>,
     hold: Hold,
+    write: bool,
     dirty: bool,
 }
 
@@ -87,6 +89,7 @@ impl PinnedPages {
         let mut held = Self {
             pages: KVVec::with_capacity(pages, GFP_KERNEL_ACCOUNT)?,
             hold: request.hold,
+            write: request.write,
             dirty: false,
         };
         // On failure what is held already is dropped.
@@ -135,9 +138,10 @@ impl PinnedPages {
         Ok(())
     }
 
-    /// Says that the pages were written to: they are marked dirty when they are let go.
+    /// Says that the pages were written to: they are marked dirty when they are let go. Without effect
+    /// on pages that are held for reading, whose file system does not expect to see them dirty.
     pub(crate) fn mark_dirty(&mut self) {
-        self.dirty = true;
+        self.dirty = self.write;
     }
 }
 

@@ -8,19 +8,22 @@ pub(crate) use super::{
         FreedFolio,
         LockedDeviceFolio, //
     },
+    device_memory::{
+        CopyError,
+        CpuPages,
+        DeviceMemory,
+        DevicePages, //
+    },
     fault::{
         FaultError,
         VmFault, //
     },
     free_stack::FreeStack,
-    memory_type::MemoryType,
     migrate::{
         Area,
         Migration,
         PfnBuffer,
         Request,
-        Select,
-        Setup,
         MAX_PAGES, //
     },
     owner::PgmapOwner,

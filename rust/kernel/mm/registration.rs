@@ -88,7 +88,7 @@ impl<T: PagemapOps> Registration<T> {
         T: PrivateOps,
     {
         let region = MemRegion::request_free(bytes)?;
-        let raw_ops = const { &DevPagemap::<T>::PRIVATE_OPS };
+        let raw_ops = DevPagemap::<T>::PRIVATE_OPS;
         // SAFETY: These are the operations of PRIVATE memory, of this `T`.
         unsafe { Self::new(region, MemoryType::Private, raw_ops, owner, ops) }
     }
@@ -129,7 +129,7 @@ impl<T: PagemapOps> Registration<T> {
         ops: impl FnOnce(Frames) -> Result<T>,
     ) -> Result<(Self, FreeRegion), RegionError> {
         let region = MemRegion::request(start, bytes)?;
-        let raw_ops = const { &DevPagemap::<T>::OPS };
+        let raw_ops = DevPagemap::<T>::OPS;
         // SAFETY: These are the operations of memory that the CPU can reach, of this `T`.
         unsafe { Self::new(region, memory, raw_ops, owner, ops) }
     }
@@ -140,7 +140,7 @@ impl<T: PagemapOps> Registration<T> {
     unsafe fn new(
         region: MemRegion,
         memory: MemoryType,
-        raw_ops: &'static bindings::dev_pagemap_ops,
+        raw_ops: bindings::dev_pagemap_ops,
         owner: Arc<PgmapOwner>,
         ops: impl FnOnce(Frames) -> Result<T>,
     ) -> Result<(Self, FreeRegion), RegionError> {
@@ -185,8 +185,10 @@ impl<T: PagemapOps> Drop for Registration<T> {
                 self.used(),
                 self.away() - self.used().min(self.away())
             );
-            // What stays registered calls this module's code, and bears its name.
-            ModulePin::take().leak();
+            // Folios in use pin the module. Nothing calls into it for those that are free.
+            if let Some(pin) = ModulePin::try_take() {
+                pin.leak();
+            }
             return;
         }
         // No folio is in use, and none can be handed out any more. The last `folio_free` may not have
@@ -200,17 +202,17 @@ impl<T: PagemapOps> Drop for Registration<T> {
                 self.first_pfn(),
                 excess.unwrap_or_default()
             );
-            // SAFETY: All pages are home, and the pagemap is not dropped.
-            unsafe { self.map.close() };
-            self.cancel_unpin();
+            self.map.close();
+            self.disable_unpin();
             return;
         }
-        // Each `folio_free` has returned, so that nothing queues the work any more.
-        self.cancel_unpin();
-        self.drop_pin();
+        // The work looks at the `dev_pagemap`. A `folio_free` that has not returned cannot queue the work
+        // any more.
+        self.disable_unpin();
         // SAFETY: The pagemap is registered by the type invariants, and unregistered only here. This waits for
-        // each `PagemapRef`.
+        // each `PagemapRef`, and for each `folio_free`.
         unsafe { bindings::memunmap_pages(self.map.raw()) };
+        self.drop_pin();
         // SAFETY: Not used afterwards; core mm has forgotten the pagemap.
         unsafe { ManuallyDrop::drop(&mut self.map) };
         // SAFETY: Not used afterwards; nothing lies in the region any more.
@@ -278,8 +280,6 @@ mod tests {
                 let _ = self.freed.push(free);
             }
         }
-
-        fn folio_split(&self, _index: usize, _order: u32) {}
     }
 
     impl PrivateOps for Driver {
@@ -297,7 +297,7 @@ mod tests {
         }
 
         fn alloc(&self, order: u32) -> Result<Backing> {
-            Backing::new(MemoryType::Private, order)
+            Backing::alloc(order)
         }
     }
 
@@ -348,9 +348,6 @@ mod tests {
         let err = map.hand_out(folio, map.alloc(4)?).err().ok_or(EINVAL)?;
         assert_eq!(err.cause, HandOutCause::Mismatch);
         assert_eq!((err.folio.order(), err.backing.order()), (PMD_ORDER, 4));
-        let none = Backing::new(MemoryType::Coherent, PMD_ORDER)?;
-        let err = map.hand_out(err.folio, none).err().ok_or(EINVAL)?;
-        assert_eq!(err.cause, HandOutCause::Mismatch);
         let folio = err.folio;
         // A folio of another pagemap.
         let other = FreeFolio::for_test(0);

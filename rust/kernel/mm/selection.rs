@@ -84,6 +84,19 @@ pub(crate) struct Request<'a> {
     pub(crate) owner: &'a PgmapOwner,
 }
 
+impl<'a> Request<'a> {
+    /// What is in system memory of `range`, page by page, for a device whose memory `owner` owns.
+    pub(crate) fn system(area: Area<'a>, range: PageRange, owner: &'a PgmapOwner) -> Self {
+        Self {
+            area,
+            range,
+            select: Select::System,
+            large: false,
+            owner,
+        }
+    }
+}
+
 /// Page frame numbers of pages of one registered pagemap.
 ///
 /// # Invariants

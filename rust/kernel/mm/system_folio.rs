@@ -78,8 +78,8 @@ impl SystemFolio {
     }
 
     /// The head page.
-    pub(super) fn as_ptr(&self) -> *mut bindings::page {
-        self.page.as_ptr()
+    pub(super) fn as_non_null(&self) -> NonNull<bindings::page> {
+        self.page
     }
 
     /// Gives the reference away.

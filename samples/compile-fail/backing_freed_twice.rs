@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: GPL-2.0
+// error: E0382
+
+//! Handing a folio out consumes its backing.
+
+#![forbid(unsafe_code)]
+
+use crate::mm::{
+    backing::Backing, free_folio::FreeFolio, pagemap::DevPagemap, pagemap_ops::PagemapOps,
+};
+
+fn twice<T: PagemapOps>(map: &DevPagemap<T>, folio: FreeFolio, backing: Backing) -> u32 {
+    drop(map.hand_out(folio, backing));
+    backing.order()
+}

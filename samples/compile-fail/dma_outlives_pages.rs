@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: GPL-2.0
+// error: E0515
+
+//! A DMA mapping ends before its pages are freed.
+
+#![forbid(unsafe_code)]
+
+use crate::mm::device_memory::{CpuPages, DmaPages};
+use kernel::{device::Bound, device::Device, dma::DataDirection, prelude::*};
+
+fn map<'a>(pages: CpuPages<'a>, dev: &'a Device<Bound>) -> Result<DmaPages<'a>> {
+    pages.dma_map(dev, DataDirection::ToDevice)
+}

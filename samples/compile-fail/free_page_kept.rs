@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: GPL-2.0
+// error: E0521
+
+//! A page that is looked at in a set stays free, and stays there.
+
+#![forbid(unsafe_code)]
+
+use crate::mm::free_folio::{FreeFolio, FreePages};
+
+fn keep<'a>(pages: &'a FreePages, pfn: usize, kept: &mut Option<&'a FreeFolio>) {
+    pages.with(pfn, |folio| *kept = Some(folio));
+}

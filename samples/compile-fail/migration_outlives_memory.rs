@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: GPL-2.0
+// error: E0505
+
+//! The memory that a migration copies to stays for as long as the migration.
+
+#![forbid(unsafe_code)]
+
+use crate::mm::{
+    device_memory::DeviceMemory,
+    migrate::{DevicePfns, Migration, PfnBuffer},
+};
+
+fn late<M: DeviceMemory>(buffer: &mut PfnBuffer, pfns: &DevicePfns<'_>, memory: M) {
+    let migration = Migration::of_device_pages(buffer, pfns, &memory);
+    drop(memory);
+    drop(migration);
+}

@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: GPL-2.0
+// error: E0423
+
+//! The stages of a migration are types, which nobody makes values of.
+
+#![forbid(unsafe_code)]
+
+use crate::mm::migrate::Copied;
+
+fn stage() -> Copied {
+    Copied(())
+}
