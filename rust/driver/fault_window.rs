@@ -68,7 +68,8 @@ impl Core {
         let Ok(mut buffer) = PfnBuffer::new(plan.pages()) else {
             return false;
         };
-        let Ok(mut migration) = fault.migrate_around(&mut buffer, plan.window.clone(), &PageBacked) else {
+        let Ok(mut migration) = fault.migrate_around(&mut buffer, plan.window.clone(), &PageBacked)
+        else {
             return false;
         };
         let own = (place.address - plan.window.start) >> PAGE_SHIFT;
