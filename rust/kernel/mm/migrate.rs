@@ -263,12 +263,13 @@ impl<'a, M: DeviceMemory> Migration<'a, Setup, M> {
         let mut to = unsafe { DevicePages::from_raw(folio.page().as_non_null(), order) };
         let copied = match self.part(i, part) {
             None => self.memory.clear(&mut to),
-            // SAFETY: With `holes` core mm selects system memory only, which the CPU reaches. The source is
-            // locked, unmapped and referenced by the type invariants of `Migration`, and `check_fit()` says
-            // that it has so many pages.
-            Some(page) if self.holes => self
-                .memory
-                .copy_in(&mut to, &unsafe { CpuPages::from_raw(page, order) }),
+            Some(page) if self.holes => {
+                // SAFETY: With `holes` core mm selects system memory only, which the CPU reaches. The source
+                // is locked, unmapped and referenced by the type invariants of `Migration`, and
+                // `check_fit()` says that it has so many pages.
+                let from = unsafe { CpuPages::from_raw(page, order) };
+                self.memory.copy_in(&mut to, &from)
+            }
             // The copy would be one between two devices.
             Some(_) => Err(CopyError::Mismatch),
         };
@@ -294,14 +295,20 @@ impl<'a, M: DeviceMemory> Migration<'a, Setup, M> {
                 to.clear();
                 Ok(())
             }
-            // SAFETY: As in `copy_to_device()`: system memory, locked, unmapped and referenced, and so large.
-            Some(page) if self.holes => to.copy_from(&unsafe { CpuPages::from_raw(page, order) }),
-            // SAFETY: Without `holes` core mm selects pages of a `PgmapOwner`, or those that a `DevicePfns`
-            // lists: both are of a `DevPagemap`. The source is locked, unmapped and referenced by the type
-            // invariants of `Migration`, and `check_fit()` says that it has so many pages.
-            Some(page) => self
-                .memory
-                .copy_out(&mut to, &unsafe { DevicePages::from_raw(page, order) }),
+            Some(page) if self.holes => {
+                // SAFETY: With `holes` core mm selects system memory only, which the CPU reaches. The source
+                // is locked, unmapped and referenced by the type invariants of `Migration`, and
+                // `check_fit()` says that it has so many pages.
+                to.copy_from(&unsafe { CpuPages::from_raw(page, order) })
+            }
+            Some(page) => {
+                // SAFETY: Without `holes` core mm selects pages of a `PgmapOwner`, or those that a
+                // `DevicePfns` lists: both are of a `DevPagemap`. The source is locked, unmapped and
+                // referenced by the type invariants of `Migration`, and `check_fit()` says that it has so
+                // many pages.
+                let from = unsafe { DevicePages::from_raw(page, order) };
+                self.memory.copy_out(&mut to, &from)
+            }
         };
         self.check_copied(copied)?;
         let page = folio.into_raw();
