@@ -10,6 +10,7 @@
 
 use super::{
     backing::contents,
+    device_memory::DeviceMemory,
     hmm::HmmMirror,
     migrate::{
         page_of,
@@ -65,7 +66,10 @@ impl Watch<'_> {
     /// it maps: none if anybody else has changed the range meanwhile. May sleep.
     ///
     /// The migration must be one of the current task that began after the watch.
-    pub(crate) fn fill(&self, migration: &Migration<'_, Copied>) -> Result<usize> {
+    pub(crate) fn fill<M: DeviceMemory>(
+        &self,
+        migration: &Migration<'_, Copied, M>,
+    ) -> Result<usize> {
         let table = self.mirror.notifier.lock();
         if !table.is_undisturbed(self.slot) {
             return Ok(0);

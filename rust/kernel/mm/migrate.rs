@@ -12,13 +12,7 @@
 //! page, in which case core mm splits it.
 
 use super::{
-    device_folio::LockedDeviceFolio,
-    device_memory::{
-        CpuPages,
-        DeviceMemory,
-        DevicePages, //
-    },
-    system_folio::SystemFolio,
+    device_memory::DeviceMemory,
     PAGE_SHIFT,
     PAGE_SIZE,
     PMD_ORDER, //
@@ -71,10 +65,10 @@ pub(crate) use super::{
 #[must_use = "dropping a migration puts the pages back"]
 pub(crate) struct Migration<'a, S: Stage, M: DeviceMemory> {
     args: bindings::migrate_vma,
-    memory: &'a M,
+    pub(super) memory: &'a M,
     len: usize,
-    vma: bool,
-    holes: bool,
+    pub(super) vma: bool,
+    pub(super) holes: bool,
     finalized: bool,
     _p: PhantomData<(&'a mut PfnBuffer, Area<'a>, S)>,
 }
@@ -243,112 +237,6 @@ impl<'a, M: DeviceMemory> Migration<'a, Setup, M> {
             .sum()
     }
 
-    /// Makes `folio` the destination of page `part` of the source at entry `i`, with the contents
-    /// and the write permission of the source. A folio of the source's order takes all of it
-    /// (`part` is 0 then). May sleep.
-    ///
-    /// A small folio can take a page of a large folio of a range of an area, which core mm then
-    /// splits. A large hole must be split first: see [`Migration::split_hole`]. Pages that were
-    /// selected on a device are no source for this.
-    pub(crate) fn copy_to_device(
-        &mut self,
-        i: usize,
-        part: usize,
-        folio: LockedDeviceFolio,
-    ) -> Result<(), CopyError> {
-        let order = folio.order();
-        self.check_fit(i, part, order)?;
-        // SAFETY: The folio is of a `DevPagemap`, and we own its lock, by the invariants of
-        // `LockedDeviceFolio`. The result does not outlive `folio`.
-        let mut to = unsafe { DevicePages::from_raw(folio.page().as_non_null(), order) };
-        let copied = match self.part(i, part) {
-            None => self.memory.clear(&mut to),
-            Some(page) if self.holes => {
-                // SAFETY: With `holes` core mm selects system memory only, which the CPU reaches. The source
-                // is locked, unmapped and referenced by the type invariants of `Migration`, and
-                // `check_fit()` says that it has so many pages.
-                let from = unsafe { CpuPages::from_raw(page, order) };
-                self.memory.copy_in(&mut to, &from)
-            }
-            // The copy would be one between two devices.
-            Some(_) => Err(CopyError::Mismatch),
-        };
-        self.check_copied(copied)?;
-        self.set_destination(i, part, folio.into_raw(), order);
-        Ok(())
-    }
-
-    /// As [`Migration::copy_to_device`], in the other direction.
-    pub(crate) fn copy_to_system(
-        &mut self,
-        i: usize,
-        part: usize,
-        folio: SystemFolio,
-    ) -> Result<(), CopyError> {
-        let order = folio.order();
-        self.check_fit(i, part, order)?;
-        // SAFETY: The folio is of this order, and nobody else knows it, by the invariants of `SystemFolio`.
-        // The result does not outlive `folio`.
-        let mut to = unsafe { CpuPages::from_raw(folio.as_non_null(), order) };
-        let copied = match self.part(i, part) {
-            None => {
-                to.clear();
-                Ok(())
-            }
-            Some(page) if self.holes => {
-                // SAFETY: With `holes` core mm selects system memory only, which the CPU reaches. The source
-                // is locked, unmapped and referenced by the type invariants of `Migration`, and
-                // `check_fit()` says that it has so many pages.
-                to.copy_from(&unsafe { CpuPages::from_raw(page, order) })
-            }
-            Some(page) => {
-                // SAFETY: Without `holes` core mm selects pages of a `PgmapOwner`, or those that a
-                // `DevicePfns` lists: both are of a `DevPagemap`. The source is locked, unmapped and
-                // referenced by the type invariants of `Migration`, and `check_fit()` says that it has so
-                // many pages.
-                let from = unsafe { DevicePages::from_raw(page, order) };
-                self.memory.copy_out(&mut to, &from)
-            }
-        };
-        self.check_copied(copied)?;
-        let page = folio.into_raw();
-        // SAFETY: The folio is new and nobody else's, so the lock is free.
-        unsafe { bindings::zdm_folio_lock(page) };
-        self.set_destination(i, part, page, order);
-        Ok(())
-    }
-
-    /// Makes what `alloc` returns for an order the destination of each source, on the device. A source
-    /// that cannot be copied stays where it is. May sleep.
-    ///
-    /// # Errors
-    ///
-    /// Those of `alloc`.
-    pub(crate) fn fill_device(
-        &mut self,
-        mut alloc: impl FnMut(u32) -> Result<LockedDeviceFolio>,
-    ) -> Result {
-        for i in 0..self.len {
-            if let Some(order) = self.source(i) {
-                let _ = self.copy_to_device(i, 0, alloc(order)?);
-            }
-        }
-        Ok(())
-    }
-
-    /// As [`Migration::fill_device`], with folios of system memory.
-    pub(crate) fn fill_system(
-        &mut self,
-        mut alloc: impl FnMut(u32) -> Result<SystemFolio>,
-    ) -> Result {
-        for i in 0..self.len {
-            if let Some(order) = self.source(i) {
-                let _ = self.copy_to_system(i, 0, alloc(order)?);
-            }
-        }
-        Ok(())
-    }
-
     /// Makes a large hole, at entry `i`, one of small holes, so that each of them gets a destination
     /// of its own or none.
     pub(crate) fn split_hole(&mut self, i: usize) {
@@ -362,45 +250,19 @@ impl<'a, M: DeviceMemory> Migration<'a, Setup, M> {
     }
 
     /// Whether the source at `i` has no page.
-    fn is_hole(&self, i: usize) -> bool {
+    pub(super) fn is_hole(&self, i: usize) -> bool {
         !is_valid(self.src(i))
-    }
-
-    /// Whether the source at `i` has a page `part` that a folio of `order` can take.
-    ///
-    /// Core mm follows the destination of every page of a large hole as soon as the first one is
-    /// small, whether there is one or not; and it splits no large folio of a list of device pages.
-    fn check_fit(&self, i: usize, part: usize, order: u32) -> Result<(), CopyError> {
-        let source = self.source(i).ok_or(CopyError::Mismatch)?;
-        let whole = order == source && part == 0;
-        let piece = order == 0 && part < 1 << source && self.vma && !self.is_hole(i);
-        if (whole || piece) && i + part + (1 << order) <= self.len {
-            Ok(())
-        } else {
-            Err(CopyError::Mismatch)
-        }
-    }
-
-    /// Page `part` of the source at `i`; `None` for a hole.
-    fn part(&self, i: usize, part: usize) -> Option<NonNull<bindings::page>> {
-        let page = page_of(self.src(i))?;
-        // Pages of a folio have struct pages in a row.
-        NonNull::new(page.as_ptr().wrapping_add(part))
-    }
-
-    /// Takes what a copy came to. Part of one that failed may still be under way; the destination is
-    /// freed after this.
-    #[inline]
-    fn check_copied(&self, copied: Result<(), CopyError>) -> Result<(), CopyError> {
-        if copied.is_err() {
-            let _ = self.memory.fence();
-        }
-        copied
     }
 
     /// Makes the folio of `order` that `page` is the head of the destination of page `part` of the
     /// source at `i`, and takes over its lock and the caller's reference.
-    fn set_destination(&mut self, i: usize, part: usize, page: *mut bindings::page, order: u32) {
+    pub(super) fn set_destination(
+        &mut self,
+        i: usize,
+        part: usize,
+        page: *mut bindings::page,
+        order: u32,
+    ) {
         self.drop_destination(i + part);
         // SAFETY: The page has a struct page; the function computes its number only.
         let pfn = unsafe { bindings::zdm_page_to_pfn(page) };

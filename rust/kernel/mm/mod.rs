@@ -23,6 +23,7 @@ pub(crate) mod locked_memory;
 pub(crate) mod mapped;
 pub(crate) mod memory_type;
 pub(crate) mod migrate;
+mod migrate_copy;
 pub(crate) mod module;
 pub(crate) mod moved;
 pub(crate) mod notifier;
@@ -31,6 +32,7 @@ pub(crate) mod page;
 pub(crate) mod pagemap;
 pub(crate) mod pagemap_audit;
 pub(crate) mod pagemap_ops;
+mod pagemap_pfns;
 pub(crate) mod pfn_buffer;
 pub(crate) mod pin;
 #[cfg(CONFIG_KUNIT = "y")]

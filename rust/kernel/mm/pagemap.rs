@@ -40,7 +40,6 @@ use super::{
         MemRegion,
         RegionError, //
     },
-    selection::DevicePfns, //
 };
 use crate::bindings;
 use core::ptr::NonNull;
@@ -296,39 +295,9 @@ impl<T: PagemapOps> DevPagemap<T> {
         NonNull::new(page).map(|page| unsafe { PageView::of_pagemap(page, pgmap) })
     }
 
-    /// A list of page frames, `None` unless all of them belong to this pagemap.
-    pub(crate) fn device_pfns<'a>(&'a self, pfns: &'a [usize]) -> Option<DevicePfns<'a>> {
-        pfns.iter()
-            .all(|&pfn| self.index_of_pfn(pfn).is_some())
-            // SAFETY: The pages belong to this pagemap, which stays registered while it is borrowed.
-            .then(|| unsafe { DevicePfns::from_raw(pfns) })
-    }
-
-    /// Whether page `index` has as many references as mappings, as one that is free has. One look, which
-    /// costs less than asking for both.
-    pub(crate) fn is_settled(&self, index: usize) -> bool {
-        self.page(index).is_none_or(|page| {
-            // SAFETY: The page is one of this pagemap, which stays registered while it is borrowed. A page
-            // that looks like a tail names another one of the pagemap.
-            unsafe { bindings::zdm_is_settled(page.as_ptr()) }
-        })
-    }
-
     /// The order of the folio in use that page `index` is the head of.
     pub(crate) fn order_in_use(&self, index: usize) -> Option<u32> {
         order_in_use(self.state.get(index)?.load(Relaxed))
-    }
-
-    /// Page frame numbers of all folios in use, page by page. Out of date at once, unless nothing is handed
-    /// out or freed meanwhile. May sleep.
-    pub(crate) fn used_pfns(&self) -> Result<KVVec<usize>> {
-        let mut pfns = KVVec::new();
-        for index in 0..self.pages() {
-            for page in 0..self.order_in_use(index).map_or(0, |order| 1 << order) {
-                pfns.push(self.first_pfn() + index + page, GFP_KERNEL)?;
-            }
-        }
-        Ok(pfns)
     }
 
     /// Hands `folio` out. `backing` holds its contents where the CPU cannot reach the memory.

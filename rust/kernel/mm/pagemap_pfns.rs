@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Lists of page frames of a pagemap.
+
+use super::{
+    pagemap::DevPagemap,
+    pagemap_ops::PagemapOps,
+    selection::DevicePfns, //
+};
+use crate::bindings;
+use kernel::prelude::*;
+
+impl<T: PagemapOps> DevPagemap<T> {
+    /// A list of page frames, `None` unless all of them belong to this pagemap.
+    pub(crate) fn device_pfns<'a>(&'a self, pfns: &'a [usize]) -> Option<DevicePfns<'a>> {
+        pfns.iter()
+            .all(|&pfn| self.index_of_pfn(pfn).is_some())
+            // SAFETY: The pages belong to this pagemap, which stays registered while it is borrowed.
+            .then(|| unsafe { DevicePfns::from_raw(pfns) })
+    }
+
+    /// Whether page `index` has as many references as mappings, as one that is free has. One look, which
+    /// costs less than asking for both.
+    pub(crate) fn is_settled(&self, index: usize) -> bool {
+        self.page(index).is_none_or(|page| {
+            // SAFETY: The page is one of this pagemap, which stays registered while it is borrowed. A page
+            // that looks like a tail names another one of the pagemap.
+            unsafe { bindings::zdm_is_settled(page.as_ptr()) }
+        })
+    }
+
+    /// Page frame numbers of all folios in use, page by page. Out of date at once, unless nothing is handed
+    /// out or freed meanwhile. May sleep.
+    pub(crate) fn used_pfns(&self) -> Result<KVVec<usize>> {
+        let mut pfns = KVVec::new();
+        for index in 0..self.pages() {
+            for page in 0..self.order_in_use(index).map_or(0, |order| 1 << order) {
+                pfns.push(self.first_pfn() + index + page, GFP_KERNEL)?;
+            }
+        }
+        Ok(pfns)
+    }
+}
