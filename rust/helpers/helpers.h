@@ -15,30 +15,6 @@
 struct hmm_range;
 struct user_struct;
 
-/* Bits of zdm_page_bits(); a tail page has none but TAIL, ANON_EXCLUSIVE and REFERENCED. */
-#define ZDM_BIT_LOCKED		0x01
-#define ZDM_BIT_LRU		0x02
-#define ZDM_BIT_MAPPED		0x04
-#define ZDM_BIT_MAPPING		0x08
-#define ZDM_BIT_CHARGED		0x10
-#define ZDM_BIT_HEAD		0x20
-#define ZDM_BIT_TAIL		0x40
-#define ZDM_BIT_ANON_EXCLUSIVE	0x80
-#define ZDM_BIT_ANON		0x100
-#define ZDM_BIT_REFERENCED	0x200
-
-/* What zdm_pfn_kind() says besides types of memory, and 0 for the system's. */
-#define ZDM_KIND_LOCAL		0x100
-#define ZDM_KIND_ZERO		0x200
-
-/* What zdm_look_at_freed() finds. */
-struct zdm_freed {
-	struct dev_pagemap *pgmap;
-	unsigned long pfn;
-	void *data;
-	unsigned int bits;
-};
-
 /* A reading of the log's clock, and when it was made. */
 struct zdm_recent {
 	unsigned long jiffies;
@@ -47,30 +23,15 @@ struct zdm_recent {
 
 struct page *zdm_pfn_to_page(unsigned long pfn);
 unsigned long zdm_page_to_pfn(const struct page *page);
-unsigned int zdm_page_bits(const struct page *page);
-unsigned long zdm_clean_pages(unsigned long pfn, const s8 *state, unsigned long n);
-unsigned long zdm_idle_pages(const struct page *head, unsigned long n);
-bool zdm_is_settled(const struct page *page);
-bool zdm_clean_tails(const struct page *head, unsigned int order);
-unsigned long zdm_next_suspect(const unsigned long *src, const unsigned long *dst,
-			       unsigned long i, unsigned long n, struct page *fault);
-unsigned long zdm_read_pages(const struct page *page, unsigned long n);
 int zdm_folio_mapcount(struct page *page);
 unsigned int zdm_folio_order(struct page *page);
-unsigned long zdm_folio_mapping(struct page *page);
-unsigned long zdm_folio_memcg(struct page *page);
 bool zdm_folio_is_uncharged(struct page *page);
 bool zdm_folio_is_ksm(struct page *page);
 struct page *zdm_compound_head(struct page *page);
-struct dev_pagemap *zdm_page_pgmap(struct page *page);
 bool zdm_pgmap_tryget_live(struct dev_pagemap *pgmap);
 void zdm_pgmap_put(struct dev_pagemap *pgmap);
 void zdm_folio_init(struct page *page, struct dev_pagemap *pgmap, unsigned int order);
 void zdm_folio_inherit(struct folio *tail, struct folio *head);
-void zdm_look_at_freed(struct page *head, struct zdm_freed *freed);
-bool zdm_is_device_private_page(const struct page *page);
-bool zdm_private_page(const struct page *page, void **data, unsigned long *nth);
-void *zdm_zone_device_data(const struct page *page);
 void zdm_set_zone_device_data(struct page *page, void *data);
 bool zdm_folio_try_get(struct page *page);
 void zdm_folio_put(struct page *page);
@@ -110,7 +71,6 @@ int zdm_range_fault_unlocked(struct hmm_range *range, unsigned long timeout);
 unsigned long zdm_irq_save(void);
 void zdm_irq_restore(unsigned long flags);
 bool zdm_is_zero_page(const struct page *page);
-unsigned int zdm_pfn_kind(unsigned long pfn, const void *owner);
 struct page *zdm_folio_page(struct page *page, unsigned long n);
 void zdm_mark_dirty(struct page *page);
 int zdm_read_page(void *to, struct page *page);
@@ -120,11 +80,9 @@ int zdm_page_from_user_nofault(struct page *page, const void *from);
 
 bool zdm_pgmap_pfn_valid(struct dev_pagemap *pgmap, unsigned long pfn);
 bool zdm_pfn_valid(unsigned long pfn);
-struct dev_pagemap *zdm_any_pgmap(const struct page *page);
 unsigned int zdm_large_order(const struct page *head);
 int zdm_large_mapcount(const struct page *head);
 int zdm_large_pins(const struct page *head);
-int zdm_small_mapcount(const struct page *page);
 bool zdm_is_huge_zero_page(const struct page *page);
 
 long zdm_pgmap_refs(struct dev_pagemap *pgmap);

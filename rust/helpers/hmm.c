@@ -15,21 +15,6 @@ bool zdm_is_zero_page(const struct page *page)
 	return is_zero_pfn(page_to_pfn(page));
 }
 
-/*
- * What a device sees of a page in use: the type of its pagemap, and whether it is of the
- * device itself. All in one call; pagemaps of others may have no owner.
- */
-unsigned int zdm_pfn_kind(unsigned long pfn, const void *owner)
-{
-	const struct page *page = pfn_to_page(pfn);
-	const struct dev_pagemap *pgmap;
-
-	if (!is_zone_device_page(page))
-		return is_zero_pfn(pfn) ? ZDM_KIND_ZERO : 0;
-	pgmap = page_pgmap(page);
-	return pgmap->type | (pgmap->owner == owner ? ZDM_KIND_LOCAL : 0);
-}
-
 struct page *zdm_folio_page(struct page *page, unsigned long n)
 {
 	return folio_page(page_folio(page), n);

@@ -29,12 +29,6 @@ bool zdm_pfn_valid(unsigned long pfn)
 	return pfn_valid(pfn);
 }
 
-/* NULL for what is not ZONE_DEVICE memory. */
-struct dev_pagemap *zdm_any_pgmap(const struct page *page)
-{
-	return is_zone_device_page(page) ? page_folio(page)->pgmap : NULL;
-}
-
 unsigned int zdm_large_order(const struct page *head)
 {
 	return READ_ONCE(((struct folio *)head)->_flags_1) & 0xff;
@@ -48,13 +42,6 @@ int zdm_large_mapcount(const struct page *head)
 int zdm_large_pins(const struct page *head)
 {
 	return atomic_read(&((struct folio *)head)->_pincount);
-}
-
-int zdm_small_mapcount(const struct page *page)
-{
-	int mapcount = atomic_read(&page->_mapcount) + 1;
-
-	return page_mapcount_is_type(mapcount) ? 0 : mapcount;
 }
 
 /*

@@ -23,140 +23,11 @@ unsigned long zdm_page_to_pfn(const struct page *page)
 	return page_to_pfn(page);
 }
 
-/*
- * All that tells a free page from others, in one look. Of the page itself, not of its folio:
- * a free page may still look like the tail of the large folio that it was part of, and then
- * most of its fields are that folio's.
- */
-unsigned int zdm_page_bits(const struct page *page)
-{
-	unsigned long flags = READ_ONCE(page->flags.f);
-	unsigned int bits = 0;
-
-	if (page_ref_count(page))
-		bits |= ZDM_BIT_REFERENCED;
-	/* PageAnonExclusive() insists on an anonymous page; the oracle asks of any page. */
-	if (flags & BIT(PG_anon_exclusive))
-		bits |= ZDM_BIT_ANON_EXCLUSIVE;
-	if (PageTail(page))
-		return bits | ZDM_BIT_TAIL;
-	if (flags & BIT(PG_locked))
-		bits |= ZDM_BIT_LOCKED;
-	if (flags & BIT(PG_lru))
-		bits |= ZDM_BIT_LRU;
-	if (flags & BIT(PG_head))
-		bits |= ZDM_BIT_HEAD;
-	if (atomic_read(&page->_mapcount) != -1)
-		bits |= ZDM_BIT_MAPPED;
-	if (page->mapping)
-		bits |= ZDM_BIT_MAPPING;
-	if ((unsigned long)page->mapping & FOLIO_MAPPING_ANON)
-		bits |= ZDM_BIT_ANON;
-#ifdef CONFIG_MEMCG
-	if (page->memcg_data)
-		bits |= ZDM_BIT_CHARGED;
-#endif
-	return bits;
-}
-
-/* Flags that neither a free page nor any page of a device that is left alone has. */
-#define ZDM_UNCLEAN	(BIT(PG_locked) | BIT(PG_lru) | BIT(PG_anon_exclusive))
-
-/*
- * Of the pages from @pfn on, how many are free by @state, which is then 0, and have nothing
- * that a free page must not have. A loop in C, as a call for each page would cost more than
- * the page.
- */
-unsigned long zdm_clean_pages(unsigned long pfn, const s8 *state, unsigned long n)
-{
-	const struct page *page = pfn_to_page(pfn);
-	unsigned long i, stale;
-
-	for (i = 0; i < n && !READ_ONCE(state[i]); i++, page++) {
-		stale = (READ_ONCE(page->flags.f) & ZDM_UNCLEAN) | page_ref_count(page) |
-			(unsigned long)page->mapping | PageTail(page);
-#ifdef CONFIG_MEMCG
-		stale |= page->memcg_data;
-#endif
-		if (!stale && atomic_read(&page->_mapcount) == -1)
-			continue;
-		/* The words of a tail that was left over say something else. */
-		if (zdm_page_bits(page) & ~(ZDM_BIT_HEAD | ZDM_BIT_TAIL))
-			break;
-	}
-	return i;
-}
-
-/*
- * Of the pages from @head on, the first of a folio that is not in use, how many nothing
- * refers to, and which are no tails of another folio.
- */
-unsigned long zdm_idle_pages(const struct page *head, unsigned long n)
-{
-	const struct page *page = head;
-	unsigned long i;
-
-	for (i = 0; i < n && !page_ref_count(page); i++, page++) {
-		if (PageTail(page) ? compound_head(page) != head :
-				     READ_ONCE(page->flags.f) & BIT(PG_locked))
-			break;
-	}
-	return i;
-}
-
-/* Whether a page has as many references as mappings, as one that is free has. */
-bool zdm_is_settled(const struct page *page)
-{
-	return page_ref_count(page) == folio_mapcount(page_folio(page));
-}
-
-/* Whether all pages of a folio but the first are tails, and else as free pages must be. */
-bool zdm_clean_tails(const struct page *head, unsigned int order)
-{
-	unsigned long i;
-
-	for (i = 1; i < 1UL << order; i++)
-		if (zdm_page_bits(head + i) != ZDM_BIT_TAIL)
-			return false;
-	return true;
-}
-
-/*
- * Of the entries of a migration from @i on, the first of a folio that has moved and that
- * somebody may refer to besides the migration, its mappings, and the fault on @fault that
- * it is made for; @n where there is none. What the driver asks of each of them, in a loop
- * in C for the same reason.
- */
-unsigned long zdm_next_suspect(const unsigned long *src, const unsigned long *dst,
-			       unsigned long i, unsigned long n, struct page *fault)
-{
-	const struct folio *faulting = fault ? page_folio(fault) : NULL;
-
-	for (; i < n; i++) {
-		struct page *from = migrate_pfn_to_page(src[i]);
-		struct page *to = migrate_pfn_to_page(dst[i]);
-
-		if (!to || !(src[i] & MIGRATE_PFN_MIGRATE))
-			continue;
-		if (from && page_ref_count(from) != 1 + (page_folio(from) == faulting))
-			break;
-		if (page_ref_count(to) != folio_mapcount(page_folio(to)) + 1)
-			break;
-	}
-	return i;
-}
-
-/* Reads all of every struct page, and gives the caller something that depends on it. */
-unsigned long zdm_read_pages(const struct page *page, unsigned long n)
-{
-	const unsigned long *word = (const unsigned long *)page;
-	const unsigned long *end = (const unsigned long *)(page + n);
-	unsigned long all = 0;
-
-	while (word < end)
-		all |= READ_ONCE(*word++);
-	return all;
-}
+/* What rust/kernel/mm/struct_page.rs knows of the words that follow the flags. */
+static_assert(offsetof(struct folio, pgmap) == offsetof(struct page, lru));
+static_assert(offsetof(struct page, lru) == sizeof(unsigned long));
+static_assert(offsetof(struct page, zone_device_data) == 2 * sizeof(unsigned long));
+static_assert(offsetof(struct page, mapping) == 3 * sizeof(unsigned long));
 
 int zdm_folio_mapcount(struct page *page)
 {
@@ -166,11 +37,6 @@ int zdm_folio_mapcount(struct page *page)
 unsigned int zdm_folio_order(struct page *page)
 {
 	return folio_order(page_folio(page));
-}
-
-unsigned long zdm_folio_mapping(struct page *page)
-{
-	return (unsigned long)page_folio(page)->mapping;
 }
 
 /* Whether a memory cgroup is charged for every page in use, but for this one none is. */
@@ -186,15 +52,6 @@ bool zdm_folio_is_uncharged(struct page *page)
 bool zdm_folio_is_ksm(struct page *page)
 {
 	return folio_test_ksm(page_folio(page));
-}
-
-unsigned long zdm_folio_memcg(struct page *page)
-{
-#ifdef CONFIG_MEMCG
-	return page_folio(page)->memcg_data;
-#else
-	return 0;
-#endif
 }
 
 struct page *zdm_compound_head(struct page *page)
@@ -222,48 +79,6 @@ void zdm_folio_inherit(struct folio *tail, struct folio *head)
 {
 	tail->pgmap = head->pgmap;
 	tail->mapping = head->mapping;
-}
-
-struct dev_pagemap *zdm_page_pgmap(struct page *page)
-{
-	return page_folio(page)->pgmap;
-}
-
-/* All that there is to know of a device folio that is being freed, in one call. */
-void zdm_look_at_freed(struct page *head, struct zdm_freed *freed)
-{
-	struct folio *folio = page_folio(head);
-
-	freed->pgmap = folio->pgmap;
-	freed->pfn = page_to_pfn(head);
-	freed->data = head->zone_device_data;
-	freed->bits = zdm_page_bits(head);
-}
-
-bool zdm_is_device_private_page(const struct page *page)
-{
-	return is_device_private_page(page);
-}
-
-/*
- * The data of the folio of a device-private page, and which of its pages this is, in one
- * call; false for any other page.
- */
-bool zdm_private_page(const struct page *page, void **data, unsigned long *nth)
-{
-	const struct page *head;
-
-	if (!is_device_private_page(page))
-		return false;
-	head = compound_head(page);
-	*data = head->zone_device_data;
-	*nth = page - head;
-	return true;
-}
-
-void *zdm_zone_device_data(const struct page *page)
-{
-	return page->zone_device_data;
 }
 
 void zdm_set_zone_device_data(struct page *page, void *data)

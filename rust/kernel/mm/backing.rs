@@ -7,7 +7,10 @@
 //!
 //! C header: [`include/linux/gfp.h`](srctree/include/linux/gfp.h)
 
-use super::PMD_ORDER;
+use super::{
+    struct_page,
+    PMD_ORDER, //
+};
 use crate::bindings;
 use core::ptr::NonNull;
 use kernel::prelude::*;
@@ -120,13 +123,8 @@ impl RawBacking {
     ///
     /// `head` must be the head page of a folio of a [`DevPagemap`](super::pagemap::DevPagemap).
     pub(super) unsafe fn of(head: *mut bindings::page) -> Self {
-        // SAFETY: By the caller's contract.
-        Self::from_data(unsafe { bindings::zdm_zone_device_data(head) })
-    }
-
-    /// What `zone_device_data` says.
-    pub(super) fn from_data(data: *mut c_void) -> Self {
-        Self(data as usize)
+        // SAFETY: `head` is a page of ZONE_DEVICE memory by the contract of this function.
+        Self(unsafe { struct_page::zone_device_data(head) } as usize)
     }
 
     /// Makes `head` carry it.
@@ -197,12 +195,17 @@ impl RawBacking {
 /// `page` must be a page in use that nobody frees or splits meanwhile and, where it is PRIVATE,
 /// one of a [`DevPagemap`](super::pagemap::DevPagemap).
 pub(super) unsafe fn contents(page: *mut bindings::page) -> *mut bindings::page {
-    let (mut data, mut nth) = (core::ptr::null_mut(), 0);
-    // SAFETY: By the caller's contract.
-    if !unsafe { bindings::zdm_private_page(page, &mut data, &mut nth) } {
+    // SAFETY: The page is in use, and its folio whole, by the contract of this function.
+    if !unsafe { struct_page::is_private(page) } {
         return page;
     }
-    RawBacking::from_data(data).page(nth)
+    // SAFETY: The page is in use by the contract of this function.
+    let head = unsafe { struct_page::head(page) };
+    // SAFETY: Pages of a folio have struct pages in a row.
+    let nth = unsafe { page.offset_from(head) };
+    // SAFETY: `head` is the head of a folio of a `DevPagemap`, by the contract of this function.
+    // CAST: Not negative: the head is the first page.
+    unsafe { RawBacking::of(head) }.page(nth as usize)
 }
 
 #[kunit_tests(zdmirror_backing)]

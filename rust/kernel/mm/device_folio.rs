@@ -14,6 +14,7 @@ use super::{
         PageBits,
         PageView, //
     },
+    struct_page, //
 };
 use crate::bindings;
 use core::ptr::NonNull;
@@ -55,7 +56,7 @@ impl LockedDeviceFolio {
     /// Whether its pages but the first are tails with nothing that a free page must not have.
     pub(crate) fn has_clean_tails(&self) -> bool {
         // SAFETY: The folio is ours, and of this order by the type invariants.
-        self.order == 0 || unsafe { bindings::zdm_clean_tails(self.page.as_ptr(), self.order) }
+        self.order == 0 || unsafe { struct_page::has_clean_tails(self.page.as_ptr(), self.order) }
     }
 
     /// Gives lock and reference away.
@@ -212,7 +213,7 @@ impl<'a> FreedFolio<'a> {
     /// Whether the other pages are tails with nothing that a free page must not have.
     pub(crate) fn has_clean_tails(&self) -> bool {
         // SAFETY: A folio has a struct page for each page.
-        self.order == 0 || unsafe { bindings::zdm_clean_tails(self.page.as_ptr(), self.order) }
+        self.order == 0 || unsafe { struct_page::has_clean_tails(self.page.as_ptr(), self.order) }
     }
 
     /// The other pages, with their index in the pagemap.

@@ -349,7 +349,7 @@ impl FreePages {
     /// Number of the highest page frame that is free.
     pub(crate) fn highest(&self) -> Option<usize> {
         let (word, map) = self.map.iter().enumerate().rfind(|(_, &map)| map != 0)?;
-        Some(self.first_pfn + word * BITS + map.ilog2() as usize)
+        Some(self.first_pfn + word * BITS + (BITS - 1 - map.leading_zeros() as usize))
     }
 
     /// Index of the lowest folio of `order` that is free.

@@ -17,6 +17,7 @@ use super::{
         MapSize,
         Seen, //
     },
+    struct_page,
     PAGE_SHIFT, //
 };
 use crate::bindings;
@@ -250,14 +251,14 @@ impl AnyPagemap {
         let page = NonNull::new(unsafe { bindings::zdm_pfn_to_page(pfn) })?;
         // SAFETY: There is a struct page. It is not initialised yet where the pagemap is being
         // registered, so nothing that it says is relied on before it has been compared.
-        let first = unsafe { bindings::zdm_compound_head(page.as_ptr()) };
+        let first = unsafe { struct_page::head(page.as_ptr()) };
         // SAFETY: This is arithmetic only.
         let first_pfn = unsafe { bindings::zdm_page_to_pfn(first) };
         if first_pfn > pfn || !self.has_page(first_pfn) {
             return None;
         }
         // SAFETY: Both have struct pages.
-        let pgmap = unsafe { bindings::zdm_any_pgmap(page.as_ptr()) };
+        let pgmap = unsafe { struct_page::any_pgmap(page.as_ptr()) };
         // SAFETY: The page says itself that it is one of this pagemap, so it is initialised; the
         // pagemap stays registered while it is borrowed.
         (pgmap == self.0.as_ptr()).then(|| unsafe { PageView::of_pagemap(page, self.0) })

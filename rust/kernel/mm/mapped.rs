@@ -10,6 +10,7 @@ use super::{
     device_folio::FolioRef,
     owner::PgmapOwner,
     page::PageView,
+    struct_page,
     PAGE_SHIFT, //
 };
 use crate::bindings;
@@ -107,14 +108,25 @@ impl Memory {
     ///
     /// `pfn` must be the number of a page in use.
     unsafe fn of_pfn(pfn: usize, owner: &PgmapOwner) -> Self {
+        // SAFETY: A page in use has a `struct page`.
+        let page = unsafe { bindings::zdm_pfn_to_page(pfn) };
+        // SAFETY: The page is in use by the contract of this function.
+        let pgmap = unsafe { struct_page::any_pgmap(page) };
+        if pgmap.is_null() {
+            // SAFETY: The page is in use by the contract of this function.
+            return if unsafe { bindings::zdm_is_zero_page(page) } {
+                Self::Zero
+            } else {
+                Self::System
+            };
+        }
         // SAFETY: The page is in use by the contract of this function, so that its pagemap stays.
-        let kind = unsafe { bindings::zdm_pfn_kind(pfn, owner.as_ptr()) };
-        let local = kind & bindings::ZDM_KIND_LOCAL != 0;
-        match kind & !bindings::ZDM_KIND_LOCAL {
+        let (memory, raw_owner) = unsafe { ((*pgmap).type_, (*pgmap).owner) };
+        let local = raw_owner == owner.as_ptr();
+        match memory {
             bindings::MEMORY_DEVICE_PRIVATE => Self::Private { local },
             bindings::MEMORY_DEVICE_COHERENT => Self::Coherent { local },
             bindings::MEMORY_DEVICE_GENERIC => Self::Generic { local },
-            bindings::ZDM_KIND_ZERO => Self::Zero,
             _ => Self::System,
         }
     }
@@ -185,8 +197,8 @@ impl MappedPage<'_> {
     }
 
     fn is_private(&self) -> bool {
-        // SAFETY: The page is in use by the type invariants.
-        unsafe { bindings::zdm_is_device_private_page(self.page.as_ptr()) }
+        // SAFETY: The page is in use, and its folio whole, by the type invariants of `MappedPage`.
+        unsafe { struct_page::is_private(self.page.as_ptr()) }
     }
 
     /// Whether it is the small page of zeroes.

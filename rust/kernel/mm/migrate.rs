@@ -364,11 +364,6 @@ impl<'a, S: Stage, M: DeviceMemory> Migration<'a, S, M> {
         }
     }
 
-    /// Both arrays, of [`Migration::len`] entries.
-    pub(super) fn entries(&self) -> (*const usize, *const usize) {
-        (self.args.src, self.args.dst)
-    }
-
     /// The page of the fault that the migration is made for, or NULL.
     pub(super) fn fault_page(&self) -> *mut bindings::page {
         self.args.fault_page

@@ -43,6 +43,7 @@ pub(crate) mod registration;
 pub(crate) mod selection;
 pub(crate) mod snapshot;
 pub(crate) mod stage;
+mod struct_page;
 pub(crate) mod survey;
 pub(crate) mod system_folio;
 pub(crate) mod table;

@@ -12,7 +12,8 @@ use super::{
         Copied,
         Migration, //
     },
-    page::PageView, //
+    page::PageView,
+    struct_page, //
 };
 use crate::bindings;
 use core::ptr::NonNull;
@@ -65,17 +66,35 @@ impl<M: DeviceMemory> Migration<'_, Copied, M> {
     /// Those of [`Migration::moved_folios`] that have, at one look, more or fewer references than the
     /// migration, the fault that it is made for, and mappings explain.
     pub(crate) fn suspects(&self) -> impl Iterator<Item = MovedFolio<'_>> {
-        let mut next = 0;
-        core::iter::from_fn(move || {
-            let (src, dst) = self.entries();
-            // SAFETY: There are that many entries, of folios that are locked and referenced, and the
-            // fault has a reference on its page.
-            let i = unsafe {
-                bindings::zdm_next_suspect(src, dst, next, self.len(), self.fault_page())
+        let fault = NonNull::new(self.fault_page()).map_or(core::ptr::null_mut(), |page| {
+            // SAFETY: The fault has a reference on its page.
+            unsafe { struct_page::head(page.as_ptr()) }
+        });
+        (0..self.len())
+            .filter(move |&i| self.is_suspect(i, fault))
+            .filter_map(|i| self.moved_folio(i))
+    }
+
+    /// Whether what has moved from entry `i` has, at one look, other references than explained. `fault`
+    /// is the head of the folio of the fault, or NULL.
+    fn is_suspect(&self, i: usize, fault: *mut bindings::page) -> bool {
+        let Some(to) = page_of(self.dst(i)).filter(|_| self.is_selected(i)) else {
+            return false;
+        };
+        if let Some(from) = page_of(self.src(i)) {
+            // SAFETY: The source is locked and referenced until the migration is finalized.
+            let (refs, head) = unsafe {
+                (
+                    struct_page::refs(from.as_ptr()),
+                    struct_page::head(from.as_ptr()),
+                )
             };
-            next = i + 1;
-            (i < self.len()).then(|| self.moved_folio(i)).flatten()
-        })
+            if refs != 1 + i32::from(head == fault) {
+                return true;
+            }
+        }
+        // SAFETY: The destination is locked and referenced until the migration is finalized.
+        unsafe { struct_page::refs(to.as_ptr()) != struct_page::folio_mapcount(to.as_ptr()) + 1 }
     }
 
     /// What entry `i` says of a folio that has moved.

@@ -5,6 +5,7 @@
 //!
 //! C header: [`include/linux/mm.h`](srctree/include/linux/mm.h)
 
+use super::struct_page;
 use crate::bindings;
 use core::{
     marker::PhantomData,
@@ -24,12 +25,7 @@ pub(crate) struct PageBits(u32);
 impl PageBits {
     /// Those of the first page of a large folio, for tests.
     #[cfg(CONFIG_KUNIT = "y")]
-    pub(super) const HEAD: Self = Self(bindings::ZDM_BIT_HEAD);
-
-    /// What `zdm_page_bits()` has found.
-    pub(super) fn from_raw(bits: u32) -> Self {
-        Self(bits)
-    }
+    pub(super) const HEAD: Self = Self(struct_page::HEAD);
 
     fn has(self, bit: u32) -> bool {
         self.0 & bit != 0
@@ -37,67 +33,67 @@ impl PageBits {
 
     /// `page_ref_count()` is not 0.
     pub(crate) fn is_referenced(self) -> bool {
-        self.has(bindings::ZDM_BIT_REFERENCED)
+        self.has(struct_page::REFERENCED)
     }
 
     /// `PG_locked`.
     pub(crate) fn is_locked(self) -> bool {
-        self.has(bindings::ZDM_BIT_LOCKED)
+        self.has(struct_page::LOCKED)
     }
 
     /// `PG_lru`, which must never be set on ZONE_DEVICE memory.
     pub(crate) fn is_lru(self) -> bool {
-        self.has(bindings::ZDM_BIT_LRU)
+        self.has(struct_page::LRU)
     }
 
     /// The page is mapped by page table entries of its own.
     pub(crate) fn is_mapped(self) -> bool {
-        self.has(bindings::ZDM_BIT_MAPPED)
+        self.has(struct_page::MAPPED)
     }
 
     /// The page is the first of a large folio.
     pub(crate) fn is_head(self) -> bool {
-        self.has(bindings::ZDM_BIT_HEAD)
+        self.has(struct_page::HEAD)
     }
 
     /// The page is one of an anonymous folio.
     pub(crate) fn is_anon(self) -> bool {
-        self.has(bindings::ZDM_BIT_ANON)
+        self.has(struct_page::ANON)
     }
 
     /// `folio->mapping` is not NULL.
     pub(crate) fn has_mapping(self) -> bool {
-        self.has(bindings::ZDM_BIT_MAPPING)
+        self.has(struct_page::MAPPING)
     }
 
     /// A memory cgroup is charged.
     pub(crate) fn is_charged(self) -> bool {
-        self.has(bindings::ZDM_BIT_CHARGED)
+        self.has(struct_page::CHARGED)
     }
 
     /// The page is, or was until it was freed, a tail of a large folio.
     pub(crate) fn is_tail(self) -> bool {
-        self.has(bindings::ZDM_BIT_TAIL)
+        self.has(struct_page::TAIL)
     }
 
     /// `PG_anon_exclusive`.
     pub(crate) fn is_anon_exclusive(self) -> bool {
-        self.has(bindings::ZDM_BIT_ANON_EXCLUSIVE)
+        self.has(struct_page::ANON_EXCLUSIVE)
     }
 
     /// Nothing that a free page must not have, references included.
     pub(crate) fn is_clean(self) -> bool {
-        self.0 & !(bindings::ZDM_BIT_HEAD | bindings::ZDM_BIT_TAIL) == 0
+        self.0 & !(struct_page::HEAD | struct_page::TAIL) == 0
     }
 
     /// The same of a small folio that may be locked.
     pub(crate) fn is_clean_small(self) -> bool {
-        self.0 & !bindings::ZDM_BIT_LOCKED == 0
+        self.0 & !struct_page::LOCKED == 0
     }
 
     /// A small folio that is locked and referenced, and else as a free page must be.
     pub(crate) fn is_new_small(self) -> bool {
-        self.0 == bindings::ZDM_BIT_LOCKED | bindings::ZDM_BIT_REFERENCED
+        self.0 == struct_page::LOCKED | struct_page::REFERENCED
     }
 }
 
@@ -180,7 +176,7 @@ impl<'a> PageView<'a> {
         let pgmap = self.pgmap.or_else(|| {
             // SAFETY: By the type invariants the folio of a page without a known pagemap is in use and
             // whole, so that its head holds the pagemap.
-            NonNull::new(unsafe { bindings::zdm_any_pgmap(self.as_ptr()) })
+            NonNull::new(unsafe { struct_page::any_pgmap(self.as_ptr()) })
         });
         let Some(pgmap) = pgmap else {
             return (0, core::ptr::null_mut());
@@ -196,15 +192,14 @@ impl<'a> PageView<'a> {
 
     /// `page_ref_count()`: references on this page or, for a tail page, always zero.
     pub(crate) fn refs(&self) -> i32 {
-        // SAFETY: The page is valid by the type invariants; others may change the count, which the
-        // volatile read is for.
-        unsafe { core::ptr::read_volatile(&raw const (*self.as_ptr())._refcount.counter) }
+        // SAFETY: The page is valid by the type invariants of `PageView`.
+        unsafe { struct_page::refs(self.as_ptr()) }
     }
 
     /// The first page of the folio that this is, or was until it was freed, a part of.
     pub(crate) fn head(&self) -> Self {
         // SAFETY: The page is valid by the type invariants.
-        let head = unsafe { bindings::zdm_compound_head(self.as_ptr()) };
+        let head = unsafe { struct_page::head(self.as_ptr()) };
         // INVARIANT: All pages of a folio belong to one pagemap, or are in use together.
         NonNull::new(head).map_or(*self, |page| Self { page, ..*self })
     }
@@ -237,17 +232,18 @@ impl<'a> PageView<'a> {
 
     /// Page table entries that map this page, where it is a small folio; 0 for a tail.
     pub(super) fn own_mapcount(&self) -> i32 {
-        if self.bits().is_tail() {
+        // SAFETY: The page is valid by the type invariants of `PageView`.
+        if unsafe { struct_page::is_tail(self.as_ptr()) } {
             return 0;
         }
-        // SAFETY: The page is valid by the type invariants.
-        unsafe { bindings::zdm_small_mapcount(self.as_ptr()) }
+        // SAFETY: The page is valid by the type invariants of `PageView`.
+        unsafe { struct_page::mapcount(self.as_ptr()) }
     }
 
     /// Flags and the like, of this page only.
     pub(crate) fn bits(&self) -> PageBits {
         // SAFETY: The page is valid by the type invariants.
-        PageBits(unsafe { bindings::zdm_page_bits(self.as_ptr()) })
+        PageBits(unsafe { struct_page::bits(self.as_ptr()) })
     }
 
     /// `folio_mapcount()`: page table entries, present or not, that map the folio.
@@ -265,7 +261,7 @@ impl<'a> PageView<'a> {
     /// `folio->mapping` as a number, with its type bits.
     pub(crate) fn mapping(&self) -> usize {
         // SAFETY: The page is valid by the type invariants.
-        unsafe { bindings::zdm_folio_mapping(self.as_ptr()) }
+        unsafe { struct_page::mapping(struct_page::head(self.as_ptr())) }
     }
 
     /// `folio_test_ksm()`: KSM has merged the folio from others.
@@ -277,7 +273,7 @@ impl<'a> PageView<'a> {
     /// `folio->memcg_data` as a number, 0 without `CONFIG_MEMCG`.
     pub(crate) fn memcg(&self) -> usize {
         // SAFETY: The page is valid by the type invariants.
-        unsafe { bindings::zdm_folio_memcg(self.as_ptr()) }
+        unsafe { struct_page::memcg_data(struct_page::head(self.as_ptr())) }
     }
 }
 
@@ -287,22 +283,22 @@ mod tests {
 
     #[test]
     fn bits_of_small_folios() {
-        let (locked, used) = (bindings::ZDM_BIT_LOCKED, bindings::ZDM_BIT_REFERENCED);
+        let (locked, used) = (struct_page::LOCKED, struct_page::REFERENCED);
         let others = [
-            bindings::ZDM_BIT_LRU,
-            bindings::ZDM_BIT_MAPPED,
-            bindings::ZDM_BIT_MAPPING,
-            bindings::ZDM_BIT_CHARGED,
-            bindings::ZDM_BIT_ANON_EXCLUSIVE,
-            bindings::ZDM_BIT_ANON,
+            struct_page::LRU,
+            struct_page::MAPPED,
+            struct_page::MAPPING,
+            struct_page::CHARGED,
+            struct_page::ANON_EXCLUSIVE,
+            struct_page::ANON,
         ];
         let cases = [
             (0, true, true, false),
             (locked, false, true, false),
             (used, false, false, false),
             (locked | used, false, false, true),
-            (bindings::ZDM_BIT_HEAD, true, false, false),
-            (bindings::ZDM_BIT_TAIL, true, false, false),
+            (struct_page::HEAD, true, false, false),
+            (struct_page::TAIL, true, false, false),
         ];
         for (bits, clean, clean_small, new_small) in cases {
             let page = PageBits(bits);
@@ -314,7 +310,7 @@ mod tests {
                 assert!(!page.is_clean() && !page.is_clean_small() && !page.is_new_small());
             }
         }
-        let large = PageBits(locked | used | bindings::ZDM_BIT_HEAD);
+        let large = PageBits(locked | used | struct_page::HEAD);
         assert!(!large.is_new_small());
     }
 }

@@ -27,10 +27,7 @@ use super::{
         Work, //
     },
     owner::PgmapOwner,
-    page::{
-        PageBits,
-        PageView, //
-    },
+    page::PageView,
     pagemap_ops::{
         PagemapOps,
         PrivateOps, //
@@ -40,6 +37,7 @@ use super::{
         MemRegion,
         RegionError, //
     },
+    struct_page, //
 };
 use crate::bindings;
 use core::ptr::NonNull;
@@ -323,7 +321,7 @@ impl<T: PagemapOps> DevPagemap<T> {
             return Err(HandOutError::new(HandOutCause::Mismatch, folio, backing));
         };
         // SAFETY: The folio is one of this pagemap, so that there are struct pages for all of it.
-        let idle = unsafe { bindings::zdm_idle_pages(head.as_ptr(), pages) };
+        let idle = unsafe { struct_page::idle_pages(head.as_ptr(), pages) };
         for i in index + idle..index + pages {
             if !self.page(i).is_some_and(|page| self.is_idle(page)) {
                 return Err(HandOutError::new(HandOutCause::NotFree(i), folio, backing));
@@ -443,7 +441,7 @@ impl<T: PagemapOps> DevPagemap<T> {
         }
         // A tail has no references of its own: what matters is whether its folio is still there.
         // SAFETY: The page is valid, and the head of a folio of ours is a page of ours.
-        let head = self.index_of(unsafe { bindings::zdm_compound_head(page.as_ptr()) });
+        let head = self.index_of(unsafe { struct_page::head(page.as_ptr()) });
         let end = self
             .order_in_use(head)
             .map_or(0, |order| head + (1 << order));
@@ -457,7 +455,7 @@ impl<T: PagemapOps> DevPagemap<T> {
     unsafe fn of_page<'a>(page: *mut bindings::page) -> &'a Self {
         // SAFETY: The folio is whole, so that its head holds the pagemap, which is that of a
         // `DevPagemap<T>` by the caller's contract.
-        unsafe { Self::of_pgmap(bindings::zdm_page_pgmap(page)) }
+        unsafe { Self::of_pgmap(struct_page::pgmap(struct_page::head(page))) }
     }
 
     /// # Safety
@@ -491,23 +489,22 @@ impl<T: PagemapOps> DevPagemap<T> {
     /// reference is gone, or for a folio that is free and stays so.
     pub(super) unsafe extern "C" fn folio_free(folio: *mut bindings::folio) {
         let page: *mut bindings::page = folio.cast();
-        let mut freed = bindings::zdm_freed::default();
-        // SAFETY: The folio is valid, and nobody splits it, by the caller's contract.
-        unsafe { bindings::zdm_look_at_freed(page, &mut freed) };
-        // SAFETY: The pagemap is alive until core mm has dropped the folio's references of it, which
-        // happens after the call.
-        let map = unsafe { Self::of_pgmap(freed.pgmap) };
-        let index = freed.pfn.wrapping_sub(map.first_pfn());
-        let head = NonNull::new(page).zip(NonNull::new(freed.pgmap));
+        // SAFETY: `page` is the head of a folio of a `DevPagemap<T>` by the contract of this function.
+        let raw = unsafe { struct_page::pgmap(page) };
+        // SAFETY: Core mm drops the folio's references of the pagemap after the call.
+        let map = unsafe { Self::of_pgmap(raw) };
+        let index = map.index_of(page);
+        let head = NonNull::new(page).zip(NonNull::new(raw));
         let Some((head, pgmap)) = head.filter(|_| index < map.pages()) else {
             return;
         };
         // SAFETY: The page is one of the pagemap, which stays registered as said above.
         let view = unsafe { PageView::of_pagemap(head, pgmap) };
-        let bits = PageBits::from_raw(freed.bits);
+        let bits = view.bits();
         let order = map.take_used(index);
         let free = order.map(|order| {
-            let backing = RawBacking::from_data(freed.data);
+            // SAFETY: `page` is the head of a folio of a `DevPagemap`.
+            let backing = unsafe { RawBacking::of(page) };
             // SAFETY: `take_used()` made the folio ours, so that nobody looks at its backing meanwhile.
             unsafe { RawBacking::NONE.store(page) };
             // SAFETY: The folio owned the backing by the type invariants, and is gone.
@@ -516,7 +513,7 @@ impl<T: PagemapOps> DevPagemap<T> {
             map.state[index].store(FREE, Release);
             // SAFETY: `take_used()` says that the pages were a folio in use of this order, so that they are in
             // no value, and nothing refers to them any more.
-            unsafe { FreeFolio::from_raw(freed.pfn, order) }
+            unsafe { FreeFolio::from_raw(map.first_pfn() + index, order) }
         });
         let pages = free.as_ref().map(FreeFolio::pages);
         // What a page that is free says of its order may be left over.

@@ -6,8 +6,12 @@
 
 use super::{
     free_folio::FreeFolio,
-    pagemap::DevPagemap,
-    pagemap_ops::PagemapOps, //
+    pagemap::{
+        DevPagemap,
+        FREE, //
+    },
+    pagemap_ops::PagemapOps,
+    struct_page, //
 };
 use crate::bindings;
 use kernel::{
@@ -132,9 +136,15 @@ impl<T: PagemapOps> DevPagemap<T> {
         let Some(state) = self.state.get(index..index + n) else {
             return 0;
         };
-        // SAFETY: There are struct pages and states for `n` pages; an atomic may be read as what it
-        // is an atomic of.
-        unsafe { bindings::zdm_clean_pages(self.first_pfn() + index, state.as_ptr().cast(), n) }
+        // An atomic load would be a call of a function in C.
+        // SAFETY: The state is valid, and may be read while it is written, as by `READ_ONCE()`.
+        let is_free = |state: &Atomic<i8>| unsafe { state.as_ptr().read_volatile() } == FREE;
+        let free = state.iter().position(|state| !is_free(state)).unwrap_or(n);
+        let Some(page) = self.page(index) else {
+            return 0;
+        };
+        // SAFETY: The pagemap has struct pages for the `free` pages from `index` on.
+        unsafe { struct_page::clean_pages(page.as_ptr(), free) }
     }
 
     /// Reads up to `most` struct pages from that of page `index` on, and does nothing with them.
@@ -142,7 +152,7 @@ impl<T: PagemapOps> DevPagemap<T> {
         let n = most.min(self.pages().saturating_sub(index));
         if let Some(page) = self.page(index) {
             // SAFETY: There are `n` struct pages.
-            core::hint::black_box(unsafe { bindings::zdm_read_pages(page.as_ptr(), n) });
+            core::hint::black_box(unsafe { struct_page::read_all(page.as_ptr(), n) });
         }
         n
     }

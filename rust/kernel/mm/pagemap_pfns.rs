@@ -5,9 +5,9 @@
 use super::{
     pagemap::DevPagemap,
     pagemap_ops::PagemapOps,
-    selection::DevicePfns, //
+    selection::DevicePfns,
+    struct_page, //
 };
-use crate::bindings;
 use kernel::prelude::*;
 
 impl<T: PagemapOps> DevPagemap<T> {
@@ -25,7 +25,7 @@ impl<T: PagemapOps> DevPagemap<T> {
         self.page(index).is_none_or(|page| {
             // SAFETY: The page is one of this pagemap, which stays registered while it is borrowed. A page
             // that looks like a tail names another one of the pagemap.
-            unsafe { bindings::zdm_is_settled(page.as_ptr()) }
+            unsafe { struct_page::is_settled(page.as_ptr()) }
         })
     }
 
