@@ -308,7 +308,7 @@ pub(super) unsafe fn clean_pages(first: *const bindings::page, n: usize) -> usiz
                     | mapping(page)
                     | compound_word(page) & 1
                     | memcg_data(page)
-                    | (raw_mapcount(page) != -1) as usize
+                    | usize::from(raw_mapcount(page) != -1)
             };
             // The words of a tail that was left over say something else.
             // SAFETY: There is a `struct page` by the contract of this function.
