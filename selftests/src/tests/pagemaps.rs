@@ -7,18 +7,23 @@ use std::path::PathBuf;
 
 use super::{Ctx, PAGES, Test, absent, test, with};
 use crate::check::{Fail, OrFail, Outcome, expect_errno};
-use crate::dax;
+use crate::dax::{self, Dax, PTE};
 use crate::device::{Buffer, Device, PAGE};
 use crate::module::NAME;
 use crate::uapi::*;
 use crate::{check, check_eq};
 
-pub const TESTS: &[Test] = &[test("pagemaps.own", own), test("pagemaps.fs_dax", fs_dax)];
+pub const TESTS: &[Test] = &[
+    test("pagemaps.own", own),
+    test("pagemaps.fs_dax", fs_dax),
+    test("pagemaps.device_dax", device_dax),
+];
 
 /// Those that load the module themselves.
 pub const ABSENT: &[Test] = &[
     absent(test("pagemaps.no_devices", no_devices)),
     absent(test("pagemaps.bad_devices", bad_devices)),
+    absent(test("pagemaps.c_driver", c_driver)),
 ];
 
 /// With injection allowed.
@@ -143,6 +148,78 @@ fn fs_dax(_: &Ctx) -> Outcome {
     check_eq!(map.number("used")?, 0, "used pages");
     check_eq!(map.number("broken")?, 0, "broken pages");
     Ok(())
+}
+
+/// Pages of a device-dax are counted while a process maps them. Whether idle ones are free depends on
+/// the kernel's rule.
+fn device_dax(_: &Ctx) -> Outcome {
+    const MAPPED: usize = 4;
+    let dax = Dax::set_up(PTE)?;
+    let frame = dax.frame();
+    let map = pagemap_of(frame)?;
+    check_eq!(map.kind, "GENERIC", "type");
+    check_eq!(
+        map.number("mapped")?,
+        0,
+        "mapped pages before the first access"
+    );
+    let buf = dax.map(MAPPED)?;
+    (0..MAPPED).for_each(|page| buf.set(page, 0, 1));
+    let map = pagemap_of(frame)?;
+    check_eq!(map.number("mapped")?, MAPPED as u64, "mapped pages");
+    check_eq!(map.number("broken")?, 0, "broken pages");
+    drop(buf);
+    let map = pagemap_of(frame)?;
+    check_eq!(map.number("mapped")?, 0, "mapped pages after munmap");
+    check_eq!(map.number("broken")?, 0, "broken pages after munmap");
+    Ok(())
+}
+
+/// The memory of the kernel tree's own driver, which is looked at without a device of ours.
+fn c_driver(ctx: &Ctx) -> Outcome {
+    let Some(driver) = ctx.module.c_driver() else {
+        return Err(Fail::Skip("no test_hmm.ko beside the module".into()));
+    };
+    ctx.module.try_load("devices=0").or_fail("loading")?;
+    driver.load("")?;
+    let looked = c_driver_with_pages();
+    driver.unload()?;
+    let left = survey()?;
+    ctx.module.unload()?;
+    looked?;
+    for map in left {
+        check!(
+            !map.function.contains("test_hmm"),
+            "pagemap of test_hmm after rmmod: expected none, found {:#x}",
+            map.first
+        );
+    }
+    Ok(())
+}
+
+fn c_driver_with_pages() -> Outcome {
+    let device = Device::open(0)?;
+    let buf = Buffer::filled(PAGES, 610)?;
+    device.to_device(&buf, 0, PAGES).or_fail("MIGRATE_TO_DEV")?;
+    let maps: Vec<Survey> = survey()?
+        .into_iter()
+        .filter(|map| map.function.contains("[test_hmm]"))
+        .collect();
+    let sum = |name: &str| {
+        maps.iter()
+            .map(|map| map.number(name))
+            .sum::<Outcome<u64>>()
+    };
+    for (name, expected) in [
+        ("used", PAGES as u64),
+        ("mapped", PAGES as u64),
+        ("pinned", 0),
+        ("broken", 0),
+    ] {
+        check_eq!(sum(name)?, expected, "{name} pages of test_hmm");
+    }
+    check_eq!(sum("references")?, sum("explained")?, "references");
+    buf.check(0, PAGES, 610)
 }
 
 /// The survey shows a stale mapping of a free page.
