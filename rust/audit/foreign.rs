@@ -26,9 +26,9 @@ pub(crate) enum Fault {
     ChargedAtZero,
     /// A folio of ZONE_DEVICE memory is on an LRU list.
     OnLru,
-    /// A free folio of memory whose owner is told of freed folios still has a mapping.
+    /// A free folio of PRIVATE or COHERENT memory still has a mapping.
     MappingAtZero,
-    /// A free folio still has `PG_anon_exclusive`.
+    /// A free folio of PRIVATE or COHERENT memory still has `PG_anon_exclusive`.
     ExclusiveAtZero,
 }
 
@@ -48,10 +48,11 @@ impl fmt::Display for Fault {
 
 /// Judges one look at the first page of a folio, and at any page that is free. Does not sleep.
 ///
-/// fs/dax and device-dax without `folio_free` keep `folio->mapping` while nothing maps a folio, so
-/// a mapping is a fault only where `has_folio_free` says that freed folios go back to the owner.
-pub(crate) fn check_foreign(facts: &PageFacts, has_folio_free: bool) -> Option<Fault> {
+/// fs/dax and device-dax keep `folio->mapping` while nothing maps a folio. Core mm clears the mapping of
+/// a freed folio for PRIVATE and COHERENT memory, so only there is it a fault.
+pub(crate) fn check_foreign(facts: &PageFacts) -> Option<Fault> {
     let free = facts.refs == 0;
+    let is_cleared = MemoryType::counts_used_pages(facts.memory_type);
     if facts.refs < 0 {
         Some(Fault::NegativeCount)
     } else if free && facts.mapcount > 0 {
@@ -64,9 +65,9 @@ pub(crate) fn check_foreign(facts: &PageFacts, has_folio_free: bool) -> Option<F
         None
     } else if facts.bits.is_charged() {
         Some(Fault::ChargedAtZero)
-    } else if has_folio_free && facts.bits.has_mapping() {
+    } else if is_cleared && facts.bits.has_mapping() {
         Some(Fault::MappingAtZero)
-    } else if facts.anon_exclusive && facts.memory_type != 0 && has_folio_free {
+    } else if is_cleared && facts.anon_exclusive {
         Some(Fault::ExclusiveAtZero)
     } else {
         None
@@ -127,7 +128,7 @@ mod tests {
             (0, 1, Some(Fault::MappedAtZero)),
             (1, 2, Some(Fault::MapcountAboveCount)),
         ] {
-            assert_eq!(check_foreign(&facts(refs, mapcount), true), fault);
+            assert_eq!(check_foreign(&facts(refs, mapcount)), fault);
         }
     }
 
@@ -137,10 +138,20 @@ mod tests {
             anon_exclusive: true,
             ..facts(0, 0)
         };
-        assert_eq!(check_foreign(&stale, true), Some(Fault::ExclusiveAtZero));
-        assert_eq!(check_foreign(&stale, false), None);
-        let used = PageFacts { refs: 1, ..stale };
-        assert_eq!(check_foreign(&used, true), None);
+        assert_eq!(check_foreign(&stale), Some(Fault::ExclusiveAtZero));
+        // The memory of another type.
+        let other = PageFacts {
+            memory_type: 0,
+            anon_exclusive: true,
+            ..facts(0, 0)
+        };
+        assert_eq!(check_foreign(&other), None);
+        let used = PageFacts {
+            refs: 1,
+            anon_exclusive: true,
+            ..facts(0, 0)
+        };
+        assert_eq!(check_foreign(&used), None);
     }
 
     #[test]

@@ -120,14 +120,12 @@ impl Tally {
 impl Pagemaps {
     /// Whether a second look, a moment later, finds the same fault with the same counts. Pages
     /// that are handed out, split or freed meanwhile are in motion, and not broken. May sleep.
-    fn still_broken(&self, first: &PageFacts, fault: Fault, has_folio_free: bool) -> bool {
+    fn still_broken(&self, first: &PageFacts, fault: Fault) -> bool {
         fsleep(Delta::from_millis(PAUSE_MS));
         let mut again = [None];
         inspect_pfns(first.pfn, &mut again, &self.0, |facts| facts);
         let [again] = again;
-        again.is_some_and(|facts| {
-            facts == *first && check_foreign(&facts, has_folio_free) == Some(fault)
-        })
+        again.is_some_and(|facts| facts == *first && check_foreign(&facts) == Some(fault))
     }
 
     fn survey(&self, range: &Range<usize>, text: &mut Text) -> Result {
@@ -138,8 +136,8 @@ impl Pagemaps {
         };
         let surveyed = survey::examine(range, &self.0, |facts| {
             tally.add(facts);
-            match check_foreign(facts, says.has_folio_free) {
-                Some(fault) if self.still_broken(facts, fault, says.has_folio_free) => {
+            match check_foreign(facts) {
+                Some(fault) if self.still_broken(facts, fault) => {
                     tally.record(facts, fault);
                 }
                 _ => {}

@@ -4,12 +4,14 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::{Ctx, PAGES, Test, absent, test, with};
 use crate::check::{Fail, OrFail, Outcome, expect_errno};
 use crate::dax::{self, Dax, PTE};
 use crate::device::{Buffer, Device, PAGE};
 use crate::module::NAME;
+use crate::sys;
 use crate::uapi::*;
 use crate::{check, check_eq};
 
@@ -28,6 +30,9 @@ pub const ABSENT: &[Test] = &[
 
 /// With injection allowed.
 pub const INJECTING: &[Test] = &[with("inject=1", test("pagemaps.broken", broken))];
+
+/// How long a module may be in use after the last close of its nodes.
+const SETTLE: Duration = Duration::from_secs(5);
 
 /// The text that the survey gives for one pagemap.
 struct Survey {
@@ -183,7 +188,11 @@ fn c_driver(ctx: &Ctx) -> Outcome {
     ctx.module.try_load("devices=0").or_fail("loading")?;
     driver.load("")?;
     let looked = c_driver_with_pages();
-    driver.unload()?;
+    let gone = sys::wait_until(SETTLE, || driver.try_unload().is_ok());
+    check!(
+        gone,
+        "test_hmm after the last close: expected to go, found it in use"
+    );
     let left = survey()?;
     ctx.module.unload()?;
     looked?;
