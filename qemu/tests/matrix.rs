@@ -115,7 +115,8 @@ fn what_is_asked_for_by_name_is_run() {
 #[test]
 fn what_a_kernel_cannot_do_is_not_applicable() {
     let config = "CONFIG_MEMCG=y\nCONFIG_SWAP=y\nCONFIG_USERFAULTFD=y\n# CONFIG_KSM is not set\n\
-                  CONFIG_TRANSPARENT_HUGEPAGE=y\nCONFIG_MEMORY_FAILURE=y\nCONFIG_FS_DAX=y\n";
+                  CONFIG_TRANSPARENT_HUGEPAGE=y\nCONFIG_MEMORY_FAILURE=y\nCONFIG_FS_DAX=y\n\
+                  CONFIG_TEST_HMM=m\n";
     let all = planned("default", &full());
     let config = Some(config.to_owned());
     let some = planned("default", &Selection { config, ..full() });
@@ -124,7 +125,12 @@ fn what_a_kernel_cannot_do_is_not_applicable() {
     assert_eq!((all.not_applicable, some.with_full), (0, 0));
     assert!(some.not_applicable > 100, "{}", some.not_applicable);
     assert_eq!(all.tests.len(), some.tests.len() + some.not_applicable);
-    let gone = |t: &str| t.starts_with("ksm") || t == "generic.ksm" || t.contains("dax.");
+    let gone = |t: &str| {
+        t.starts_with("ksm")
+            || t == "generic.ksm"
+            || t.contains("dax.")
+            || t == "pagemaps.device_dax"
+    };
     assert!(some.deselected.iter().all(|t| gone(t)), "{:?}", some.deselected);
     assert!(!some.tests.iter().any(|t| gone(&t.name)));
 }
