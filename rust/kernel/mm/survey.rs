@@ -140,12 +140,6 @@ pub(crate) fn find() -> Result<KVec<Range<usize>>> {
     Ok(found)
 }
 
-/// What the pagemap of `range`, one of [`find()`], says of itself; `None` if it was unregistered
-/// meanwhile. Does not sleep.
-pub(crate) fn facts(range: &Range<usize>) -> Option<PagemapFacts> {
-    AnyPagemap::of_range(range).map(|pgmap| pgmap.says())
-}
-
 /// Looks at all pages of `range`, one of [`find()`], and gives `f` the facts of each. Of a large
 /// folio in use only the first page is looked at. Returns what the pagemap says of itself, `None`
 /// if it was unregistered meanwhile. `asking` is the owner that [`PageFacts`] compares with. May
