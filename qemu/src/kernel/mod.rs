@@ -8,6 +8,7 @@ pub mod make;
 pub mod results;
 pub mod series;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -169,27 +170,94 @@ impl Recipe {
         repo::key(&parts)
     }
 
-    /// A complete tree with as many of our first patches as can be found, how many these are, and
-    /// a lock without which it might be removed while it is copied.
-    fn seed(&self, kernels: &Path) -> Option<(PathBuf, usize, repo::Lock)> {
+    /// Names of the files that the patches change, make or remove.
+    fn files(&self) -> BTreeSet<String> {
+        self.patches.iter().flat_map(Patch::touched).map(str::to_owned).collect()
+    }
+
+    /// What the marker [`SOURCE`] of a tree says: what it is made of but for patches, and the files
+    /// that its patches touch.
+    fn marker(&self) -> String {
+        let files: Vec<String> = self.files().into_iter().collect();
+        format!("{}\n{}\n", self.key(0), files.join("\n"))
+    }
+
+    /// The files that the patches touch, patched, in a directory of their own.
+    fn stage(&self) -> Result<tempfile::TempDir> {
+        let stage = tempfile::tempdir().context("making a directory for patched files")?;
+        for file in self.files() {
+            let from = self.source.join(&file);
+            if from.exists() {
+                write(&stage.path().join(&file), &fs::read(from)?)?;
+            }
+        }
+        for patch in &self.patches {
+            series::apply(stage.path(), &patch.path)?;
+        }
+        Ok(stage)
+    }
+
+    /// The files of a tree of the cache that must change to make it ours, with what is to be in them,
+    /// `None` if nothing: those of its own patches, and of ours. `None` if it is made of other things.
+    fn changes(&self, tree: &Path, stage: &Path) -> Option<Vec<(String, Option<Vec<u8>>)>> {
+        let marker = fs::read_to_string(tree.join(SOURCE)).ok()?;
+        let mut lines = marker.lines();
+        if lines.next()? != self.key(0) {
+            return None;
+        }
+        let ours = self.files();
+        let theirs = lines.filter(|l| !l.is_empty()).map(str::to_owned);
+        let all: BTreeSet<String> = theirs.chain(ours.iter().cloned()).collect();
+        let wanted = |file: &str| {
+            let from = if ours.contains(file) { stage } else { self.source.as_path() };
+            fs::read(from.join(file)).ok()
+        };
+        let differs = |file: String| {
+            let wanted = wanted(&file);
+            (fs::read(tree.join(&file)).ok() != wanted).then_some((file, wanted))
+        };
+        Some(all.into_iter().filter_map(differs).collect())
+    }
+
+    /// The complete tree in which the fewest files must change, these, and a lock without which it
+    /// might be removed while it is copied.
+    fn seed(&self, kernels: &Path, stage: &Path) -> Option<Seed> {
         let mut trees: Vec<PathBuf> =
             fs::read_dir(kernels).into_iter().flatten().flatten().map(|e| e.path()).collect();
         trees.sort();
-        (0..=self.patches.len()).rev().find_map(|count| {
-            let key = self.key(count);
-            trees.iter().find_map(|tree| {
-                let name = tree.file_name()?.to_str()?;
-                let ours = name.strip_suffix(key.as_str()).is_some_and(|n| n.ends_with('-'));
-                let lock = kernels.join(format!("{name}.lock"));
-                // Waiting would do no good: who holds it builds or removes the tree.
-                let lock = ours.then(|| repo::try_lock(&lock)).flatten()?;
-                tree.join(COMPLETE).is_file().then(|| (tree.clone(), count, lock))
-            })
-        })
+        let mut best: Option<Seed> = None;
+        for tree in trees.into_iter().filter(|t| t.join(COMPLETE).is_file()) {
+            let Some(changes) = self.changes(&tree, stage) else { continue };
+            if best.as_ref().is_some_and(|b| b.changes.len() <= changes.len()) {
+                continue;
+            }
+            let mut lock = tree.as_os_str().to_owned();
+            lock.push(".lock");
+            // Waiting would do no good: who holds it builds or removes the tree.
+            if let Some(lock) = repo::try_lock(Path::new(&lock)) {
+                best = Some(Seed { tree, changes, _lock: lock });
+            }
+        }
+        best
     }
 }
 
-/// In a tree that is patched as it should be.
+/// A tree to begin with.
+struct Seed {
+    tree: PathBuf,
+    changes: Vec<(String, Option<Vec<u8>>)>,
+    _lock: repo::Lock,
+}
+
+/// Writes a file, and makes the directories above it.
+fn write(path: &Path, text: &[u8]) -> Result<()> {
+    if let Some(dir) = path.parent() {
+        fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
+    }
+    fs::write(path, text).with_context(|| format!("writing {}", path.display()))
+}
+
+/// In a tree that is patched as it should be; see [`Recipe::marker`].
 const SOURCE: &str = ".zdvm-source";
 /// In a tree that is built, too.
 pub const COMPLETE: &str = ".zdvm-complete";
@@ -230,9 +298,10 @@ pub fn build(repo: &Path, matrix: &Matrix, name: &str) -> Result<Tree> {
     Ok(tree)
 }
 
-/// A patched tree: a copy of a built one that lacks nothing but the last patches, so that make has
-/// only these to do; else of the source. A copy that was begun and not finished has another name
-/// and is not trusted; a build that was not finished is resumed, which make can do.
+/// A patched tree: a copy of a built one in which only the files differ that have to, whatever the
+/// order of its patches was, so that make has only these to do; else of the source. A copy that was
+/// begun and not finished has another name and is not trusted; a build that was not finished is
+/// resumed, which make can do.
 fn prepare(recipe: &Recipe, kernels: &Path, dir: &Path) -> Result<()> {
     if dir.join(SOURCE).exists() {
         return Ok(());
@@ -240,27 +309,33 @@ fn prepare(recipe: &Recipe, kernels: &Path, dir: &Path) -> Result<()> {
     let mut new = dir.as_os_str().to_owned();
     new.push(NEW);
     let new = PathBuf::from(new);
-    let seed = recipe.seed(kernels);
-    let (from, count) = seed.as_ref().map_or((&recipe.source, 0), |(tree, n, _)| (tree, *n));
-    if seed.is_some() {
-        eprintln!("zdvm: beginning with {}, which has {count} of the patches", from.display());
-    }
-    series::copy(from, &new)?;
-    if seed.is_some() {
+    let stage = recipe.stage()?;
+    if let Some(seed) = recipe.seed(kernels, stage.path()) {
+        let (from, count) = (&seed.tree, seed.changes.len());
+        eprintln!("zdvm: beginning with {}, in which {count} files differ", from.display());
+        series::copy(from, &new)?;
         // Some commands have the place in them, and make would take them for others.
         let place = |path: &Path| path.to_string_lossy().into_owned();
         series::replace_in_records(&new, &place(from), &place(dir))?;
-    }
-    for marker in [COMPLETE, SOURCE] {
-        let marker = new.join(marker);
-        if marker.exists() {
+        for marker in [COMPLETE, SOURCE] {
+            let marker = new.join(marker);
             fs::remove_file(&marker).with_context(|| format!("removing {}", marker.display()))?;
         }
+        for (file, text) in &seed.changes {
+            let file = new.join(file);
+            match text {
+                Some(text) => write(&file, text)?,
+                None => fs::remove_file(&file)
+                    .with_context(|| format!("removing {}", file.display()))?,
+            }
+        }
+    } else {
+        series::copy(&recipe.source, &new)?;
+        for patch in &recipe.patches {
+            series::apply(&new, &patch.path)?;
+        }
     }
-    for patch in recipe.patches.iter().skip(count) {
-        series::apply(&new, &patch.path)?;
-    }
-    fs::write(new.join(SOURCE), "")?;
+    fs::write(new.join(SOURCE), recipe.marker())?;
     if dir.exists() {
         fs::remove_dir_all(dir).with_context(|| format!("removing {}", dir.display()))?;
     }
@@ -349,14 +424,14 @@ mod tests {
     }
 
     /// A tree in the cache, built or not, which differs from others in a file that make made.
-    fn tree(kernels: &Path, name: &str, line: &str, complete: bool) -> PathBuf {
+    fn tree(kernels: &Path, name: &str, line: &str, marker: &str, complete: bool) -> PathBuf {
         let dir = kernels.join(name);
         fs::create_dir_all(&dir).unwrap();
         fs::write(dir.join("f"), format!("{line}\n")).unwrap();
         fs::write(dir.join("f.o"), name).unwrap();
         fs::create_dir_all(dir.join("rust")).unwrap();
         fs::write(dir.join("rust/.f.o.cmd"), format!("OBJTREE={} rustc", dir.display())).unwrap();
-        fs::write(dir.join(SOURCE), "").unwrap();
+        fs::write(dir.join(SOURCE), marker).unwrap();
         if complete {
             fs::write(dir.join(COMPLETE), "7.3.4").unwrap();
         }
@@ -368,26 +443,41 @@ mod tests {
     }
 
     #[test]
-    fn a_build_begins_with_the_tree_that_has_most_of_the_patches() {
+    fn a_build_begins_with_the_tree_that_differs_least() {
         let temp = tempfile::tempdir().unwrap();
         let (recipe, kernels) = (recipe(temp.path()), temp.path().join("kernels"));
-        let keys: Vec<String> = (0..=2).map(|n| recipe.key(n)).collect();
-        let dir = kernels.join(format!("own-{}", keys[2]));
+        let dir = kernels.join(format!("own-{}", recipe.key(2)));
         fs::create_dir_all(&kernels).unwrap();
-        assert!(recipe.seed(&kernels).is_none());
-        tree(&kernels, &format!("stock-{}", keys[0]), "0", true);
-        let one = tree(&kernels, &format!("one-{}", keys[1]), "1", true);
-        tree(&kernels, &format!("two-{}", keys[2]), "2", false);
-        let (from, count, lock) = recipe.seed(&kernels).unwrap();
-        assert_eq!((&from, count), (&one, 1), "what is not complete is no seed");
-        let (other, count, _) = recipe.seed(&kernels).unwrap();
-        assert!(other != one && count == 0, "nor is what somebody holds");
-        drop(lock);
+        let stage = recipe.stage().unwrap();
+        assert_eq!(read(stage.path().join("f")), "2\n");
+        let seed = |kernels: &Path| recipe.seed(kernels, stage.path());
+        assert!(seed(&kernels).is_none());
+        let none = format!("{}\n\n", recipe.key(0));
+        let stock = tree(&kernels, "stock-a", "0", &none, true);
+        // One has a file of a patch that is not ours, and another what it would have after our patches.
+        let more = format!("{}\nf\ng\n", recipe.key(0));
+        let one = tree(&kernels, "one-a", "1", &more, true);
+        fs::write(one.join("g"), "theirs").unwrap();
+        tree(&kernels, "two-a", "2", &recipe.marker(), false);
+        tree(&kernels, "other-a", "2", &more.replacen(|_: char| true, "-", 1), true);
+        let first = seed(&kernels).unwrap();
+        assert_eq!(
+            (&first.tree, first.changes.len()),
+            (&stock, 1),
+            "what is not complete is no seed"
+        );
+        let other = seed(&kernels).unwrap();
+        assert_eq!((&other.tree, other.changes.len()), (&one, 2), "nor is what somebody holds");
+        assert_eq!(other.changes[1], ("g".to_owned(), None));
+        drop((first, other));
+        fs::remove_dir_all(stock).unwrap();
         prepare(&recipe, &kernels, &dir).unwrap();
         assert_eq!(read(dir.join("f")), "2\n");
-        assert_eq!(read(dir.join("f.o")), format!("one-{}", keys[1]));
+        assert!(!dir.join("g").exists());
+        assert_eq!(read(dir.join("f.o")), "one-a");
         assert_eq!(read(dir.join("rust/.f.o.cmd")), format!("OBJTREE={} rustc", dir.display()));
-        assert!(dir.join(SOURCE).exists() && !dir.join(COMPLETE).exists());
+        assert_eq!(read(dir.join(SOURCE)), recipe.marker());
+        assert!(!dir.join(COMPLETE).exists());
         let times = |d: &Path| fs::metadata(d.join("f.o")).unwrap().modified().unwrap();
         assert_eq!(times(&dir), times(&one), "make goes by the times");
         assert_eq!(read(one.join("f")), "1\n");
@@ -398,20 +488,21 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let (recipe, kernels) = (recipe(temp.path()), temp.path().join("kernels"));
         let name = format!("own-{}", recipe.key(2));
-        tree(&kernels, &format!("stock-{}", recipe.key(0)), "0", true);
+        tree(&kernels, "stock-a", "0", &format!("{}\n", recipe.key(0)), true);
         // A copy that was cut off has the markers of its seed, and perhaps half of a patch.
-        tree(&kernels, &format!("{name}{NEW}"), "half", true);
+        tree(&kernels, &format!("{name}{NEW}"), "half", "", true);
         prepare(&recipe, &kernels, &kernels.join(&name)).unwrap();
         assert_eq!(read(kernels.join(&name).join("f")), "2\n");
         assert!(!kernels.join(format!("{name}{NEW}")).exists());
         assert!(!kernels.join(&name).join(COMPLETE).exists());
         // So has one without seed.
         let name = format!("own-{}", recipe.key(1));
-        tree(&kernels, &name, "half", false);
+        tree(&kernels, &name, "half", "", false);
         fs::remove_file(kernels.join(&name).join(SOURCE)).unwrap();
         let first =
             Recipe { patches: recipe.patches[..1].to_vec(), tools: "cc 2".into(), ..recipe };
-        assert!(first.seed(&kernels).is_none(), "other tools, other trees");
+        let stage = first.stage().unwrap();
+        assert!(first.seed(&kernels, stage.path()).is_none(), "other tools, other trees");
         prepare(&first, &kernels, &kernels.join(&name)).unwrap();
         assert_eq!(read(kernels.join(&name).join("f")), "1\n");
         // A build that was, goes on.
@@ -426,12 +517,12 @@ mod tests {
         let kernels = temp.path();
         let names: Vec<String> = (0..5).map(|n| format!("own-{n:012x}")).collect();
         for (age, name) in (0..).zip(&names) {
-            let marker = tree(kernels, name, "0", true).join(COMPLETE);
+            let marker = tree(kernels, name, "0", "", true).join(COMPLETE);
             let used = SystemTime::now() - std::time::Duration::from_secs(60 * age);
             fs::File::options().write(true).open(marker).unwrap().set_modified(used).unwrap();
         }
         for name in [format!("{}{NEW}", names[0]), format!("other-{}", "0".repeat(12))] {
-            tree(kernels, &name, "0", false);
+            tree(kernels, &name, "0", "", false);
         }
         let used = repo::try_lock(&kernels.join(format!("{}.lock", names[4]))).unwrap();
         prune(kernels, "own");

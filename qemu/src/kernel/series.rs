@@ -30,6 +30,12 @@ impl Patch {
         diff(&self.text)
     }
 
+    /// Files that it changes, makes or removes.
+    pub fn touched(&self) -> Vec<&str> {
+        let names = |l| ["--- a/", "+++ b/"].iter().find_map(|p| str::strip_prefix(l, p));
+        self.diff().lines().filter_map(names).map(str::trim_end).collect()
+    }
+
     /// Files that it changes or makes.
     pub fn files(&self) -> Vec<&str> {
         self.diff().lines().filter_map(|l| l.strip_prefix("+++ b/")).map(str::trim_end).collect()
