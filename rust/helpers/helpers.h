@@ -51,6 +51,7 @@ unsigned long long zdm_max_phys(void);
 bool zdm_is_system_ram(resource_size_t start, size_t n);
 bool zdm_thp_migration_supported(void);
 unsigned long zdm_migrate_select_generic(void);
+unsigned int zdm_pgmap_migratable_flags(enum memory_type type);
 
 void zdm_mmu_interval_set_seq(struct mmu_interval_notifier *sub, unsigned long seq);
 bool zdm_mmu_interval_read_retry(struct mmu_interval_notifier *sub, unsigned long seq);

@@ -193,6 +193,16 @@ unsigned long zdm_migrate_select_generic(void)
 #endif
 }
 
+/* Flags of a pagemap whose pages are to be migrated. A kernel without the flag migrates no GENERIC pages. */
+unsigned int zdm_pgmap_migratable_flags(enum memory_type type)
+{
+#ifdef PGMAP_MIGRATABLE
+	return type == MEMORY_DEVICE_GENERIC ? PGMAP_MIGRATABLE : 0;
+#else
+	return 0;
+#endif
+}
+
 void zdm_mmu_interval_set_seq(struct mmu_interval_notifier *sub, unsigned long seq)
 {
 	mmu_interval_set_seq(sub, seq);

@@ -64,6 +64,12 @@ impl MemoryType {
         }
     }
 
+    /// `PGMAP_*` flags without which this kernel migrates no pages to and from such memory.
+    pub(super) fn pagemap_flags(self) -> u32 {
+        // SAFETY: The function reads a constant of the kernel that the module was built for.
+        unsafe { bindings::zdm_pgmap_migratable_flags(self.raw()) }
+    }
+
     /// Whether this kernel migrates pages to and from such memory at all.
     pub(crate) fn is_migratable(self) -> bool {
         self.select_flags() != 0

@@ -174,6 +174,7 @@ impl<T: PagemapOps> DevPagemap<T> {
                     // SAFETY: `pgmap` is valid, initialised above, and nobody else knows it.
                     let raw = unsafe { &mut *pgmap };
                     raw.type_ = memory.raw();
+                    raw.flags = memory.pagemap_flags();
                     raw.nr_range = 1;
                     // SAFETY: The union is all zeroes, which is a valid range.
                     *unsafe { raw.__bindgen_anon_1.range.as_mut() } = range;
