@@ -27,6 +27,7 @@ mod tests;
 mod uapi;
 mod uffd;
 mod uring;
+mod vfio;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

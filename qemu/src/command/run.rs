@@ -244,7 +244,7 @@ impl Setup {
             vcpus: self.machine.vcpus,
             cmdline: cmdline.join(" ").split_whitespace().collect::<Vec<_>>().join(" "),
             dir: dir.to_owned(),
-            extra: Vec::new(),
+            extra: self.machine.qemu.split_whitespace().map(str::to_owned).collect(),
         })
     }
 }

@@ -52,7 +52,7 @@ pub struct Exception {
     /// On these kernels; empty means on all.
     #[serde(default)]
     pub kernels: Vec<String>,
-    /// On these machines; empty means on all.
+    /// On these machines; empty means on all, and `!NAME` on all but that one.
     #[serde(default)]
     pub machines: Vec<String>,
     /// What a test says as it fails; of an expected failure only.
@@ -85,7 +85,7 @@ pub struct AllowSpec {
     /// On these kernels; empty means on all.
     #[serde(default)]
     pub kernels: Vec<String>,
-    /// On these machines; empty means on all.
+    /// On these machines; empty means on all, and `!NAME` on all but that one.
     #[serde(default)]
     pub machines: Vec<String>,
 }
@@ -137,7 +137,11 @@ pub struct Place<'a> {
 impl Place<'_> {
     fn is(&self, kernels: &[String], machines: &[String]) -> bool {
         let among = |list: &[String], (name, like): (&str, Option<&str>)| {
-            list.is_empty() || list.iter().any(|n| n == name || Some(n.as_str()) == like)
+            let not = |n: &String| n.strip_prefix('!') == Some(name);
+            let mut named = list.iter().filter(|n| !n.starts_with('!')).peekable();
+            let all = named.peek().is_none();
+            let is = |n: &String| n == name || Some(n.as_str()) == like;
+            !list.iter().any(not) && (all || named.any(is))
         };
         among(kernels, self.kernel) && among(machines, self.machine)
     }
@@ -213,6 +217,7 @@ impl Expected {
                 known.kernel(name).with_context(|| what.clone())?;
             }
             for name in machines {
+                let name = name.strip_prefix('!').unwrap_or(name);
                 known.machine(name).with_context(|| what.clone())?;
             }
         }

@@ -160,6 +160,9 @@ pub struct MachineSpec {
     /// Kernel command line, `memmap=` and the like.
     #[serde(default)]
     pub cmdline: String,
+    /// More arguments of QEMU, devices for example.
+    #[serde(default)]
+    pub qemu: String,
     /// Parameters of the module there.
     #[serde(default)]
     pub module_params: String,

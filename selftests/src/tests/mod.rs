@@ -94,6 +94,7 @@ mod uffd_device;
 mod unload;
 mod unmap;
 mod versus;
+mod vfio;
 
 use self::target::{GENERIC, PRIVATE};
 use crate::check::{Fail, Outcome};
@@ -193,6 +194,7 @@ pub fn all() -> Vec<&'static Test> {
         owners::TESTS,
         dax::TESTS,
         dax_unbind::TESTS,
+        vfio::TESTS,
         fsdax::TESTS,
         fsdax_share::TESTS,
         fsdax_waits::TESTS,

@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Who pins device-dax for devices and for long: VFIO, whose mappings are pins, and io_uring with its
+//! registered buffers. What they pin they must unpin, as the end of a device-dax waits for it.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::counts::{Counts, IDLE, MAPPED, Waiting, pinned, pinned_large};
+use super::dax::Setup;
+use super::{Ctx, Test, test};
+use crate::check;
+use crate::check::{Fail, OrFail, Outcome};
+use crate::dax::{PMD, PTE};
+use crate::memory::Buffer;
+use crate::uring::Uring;
+use crate::vfio::Vfio;
+
+pub const TESTS: &[Test] = &[
+    test("vfio.unmap", unmap::<PTE>),
+    test("vfio.unmap_pmd", unmap::<PMD>),
+    test("vfio.close", close::<PTE>),
+    test("vfio.close_pmd", close::<PMD>),
+    test("vfio.unmapped_first", unmapped_first),
+    test("vfio.unbind", unbind),
+    test("dax.io_uring", io_uring::<PTE>),
+    test("dax.io_uring_pmd", io_uring::<PMD>),
+    test("dax.io_uring_unbind", io_uring_unbind),
+];
+
+/// Folios that are mapped.
+const FOLIOS: usize = 2;
+
+/// The device that is to be given to user space.
+fn device() -> Outcome<PathBuf> {
+    let none = "no device that vfio-pci could have an IOMMU for";
+    Vfio::find().ok_or_else(|| Fail::Skip(none.into()))
+}
+
+/// It is made after what is mapped for it, and goes before: the end of a device-dax waits for it.
+#[track_caller]
+fn open(device: PathBuf) -> Outcome<Vfio> {
+    Vfio::open(device).or_fail("vfio-pci and its container")
+}
+
+/// A device-dax of which some folios are mapped, and the counts of each.
+struct Mapped {
+    buf: Buffer,
+    setup: Setup,
+    before: Counts,
+    pages: usize,
+}
+
+impl Mapped {
+    fn new(align: usize) -> Outcome<Self> {
+        let setup = Setup::new(align)?;
+        let pages = FOLIOS * setup.dax.step();
+        let buf = setup.dax.map(pages)?;
+        buf.fill(0, pages, 7);
+        // The old rule has one reference more.
+        let idle = setup.idle_refs()?;
+        let before = [idle, MAPPED[1], MAPPED[2]];
+        setup.expect(0, FOLIOS, before, "mapped")?;
+        Ok(Self {
+            buf,
+            setup,
+            before,
+            pages,
+        })
+    }
+
+    /// With a pin of each page.
+    fn pinned(&self) -> Counts {
+        match self.setup.dax.step() {
+            1 => pinned(self.before, 1),
+            step => pinned_large(self.before, step as i32),
+        }
+    }
+
+    fn expect(&self, counts: Counts, when: &str) -> Outcome {
+        self.setup.expect(0, FOLIOS, counts, when)
+    }
+}
+
+/// Mapped for a device, and unmapped: three times, as a count that is wrong by one may be missed once.
+fn unmap<const ALIGN: usize>(_: &Ctx) -> Outcome {
+    let device = device()?;
+    let m = Mapped::new(ALIGN)?;
+    let vfio = open(device)?;
+    for _ in 0..3 {
+        vfio.map(&m.buf, 0, m.pages).or_fail("VFIO_IOMMU_MAP_DMA")?;
+        m.expect(m.pinned(), "mapped for a device")?;
+        vfio.unmap(&m.buf, 0, m.pages)
+            .or_fail("VFIO_IOMMU_UNMAP_DMA")?;
+        m.expect(m.before, "mapped for a device no more")?;
+    }
+    m.buf.check(0, m.pages, 7)
+}
+
+/// The container is closed while something is mapped.
+fn close<const ALIGN: usize>(_: &Ctx) -> Outcome {
+    let device = device()?;
+    let m = Mapped::new(ALIGN)?;
+    let mut vfio = open(device)?;
+    vfio.map(&m.buf, 0, m.pages).or_fail("VFIO_IOMMU_MAP_DMA")?;
+    m.expect(m.pinned(), "mapped for a device")?;
+    vfio.close();
+    m.expect(m.before, "after the container was closed")
+}
+
+/// The process unmaps first: what the device has stays in use until it is unmapped there.
+fn unmapped_first(_: &Ctx) -> Outcome {
+    let device = device()?;
+    let Mapped {
+        buf,
+        setup,
+        before,
+        pages,
+    } = Mapped::new(PTE)?;
+    let mut vfio = open(device)?;
+    vfio.map(&buf, 0, pages).or_fail("VFIO_IOMMU_MAP_DMA")?;
+    drop(buf);
+    let none = [before[0] - 1, 0, 0];
+    setup.expect(0, FOLIOS, pinned(none, 1), "mapped for a device only")?;
+    vfio.close();
+    setup.expect(0, FOLIOS, none, "after the container was closed")
+}
+
+/// The driver of the device-dax goes: it waits for the mapping of the device, and for that only.
+fn unbind(_: &Ctx) -> Outcome {
+    let device = device()?;
+    let Mapped {
+        buf,
+        setup,
+        before,
+        pages,
+    } = Mapped::new(PTE)?;
+    if before != MAPPED {
+        return Err(Fail::Skip(
+            "this kernel's device-dax waits for nobody".into(),
+        ));
+    }
+    // The child is made first, so that it has no copy of what holds the pages.
+    let unbinding = Waiting::start(|| Ok(()), || setup.dax.unbind().or_fail("unbind"))?;
+    let vfio = open(device)?;
+    vfio.map(&buf, 0, pages).or_fail("VFIO_IOMMU_MAP_DMA")?;
+    let unbinding = unbinding.release()?;
+    std::thread::sleep(Duration::from_millis(500));
+    check!(
+        unbinding.is_running()?,
+        "unbind of a device-dax that is mapped for a device: expected it to wait, found its end"
+    );
+    vfio.unmap(&buf, 0, pages).or_fail("VFIO_IOMMU_UNMAP_DMA")?;
+    unbinding.join()?;
+    drop(buf);
+    setup.dax.bind().or_fail("bind")?;
+    setup.expect(0, FOLIOS, IDLE, "after unbind and bind")
+}
+
+/// Registered buffers of io_uring.
+fn io_uring<const ALIGN: usize>(_: &Ctx) -> Outcome {
+    let m = Mapped::new(ALIGN)?;
+    // io_uring pins each page, and keeps one pin of those of a large folio.
+    let held = match m.setup.dax.step() {
+        1 => m.pinned(),
+        _ => pinned_large(m.before, 1),
+    };
+    for _ in 0..3 {
+        let ring = Uring::new().or_fail("io_uring_setup")?;
+        ring.register(&m.buf, 0, m.pages)
+            .or_fail("IORING_REGISTER_BUFFERS")?;
+        m.expect(held, "registered with io_uring")?;
+        ring.unregister().or_fail("IORING_UNREGISTER_BUFFERS")?;
+        m.expect(m.before, "registered no more")?;
+    }
+    m.buf.check(0, m.pages, 7)
+}
+
+/// The driver of the device-dax waits for a buffer that is registered.
+fn io_uring_unbind(_: &Ctx) -> Outcome {
+    let Mapped {
+        buf,
+        setup,
+        before,
+        pages,
+    } = Mapped::new(PTE)?;
+    if before != MAPPED {
+        return Err(Fail::Skip(
+            "this kernel's device-dax waits for nobody".into(),
+        ));
+    }
+    let unbinding = Waiting::start(|| Ok(()), || setup.dax.unbind().or_fail("unbind"))?;
+    let ring = Uring::new().or_fail("io_uring_setup")?;
+    ring.register(&buf, 0, pages)
+        .or_fail("IORING_REGISTER_BUFFERS")?;
+    let unbinding = unbinding.release()?;
+    std::thread::sleep(Duration::from_millis(500));
+    check!(
+        unbinding.is_running()?,
+        "unbind of a device-dax in a registered buffer: expected it to wait, found its end"
+    );
+    ring.unregister().or_fail("IORING_UNREGISTER_BUFFERS")?;
+    unbinding.join()?;
+    drop(buf);
+    setup.dax.bind().or_fail("bind")?;
+    setup.expect(0, FOLIOS, IDLE, "after unbind and bind")
+}
