@@ -217,7 +217,7 @@ fn parent_first(ctx: &Ctx, node: usize) -> Outcome {
 
 /// A process unmaps a huge page while another one migrates it, when both have migration
 /// entries for it, which hold nothing. (7.2: the zap asked the folio whether it is device
-/// private, not the entry, and dropped a mapping that was gone; patch 26.)
+/// private, not the entry, and dropped a mapping that was gone; series A.)
 fn zap_migrated(ctx: &Ctx, node: usize) -> Outcome {
     const ROUNDS: u32 = 40;
     // GENERIC memory tells what kernel it is.
