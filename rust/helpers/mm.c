@@ -193,7 +193,10 @@ unsigned long zdm_migrate_select_generic(void)
 #endif
 }
 
-/* Flags of a pagemap whose pages are to be migrated. A kernel without the flag migrates no GENERIC pages. */
+/*
+ * Flags of a pagemap whose pages are to be migrated. A kernel without PGMAP_MIGRATABLE migrates no
+ * GENERIC pages.
+ */
 unsigned int zdm_pgmap_migratable_flags(enum memory_type type)
 {
 #ifdef PGMAP_MIGRATABLE
