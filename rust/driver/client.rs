@@ -464,6 +464,37 @@ mod tests {
     }
 
     #[test]
+    fn migration_fills_the_table() -> Result {
+        let s = setting()?;
+        let range = s.range;
+        let copy = mmap_anon(bytes(PAGES))?;
+        let to = UserPtr::from_addr(copy);
+        fill(s.address)?;
+        // A place that no page was ever mapped at goes along, and may be written.
+        munmap(s.address + bytes(PAGES - 1), PAGE_SIZE)?;
+        let hole = PageRange::new(mmap_anon(PAGE_SIZE)?, 1)?;
+        assert_eq!(s.client.to_device(hole)?, 1);
+        assert_eq!(
+            s.client.write(hole, UserPtr::from_addr(s.address))?.faults,
+            0
+        );
+        let range = range.first(PAGES - 1);
+        assert_eq!(s.client.to_device(range)?, PAGES - 1);
+        fill(copy)?;
+        let outcome = s.client.write(range, UserPtr::from_addr(copy))?;
+        assert_eq!((outcome.pages, outcome.faults), (PAGES - 1, 0));
+        assert_eq!(s.client.read(range, to, Faulting::Never)?.pages, PAGES - 1);
+        assert!(holds_pattern(copy)?);
+        // What is there already is not moved again, so that nothing is known of it.
+        assert_eq!(s.client.to_device(range)?, 0);
+        assert_eq!(s.client.mirror().refresh(range)?, PAGES - 1);
+        s.client.to_system(range)?;
+        let read = s.client.read(range, to, Faulting::Never);
+        assert_eq!(read.err(), Some(ENOENT));
+        Ok(())
+    }
+
+    #[test]
     fn device_fault_maps_and_unmap_forgets() -> Result {
         let s = setting()?;
         let range = s.range;
