@@ -128,7 +128,19 @@ bool zdm_page_is_reachable(struct page *page)
  */
 int zdm_copy_mc_highpage(struct page *to, struct page *from)
 {
-	return zdm_page_is_reachable(from) ? copy_mc_highpage(to, from) : -EFAULT;
+	if (!zdm_page_is_reachable(from))
+		return -EFAULT;
+#ifdef CONFIG_X86
+	/*
+	 * There copy_mc_highpage() is a memcpy(), which is slower than to copy a page. What
+	 * recovers from broken memory has ERMS.
+	 */
+	if (!boot_cpu_has(X86_FEATURE_ERMS)) {
+		copy_highpage(to, from);
+		return 0;
+	}
+#endif
+	return copy_mc_highpage(to, from);
 }
 
 bool zdm_dma_mapping_error(struct device *dev, dma_addr_t address)

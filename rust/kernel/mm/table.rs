@@ -119,10 +119,12 @@ const WATCHES: usize = 4;
 ///   the first page of a block that is mapped as a whole, tagged with [`WHOLE`] and a [`Grant`].
 /// - Entries point to the pages that hold the contents of mapped pages; they stay valid while the table is
 ///   locked.
+/// - `recent` is the number of a block and its leaf, as `xa` has it.
 #[pin_data(PinnedDrop)]
 pub(super) struct Table {
     #[pin]
     xa: Opaque<bindings::xarray>,
+    recent: Cell<Option<(usize, NonNull<Leaf>)>>,
     watches: [Cell<Option<Watched>>; WATCHES],
 }
 
@@ -136,13 +138,28 @@ impl Table {
         pin_init!(Self {
             // SAFETY: `xa` is valid for writes; an empty array needs no flags.
             xa <- Opaque::ffi_init(|xa| unsafe { bindings::xa_init_flags(xa, bindings::XA_FLAGS_ACCOUNT) }),
+            recent: Cell::new(None),
             watches: [const { Cell::new(None) }; WATCHES],
         })
     }
 
     fn block(&self, number: usize) -> Block {
+        if let Some(leaf) = self.recent_leaf(number) {
+            return Block::Leaf(leaf);
+        }
         // SAFETY: The array is initialised.
-        Block::of_raw(unsafe { bindings::xa_load(self.xa.get(), number) } as usize)
+        let block = Block::of_raw(unsafe { bindings::xa_load(self.xa.get(), number) } as usize);
+        if let Block::Leaf(leaf) = block {
+            // INVARIANT: This is what the array has.
+            self.recent.set(Some((number, leaf)));
+        }
+        block
+    }
+
+    /// The leaf of block `number`, if it is the one that was used last.
+    fn recent_leaf(&self, number: usize) -> Option<NonNull<Leaf>> {
+        let (recent, leaf) = self.recent.get()?;
+        (recent == number).then_some(leaf)
     }
 
     fn entry(&self, index: usize) -> usize {
@@ -261,6 +278,14 @@ impl Table {
     fn erase(&self, first: usize, last: usize) {
         let end = last >> PMD_ORDER;
         let mut number = first >> PMD_ORDER;
+        // What a fault is about: a few pages of the block that was used last.
+        let recent = self.recent_leaf(number).filter(|_| number == end);
+        if let (Some(mut leaf), true) = (recent, last - first < BLOCK - 1) {
+            // SAFETY: The leaf is the table's, and whoever has the table has it locked.
+            let leaf = unsafe { leaf.as_mut() };
+            leaf[first % BLOCK..=last % BLOCK].fill(0);
+            return;
+        }
         loop {
             // SAFETY: The array is initialised, and `number` is ours to write.
             let raw =
@@ -278,6 +303,8 @@ impl Table {
                     leaf[from..=to].fill(0);
                 }
                 block => {
+                    // INVARIANT: The leaf may be gone.
+                    self.recent.set(None);
                     // SAFETY: The array is initialised.
                     unsafe { bindings::xa_erase(self.xa.get(), number) };
                     if let Block::Leaf(leaf) = block {
