@@ -21,6 +21,8 @@ pub(super) const NIL: u32 = u32::MAX;
 pub(super) struct Table<T> {
     /// Not zero, so that dividing by it cannot panic.
     per_chunk: NonZeroUsize,
+    /// Its logarithm, if that is whole: a shift costs less than a division.
+    shift: Option<u32>,
     /// A vacant number has an empty chunk.
     chunks: KVec<KVVec<T>>,
 }
@@ -39,6 +41,9 @@ impl<T> Table<T> {
         }
         Ok(Self {
             per_chunk,
+            shift: per_chunk
+                .is_power_of_two()
+                .then(|| per_chunk.trailing_zeros()),
             chunks: table,
         })
     }
@@ -46,6 +51,15 @@ impl<T> Table<T> {
     /// Elements of a chunk.
     pub(super) fn per_chunk(&self) -> usize {
         self.per_chunk.get()
+    }
+
+    /// The chunk of element `i`, and the place of the element there.
+    fn place(&self, i: u32) -> (usize, usize) {
+        let i = i as usize;
+        match self.shift {
+            Some(shift) => (i >> shift, i & ((1 << shift) - 1)),
+            None => (i / self.per_chunk, i % self.per_chunk),
+        }
     }
 
     /// The lowest number without a chunk.
@@ -72,8 +86,8 @@ impl<T> Table<T> {
 
     /// Element `i`, if there is one.
     pub(super) fn get(&self, i: u32) -> Option<&T> {
-        let i = i as usize;
-        self.chunks.get(i / self.per_chunk)?.get(i % self.per_chunk)
+        let (chunk, n) = self.place(i);
+        self.chunks.get(chunk)?.get(n)
     }
 }
 
@@ -82,16 +96,16 @@ impl<T> Index<u32> for Table<T> {
 
     // PANIC: Only for elements that are known to exist, as those on a list are.
     fn index(&self, i: u32) -> &T {
-        let i = i as usize;
-        &self.chunks[i / self.per_chunk][i % self.per_chunk]
+        let (chunk, n) = self.place(i);
+        &self.chunks[chunk][n]
     }
 }
 
 impl<T> IndexMut<u32> for Table<T> {
     // PANIC: As above.
     fn index_mut(&mut self, i: u32) -> &mut T {
-        let i = i as usize;
-        &mut self.chunks[i / self.per_chunk][i % self.per_chunk]
+        let (chunk, n) = self.place(i);
+        &mut self.chunks[chunk][n]
     }
 }
 
