@@ -282,6 +282,10 @@ impl Device {
             let used = (0..chunk.pages()).filter(|&i| chunk.order_in_use(i).is_some());
             for index in used.take(STUCK_RECORDS) {
                 self.report_stuck(&chunk, index, short);
+                // A console is slow, and a killed task is to be gone.
+                if check_signals().is_err() {
+                    return;
+                }
             }
         }
     }

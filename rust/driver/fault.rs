@@ -101,9 +101,8 @@ impl Core {
             wrong = found;
         }
         let Some(violation) = wrong else {
-            // The page has no other holder. Memory for a large folio is missing, and core mm
-            // cannot split a folio for a fault.
-            return Err(FaultError::Oom);
+            // Others have been at work on the page all the time. The CPU tries again.
+            return Ok(());
         };
         if same >= FAULT_LOOKS {
             self.auditor
