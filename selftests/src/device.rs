@@ -11,7 +11,7 @@ use std::ptr;
 
 use crate::check::{Fail, OrFail, Outcome};
 use crate::proc;
-use crate::sys::cvt;
+use crate::sys::{self, cvt};
 use crate::uapi::*;
 
 pub use crate::memory::{Buffer, HUGE_PAGES, PAGE, check_bytes, pattern_bytes};
@@ -28,6 +28,8 @@ pub enum Data<'a> {
     Into(&'a mut [u8]),
     /// The kernel reads here; at least as long as the range of the command.
     From(&'a [u8]),
+    /// The kernel reads or writes pages of a buffer, from this one on.
+    At(&'a Buffer, usize),
 }
 
 /// What a command that copies data returned.
@@ -63,6 +65,11 @@ impl Device {
     /// Maps pages of the driver, MAP_SHARED or MAP_PRIVATE.
     pub fn map(&self, pages: usize, flags: i32) -> io::Result<Buffer> {
         Buffer::of_file(&self.file, pages, flags)
+    }
+
+    /// Closes the file while others may be in the middle of commands; from now on all commands fail.
+    pub fn close_under_all(&self) -> io::Result<()> {
+        sys::close_under(&self.file)
     }
 
     /// Any ioctl with any bytes as its argument, which are written back.
@@ -114,6 +121,7 @@ impl Device {
             Data::Nowhere => (NOWHERE, usize::MAX),
             Data::Into(b) => (b.as_mut_ptr() as u64, b.len()),
             Data::From(b) => (b.as_ptr() as u64, b.len()),
+            Data::At(b, first) => (b.at(first), (b.pages() - first) * PAGE),
         };
         if npages > (len / PAGE) as u64 && ptr != NOWHERE {
             return Err(io::Error::other("data shorter than the range"));

@@ -136,6 +136,21 @@ impl Buffer {
         Self::map(0, pages, flags, -1)
     }
 
+    /// Private memory that grows downwards, as a stack does.
+    pub fn stack(pages: usize) -> io::Result<Self> {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_GROWSDOWN;
+        Self::map(0, pages, flags, -1)
+    }
+
+    /// mseal(2): from now on nobody unmaps the pages or changes their rights, not even the drop.
+    pub fn seal(&self) -> io::Result<()> {
+        const SYS_MSEAL: libc::c_long = 462;
+        // SAFETY: takes numbers only, and takes rights to change the mapping away.
+        cvt(unsafe { libc::syscall(SYS_MSEAL, self.at(0), self.pages * PAGE, 0) })?;
+        self.mark_gone(0, self.pages, true);
+        Ok(())
+    }
+
     fn map(addr: usize, pages: usize, flags: i32, fd: i32) -> io::Result<Self> {
         let prot = libc::PROT_READ | libc::PROT_WRITE;
         let (hint, len) = (addr as *mut libc::c_void, pages * PAGE);

@@ -126,6 +126,27 @@ pub fn become_subreaper() -> io::Result<()> {
     cvt(unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) }.into()).map(drop)
 }
 
+/// Limits a resource, `RLIMIT_*`, of this process.
+pub fn limit(resource: libc::__rlimit_resource_t, most: u64) -> io::Result<()> {
+    let limit = libc::rlimit {
+        rlim_cur: most,
+        rlim_max: most,
+    };
+    // SAFETY: `limit` is a valid structure that outlives the call.
+    cvt(unsafe { libc::setrlimit(resource, &limit) }.into()).map(drop)
+}
+
+/// A file whose pages the kernel itself cannot reach.
+pub fn memfd_secret(bytes: u64) -> io::Result<File> {
+    // SAFETY: takes a number only.
+    let fd = cvt(unsafe { libc::syscall(libc::SYS_memfd_secret, 0) })?;
+    // CAST: descriptors fit an int.
+    // SAFETY: the kernel just made this descriptor for us and nobody else.
+    let file = File::from(unsafe { OwnedFd::from_raw_fd(fd as i32) });
+    file.set_len(bytes)?;
+    Ok(file)
+}
+
 /// Gives up root for good, and with it every capability.
 pub fn become_nobody() -> io::Result<()> {
     const NOBODY: libc::uid_t = 65534;
@@ -137,6 +158,26 @@ pub fn become_nobody() -> io::Result<()> {
 pub fn pid() -> i32 {
     // SAFETY: has no preconditions.
     unsafe { libc::getpid() }
+}
+
+/// The number of the process's parent.
+pub fn parent() -> i32 {
+    // SAFETY: has no preconditions.
+    unsafe { libc::getppid() }
+}
+
+/// A user namespace of the process's own, in which it has every capability.
+pub fn new_user_namespace() -> io::Result<()> {
+    // SAFETY: takes a number only; the process has one thread, which is all that the call wants.
+    cvt(unsafe { libc::unshare(libc::CLONE_NEWUSER) }.into()).map(drop)
+}
+
+/// Makes the number of `file` that of a file that is not there, in all threads at once.
+pub fn close_under(file: &File) -> io::Result<()> {
+    let nothing = File::open("/dev/null")?;
+    // SAFETY: both descriptors are open, and `file` owns its number as before.
+    cvt(unsafe { libc::dup3(nothing.as_raw_fd(), file.as_raw_fd(), libc::O_CLOEXEC) }.into())
+        .map(drop)
 }
 
 /// Lets core dumps of the calling process be of any size.

@@ -29,6 +29,11 @@ impl Uring {
         Ok(Self(File::from(unsafe { OwnedFd::from_raw_fd(fd as i32) })))
     }
 
+    /// Maps the submission ring, which the kernel shares with the process.
+    pub fn ring(&self) -> io::Result<Buffer> {
+        Buffer::of_file(&self.0, 1, libc::MAP_SHARED | libc::MAP_POPULATE)
+    }
+
     /// Registers pages as one buffer.
     pub fn register(&self, buf: &Buffer, first: usize, n: usize) -> io::Result<()> {
         let vec = libc::iovec {

@@ -61,6 +61,7 @@ mod generic_pins;
 mod generic_rule;
 mod holders;
 mod holes;
+mod hostile;
 mod inject;
 mod inject_each;
 mod inject_records;
@@ -220,6 +221,10 @@ pub fn all() -> Vec<&'static Test> {
         holes::TESTS,
         neighbours::TESTS,
         kill::TESTS,
+        hostile::limits::TESTS,
+        hostile::holders::TESTS,
+        hostile::mappings::TESTS,
+        hostile::files::TESTS,
         debugfs::TESTS,
         pagemaps::TESTS,
         allocator::TESTS,
@@ -229,6 +234,7 @@ pub fn all() -> Vec<&'static Test> {
         inject_each::TESTS,
         inject_each::MORE,
         inject_records::TESTS,
+        hostile::release::INJECTING,
         inject_each::SMALL,
         inject_records::SMALL,
         debugfs::INJECTING,

@@ -126,6 +126,11 @@ impl Target {
         }
     }
 
+    /// Node of the first device of its kind.
+    pub fn node(&self) -> usize {
+        self.kind
+    }
+
     /// Whether the CPU can use pages where they are on the device, as with COHERENT
     /// and GENERIC memory: then no access brings them back, and there is no more of it
     /// than the machine has.

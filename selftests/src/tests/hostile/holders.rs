@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What others hold, and what others wait for.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::check::{OrFail, Outcome, expect_errno};
+use crate::device::{Buffer, Device};
+use crate::sys;
+use crate::tests::target::{COHERENT, GENERIC, PRIVATE, Target};
+use crate::tests::{Ctx, Test, test};
+use crate::uapi::*;
+use crate::{check, check_eq};
+
+pub const TESTS: &[Test] = &[
+    test(
+        "hostile.close_does_not_wait_for_others",
+        close_does_not_wait_for_others,
+    ),
+    test(
+        "hostile.audit_while_others_migrate",
+        audit_while_others_migrate::<PRIVATE>,
+    ),
+    test(
+        "hostile_coherent.audit_while_others_migrate",
+        audit_while_others_migrate::<COHERENT>,
+    ),
+    test(
+        "hostile_coherent.pins_outlive_the_file",
+        pins_outlive_the_file::<COHERENT>,
+    ),
+    test(
+        "hostile_coherent.splice_outlives_the_file",
+        splice_outlives_the_file::<COHERENT>,
+    ),
+    test(
+        "hostile_generic.audit_while_others_migrate",
+        audit_while_others_migrate::<GENERIC>,
+    ),
+    test(
+        "hostile_generic.pins_outlive_the_file",
+        pins_outlive_the_file::<GENERIC>,
+    ),
+    test(
+        "hostile_generic.splice_outlives_the_file",
+        splice_outlives_the_file::<GENERIC>,
+    ),
+];
+
+/// Runs `body` while threads migrate there and back.
+fn while_others_migrate(target: &Target, body: impl FnOnce() -> Outcome) -> Outcome {
+    let stop = AtomicBool::new(false);
+    let buffers: Vec<Buffer> = (0..3)
+        .map(|_| Buffer::filled(256, 1604))
+        .collect::<Outcome<_>>()?;
+    std::thread::scope(|scope| {
+        for buf in &buffers {
+            let stop = &stop;
+            scope.spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    let _ = target.to_device(buf, 0, buf.pages());
+                    let _ = target.to_system(buf, 0, buf.pages());
+                }
+            });
+        }
+        let result = body();
+        stop.store(true, Ordering::Relaxed);
+        result
+    })?;
+    buffers
+        .iter()
+        .try_for_each(|buf| buf.check(0, buf.pages(), 1604))
+}
+
+/// A file that used no memory of the device is closed at once.
+fn close_does_not_wait_for_others(ctx: &Ctx) -> Outcome {
+    const N: usize = 20;
+    let target = Target::open(ctx, PRIVATE)?;
+    let close = || -> Outcome<Duration> {
+        let device = Device::open(0)?;
+        let start = Instant::now();
+        drop(device);
+        Ok(start.elapsed())
+    };
+    while_others_migrate(&target, || {
+        let mut times = (0..N).map(|_| close()).collect::<Outcome<Vec<_>>>()?;
+        times.sort();
+        // Half of them may have lost their processor.
+        check!(
+            times[N / 2] < Duration::from_millis(200),
+            "time of a close while others migrate: expected less than 200 ms, found {times:?}"
+        );
+        Ok(())
+    })
+}
+
+/// A page in motion is no violation, however often anybody looks.
+fn audit_while_others_migrate<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    let target = Target::open(ctx, NODE)?;
+    let before = target.audit()?.0.total;
+    while_others_migrate(&target, || {
+        let end = Instant::now() + Duration::from_secs(3);
+        while Instant::now() < end {
+            let (audit, records) = target.try_audit(0).or_fail("ZDM_AUDIT")?;
+            check_eq!(audit.total, before, "violations, {records:x?}");
+            check_eq!(audit.found, 0, "violations that this scan found");
+        }
+        Ok(())
+    })
+}
+
+/// Moves a buffer with a file of its own, lets `hold` take hold of it, and closes the file: the
+/// page stays, and that is nobody's fault. Afterwards `holder` is dropped.
+fn held_at_close<T>(ctx: &Ctx, node: usize, hold: impl FnOnce(&Buffer) -> Outcome<T>) -> Outcome {
+    let observer = Target::open(ctx, node)?;
+    let before = observer.audit()?.0.total;
+    let buf = Buffer::filled(4, 1605)?;
+    let holder = {
+        let target = Target::open(ctx, node)?;
+        target.move_all(&buf, 1605)?;
+        hold(&buf)?
+    };
+    // As anybody may ask.
+    let (audit, records) = observer.try_audit(0).or_fail("ZDM_AUDIT")?;
+    check_eq!(
+        audit.total,
+        before,
+        "violations after the close, {records:x?}"
+    );
+    check_eq!(audit.found, 0, "violations that the scan found");
+    expect_errno(observer.release(), &[libc::EBUSY], "RELEASE of held pages")?;
+    let (audit, records) = observer.try_audit(0).or_fail("ZDM_AUDIT")?;
+    check_eq!(
+        audit.total,
+        before,
+        "violations after RELEASE, {records:x?}"
+    );
+    buf.check(0, 4, 1605)?;
+    drop(holder);
+    observer.release().or_fail("RELEASE when nothing is held")?;
+    buf.check(0, 4, 1605)?;
+    observer.expect(&buf, 0, 4, 0)
+}
+
+/// Pins of another device's file.
+fn pins_outlive_the_file<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    held_at_close(ctx, NODE, |buf| {
+        let pinner = Device::open(0)?;
+        pinner.pin(buf, 0, 1, ZDM_PIN_WRITE).or_fail("ZDM_PIN")?;
+        pinner.pin(buf, 2, 1, ZDM_PIN_GET).or_fail("ZDM_PIN")?;
+        Ok(pinner)
+    })
+}
+
+/// Pages in a pipe.
+fn splice_outlives_the_file<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    held_at_close(ctx, NODE, |buf| {
+        let (reader, writer) = sys::pipe().or_fail("pipe")?;
+        buf.vmsplice_to(&writer, 0, 2).or_fail("vmsplice")?;
+        Ok((reader, writer))
+    })
+}

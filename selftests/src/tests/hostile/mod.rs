@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A caller with nothing but an open file, who means harm: nothing that such a caller does breaks
+//! an invariant, tells a secret, takes memory that is not accounted for, or keeps others waiting.
+
+pub mod files;
+pub mod holders;
+pub mod limits;
+pub mod mappings;
+pub mod release;
+
+use super::Ctx;
+use super::target::{PRIVATE, Target};
+use crate::check::{OrFail, Outcome};
+use crate::device::{Buffer, Data, Device, PAGE};
+use crate::harness::Child;
+use crate::sys;
+use crate::uapi::*;
+
+/// Every upstream command whose data goes to user space.
+pub(super) const READS: [u64; 4] = [
+    HMM_READ,
+    HMM_READ_UNLOCKED,
+    HMM_MIGRATE_TO_DEV,
+    HMM_EXCLUSIVE,
+];
+
+/// Every flavour of pin.
+pub(super) const PINS: [u32; 6] = [
+    0,
+    ZDM_PIN_WRITE,
+    ZDM_PIN_GET,
+    ZDM_PIN_LONGTERM,
+    ZDM_PIN_FAST,
+    ZDM_PIN_WRITE | ZDM_PIN_LONGTERM | ZDM_PIN_FAST,
+];
+
+/// Runs `body` as a user without capabilities.
+pub(super) fn as_nobody(body: impl FnOnce() -> Outcome) -> Outcome {
+    Child::spawn(|| {
+        sys::become_nobody().or_fail("setresuid")?;
+        body()
+    })?
+    .join()
+}
+
+/// Tries every ioctl on a range. What each of them returns is not said here, but what the device
+/// wrote is what it read before.
+pub(super) fn every_ioctl(device: &Device, addr: u64, npages: usize) -> Outcome {
+    let n = npages as u64;
+    let mut room = vec![0; npages * PAGE];
+    for request in READS {
+        let _ = device.command(request, addr, n, Data::Into(&mut room));
+    }
+    if device
+        .command(HMM_READ, addr, n, Data::Into(&mut room))
+        .is_ok()
+    {
+        let _ = device.command(HMM_WRITE, addr, n, Data::From(&room));
+    }
+    let _ = device.command(HMM_SNAPSHOT, addr, n, Data::Into(&mut room));
+    let _ = device.command(HMM_CHECK_EXCLUSIVE, addr, n, Data::Nowhere);
+    for flags in [0, ZDM_FAULT_WRITE] {
+        let _ = device.fault(addr, n, flags);
+    }
+    let _ = device.inspect_at(addr, npages, 0);
+    for flags in PINS {
+        if let Ok(id) = device.pin_at(addr, n, flags) {
+            let _ = device.command(HMM_MIGRATE_TO_DEV, addr, n, Data::Into(&mut room));
+            device.unpin(id, 0).or_fail("ZDM_UNPIN")?;
+        }
+    }
+    let _ = device.command(HMM_MIGRATE_TO_SYS, addr, n, Data::Nowhere);
+    Ok(())
+}
+
+/// Checks that a device does its work.
+pub(super) fn works(ctx: &Ctx) -> Outcome {
+    let target = Target::open(ctx, PRIVATE)?;
+    let buf = Buffer::filled(4, 1600)?;
+    target.move_all(&buf, 1600)?;
+    buf.check(0, 4, 1600)
+}
+
+/// Numbers that look random and are the same every time.
+struct Numbers(u64);
+
+impl Numbers {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    fn pick<T: Copy>(&mut self, list: &[T]) -> T {
+        list[(self.next() % list.len() as u64) as usize]
+    }
+}
+
+/// What the tests of this file promise about their own helpers.
+#[cfg(test)]
+mod unit {
+    use super::*;
+
+    #[test]
+    fn numbers_differ() {
+        let mut numbers = Numbers(1);
+        assert_ne!(numbers.next(), numbers.next());
+        assert!([1, 2].contains(&numbers.pick(&[1, 2])));
+    }
+}
