@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! System calls that move pages between NUMA nodes. The guest has one node, 0.
+//! System calls that move pages between NUMA nodes, of which the guest has one or two.
 
 #![allow(unsafe_code)]
 
+use std::fs;
 use std::io;
 
+use crate::check::{Fail, Outcome};
 use crate::memory::{Buffer, PAGE};
 use crate::sys::cvt;
 
@@ -13,9 +15,20 @@ const MPOL_BIND: libc::c_int = 2;
 const MPOL_MF_STRICT: libc::c_uint = 1;
 const MPOL_MF_MOVE: libc::c_uint = 2;
 const MPOL_MF_MOVE_ALL: libc::c_uint = 4;
-/// The set of nodes that has node 0 only, and bits in it.
-const NODES: u64 = 1;
+/// Bits in a set of nodes.
 const BITS: libc::c_ulong = 64;
+
+/// How many nodes the machine has; their numbers begin with 0.
+#[track_caller]
+pub fn nodes() -> Outcome<i32> {
+    let path = "/sys/devices/system/node/online";
+    // "0" or "0-1"; a kernel without NUMA has no such file.
+    let text = fs::read_to_string(path).unwrap_or_else(|_| "0".into());
+    let last = text.trim().rsplit('-').next().unwrap_or_default();
+    last.parse::<i32>()
+        .map(|last| last + 1)
+        .map_err(|e| Fail::failed(format!("{path}: '{text}': {e}")))
+}
 
 /// The node of each page, or a negative error number; with a node pages are moved to it.
 pub fn move_pages(buf: &Buffer, first: usize, n: usize, to: Option<i32>) -> io::Result<Vec<i32>> {
@@ -39,20 +52,22 @@ pub fn move_pages(buf: &Buffer, first: usize, n: usize, to: Option<i32>) -> io::
     cvt(ret).map(|_| status)
 }
 
-/// Binds pages to node 0 and moves those that are elsewhere; `strict` is an error where
+/// Binds pages to a node and moves those that are elsewhere; `strict` is an error where
 /// that cannot be done.
-pub fn bind(buf: &Buffer, first: usize, n: usize, strict: bool) -> io::Result<()> {
+pub fn bind(buf: &Buffer, first: usize, n: usize, node: i32, strict: bool) -> io::Result<()> {
+    let nodes: u64 = 1 << node;
     let strict = if strict { MPOL_MF_STRICT } else { 0 };
     let flags = MPOL_MF_MOVE | MPOL_MF_MOVE_ALL | strict;
     let (addr, len) = (buf.at(first), n * PAGE);
     // SAFETY: the set of nodes outlives the call; the contents of memory stay the same.
-    let ret = unsafe { libc::syscall(libc::SYS_mbind, addr, len, MPOL_BIND, &NODES, BITS, flags) };
+    let ret = unsafe { libc::syscall(libc::SYS_mbind, addr, len, MPOL_BIND, &nodes, BITS, flags) };
     cvt(ret).map(drop)
 }
 
-/// Moves all pages of the process from node 0 to node 0; returns how many would not.
-pub fn migrate_pages() -> io::Result<usize> {
+/// Moves all pages of the process from a node to another one; returns how many would not.
+pub fn migrate_pages(from: i32, to: i32) -> io::Result<usize> {
+    let (from, to): (u64, u64) = (1 << from, 1 << to);
     // SAFETY: the sets of nodes outlive the call; the contents of memory stay the same.
-    let ret = unsafe { libc::syscall(libc::SYS_migrate_pages, 0, BITS, &NODES, &NODES) };
+    let ret = unsafe { libc::syscall(libc::SYS_migrate_pages, 0, BITS, &from, &to) };
     cvt(ret).map(|n| n as usize)
 }

@@ -156,6 +156,13 @@ fn merged_is_shared(ctx: &Ctx, node: usize) -> Outcome {
     })
 }
 
+/// Checks that the device has the first `n` of the merged pages: what follows is about those.
+#[track_caller]
+fn expect_away(target: &Target, buf: &Buffer, n: usize) -> Outcome {
+    target.expect(buf, 0, n, n)?;
+    target.expect(buf, n, PAGES - n, 0)
+}
+
 /// Merging is given up for a range of which a part is on the device.
 fn unmerge_away(ctx: &Ctx, node: usize) -> Outcome {
     settled(ctx, node, |target| {
@@ -163,6 +170,7 @@ fn unmerge_away(ctx: &Ctx, node: usize) -> Outcome {
         let [a, b] = merged(&ksm, 1620)?;
         // What does not go stays, merged.
         let _ = target.to_device(&a, 0, PAGES / 2);
+        expect_away(target, &a, PAGES / 2)?;
         a.advise(0, PAGES, libc::MADV_UNMERGEABLE)?;
         let read = target.read(&a, 0, PAGES).or_fail("READ")?;
         check_bytes(&read.data, 1620, 0, "READ after MADV_UNMERGEABLE")?;
@@ -172,6 +180,7 @@ fn unmerge_away(ctx: &Ctx, node: usize) -> Outcome {
         a.check(0, PAGES, 1621)?;
         // All of it, for all: what KSM's own switch does.
         let _ = target.to_device(&b, 0, PAGES / 2);
+        expect_away(target, &b, PAGES / 2)?;
         if !target.cpu_maps() {
             // break_ksm() does not see device private entries: what has come back afterwards
             // has migration entries that nobody finds, and the process waits for ever.
@@ -223,8 +232,12 @@ fn fork(ctx: &Ctx, node: usize) -> Outcome {
         let ksm = Ksm::start()?;
         let [a, b] = merged(&ksm, 1640)?;
         let _ = target.to_device(&a, 0, PAGES);
+        expect_away(target, &a, PAGES)?;
         Child::spawn(|| {
             let own = Target::open(ctx, node)?;
+            if target.cpu_maps() {
+                expect_away(target, &a, PAGES)?;
+            }
             own.write(&b, 2, &pattern_bytes(1641, 2, 5))
                 .or_fail("WRITE")?;
             a.fill(4, 5, 1642);

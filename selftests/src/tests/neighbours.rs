@@ -109,27 +109,49 @@ fn compaction_race(ctx: &Ctx, node: usize) -> Outcome {
     })
 }
 
+/// Checks that the pages of a striped buffer that are in system memory are on a node, or on any, and
+/// what move_pages(2) said of all of them.
+#[track_caller]
+fn expect_node(target: &Target, status: &[i32], node: Option<i32>, what: &str) -> Outcome {
+    let nodes = numa::nodes()?;
+    let part = status.len() / 8;
+    for (page, &status) in status.iter().enumerate() {
+        let on_device = (page / part) % 2 == 0;
+        let errors = [-libc::ENOENT, -libc::EFAULT, -libc::EACCES, -libc::EBUSY];
+        let there = (0..nodes).contains(&status);
+        let good = match (on_device, node) {
+            // Neither there for the CPU, nor of a node; or of a node like others.
+            (true, _) => errors.contains(&status) || target.cpu_maps() && there,
+            (false, Some(node)) => status == node,
+            (false, None) => there,
+        };
+        check!(
+            good,
+            "status of page {page} {what}: found {status}, on the device {on_device}"
+        );
+    }
+    Ok(())
+}
+
+/// Where the pages of a buffer are now.
+fn nodes_of(buf: &Buffer) -> Outcome<Vec<i32>> {
+    numa::move_pages(buf, 0, buf.pages(), None).or_fail("move_pages")
+}
+
+/// Nodes to move to, one after the other, so that on a machine with two each page is moved once.
+fn stations() -> Outcome<Vec<i32>> {
+    Ok((0..numa::nodes()?).chain([0]).collect())
+}
+
 /// move_pages(2) tells where pages are, and moves none of the device's.
 fn move_pages(ctx: &Ctx, node: usize) -> Outcome {
     beside(ctx, node, |target, buf| {
-        let n = buf.pages();
-        let part = n / 8;
-        for to in [None, Some(0)] {
-            let status = numa::move_pages(buf, 0, n, to).or_fail("move_pages")?;
-            for (page, status) in status.into_iter().enumerate() {
-                let on_device = (page / part) % 2 == 0;
-                let good = match on_device {
-                    // Neither there for the CPU, nor of a node; or of a node like others.
-                    true => [-libc::ENOENT, -libc::EFAULT, -libc::EACCES, -libc::EBUSY, 0]
-                        .contains(&status),
-                    false => status == 0,
-                };
-                check!(
-                    good && (target.cpu_maps() || !on_device || status != 0),
-                    "status of page {page} by move_pages to {to:?}: found {status}, on the \
-                     device {on_device}"
-                );
-            }
+        expect_node(target, &nodes_of(buf)?, None, "by move_pages")?;
+        for to in stations()? {
+            let what = format!("by move_pages to {to}");
+            let status = numa::move_pages(buf, 0, buf.pages(), Some(to)).or_fail("move_pages")?;
+            expect_node(target, &status, Some(to), &what)?;
+            expect_node(target, &nodes_of(buf)?, Some(to), &what)?;
         }
         Ok(())
     })
@@ -137,13 +159,21 @@ fn move_pages(ctx: &Ctx, node: usize) -> Outcome {
 
 /// mbind(2) with all flags that make it move what is elsewhere.
 fn mbind(ctx: &Ctx, node: usize) -> Outcome {
-    beside(ctx, node, |_, buf| {
-        for strict in [false, true] {
-            match numa::bind(buf, 0, buf.pages(), strict) {
-                // What cannot be moved is a reason, where that is asked for.
-                Err(e) if strict && e.raw_os_error() == Some(libc::EIO) => {}
-                result => result.or_fail("mbind")?,
+    beside(ctx, node, |target, buf| {
+        for to in stations()? {
+            for strict in [false, true] {
+                match numa::bind(buf, 0, buf.pages(), to, strict) {
+                    // What cannot be moved is a reason, where that is asked for.
+                    Err(e) if strict && e.raw_os_error() == Some(libc::EIO) => {}
+                    result => result.or_fail("mbind")?,
+                }
             }
+            expect_node(
+                target,
+                &nodes_of(buf)?,
+                Some(to),
+                &format!("by mbind to {to}"),
+            )?;
         }
         Ok(())
     })
@@ -151,9 +181,16 @@ fn mbind(ctx: &Ctx, node: usize) -> Outcome {
 
 /// migrate_pages(2) of the whole process.
 fn migrate_pages(ctx: &Ctx, node: usize) -> Outcome {
-    beside(ctx, node, |_, _| {
-        let left = numa::migrate_pages().or_fail("migrate_pages")?;
-        check_eq!(left, 0, "pages that would not move, with one node only");
+    beside(ctx, node, |target, buf| {
+        let stations = stations()?;
+        for pair in stations.windows(2) {
+            let left = numa::migrate_pages(pair[0], pair[1]).or_fail("migrate_pages")?;
+            if stations.len() == 2 {
+                check_eq!(left, 0, "pages that would not move, with one node only");
+            }
+            let what = format!("by migrate_pages from {} to {}", pair[0], pair[1]);
+            expect_node(target, &nodes_of(buf)?, Some(pair[1]), &what)?;
+        }
         Ok(())
     })
 }

@@ -327,6 +327,8 @@ fn pressure(ctx: &Ctx, node: usize) -> Outcome {
 /// written is there afterwards.
 fn race(ctx: &Ctx, node: usize) -> Outcome {
     const ROUNDS: u64 = 30;
+    /// In the last of them swap is switched off.
+    const FEWEST: u64 = 8;
     const TIME: Duration = Duration::from_secs(15);
     settled(ctx, node, |target| {
         let swap = Swap::on()?;
@@ -334,22 +336,27 @@ fn race(ctx: &Ctx, node: usize) -> Outcome {
         let over = AtomicBool::new(false);
         let before = target.stats()?;
         let (moving, writing) = std::thread::scope(|scope| {
-            let moving = scope.spawn(|| -> Outcome {
+            let moving = scope.spawn(|| -> Outcome<u64> {
+                let mut trips = 0;
                 while !over.load(Ordering::SeqCst) {
+                    trips += 1;
                     // What is in swap stays.
                     let _ = target.to_device(&buf, 0, PAGES);
                     target.to_system(&buf, 0, PAGES).or_fail("MIGRATE_TO_SYS")?;
                     // The other one has work to do in between.
                     std::thread::sleep(Duration::from_micros(500));
                 }
-                Ok(())
+                Ok(trips)
             });
             let begun = Instant::now();
+            let mut rounds = 0;
             let writing = (0..ROUNDS).try_for_each(|round| {
-                // On a machine that is busy with other things fewer rounds have to do.
-                if begun.elapsed() > TIME {
+                // On a machine that is busy with other things fewer rounds have to do, but not so few
+                // that swap is never switched off.
+                if round >= FEWEST && begun.elapsed() > TIME {
                     return Ok(());
                 }
+                rounds += 1;
                 for page in 0..PAGES {
                     buf.set(page, 7, round);
                 }
@@ -368,10 +375,19 @@ fn race(ctx: &Ctx, node: usize) -> Outcome {
             });
             over.store(true, Ordering::SeqCst);
             let panicked = |_| Err(Fail::failed("the migrating thread panicked"));
-            (moving.join().unwrap_or_else(panicked), writing)
+            let trips = moving.join().unwrap_or_else(panicked);
+            (trips, writing.map(|()| rounds))
         });
-        writing?;
-        moving?;
+        let rounds = writing?;
+        let trips = moving?;
+        note(&format!(
+            "{rounds} rounds of swapping, {trips} trips to the device"
+        ));
+        check!(
+            rounds >= FEWEST && trips > 0,
+            "rounds of swapping and trips: expected {FEWEST} and one at least, found {rounds} and \
+             {trips}"
+        );
         let went = target.stats()?.to_device.wrapping_sub(before.to_device);
         check!(went > 0, "pages that went: expected some, found none");
         buf.fill(0, PAGES, 1481);
