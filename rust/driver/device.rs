@@ -36,6 +36,10 @@ use crate::mm::{
     task::check_signals,
     uapi::ZdmStats, //
 };
+use crate::stamp::{
+    may_log,
+    Topic, //
+};
 use kernel::{
     new_mutex,
     new_spinlock,
@@ -353,12 +357,14 @@ impl Device {
             let referenced = Corruption::Referenced(self.free_refs() != 0);
             new.with_first(|page| chunk.corrupt(page, referenced));
         }
-        pr_info!(
-            "added {} MB of device memory, pfns {:#x} to {:#x}\n",
-            bytes(pages) / SZ_1M,
-            chunk.first_pfn(),
-            chunk.first_pfn() + pages
-        );
+        if may_log(Topic::Added) {
+            pr_info!(
+                "added {} MB of device memory, pfns {:#x} to {:#x}\n",
+                bytes(pages) / SZ_1M,
+                chunk.first_pfn(),
+                chunk.first_pfn() + pages
+            );
+        }
         let mut memory = self.memory();
         // The allocator gives the pages out from here on.
         match memory.pool.add_chunk(new) {

@@ -32,6 +32,10 @@ use crate::{
         system_folio::SystemFolio,
         task::check_signals, //
     },
+    stamp::{
+        may_log,
+        Topic, //
+    },
 };
 use kernel::{
     prelude::*,
@@ -179,7 +183,7 @@ impl Device {
                 self.report_stuck(&chunk, index, short);
             }
         }
-        if left > 0 {
+        if left > 0 && may_log(Topic::Stuck) {
             pr_err!(
                 "{} device pages would not move; the module stays loaded\n",
                 left
@@ -308,7 +312,7 @@ impl Device {
             if before == 0 {
                 return true;
             }
-            if evict(before).is_err() {
+            if evict(before).is_err() && may_log(Topic::Short) {
                 pr_warn!("no memory to evict with, trying again\n");
             }
             let after = left();

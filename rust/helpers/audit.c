@@ -5,6 +5,7 @@
 #include <linux/memremap.h>
 #include <linux/mm.h>
 #include <linux/percpu-refcount.h>
+#include <linux/ratelimit.h>
 #include <linux/sched/clock.h>
 #include <linux/stacktrace.h>
 
@@ -43,6 +44,19 @@ long zdm_pgmap_refs(struct dev_pagemap *pgmap)
 u64 zdm_log_clock(void)
 {
 	return local_clock();
+}
+
+#define ZDM_LIMIT(n)	RATELIMIT_STATE_INIT(limits[n], DEFAULT_RATELIMIT_INTERVAL, \
+					     DEFAULT_RATELIMIT_BURST)
+
+/* For lines of the log that whoever opens a device can cause, so that they cannot flood it. */
+bool zdm_may_log(unsigned int topic)
+{
+	static struct ratelimit_state limits[ZDM_LOG_TOPICS] = {
+		ZDM_LIMIT(0), ZDM_LIMIT(1), ZDM_LIMIT(2),
+	};
+
+	return __ratelimit(&limits[topic]);
 }
 
 /* When the current task does what. */

@@ -15,6 +15,9 @@
 struct hmm_range;
 struct user_struct;
 
+/* Kinds of lines that zdm_may_log() limits. */
+#define ZDM_LOG_TOPICS		3
+
 /* A reading of the log's clock, and when it was made. */
 struct zdm_recent {
 	unsigned long jiffies;
@@ -88,6 +91,7 @@ bool zdm_is_huge_zero_page(const struct page *page);
 
 long zdm_pgmap_refs(struct dev_pagemap *pgmap);
 u64 zdm_log_clock(void);
+bool zdm_may_log(unsigned int topic);
 void zdm_stamp(u64 *time, u64 *rest, u64 when, u32 what);
 void zdm_stamp_recent(u64 *time, u64 *rest, struct zdm_recent *recent, u32 what);
 unsigned int zdm_stack(unsigned long *entries, unsigned int room, unsigned int skip);

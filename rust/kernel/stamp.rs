@@ -21,6 +21,27 @@ pub(crate) fn log_clock() -> u64 {
     unsafe { bindings::zdm_log_clock() }
 }
 
+/// Lines of the log that whoever opens a device can cause, as often as they like.
+#[derive(Clone, Copy)]
+pub(crate) enum Topic {
+    /// A device has got memory.
+    Added,
+    /// Pages do not leave it.
+    Stuck,
+    /// There is no memory to evict with.
+    Short,
+}
+
+/// Whether one more line of this kind may be logged: ten in five seconds. In any context.
+pub(crate) fn may_log(topic: Topic) -> bool {
+    // CAST: Topics are small.
+    // SAFETY: There are as many limits as topics, and the function may be called in any context.
+    unsafe { bindings::zdm_may_log(topic as u32) }
+}
+
+// Every topic has its limit.
+const _: () = assert!(Topic::Short as u32 + 1 == bindings::ZDM_LOG_TOPICS);
+
 /// Number of the current task, or of the one that an interrupt met. In any context.
 pub(crate) fn current_pid() -> u32 {
     // CAST: Not negative.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::check::{OrFail, Outcome, expect_errno};
 use crate::device::{Buffer, HUGE_PAGES};
 use crate::harness::Child;
-use crate::sys;
+use crate::sys::{self, KernelLog};
 use crate::tests::target::{PRIVATE, Target, huge_filled};
 use crate::tests::{Ctx, Test, test, with};
 use crate::uapi::*;
@@ -26,6 +26,10 @@ pub const INJECTING: &[Test] = &[
     with(
         "inject=1 devmem_chunk_mb=2",
         test("hostile.fault_on_a_tail", fault_on_a_tail),
+    ),
+    with(
+        "inject=1 devmem_chunk_mb=2",
+        test("hostile.log_is_limited", log_is_limited),
     ),
 ];
 
@@ -156,4 +160,27 @@ fn fault_on_a_tail(ctx: &Ctx) -> Outcome {
         .or_fail("ZDM_INJECT")?;
     target.try_audit(ZDM_AUDIT_CLEAR).or_fail("ZDM_AUDIT")?;
     buf.check(0, HUGE_PAGES, 1611)
+}
+
+/// Lines that a caller causes are few, however often they are caused.
+fn log_is_limited(ctx: &Ctx) -> Outcome {
+    const ROUNDS: usize = 30;
+    let target = Target::open(ctx, PRIVATE)?;
+    let buf = Buffer::filled(4, 1615)?;
+    let mut log = KernelLog::open().or_fail("/dev/kmsg")?;
+    let start = Instant::now();
+    for _ in 0..ROUNDS {
+        target.to_device(&buf, 0, 4).or_fail("MIGRATE_TO_DEV")?;
+        target.release().or_fail("RELEASE")?;
+    }
+    let lines = log.rest().or_fail("/dev/kmsg")?;
+    let added = lines.iter().filter(|l| l.contains("MB of device memory"));
+    // Ten in five seconds.
+    let most = 10 * (1 + start.elapsed().as_secs() as usize / 5);
+    let found = added.count();
+    check!(
+        (1..=most).contains(&found),
+        "lines of memory that was added {ROUNDS} times: expected 1 to {most}, found {found}"
+    );
+    buf.check(0, 4, 1615)
 }
