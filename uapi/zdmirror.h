@@ -224,6 +224,9 @@ enum zdm_inject_kind {
 	ZDM_INJECT_CORRUPT		= 15,
 };
 
+/* Orders that are counted by themselves; no page table entry of a device maps a larger one. */
+#define ZDM_STATS_ORDERS	16
+
 /**
  * struct zdm_stats - counters of the device since the module was loaded
  * @allocated:		base pages handed out
@@ -251,6 +254,8 @@ enum zdm_inject_kind {
  *			from there, or when the stream of faults was given up for another
  *			one of the same process
  * @around_waste:	of these, those that it had not accessed then
+ * @to_device_by_order:	folios that moved to the device in one piece, by their order
+ * @to_system_by_order:	folios that moved back in one piece, evicted ones included
  */
 struct zdm_stats {
 	__u64 allocated;
@@ -272,6 +277,8 @@ struct zdm_stats {
 	__u64 around;
 	__u64 around_hits;
 	__u64 around_waste;
+	__u64 to_device_by_order[ZDM_STATS_ORDERS];
+	__u64 to_system_by_order[ZDM_STATS_ORDERS];
 };
 
 /*

@@ -12,11 +12,14 @@ use crate::{
         Text,
         TextFile, //
     },
-    mm::uapi::{
-        is_admin,
-        ZdmStats,
-        ZDM_AUDIT_MAX_RECORDS, //
-    }, //
+    mm::{
+        moved::ORDERS,
+        uapi::{
+            is_admin,
+            ZdmStats,
+            ZDM_AUDIT_MAX_RECORDS, //
+        }, //
+    },
 };
 use kernel::{
     prelude::*,
@@ -40,10 +43,11 @@ impl DebugFiles {
     }
 }
 
-/// The fields of a structure with their names; it does not compile when one is forgotten.
+/// The fields of a structure with their names, but for those behind `..`, which are no numbers; it does
+/// not compile when one is forgotten.
 macro_rules! named {
-    ($value:expr, $t:ident { $($field:ident),* $(,)? }) => {{
-        let $t { $($field),* } = $value;
+    ($value:expr, $t:ident { $($field:ident),* .. $($other:ident),* $(,)? }) => {{
+        let $t { $($field,)* $($other: _),* } = $value;
         [$((stringify!($field), $field)),*]
     }};
 }
@@ -53,8 +57,13 @@ struct Stats(Arc<Device>);
 
 impl Source for Stats {
     fn write(&self, text: &mut Text) -> Result {
+        let stats = self.0.stats();
+        let by_order = [
+            ("to_device", stats.to_device_by_order),
+            ("to_system", stats.to_system_by_order),
+        ];
         let stats = named!(
-            self.0.stats(),
+            stats,
             ZdmStats {
                 allocated,
                 freed,
@@ -74,11 +83,19 @@ impl Source for Stats {
                 free_refs,
                 around,
                 around_hits,
-                around_waste,
+                around_waste
+                ..
+                to_device_by_order,
+                to_system_by_order,
             }
         );
         for (name, value) in stats {
             text.line(fmt!("{} {}", name, value))?;
+        }
+        for (name, folios) in by_order {
+            for (order, folios) in folios[..ORDERS].iter().enumerate() {
+                text.line(fmt!("{}_order_{} {}", name, order, folios))?;
+            }
         }
         Ok(())
     }
@@ -127,7 +144,10 @@ mod tests {
             streams::Most,
             Config, //
         },
-        mm::PAGE_SIZE, //
+        mm::{
+            uapi::ZDM_STATS_ORDERS,
+            PAGE_SIZE, //
+        }, //
     };
     use core::num::NonZeroUsize;
     use kernel::sizes::SZ_2M;
@@ -149,8 +169,9 @@ mod tests {
         Stats(device()?).write(&mut text)?;
         let text = core::str::from_utf8(text.as_bytes()).map_err(|_| EINVAL)?;
         assert!(text.starts_with("allocated 0\nfreed 0\n"));
-        assert!(text.ends_with("\naround_hits 0\naround_waste 0\n"));
-        assert_eq!(text.lines().count(), size_of::<ZdmStats>() / 8);
+        assert!(text.contains("\naround_waste 0\nto_device_order_0 0\n"));
+        let beyond = 2 * (ZDM_STATS_ORDERS as usize - ORDERS);
+        assert_eq!(text.lines().count(), size_of::<ZdmStats>() / 8 - beyond);
         Ok(())
     }
 

@@ -391,8 +391,7 @@ impl Device {
             return short;
         };
         let moved = self.core.finish(migration, |pfn| self.last_of_pfn(pfn));
-        stats.evicted.add(moved.pages);
-        stats.large_to_system.add(moved.large);
+        stats.evicted(moved);
         short
     }
 

@@ -6,8 +6,14 @@
 
 use crate::mm::{
     cache_line::CacheLine,
-    moved::Moved,
-    uapi::ZdmStats, //
+    moved::{
+        Moved,
+        ORDERS, //
+    },
+    uapi::{
+        ZdmStats,
+        ZDM_STATS_ORDERS, //
+    }, //
 };
 use kernel::sync::atomic::{
     Atomic,
@@ -40,7 +46,7 @@ pub(super) struct Stats {
     pub(super) to_system: Counter,
     pub(super) cpu_faults: Counter,
     pub(super) device_faults: Counter,
-    pub(super) evicted: Counter,
+    evicted: Counter,
     pub(super) failed_alloc: Counter,
     pub(super) failed_migrate: Counter,
     pub(super) large_to_device: Counter,
@@ -50,7 +56,12 @@ pub(super) struct Stats {
     pub(super) around: Counter,
     pub(super) around_hits: Counter,
     pub(super) around_waste: Counter,
+    to_device_by_order: [Counter; ORDERS],
+    to_system_by_order: [Counter; ORDERS],
 }
+
+// Every order has its place in the uapi.
+const _: () = assert!(ORDERS <= ZDM_STATS_ORDERS as usize);
 
 impl Stats {
     pub(super) fn new() -> Self {
@@ -71,13 +82,16 @@ impl Stats {
             around: Counter::new(),
             around_hits: Counter::new(),
             around_waste: Counter::new(),
+            to_device_by_order: core::array::from_fn(|_| Counter::new()),
+            to_system_by_order: core::array::from_fn(|_| Counter::new()),
         }
     }
 
     /// Something moved to the device.
     pub(super) fn moved_to_device(&self, moved: Moved) {
         self.to_device.add(moved.pages);
-        self.large_to_device.add(moved.large);
+        self.large_to_device.add(moved.large());
+        add_each(&self.to_device_by_order, moved);
     }
 
     /// A folio of `order` is moved in pages.
@@ -90,7 +104,15 @@ impl Stats {
     /// Something moved back.
     pub(super) fn moved_to_system(&self, moved: Moved) {
         self.to_system.add(moved.pages);
-        self.large_to_system.add(moved.large);
+        self.large_to_system.add(moved.large());
+        add_each(&self.to_system_by_order, moved);
+    }
+
+    /// Something was evicted.
+    pub(super) fn evicted(&self, moved: Moved) {
+        self.evicted.add(moved.pages);
+        self.large_to_system.add(moved.large());
+        add_each(&self.to_system_by_order, moved);
     }
 
     /// As user space reads them, with what is not counted here.
@@ -115,6 +137,21 @@ impl Stats {
             around: self.around.get(),
             around_hits: self.around_hits.get(),
             around_waste: self.around_waste.get(),
+            to_device_by_order: get_each(&self.to_device_by_order),
+            to_system_by_order: get_each(&self.to_system_by_order),
         }
     }
+}
+
+/// Counts the folios of each order.
+fn add_each(counters: &[Counter; ORDERS], moved: Moved) {
+    let moved = counters.iter().zip(moved.by_order);
+    for (counter, folios) in moved.filter(|(_, folios)| *folios > 0) {
+        counter.add(folios);
+    }
+}
+
+/// The counts of each order; there are none above those that can move.
+fn get_each(counters: &[Counter; ORDERS]) -> [u64; ZDM_STATS_ORDERS as usize] {
+    core::array::from_fn(|order| counters.get(order).map_or(0, Counter::get))
 }

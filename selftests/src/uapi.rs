@@ -88,6 +88,19 @@ pub struct Stats {
     pub around: u64,
     pub around_hits: u64,
     pub around_waste: u64,
+    pub to_device_by_order: [u64; ZDM_STATS_ORDERS],
+    pub to_system_by_order: [u64; ZDM_STATS_ORDERS],
+}
+
+impl Stats {
+    /// Pages that folios of all orders have.
+    pub fn pages(by_order: &[u64; ZDM_STATS_ORDERS]) -> u64 {
+        by_order
+            .iter()
+            .enumerate()
+            .map(|(order, n)| n << order)
+            .sum()
+    }
 }
 
 /// `struct zdm_page`.
@@ -157,7 +170,7 @@ const _: () = assert!(size_of::<HmmCmd>() == 40);
 const _: () = assert!(size_of::<Violation>() == 64);
 const _: () = assert!(size_of::<Audit>() == 64);
 const _: () = assert!(size_of::<Inject>() == 24);
-const _: () = assert!(size_of::<Stats>() == 152);
+const _: () = assert!(size_of::<Stats>() == 152 + 2 * 128);
 const _: () = assert!(size_of::<Fault>() == 32);
 const _: () = assert!(size_of::<PageInfo>() == 40);
 const _: () = assert!(size_of::<Inspect>() == 32);
@@ -217,6 +230,7 @@ pub const ZDM_INJECT: u64 = ioc(IOC_READ_WRITE, 0x45, size_of::<Inject>());
 pub const ZDM_STATS: u64 = ioc(IOC_READ, 0x46, size_of::<Stats>());
 pub const ZDM_FAULT_AROUND: u64 = ioc(IOC_READ_WRITE, 0x47, size_of::<FaultAround>());
 pub const ZDM_FAULT_AROUND_MAX: u32 = 512;
+pub const ZDM_STATS_ORDERS: usize = 16;
 
 pub const ZDM_AUDIT_MAX_RECORDS: usize = 64;
 pub const ZDM_AUDIT_CLEAR: u32 = 1;
@@ -330,7 +344,11 @@ mod tests {
             };
             assert_eq!(offset % size, 0, "{name}.{field} would need padding");
             out.push((field.trim().to_string(), offset));
-            offset += size;
+            let elements = match field.split_once('[') {
+                None => 1,
+                Some((_, n)) => value(n.trim_end_matches(']')).parse().expect("a number"),
+            };
+            offset += size * elements;
         }
         (out, offset)
     }
@@ -423,6 +441,8 @@ mod tests {
             ("around", around),
             ("around_hits", around_hits),
             ("around_waste", around_waste),
+            ("to_device_by_order[ZDM_STATS_ORDERS]", to_device_by_order),
+            ("to_system_by_order[ZDM_STATS_ORDERS]", to_system_by_order),
         );
         same_fields!(
             "zdm_page",
@@ -479,7 +499,7 @@ mod tests {
         assert_eq!(value("ZDM_INJECT"), "_IOWR('H', 0x45, struct zdm_inject)");
         assert_eq!(ZDM_INJECT, 0xc018_4845);
         assert_eq!(value("ZDM_STATS"), "_IOR('H', 0x46, struct zdm_stats)");
-        assert_eq!(ZDM_STATS, 0x8098_4846);
+        assert_eq!(ZDM_STATS, 0x8198_4846);
         assert_eq!(
             value("ZDM_FAULT_AROUND"),
             "_IOWR('H', 0x47, struct zdm_fault_around)"
@@ -520,6 +540,7 @@ mod tests {
             ("ZDM_OWNER_LOCAL", ZDM_OWNER_LOCAL),
             ("ZDM_OWNER_REMOTE", ZDM_OWNER_REMOTE),
             ("ZDM_FAULT_AROUND_MAX", ZDM_FAULT_AROUND_MAX),
+            ("ZDM_STATS_ORDERS", ZDM_STATS_ORDERS as u32),
         ] {
             assert_eq!(value(name), number.to_string(), "{name}");
         }

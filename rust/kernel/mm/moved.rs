@@ -13,7 +13,8 @@ use super::{
         Migration, //
     },
     page::PageView,
-    struct_page, //
+    struct_page,
+    PMD_ORDER, //
 };
 use crate::bindings;
 use core::ptr::NonNull;
@@ -36,8 +37,18 @@ pub(crate) struct Moved {
     pub(crate) pages: usize,
     /// Folios that have moved, of any order.
     pub(crate) folios: usize,
-    /// Large folios among them that have moved in one piece.
-    pub(crate) large: usize,
+    /// The same by their order.
+    pub(crate) by_order: [usize; ORDERS],
+}
+
+/// Orders of folios that a migration can move: up to that of a PMD.
+pub(crate) const ORDERS: usize = PMD_ORDER as usize + 1;
+
+impl Moved {
+    /// Large folios that have moved in one piece.
+    pub(crate) fn large(&self) -> usize {
+        self.by_order[1..].iter().sum()
+    }
 }
 
 impl<M: DeviceMemory> Migration<'_, Copied, M> {
@@ -47,7 +58,9 @@ impl<M: DeviceMemory> Migration<'_, Copied, M> {
         for (_, order) in self.moved_entries() {
             moved.pages += 1 << order;
             moved.folios += 1;
-            moved.large += usize::from(order > 0);
+            if let Some(folios) = moved.by_order.get_mut(order as usize) {
+                *folios += 1;
+            }
         }
         moved
     }

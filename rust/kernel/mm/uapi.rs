@@ -91,6 +91,7 @@ pub(crate) use bindings::{
     ZDM_PROT_DEV_GENERIC_LOCAL,
     ZDM_PROT_DEV_GENERIC_REMOTE,
     ZDM_STATS,
+    ZDM_STATS_ORDERS,
     ZDM_UNPIN,
     ZDM_UNPIN_DIRTY,
     ZDM_VIOLATION_SIZE_VER0, //
@@ -122,7 +123,7 @@ uapi_struct! {
     ZdmPage: 8 + 8 * 4,
     ZdmPin: 2 * 8 + 2 * 4,
     ZdmUnpin: 2 * 4,
-    ZdmStats: 19 * 8,
+    ZdmStats: (19 + 2 * 16) * 8,
 }
 
 /// The bytes of `value`, to be filled from user space.

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use super::{Ctx, Needs, PAGES, Test, test, unloads, with};
 use crate::check::{Fail, OrFail, Outcome};
-use crate::device::{Buffer, Device};
+use crate::device::{Buffer, Device, HUGE_PAGES};
 use crate::module::NAME;
 use crate::uapi::*;
 use crate::{check, check_eq};
@@ -81,6 +81,15 @@ fn stats(_: &Ctx) -> Outcome {
         ("exclusive", now.exclusive),
     ] {
         check_eq!(number(&text, name)?, expected, "{name} in stats");
+    }
+    for (name, folios) in [
+        ("to_device", now.to_device_by_order),
+        ("to_system", now.to_system_by_order),
+    ] {
+        for (order, folios) in folios[..=HUGE_PAGES.ilog2() as usize].iter().enumerate() {
+            let name = format!("{name}_order_{order}");
+            check_eq!(number(&text, &name)?, *folios, "{name} in stats");
+        }
     }
     check!(now.exclusive >= 4, "exclusive: expected some, found none");
     buf.check(0, PAGES, 510)

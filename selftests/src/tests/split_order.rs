@@ -102,8 +102,17 @@ fn closed(ctx: &Ctx, node: usize) -> Outcome {
     for order in ORDERS {
         let target = Target::open(ctx, node)?;
         let buf = split(&target, order, 703)?;
+        let order = target.inspect_one(&buf, 0)?.order as usize;
+        let before = observer.stats()?;
         drop(target);
         observer.expect_empty()?;
+        // Each folio in one piece.
+        let after = observer.stats()?;
+        check_eq!(
+            after.to_system_by_order[order] - before.to_system_by_order[order],
+            (N >> order) as u64,
+            "growth of stats.to_system_by_order[{order}]"
+        );
         buf.check(0, N, 703)?;
     }
     Ok(())

@@ -247,6 +247,15 @@ impl Target {
         fallback: usize,
     ) -> Outcome {
         let now = self.stats()?;
+        // What is counted in pages is counted by order, too.
+        check_eq!(
+            [
+                Stats::pages(&now.to_device_by_order),
+                Stats::pages(&now.to_system_by_order)
+            ],
+            [now.to_device, now.to_system + now.evicted],
+            "pages that have moved to the device and back, by order"
+        );
         let found = [
             now.large_to_device.wrapping_sub(before.large_to_device),
             now.large_to_system.wrapping_sub(before.large_to_system),
