@@ -116,7 +116,7 @@ fn what_is_asked_for_by_name_is_run() {
 fn what_a_kernel_cannot_do_is_not_applicable() {
     let config = "CONFIG_MEMCG=y\nCONFIG_SWAP=y\nCONFIG_USERFAULTFD=y\n# CONFIG_KSM is not set\n\
                   CONFIG_TRANSPARENT_HUGEPAGE=y\nCONFIG_MEMORY_FAILURE=y\nCONFIG_FS_DAX=y\n\
-                  CONFIG_TEST_HMM=m\n";
+                  CONFIG_TEST_HMM=m\nCONFIG_SECRETMEM=y\nCONFIG_USER_NS=y\n";
     let all = planned("default", &full());
     let config = Some(config.to_owned());
     let some = planned("default", &Selection { config, ..full() });
@@ -149,7 +149,7 @@ fn arguments_of_a_script_follow_the_machine() {
     let matrix = matrix();
     let smoke = matrix.suite("smoke").unwrap();
     let there = smoke.arguments(matrix.machine("default").unwrap());
-    assert_eq!(there, ["smoke", "0x100000000", "0x110000000"]);
+    assert_eq!(there, ["smoke", "0x100000000", "0x110000000", "0x120000000", "0x130000000"]);
     assert_eq!(smoke.arguments(matrix.machine("private").unwrap()), ["smoke"]);
     let machine = matrix.machine("default").unwrap();
     assert_eq!(machine.param("spm_addr_dev1"), Some("0x110000000"));
