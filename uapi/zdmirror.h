@@ -72,6 +72,20 @@ enum zdm_check {
 	ZDM_CHECK_STUCK			= 10,	/* page could not be evicted */
 	ZDM_CHECK_TAIL			= 11,	/* page is the tail of a large folio */
 	ZDM_CHECK_PAGEMAP		= 12,	/* references of the pagemap; pfn is its first */
+	ZDM_CHECK_FLAGS			= 13,	/* page->flags without those that are explained */
+	ZDM_CHECK_PRIVATE		= 14,	/* page->private */
+	ZDM_CHECK_INDEX			= 15,	/* page->index */
+	ZDM_CHECK_TYPE			= 16,	/* page->page_type, or the mapping count there */
+	ZDM_CHECK_ENTIRE		= 17,	/* entries that map all of a large folio */
+	ZDM_CHECK_PINS			= 18,	/* pin count of a large folio */
+	ZDM_CHECK_DEFERRED		= 19,	/* on a list of folios to be split */
+	ZDM_CHECK_DATA			= 20,	/* page->zone_device_data */
+	ZDM_CHECK_PAGES_MAPPED		= 21,	/* mapped pages of a large folio */
+	ZDM_CHECK_PAGES			= 22,	/* number of pages of a large folio */
+	ZDM_CHECK_ENTRIES		= 23,	/* page table entries; found: mapping count */
+	ZDM_CHECK_FRAME			= 24,	/* the CPU's page, or 0; found: the device's */
+	ZDM_CHECK_RIGHTS		= 25,	/* 1 read, 3 write: the CPU's; found: device's */
+	ZDM_CHECK_MARKS			= 26,	/* of an entry; pfn: number of the page there */
 };
 
 /**

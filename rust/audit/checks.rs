@@ -5,6 +5,11 @@
 #![forbid(unsafe_code)]
 
 use super::{
+    whole::{
+        check_whole,
+        check_whole_tail,
+        Whole, //
+    },
     Check,
     Invariant,
     Violation, //
@@ -188,33 +193,34 @@ fn check_free(page: PageView<'_>, invariant: Invariant) -> Option<Violation> {
 
 /// I1: `page` as registration left it.
 pub(crate) fn check_born(page: PageView<'_>) -> Option<Violation> {
-    check_free(page, Invariant::Born)
+    check_free(page, Invariant::Born).or_else(|| check_whole(page, Whole::Free))
 }
 
 /// I2: `page`, of a folio or by itself, is about to be handed out.
 pub(crate) fn check_handed_out(page: PageView<'_>) -> Option<Violation> {
-    check_free(page, Invariant::HandedOut)
+    check_free(page, Invariant::HandedOut).or_else(|| check_whole(page, Whole::Free))
 }
 
 /// I2: the folio of `order` that begins with `page` was just handed out.
 pub(crate) fn check_fresh(page: PageView<'_>, order: u32) -> Option<Violation> {
     // One look tells all but the count.
     if order == 0 && page.bits().is_new_small() && page.refs() == 1 {
-        return None;
+        return check_whole(page, Whole::Fresh { order });
     }
     let failed = fresh_folio(&Facts::of_folio(page), order);
     violation(page, Invariant::HandedOut, failed)
+        .or_else(|| check_whole(page, Whole::Fresh { order }))
 }
 
 /// I2: `page` is one of a folio that was just handed out, and not its first.
 pub(crate) fn check_fresh_tail(page: PageView<'_>) -> Option<Violation> {
     let bits = page.bits();
     if bits.is_tail() && bits.is_clean() {
-        return None;
+        return check_whole_tail(page);
     }
     let facts = Facts::of_page(page);
     let failed = tail_page(&facts).or_else(|| free_page(&facts));
-    violation(page, Invariant::HandedOut, failed)
+    violation(page, Invariant::HandedOut, failed).or_else(|| check_whole_tail(page))
 }
 
 /// I3: the folio of `page` is in use, and `extra` references are known besides those of its
@@ -257,13 +263,16 @@ pub(crate) fn check_freed(
 ) -> Option<Violation> {
     // One look tells all of a small folio.
     if handed_out == Some(0) && bits.is_clean_small() {
-        return None;
+        return check_whole(page, Whole::Freed { order: 0 });
     }
     let failed = match handed_out {
         Some(order) => freed_folio(&Facts::of_folio(page), order),
         None => Some((Check::State, 1, 0)),
     };
-    violation(page, Invariant::Freed, failed)
+    violation(page, Invariant::Freed, failed).or_else(|| {
+        let order = handed_out?;
+        check_whole(page, Whole::Freed { order })
+    })
 }
 
 /// I4: `page`, which is not the first of a folio that is being freed.
@@ -273,7 +282,7 @@ pub(crate) fn check_tail_freed(page: PageView<'_>) -> Option<Violation> {
 
 /// I5: `page`, which is not in use, at a quiescent point.
 pub(crate) fn check_idle(page: PageView<'_>) -> Option<Violation> {
-    check_free(page, Invariant::Idle)
+    check_free(page, Invariant::Idle).or_else(|| check_whole(page, Whole::Free))
 }
 
 /// I5: the folio of `order` in use that begins with `page`, at a quiescent point.

@@ -10,7 +10,9 @@
 mod checks;
 mod foreign;
 mod ledger;
+mod mirror;
 mod report;
+mod whole;
 
 pub(crate) use checks::{
     check_born,
@@ -39,10 +41,16 @@ pub(crate) use ledger::{
     Ledger,
     Transition, //
 };
+pub(crate) use mirror::{
+    check_in_place,
+    check_mapped,
+    check_mirror, //
+};
 pub(crate) use report::{
     Auditor,
     Policy, //
 };
+pub(crate) use whole::whole_pages;
 
 use crate::mm::{
     page::PageView,
@@ -78,6 +86,14 @@ pub(crate) enum Invariant {
     Teardown = 7,
     /// A page that somebody holds does not move.
     Exclusivity = 9,
+    /// Each mapping that a folio counts is an entry of a page table.
+    Mapped = 11,
+    /// The device has what the CPU has, with no more rights.
+    Mirror = 12,
+    /// A migration changes where a page is, and nothing else.
+    InPlace = 13,
+    /// Every field of a free or fresh struct page is explained.
+    Whole = 14,
 }
 
 impl Invariant {
@@ -91,6 +107,10 @@ impl Invariant {
             Self::Pagemap => "I6 pagemap",
             Self::Teardown => "I7 teardown",
             Self::Exclusivity => "I9 exclusivity",
+            Self::Mapped => "I11 mapped",
+            Self::Mirror => "I12 mirror",
+            Self::InPlace => "I13 in place",
+            Self::Whole => "I14 whole",
         }
     }
 }
@@ -111,6 +131,20 @@ pub(crate) enum Check {
     Stuck = 10,
     Tail = 11,
     Pagemap = 12,
+    Flags = 13,
+    Private = 14,
+    Index = 15,
+    Type = 16,
+    Entire = 17,
+    Pins = 18,
+    Deferred = 19,
+    Data = 20,
+    PagesMapped = 21,
+    Pages = 22,
+    Entries = 23,
+    Frame = 24,
+    Rights = 25,
+    Marks = 26,
 }
 
 impl Check {
@@ -128,6 +162,20 @@ impl Check {
             Self::Stuck => "stuck",
             Self::Tail => "tail",
             Self::Pagemap => "pagemap",
+            Self::Flags => "flags",
+            Self::Private => "private",
+            Self::Index => "index",
+            Self::Type => "type",
+            Self::Entire => "entire",
+            Self::Pins => "pins",
+            Self::Deferred => "deferred",
+            Self::Data => "zone_device_data",
+            Self::PagesMapped => "nr_pages_mapped",
+            Self::Pages => "nr_pages",
+            Self::Entries => "entries",
+            Self::Frame => "frame",
+            Self::Rights => "rights",
+            Self::Marks => "marks",
         }
     }
 }
@@ -177,7 +225,7 @@ impl Violation {
     /// the kernel, and the pid of the last transition.
     pub(crate) fn redacted(self) -> Self {
         let (expected, found) = match self.check {
-            Check::Mapping | Check::Memcg => (0, 0),
+            Check::Mapping | Check::Memcg | Check::Private | Check::Data | Check::Frame => (0, 0),
             _ => (self.expected, self.found),
         };
         Self {

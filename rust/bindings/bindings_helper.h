@@ -47,6 +47,23 @@ const unsigned int RUST_CONST_HELPER_PUD_ORDER = PUD_SHIFT - PAGE_SHIFT;
 const int RUST_CONST_HELPER_GUP_PIN_COUNTING_BIAS = GUP_PIN_COUNTING_BIAS;
 const unsigned long RUST_CONST_HELPER_VM_SEQ_READ = VM_SEQ_READ;
 const unsigned long RUST_CONST_HELPER_VM_RAND_READ = VM_RAND_READ;
+/* Bits of page->flags, which the configuration numbers. Without one of them it is beyond the last. */
+const unsigned int RUST_CONST_HELPER_ZDM_FLAG_LOCKED = PG_locked;
+const unsigned int RUST_CONST_HELPER_ZDM_FLAG_REFERENCED = PG_referenced;
+const unsigned int RUST_CONST_HELPER_ZDM_FLAG_UPTODATE = PG_uptodate;
+const unsigned int RUST_CONST_HELPER_ZDM_FLAG_DIRTY = PG_dirty;
+const unsigned int RUST_CONST_HELPER_ZDM_FLAG_HEAD = PG_head;
+const unsigned int RUST_CONST_HELPER_ZDM_FLAG_WAITERS = PG_waiters;
+const unsigned int RUST_CONST_HELPER_ZDM_FLAG_RESERVED = PG_reserved;
+const unsigned int RUST_CONST_HELPER_ZDM_FLAG_ACTIVE = PG_active;
+const unsigned int RUST_CONST_HELPER_ZDM_FLAG_WORKINGSET = PG_workingset;
+const unsigned int RUST_CONST_HELPER_ZDM_FLAG_UNEVICTABLE = PG_unevictable;
+const unsigned int RUST_CONST_HELPER_ZDM_FLAG_SWAPBACKED = PG_swapbacked;
+#ifdef CONFIG_MEMORY_FAILURE
+const unsigned int RUST_CONST_HELPER_ZDM_FLAG_HWPOISON = PG_hwpoison;
+#else
+const unsigned int RUST_CONST_HELPER_ZDM_FLAG_HWPOISON = __NR_PAGEFLAGS;
+#endif
 const unsigned int RUST_CONST_HELPER_VM_FAULT_OOM = VM_FAULT_OOM;
 const unsigned int RUST_CONST_HELPER_VM_FAULT_SIGBUS = VM_FAULT_SIGBUS;
 const unsigned int RUST_CONST_HELPER_VM_FAULT_HWPOISON = VM_FAULT_HWPOISON;

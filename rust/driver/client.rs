@@ -289,6 +289,27 @@ mod tests {
     }
 
     #[test]
+    fn mappings_are_entries() -> Result {
+        let s = setting()?;
+        fill(s.address)?;
+        s.client.to_device(s.range)?;
+        let mut folios = 0;
+        for chunk in s.device.chunks() {
+            let used = (0..chunk.pages()).filter(|&i| chunk.order_in_use(i).is_some());
+            for index in used {
+                let page = chunk.page(index).ok_or(EINVAL)?;
+                assert_eq!((page.entries(), page.mapcount()), (Some(1), 1));
+                folios += 1;
+            }
+        }
+        assert_eq!(folios, PAGES);
+        munmap(s.address, bytes(PAGES))?;
+        s.device.check_mappings();
+        assert_eq!(s.device.core.auditor.total(), 0);
+        Ok(())
+    }
+
+    #[test]
     fn cpu_access_brings_pages_back() -> Result {
         let s = setting()?;
         fill(s.address)?;

@@ -15,6 +15,7 @@ use crate::{
         check_fresh,
         check_fresh_tail,
         check_handed_out,
+        whole_pages,
         Check,
         Event,
         Invariant,
@@ -26,6 +27,7 @@ use crate::{
             LockedDeviceFolio, //
         },
         free_folio::FreeFolio,
+        module::param_strict,
         registration::PagemapRef, //
     },
     stamp::log_clock,
@@ -185,7 +187,7 @@ impl<'a> DevmemAlloc<'a> {
     fn check(&self, chunk: &PagemapRef<Chunk>, index: usize, order: u32) -> bool {
         let pages = 1 << order;
         // Checking the whole folio at once is cheaper; the per-page check only adds detail.
-        if !self.device.core.auditor.is_on() || chunk.clean_pages(index, pages) == pages {
+        if !self.device.core.auditor.is_on() || whole_pages(chunk, index, pages) == pages {
             return false;
         }
         let mut found = false;
@@ -201,7 +203,7 @@ impl<'a> DevmemAlloc<'a> {
         let order = folio.order();
         let mut broken = chunk.ops().judge(index, check_fresh(folio.page(), order));
         // Checking the whole folio at once is cheaper; the per-page check only adds detail.
-        if folio.has_clean_tails() {
+        if folio.has_clean_tails() && !param_strict() {
             return;
         }
         for i in index + 1..index + (1 << order) {

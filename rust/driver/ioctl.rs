@@ -15,6 +15,7 @@ use super::{
 use crate::audit::Moment;
 use crate::mm::{
     inspect::MAX_PFNS,
+    module::param_strict,
     pin::{
         Hold,
         PinRequest, //
@@ -144,6 +145,25 @@ fn is_versioned(cmd: u32, known: u32) -> bool {
 impl Client {
     /// All ioctls.
     pub(super) fn dispatch(&self, cmd: u32, arg: usize) -> Result {
+        if !param_strict() {
+            return self.command(cmd, arg);
+        }
+        // Before, as the command may replace what has become untrue.
+        self.check_mirror();
+        let result = self.command(cmd, arg);
+        self.check_mirror();
+        if matches!(
+            cmd,
+            uapi::HMM_DMIRROR_MIGRATE_TO_DEV
+                | uapi::HMM_DMIRROR_MIGRATE_TO_SYS
+                | uapi::HMM_DMIRROR_RELEASE
+        ) {
+            self.device().check_mappings();
+        }
+        result
+    }
+
+    fn command(&self, cmd: u32, arg: usize) -> Result {
         match cmd {
             uapi::HMM_DMIRROR_READ
             | uapi::HMM_DMIRROR_WRITE
@@ -174,7 +194,25 @@ impl Client {
         let mut args: HmmCmd = reader.read()?;
         let range = user_range(args.addr, args.npages)?;
         let ptr = user_ptr(args.ptr)?;
-        let outcome = match cmd {
+        let moves = matches!(
+            cmd,
+            uapi::HMM_DMIRROR_MIGRATE_TO_DEV | uapi::HMM_DMIRROR_MIGRATE_TO_SYS
+        );
+        let wanted = moves && param_strict();
+        let before = wanted.then(|| self.mirror().picture(range)).flatten();
+        let outcome = self.range_command(cmd, range, ptr);
+        if let Some(before) = &before {
+            self.check_in_place(before);
+        }
+        let outcome = outcome?;
+        args.cpages = outcome.pages as u64;
+        args.faults = outcome.faults as u64;
+        writer.write(&args)
+    }
+
+    /// What such a command does.
+    fn range_command(&self, cmd: u32, range: PageRange, ptr: UserPtr) -> Result<Outcome> {
+        Ok(match cmd {
             uapi::HMM_DMIRROR_READ => self.read(range, ptr, Faulting::Locked)?,
             uapi::HMM_DMIRROR_READ_UNLOCKED => self.read(range, ptr, Faulting::Unlocked)?,
             uapi::HMM_DMIRROR_WRITE => self.write(range, ptr)?,
@@ -188,10 +226,7 @@ impl Client {
                 Outcome::default()
             }
             _ => return Err(ENOTTY),
-        };
-        args.cpages = outcome.pages as u64;
-        args.faults = outcome.faults as u64;
-        writer.write(&args)
+        })
     }
 
     /// Migrates to the device, and reads back from there, all of `range` or none.

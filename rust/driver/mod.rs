@@ -33,6 +33,7 @@ mod scan;
 mod snapshot;
 mod stats;
 mod streams;
+mod strict;
 mod verify;
 
 pub(crate) use client::Client;

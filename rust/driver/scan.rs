@@ -15,15 +15,21 @@ use crate::{
     audit::{
         check_born,
         check_idle,
+        check_mapped,
         check_pagemap,
         check_tail,
         check_used,
+        whole_pages,
         Moment,
         Transition,
         Violation, //
     },
     mm::{
-        module::ModulePin,
+        module::{
+            param_strict,
+            ModulePin, //
+        },
+        page::PageView,
         pagemap::DevPagemap,
         registration::PagemapRef,
         task::check_signals, //
@@ -61,7 +67,7 @@ impl Device {
         let mut scan = self.core.auditor.scan();
         let mut index = 0;
         while index < chunk.pages() {
-            index += chunk.clean_pages(index, chunk.pages());
+            index += whole_pages(chunk, index, chunk.pages());
             let outcome = chunk.page(index).and_then(check_born);
             scan.judge(outcome.map(|v| v.after(chunk.ops().ledger().last(index))));
             index += 1;
@@ -268,7 +274,7 @@ fn scan_chunk(
         let end = chunk.pages().min(index + BATCH);
         while index < end {
             if tails == 0 {
-                let clean = chunk.clean_pages(index, end - index);
+                let clean = whole_pages(chunk, index, end - index);
                 counts.free += clean as u64;
                 index += clean;
                 if index == end {
@@ -283,7 +289,7 @@ fn scan_chunk(
             } else if let Some(order) = chunk.order_in_use(index) {
                 tails = (1usize << order) - 1;
                 counts.used += 1;
-                check_used(page, order, moment)
+                check_used(page, order, moment).or_else(|| check_entries(page))
             } else {
                 counts.free += 1;
                 check_idle(page)
@@ -294,6 +300,11 @@ fn scan_chunk(
     }
     counts.pages = chunk.pages() as u64;
     Ok(counts)
+}
+
+/// I11, where that is wanted.
+fn check_entries(page: PageView<'_>) -> Option<Violation> {
+    param_strict().then(|| check_mapped(page))?
 }
 
 /// I6: the violation of a pagemap that has unexplained references. May sleep if it seems to have

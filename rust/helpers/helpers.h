@@ -24,6 +24,26 @@ struct zdm_recent {
 	u64 time;
 };
 
+/* What zdm_look_up() finds: kinds of entries, of which those from PRESENT on map a page. */
+#define ZDM_ENTRY_NONE		0
+#define ZDM_ENTRY_OTHER		1	/* swap, markers, poison */
+#define ZDM_ENTRY_MIGRATION	2
+#define ZDM_ENTRY_PRESENT	3
+#define ZDM_ENTRY_PROTNONE	4
+#define ZDM_ENTRY_PRIVATE	5
+#define ZDM_ENTRY_EXCLUSIVE	6
+
+struct zdm_entry {
+	unsigned long pfn;
+	unsigned int kind;
+	unsigned int order;
+	bool write;
+	bool soft_dirty;
+	bool uffd;
+	bool exclusive;	/* PageAnonExclusive() */
+	bool zero;	/* the page of zeroes, which is nobody's */
+};
+
 struct page *zdm_pfn_to_page(unsigned long pfn);
 unsigned long zdm_page_to_pfn(const struct page *page);
 int zdm_folio_mapcount(struct page *page);
@@ -120,5 +140,22 @@ bool zdm_kunit_running(void);
 int zdm_kunit_attach_mm(void);
 unsigned long zdm_kunit_mmap_anon(unsigned long len);
 void zdm_kunit_set_poisoned(struct page *page, bool poisoned);
+
+unsigned long zdm_whole_flags(const struct page *page);
+unsigned long zdm_whole_private(const struct page *page);
+unsigned long zdm_whole_index(const struct page *page);
+unsigned int zdm_whole_type(const struct page *page);
+int zdm_whole_entire_mapcount(const struct page *head);
+int zdm_whole_pincount(const struct page *head);
+int zdm_whole_large_mapcount(const struct page *head);
+int zdm_whole_pages_mapped(const struct page *head);
+unsigned long zdm_whole_nr_pages(const struct page *head);
+bool zdm_whole_is_deferred(const struct page *head);
+void zdm_look_up(struct mm_struct *mm, unsigned long addr, struct zdm_entry *out);
+bool zdm_is_alone(struct mm_struct *mm);
+unsigned long zdm_area_flags(struct mm_struct *mm, unsigned long addr);
+int zdm_count_entries(struct page *head);
+extern bool zdm_strict;
+unsigned long zdm_whole_pages(const struct page *page, unsigned long n, unsigned long explained);
 
 #endif /* ZDM_HELPERS_H */

@@ -10,6 +10,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::memory::{Buffer, PAGE};
 use crate::sys::cvt;
@@ -204,4 +205,39 @@ pub fn block(signal: i32) -> io::Result<()> {
     cvt(unsafe { libc::sigaddset(&mut set, signal) }.into())?;
     // SAFETY: as above.
     cvt(unsafe { libc::sigprocmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()) }.into()).map(drop)
+}
+
+/// What the last signal that `catch_address` has caught said.
+static CAUGHT: [AtomicU64; 2] = [AtomicU64::new(0), AtomicU64::new(0)];
+
+/// Catches a signal that says at which address it is about, and remembers that.
+pub fn catch_address(signal: i32) -> io::Result<()> {
+    extern "C" fn remember(_: i32, info: *mut libc::siginfo_t, _: *mut c_void) {
+        // SAFETY: the kernel passes a valid structure, in which there is an address for the
+        // signals that this is used with, and behind it the u16 of its granularity.
+        let (address, shift) = unsafe {
+            let info: *const u8 = info.cast();
+            (
+                info.add(16).cast::<u64>().read_unaligned(),
+                info.add(24).cast::<u16>().read_unaligned(),
+            )
+        };
+        CAUGHT[0].store(address, Ordering::SeqCst);
+        CAUGHT[1].store(shift.into(), Ordering::SeqCst);
+    }
+    for number in &CAUGHT {
+        number.store(0, Ordering::SeqCst);
+    }
+    // SAFETY: all zeroes is a good value of this structure.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = remember as *const () as usize;
+    action.sa_flags = libc::SA_SIGINFO;
+    // SAFETY: the handler touches nothing but two atomics.
+    cvt(unsafe { libc::sigaction(signal, &action, std::ptr::null_mut()) }.into()).map(drop)
+}
+
+/// Address of the last such signal, 0 for none, and how many of its low bits say nothing.
+pub fn caught_address() -> (u64, u64) {
+    let [address, shift] = &CAUGHT;
+    (address.load(Ordering::SeqCst), shift.load(Ordering::SeqCst))
 }

@@ -20,6 +20,8 @@ mod ktap;
 mod memory;
 mod module;
 mod numa;
+mod pagemap;
+mod pagestate;
 mod proc;
 mod swap;
 mod sys;

@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 
 use crate::check::{Fail, OrFail, Outcome};
 use crate::memory::{Buffer, PAGE};
-use crate::sys;
+use crate::pagemap;
 
 const PRESENT: u64 = 1 << 63;
 const SWAPPED: u64 = 1 << 62;
@@ -28,8 +28,9 @@ pub fn drain_batches() -> Outcome {
     Ok(())
 }
 
+/// The entries of /proc/self/pagemap.
 #[track_caller]
-fn entries(buf: &Buffer, first: usize, n: usize) -> Outcome<Vec<u64>> {
+pub fn entries(buf: &Buffer, first: usize, n: usize) -> Outcome<Vec<u64>> {
     let file = fs::File::open("/proc/self/pagemap").or_fail("/proc/self/pagemap")?;
     let mut bytes = vec![0; n * 8];
     let offset = buf.at(first) / PAGE as u64 * 8;
@@ -91,7 +92,7 @@ pub fn frames(buf: &Buffer, first: usize, n: usize) -> Outcome<Vec<u64>> {
 pub fn huge(buf: &Buffer, first: usize, n: usize) -> Outcome<usize> {
     let file = fs::File::open("/proc/self/pagemap").or_fail("/proc/self/pagemap")?;
     let (start, end) = (buf.at(first), buf.at(first + n));
-    let regions = sys::scan_huge(&file, start, end).or_fail("PAGEMAP_SCAN")?;
+    let regions = pagemap::scan_huge(&file, start, end).or_fail("PAGEMAP_SCAN")?;
     let bytes: u64 = regions.into_iter().map(|(a, b)| b - a).sum();
     Ok(bytes as usize / PAGE)
 }
@@ -104,7 +105,7 @@ pub fn present(buf: &Buffer, first: usize, n: usize) -> Outcome<usize> {
 }
 
 /// A `Name:   123 kB` line of some text of /proc, in KiB.
-fn kib(text: &str, name: &str) -> Option<u64> {
+pub fn kib(text: &str, name: &str) -> Option<u64> {
     let line = text.lines().find_map(|l| l.strip_prefix(name))?;
     let line = line.strip_prefix(':')?.trim().strip_suffix("kB")?;
     line.trim().parse().ok()
@@ -182,8 +183,15 @@ pub fn vmstat(name: &str) -> Outcome<u64> {
 /// pages count.
 #[track_caller]
 pub fn smaps_anonymous(buf: &Buffer) -> Outcome<u64> {
+    smaps(buf, 0, buf.pages(), "Anonymous")
+}
+
+/// A field of smaps for the mappings within some pages of a buffer, in pages. No mapping
+/// may go beyond these pages.
+#[track_caller]
+pub fn smaps(buf: &Buffer, first: usize, n: usize, field: &str) -> Outcome<u64> {
     let text = fs::read_to_string("/proc/self/smaps").or_fail("/proc/self/smaps")?;
-    match sum_of_range(&text, buf.at(0), buf.at(buf.pages()), "Anonymous") {
+    match sum_of_range(&text, buf.at(first), buf.at(first + n), field) {
         Some(n) => Ok(n * 1024 / PAGE as u64),
         None => Err(Fail::failed("the buffer is not in /proc/self/smaps")),
     }

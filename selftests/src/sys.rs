@@ -259,52 +259,6 @@ pub fn delete_module(name: &str) -> io::Result<()> {
     cvt(ret).map(drop)
 }
 
-/// `struct pm_scan_arg` of linux/fs.h.
-#[repr(C)]
-struct ScanArg {
-    size: u64,
-    flags: u64,
-    start: u64,
-    end: u64,
-    walk_end: u64,
-    vec: u64,
-    vec_len: u64,
-    max_pages: u64,
-    category_inverted: u64,
-    category_mask: u64,
-    category_anyof_mask: u64,
-    return_mask: u64,
-}
-
-/// Address ranges within `start..end` that huge entries map, present or not, by
-/// the PAGEMAP_SCAN of an open /proc/PID/pagemap.
-pub fn scan_huge(pagemap: &File, start: u64, end: u64) -> io::Result<Vec<(u64, u64)>> {
-    const PAGEMAP_SCAN: u64 = 0xc060_6610;
-    const PAGE_IS_HUGE: u64 = 1 << 6;
-    // Neighbours are joined, so there is room for more ranges than there can be
-    // huge pages in any test.
-    let mut found = vec![[0u64; 3]; 512];
-    let mut arg = ScanArg {
-        size: size_of::<ScanArg>() as u64,
-        flags: 0,
-        start,
-        end,
-        walk_end: 0,
-        vec: found.as_mut_ptr() as u64,
-        vec_len: found.len() as u64,
-        max_pages: 0,
-        category_inverted: 0,
-        category_mask: PAGE_IS_HUGE,
-        category_anyof_mask: 0,
-        return_mask: PAGE_IS_HUGE,
-    };
-    let (fd, arg) = (pagemap.as_raw_fd(), std::ptr::from_mut(&mut arg));
-    // SAFETY: `arg` and the vector that it points to outlive the call, and have
-    // the sizes that they say.
-    let n = cvt(unsafe { libc::ioctl(fd, PAGEMAP_SCAN, arg) }.into())?;
-    Ok(found[..n as usize].iter().map(|r| (r[0], r[1])).collect())
-}
-
 /// The kernel's log from now on.
 pub struct KernelLog(File);
 

@@ -107,7 +107,7 @@ impl Memory {
     /// # Safety
     ///
     /// `pfn` must be the number of a page in use.
-    unsafe fn of_pfn(pfn: usize, owner: &PgmapOwner) -> Self {
+    pub(super) unsafe fn of_pfn(pfn: usize, owner: &PgmapOwner) -> Self {
         // SAFETY: A page in use has a `struct page`.
         let page = unsafe { bindings::zdm_pfn_to_page(pfn) };
         // SAFETY: The page is in use by the contract of this function.

@@ -49,6 +49,8 @@ pub(crate) mod system_folio;
 pub(crate) mod table;
 pub(crate) mod task;
 pub(crate) mod uapi;
+pub(crate) mod walk;
+pub(crate) mod whole;
 
 use kernel::error::Error;
 

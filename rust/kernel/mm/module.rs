@@ -116,6 +116,15 @@ pub(crate) fn param_inject() -> bool {
     unsafe { bindings::zdm_param_inject() }
 }
 
+/// The `strict` parameter, which may be changed while the module is loaded.
+#[inline]
+pub(crate) fn param_strict() -> bool {
+    let strict = &raw const bindings::zdm_strict;
+    // SAFETY: A variable of this module. Whoever writes it stores 0 or 1, and a volatile read is
+    // what READ_ONCE() is.
+    unsafe { strict.read_volatile() }
+}
+
 /// The `ledger` parameter.
 pub(crate) fn param_ledger() -> bool {
     // SAFETY: As above.

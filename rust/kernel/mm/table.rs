@@ -50,6 +50,15 @@ pub(super) enum Grant {
 impl Grant {
     const MASK: usize = 3;
 
+    /// Of an entry with this tag.
+    fn of(entry: usize) -> Self {
+        match entry & Self::MASK {
+            0 => Self::Read,
+            1 => Self::Write,
+            _ => Self::Exclusive,
+        }
+    }
+
     /// Of a mapping that is as the CPU's.
     pub(super) fn shared(write: bool) -> Self {
         if write {
@@ -189,6 +198,39 @@ impl Table {
     /// Whether the device has exclusive access to page number `index`.
     pub(super) fn is_exclusive(&self, index: usize) -> bool {
         self.entry(index) & Grant::MASK == Grant::Exclusive as usize
+    }
+
+    /// The first entry for page number `from` or a later one: page number, page, and what it grants.
+    pub(super) fn next(&self, from: usize) -> Option<(usize, *mut bindings::page, Grant)> {
+        let (last, any) = (usize::MAX, bindings::XA_PRESENT);
+        let mut number = from >> PMD_ORDER;
+        loop {
+            // SAFETY: The array is initialised, and `number` is ours to write.
+            let raw = unsafe { bindings::xa_find(self.xa.get(), &mut number, last, any) };
+            if raw.is_null() {
+                return None;
+            }
+            let start = number << PMD_ORDER;
+            let first = from.max(start) - start;
+            let found = match Block::of_raw(raw as usize) {
+                Block::Absent => None,
+                Block::Whole(page, grant) => {
+                    Some((first, page.wrapping_add(first) as usize | grant))
+                }
+                Block::Leaf(leaf) => {
+                    // SAFETY: The leaf is the table's, and whoever has the table has it locked.
+                    let leaf = unsafe { leaf.as_ref() };
+                    let n = (first..BLOCK).find(|&n| leaf[n] != 0);
+                    n.map(|n| (n, leaf[n]))
+                }
+            };
+            if let Some((n, entry)) = found {
+                let page = (entry & !Grant::MASK) as *mut bindings::page;
+                return Some((start + n, page, Grant::of(entry)));
+            }
+            // Numbers of blocks are far from the largest number.
+            number += 1;
+        }
     }
 
     /// Stores `page`, without waiting for memory. An exclusive entry for it is left as it is.
@@ -425,6 +467,29 @@ mod tests {
             assert_eq!(page_at(&table, i, Access::Read), read);
             assert_eq!(page_at(&table, i, Access::Write), write);
             assert_eq!(table.is_exclusive(i), exclusive);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn entries_come_in_order() -> Result {
+        let page = Page::alloc_page(GFP_KERNEL)?;
+        let table = KBox::pin_init(Table::new(), GFP_KERNEL)?;
+        assert!(table.next(0).is_none());
+        for (index, grant) in [
+            (5, Grant::Read),
+            (64, Grant::Write),
+            (usize::MAX, Grant::Exclusive),
+        ] {
+            store(&table, index, &page, grant)?;
+        }
+        for (from, index, grant) in [
+            (0, 5, Grant::Read),
+            (5, 5, Grant::Read),
+            (6, 64, Grant::Write),
+            (65, usize::MAX, Grant::Exclusive),
+        ] {
+            assert_eq!(table.next(from), Some((index, page.as_ptr(), grant)));
         }
         Ok(())
     }

@@ -39,7 +39,7 @@ pub fn number(name: &str) -> Outcome<u64> {
 pub struct Ksm;
 
 impl Ksm {
-    fn start() -> Outcome<Self> {
+    pub fn start() -> Outcome<Self> {
         if !fs::exists(KSM).or_fail(KSM)? {
             return Err(Fail::Skip("no CONFIG_KSM".into()));
         }
@@ -55,7 +55,7 @@ impl Ksm {
     }
 
     /// Waits for some scans of all there is.
-    fn scan(&self) -> Outcome {
+    pub fn scan(&self) -> Outcome {
         let start = number("full_scans")?;
         let done = sys::wait_until(Duration::from_secs(20), || {
             number("full_scans").is_ok_and(|n| n >= start + 3)
@@ -65,7 +65,7 @@ impl Ksm {
     }
 
     /// Stops it where it is.
-    fn pause(&self) -> Outcome {
+    pub fn pause(&self) -> Outcome {
         fs::write(format!("{KSM}/run"), "0").or_fail("run")
     }
 }
@@ -78,7 +78,7 @@ impl Drop for Ksm {
 }
 
 /// Two buffers of which KSM has merged every page of one with the same of the other.
-fn merged(ksm: &Ksm, seed: u64) -> Outcome<[Buffer; 2]> {
+pub fn merged(ksm: &Ksm, seed: u64) -> Outcome<[Buffer; 2]> {
     let bufs = [Buffer::filled(PAGES, seed)?, Buffer::filled(PAGES, seed)?];
     for buf in &bufs {
         buf.advise(0, PAGES, libc::MADV_MERGEABLE)?;

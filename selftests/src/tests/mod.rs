@@ -33,6 +33,7 @@ mod advice;
 mod allocator;
 mod bad;
 mod bench;
+mod blind;
 mod cgroup;
 mod cgroup_life;
 mod chain;
@@ -41,6 +42,7 @@ mod contention;
 mod counts;
 mod dax;
 mod dax_unbind;
+mod daxcross;
 mod debugfs;
 mod exclusive;
 mod exclusive_paths;
@@ -71,6 +73,7 @@ mod ksm;
 mod leak;
 mod lost;
 mod migrate;
+mod mirror;
 mod mixedmap;
 mod model;
 mod neighbours;
@@ -79,6 +82,7 @@ mod pagemaps;
 mod params;
 mod pin;
 mod pin_ioctl;
+mod place;
 mod poison;
 mod race;
 mod release;
@@ -86,10 +90,12 @@ mod rights;
 mod scenarios;
 mod snapshot;
 mod split_order;
+mod strict;
 mod swap;
 mod target;
 mod thp;
 mod thp_parts;
+mod tlb;
 mod uffd;
 mod uffd_device;
 mod unload;
@@ -202,6 +208,8 @@ pub fn all() -> Vec<&'static Test> {
         fsdax_failure::TESTS,
         fsdax_io::TESTS,
         fsdax_races::TESTS,
+        daxcross::TESTS,
+        blind::DAX,
         poison::DAX,
         fsdax_mix::TESTS,
         cgroup::TESTS,
@@ -220,6 +228,10 @@ pub fn all() -> Vec<&'static Test> {
         holders::TESTS,
         holes::TESTS,
         neighbours::TESTS,
+        place::TESTS,
+        mirror::TESTS,
+        tlb::TESTS,
+        blind::TESTS,
         kill::TESTS,
         hostile::limits::TESTS,
         hostile::holders::TESTS,
@@ -239,6 +251,7 @@ pub fn all() -> Vec<&'static Test> {
         inject_records::SMALL,
         debugfs::INJECTING,
         pagemaps::INJECTING,
+        strict::TESTS,
         params::TESTS,
         pagemaps::ABSENT,
         debugfs::RELOADING,

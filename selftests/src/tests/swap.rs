@@ -35,7 +35,7 @@ pub const TESTS: &[Test] = of_each_kind!("swap":
 
 /// Swaps pages out, in spite of references that others hold for a moment.
 #[track_caller]
-fn swap_out(buf: &Buffer, first: usize, n: usize, expected: usize) -> Outcome {
+pub fn swap_out(buf: &Buffer, first: usize, n: usize, expected: usize) -> Outcome {
     let mut found = 0;
     sys::wait_until(Duration::from_secs(5), || {
         // What is not swapped out shows below.

@@ -1,0 +1,230 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Page table entries, for the oracle: what an address is mapped by, and how many entries map
+ * a folio. walk_page_range(), folio_walk_start() and rmap_walk() are not exported, and the
+ * oracle is to find what these get wrong. Nothing is changed, and no lock is taken but, for
+ * the second, that of the anon_vma.
+ */
+#include <linux/leafops.h>
+#include <linux/mm.h>
+#include <linux/mmap_lock.h>
+#include <linux/pagemap.h>
+#include <linux/pgtable.h>
+#include <linux/rcupdate.h>
+#include <linux/rmap.h>
+#include <linux/userfaultfd_k.h>
+
+#include "helpers.h"
+
+/* The bit got another use, and another name, in Linux 7.3. */
+#ifndef UFFDIO_REGISTER_MODE_RWP
+#define pte_uffd	pte_uffd_wp
+#define pte_swp_uffd	pte_swp_uffd_wp
+#define pmd_uffd	pmd_uffd_wp
+#define pmd_swp_uffd	pmd_swp_uffd_wp
+#endif
+
+static void of_page(struct zdm_entry *out)
+{
+	const struct page *page;
+
+	if (!pfn_valid(out->pfn))
+		return;
+	page = pfn_to_page(out->pfn);
+	out->exclusive = PageAnon(page) && PageAnonExclusive(page);
+}
+
+static void of_leaf(softleaf_t entry, struct zdm_entry *out)
+{
+	if (softleaf_is_device_private(entry)) {
+		out->kind = ZDM_ENTRY_PRIVATE;
+		out->write = softleaf_is_device_private_write(entry);
+	} else if (softleaf_is_device_exclusive(entry)) {
+		out->kind = ZDM_ENTRY_EXCLUSIVE;
+		out->write = true;
+	} else if (softleaf_is_migration(entry)) {
+		out->kind = ZDM_ENTRY_MIGRATION;
+	} else {
+		out->kind = ZDM_ENTRY_OTHER;
+		return;
+	}
+	out->pfn = softleaf_to_pfn(entry);
+	of_page(out);
+}
+
+static void of_pte(pte_t pte, struct zdm_entry *out)
+{
+	out->order = 0;
+	if (pte_none(pte))
+		return;
+	if (!pte_present(pte)) {
+		out->soft_dirty = pte_swp_soft_dirty(pte);
+		out->uffd = pte_swp_uffd(pte);
+		of_leaf(softleaf_from_pte(pte), out);
+		return;
+	}
+	out->kind = pte_protnone(pte) ? ZDM_ENTRY_PROTNONE : ZDM_ENTRY_PRESENT;
+	out->pfn = pte_pfn(pte);
+	out->write = pte_write(pte);
+	out->soft_dirty = pte_soft_dirty(pte);
+	out->uffd = pte_uffd(pte);
+	out->zero = is_zero_pfn(out->pfn);
+	of_page(out);
+}
+
+static void of_pmd(pmd_t pmd, struct zdm_entry *out)
+{
+	out->order = PMD_ORDER;
+	if (pmd_none(pmd))
+		return;
+	if (!pmd_present(pmd)) {
+		out->soft_dirty = pmd_swp_soft_dirty(pmd);
+		out->uffd = pmd_swp_uffd(pmd);
+		of_leaf(softleaf_from_pmd(pmd), out);
+		return;
+	}
+	out->kind = pmd_protnone(pmd) ? ZDM_ENTRY_PROTNONE : ZDM_ENTRY_PRESENT;
+	out->pfn = pmd_pfn(pmd);
+	out->write = pmd_write(pmd);
+	out->soft_dirty = pmd_soft_dirty(pmd);
+	out->uffd = pmd_uffd(pmd);
+	out->zero = pfn_valid(out->pfn) && zdm_is_huge_zero_page(pfn_to_page(out->pfn));
+	of_page(out);
+}
+
+/*
+ * The entry that maps @addr in @mm, with the number of its first page frame. The caller keeps
+ * page tables from being freed for good, by the mmap lock or that of an anon_vma that has the
+ * area; RCU keeps those that khugepaged frees. An entry is one word, which is read once: no
+ * lock of a page table makes it truer by the time that the caller looks at it.
+ */
+static void look_up(struct mm_struct *mm, unsigned long addr, struct zdm_entry *out)
+{
+	pgd_t *pgd;
+	p4d_t *p4d;
+	pud_t *pud;
+	pmd_t *pmd, now;
+	pte_t *table;
+
+	memset(out, 0, sizeof(*out));
+	out->order = PMD_ORDER;
+	pgd = pgd_offset(mm, addr);
+	if (pgd_none(*pgd))
+		return;
+	p4d = p4d_offset(pgd, addr);
+	if (p4d_none(*p4d))
+		return;
+	pud = pud_offset(p4d, addr);
+	if (pud_none(*pud) || !pud_present(*pud))
+		return;
+	if (pud_leaf(*pud)) {
+		out->kind = ZDM_ENTRY_PRESENT;
+		out->order = PUD_ORDER;
+		out->pfn = pud_pfn(*pud);
+		out->write = pud_write(*pud);
+		return;
+	}
+	pmd = pmd_offset(pud, addr);
+	now = pmdp_get_lockless(pmd);
+	if (pmd_none(now) || !pmd_present(now) || pmd_leaf(now)) {
+		of_pmd(now, out);
+		return;
+	}
+	if (pmd_bad(now))
+		return;
+	table = (pte_t *)pmd_page_vaddr(now);
+	of_pte(ptep_get(table + pte_index(addr)), out);
+}
+
+/* For a caller that holds the mmap lock. */
+void zdm_look_up(struct mm_struct *mm, unsigned long addr, struct zdm_entry *out)
+{
+	mmap_assert_locked(mm);
+	rcu_read_lock();
+	look_up(mm, addr, out);
+	rcu_read_unlock();
+}
+
+/*
+ * Whether the task at work is the only one that can change what @mm maps: nobody else uses
+ * it, but the reference that the caller holds.
+ */
+bool zdm_is_alone(struct mm_struct *mm)
+{
+	return current->mm == mm && atomic_read(&mm->mm_users) == 2;
+}
+
+/* Flags of the area that maps @addr, 0 if there is none. */
+unsigned long zdm_area_flags(struct mm_struct *mm, unsigned long addr)
+{
+	struct vm_area_struct *vma = find_vma(mm, addr);
+
+	return vma && vma->vm_start <= addr ? vma->vm_flags : 0;
+}
+
+/* Entries of @vma for the @n pages of a folio from index @pgoff on that map one of them. */
+static unsigned int entries_of(struct vm_area_struct *vma, unsigned long pfn, unsigned long n,
+			       unsigned long pgoff)
+{
+	unsigned long end = vma->vm_pgoff + vma_pages(vma);
+	unsigned long first = max(pgoff, vma->vm_pgoff);
+	unsigned long last = min(pgoff + n, end);
+	struct zdm_entry entry;
+	unsigned int found = 0;
+	unsigned long addr, at;
+
+	while (first < last) {
+		addr = vma->vm_start + ((first - vma->vm_pgoff) << PAGE_SHIFT);
+		look_up(vma->vm_mm, addr, &entry);
+		/* The page frame that this place must have. */
+		at = pfn + (first - pgoff);
+		if (entry.order)
+			at -= (addr >> PAGE_SHIFT) & ((1UL << entry.order) - 1);
+		if (entry.kind >= ZDM_ENTRY_PRESENT && entry.pfn == at)
+			found++;
+		first += (1UL << entry.order) - ((addr >> PAGE_SHIFT) & ((1UL << entry.order) - 1));
+	}
+	return found;
+}
+
+/*
+ * Page table entries that map the anonymous folio of @head where its index says that they are,
+ * in any address space: what folio_mapcount() must be. -EAGAIN where somebody is at work on it,
+ * -EOPNOTSUPP where it is not anonymous, or merged by KSM, which keeps its own lists.
+ */
+int zdm_count_entries(struct page *head)
+{
+	struct folio *folio = page_folio(head);
+	struct anon_vma *anon_vma, *root;
+	unsigned long mapping;
+	struct rb_node *node;
+	int found = 0;
+
+	/* As in folio_lock_anon_vma_read(): SLAB_TYPESAFE_BY_RCU, and mapped once it is locked. */
+	rcu_read_lock();
+	mapping = (unsigned long)READ_ONCE(folio->mapping);
+	if ((mapping & FOLIO_MAPPING_FLAGS) != FOLIO_MAPPING_ANON) {
+		rcu_read_unlock();
+		return -EOPNOTSUPP;
+	}
+	anon_vma = (struct anon_vma *)(mapping - FOLIO_MAPPING_ANON);
+	root = READ_ONCE(anon_vma->root);
+	if (!folio_mapped(folio) || !down_read_trylock(&root->rwsem)) {
+		rcu_read_unlock();
+		return -EAGAIN;
+	}
+	if (!folio_mapped(folio) || (unsigned long)READ_ONCE(folio->mapping) != mapping) {
+		found = -EAGAIN;
+		goto out;
+	}
+	for (node = rb_first_cached(&anon_vma->rb_root); node; node = rb_next(node)) {
+		struct anon_vma_chain *avc = rb_entry(node, struct anon_vma_chain, rb);
+
+		found += entries_of(avc->vma, folio_pfn(folio), folio_nr_pages(folio),
+				    folio->index);
+	}
+out:
+	up_read(&root->rwsem);
+	rcu_read_unlock();
+	return found;
+}

@@ -1,0 +1,358 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What page tables say, for the oracle, beside what `hmm_range_fault()`, `folio_mapcount()` and
+//! interval notifiers say.
+//!
+//! C header: [`include/linux/leafops.h`](srctree/include/linux/leafops.h)
+
+use super::{
+    backing::contents,
+    hmm::HmmMirror,
+    mapped::Memory,
+    owner::PgmapOwner,
+    page::PageView,
+    range::PageRange,
+    table::Grant,
+    task::check_signals,
+    PAGE_SHIFT, //
+};
+use crate::bindings;
+use kernel::{
+    mm::{
+        virt::{
+            flags,
+            vm_flags_t, //
+        },
+        MmWithUser, //
+    },
+    prelude::*, //
+};
+
+/// Entries of a device's page table that are compared before other tasks get the locks.
+const BATCH: usize = 256;
+
+/// Pages of a [`Picture`], at most.
+pub(crate) const PICTURE_PAGES: usize = 1 << 14;
+
+/// An entry of the device's page table that the CPU's page table does not bear out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Untruth {
+    /// Number of the page in the address space.
+    pub(crate) index: usize,
+    /// Page frame that the device accesses.
+    pub(crate) device_pfn: usize,
+    /// Whether the device may write to it.
+    pub(crate) device_write: bool,
+    /// Page frame that the CPU accesses, or that holds the contents of the PRIVATE page that is mapped;
+    /// `None` where the CPU has no access that the device could share.
+    pub(crate) cpu_pfn: Option<usize>,
+    /// Whether the CPU may write to it.
+    pub(crate) cpu_write: bool,
+    /// Whether a task that gets or ends exclusive access explains it for a moment.
+    pub(crate) passes: bool,
+}
+
+/// What maps an address.
+struct CpuEntry(bindings::zdm_entry);
+
+impl CpuEntry {
+    /// The entry for page number `index` of `mm`, whose mmap lock the caller holds.
+    fn look_up(mm: &MmWithUser, index: usize) -> Self {
+        let mut entry = bindings::zdm_entry::default();
+        // SAFETY: `mm` has users, and `entry` is valid for writes. A caller without the mmap lock is
+        // reported by lockdep, and reads what is about to change.
+        unsafe { bindings::zdm_look_up(mm.as_raw(), index << PAGE_SHIFT, &mut entry) };
+        Self(entry)
+    }
+
+    /// The page frame that the entry has for page number `index`.
+    fn pfn(&self, index: usize) -> usize {
+        self.0.pfn + (index & ((1 << self.0.order) - 1))
+    }
+}
+
+impl HmmMirror {
+    /// Compares each entry of the device's page table with the CPU's page table, and calls `f` for
+    /// those that name another page or grant more. Returns how many were compared. May sleep.
+    ///
+    /// No sequence is needed: under the lock of the table an entry is true, as core mm must have it
+    /// removed, which takes that lock, before the CPU's page table changes.
+    ///
+    /// # Errors
+    ///
+    /// `EINTR` on a fatal signal.
+    pub(crate) fn compare(&self, mut f: impl FnMut(Untruth)) -> Result<usize> {
+        // Without users there is no page table to compare with.
+        let Some(mm) = self.mm().mmget_not_zero() else {
+            return Ok(0);
+        };
+        let (mut compared, mut next) = (0, 0);
+        loop {
+            check_signals()?;
+            let _guard = mm.mmap_read_lock();
+            let table = self.notifier.lock();
+            for _ in 0..BATCH {
+                let Some((index, page, grant)) = table.next(next) else {
+                    return Ok(compared);
+                };
+                if let Some(untruth) = judge(&mm, self.owner(), index, page, grant) {
+                    f(untruth);
+                }
+                compared += 1;
+                let Some(after) = index.checked_add(1) else {
+                    return Ok(compared);
+                };
+                next = after;
+            }
+        }
+    }
+}
+
+/// What is untrue of the entry with `page` and `grant` for page number `index` of `mm`, whose mmap lock
+/// is held, and the lock of the table.
+fn judge(
+    mm: &MmWithUser,
+    owner: &PgmapOwner,
+    index: usize,
+    page: *mut bindings::page,
+    grant: Grant,
+) -> Option<Untruth> {
+    let entry = CpuEntry::look_up(mm, index);
+    let (kind, pfn) = (entry.0.kind, entry.pfn(index));
+    let is_exclusive = kind == bindings::ZDM_ENTRY_EXCLUSIVE;
+    let cpu_page = match kind {
+        bindings::ZDM_ENTRY_PRESENT | bindings::ZDM_ENTRY_EXCLUSIVE => {
+            // SAFETY: The device has only pages with a struct page; of others there is no more than an
+            // address, which is compared.
+            unsafe { bindings::zdm_pfn_to_page(pfn) }
+        }
+        bindings::ZDM_ENTRY_PRIVATE => private_contents(owner, pfn),
+        _ => core::ptr::null_mut(),
+    };
+    let cpu_write = entry.0.write && area_flags(mm, index) & flags::WRITE != 0;
+    let device_write = grant != Grant::Read;
+    let is_true = !cpu_page.is_null()
+        && cpu_page == page
+        && (cpu_write || !device_write)
+        && is_exclusive == (grant == Grant::Exclusive);
+    if is_true {
+        return None;
+    }
+    // SAFETY: Pages of the table have a struct page. It is not read.
+    let number = |page| unsafe { bindings::zdm_page_to_pfn(page) };
+    Some(Untruth {
+        index,
+        device_pfn: number(page),
+        device_write,
+        // What is exclusive the CPU has no access to.
+        cpu_pfn: (!cpu_page.is_null() && !is_exclusive).then(|| number(cpu_page)),
+        cpu_write,
+        passes: is_exclusive && cpu_page == page,
+    })
+}
+
+/// The page with the contents of PRIVATE page frame `pfn`, NULL where it is not memory of `owner`.
+fn private_contents(owner: &PgmapOwner, pfn: usize) -> *mut bindings::page {
+    // SAFETY: The page is mapped, so that it is in use: the caller has the lock of the table, which
+    // unmapping waits for.
+    if !unsafe { Memory::of_pfn(pfn, owner) }.is_local() {
+        return core::ptr::null_mut();
+    }
+    // SAFETY: There is a struct page, as the page is in use. It is one of a `DevPagemap`, whose owner
+    // asks, and its folio is whole while it is mapped.
+    unsafe { contents(bindings::zdm_pfn_to_page(pfn)) }
+}
+
+/// `vma->vm_flags` of the area that maps page number `index` of `mm`, whose mmap lock is held; 0 without
+/// an area.
+fn area_flags(mm: &MmWithUser, index: usize) -> vm_flags_t {
+    // SAFETY: `mm` has users, and the mmap lock is held.
+    unsafe { bindings::zdm_area_flags(mm.as_raw(), index << PAGE_SHIFT) }
+}
+
+/// What an entry says of a page beside where the page is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Marks(u8);
+
+impl Marks {
+    /// There is a page, which is not that of zeroes.
+    pub(crate) const MAPPED: u8 = 1;
+    /// The CPU, or a device on its behalf, may write.
+    pub(crate) const WRITE: u8 = 2;
+    /// It was written to since the mark was cleared.
+    pub(crate) const SOFT_DIRTY: u8 = 4;
+    /// userfaultfd protects it.
+    pub(crate) const UFFD: u8 = 8;
+    /// `PageAnonExclusive()`.
+    pub(crate) const EXCLUSIVE: u8 = 16;
+    /// One entry maps it with its neighbours.
+    pub(crate) const HUGE: u8 = 32;
+    /// The area allows to write.
+    pub(crate) const AREA_WRITE: u8 = 64;
+    /// KSM may look at the area.
+    pub(crate) const MERGEABLE: u8 = 128;
+
+    fn of(entry: &bindings::zdm_entry, area: vm_flags_t) -> Self {
+        let is_page = match entry.kind {
+            bindings::ZDM_ENTRY_PRESENT | bindings::ZDM_ENTRY_PRIVATE => !entry.zero,
+            _ => false,
+        };
+        let mut marks = 0;
+        for (bit, is_set) in [
+            (Self::MAPPED, is_page),
+            (Self::WRITE, entry.write),
+            (Self::SOFT_DIRTY, entry.soft_dirty),
+            (Self::UFFD, entry.uffd),
+            (Self::EXCLUSIVE, entry.exclusive),
+            (Self::HUGE, entry.order > 0),
+            (Self::AREA_WRITE, area & flags::WRITE != 0),
+            (Self::MERGEABLE, area & flags::MERGEABLE != 0),
+        ] {
+            if is_set {
+                marks |= bit;
+            }
+        }
+        Self(marks)
+    }
+
+    /// The marks as bits.
+    pub(crate) fn bits(self) -> u8 {
+        self.0
+    }
+}
+
+/// The marks of the pages of a range at one moment.
+pub(crate) struct Picture {
+    range: PageRange,
+    marks: KVVec<Marks>,
+}
+
+impl HmmMirror {
+    /// Puts down the marks of the pages of `range`; `None` where other tasks may change them meanwhile, or
+    /// where `range` is longer than [`PICTURE_PAGES`]. May sleep.
+    pub(crate) fn picture(&self, range: PageRange) -> Option<Picture> {
+        let mm = self.mm().mmget_not_zero()?;
+        // SAFETY: `mm` has users, of which the reference that was taken just now is one.
+        let is_alone = unsafe { bindings::zdm_is_alone(mm.as_raw()) };
+        if !is_alone || range.pages() > PICTURE_PAGES {
+            return None;
+        }
+        let mut marks = KVVec::with_capacity(range.pages(), GFP_KERNEL).ok()?;
+        for batch in range.batches(BATCH) {
+            let _guard = mm.mmap_read_lock();
+            for address in batch.addresses() {
+                let index = address >> PAGE_SHIFT;
+                let entry = CpuEntry::look_up(&mm, index);
+                let now = Marks::of(&entry.0, area_flags(&mm, index));
+                marks.push_within_capacity(now).ok()?;
+            }
+        }
+        Some(Picture { range, marks })
+    }
+
+    /// Takes the picture `before` again, and calls `f` with the number of each page, its marks before, and
+    /// its marks now. May sleep.
+    pub(crate) fn compare_picture(&self, before: &Picture, mut f: impl FnMut(usize, Marks, Marks)) {
+        let Some(now) = self.picture(before.range) else {
+            return;
+        };
+        let first = before.range.start() >> PAGE_SHIFT;
+        for (i, (then, now)) in before.marks.iter().zip(now.marks.iter()).enumerate() {
+            f(first + i, *then, *now);
+        }
+    }
+}
+
+impl PageView<'_> {
+    /// Entries of page tables that map the anonymous folio of this page where its index says that they
+    /// are: what [`PageView::mapcount`] must be. `None` where another task is at work on the folio, or
+    /// rmap knows it by other means. Does not sleep.
+    pub(crate) fn entries(&self) -> Option<i32> {
+        // SAFETY: The page is valid by the type invariants. The helper looks whether it is mapped after
+        // it took the lock that unmapping waits for.
+        let found = unsafe { bindings::zdm_count_entries(self.head().as_ptr()) };
+        (found >= 0).then_some(found)
+    }
+}
+
+#[kunit_tests(zdmirror_walk)]
+mod tests {
+    use super::*;
+    use crate::mm::{
+        kunit::mmap_anon,
+        table::Access,
+        PAGE_SIZE, //
+    };
+    use core::ptr::NonNull;
+    use kernel::{
+        page::Page,
+        sync::Arc, //
+    };
+
+    const PAGES: usize = 4;
+
+    struct Setting {
+        mirror: Pin<KBox<HmmMirror>>,
+        range: PageRange,
+    }
+
+    /// Some memory of the KUnit thread, which the device has mapped for writing.
+    fn setting() -> Result<Setting> {
+        let range = PageRange::new(mmap_anon(PAGES * PAGE_SIZE)?, PAGES)?;
+        let task = current!();
+        let mm = task.mm().ok_or(EINVAL)?;
+        let owner: Arc<PgmapOwner> = PgmapOwner::new()?;
+        let mirror = KBox::try_pin_init(HmmMirror::new(mm, owner), GFP_KERNEL)?;
+        mirror.fault(range, Access::Write)?;
+        Ok(Setting { mirror, range })
+    }
+
+    fn untruths(s: &Setting) -> Result<(usize, usize, Option<Untruth>)> {
+        let (mut n, mut last) = (0, None);
+        let compared = s.mirror.compare(|untruth| {
+            n += 1;
+            last = Some(untruth);
+        })?;
+        Ok((compared, n, last))
+    }
+
+    #[test]
+    fn entries_of_a_fault_are_true() -> Result {
+        let s = setting()?;
+        assert_eq!(untruths(&s)?, (PAGES, 0, None));
+        assert_eq!(s.mirror.make_exclusive(s.range.first(2))?, 2);
+        assert_eq!(untruths(&s)?, (PAGES, 0, None));
+        Ok(())
+    }
+
+    #[test]
+    fn entry_of_another_page_is_untrue() -> Result {
+        let s = setting()?;
+        let page = Page::alloc_page(GFP_KERNEL)?;
+        let raw = NonNull::new(page.as_ptr()).ok_or(EINVAL)?;
+        let index = s.range.start() >> PAGE_SHIFT;
+        // SAFETY: Nothing is read or written through the table before it goes.
+        unsafe { s.mirror.notifier.lock().store(index, raw, Grant::Read) }?;
+        let (compared, n, last) = untruths(&s)?;
+        assert_eq!((compared, n), (PAGES, 1));
+        let untruth = last.ok_or(EINVAL)?;
+        assert_eq!((untruth.index, untruth.passes), (index, false));
+        assert_ne!(untruth.cpu_pfn, Some(untruth.device_pfn));
+        Ok(())
+    }
+
+    #[test]
+    fn picture_of_pages_that_stay() -> Result {
+        let s = setting()?;
+        let before = s.mirror.picture(s.range).ok_or(EINVAL)?;
+        let mut pages = 0;
+        s.mirror.compare_picture(&before, |_, then, now| {
+            assert_eq!(then, now);
+            assert_ne!(then.bits() & Marks::MAPPED, 0);
+            assert_ne!(then.bits() & Marks::WRITE, 0);
+            pages += 1;
+        });
+        assert_eq!(pages, PAGES);
+        Ok(())
+    }
+}

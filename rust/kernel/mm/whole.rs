@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A look at all of a struct page, for the oracle.
+//!
+//! C header: [`include/linux/mm_types.h`](srctree/include/linux/mm_types.h)
+
+use super::{
+    page::PageView,
+    pagemap::DevPagemap,
+    pagemap_ops::PagemapOps,
+    struct_page, //
+};
+use crate::bindings;
+
+/// Flags of `page->flags`, without node, zone and section. Which there are is the configuration's.
+pub(crate) mod flags {
+    use crate::bindings;
+
+    /// `PG_locked`.
+    pub(crate) const LOCKED: u64 = 1 << bindings::ZDM_FLAG_LOCKED;
+    /// `PG_referenced`.
+    pub(crate) const REFERENCED: u64 = 1 << bindings::ZDM_FLAG_REFERENCED;
+    /// `PG_uptodate`.
+    pub(crate) const UPTODATE: u64 = 1 << bindings::ZDM_FLAG_UPTODATE;
+    /// `PG_dirty`.
+    pub(crate) const DIRTY: u64 = 1 << bindings::ZDM_FLAG_DIRTY;
+    /// `PG_head`.
+    pub(crate) const HEAD: u64 = 1 << bindings::ZDM_FLAG_HEAD;
+    /// `PG_waiters`.
+    pub(crate) const WAITERS: u64 = 1 << bindings::ZDM_FLAG_WAITERS;
+    /// `PG_reserved`.
+    pub(crate) const RESERVED: u64 = 1 << bindings::ZDM_FLAG_RESERVED;
+    /// `PG_swapbacked`.
+    pub(crate) const SWAPBACKED: u64 = 1 << bindings::ZDM_FLAG_SWAPBACKED;
+    /// `PG_active`.
+    pub(crate) const ACTIVE: u64 = 1 << bindings::ZDM_FLAG_ACTIVE;
+    /// `PG_workingset`; of the second page of a large folio: it may be split by rmap.
+    pub(crate) const WORKINGSET: u64 = 1 << bindings::ZDM_FLAG_WORKINGSET;
+    /// `PG_unevictable`.
+    pub(crate) const UNEVICTABLE: u64 = 1 << bindings::ZDM_FLAG_UNEVICTABLE;
+    /// `PG_hwpoison`.
+    pub(crate) const HWPOISON: u64 = 1 << bindings::ZDM_FLAG_HWPOISON;
+}
+
+/// The fields of a struct page that its accessors do not tell.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct PageFields {
+    /// `page->flags` as in [`flags`].
+    pub(crate) flags: u64,
+    /// `page->private`.
+    pub(crate) private: u64,
+    /// `page->index`, which is `share` for files on DAX.
+    pub(crate) index: u64,
+    /// `page->zone_device_data`.
+    pub(crate) data: u64,
+    /// `page->page_type`, which is the mapping count of a small folio less one.
+    pub(crate) page_type: u32,
+}
+
+/// Those of a large folio that are in its second page and the ones after it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LargeFields {
+    /// `folio->_entire_mapcount`.
+    pub(crate) entire: i32,
+    /// `folio->_large_mapcount`.
+    pub(crate) large: i32,
+    /// `folio->_nr_pages_mapped`.
+    pub(crate) pages_mapped: i32,
+    /// `folio_nr_pages()`.
+    pub(crate) nr_pages: u64,
+    /// `folio->_pincount`.
+    pub(crate) pins: i32,
+    /// Whether it is on a list of folios that are to be split.
+    pub(crate) deferred: bool,
+}
+
+impl PageView<'_> {
+    /// The fields of this page itself. Not exact while others can reach the page.
+    pub(crate) fn fields(&self) -> PageFields {
+        let page = self.as_ptr();
+        PageFields {
+            // SAFETY: The page is valid by the type invariants.
+            flags: unsafe { bindings::zdm_whole_flags(page) } as u64,
+            // SAFETY: As above.
+            private: unsafe { bindings::zdm_whole_private(page) } as u64,
+            // SAFETY: As above.
+            index: unsafe { bindings::zdm_whole_index(page) } as u64,
+            // SAFETY: As above.
+            data: unsafe { struct_page::zone_device_data(page) } as u64,
+            // SAFETY: As above.
+            page_type: unsafe { bindings::zdm_whole_type(page) },
+        }
+    }
+
+    /// The fields of the large folio that begins with this page; `None` where none does.
+    pub(crate) fn large_fields(&self) -> Option<LargeFields> {
+        let head = self.as_ptr();
+        // The first page of a large folio has a second and a third one, which these are in.
+        self.bits().is_head().then(|| LargeFields {
+            // SAFETY: As said above.
+            entire: unsafe { bindings::zdm_whole_entire_mapcount(head) },
+            // SAFETY: As above.
+            large: unsafe { bindings::zdm_whole_large_mapcount(head) },
+            // SAFETY: As above.
+            pages_mapped: unsafe { bindings::zdm_whole_pages_mapped(head) },
+            // SAFETY: As above.
+            nr_pages: unsafe { bindings::zdm_whole_nr_pages(head) } as u64,
+            // SAFETY: As above.
+            pins: unsafe { bindings::zdm_whole_pincount(head) },
+            // SAFETY: As above.
+            deferred: unsafe { bindings::zdm_whole_is_deferred(head) },
+        })
+    }
+}
+
+impl<T: PagemapOps> DevPagemap<T> {
+    /// As [`DevPagemap::clean_pages`], of pages that have no flag besides those of `explained`, and
+    /// nothing in the fields that a free page leaves empty.
+    pub(crate) fn whole_pages(&self, index: usize, most: usize, explained: u64) -> usize {
+        let n = self.clean_pages(index, most);
+        let Some(page) = self.page(index) else {
+            return 0;
+        };
+        // CAST: `usize` has 64 bits.
+        let explained = explained as usize;
+        // SAFETY: The pagemap has struct pages for the `n` pages from `index` on.
+        unsafe { bindings::zdm_whole_pages(page.as_ptr(), n, explained) }
+    }
+}

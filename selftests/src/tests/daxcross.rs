@@ -1,0 +1,441 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Every operation that takes blocks away from a file on DAX, against every kind of user of
+//! its pages, on ext4 and xfs: the full cross product. Each case checks the counts of every
+//! page frame, before and after, and the data of every page.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+use super::counts::{Counts, IDLE, MAPPED, Waiting, pinned};
+use super::fsdax::Setup;
+use super::fsdax_waits::{IN_BREAK, IN_FINAL, expect_waits, expect_woken};
+use super::{Test, test};
+use crate::check::{Fail, OrFail, Outcome};
+use crate::device::{Buffer, PAGE, check_bytes, pattern_bytes};
+use crate::fsdax::{EXT4, Mounted, REFLINK, XFS};
+use crate::harness::Child;
+use crate::sys::{self, Exit};
+use crate::uapi::*;
+use crate::{check, check_eq, files};
+
+macro_rules! cross {
+    ($($op:ident)+) => {
+        &[$(
+            test(concat!("daxcross.", stringify!($op), "_ext4"), |_| each(EXT4, Op::$op)),
+            test(concat!("daxcross.", stringify!($op), "_xfs"), |_| each(XFS, Op::$op)),
+            test(concat!("daxcross.", stringify!($op), "_reflink"), |_| each(REFLINK, Op::$op)),
+        )+]
+    };
+}
+
+pub const TESTS: &[Test] = cross!(
+    truncate punch zero collapse insert unlink last_close unmount
+);
+
+/// What takes blocks away.
+#[allow(non_camel_case_types)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Op {
+    truncate,
+    punch,
+    zero,
+    collapse,
+    insert,
+    unlink,
+    last_close,
+    unmount,
+}
+
+/// Who uses the pages.
+#[allow(non_camel_case_types)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum User {
+    read,
+    write,
+    sync,
+    private,
+    gup,
+    gup_fast,
+    direct,
+}
+
+const USERS: [User; 7] = [
+    User::read,
+    User::write,
+    User::sync,
+    User::private,
+    User::gup,
+    User::gup_fast,
+    User::direct,
+];
+
+/// Pages of a file.
+const N: usize = 8;
+/// The pages that an operation takes, or where it puts new ones.
+const FIRST: usize = 2;
+const COUNT: usize = 2;
+const SEED: u64 = 4000;
+/// What a private mapping has written.
+const OWN: u64 = 4001;
+
+impl Op {
+    fn run(self, file: &File) -> io::Result<()> {
+        let allocate = |mode| files::allocate(file, mode, FIRST, COUNT);
+        match self {
+            Op::truncate => files::truncate(file, FIRST),
+            Op::punch => files::punch(file, FIRST, COUNT),
+            Op::zero => allocate(libc::FALLOC_FL_ZERO_RANGE),
+            Op::collapse => allocate(libc::FALLOC_FL_COLLAPSE_RANGE),
+            Op::insert => allocate(libc::FALLOC_FL_INSERT_RANGE),
+            Op::unlink | Op::last_close | Op::unmount => Ok(()),
+        }
+    }
+
+    /// What the file holds then: for each page the page of the old one, or zeroes.
+    fn content(self) -> Vec<Option<usize>> {
+        let old = |range: std::ops::Range<usize>| range.map(Some);
+        let zeroes = std::iter::repeat_n(None, COUNT);
+        let end = FIRST + COUNT;
+        match self {
+            Op::truncate => old(0..FIRST).collect(),
+            Op::punch | Op::zero => old(0..FIRST).chain(zeroes).chain(old(end..N)).collect(),
+            Op::collapse => old(0..FIRST).chain(old(end..N)).collect(),
+            Op::insert => old(0..FIRST).chain(zeroes).chain(old(FIRST..N)).collect(),
+            Op::unlink | Op::last_close | Op::unmount => old(0..N).collect(),
+        }
+    }
+
+    /// Old pages whose blocks the file has no more. Zeroing may keep them, as it likes.
+    fn taken(self) -> Vec<usize> {
+        let content = self.content();
+        match self {
+            Op::zero => Vec::new(),
+            _ => (0..N)
+                .filter(|page| !content.contains(&Some(*page)))
+                .collect(),
+        }
+    }
+}
+
+impl User {
+    /// Whether it holds pages so that the operation has to wait.
+    fn holds(self) -> bool {
+        matches!(self, User::gup | User::gup_fast)
+    }
+
+    fn flags(self) -> i32 {
+        match self {
+            User::sync => libc::MAP_SHARED_VALIDATE | libc::MAP_SYNC,
+            User::private => libc::MAP_PRIVATE,
+            _ => libc::MAP_SHARED,
+        }
+    }
+}
+
+/// A mapping of a file, used as a user does, and the frames of the file's pages.
+struct Used {
+    buf: Buffer,
+    frames: Vec<u64>,
+    /// A pin, where there is one.
+    pin: Option<u32>,
+}
+
+/// Counts of page `page`.
+fn counts(user: User, page: usize) -> Counts {
+    match user {
+        User::gup | User::gup_fast if page < FIRST + COUNT => pinned(MAPPED, 1),
+        // Of a page that was written to there is a copy.
+        User::private if page % 2 == 1 => IDLE,
+        _ => MAPPED,
+    }
+}
+
+impl Used {
+    #[track_caller]
+    fn start(s: &Setup, file: &File, user: User) -> Outcome<Self> {
+        // What is in the file is there without a mapping.
+        file.write_all_at(&pattern_bytes(SEED, 0, N), 0)
+            .or_fail("write")?;
+        let buf = Buffer::of_file(file, N, user.flags()).or_fail("mmap")?;
+        buf.check(0, N, SEED)?;
+        let pages = s.device.inspect(&buf, 0, N).or_fail("ZDM_INSPECT")?;
+        let frames: Vec<u64> = pages.iter().map(|p| p.pfn).collect();
+        check!(
+            pages.iter().all(|p| p.kind == TYPE_FS_DAX),
+            "pages of a DAX file: expected FS_DAX, found {pages:x?}"
+        );
+        let mut pin = None;
+        match user {
+            User::read => {}
+            User::write | User::sync => buf.fill(0, N, SEED),
+            User::private => {
+                for page in (1..N).step_by(2) {
+                    buf.fill(page, 1, OWN);
+                }
+            }
+            User::gup | User::gup_fast => {
+                buf.fill(0, N, SEED);
+                let fast = if user == User::gup_fast {
+                    ZDM_PIN_FAST
+                } else {
+                    0
+                };
+                let id = s.device.pin(&buf, 0, FIRST + COUNT, ZDM_PIN_WRITE | fast);
+                pin = Some(id.or_fail("ZDM_PIN")?);
+            }
+            User::direct => direct(&buf)?,
+        }
+        let used = Self { buf, frames, pin };
+        for page in 0..N {
+            let when = format!("{user:?}, page {page}");
+            s.expect_frames(&used.frames[page..=page], counts(user, page), &when)?;
+        }
+        Ok(used)
+    }
+
+    #[track_caller]
+    fn unpin(&mut self, s: &Setup) -> Outcome {
+        if let Some(id) = self.pin.take() {
+            s.device.unpin(id, 0).or_fail("ZDM_UNPIN")?;
+        }
+        Ok(())
+    }
+}
+
+/// Direct I/O of a file without DAX to the pages and from them.
+fn direct(buf: &Buffer) -> Outcome {
+    let plain = Mounted::plain()?;
+    let path = plain.path("direct");
+    let file = files::open_direct(&path).or_fail("open for direct I/O")?;
+    let n = buf.write_to(&file, 0, N).or_fail("direct write")?;
+    check_eq!(n, N * PAGE, "bytes that were written");
+    buf.fill(0, N, OWN);
+    drop(file);
+    let file = files::open_direct(&path).or_fail("open for direct I/O")?;
+    let n = buf.read_from(&file, 0, N).or_fail("direct read")?;
+    check_eq!(n, N * PAGE, "bytes that were read");
+    buf.check(0, N, SEED)
+}
+
+/// Checks the data of a file as it must be after an operation, read and mapped.
+#[track_caller]
+fn expect_content(file: &File, op: Op) -> Outcome {
+    let content = op.content();
+    let size = file.metadata().or_fail("stat")?.len();
+    check_eq!(size, (content.len() * PAGE) as u64, "size of the file");
+    let buf = Buffer::shared(file, content.len())?;
+    let mut data = vec![0; content.len() * PAGE];
+    file.read_exact_at(&mut data, 0).or_fail("read")?;
+    for (page, old) in content.iter().enumerate() {
+        let bytes = &data[page * PAGE..(page + 1) * PAGE];
+        match old {
+            Some(old) => {
+                buf.check_from(page, 1, SEED, *old)?;
+                check_bytes(bytes, SEED, *old, "read(2)")?;
+            }
+            None => {
+                buf.check_zero(page, 1)?;
+                check!(bytes.iter().all(|b| *b == 0), "read(2): expected zeroes");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Checks what the old mapping shows of the file, and that beyond its end is nothing.
+#[track_caller]
+fn expect_mapping(used: &Used, op: Op, user: User) -> Outcome {
+    let content = op.content();
+    for page in 0..N {
+        if user == User::private && page % 2 == 1 {
+            // Whether copies live on is said by the operation and the file system; truncation
+            // takes them.
+            continue;
+        }
+        match content.get(page) {
+            Some(Some(old)) => used.buf.check_from(page, 1, SEED, *old)?,
+            Some(None) => used.buf.check_zero(page, 1)?,
+            None => {
+                let child = Child::spawn(|| {
+                    files::uncatch(libc::SIGBUS).or_fail("signal")?;
+                    used.buf.get(page, 0);
+                    Ok(())
+                })?;
+                let end = child.exit()?;
+                check_eq!(
+                    end,
+                    Exit::Signal(libc::SIGBUS),
+                    "end of who reads page {page}"
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+/// An operation against each user.
+fn each(kind: usize, op: Op) -> Outcome {
+    for user in USERS {
+        // A process of its own has its own mounts.
+        Child::spawn(|| {
+            case(kind, op, user).map_err(|e| match e {
+                Fail::Skip(_) => e,
+                e => Fail::failed(format!("{op:?} against {user:?}: {e}")),
+            })
+        })?
+        .join()?;
+    }
+    Ok(())
+}
+
+/// One operation against one user.
+fn case(kind: usize, op: Op, user: User) -> Outcome {
+    let s = Setup::new(kind)?;
+    let file = s.fs.file("a", N)?;
+    let mut used = Used::start(&s, &file, user)?;
+    match op {
+        Op::unlink => return unlink(s, file, used, user),
+        Op::last_close => return last_close(s, file, used, user),
+        Op::unmount => return unmount(s, kind, file, used, user),
+        _ => {}
+    }
+    if user.holds() {
+        let taker = Waiting::start(|| Ok(()), || op.run(&file).or_fail("the operation"))?;
+        let taker = taker.release()?;
+        expect_waits(
+            &taker,
+            IN_BREAK,
+            &format!("{op:?} of pages that are pinned"),
+        )?;
+        // Until then the page is the holder's, with its data.
+        s.expect_frames(
+            &used.frames[FIRST..FIRST + 1],
+            pinned(IDLE, 1),
+            "pinned, and waited for",
+        )?;
+        used.unpin(&s)?;
+        expect_woken(
+            taker,
+            &format!("{op:?} of pages that are not pinned any more"),
+        )?;
+    } else {
+        op.run(&file).or_fail("the operation")?;
+    }
+    for page in op.taken() {
+        s.expect_free(
+            &used.frames[page..=page],
+            &format!("page {page} after {op:?}"),
+        )?;
+    }
+    expect_mapping(&used, op, user)?;
+    // What was before the place of the operation is mapped as it was, now that it was touched: ext4
+    // takes all pages of the file from their users.
+    if user != User::private && !user.holds() {
+        s.expect_frames(
+            &used.frames[..FIRST],
+            MAPPED,
+            "before the place of the operation",
+        )?;
+    }
+    expect_content(&file, op)?;
+    // Blocks that are the file's still have moved with it, not been copied.
+    let again = Buffer::shared(&file, op.content().len())?;
+    for (page, old) in op.content().iter().enumerate() {
+        if let Some(old) = old {
+            again.get(page, 0);
+            let now = s.device.inspect_one(&again, page)?.pfn;
+            check_eq!(
+                now,
+                used.frames[*old],
+                "frame of page {page}, which was {old}"
+            );
+        }
+    }
+    drop((again, used.buf, file));
+    let frames = used.frames;
+    s.fs.remove("a")?;
+    s.expect_free(&frames, "unlinked")?;
+    s.unmount()
+}
+
+/// An unlinked file lives on while it is mapped; who holds a page keeps its end waiting.
+fn unlink(s: Setup, file: File, mut used: Used, user: User) -> Outcome {
+    s.fs.remove("a")?;
+    drop(file);
+    for page in 0..N {
+        s.expect_frames(&used.frames[page..=page], counts(user, page), "unlinked")?;
+    }
+    expect_mapping(&used, Op::unlink, user)?;
+    end(&s, &mut used, user)?;
+    s.expect_free(&used.frames, "unlinked and unmapped")?;
+    s.unmount()
+}
+
+/// Ends the last mapping of a file that is unlinked and closed.
+fn end(s: &Setup, used: &mut Used, user: User) -> Outcome {
+    if !user.holds() {
+        return used.buf.unmap(0, N);
+    }
+    // A child has the mapping, too, and is the last that does.
+    let child = Waiting::start(|| Ok(()), || used.buf.unmap(0, N))?;
+    used.buf.unmap(0, N)?;
+    let child = child.release()?;
+    expect_waits(&child, IN_FINAL, "the end of a file with a pinned page")?;
+    used.unpin(s)?;
+    expect_woken(child, "the end of a file with no pinned page any more")
+}
+
+/// Closing a file that is mapped changes nothing.
+fn last_close(s: Setup, file: File, mut used: Used, user: User) -> Outcome {
+    drop(file);
+    for page in 0..N {
+        s.expect_frames(&used.frames[page..=page], counts(user, page), "closed")?;
+    }
+    expect_mapping(&used, Op::last_close, user)?;
+    used.buf.unmap(0, N)?;
+    let left = if user.holds() { pinned(IDLE, 1) } else { IDLE };
+    s.expect_frames(&used.frames[..FIRST + COUNT], left, "closed and unmapped")?;
+    used.unpin(&s)?;
+    s.expect_frames(&used.frames, IDLE, "held by nobody")?;
+    expect_content(&s.fs.open("a")?, Op::last_close)?;
+    s.fs.remove("a")?;
+    s.expect_free(&used.frames, "unlinked")?;
+    s.unmount()
+}
+
+/// A file system is busy while a file is mapped, and goes when nobody uses a page.
+fn unmount(mut s: Setup, kind: usize, file: File, mut used: Used, user: User) -> Outcome {
+    drop(file);
+    let busy = s.fs.unmount().err().and_then(|e| e.raw_os_error());
+    check_eq!(busy, Some(libc::EBUSY), "umount with a mapped file");
+    expect_mapping(&used, Op::unmount, user)?;
+    used.buf.unmap(0, N)?;
+    if user.holds() {
+        let dir = s.fs.dir().to_path_buf();
+        let taker = Waiting::start(|| Ok(()), || files::unmount(&dir, 0).or_fail("umount"))?;
+        let taker = taker.release()?;
+        // Whether it waits, or leaves the pages to who holds them, is seen by the counts.
+        let ended = sys::wait_until(std::time::Duration::from_millis(500), || {
+            !taker.is_running().unwrap_or(false)
+        });
+        s.expect_frames(
+            &used.frames[..1],
+            pinned(IDLE, 1),
+            "pinned, umount under way",
+        )?;
+        used.unpin(&s)?;
+        expect_woken(taker, "umount with nothing pinned any more")?;
+        crate::harness::note(&format!("umount waited: {}", !ended));
+        s.fs.forget();
+    } else {
+        s.fs.unmount().or_fail("umount")?;
+    }
+    super::fsdax::expect_pmem_free(&s.device)?;
+    let mut again = Mounted::again(kind)?;
+    expect_content(&again.open("a")?, Op::unmount)?;
+    again.remove("a")?;
+    again.unmount().or_fail("umount")?;
+    super::fsdax::expect_pmem_free(&s.device)
+}

@@ -1,0 +1,265 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Operations on pages: given up, swapped out, merged, moved, or somebody's alone.
+
+use super::super::ksm::Ksm;
+use super::super::leak::settled;
+use super::super::swap::swap_out;
+use super::super::target::Target;
+use super::super::{Ctx, PAGES};
+use super::{Place, RW, Scene, each};
+use crate::check::{OrFail, Outcome};
+use crate::device::{Buffer, HUGE_PAGES, PAGE, check_bytes, pattern_bytes};
+use crate::swap::Swap;
+use crate::uapi::{PROT_ERROR, PROT_NONE, ZDM_FAULT_WRITE};
+use crate::{check, check_eq, files, numa, proc, sys};
+
+/// Pages that are given up, all or one by one, are zeroes for the device as well.
+pub(super) fn dontneed(ctx: &Ctx, node: usize) -> Outcome {
+    each(ctx, node, 3300, |s| {
+        let buf = s.filled()?;
+        let n = buf.pages();
+        for page in [0, n / 2, n - 1] {
+            buf.advise(page, 1, libc::MADV_DONTNEED)?;
+            s.reads_zero(&buf, page, 1)?;
+        }
+        s.reads(&buf, 1, n / 2 - 1, s.seed)?;
+        s.agree(&buf, 0, n)?;
+        s.target
+            .fault(buf.at(0), n as u64, ZDM_FAULT_WRITE)
+            .or_fail("ZDM_FAULT")?;
+        buf.advise(0, n, libc::MADV_DONTNEED)?;
+        s.reads_zero(&buf, 0, n)?;
+        s.agree(&buf, 0, n)
+    })
+}
+
+/// Guard markers: nothing is there for the device either.
+pub(super) fn guard(ctx: &Ctx, node: usize) -> Outcome {
+    const INSTALL: i32 = 102;
+    const REMOVE: i32 = 103;
+    each(ctx, node, 3310, |s| {
+        let buf = s.filled()?;
+        let n = buf.pages();
+        for (first, count) in [(n / 2, 1), (0, n)] {
+            buf.advise(first, count, INSTALL)?;
+            s.finds_nothing(&buf, first, 1)?;
+            s.finds_nothing(&buf, first + count - 1, 1)?;
+            buf.advise(first, count, REMOVE)?;
+            s.reads_zero(&buf, first, count)?;
+        }
+        s.agree(&buf, 0, n)
+    })
+}
+
+/// What is swapped out the device reads from swap, and what the CPU has read back and changed
+/// it sees changed.
+pub(super) fn swapped_out(ctx: &Ctx, node: usize) -> Outcome {
+    each(ctx, node, 3320, |s| {
+        let _swap = Swap::on()?;
+        let buf = s.filled()?;
+        let n = buf.pages();
+        // Pages of a device are not swapped out.
+        let expected = n - s.target.on_device(&buf, 0, n)?;
+        swap_out(&buf, 0, n, expected)?;
+        s.reads(&buf, 0, n / 2, s.seed)?;
+        swap_out(&buf, 0, n, expected)?;
+        s.agree(&buf, 0, n)
+    })
+}
+
+/// Pages that KSM merges are written to by nobody, the device included.
+pub(super) fn ksm(ctx: &Ctx, node: usize) -> Outcome {
+    each(ctx, node, 3330, |s| {
+        if s.huge {
+            return Ok(());
+        }
+        let ksm = Ksm::start()?;
+        let bufs = [Buffer::filled(PAGES, 3330)?, Buffer::filled(PAGES, 3330)?];
+        let n = PAGES;
+        for buf in &bufs {
+            if s.place == Place::System {
+                s.arrange(buf)?;
+            }
+            buf.advise(0, n, libc::MADV_MERGEABLE)?;
+        }
+        ksm.scan()?;
+        if s.place != Place::System {
+            // A scan passes over what is on a device, and forgets its place in the stable tree. The
+            // way back takes the entry from the page table itself, does not find the place again by
+            // rmap, and leaves a migration entry for good. So no scan until the pages are back.
+            ksm.pause()?;
+            // Whether merged pages go is the kernel's choice; the device maps what there is.
+            for buf in &bufs {
+                let device = if s.place == Place::Local {
+                    s.target
+                } else {
+                    &s.other
+                };
+                let _ = device.to_device(buf, 0, n);
+                s.target
+                    .fault(buf.at(0), n as u64, 0)
+                    .or_fail("ZDM_FAULT")?;
+            }
+        }
+        for page in (0..n).step_by(5) {
+            s.target
+                .write(&bufs[0], page, &pattern_bytes(3335, page, 1))
+                .or_fail("WRITE")?;
+        }
+        bufs[1].check(0, n, 3330)?;
+        s.reads(&bufs[1], 0, n, 3330)?;
+        if s.place == Place::System {
+            ksm.scan()?;
+        }
+        s.agree(&bufs[0], 0, n)?;
+        bufs[1].check(0, n, 3330)?;
+        s.agree(&bufs[1], 0, n)
+    })
+}
+
+/// Small pages become a huge one, and a huge one small ones.
+pub(super) fn collapse(ctx: &Ctx, node: usize) -> Outcome {
+    each(ctx, node, 3340, |s| {
+        let n = HUGE_PAGES;
+        let buf = Buffer::anon_huge_aligned(n)?;
+        buf.advise(0, n, libc::MADV_HUGEPAGE)?;
+        buf.fill(0, n, s.seed);
+        if !s.huge {
+            // One page with other rights splits the entry, and its end does not join it.
+            buf.protect(3, 1, libc::PROT_READ)?;
+            buf.protect(3, 1, RW)?;
+        }
+        s.arrange(&buf)?;
+        match buf.try_advise(0, n, libc::MADV_COLLAPSE) {
+            Ok(()) => {}
+            // Pages of a device are not collapsed.
+            Err(e) => {
+                check!(
+                    s.place != Place::System || s.huge,
+                    "MADV_COLLAPSE: expected success, found {e}"
+                );
+            }
+        }
+        s.reads(&buf, 0, n, s.seed)?;
+        s.agree(&buf, 0, n)?;
+        buf.protect(n / 2, 1, libc::PROT_READ)?;
+        s.may_not_write(&buf, n / 2, 1)?;
+        buf.protect(n / 2, 1, RW)?;
+        s.agree(&buf, 0, n)
+    })
+}
+
+/// Pages that the kernel moves within the system: between nodes, and by compaction.
+pub(super) fn moved(ctx: &Ctx, node: usize) -> Outcome {
+    each(ctx, node, 3350, |s| {
+        let buf = s.filled()?;
+        let n = buf.pages();
+        for to in [1, 0] {
+            // A machine with one node has nowhere to move to, and says so of each page.
+            let _ = numa::move_pages(&buf, 0, n, Some(to));
+            s.reads(&buf, 0, n, s.seed)?;
+        }
+        std::fs::write("/proc/sys/vm/compact_memory", "1").or_fail("compact_memory")?;
+        s.agree(&buf, 0, n)
+    })
+}
+
+/// Exclusive access of a device ends as soon as the CPU wants the page, with what the device
+/// wrote; and no other mapping of the device is left.
+pub(super) fn exclusive(ctx: &Ctx, node: usize) -> Outcome {
+    each(ctx, node, 3360, |s| {
+        let buf = s.filled()?;
+        let n = buf.pages();
+        if s.place != Place::System && !s.target.cpu_maps() {
+            // There is nothing that the CPU could be kept from.
+            return Ok(());
+        }
+        let count = n.min(PAGES);
+        s.target.exclusive(&buf, 0, count).or_fail("EXCLUSIVE")?;
+        buf.fill(0, count, 3365);
+        s.reads(&buf, 0, count, 3365)?;
+        s.reads(&buf, count, n - count, s.seed)?;
+        s.agree(&buf, 0, n)
+    })
+}
+
+/// The other device gets exclusive access: this one loses what it has mapped, and sees what
+/// the other wrote.
+pub(super) fn exclusive_other(ctx: &Ctx, node: usize) -> Outcome {
+    each(ctx, node, 3370, |s| {
+        let buf = s.filled()?;
+        let n = buf.pages();
+        if s.place != Place::System && !s.target.cpu_maps() {
+            return Ok(());
+        }
+        let count = n.min(PAGES);
+        s.other.exclusive(&buf, 0, count).or_fail("EXCLUSIVE")?;
+        // Without a fault this device has nothing there.
+        let seen = s.target.snapshot(&buf, 0, count).or_fail("SNAPSHOT")?;
+        check!(
+            seen.iter().all(|p| *p == PROT_NONE || *p == PROT_ERROR),
+            "SNAPSHOT of what is the other's alone: expected nothing, found {seen:x?}"
+        );
+        s.other
+            .write(&buf, 0, &pattern_bytes(3375, 0, count))
+            .or_fail("WRITE of the other")?;
+        s.reads(&buf, 0, count, 3375)?;
+        buf.check(0, count, 3375)?;
+        s.agree(&buf, 0, n)
+    })
+}
+
+/// The other device takes the pages away.
+pub(super) fn to_other_device(ctx: &Ctx, node: usize) -> Outcome {
+    each(ctx, node, 3380, |s| {
+        let buf = s.filled()?;
+        let n = buf.pages();
+        proc::drain_batches()?;
+        // Those of a device may stay where they are.
+        if let Err(e) = s.other.to_device(&buf, 0, n) {
+            check_eq!(e.raw_os_error(), Some(libc::ENOENT), "MIGRATE_TO_DEV");
+        }
+        let data = pattern_bytes(3385, 0, n);
+        s.other
+            .write(&buf, 0, &data)
+            .or_fail("WRITE of the other")?;
+        s.reads(&buf, 0, n, 3385)?;
+        s.target
+            .write(&buf, 0, &pattern_bytes(3386, 0, n))
+            .or_fail("WRITE")?;
+        let read = s.other.read(&buf, 0, n).or_fail("READ of the other")?;
+        check_bytes(&read.data, 3386, 0, "READ by the other device")?;
+        s.agree(&buf, 0, n)
+    })
+}
+
+/// A file's pages that are truncated or punched out are not there for the device either.
+pub(super) fn truncate(ctx: &Ctx, node: usize) -> Outcome {
+    Target::open(ctx, node)?;
+    settled(ctx, node, |target| {
+        let n = PAGES;
+        let file = sys::memfd("zdm-mirror").or_fail("memfd_create")?;
+        file.set_len((n * PAGE) as u64).or_fail("ftruncate")?;
+        let buf = Buffer::shared(&file, n)?;
+        let s = Scene {
+            target,
+            other: Target::open(ctx, node + 1)?,
+            place: Place::System,
+            huge: false,
+            seed: 3390,
+        };
+        buf.fill(0, n, 3390);
+        s.arrange(&buf)?;
+        files::punch(&file, 4, 3).or_fail("a hole punch")?;
+        s.reads_zero(&buf, 4, 3)?;
+        s.agree(&buf, 0, n)?;
+        s.arrange(&buf)?;
+        files::truncate(&file, n / 2).or_fail("ftruncate")?;
+        s.finds_nothing(&buf, n / 2, 1)?;
+        s.finds_nothing(&buf, n - 1, 1)?;
+        files::truncate(&file, n).or_fail("ftruncate")?;
+        s.reads_zero(&buf, n / 2, n / 2)?;
+        s.agree(&buf, 0, n)
+    })
+}

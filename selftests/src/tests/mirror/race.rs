@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The device reads while the CPU changes what is there.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use super::super::Ctx;
+use super::super::chain::{SIZES, filled};
+use super::super::leak::settled;
+use super::super::target::Target;
+use super::RW;
+use crate::check;
+use crate::check::{Fail, Outcome};
+use crate::device::Buffer;
+
+/// How long a race is run.
+const RACE: Duration = Duration::from_millis(700);
+
+/// A word of a page that a thread changes in steps, each said after it is done; the device
+/// must find what was said last before it began, or something later.
+fn race(
+    ctx: &Ctx,
+    node: usize,
+    huge: bool,
+    step: impl Fn(&Target, &Buffer, u64) -> Outcome + Sync,
+) -> Outcome {
+    settled(ctx, node, |target| {
+        let buf = filled(huge, 1)?;
+        let page = buf.pages() / 2;
+        buf.set(page, 0, 0);
+        let (said, over) = (AtomicU64::new(0), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            let changer = scope.spawn(|| -> Outcome {
+                let start = Instant::now();
+                let mut value = 0;
+                let mut result = Ok(());
+                while start.elapsed() < RACE && result.is_ok() {
+                    value += 1;
+                    result = step(target, &buf, value);
+                    said.store(value, Ordering::SeqCst);
+                }
+                over.store(true, Ordering::SeqCst);
+                result
+            });
+            let mut reads = 0u64;
+            let mut result = Ok(());
+            while !over.load(Ordering::SeqCst) {
+                let before = said.load(Ordering::SeqCst);
+                // A migration under way may be in the way.
+                let Ok(read) = target.read(&buf, page, 1) else {
+                    continue;
+                };
+                reads += 1;
+                let found = read.data[..8].iter().rev();
+                let found = found.fold(0, |n, b| (n << 8) | u64::from(*b));
+                // Between a step's two halves the page may be one of zeroes.
+                let after = said.load(Ordering::SeqCst) + 1;
+                if found != 0 && !(before..=after).contains(&found) {
+                    result = Err(Fail::failed(format!(
+                        "word that the device reads: expected {before}..={after}, found {found}"
+                    )));
+                    break;
+                }
+            }
+            over.store(true, Ordering::SeqCst);
+            let panicked = |_| Err(Fail::failed("a thread panicked"));
+            changer.join().unwrap_or_else(panicked)?;
+            result?;
+            check!(
+                reads > 3,
+                "reads of the device: expected some, found {reads}"
+            );
+            Ok(())
+        })
+    })
+}
+
+/// The page goes, and another comes in its place: a read that does not wait for the end of an
+/// invalidation maps the old one again.
+pub(super) fn race_dontneed(ctx: &Ctx, node: usize) -> Outcome {
+    for huge in SIZES {
+        race(ctx, node, huge, |_, buf, value| {
+            let page = buf.pages() / 2;
+            buf.advise(page, 1, libc::MADV_DONTNEED)?;
+            buf.set(page, 0, value);
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+/// The right to write goes and comes back, which takes the entry away from the device.
+pub(super) fn race_protect(ctx: &Ctx, node: usize) -> Outcome {
+    for huge in SIZES {
+        race(ctx, node, huge, |_, buf, value| {
+            let page = buf.pages() / 2;
+            buf.protect(page, 1, libc::PROT_READ)?;
+            buf.protect(page, 1, RW)?;
+            buf.set(page, 0, value);
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+/// The page goes to the device and comes back.
+pub(super) fn race_migrate(ctx: &Ctx, node: usize) -> Outcome {
+    for huge in SIZES {
+        race(ctx, node, huge, |target, buf, value| {
+            let n = buf.pages();
+            // Who uses the page at the same time may keep it where it is.
+            let _ = target.to_device(buf, 0, n);
+            buf.set(n / 2, 0, value);
+            if value % 2 == 0 {
+                let _ = target.to_system(buf, 0, n);
+            }
+            Ok(())
+        })?;
+    }
+    Ok(())
+}

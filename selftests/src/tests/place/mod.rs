@@ -1,0 +1,433 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A migration changes where a page is, and nothing else (I13): its entry's rights and marks,
+//! its owner, who is charged, and every counter are the same on the device, and when it is
+//! back by whichever way. For each kind of memory, small and huge pages, and whatever was
+//! done to the pages before.
+
+mod kinds;
+
+use self::kinds::{file_private, holes, merged_pages, swap_cache, zero_pages};
+use super::chain::SIZES;
+use super::counts::Waiting;
+use super::leak::settled_in;
+use super::target::Target;
+use super::{Ctx, Test};
+use crate::check::{OrFail, Outcome};
+use crate::device::{Buffer, HUGE_PAGES, check_bytes};
+use crate::pagemap::{SCAN_HUGE, SCAN_PRESENT, SCAN_SOFT_DIRTY, SCAN_SWAPPED};
+use crate::pagestate::{Counters, State, Watch, clear_soft_dirty, states};
+use crate::uapi::*;
+use crate::uffd::Uffd;
+use crate::{check, check_eq, proc};
+
+pub const TESTS: &[Test] = of_each_kind!("place":
+    "written" => written,
+    "clean" => clean,
+    "some_written" => some_written,
+    "read_only" => read_only,
+    "uffd_wp" => uffd_wp,
+    "shared" => shared,
+    "locked" => locked,
+    "file_private" => file_private,
+    "holes" => holes,
+    "zero_pages" => zero_pages,
+    "swap_cache" => swap_cache,
+    "merged" => merged_pages,
+    "failed" => failed,
+    "unmapped_counters" => unmapped_counters,
+);
+
+const RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
+/// Small pages: more than what counters may be off by, several times.
+const SMALL: usize = 192;
+
+/// How pages come back to system memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Back {
+    Request,
+    Fault,
+    Release,
+}
+
+const WAYS: [Back; 3] = [Back::Request, Back::Fault, Back::Release];
+
+/// A mapping of private anonymous memory that no neighbour is joined with.
+struct Scene<'a> {
+    target: &'a Target,
+    watch: Watch,
+    buf: Buffer,
+    first: usize,
+    n: usize,
+    huge: bool,
+}
+
+impl<'a> Scene<'a> {
+    #[track_caller]
+    fn new(target: &'a Target, dir: &std::path::Path, huge: bool, seed: u64) -> Outcome<Self> {
+        let n = if huge { HUGE_PAGES } else { SMALL };
+        let s = Self {
+            target,
+            watch: Watch::new(dir),
+            buf: Buffer::anon_huge_aligned(3 * HUGE_PAGES)?,
+            first: HUGE_PAGES,
+            n,
+            huge,
+        };
+        let all = s.buf.pages();
+        s.buf.protect(0, s.first, libc::PROT_NONE)?;
+        s.buf
+            .protect(s.first + n, all - s.first - n, libc::PROT_NONE)?;
+        if huge {
+            s.buf.advise(s.first, n, libc::MADV_HUGEPAGE)?;
+        }
+        s.fill(seed);
+        if huge && proc::huge(&s.buf, s.first, n)? != n {
+            s.buf.advise(s.first, n, libc::MADV_COLLAPSE)?;
+        }
+        Ok(s)
+    }
+
+    fn fill(&self, seed: u64) {
+        self.buf.fill(self.first, self.n, seed);
+    }
+
+    #[track_caller]
+    fn check(&self, seed: u64) -> Outcome {
+        self.buf.check(self.first, self.n, seed)
+    }
+
+    #[track_caller]
+    fn states(&self) -> Outcome<Vec<State>> {
+        states(self.target, &self.buf, self.first, self.n)
+    }
+
+    #[track_caller]
+    fn counters(&self) -> Outcome<Counters> {
+        self.watch.counters(&self.buf, self.first, self.n)
+    }
+
+    /// Whether the pages go in small pieces, though they are huge.
+    fn falls_back(&self) -> bool {
+        self.huge && !self.target.moves_large()
+    }
+
+    /// Counters that may differ: what counts huge pages, where there are none any more.
+    fn except(&self) -> &'static [&'static str] {
+        const HUGE: &[&str] = &[
+            "nr_anon_transparent_hugepages",
+            "anon_thp",
+            "nr_anon",
+            "nr_anon_partially_mapped",
+            "VmPTE",
+        ];
+        if self.falls_back() { HUGE } else { &[] }
+    }
+
+    #[track_caller]
+    fn send(&self, seed: u64) -> Outcome {
+        let (target, first, n) = (self.target, self.first, self.n);
+        proc::drain_batches()?;
+        let moved = target
+            .to_device(&self.buf, first, n)
+            .or_fail("MIGRATE_TO_DEV")?;
+        check_bytes(
+            &moved.data,
+            seed,
+            first,
+            "data that MIGRATE_TO_DEV returned",
+        )?;
+        target.expect(&self.buf, first, n, n)
+    }
+
+    #[track_caller]
+    fn bring_back(&self, how: Back) -> Outcome {
+        let (target, first, n) = (self.target, self.first, self.n);
+        match how {
+            Back::Fault if !target.cpu_maps() => {
+                for page in first..first + n {
+                    self.buf.get(page, 3);
+                }
+            }
+            Back::Request | Back::Fault => {
+                target
+                    .to_system(&self.buf, first, n)
+                    .or_fail("MIGRATE_TO_SYS")?;
+            }
+            Back::Release => target.release().or_fail("RELEASE")?,
+        }
+        target.expect(&self.buf, first, n, 0)
+    }
+
+    /// Checks that nothing has changed but the place.
+    #[track_caller]
+    fn expect(&self, before: &[State], on_device: bool, when: &str) -> Outcome {
+        let entries_only = on_device && !self.target.cpu_maps();
+        let mask = if self.falls_back() { !SCAN_HUGE } else { !0 };
+        for (i, (now, then)) in self.states()?.iter().zip(before).enumerate() {
+            let mut expected = *then;
+            let mut found = *now;
+            if entries_only {
+                expected.scan = expected.scan & !SCAN_PRESENT | SCAN_SWAPPED;
+            }
+            expected.scan &= mask;
+            found.scan &= mask;
+            // remove_migration_pmd() sets the mark with the dirty bit, and says so: it is
+            // never lost.
+            if self.huge && found.soft_dirty && !expected.soft_dirty {
+                expected.soft_dirty = true;
+                expected.scan |= SCAN_SOFT_DIRTY;
+            }
+            check!(
+                found == expected,
+                "page {i} {when}: expected {expected:x?}, found {found:x?}"
+            );
+        }
+        Ok(())
+    }
+
+    /// Moves the pages to and fro, each time back by another way, and compares.
+    #[track_caller]
+    fn trips(&self, seed: u64) -> Outcome {
+        let before = self.states()?;
+        let counters = self.counters()?;
+        let range = (self.first, self.n);
+        for how in WAYS {
+            self.send(seed)?;
+            self.expect(&before, true, &format!("on the device, before {how:?}"))?;
+            let when = format!("on the device, before {how:?}");
+            self.watch
+                .expect(&self.buf, range, &counters, self.except(), &when)?;
+            self.bring_back(how)?;
+            let when = format!("back by {how:?}");
+            self.expect(&before, false, &when)?;
+            self.watch
+                .expect(&self.buf, range, &counters, self.except(), &when)?;
+            if self.huge && !self.falls_back() && how == Back::Fault {
+                // Faults may bring pages back in pieces.
+                check_eq!(proc::huge(&self.buf, self.first, self.n)?, self.n, "{when}");
+            }
+        }
+        self.check(seed)
+    }
+}
+
+/// Runs `body` with pages of both sizes.
+fn each(ctx: &Ctx, node: usize, seed: u64, body: impl Fn(&Scene) -> Outcome) -> Outcome {
+    for huge in SIZES {
+        settled_in(ctx, node, |target, dir| {
+            let s = Scene::new(target, dir, huge, seed)?;
+            // What the program allocates the first time only.
+            let _ = (s.states()?, s.counters()?);
+            body(&s)
+        })?;
+    }
+    Ok(())
+}
+
+fn written(ctx: &Ctx, node: usize) -> Outcome {
+    each(ctx, node, 3000, |s| s.trips(3000))
+}
+
+/// Pages that nobody has written to since the marks were cleared.
+fn clean(ctx: &Ctx, node: usize) -> Outcome {
+    each(ctx, node, 3010, |s| {
+        clear_soft_dirty()?;
+        let marked = s.states()?.iter().filter(|p| p.soft_dirty).count();
+        check_eq!(marked, 0, "soft-dirty pages after they were cleared");
+        s.trips(3010)
+    })
+}
+
+/// Every third page was written to since: those and no others are marked, also when the marks
+/// are cleared, or set by a write, while the page is on the device.
+fn some_written(ctx: &Ctx, node: usize) -> Outcome {
+    each(ctx, node, 3020, |s| {
+        if s.huge {
+            // One entry has one mark.
+            return Ok(());
+        }
+        clear_soft_dirty()?;
+        let marked = |s: &Scene| -> Outcome<Vec<usize>> {
+            let states = s.states()?;
+            Ok((0..s.n).filter(|i| states[*i].soft_dirty).collect())
+        };
+        let third: Vec<usize> = (0..s.n).step_by(3).collect();
+        for i in &third {
+            s.buf.fill(s.first + i, 1, 3020);
+        }
+        check_eq!(marked(s)?, third, "marked pages");
+        s.trips(3020)?;
+        check_eq!(marked(s)?, third, "marked pages in the end");
+        s.send(3020)?;
+        clear_soft_dirty()?;
+        check_eq!(
+            marked(s)?,
+            Vec::new(),
+            "marked pages, cleared on the device"
+        );
+        s.trips_from_device(3020)?;
+        check_eq!(
+            marked(s)?,
+            Vec::new(),
+            "marked pages, cleared on the device, back"
+        );
+        s.send(3020)?;
+        // A write by the CPU, wherever it finds the page.
+        s.buf.fill(s.first + 5, 1, 3020);
+        check_eq!(marked(s)?, vec![5], "marked pages after a write");
+        Ok(())
+    })
+}
+
+impl Scene<'_> {
+    #[track_caller]
+    fn trips_from_device(&self, seed: u64) -> Outcome {
+        self.bring_back(Back::Request)?;
+        self.check(seed)
+    }
+}
+
+/// Without the right to write, and the right comes back.
+fn read_only(ctx: &Ctx, node: usize) -> Outcome {
+    each(ctx, node, 3030, |s| {
+        s.buf.protect(s.first, s.n, libc::PROT_READ)?;
+        s.trips(3030)?;
+        s.send(3030)?;
+        s.buf.protect(s.first, s.n, RW)?;
+        s.bring_back(Back::Request)?;
+        s.fill(3031);
+        s.trips(3031)
+    })
+}
+
+/// Write-protected by userfaultfd: so wherever they are, until the process says otherwise.
+fn uffd_wp(ctx: &Ctx, node: usize) -> Outcome {
+    each(ctx, node, 3040, |s| {
+        let uffd = Uffd::new().or_fail("userfaultfd")?;
+        uffd.register_writes(&s.buf, s.first, s.n)
+            .or_fail("UFFDIO_REGISTER")?;
+        s.trips(3040)?;
+        uffd.protect(&s.buf, s.first, s.n, true)
+            .or_fail("UFFDIO_WRITEPROTECT")?;
+        let states = s.states()?;
+        check!(
+            states
+                .iter()
+                .all(|p| p.uffd_wp && p.flags & ZDM_PAGE_WRITE == 0),
+            "write-protected pages: expected the mark and no right to write"
+        );
+        s.trips(3040)?;
+        // Protected, and not, while they are on the device.
+        s.send(3040)?;
+        uffd.protect(&s.buf, s.first, s.n, false)
+            .or_fail("UFFDIO_WRITEPROTECT")?;
+        s.bring_back(Back::Request)?;
+        let states = s.states()?;
+        check!(
+            states.iter().all(|p| !p.uffd_wp),
+            "pages that were let go on the device: expected no mark"
+        );
+        s.fill(3041);
+        s.check(3041)
+    })
+}
+
+/// Shared with a child: not exclusive, not writable, and the child's counters are its own.
+fn shared(ctx: &Ctx, node: usize) -> Outcome {
+    each(ctx, node, 3050, |s| {
+        let child = Waiting::start(|| Ok(()), || s.check(3050))?;
+        let states = s.states()?;
+        let bad = ZDM_PAGE_ANON_EXCLUSIVE | ZDM_PAGE_WRITE;
+        check!(
+            states.iter().all(|p| p.flags & bad == 0),
+            "pages shared with a child: expected neither exclusive nor writable"
+        );
+        s.trips(3050)?;
+        // And on the device when it ends.
+        s.send(3050)?;
+        child.join()?;
+        s.bring_back(Back::Request)?;
+        s.fill(3051);
+        s.check(3051)
+    })
+}
+
+/// Locked memory is locked wherever it is.
+fn locked(ctx: &Ctx, node: usize) -> Outcome {
+    each(ctx, node, 3060, |s| {
+        // What counts locked pages needs their list, which device pages are not on.
+        let before = s.counters()?;
+        s.buf.lock(s.first, s.n, true)?;
+        let states = s.states()?;
+        for how in WAYS {
+            s.send(3060)?;
+            s.expect(&states, true, "locked, on the device")?;
+            s.bring_back(how)?;
+            s.expect(&states, false, &format!("locked, back by {how:?}"))?;
+        }
+        s.buf.lock(s.first, s.n, false)?;
+        proc::drain_batches()?;
+        s.watch
+            .expect(&s.buf, (s.first, s.n), &before, s.except(), "after munlock")?;
+        s.check(3060)
+    })
+}
+
+/// A migration that fails leaves everything as it was.
+fn failed(ctx: &Ctx, node: usize) -> Outcome {
+    each(ctx, node, 3110, |s| {
+        let before = s.states()?;
+        let counters = s.counters()?;
+        let count = if s.huge { s.n } else { 1 };
+        proc::drain_batches()?;
+        s.target.fail_alloc()?;
+        let _ = s.target.to_device(&s.buf, s.first, count);
+        let away = s.target.on_device(&s.buf, s.first, s.n)?;
+        if away == 0 {
+            s.expect(&before, false, "after a migration that failed")?;
+            let range = (s.first, s.n);
+            let when = "after a migration that failed";
+            s.watch.expect(&s.buf, range, &counters, s.except(), when)?;
+        } else {
+            check!(
+                s.huge,
+                "pages that went without memory: expected 0, found {away}"
+            );
+        }
+        s.check(3110)
+    })
+}
+
+/// What was unmapped on the device is counted nowhere any more.
+fn unmapped_counters(ctx: &Ctx, node: usize) -> Outcome {
+    each(ctx, node, 3120, |s| {
+        s.buf.advise(s.first, s.n, libc::MADV_DONTNEED)?;
+        let empty = s.counters()?;
+        for round in 0..3 {
+            s.fill(3120);
+            if s.huge && proc::huge(&s.buf, s.first, s.n)? != s.n {
+                s.buf.advise(s.first, s.n, libc::MADV_COLLAPSE)?;
+            }
+            s.send(3120)?;
+            match round {
+                0 => s.buf.advise(s.first, s.n, libc::MADV_DONTNEED)?,
+                1 => {
+                    // In two steps, of which the first splits a huge page.
+                    s.buf.advise(s.first, s.n / 2, libc::MADV_DONTNEED)?;
+                    s.buf
+                        .advise(s.first + s.n / 2, s.n / 2, libc::MADV_DONTNEED)?;
+                }
+                _ => {
+                    s.buf.advise(s.first + 1, 1, libc::MADV_DONTNEED)?;
+                    s.bring_back(Back::Request)?;
+                    s.buf.advise(s.first, s.n, libc::MADV_DONTNEED)?;
+                }
+            }
+            let when = format!("with nothing there any more, round {round}");
+            let range = (s.first, s.n);
+            s.watch.expect(&s.buf, range, &empty, &["VmPTE"], &when)?;
+        }
+        Ok(())
+    })
+}

@@ -1,0 +1,485 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Threads on other processors read and write through every operation that replaces an entry
+//! of the page table. A translation that is not flushed shows: what is written through it is
+//! lost, and what is read through it is old.
+//!
+//! Each writer has a word of its own in every page and knows what it wrote last; each reader
+//! expects that no word ever goes back.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use super::chain::SIZES;
+use super::leak::settled;
+use super::swap::swap_out;
+use super::target::{Target, huge_filled};
+use super::{Ctx, Test};
+use crate::check::{Fail, OrFail, Outcome};
+use crate::device::{Buffer, HUGE_PAGES};
+use crate::swap::Swap;
+use crate::{check, check_eq, sys};
+
+pub const TESTS: &[Test] = of_each_kind!("tlb":
+    "migrate" => migrate,
+    "other_device" => other_device,
+    "exclusive" => exclusive,
+    "release" => release,
+    "split" => split,
+    "collapse" => collapse,
+    "protect" => protect,
+    "fork" => fork,
+    "swap_out" => swapped_out,
+    "mremap" => mremap,
+    "zero_page" => zero_page,
+);
+
+const RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
+/// How long each operation is repeated, for each size.
+const TIME: Duration = Duration::from_millis(600);
+/// Pages of a buffer of small pages: few, so that each is met often.
+const SMALL: usize = 3;
+/// Threads that write, each to its own word.
+const WRITERS: usize = 2;
+/// Word of the first writer.
+const WORD: usize = 8;
+
+/// Pages that the threads use of a buffer of `n` pages.
+fn used(n: usize) -> [usize; 3] {
+    [0, n / 2, n - 1]
+}
+
+/// Sets a flag when dropped, so that the other threads end whatever happens here.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+/// Counts in its words until all is over; what it has counted to.
+fn write(buf: &Buffer, me: usize, over: &AtomicBool, ready: &AtomicUsize) -> Outcome<u64> {
+    let pages = used(buf.pages());
+    let mut steps = 0;
+    loop {
+        let last = over.load(Ordering::SeqCst);
+        for page in pages {
+            let found = buf.get(page, WORD + me);
+            check_eq!(
+                found,
+                steps,
+                "word of writer {me} in page {page}, before a step"
+            );
+            buf.set(page, WORD + me, steps + 1);
+        }
+        steps += 1;
+        if steps == 1 {
+            ready.fetch_add(1, Ordering::SeqCst);
+        }
+        if last {
+            return Ok(steps);
+        }
+    }
+}
+
+/// Reads all words until all is over: none goes back.
+fn read(buf: &Buffer, over: &AtomicBool) -> Outcome {
+    let pages = used(buf.pages());
+    let mut seen = [[0; WRITERS]; 3];
+    while !over.load(Ordering::SeqCst) {
+        for (page, seen) in pages.iter().zip(&mut seen) {
+            for (me, seen) in seen.iter_mut().enumerate() {
+                let found = buf.get(*page, WORD + me);
+                check!(
+                    found >= *seen,
+                    "word of writer {me} in page {page}: expected {seen} or more, found {found}"
+                );
+                *seen = found;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Repeats an operation on a buffer, which is all zeroes, while threads write to it and read.
+#[track_caller]
+fn through(buf: &Buffer, mut operation: impl FnMut(usize) -> Outcome) -> Outcome<usize> {
+    let (over, ready) = (AtomicBool::new(false), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        let (over, ready) = (&over, &ready);
+        let writers: Vec<_> = (0..WRITERS)
+            .map(|me| {
+                scope.spawn(move || {
+                    // The others end if this one does.
+                    let _over = Over(over);
+                    write(buf, me, over, ready)
+                })
+            })
+            .collect();
+        let reader = scope.spawn(|| read(buf, over));
+        let began = sys::wait_until(Duration::from_secs(20), || {
+            ready.load(Ordering::SeqCst) == WRITERS
+        });
+        let guard = Over(over);
+        let start = Instant::now();
+        let mut rounds = 0;
+        let mut result = Ok(());
+        // In its own time, and at least some rounds on a machine that is busy.
+        while result.is_ok()
+            && began
+            && !over.load(Ordering::SeqCst)
+            && (start.elapsed() < TIME || (rounds < 8 && start.elapsed() < 20 * TIME))
+        {
+            result = operation(rounds);
+            rounds += 1;
+        }
+        drop(guard);
+        let mut steps = Vec::new();
+        for writer in writers {
+            let panicked = |_| Err(Fail::failed("a writer panicked"));
+            steps.push(writer.join().unwrap_or_else(panicked)?);
+        }
+        let panicked = |_| Err(Fail::failed("the reader panicked"));
+        reader.join().unwrap_or_else(panicked)?;
+        result?;
+        for page in used(buf.pages()) {
+            for (me, steps) in steps.iter().enumerate() {
+                let found = buf.get(page, WORD + me);
+                check_eq!(
+                    found,
+                    *steps,
+                    "word of writer {me} in page {page} in the end"
+                );
+            }
+        }
+        check!(began && rounds > 1, "rounds: expected some, found {rounds}");
+        Ok(rounds)
+    })
+}
+
+/// Runs `body` with a buffer of each size whose words are all zeroes.
+fn each(ctx: &Ctx, node: usize, body: impl Fn(&Target, &Buffer, bool) -> Outcome) -> Outcome {
+    for huge in SIZES {
+        settled(ctx, node, |target| {
+            let buf = match huge {
+                false => Buffer::filled(SMALL, 1)?,
+                true => huge_filled(1, 1)?,
+            };
+            for page in used(buf.pages()) {
+                for me in 0..WRITERS {
+                    buf.set(page, WORD + me, 0);
+                }
+            }
+            body(target, &buf, huge)
+        })?;
+    }
+    Ok(())
+}
+
+/// Something must have moved, or the test says nothing.
+fn expect_moved(target: &Target, before: u64) -> Outcome {
+    let went = target.stats()?.to_device.wrapping_sub(before);
+    check!(went > 0, "pages that went: expected some, found none");
+    Ok(())
+}
+
+/// To the device and back. What others hold for a moment does not go; that is no failure.
+fn migrate(ctx: &Ctx, node: usize) -> Outcome {
+    each(ctx, node, |target, buf, _| {
+        let before = target.stats()?.to_device;
+        through(buf, |_| {
+            let _ = target.to_device(buf, 0, buf.pages());
+            if target.cpu_maps() {
+                let _ = target.to_system(buf, 0, buf.pages());
+            }
+            Ok(())
+        })?;
+        expect_moved(target, before)
+    })
+}
+
+/// From one device to the other.
+fn other_device(ctx: &Ctx, node: usize) -> Outcome {
+    each(ctx, node, |target, buf, _| {
+        let other = Target::open(ctx, node + 1)?;
+        let before = target.stats()?.to_device;
+        through(buf, |round| {
+            let device = if round % 2 == 0 { target } else { &other };
+            let _ = device.to_device(buf, 0, buf.pages());
+            Ok(())
+        })?;
+        expect_moved(target, before)
+    })
+}
+
+/// Exclusive access takes the entries away, and each access of the CPU gets one back.
+fn exclusive(ctx: &Ctx, node: usize) -> Outcome {
+    each(ctx, node, |target, buf, _| {
+        if target.cpu_maps() {
+            let _ = target.to_device(buf, 0, buf.pages());
+        }
+        let mut taken = 0;
+        through(buf, |_| {
+            let n = buf.pages().min(4);
+            taken += usize::from(target.exclusive(buf, 0, n).is_ok());
+            taken += usize::from(target.exclusive(buf, buf.pages() - 1, 1).is_ok());
+            Ok(())
+        })?;
+        check!(taken > 0, "times of exclusive access: expected some");
+        Ok(())
+    })
+}
+
+/// The device gives all of its memory up.
+fn release(ctx: &Ctx, node: usize) -> Outcome {
+    each(ctx, node, |target, buf, _| {
+        let before = target.stats()?.to_device;
+        through(buf, |_| {
+            let _ = target.to_device(buf, 0, buf.pages());
+            // What is in use at the moment may stay.
+            let _ = target.release();
+            Ok(())
+        })?;
+        expect_moved(target, before)
+    })
+}
+
+/// A huge entry is split by other rights of a page that nobody uses, in system memory and on
+/// the device.
+fn split(ctx: &Ctx, node: usize) -> Outcome {
+    each(ctx, node, |target, buf, huge| {
+        if !huge {
+            return Ok(());
+        }
+        through(buf, |_| {
+            let _ = target.to_device(buf, 0, HUGE_PAGES);
+            buf.protect(7, 1, libc::PROT_READ)?;
+            buf.protect(7, 1, RW)?;
+            // Then the folio itself, as a part of it goes.
+            let _ = target.to_system(buf, 100, 30);
+            let _ = target.to_system(buf, 0, HUGE_PAGES);
+            let _ = buf.try_advise(0, HUGE_PAGES, libc::MADV_COLLAPSE);
+            Ok(())
+        })
+        .map(drop)
+    })
+}
+
+/// Small pages become a huge one.
+fn collapse(ctx: &Ctx, node: usize) -> Outcome {
+    each(ctx, node, |target, buf, huge| {
+        if !huge {
+            return Ok(());
+        }
+        through(buf, |round| {
+            buf.protect(7, 1, libc::PROT_READ)?;
+            buf.protect(7, 1, RW)?;
+            if round % 2 == 1 {
+                let _ = target.to_device(buf, 200, 8);
+            }
+            // Pages of a device or in use are not collapsed.
+            let _ = buf.try_advise(0, HUGE_PAGES, libc::MADV_COLLAPSE);
+            let _ = target.to_system(buf, 200, 8);
+            Ok(())
+        })
+        .map(drop)
+    })
+}
+
+/// What is read-only is so at once for everybody: the value that is read after mprotect() does
+/// not change. Nobody may write meanwhile, so this has a writer of its own, which dies of it.
+fn protect(ctx: &Ctx, node: usize) -> Outcome {
+    for away in [false, true] {
+        each(ctx, node, |target, buf, _| {
+            let n = buf.pages();
+            if away {
+                target.to_device(buf, 0, n).or_fail("MIGRATE_TO_DEV")?;
+            }
+            let child = crate::harness::Child::spawn(|| {
+                let over = AtomicBool::new(false);
+                std::thread::scope(|scope| {
+                    let writer = scope.spawn(|| {
+                        let mut value = 0;
+                        loop {
+                            for page in used(n) {
+                                value += 1;
+                                buf.set(page, WORD, value);
+                            }
+                            if over.load(Ordering::SeqCst) {
+                                return;
+                            }
+                        }
+                    });
+                    std::thread::sleep(Duration::from_millis(30));
+                    buf.protect(0, n, libc::PROT_READ)?;
+                    // Only somebody with an old entry gets here with another value.
+                    for _ in 0..200 {
+                        for page in used(n) {
+                            let first = buf.get(page, WORD);
+                            std::thread::yield_now();
+                            if buf.get(page, WORD) != first {
+                                sys::exit_now(77);
+                            }
+                        }
+                    }
+                    std::thread::sleep(Duration::from_secs(5));
+                    over.store(true, Ordering::SeqCst);
+                    drop(writer);
+                    Ok(())
+                })
+            })?;
+            check_eq!(
+                child.exit()?,
+                sys::Exit::Signal(libc::SIGSEGV),
+                "end of who writes to what has become read-only"
+            );
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+/// A child's memory is that of one moment: what the parent's threads write afterwards it does
+/// not see.
+fn fork(ctx: &Ctx, node: usize) -> Outcome {
+    each(ctx, node, |target, buf, _| {
+        let pages = used(buf.pages());
+        through(buf, |round| {
+            if round % 2 == 0 {
+                let _ = target.to_device(buf, 0, buf.pages());
+            }
+            // The child takes no lock and allocates nothing: a thread of the parent may have
+            // held a lock at that moment.
+            let pid = sys::fork(|| {
+                let all = || pages.map(|page| [0, 1].map(|me| buf.get(page, WORD + me)));
+                let first = all();
+                for _ in 0..20 {
+                    std::thread::sleep(Duration::from_micros(200));
+                    if all() != first {
+                        return 77;
+                    }
+                }
+                0
+            })
+            .or_fail("fork")?;
+            let end = sys::wait(pid, true).or_fail("waitpid")?;
+            check_eq!(
+                end,
+                Some((pid, sys::Exit::Code(0))),
+                "end of a child whose memory does not change"
+            );
+            Ok(())
+        })
+        .map(drop)
+    })
+}
+
+/// Pages are swapped out and read back.
+fn swapped_out(ctx: &Ctx, node: usize) -> Outcome {
+    each(ctx, node, |target, buf, _| {
+        let _swap = Swap::on()?;
+        through(buf, |round| {
+            let _ = buf.try_advise(0, buf.pages(), libc::MADV_PAGEOUT);
+            if round % 3 == 0 {
+                let _ = target.to_device(buf, 0, buf.pages());
+            }
+            if round % 3 == 1 {
+                let _ = target.to_system(buf, 0, buf.pages());
+            }
+            Ok(())
+        })?;
+        let n = buf.pages() - target.on_device(buf, 0, buf.pages())?;
+        swap_out(buf, 0, buf.pages(), n)
+    })
+}
+
+/// Pages move to another address, with what was written before; threads read at the old one,
+/// where there is nothing, or what was, but nothing else.
+fn mremap(ctx: &Ctx, node: usize) -> Outcome {
+    each(ctx, node, |target, buf, _| {
+        let n = buf.pages();
+        let place = Buffer::anon_huge_aligned(n)?;
+        let page = n / 2;
+        let over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let reader = scope.spawn(|| -> Outcome {
+                while !over.load(Ordering::SeqCst) {
+                    let (here, there) = (buf.get(page, WORD), place.get(page, WORD));
+                    check!(
+                        here <= 1 && there <= 1,
+                        "word at the old and the new place: expected 0 or 1, found {here}, {there}"
+                    );
+                }
+                Ok(())
+            });
+            let guard = Over(&over);
+            let start = Instant::now();
+            let mut result = Ok(());
+            while start.elapsed() < TIME && result.is_ok() {
+                result = (|| {
+                    buf.set(page, WORD, 1);
+                    let _ = target.to_device(buf, 0, n);
+                    buf.move_contents(0, n, &place, 0)?;
+                    // What is at the old place now is another page.
+                    buf.set(page, WORD, 0);
+                    check_eq!(place.get(page, WORD), 1, "word at the new place");
+                    check_eq!(buf.get(page, WORD), 0, "word at the old place");
+                    place.advise(0, n, libc::MADV_DONTNEED)
+                })();
+            }
+            drop(guard);
+            let panicked = |_| Err(Fail::failed("the reader panicked"));
+            reader.join().unwrap_or_else(panicked)?;
+            result
+        })
+    })
+}
+
+/// The shared page of zeroes, which others read, is replaced by a page on the device and by
+/// one of the system; what is written then everybody reads.
+fn zero_page(ctx: &Ctx, node: usize) -> Outcome {
+    each(ctx, node, |target, buf, _| {
+        let n = buf.pages();
+        let [page, ..] = used(n);
+        let (over, value) = (AtomicBool::new(false), AtomicUsize::new(0));
+        std::thread::scope(|scope| {
+            // What was said before the page was read must be there, or a zero if it was given up.
+            let reader = scope.spawn(|| -> Outcome {
+                while !over.load(Ordering::SeqCst) {
+                    let said = value.load(Ordering::SeqCst);
+                    let found = buf.get(page, WORD) as usize;
+                    if said % 2 == 1 && value.load(Ordering::SeqCst) == said {
+                        check_eq!(found, said, "word that was written over a page of zeroes");
+                    }
+                }
+                Ok(())
+            });
+            let guard = Over(&over);
+            let start = Instant::now();
+            let mut round = 0;
+            let mut result = Ok(());
+            while start.elapsed() < TIME && result.is_ok() {
+                result = (|| {
+                    // Even: on its way. Odd: this is in the page until it is even again.
+                    value.store(2 * round, Ordering::SeqCst);
+                    buf.advise(0, n, libc::MADV_DONTNEED)?;
+                    check_eq!(buf.get(page, WORD), 0, "word of a page that was given up");
+                    if round % 2 == 0 {
+                        let _ = target.to_device(buf, 0, n);
+                    }
+                    buf.set(page, WORD, 2 * round as u64 + 1);
+                    value.store(2 * round + 1, Ordering::SeqCst);
+                    std::thread::sleep(Duration::from_micros(300));
+                    check_eq!(buf.get(page, WORD), 2 * round as u64 + 1, "word written");
+                    Ok(())
+                })();
+                round += 1;
+            }
+            drop(guard);
+            let panicked = |_| Err(Fail::failed("the reader panicked"));
+            reader.join().unwrap_or_else(panicked)?;
+            result
+        })
+    })
+}
