@@ -2,8 +2,33 @@
 
 //! Abstractions for ZONE_DEVICE memory, HMM and migration.
 //!
-//! The only room of this module in which `unsafe` may be said. Written as if it were to move to
-//! `rust/kernel/mm/`: names follow the C side, nothing here knows the driver.
+//! Only this folder has `unsafe` code. Names follow the C side, as if the files were in
+//! `rust/kernel/mm/` of the kernel; nothing here knows the driver.
+//!
+//! How the types fit together:
+//!
+//! ```text
+//!  Registration::private() ---> Registration<T> : DevPagemap<T>       T: PagemapOps, PrivateOps
+//!          |                       |        ^                              |
+//!          v                       |        | retire()                     | migrate_to_ram()
+//!      FreeRegion ---> FreeFolio --+--------+                              v
+//!                      ^  split()  | hand_out(Backing)                  VmFault
+//!      FreedFolio -----+  merge()  v                                       | migrate()
+//!          ^                LockedDeviceFolio                              |
+//!          | folio_free()          |                                       |
+//!          |                       v copy_to_device()                      v
+//!          +---- core mm     Migration<Setup, M> <--- of_range(Request), of_device_pages(DevicePfns)
+//!                                  | ^ copy_to_system()
+//!                       M: DeviceMemory, fence()   SystemFolio
+//!                                  v copied()
+//!                            Migration<Copied, M> ---> Migration<Finalized, M>
+//!
+//!  PgmapOwner ---> HmmMirror: fault(), read(), write(), make_exclusive(), snapshot(), inspect()
+//!                      MmuIntervalNotifier<Table>: the device's page table
+//! ```
+//!
+//! [`registration::Registration`] is where a driver begins, and [`migrate::Migration`] what it does most.
+//! `samples/dmem.rs` is a whole driver.
 
 pub(crate) mod backing;
 pub(crate) mod cache_line;
