@@ -43,7 +43,10 @@ fn secret_memory(ctx: &Ctx) -> Outcome {
         Err(err) => return Err(Fail::Skip(format!("memfd_secret: {err}"))),
     };
     for node in [PRIVATE, COHERENT, GENERIC] {
-        let device = Device::open(node)?;
+        // Not every machine has memory for all kinds.
+        let Ok(device) = Device::try_open(node) else {
+            continue;
+        };
         let buf = Buffer::shared(&file, N)?;
         buf.fill(0, N, 1606);
         expect_errno(device.read(&buf, 0, N), &[EFAULT], "READ of secret memory")?;
