@@ -139,12 +139,15 @@ impl<T: PagemapOps> DevPagemap<T> {
         // An atomic load would be a call of a function in C.
         // SAFETY: The state is valid, and may be read while it is written, as by `READ_ONCE()`.
         let is_free = |state: &Atomic<i8>| unsafe { state.as_ptr().read_volatile() } == FREE;
-        let free = state.iter().position(|state| !is_free(state)).unwrap_or(n);
-        let Some(page) = self.page(index) else {
+        let Some(first) = self.page(index) else {
             return 0;
         };
-        // SAFETY: The pagemap has struct pages for the `free` pages from `index` on.
-        unsafe { struct_page::clean_pages(page.as_ptr(), free) }
+        let first = first.as_ptr();
+        let unclean = state.iter().enumerate().position(|(i, state)| {
+            // SAFETY: The pagemap has struct pages for the `n` pages from `index` on.
+            !is_free(state) || unsafe { struct_page::is_stale(first.add(i)) }
+        });
+        unclean.unwrap_or(n)
     }
 
     /// Reads up to `most` struct pages from that of page `index` on, and does nothing with them.

@@ -113,11 +113,15 @@ impl PageView<'_> {
     }
 }
 
+/// Most pages that [`DevPagemap::whole_pages`] looks at.
+const TWICE: usize = 512;
+
 impl<T: PagemapOps> DevPagemap<T> {
     /// As [`DevPagemap::clean_pages`], of pages that have no flag besides those of `explained`, and
     /// nothing in the fields that a free page leaves empty.
     pub(crate) fn whole_pages(&self, index: usize, most: usize, explained: u64) -> usize {
-        let n = self.clean_pages(index, most);
+        // What is read twice is bounded, however many of the pages are not whole.
+        let n = self.clean_pages(index, most.min(TWICE));
         let Some(page) = self.page(index) else {
             return 0;
         };
