@@ -25,7 +25,7 @@ use zdvm::kernel::Tree;
 use zdvm::kernel::kdir;
 use zdvm::kernel::results;
 use zdvm::plan::expected::{On, Selection};
-use zdvm::plan::matrix::Matrix;
+use zdvm::plan::matrix::{Matrix, Plans};
 use zdvm::repo;
 use zdvm::report;
 use zdvm::report::html;
@@ -303,10 +303,9 @@ impl Runs {
         &mut self,
         repo: &std::path::Path,
         matrix: &Matrix,
-        (args, selection, choice): (&RunArgs, &Selection, &Choice),
+        (args, plans, selection, choice): (&RunArgs, &Plans, &Selection, &Choice),
         (name, request, tree): (&str, &Request<'_>, Tree),
     ) -> Result<()> {
-        let plans = matrix.plans()?;
         let mut setup = Setup::new(repo, matrix, tree, request)?;
         setup.timeout_factor = args.timeout_factor;
         if let Some(mutant) = &args.mutant {
@@ -318,7 +317,7 @@ impl Runs {
             let out = sub.flatten().or_else(|| args.out.clone());
             let dir = run::folder(repo, out.as_deref())?;
             self.dirs.push(dir.clone());
-            let verdict = run::once(&setup, matrix, &plans, selection, choice, &dir)?.verdict;
+            let verdict = run::once(&setup, matrix, plans, selection, choice, &dir)?.verdict;
             let (p, f) = verdict.counts();
             self.tally.passed += p;
             // A problem that belongs to no test must not read as "0 failed".
@@ -336,6 +335,7 @@ impl Runs {
 
 fn run_all(repo: &std::path::Path, args: &RunArgs) -> Result<Tally> {
     let matrix = Matrix::load(repo)?;
+    let plans = matrix.plans()?;
     let filter = args.filter.as_deref().map(Regex::new).transpose().context("--filter")?;
     let mut selection =
         Selection { suites: args.suites.clone(), filter, full: args.full, config: None };
@@ -343,7 +343,6 @@ fn run_all(repo: &std::path::Path, args: &RunArgs) -> Result<Tally> {
     let choice = Choice::new(&args.which.accel)?;
     let names = names(&matrix, &args.which)?;
     if args.list {
-        let plans = matrix.plans()?;
         for name in &names {
             let request = args.which.request(name, &suites);
             list(&matrix.planned(&request.on, &plans, &selection)?);
@@ -357,7 +356,7 @@ fn run_all(repo: &std::path::Path, args: &RunArgs) -> Result<Tally> {
         let Some(tree) = trees.remove(name) else { continue };
         let result = tree.and_then(|tree| {
             selection.config = Some(tree.config()?);
-            let how = (args, &selection, &choice);
+            let how = (args, &plans, &selection, &choice);
             let result = runs.kernel(repo, &matrix, how, (name, &request, tree));
             if args.keep_going { told(name, result) } else { result }
         });

@@ -49,7 +49,7 @@ u64 zdm_log_clock(void)
 #define ZDM_LIMIT(n)	RATELIMIT_STATE_INIT(limits[n], DEFAULT_RATELIMIT_INTERVAL, \
 					     DEFAULT_RATELIMIT_BURST)
 
-/* For lines of the log that whoever opens a device can cause, so that they cannot flood it. */
+/* Limits lines of the log that any opener of a device can cause, so that the log is not flooded. */
 bool zdm_may_log(unsigned int topic)
 {
 	static struct ratelimit_state limits[ZDM_LOG_TOPICS] = {

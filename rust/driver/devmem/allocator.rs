@@ -504,7 +504,7 @@ mod tests {
             assert!(m.quarantine(page, folio).is_ok());
             assert_eq!((m.owned(a), m.entry(page)), (0, None));
             assert_eq!(m.is_free(page), Some(false));
-            // It is there for whoever wants to mend it.
+            // The page stays where a repair can find it.
             assert!(m.with_free(page, |folio| folio.order()).is_some());
             assert_eq!(m.free(), 2 * BLOCK_PAGES - (1 << order));
             let (next, _) = m.take(a, order).ok_or(ENOMEM)?;

@@ -187,7 +187,7 @@ impl HmmMirror {
     }
 }
 
-/// A registered pagemap, of whoever it is.
+/// A registered pagemap of any owner.
 ///
 /// # Invariants
 ///

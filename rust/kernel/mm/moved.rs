@@ -122,7 +122,7 @@ impl<M: DeviceMemory> Migration<'_, Copied, M> {
         })
     }
 
-    /// Whether `page` is the first one of the folio that the fault is about which this is for.
+    /// Whether `page` is the first page of the folio that the fault of this migration is about.
     fn is_fault_folio(&self, page: PageView<'_>) -> bool {
         let fault = NonNull::new(self.fault_page()).map(|fault| {
             // SAFETY: The fault has a reference on its page.

@@ -176,7 +176,7 @@ impl Table {
         match self.block(index >> PMD_ORDER) {
             Block::Absent => 0,
             Block::Whole(first, grant) => first.wrapping_add(n) as usize | grant,
-            // SAFETY: The leaf is the table's by the type invariants, and whoever has the table has it
+            // SAFETY: The leaf is the table's by the type invariants, and a borrowed table is
             // locked.
             Block::Leaf(leaf) => unsafe { (*leaf.as_ptr())[n] },
         }
@@ -218,7 +218,7 @@ impl Table {
                     Some((first, page.wrapping_add(first) as usize | grant))
                 }
                 Block::Leaf(leaf) => {
-                    // SAFETY: The leaf is the table's, and whoever has the table has it locked.
+                    // SAFETY: The leaf is the table's, and a borrowed table is locked.
                     let leaf = unsafe { leaf.as_ref() };
                     let n = (first..BLOCK).find(|&n| leaf[n] != 0);
                     n.map(|n| (n, leaf[n]))
@@ -247,7 +247,7 @@ impl Table {
         grant: Grant,
     ) -> Result {
         let mut leaf = self.leaf(index >> PMD_ORDER)?;
-        // SAFETY: The leaf is the table's, and whoever has the table has it locked.
+        // SAFETY: The leaf is the table's, and a borrowed table is locked.
         set_entry(&mut unsafe { leaf.as_mut() }[index % BLOCK], page, grant);
         Ok(())
     }
@@ -266,7 +266,7 @@ impl Table {
     ) -> Result {
         let number = index >> PMD_ORDER;
         if let Block::Leaf(mut leaf) = self.block(number) {
-            // SAFETY: The leaf is the table's, and whoever has the table has it locked.
+            // SAFETY: The leaf is the table's, and a borrowed table is locked.
             for (n, entry) in unsafe { leaf.as_mut() }.iter_mut().enumerate() {
                 if let Some(page) = NonNull::new(page.as_ptr().wrapping_add(n)) {
                     set_entry(entry, page, grant);
@@ -323,7 +323,7 @@ impl Table {
         // What a fault is about: a few pages of the block that was used last.
         let recent = self.recent_leaf(number).filter(|_| number == end);
         if let (Some(mut leaf), true) = (recent, last - first < BLOCK - 1) {
-            // SAFETY: The leaf is the table's, and whoever has the table has it locked.
+            // SAFETY: The leaf is the table's, and a borrowed table is locked.
             let leaf = unsafe { leaf.as_mut() };
             leaf[first % BLOCK..=last % BLOCK].fill(0);
             return;
@@ -340,7 +340,7 @@ impl Table {
             let to = (last - start).min(BLOCK - 1);
             match Block::of_raw(raw as usize) {
                 Block::Leaf(mut leaf) if (from, to) != (0, BLOCK - 1) => {
-                    // SAFETY: The leaf is the table's, and whoever has the table has it locked.
+                    // SAFETY: The leaf is the table's, and a borrowed table is locked.
                     let leaf = unsafe { leaf.as_mut() };
                     leaf[from..=to].fill(0);
                 }
