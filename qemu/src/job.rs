@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Child processes that do not outlive us: a signal ends them, and so does our own death.
+//! Child processes that do not outlive this program, whether a signal ends it or it dies.
 
 use std::ffi::OsStr;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -12,10 +12,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process_group};
 
-/// Signal number that asked us to stop, 0 if none.
+/// The number of the signal that asked this program to stop, 0 if none did.
 static STOP: LazyLock<Arc<AtomicUsize>> = LazyLock::new(Arc::default);
 
-/// From now on SIGINT, SIGTERM and SIGHUP ask for an orderly end.
+/// Makes SIGINT, SIGTERM and SIGHUP ask for an orderly end from now on.
 pub fn watch_signals() -> Result<()> {
     for signal in [2_i32, 15, 1] {
         let number = usize::try_from(signal)?;
@@ -25,7 +25,7 @@ pub fn watch_signals() -> Result<()> {
     Ok(())
 }
 
-/// An error once a signal has come.
+/// Returns an error once a signal has come.
 pub fn check_signals() -> Result<()> {
     match STOP.load(Ordering::SeqCst) {
         0 => Ok(()),
@@ -33,7 +33,7 @@ pub fn check_signals() -> Result<()> {
     }
 }
 
-/// A signal asked us to stop.
+/// A signal asked this program to stop.
 #[derive(Debug)]
 pub struct Interrupted(pub usize);
 
@@ -45,24 +45,25 @@ impl std::fmt::Display for Interrupted {
 
 impl std::error::Error for Interrupted {}
 
-/// A command that the kernel kills when we die, however we die. (A parent-death signal is set by
-/// setpriv, which then becomes the program: the process id stays.)
+/// A command that the kernel kills when this program dies. setpriv sets the parent-death signal and
+/// then executes the program, so the process id stays the same.
 pub fn command(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL", "--"]).arg(program).process_group(0);
     command
 }
 
-/// Stands before a build. A build is many processes, and the death of the first is not that of the
-/// others: make that is killed leaves its compilers and what it called make for. At SIGTERM, which
-/// comes from us or, with our death, from the kernel, all of the group are asked to end, so that
-/// nothing half written stays, and what has not done so in three seconds is killed.
+/// The shell script that runs a build. A build is many processes, and killing make leaves its
+/// compilers and sub-makes running. SIGTERM comes from this program or, if it dies, from the
+/// kernel. The script then sends SIGTERM to the whole group, so that no half-written file stays,
+/// and kills what is left after three seconds.
 const GUARD: &str = "\
 trap 'trap \"\" TERM INT HUP; kill -TERM 0; (sleep 3; kill -KILL 0) & wait $child; kill -KILL 0' TERM INT HUP
 \"$@\" & child=$!
 wait $child";
 
-/// A command that ends, with all that it has started, when we do, however that comes about.
+/// A command that ends, together with all processes that it started, when this program ends for any
+/// reason.
 pub fn build(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "TERM", "--", "sh", "-c", GUARD, "zdvm-guard"]);
@@ -70,7 +71,7 @@ pub fn build(program: impl AsRef<OsStr>) -> Command {
     command
 }
 
-/// A running child in a process group of its own; ended with all of its group when dropped.
+/// A running child in a process group of its own; dropping the job ends the whole group.
 #[derive(Debug)]
 pub struct Job {
     child: Child,
@@ -79,13 +80,13 @@ pub struct Job {
 }
 
 impl Job {
-    /// Starts it.
+    /// Starts the command.
     pub fn spawn(command: &mut Command, name: &str) -> Result<Self> {
         let child = command.spawn().with_context(|| format!("starting {name}"))?;
         Ok(Self { child, name: name.to_owned(), status: None })
     }
 
-    /// Process id.
+    /// The process id.
     pub fn id(&self) -> u32 {
         self.child.id()
     }
@@ -95,7 +96,7 @@ impl Job {
         &mut self.child
     }
 
-    /// Its status if it has ended.
+    /// The child's status, if it has ended.
     pub fn poll(&mut self) -> Result<Option<ExitStatus>> {
         if self.status.is_none() {
             self.status = self.child.try_wait()?;
@@ -103,14 +104,14 @@ impl Job {
         Ok(self.status)
     }
 
-    /// Ends it and all that it started.
+    /// Ends the child and all processes that it started.
     pub fn kill(&mut self) {
         if matches!(self.poll(), Ok(Some(_))) {
             return;
         }
         let pid = i32::try_from(self.id()).ok().and_then(Pid::from_raw);
         if let Some(pid) = pid {
-            // Asking first lets make and ccache remove what they have half written.
+            // SIGTERM lets make and ccache remove half-written files.
             let _ = kill_process_group(pid, Signal::TERM);
             let end = Instant::now() + Duration::from_secs(2);
             while Instant::now() < end && matches!(self.poll(), Ok(None)) {
@@ -124,7 +125,8 @@ impl Job {
         }
     }
 
-    /// Waits for its end, calling `tick` meanwhile; a signal to us ends it.
+    /// Waits for the child's end and calls `tick` meanwhile; a signal to this program ends the
+    /// child.
     pub fn wait(&mut self, mut tick: impl FnMut() -> Result<()>) -> Result<ExitStatus> {
         loop {
             if let Some(status) = self.poll()? {
@@ -136,7 +138,7 @@ impl Job {
         }
     }
 
-    /// Waits, and takes anything but success for an error.
+    /// Waits for the child, and returns an error unless it succeeded.
     pub fn success(&mut self, tick: impl FnMut() -> Result<()>) -> Result<()> {
         let status = self.wait(tick)?;
         if status.success() {
@@ -155,7 +157,7 @@ impl Drop for Job {
     }
 }
 
-/// Standard output of a short command.
+/// Returns the standard output of a short command.
 pub fn output(command: &mut Command, name: &str) -> Result<String> {
     let out = command.output().with_context(|| format!("starting {name}"))?;
     if !out.status.success() {

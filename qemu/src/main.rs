@@ -35,7 +35,7 @@ use zdvm::vm::kvm::Choice;
 #[derive(Debug, Parser)]
 #[command(name = "zdvm", version, after_help = examples::ALL)]
 struct Cli {
-    /// The checkout; else found from here upward.
+    /// The checkout; by default the one around the current directory.
     #[arg(long, global = true, env = "ZDVM_REPO", hide_env = true)]
     repo: Option<PathBuf>,
     #[command(subcommand)]
@@ -47,11 +47,12 @@ enum Cmd {
     /// Build, boot, run the suites, judge.
     #[command(after_help = examples::RUN)]
     Run(RunArgs),
-    /// The kernel's own C driver and ours, test by test; the verdict is on ours.
+    /// Compare the kernel's own C driver and ours, test by test; the verdict is about ours.
     Compare(CompareArgs),
-    /// Apply series patch by patch, compile what each touches, run checkpatch.pl; boot the result.
+    /// Apply series patch by patch, compile the files that each touches, run checkpatch.pl; boot
+    /// the result.
     PatchCheck(PatchCheckArgs),
-    /// Boot the bugs of the kernel "mutants" one by one: do the tests notice?
+    /// Boot the bugs of the kernel "mutants" one by one, and see whether the tests notice them.
     Mutants(MutantsArgs),
     /// Build kernels only.
     Build {
@@ -59,24 +60,24 @@ enum Cmd {
         #[arg(long = "kernel", default_value = "patched")]
         kernels: Vec<String>,
     },
-    /// Print where the kernel's built tree is (a KDIR); it is built first if need be.
+    /// Print the directory of a built kernel (a KDIR); build it first if necessary.
     Path {
         /// A kernel of the matrix.
         #[arg(long, default_value = "patched")]
         kernel: String,
     },
-    /// Write, beside your tree, a configuration of it that has all that zdvm needs.
+    /// Write a configuration with all symbols that zdvm needs, beside your tree.
     Kconfig {
         /// Your kernel tree.
         #[arg(long)]
         kdir: PathBuf,
-        /// Where its objects are (make's O=).
+        /// The directory of its objects (make's O=).
         #[arg(long)]
         objdir: Option<PathBuf>,
     },
     /// Boot to a shell with the module loaded.
     Shell(Which),
-    /// The same with gdb on the guest, and the module's symbols.
+    /// Boot with gdb attached to the guest and the module's symbols loaded.
     #[command(after_help = examples::GDB)]
     Gdb {
         #[command(flatten)]
@@ -87,35 +88,35 @@ enum Cmd {
     /// Judge one commit of a kernel tree, for `git bisect run`.
     #[command(after_help = examples::BISECT)]
     Bisect(bisect::Args),
-    /// Say what this machine lacks, what is slow, what will be downloaded.
+    /// Say what this machine lacks, what is slow, and what will be downloaded.
     Doctor,
-    /// Write the page of a run, or of several side by side.
+    /// Write the page of a run, or of several runs side by side.
     #[command(after_help = examples::REPORT)]
     Report(html::Args),
-    /// Print a script with which a shell completes commands and options.
+    /// Print the completion script of a shell.
     Completions {
         /// bash, zsh, fish or elvish.
         shell: clap_complete::Shell,
     },
 }
 
-/// Which kernel, which module, how to boot.
+/// The kernel, the module and the machine.
 #[derive(Debug, Args)]
 struct Which {
     /// A kernel of the matrix; may be given more than once.
     #[arg(long = "kernel", default_value = "patched")]
     kernels: Vec<String>,
-    /// Your own kernel tree, built or not, instead.
+    /// Use your own kernel tree, built or not, instead.
     #[arg(long, conflicts_with = "kernels")]
     kdir: Option<PathBuf>,
-    /// Where your tree's objects are (make's O=).
+    /// The directory of your tree's objects (make's O=).
     #[arg(long, requires = "kdir")]
     objdir: Option<PathBuf>,
-    /// The kernel of the matrix whose results your tree is expected to give; else found out by its
-    /// version and its patches.
+    /// The kernel of the matrix whose results your tree is expected to give; found out by its
+    /// version and its patches if not given.
     #[arg(long, requires = "kdir")]
     expect: Option<String>,
-    /// Another module instead of building ours.
+    /// Use this module instead of building ours.
     #[arg(long)]
     module: Option<PathBuf>,
     /// auto, kvm, tcg or icount (TCG, with clocks that count instructions).
@@ -124,7 +125,7 @@ struct Which {
     /// A machine of the matrix.
     #[arg(long, default_value = "default")]
     machine: String,
-    /// Other than the machine's number of processors.
+    /// The number of processors, if not the machine's own.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     vcpus: Option<u32>,
 }
@@ -151,8 +152,8 @@ struct CompareArgs {
 
 #[derive(Debug, Args)]
 struct PatchCheckArgs {
-    /// A kernel of the matrix that has patches; may be given more than once. Else all with one
-    /// series.
+    /// A kernel of the matrix that has patches; may be given more than once. The default is every
+    /// kernel with one series.
     #[arg(long = "kernel")]
     kernels: Vec<String>,
     /// Do not build and boot the patched kernels.
@@ -168,21 +169,21 @@ struct PatchCheckArgs {
 
 #[derive(Debug, Args)]
 struct MutantsArgs {
-    /// Only these.
+    /// Boot only these bugs.
     names: Vec<String>,
-    /// Do not boot: print the catalogue.
+    /// Print the catalogue; do not boot.
     #[arg(long)]
     list: bool,
-    /// Guests at a time.
+    /// Number of guests that run at a time.
     #[arg(long, default_value_t = 2)]
     jobs: usize,
-    /// Only this detector; may be given more than once.
+    /// Use only this detector; may be given more than once.
     #[arg(long = "detector")]
     detectors: Vec<Detector>,
-    /// Only tests whose name matches this regular expression.
+    /// Run only tests whose name matches this regular expression.
     #[arg(long)]
     filter: Option<String>,
-    /// Forget what is known of them.
+    /// Ignore stored results of these bugs.
     #[arg(long)]
     fresh: bool,
     /// Write the table to Documentation/mutants.rst.
@@ -200,28 +201,28 @@ struct MutantsArgs {
 struct RunArgs {
     #[command(flatten)]
     which: Which,
-    /// Only this suite; may be given more than once.
+    /// Run only this suite; may be given more than once.
     #[arg(long = "suite")]
     suites: Vec<String>,
-    /// Only tests whose name matches this regular expression.
+    /// Run only tests whose name matches this regular expression.
     #[arg(long)]
     filter: Option<String>,
-    /// Also what is slow.
+    /// Run the slow tests, too.
     #[arg(long)]
     full: bool,
-    /// Multiply all time limits, beside what the kernel asks for.
+    /// Multiply all time limits by this, in addition to the kernel's own factor.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
     timeout_factor: u64,
-    /// Run that many times.
+    /// Number of runs.
     #[arg(long, default_value_t = 1)]
     repeat: u32,
-    /// Do not boot: print what is planned.
+    /// Print the plan; do not boot.
     #[arg(long)]
     list: bool,
     /// Switch a seeded bug on (with --kernel mutants).
     #[arg(long)]
     mutant: Option<String>,
-    /// Put the run's files here.
+    /// Put the files of the run into this directory.
     #[arg(long)]
     out: Option<PathBuf>,
     /// Go on after a failed kernel or repetition.
@@ -229,7 +230,8 @@ struct RunArgs {
     keep_going: bool,
 }
 
-/// Kernels to work on; for the user's own tree, the one whose results it is expected to give.
+/// The names of the kernels; for the user's own tree, the kernel whose results it is expected to
+/// give.
 fn names(matrix: &Matrix, which: &Which) -> Result<Vec<String>> {
     if let Some(dir) = &which.kdir {
         let source = kdir::find(dir, which.objdir.as_deref())?.source;
@@ -254,8 +256,9 @@ fn open(repo: &std::path::Path, matrix: &Matrix, which: &Which, name: &str) -> R
     }
 }
 
-/// The trees of kernels by name, or why there is none. Those with few patches are built first: the
-/// others begin with what is built then. Without `keep_going` the first that fails ends it.
+/// Opens the trees of kernels by name; a tree that cannot be built gives its error. Kernels with
+/// few patches are built first, because the others begin with a copy of them. Without `keep_going`
+/// the first error ends the loop.
 fn open_all(
     repo: &std::path::Path,
     matrix: &Matrix,
@@ -277,19 +280,19 @@ fn open_all(
     Ok(trees)
 }
 
-/// Tells at once what went wrong with a kernel, as others follow.
+/// Prints an error at once, because other kernels follow.
 fn told<T>(name: &str, result: Result<T>) -> Result<T> {
     result.inspect_err(|e| eprintln!("zdvm: kernel {name}: {e:#}"))
 }
 
-/// What the runs of a command came to.
+/// The results of the runs of a command.
 #[derive(Default)]
 struct Runs {
     tally: Tally,
     turns: u32,
     clean: u32,
     dirs: Vec<PathBuf>,
-    /// Kernels that could not be judged: they, or the module for them, did not build.
+    /// The kernels without a verdict: the kernel, or the module for it, did not build.
     unjudged: Vec<String>,
 }
 
@@ -298,7 +301,7 @@ impl Runs {
         self.clean == self.turns && self.unjudged.is_empty()
     }
 
-    /// Runs one kernel as often as it is asked for.
+    /// Runs one kernel as often as the command line says.
     fn kernel(
         &mut self,
         repo: &std::path::Path,
@@ -320,7 +323,7 @@ impl Runs {
             let verdict = run::once(&setup, matrix, plans, selection, choice, &dir)?.verdict;
             let (p, f) = verdict.counts();
             self.tally.passed += p;
-            // A problem that belongs to no test must not read as "0 failed".
+            // A problem that belongs to no test must not count as "0 failed".
             self.tally.failed += if verdict.pass() { 0 } else { f.max(1) };
             self.tally.skipped += verdict.excused().0 + verdict.excused().1;
             self.turns += 1;
@@ -370,7 +373,7 @@ fn run_all(repo: &std::path::Path, args: &RunArgs) -> Result<Tally> {
         }
     }
     let Runs { mut tally, turns, clean, dirs, unjudged } = runs;
-    // The page in the last folder has all of them.
+    // The page in the last folder shows all runs.
     if let Some(last) = dirs.last().filter(|_| dirs.len() > 1) {
         html::write(&dirs, &last.join(html::FILE))?;
     }
@@ -399,8 +402,8 @@ fn cmd_patch_check(repo: &std::path::Path, args: &PatchCheckArgs) -> Result<bool
     let matrix = Matrix::load(repo)?;
     let mut kernels = args.kernels.clone();
     if kernels.is_empty() {
-        // Seeded bugs over a series are no series to be sent anywhere; what clang builds has the
-        // same series once more.
+        // Seeded bugs on top of a series are not meant for upstream, and the clang kernel has the
+        // same series as another kernel.
         let one = |kernel: &zdvm::plan::matrix::Kernel| kernel.patches.len() == 1 && !kernel.llvm;
         let patched = matrix.kernel.iter().filter(|(_, kernel)| one(kernel));
         kernels.extend(patched.map(|(name, _)| name.clone()));
@@ -503,7 +506,7 @@ fn cmd_mutants(repo: &std::path::Path, args: &MutantsArgs) -> Result<bool> {
     mutants::run::all(repo, &matrix, &Choice::new(&args.accel)?, &wish)
 }
 
-/// What an interactive guest is made of: the first kernel, with all programs.
+/// Prepares an interactive guest: the first kernel, with all programs.
 fn interactive(repo: &std::path::Path, which: &Which) -> Result<(Setup, Matrix, Choice)> {
     let matrix = Matrix::load(repo)?;
     let choice = Choice::new(&which.accel)?;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Live progress: a bar on a terminal, a plain line now and then elsewhere.
+//! Live progress: a bar on a terminal, occasional plain lines elsewhere.
 
 use std::io::{IsTerminal, stderr};
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Begins; `total` 0 where it is not known.
+    /// Begins; `total` is 0 if it is not known.
     pub fn new(title: &str, total: u64) -> Self {
         let bar = stderr().is_terminal().then(|| {
             let template = if total == 0 {
@@ -43,7 +43,7 @@ impl Progress {
         }
     }
 
-    /// Shows where it is.
+    /// Shows the number of steps done and the current one.
     pub fn set(&mut self, done: u64, what: &str) {
         if let Some(bar) = &self.bar {
             bar.set_position(done);
@@ -56,7 +56,7 @@ impl Progress {
         }
     }
 
-    /// A line of its own.
+    /// Prints a line of its own.
     pub fn line(&self, text: &str) {
         match &self.bar {
             Some(bar) => bar.println(text),
@@ -64,7 +64,7 @@ impl Progress {
         }
     }
 
-    /// Seconds since it began.
+    /// The time since the beginning.
     pub fn elapsed(&self) -> Duration {
         self.start.elapsed()
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Where things are: the checkout, the cache, locks.
+//! Finds the checkout and the cache, and takes locks.
 
 use std::env;
 use std::fs::{self, File};
@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 use crate::job;
 
-/// The checkout that this run works on.
+/// Finds the checkout that this run works on.
 pub fn find(given: Option<PathBuf>) -> Result<PathBuf> {
     let is_repo = |dir: &Path| dir.join("qemu/kernel/matrix.toml").is_file();
     if let Some(dir) = given {
@@ -28,7 +28,7 @@ pub fn find(given: Option<PathBuf>) -> Result<PathBuf> {
     }
 }
 
-/// The cache directory, made if it is not there.
+/// The cache directory; makes it if it does not exist.
 pub fn cache(sub: &str) -> Result<PathBuf> {
     let base = match env::var_os("XDG_CACHE_HOME").filter(|v| !v.is_empty()) {
         Some(dir) => PathBuf::from(dir),
@@ -39,7 +39,8 @@ pub fn cache(sub: &str) -> Result<PathBuf> {
     Ok(dir)
 }
 
-/// A key of parts: their lengths keep "ab","c" and "a","bc" apart.
+/// Hashes parts to a key. The lengths of the parts are hashed, too, so that "ab","c" and "a","bc"
+/// differ.
 pub fn key<T: AsRef<[u8]>>(parts: impl IntoIterator<Item = T>) -> String {
     let mut hash = Sha256::new();
     for part in parts {
@@ -51,11 +52,11 @@ pub fn key<T: AsRef<[u8]>>(parts: impl IntoIterator<Item = T>) -> String {
     digest.iter().take(6).fold(String::new(), |all, b| all + &format!("{b:02x}"))
 }
 
-/// An exclusive lock, held until dropped.
+/// An exclusive lock, held until it is dropped.
 #[derive(Debug)]
 pub struct Lock(#[allow(dead_code)] File);
 
-/// Takes a lock, saying so if it must wait for another run.
+/// Takes a lock; prints a line if another run holds it.
 pub fn lock(path: &Path) -> Result<Lock> {
     let file = File::create(path).with_context(|| format!("making {}", path.display()))?;
     let mut said = false;
@@ -70,7 +71,7 @@ pub fn lock(path: &Path) -> Result<Lock> {
     Ok(Lock(file))
 }
 
-/// A lock only if nobody holds it.
+/// Takes a lock unless it is held.
 pub fn try_lock(path: &Path) -> Option<Lock> {
     let file = File::create(path).ok()?;
     flock(&file, FlockOperation::NonBlockingLockExclusive).ok()?;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
-//! `git bisect run zdvm bisect` on a made-up history of twelve commits, of which one does not build,
-//! one does not boot, and one brings a bug. The kernel's make and QEMU are played by shell scripts;
-//! git, the program and its exit statuses are the real ones.
+//! `git bisect run zdvm bisect` on an invented history of twelve commits: one does not build, one
+//! does not boot, and one brings a bug. Shell scripts stand in for the kernel's make and for QEMU;
+//! git, the program and its exit statuses are real.
 #![allow(clippy::unwrap_used, clippy::expect_used)] // A test may panic.
 
 use std::fs;
@@ -34,7 +34,8 @@ kind = "kunit"
 expected = "expected/kunit.toml"
 "#;
 
-/// What the kernel's make does: a configuration, and an image that tells of the commit.
+/// Stands in for the kernel's make: makes a configuration, and an image that has the state of the
+/// commit.
 const MAKEFILE: &str = r#"
 VERSION = 7
 PATCHLEVEL = 3
@@ -58,14 +59,14 @@ modules:
 
 const MERGE: &str = "#!/bin/sh\nobjects=$3\nconfig=$4\nshift 4\ncat \"$@\" >> \"$config\"\n";
 
-/// The module and the guest's programs, as far as anybody looks at them.
+/// Stands in for the module and the guest's programs, as far as the test reads them.
 const REPO_MAKEFILE: &str = "modules:\n\
     \t@printf 'name=zdmirror\\000vermagic=7.3.4 SMP\\000' > $(MO)/zdmirror.ko\n";
 const CARGO: &str = "#!/bin/sh\nd=$CARGO_TARGET_DIR/x86_64-unknown-linux-gnu/release\nmkdir -p $d\n\
     touch $d/zdvm-guest $d/zdvm-audit\n";
 
-/// Boots what the end of the image says: a wire and a console that were recorded for it. The test
-/// "b" of a flaky kernel fails in the first of its boots only.
+/// Stands in for QEMU: replays the recorded wire and console that the end of the image names. The
+/// test "b" of a flaky kernel fails only in the kernel's first boot.
 const QEMU: &str = r#"#!/bin/sh
 while [ $# -gt 0 ]; do
 	case $1 in
@@ -92,7 +93,7 @@ fn script(path: &Path, text: &str) {
     fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
 }
 
-/// What a guest says of a suite of two cases, of which the second may fail.
+/// The messages of a guest with a suite of two cases, the second of which may fail.
 fn wire(second: &str) -> String {
     let mut messages = vec![
         Message::Hello { release: "7.3.4".into(), taint: 0 },
@@ -130,7 +131,7 @@ impl World {
         self.dir.path().join(name)
     }
 
-    /// A tree whose commits are in these states.
+    /// Makes a tree whose commits have these states.
     fn new(states: &[&str]) -> Self {
         let mut world = Self { dir: TempDir::new().unwrap(), commits: Vec::new() };
         let at = |name: &str| world.path(name);
@@ -261,7 +262,7 @@ fn builds_share_one_directory() {
     let kernels = fs::read_dir(world.path("cache/zdmirror/kernels")).unwrap();
     let dirs = kernels.flatten().filter(|e| e.path().is_dir()).count();
     assert_eq!(dirs, 1);
-    // A tree that is configured in place cannot be built elsewhere: that is for its owner to mend.
+    // A tree that is configured in place cannot be built elsewhere; only its owner can change that.
     fs::write(world.path("linux/.config"), "").unwrap();
     let out = world.bisect(&[]);
     assert_eq!(out.status.code(), Some(128));

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Real guests that go wrong. They need a built kernel:
+//! Real guests that go wrong. These tests need a built kernel:
 //!
 //!   ZDVM_TEST_TREE=$(zdvm path --kernel stock) cargo test -p zdvm --test boot -- --ignored
 #![allow(clippy::unwrap_used, clippy::expect_used)] // A test may panic.
@@ -18,12 +18,13 @@ use zdvm::vm::payload;
 use zdvm::vm::{Blind, Boot, Machine};
 use zdvm_guest::plan::{self, Kind, Plan};
 
-/// What a guest is made of, beside the agent.
+/// The content of a guest beside the agent.
 #[derive(Default)]
 struct Guest {
-    /// The script is the very init, not the selftests.
+    /// Whether the script is init itself, instead of the selftests.
     as_init: bool,
-    /// The module and the real selftests are there, too; the module's file is put here.
+    /// Whether the guest has the module and the real selftests; the module's file is put into this
+    /// path.
     with_module: bool,
 }
 
@@ -36,7 +37,7 @@ fn repo() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
 }
 
-/// Boots with a shell script as the selftests (or as the very init), and judges.
+/// Boots with a shell script as the selftests (or as init), and judges.
 fn boot(script: &str, as_init: bool) -> (Verdict, String, TempDir) {
     boot_guest(script, &Guest { as_init, ..Guest::default() })
 }
@@ -169,7 +170,7 @@ fn hang_in_boot_leaves_stacks() {
 #[test]
 #[ignore = "needs a built kernel in ZDVM_TEST_TREE"]
 fn silent_end() {
-    // A clean power-off by somebody else, before the work is done.
+    // Another process powers off cleanly before the agent's work is done.
     let (verdict, _, _dir) = boot(&format!("{GOOD}; /bin/busybox poweroff -f"), false);
     assert!(has(&verdict, "stream"), "{:#?}", verdict.problems);
 }
@@ -177,7 +178,8 @@ fn silent_end() {
 #[test]
 #[ignore = "needs a built kernel in ZDVM_TEST_TREE"]
 fn panic_of_the_module_names_file_and_line() {
-    // The audit finds a reference too many, which a test takes, and panics as it is told to.
+    // The test takes an extra reference; the audit finds it, and panics because the parameter says
+    // so.
     let script = "ZDM_MODULE_PARAMS=audit=panic exec /bin/zdm-selftests inject.extra_get";
     let (verdict, console, dir) =
         boot_guest(script, &Guest { with_module: true, ..Guest::default() });

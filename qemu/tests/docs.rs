@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What the documents say is true: commands exist, examples compile, tables look as printed.
+//! Checks the documents: their commands exist, their examples compile, and their tables look as
+//! printed.
 #![allow(clippy::unwrap_used, clippy::expect_used)] // A test may panic.
 
 use std::collections::BTreeSet;
@@ -19,7 +20,7 @@ fn read(file: &str) -> String {
     fs::read_to_string(repo().join(file)).unwrap_or_else(|e| panic!("{file}: {e}"))
 }
 
-/// README, CONTRIBUTING and all of Documentation, by name.
+/// README, CONTRIBUTING and all files of Documentation, by name.
 fn documents() -> Vec<(String, String)> {
     let mut names = vec!["README.md".to_owned(), "CONTRIBUTING.md".to_owned()];
     for entry in fs::read_dir(repo().join("Documentation")).unwrap() {
@@ -45,7 +46,7 @@ fn commands_and_options_exist() {
     for (name, text) in documents() {
         for found in used.captures_iter(&text) {
             let place = found.get(0).unwrap();
-            // "zdvm" at the start of a sentence's words ("zdvm builds") is no command.
+            // "zdvm" in running text ("zdvm builds") is no command.
             let code =
                 text[..place.start()].ends_with("./") || text[..place.start()].ends_with("/");
             if !code {
@@ -95,7 +96,8 @@ fn the_readme_shows_a_table_as_it_is_printed() {
         let text = read(file);
         let head = table.lines().next().unwrap();
         assert!(text.contains(head), "{file} has no line {head:?}");
-        // Every row's numbers stand below the heads, and skipped plus the rest is what was planned.
+        // The numbers of every row stand below the heads, and all results together are the planned
+        // number.
         let from = text.find(head).unwrap();
         let rows: Vec<&str> =
             text[from..].lines().skip(1).take_while(|l| !l.contains("verdict:")).collect();
@@ -123,7 +125,7 @@ fn every_ioctl_is_described_and_its_example_compiles() {
         .to_owned();
     for (number, found) in example.captures_iter(&abi).enumerate() {
         let names: Vec<&str> = found[1].split(' ').collect();
-        // Those of upstream come from the header of the kernel that is built against.
+        // Upstream's ioctls come from the header of the kernel that the module is built against.
         if names.iter().all(|n| n.starts_with("ZDM_")) {
             program += &format!("void e{number}(int fd, void *addr)\n{{\n{}}}\n", &found[2]);
         }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What `./zdvm doctor` says on machines of other distributions, and that one version is enough.
+//! The output of `./zdvm doctor` on machines of other distributions; versions stand in one place
+//! only.
 #![allow(clippy::unwrap_used, clippy::expect_used)] // A test may panic.
 
 use std::fs;
@@ -33,7 +34,7 @@ const PLAIN: &[&str] = &[
     "uname",
 ];
 
-/// The doctor's exit status and words on a machine that has `programs` and this os-release.
+/// The doctor's exit status and output on a machine that has `programs` and this os-release.
 fn doctor(os_release: &str, programs: &[&str], kvm: bool) -> (i32, String) {
     let dir = TempDir::new().unwrap();
     let bin = dir.path().join("bin");

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The page of a recorded run: its structure, what it finds, that it needs nothing else.
+//! The page of a recorded run: its structure, its findings, and that it needs no other file.
 #![allow(clippy::unwrap_used, clippy::expect_used)] // A test may panic.
 
 use std::fs;
@@ -19,7 +19,7 @@ fn test(name: &str, status: &str, reason: &str, seconds: f64) -> Value {
     json!({ "name": name, "status": status, "reason": reason, "seconds": seconds })
 }
 
-/// A folder as a run leaves it: the recorded log, in which `report` came in the middle of a test.
+/// Makes the folder of a run: the recorded log, with `report` in the middle of a test.
 fn folder(dir: &Path, kernel: &str, report: Option<&str>) -> PathBuf {
     let dir = dir.join(kernel);
     fs::create_dir(&dir).unwrap();
@@ -68,7 +68,7 @@ fn page(dirs: &[PathBuf], out: &Path) -> String {
     fs::read_to_string(out).unwrap()
 }
 
-/// Headings, tables and details in their order, without what is in them: the structure of a page.
+/// The structure of a page: headings, tables and details in their order, without their content.
 fn structure(page: &str) -> String {
     let wanted = Regex::new(
         r#"<(h[123]|summary)>(.*?)</(?:h[123]|summary)>|<(section|header|svg|div class="(?:callout|log)")|<tr>(<t[hd].*?)</tr>"#,
@@ -92,7 +92,7 @@ fn structure(page: &str) -> String {
     out
 }
 
-/// Every element that is opened is closed, in order.
+/// Checks that every element that is opened is closed, in order.
 fn well_formed(page: &str) {
     let tag = Regex::new(r"<(/?)([a-z0-9]+)[^>]*?(/?)>").unwrap();
     let body = &page[page.find("<body>").unwrap()..];
@@ -125,7 +125,7 @@ fn a_failed_run_shows_its_first_fault_and_the_log_around_it() {
     let page = page(&[run.clone()], &run.join("report.html"));
     well_formed(&page);
     insta::assert_snapshot!("failed", structure(&page));
-    // The oops comes before the failed test of the verdict's list: the log decides.
+    // The oops comes before the failed test that the verdict lists first, because the log decides.
     let first = page.find("<strong>oops</strong>").unwrap();
     assert!(first < page.find("All problems").unwrap());
     let here = Regex::new(r#"<div class="here"><span>\d+</span>(.*?)</div>"#).unwrap();

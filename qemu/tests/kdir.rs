@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What zdvm refuses in a user's kernel tree, by name. The trees are fakes of a few files.
+//! The faults that zdvm refuses in a user's kernel tree. The trees are imitations of a few files.
 #![allow(clippy::unwrap_used, clippy::expect_used)] // A test may panic.
 
 use std::fs;
@@ -29,7 +29,7 @@ fn image(release: &str) -> Vec<u8> {
     bytes
 }
 
-/// Builds an "image", which is what its only source says.
+/// Builds an "image" with the content of its only source.
 const MAKEFILE: &str = "\
 VERSION = 7
 PATCHLEVEL = 3
@@ -41,7 +41,7 @@ arch/x86/boot/bzImage: mm/memory.c
 .PHONY: bzImage modules
 ";
 
-/// A tree that looks built, with everything that is required.
+/// Makes a tree that looks built, with every required symbol.
 fn built(matrix: &Matrix) -> TempDir {
     let dir = TempDir::new().unwrap();
     let rustc = Command::new("rustc").arg("--version").output().unwrap();
@@ -122,7 +122,7 @@ fn clang_is_used_where_the_tree_was_built_with_it() {
     assert!(fs::read_to_string(dir.path().join("said")).unwrap().starts_with("1 "));
 }
 
-/// The worst that a test can do is to judge the kernel of before.
+/// The image of the previous source must never be judged.
 #[test]
 fn an_edited_source_is_built_before_it_is_booted() {
     let matrix = matrix();
@@ -137,7 +137,7 @@ fn an_edited_source_is_built_before_it_is_booted() {
     let source = fs::File::options().write(true).open(dir.path().join("mm/memory.c")).unwrap();
     source.set_modified(later).unwrap();
     assert_eq!(booted(), edited);
-    // One that does not compile is an error, and the image of before is not taken.
+    // A source that does not compile is an error, and the old image is not used.
     replace(&dir.path().join("Makefile"), "cp mm/memory.c", "false");
     let much_later = later + std::time::Duration::from_secs(2);
     source.set_modified(much_later).unwrap();
@@ -187,7 +187,7 @@ fn a_tree_configured_in_place_is_built_in_place() {
     let config = fs::read(dir.path().join(".config")).unwrap();
     kdir::open(&matrix, matrix.kernel("stock").unwrap(), dir.path(), None).unwrap();
     assert_eq!(fs::read(dir.path().join(".config")).unwrap(), config);
-    // Without its configuration nothing says how it was built, and nothing of it is removed.
+    // Without its configuration the tree is refused, and zdvm removes nothing from it.
     fs::remove_file(dir.path().join(".config")).unwrap();
     refused(dir.path(), "has been built in place");
     let error = kdir::open(&matrix, matrix.kernel("stock").unwrap(), dir.path(), None).unwrap_err();

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The KTAP parser on the kernel's own examples, `tools/testing/kunit/test_data` of Linux 7.3, against
-//! what `kunit_tool_test.py` there demands of `kunit_parser.py`.
+//! Runs the KTAP parser on the kernel's own examples, `tools/testing/kunit/test_data` of Linux 7.3,
+//! and compares with what `kunit_tool_test.py` there expects of `kunit_parser.py`.
 #![allow(clippy::unwrap_used, clippy::expect_used)] // A test may panic.
 
 use std::fs;
@@ -9,7 +9,7 @@ use std::path::Path;
 use zdvm::judge::ktap::{self, Outcome};
 use zdvm::judge::splat;
 
-/// Passed, failed and skipped cases, and whether something was wrong with the text itself.
+/// The numbers of passed, failed and skipped cases, and whether the text itself has an error.
 type Counts = (usize, usize, usize, bool);
 
 fn counts(file: &str) -> Counts {
@@ -21,7 +21,7 @@ fn counts(file: &str) -> Counts {
     (count(Outcome::Pass), count(Outcome::Fail), count(Outcome::Skip), !report.errors.is_empty())
 }
 
-/// File, counts, and in what our parser differs from the kernel's on purpose.
+/// The file, the counts, and where our parser differs from the kernel's on purpose.
 const EXAMPLES: &[(&str, Counts, &str)] = &[
     ("config_printk_time.log", (10, 0, 0, false), ""),
     ("interrupted_tap_output.log", (10, 0, 0, false), ""),

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The matrix of this checkout and its plans: machines, quick and full runs, what is refused.
+//! The matrix of this checkout and its plans: machines, quick and full runs, refusals.
 #![allow(clippy::unwrap_used, clippy::expect_used)] // A test may panic.
 
 use std::path::Path;
@@ -67,7 +67,7 @@ fn hmm_tests_has_78_tests() {
     }
 }
 
-/// khugepaged changes what upstream's tests count.
+/// khugepaged changes the numbers that upstream's tests count.
 #[test]
 fn hmm_tests_run_without_khugepaged() {
     let matrix = matrix();
@@ -172,9 +172,10 @@ fn a_known_fault_holds_where_its_devices_are() {
 
 #[test]
 fn the_kernel_before_gives_the_same_results_less_what_it_lacks() {
-    // READ_UNLOCKED is what they test, and what it lacks: no other test may differ.
+    // These tests need READ_UNLOCKED, which 7.2 lacks: no other test may differ.
     let unlocked = ["uffd.unlocked", "uffd.dontneed", "uffd.killed"];
-    // Patches 27 to 44 are in the series of 7.3 only: there 7.2 is as a kernel without the series.
+    // Only the series for 7.3 has these fixes: with the series for 7.2 the tests fail as on a
+    // kernel without a series.
     let unpatched = |name: &str| {
         name == "uffd.move_onto_huge"
             || name == "fsdax.clone_mapped"
@@ -231,7 +232,7 @@ fn a_machine_like_another_gives_its_results() {
     assert_eq!((&owner.module_params, &owner.memory), (&default.module_params, &default.memory));
 }
 
-/// The document names tests by group and name, `*` standing for any end of it.
+/// The document names tests by group and name; `*` stands for any end of a name.
 #[test]
 fn tests_that_the_documentation_names_are_there() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../Documentation/generic.rst");
@@ -251,7 +252,7 @@ fn tests_that_the_documentation_names_are_there() {
     assert!(count > 40, "{count} names found: is the pattern still right?");
 }
 
-/// Whether a file of expected results is refused, and what is said.
+/// Whether a file of expected results is refused with an error that contains `says`.
 fn refused(text: &str, says: &str) {
     let matrix = matrix();
     let error = match toml::from_str::<Expected>(text) {

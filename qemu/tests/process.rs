@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! QEMU as a process, played by shell scripts: the KVM trap, timeouts, death, Ctrl-C.
+//! QEMU as a process, with shell scripts in its place: KVM that hangs, timeouts, death, Ctrl-C.
 #![allow(clippy::unwrap_used, clippy::expect_used)] // A test may panic.
 
 use std::fs;
@@ -37,7 +37,7 @@ fn machine(dir: &Path, script: &str) -> Machine {
     }
 }
 
-/// A choice that knows nothing yet, about a /dev/kvm that opens.
+/// A choice without a remembered answer, for a /dev/kvm that opens.
 fn choice(dir: &Path) -> Choice {
     let device = dir.join("kvm");
     fs::write(&device, "").unwrap();
@@ -45,7 +45,7 @@ fn choice(dir: &Path) -> Choice {
 }
 
 fn alive(pid: &str) -> bool {
-    // A zombie is dead; only its parent does not know yet.
+    // A zombie is dead; its parent has only not waited for it yet.
     fs::read_to_string(format!("/proc/{}/stat", pid.trim()))
         .is_ok_and(|s| !s.rsplit(')').next().unwrap_or_default().trim().starts_with('Z'))
 }
@@ -64,7 +64,7 @@ fn pid_in(dir: &Path) -> String {
     fs::read_to_string(path).unwrap()
 }
 
-/// Silent for ever under KVM, a guest's line under TCG.
+/// Silent for ever under KVM; prints a guest's line under TCG.
 const TRAP: &str = r#"
 echo "$$" >> "$(dirname "$0")/pids"
 case "$*" in
@@ -81,7 +81,7 @@ fn kvm_trap() {
     let (accel, exit) = choice.boot(&machine, LIMITS, &mut Blind).unwrap();
     assert_eq!((accel, exit), (Accel::Tcg, Exit::Code(0)));
     assert!(start.elapsed() < Duration::from_secs(10));
-    // Remembered: not asked again, and nothing of the first try is left.
+    // The answer is remembered: KVM is not tried again, and the first try leaves nothing.
     assert_eq!(choice.known(), Some(Accel::Tcg));
     choice.boot(&machine, LIMITS, &mut Blind).unwrap();
     let pids = fs::read_to_string(dir.path().join("pids")).unwrap();
@@ -118,7 +118,7 @@ fn an_answer_is_believed_for_a_day_and_for_one_device() {
     assert_eq!(choice.known(), None);
     choice.boot(&machine, LIMITS, &mut Blind).unwrap();
     assert_eq!(choice.known(), Some(Accel::Kvm));
-    // Another group may use it now.
+    // Other rights may make KVM usable.
     let device = dir.path().join("kvm");
     fs::set_permissions(&device, std::os::unix::fs::PermissionsExt::from_mode(0o660)).unwrap();
     assert_eq!(choice.known(), None);
@@ -163,7 +163,7 @@ fn qemu_killed_half_way() {
     assert_eq!(boot.unwrap(), Boot::Ended(Exit::Signal(9)));
 }
 
-/// Role of the child that the tests below start: boots a QEMU that never ends.
+/// The child process of the tests below: boots a QEMU that never ends.
 #[test]
 #[ignore = "started by the tests of signals"]
 fn child_that_boots() {
@@ -175,7 +175,7 @@ fn child_that_boots() {
     fs::write(dir.join("error"), format!("{error:#}")).unwrap();
 }
 
-/// Role of another child: a build that has begun, whose compiler hears no SIGTERM.
+/// Another child process: a build in progress whose compiler ignores SIGTERM.
 #[test]
 #[ignore = "started by the tests of signals"]
 fn child_that_builds() {

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Process 1 of zdvm's guests: mount, run the plan, tell the host, power off.
+//! Process 1 of zdvm's guests: mounts file systems, runs the plan, sends results to the host,
+//! powers off.
 //!
-//! Standard error is the console, which the host judges as kernel log: only a failure of the
-//! agent itself is printed there.
+//! Standard error is the console, which the host judges as the kernel log. The agent prints there
+//! only if it fails itself.
 
 #![forbid(unsafe_code)]
 
@@ -31,7 +32,7 @@ fn work() -> Result<()> {
         let end = run::suite(&mut link, &plan, suite);
         let left = sys::module_loaded(&plan.module)?
             .then(|| format!("left the module {} loaded", plan.module));
-        // A module that stays is a problem whatever else is wrong.
+        // A module that cannot be unloaded is a problem even if other things failed.
         let why: Vec<String> =
             end.err().map(|e| format!("{e:#}")).into_iter().chain(left).collect();
         let why = (!why.is_empty()).then(|| why.join("; "));
@@ -43,14 +44,13 @@ fn work() -> Result<()> {
 }
 
 fn main() {
-    // It kills every process and powers off: only ever the machine that it was started on as
-    // process 1.
+    // The agent kills every process and powers off: it must run only as process 1 of a guest.
     if !rustix::process::getpid().is_init() {
         eprintln!("zdvm-guest: this is process 1 of zdvm's guests and nothing else");
         std::process::exit(2);
     }
     if let Err(e) = work() {
-        // No Done has been sent: the host will not take this for a pass.
+        // Without the message Done the host does not take the run for a pass.
         eprintln!("zdvm-guest: {e:#}");
     }
     rustix::fs::sync();

@@ -1,28 +1,28 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What the guest is to do, as a small text file in its initramfs.
+//! The guest's instructions, as a small text file in its initramfs.
 
 use std::fmt::Write as _;
 
-/// Where the plan is in the guest.
+/// Path of the plan in the guest.
 pub const PATH: &str = "/zdvm.plan";
-/// Where the module is in the guest.
+/// Path of the module in the guest.
 pub const MODULE: &str = "/lib/modules/zdmirror.ko";
 /// Environment variable with the module's parameters, for programs that load it themselves.
 pub const PARAMS_ENV: &str = "ZDM_MODULE_PARAMS";
-/// What a reason begins with when the audit after a test found something.
+/// The prefix of a reason that comes from the audit after a test.
 pub const AUDIT: &str = "audit: ";
 
-/// How a suite is run and where its results come from.
+/// The way in which a suite runs and in which its results arrive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// KUnit suites of the module: they run as it is loaded.
+    /// KUnit suites of the module, which run when the module is loaded.
     Kunit,
-    /// A binary that runs its own tests and prints KTAP, the module not loaded at start.
+    /// A program that runs its own tests and prints KTAP. The module is not loaded when it starts.
     Ktap,
-    /// A kselftest_harness binary, each test run by itself with the module loaded.
+    /// A kselftest_harness program. Each test runs in a process of its own, with the module loaded.
     Harness,
-    /// A program that loads the module by itself, runs a kselftest_harness binary as a whole and
-    /// whose exit status means nothing.
+    /// A program that loads the module itself and runs a kselftest_harness program as a whole. Its
+    /// exit status means nothing.
     Script,
 }
 
@@ -42,15 +42,15 @@ impl Kind {
 pub struct Suite {
     /// Name, a single word.
     pub name: String,
-    /// How to run it.
+    /// The way in which it runs.
     pub kind: Kind,
     /// Seconds that one test may take.
     pub timeout: u64,
-    /// Program in the guest; `-` where there is none.
+    /// Program in the guest; `-` if there is none.
     pub program: String,
-    /// Only these tests; for [`Kind::Ktap`], empty means all. A script's arguments.
+    /// The tests to run; for [`Kind::Ktap`], empty means all. For [`Kind::Script`], the arguments.
     pub tests: Vec<String>,
-    /// Files of the kernel, and what they are to say while the suite runs.
+    /// Files of the kernel, each with the value that it has while the suite runs.
     pub settings: Vec<(String, String)>,
 }
 
@@ -59,22 +59,22 @@ pub struct Suite {
 pub struct Plan {
     /// Name of the module, as `rmmod` takes it.
     pub module: String,
-    /// Its parameters, as `insmod` takes them.
+    /// The parameters of the module, as `insmod` takes them.
     pub params: String,
-    /// Program that looks for what a test left behind in the module; empty for none.
+    /// Program that audits the module after a test; empty for none.
     pub audit: String,
-    /// Processors that the guest must have; 0 for any number.
+    /// Number of processors that the guest must have; 0 for any number.
     pub cpus: u32,
-    /// NUMA nodes that it must have; 0 for any number.
+    /// Number of NUMA nodes that the guest must have; 0 for any number.
     pub nodes: u32,
-    /// An interactive shell instead of suites.
+    /// Whether to run an interactive shell instead of suites.
     pub shell: bool,
-    /// Suites, in order.
+    /// The suites, in order.
     pub suites: Vec<Suite>,
 }
 
 impl Plan {
-    /// As text for the file.
+    /// Writes the text of the file.
     pub fn to_text(&self) -> String {
         let mut out = format!("module {}\n", self.module);
         if !self.params.is_empty() {
@@ -103,7 +103,7 @@ impl Plan {
         out
     }
 
-    /// From the text of the file.
+    /// Parses the text of the file.
     pub fn parse(text: &str) -> Result<Self, String> {
         let mut plan = Self::default();
         for line in text.lines() {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Runs suites: load, start, forward every line, end.
+//! Runs suites: loads the module, starts the program, forwards every line, cleans up.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -16,7 +16,7 @@ use zdvm_guest::wire::Message;
 
 use crate::sys::{self, Link};
 
-/// Tells a debugger, if one is expected, where the module's sections are.
+/// Prints the addresses of the module's sections for a debugger, if one is expected.
 fn sections(module: &str) {
     let cmdline = fs::read_to_string("/proc/cmdline").unwrap_or_default();
     if !cmdline.split_whitespace().any(|w| w == "nokaslr") {
@@ -29,7 +29,7 @@ fn sections(module: &str) {
     }
 }
 
-/// An interactive shell on the console, the module loaded.
+/// Runs an interactive shell on the console, with the module loaded.
 pub fn shell(plan: &Plan) -> Result<()> {
     let _ = Command::new("/bin/busybox").args(["--install", "-s", "/bin"]).status();
     if std::path::Path::new(MODULE).exists() {
@@ -52,7 +52,7 @@ pub fn shell(plan: &Plan) -> Result<()> {
     Ok(())
 }
 
-/// Runs one suite; an error is about the suite as a whole, not about a test.
+/// Runs one suite. An error concerns the suite as a whole, not a test.
 pub fn suite(link: &mut Link, plan: &Plan, suite: &Suite) -> Result<()> {
     let mut before = Vec::new();
     let mut end = apply(suite, &mut before).and_then(|()| tests(link, plan, suite));
@@ -62,7 +62,8 @@ pub fn suite(link: &mut Link, plan: &Plan, suite: &Suite) -> Result<()> {
     end
 }
 
-/// Applies the suite's settings; what files said goes to `before`, also of those before one that fails.
+/// Applies the suite's settings. Stores the previous values in `before`, also if a later setting
+/// fails.
 fn apply<'a>(suite: &'a Suite, before: &mut Vec<(&'a str, String)>) -> Result<()> {
     for (file, value) in &suite.settings {
         if let Some(old) = sys::set(file, value)? {
@@ -78,7 +79,7 @@ fn tests(link: &mut Link, plan: &Plan, suite: &Suite) -> Result<()> {
         Kind::Ktap => {
             let mut command = Command::new(&suite.program);
             command.args(&suite.tests).env(PARAMS_ENV, &plan.params);
-            // The binary brackets and times its own tests; the host watches over the whole.
+            // The program prints brackets and times its own tests; the host applies the limits.
             whole(link, command)
         }
         Kind::Script => {
@@ -135,7 +136,7 @@ fn harness(link: &mut Link, plan: &Plan, suite: &Suite) -> Result<()> {
         let mut command = Command::new(&suite.program);
         command.args(["-r", test]);
         let end = child(link, command, Some(Duration::from_secs(suite.timeout)))?;
-        // With a process stuck in the kernel no audit could be quiescent.
+        // An audit cannot be quiescent while a process is stuck in the kernel.
         let audit = match end {
             End::Stuck(_) => None,
             _ => audit(plan)?,
@@ -151,12 +152,12 @@ fn harness(link: &mut Link, plan: &Plan, suite: &Suite) -> Result<()> {
     sys::rmmod(&plan.module)
 }
 
-/// What the test just run left behind in the module, if there is a program that can tell.
+/// Audits the module after a test, if the plan names a program for that.
 fn audit(plan: &Plan) -> Result<Option<String>> {
     if plan.audit.is_empty() {
         return Ok(None);
     }
-    // The program itself waits for a while for pages that are on their way.
+    // The program itself waits for pages that are being freed.
     let mut said = Vec::new();
     let end = watched(Command::new(&plan.audit), Some(Duration::from_secs(60)), |line| {
         said.push(line);
@@ -178,13 +179,13 @@ fn describe(status: ExitStatus) -> End {
     }
 }
 
-/// How a program ended.
+/// The way in which a program ended.
 enum End {
-    /// By itself, status 0.
+    /// By itself, with status 0.
     Well,
-    /// Otherwise, and why.
+    /// In another way, with a description.
     Ill(String),
-    /// Not even when it was killed.
+    /// The program did not end even when it was killed.
     Stuck(String),
 }
 
@@ -197,7 +198,7 @@ impl End {
     }
 }
 
-/// Takes lines until the sender is gone or `until` has passed; true if it is gone.
+/// Takes lines until the sender is gone or `until` has passed. Returns true if the sender is gone.
 fn forward(
     line: &mut impl FnMut(String) -> Result<()>,
     lines: &Receiver<String>,
@@ -213,7 +214,7 @@ fn forward(
     }
 }
 
-/// Waits for the end of a process, which may not come.
+/// Waits for the end of a process, up to a limit.
 fn wait_for(child: &mut Child, limit: Duration) -> Result<Option<ExitStatus>> {
     let until = Instant::now() + limit;
     loop {
@@ -226,10 +227,10 @@ fn wait_for(child: &mut Child, limit: Duration) -> Result<Option<ExitStatus>> {
 }
 
 const TICK: Duration = Duration::from_millis(10);
-/// How long a killed process may take to be gone: unmapping what it had migrated takes time.
+/// How long a killed process may take to end: unmapping migrated memory takes time.
 const DEATH: Duration = Duration::from_secs(20);
 
-/// Runs a program to its end, forwarding its standard output.
+/// Runs a program to its end and forwards its standard output.
 fn child(link: &mut Link, command: Command, limit: Option<Duration>) -> Result<End> {
     let mut flood = Flood::default();
     watched(command, limit, |line| {
@@ -240,18 +241,18 @@ fn child(link: &mut Link, command: Command, limit: Option<Duration>) -> Result<E
     })
 }
 
-/// Keeps diagnostics from flooding the stream: a test that compares byte by byte and goes on after
-/// each difference writes hundreds of megabytes. Results and plans always pass.
+/// Keeps diagnostics from flooding the stream: a test that compares byte by byte and does not stop
+/// at a difference writes hundreds of megabytes. Results and plans always pass.
 #[derive(Default)]
 struct Flood {
     lines: usize,
 }
 
 impl Flood {
-    /// Diagnostic lines between two results.
+    /// Number of diagnostic lines that may pass between two results.
     const LIMIT: usize = 1000;
 
-    /// The lines to be sent for one that came.
+    /// The lines to send for a line that came.
     fn pass(&mut self, line: String) -> Vec<String> {
         let text = line.trim_start();
         let result = ["ok ", "not ok ", "1..", "KTAP ", "TAP ", "# Totals:"];
@@ -266,7 +267,7 @@ impl Flood {
     }
 }
 
-/// Runs a program to its end, giving every line of its standard output to `line`.
+/// Runs a program to its end and calls `line` for every line of its standard output.
 fn watched(
     mut command: Command,
     limit: Option<Duration>,
@@ -277,12 +278,12 @@ fn watched(
         .current_dir("/tmp")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        // What a test says on standard error is shown, but is not KTAP.
+        // A test's standard error is shown, but is no KTAP.
         .stderr(Stdio::piped())
         .process_group(0)
         .spawn()
         .with_context(|| format!("starting {:?}", command.get_program()))?;
-    // Bounded: a program that writes faster than the host reads has to wait.
+    // The channel is bounded: a program that writes faster than the host reads must wait.
     let (send, lines) = sync_channel(256);
     if let Some(out) = child.stdout.take() {
         let send = send.clone();
@@ -310,8 +311,8 @@ fn watched(
             thread::sleep(TICK);
         }
     };
-    // Whatever the test started must not outlive it (it could hold the pipe open, or the
-    // module). Process group 1 to kill(2) is -1: everything but process 1.
+    // Processes that the test started must not outlive it: they could hold the pipe open, or the
+    // module. kill(2) takes process group 1 as -1, which is every process but process 1.
     let _ = kill_process_group(Pid::INIT, Signal::KILL);
     if !matches!(end, End::Stuck(_)) && !reap()? {
         end = End::Stuck(format!(
@@ -323,7 +324,7 @@ fn watched(
     Ok(end)
 }
 
-/// Waits until all that a program left behind is gone; false if something stays.
+/// Waits until all processes that a program left behind are gone. Returns false if one stays.
 fn reap() -> Result<bool> {
     let until = Instant::now() + DEATH;
     loop {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The guest's kernel, as files and a few system calls.
+//! The interfaces of the guest's kernel: files and a few system calls.
 
 use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
@@ -12,7 +12,7 @@ use rustix::mount::{MountFlags, mount};
 use rustix::system::{delete_module, finit_module};
 use zdvm_guest::wire::{Encoder, Message, PORT_NAME};
 
-/// Mounts what tests expect. Only proc, sys and dev are indispensable.
+/// Mounts the file systems that tests expect. Only proc, sys and dev are indispensable.
 pub fn mount_all() -> Result<()> {
     let needed = [("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev")];
     for (kind, dir) in needed {
@@ -33,7 +33,7 @@ pub fn mount_all() -> Result<()> {
         ("hugetlbfs", "/dev/hugepages"),
     ];
     for (kind, dir) in wanted {
-        // A kernel without one of these fails the tests that need it, by their own names.
+        // On a kernel without one of these the tests that need it fail and say so.
         let _ = fs::create_dir_all(dir);
         let _ = mount(kind, dir, kind, MountFlags::empty(), None);
     }
@@ -61,12 +61,12 @@ impl Link {
             if Instant::now() > deadline {
                 bail!("no virtio-serial port named {PORT_NAME}");
             }
-            // The port is announced by the device after its driver has come up.
+            // The device announces the port after its driver has come up.
             std::thread::sleep(Duration::from_millis(10));
         }
     }
 
-    /// Sends one message; it has reached QEMU when this returns.
+    /// Sends one message. The message has reached QEMU when this returns.
     pub fn send(&mut self, message: &Message) -> Result<()> {
         self.port
             .write_all(self.encoder.encode(message).as_bytes())
@@ -89,7 +89,7 @@ pub fn release() -> Result<String> {
     Ok(fs::read_to_string("/proc/sys/kernel/osrelease")?.trim().to_owned())
 }
 
-/// How many of something are online, by a list such as "0-3,5".
+/// How many of something are online, counted in a list such as "0-3,5".
 fn online(what: &str) -> Result<u32> {
     let path = format!("/sys/devices/system/{what}/online");
     let text = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
@@ -104,8 +104,8 @@ fn count(list: &str) -> Option<u32> {
     list.trim().split(',').map(range).sum()
 }
 
-/// An error where the guest is another machine than was asked for: what then passed would not have been
-/// shown.
+/// Returns an error if the guest is not the requested machine: its results would prove nothing
+/// about that machine.
 pub fn check_machine(cpus: u32, nodes: u32) -> Result<()> {
     for (what, wanted, hint) in [("cpu", cpus, "NR_CPUS"), ("node", nodes, "NUMA_EMU")] {
         if wanted == 0 {
@@ -125,8 +125,8 @@ pub fn taint() -> Result<u64> {
     text.trim().parse().with_context(|| format!("taint mask {text:?}"))
 }
 
-/// Has a file of the kernel say `value`, and returns what it said before; `None` where the kernel has
-/// not even the folder, as it was built without what the file is about.
+/// Writes `value` to a file of the kernel, and returns the previous value. Returns `None` if the
+/// kernel was built without the feature, so that not even the folder exists.
 pub fn set(file: &str, value: &str) -> Result<Option<String>> {
     if !Path::new(file).parent().is_some_and(Path::exists) {
         return Ok(None);
@@ -136,14 +136,14 @@ pub fn set(file: &str, value: &str) -> Result<Option<String>> {
     Ok(Some(old.trim().to_owned()))
 }
 
-/// Writes one line to the kernel log, so that what follows there can be attributed.
+/// Writes one line to the kernel log, so that the lines after it can be attributed.
 pub fn kmsg(text: &str) {
     if let Ok(mut log) = OpenOptions::new().write(true).open("/dev/kmsg") {
         let _ = log.write_all(format!("<5>{text}\n").as_bytes());
     }
 }
 
-/// Whether the module is in the kernel.
+/// Whether the module is loaded.
 pub fn module_loaded(name: &str) -> Result<bool> {
     let text = fs::read_to_string("/proc/modules")?;
     Ok(text.lines().any(|l| l.split(' ').next() == Some(name)))
@@ -156,7 +156,7 @@ pub fn insmod(path: &str, params: &str) -> Result<()> {
     finit_module(&file, &params, 0).with_context(|| format!("loading {path} {params:?}"))
 }
 
-/// Unloads the module, waiting a little for the last user to be gone.
+/// Unloads the module; waits a little for the last user to leave.
 pub fn rmmod(name: &str) -> Result<()> {
     let c_name = CString::new(name)?;
     let deadline = Instant::now() + Duration::from_secs(5);
@@ -174,10 +174,10 @@ pub fn rmmod(name: &str) -> Result<()> {
     }
 }
 
-/// Where KUnit shows results.
+/// The directory of KUnit's results.
 pub const KUNIT: &str = "/sys/kernel/debug/kunit";
 
-/// Names of the KUnit suites known now, sorted.
+/// The sorted names of the KUnit suites that are registered now.
 pub fn kunit_suites() -> Vec<String> {
     let mut names: Vec<String> = fs::read_dir(KUNIT)
         .into_iter()
@@ -189,18 +189,18 @@ pub fn kunit_suites() -> Vec<String> {
     names
 }
 
-/// All stacks into the kernel log.
+/// Prints all stacks into the kernel log.
 pub fn dump_stacks() {
     for key in ["l", "w", "t"] {
         let _ = fs::write("/proc/sysrq-trigger", key);
     }
 }
 
-/// Has kmemleak, where it is built in, report what it knows into the kernel log.
+/// Makes kmemleak, if it is built in, print its findings into the kernel log.
 pub fn kmemleak_scan() {
     let file = Path::new("/sys/kernel/debug/kmemleak");
     if file.exists() {
-        // The second scan confirms what the first one only suspected.
+        // The second scan confirms the suspects of the first one.
         for _ in 0..2 {
             let _ = fs::write(file, "scan");
             std::thread::sleep(Duration::from_secs(1));
@@ -231,7 +231,7 @@ mod tests {
         assert_eq!(set(file, "new").unwrap().as_deref(), Some("old"));
         assert_eq!(fs::read_to_string(file).unwrap(), "new");
         assert_eq!(set(&format!("{file}s/a"), "new").unwrap(), None);
-        // Not one of a kernel that has the rest: a mistake.
+        // A missing file in an existing folder is a mistake of the plan.
         assert!(set(&format!("{file}s"), "new").is_err());
         fs::remove_dir_all(&dir).unwrap();
     }

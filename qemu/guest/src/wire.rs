@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The status stream from guest to host, over virtio-serial and away from the console.
+//! The status stream from guest to host, over virtio-serial and separate from the console.
 //!
-//! One message is one line, `SEQ CRC KIND REST`. Sequence and checksum make a lost, torn or
-//! foreign line visible: a stream that ends anywhere but after [`Message::Done`] is cut, and a
-//! cut stream is never a pass.
+//! One message is one line, `SEQ CRC KIND REST`. Sequence number and checksum make a lost, torn or
+//! foreign line visible. A stream that does not end after [`Message::Done`] is cut, and a cut
+//! stream is never a pass.
 
 use std::fmt;
 
@@ -13,11 +13,11 @@ pub const PORT_NAME: &str = "org.zdmirror.status";
 /// One message of the stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Message {
-    /// The guest is up; its kernel release and `/proc/sys/kernel/tainted` at that time.
+    /// The guest is up. Has the kernel release and `/proc/sys/kernel/tainted` at that time.
     Hello {
         /// `uname -r`.
         release: String,
-        /// Taint mask before the first test.
+        /// The taint mask before the first test.
         taint: u64,
     },
     /// A suite begins.
@@ -26,11 +26,11 @@ pub enum Message {
     TestStart(String),
     /// One raw line of (K)TAP of the running suite or test.
     Ktap(String),
-    /// The process of that test has ended; `None` is "by itself, status 0".
+    /// The process of that test has ended; `None` means by itself with status 0.
     TestEnd(String, Option<String>),
-    /// The suite has ended; `None` is "in order".
+    /// The suite has ended; `None` means in order.
     SuiteEnd(String, Option<String>),
-    /// Taint mask after the last test.
+    /// The taint mask after the last test.
     Taint(u64),
     /// Nothing follows; the guest powers off now.
     Done,
@@ -93,9 +93,9 @@ pub struct Encoder {
 }
 
 impl Encoder {
-    /// One message as one line, newline included.
+    /// Encodes one message as one line, newline included.
     pub fn encode(&mut self, message: &Message) -> String {
-        // A line is a message: whatever would break the line is flattened.
+        // A line is a message: replace line breaks in the payload.
         let payload: String = message
             .to_string()
             .chars()
@@ -107,7 +107,7 @@ impl Encoder {
     }
 }
 
-/// Turns lines into messages; remembers the first damage and then reads no further.
+/// Turns lines into messages. Remembers the first damage and then reads no further.
 #[derive(Debug, Default)]
 pub struct Decoder {
     seq: u64,
@@ -116,14 +116,14 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// Takes more bytes of the stream and gives the messages completed by them.
+    /// Takes more bytes of the stream and returns the messages that they complete.
     pub fn feed(&mut self, bytes: &[u8]) -> Vec<Message> {
         let mut out = Vec::new();
         if self.damage.is_some() {
             return out;
         }
         self.partial.extend_from_slice(bytes);
-        // Taken off the front once, at the end: a test may write hundreds of megabytes.
+        // Remove the used bytes once, at the end: a test may write hundreds of megabytes.
         let partial = std::mem::take(&mut self.partial);
         let mut rest = partial.as_slice();
         while let Some(end) = rest.iter().position(|&b| b == b'\n') {
@@ -163,7 +163,7 @@ impl Decoder {
         Message::parse(payload).ok_or_else(|| broken("unknown message"))
     }
 
-    /// What was wrong with the stream, a torn last line included; to be asked at its end.
+    /// The damage of the stream, a torn last line included. Ask for it at the end of the stream.
     pub fn damage(&self) -> Option<String> {
         if self.damage.is_some() {
             return self.damage.clone();

@@ -2,8 +2,8 @@
 //! `zdvm bisect`: judges one commit of a kernel tree for `git bisect run`.
 //!
 //! git reads the exit status: 0 is good, 1 is bad, 125 cannot be tested, 128 stops the bisection. A
-//! commit is bad only if the same test failed in two boots: a test that fails now and then would
-//! otherwise send the bisection the wrong way.
+//! commit is bad only if the same test failed in two boots, because a test that fails at random
+//! would send the bisection the wrong way.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -31,12 +31,12 @@ use crate::vm::payload;
 /// Exit status that stops `git bisect run`.
 pub const STOP: u8 = 128;
 
-/// What a commit is taken for that cannot be tested.
+/// The verdict on a commit that cannot be tested.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Taken {
     /// Exit 125: git tries a neighbour.
     Skip,
-    /// Exit 1: this is what is looked for.
+    /// Exit 1: the commit has the bug.
     Bad,
     /// Exit 0.
     Good,
@@ -48,28 +48,29 @@ pub struct Args {
     /// The kernel tree that is bisected.
     #[arg(long, default_value = ".")]
     kdir: PathBuf,
-    /// Build here, and keep the .config that is there; else in a directory of the cache.
+    /// Build in this directory, and keep the .config that is there; the default is a directory of
+    /// the cache.
     #[arg(long)]
     objdir: Option<PathBuf>,
     /// The kernel of the matrix whose configuration and results the tree is expected to have.
     #[arg(long, default_value = "stock")]
     expect: String,
-    /// Only this suite; may be given more than once.
+    /// Run only this suite; may be given more than once.
     #[arg(long = "suite")]
     suites: Vec<String>,
-    /// Only tests whose name matches this regular expression.
+    /// Run only tests whose name matches this regular expression.
     #[arg(long)]
     filter: Option<String>,
-    /// Also the slow tests.
+    /// Run the slow tests, too.
     #[arg(long)]
     full: bool,
-    /// What a commit is whose kernel or module does not build.
+    /// The verdict on a commit whose kernel or module does not build.
     #[arg(long, value_enum, default_value = "skip")]
     unbuildable: Taken,
-    /// What a commit is whose kernel does not boot.
+    /// The verdict on a commit whose kernel does not boot.
     #[arg(long, value_enum, default_value = "skip")]
     unbootable: Taken,
-    /// Boots at most; two that fail in the same test are enough.
+    /// The largest number of boots; two boots that fail in the same test end the command earlier.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(2..))]
     attempts: u32,
     /// auto, kvm, tcg or icount (TCG, with clocks that count instructions).
@@ -80,39 +81,39 @@ pub struct Args {
     machine: String,
 }
 
-/// What one boot showed.
+/// The result of one boot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Attempt {
     /// The guest never came up.
     NoBoot,
-    /// The guest came up and not one of the tests ran.
+    /// The guest came up, but no test ran.
     NothingRan,
-    /// Tests ran; the names of those that failed, which may be none.
+    /// Tests ran; these failed. The set may be empty.
     Ran(BTreeSet<String>),
 }
 
-/// What the commit is.
+/// The decision about a commit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// Boot once more: what was seen proves nothing yet.
+    /// The boots so far prove nothing: boot once more.
     Again,
-    /// Good.
+    /// The commit is good.
     Good,
-    /// Bad: these tests failed twice.
+    /// The commit is bad: these tests failed twice.
     Bad(BTreeSet<String>),
-    /// It does not boot.
+    /// The kernel does not boot.
     NoBoot,
-    /// It cannot be tested, and why.
+    /// The commit cannot be tested, for this reason.
     Skip(&'static str),
 }
 
-/// Decides from the boots so far, of which `most` may be made.
+/// Decides from the boots so far; the caller makes at most `most` boots.
 ///
-/// - A first boot without a failure is good: looking for a failure that is rarer than one boot is
-///   not this command's business (`--filter` and a test that repeats are).
+/// - A first boot without a failure is good. This command does not search for a failure that is
+///   rarer than one boot; `--filter` and a test that repeats do.
 /// - The same failure in two boots is bad.
-/// - Two boots without a failure outweigh one with.
-/// - A kernel that twice does not boot does not boot.
+/// - Two boots without a failure outweigh one with a failure.
+/// - A kernel that fails to boot twice does not boot.
 pub fn decide(attempts: &[Attempt], most: usize) -> Decision {
     let mut failures: BTreeMap<&str, usize> = BTreeMap::new();
     let (mut clean, mut dead) = (0, 0);
@@ -166,12 +167,12 @@ fn taken(as_what: Taken) -> u8 {
     }
 }
 
-/// Problems that tell how the tests of this version of the kernel differ from the plan. They are
-/// the same on either side of the commit that is looked for.
+/// Kinds of problems that only say that this version of the kernel has other tests than the plan.
+/// They are the same before and after the commit that is searched for.
 const OF_THE_VERSION: &[&str] =
     &["Unplanned", "UnexpectedPass", "Missing", "Skip", "known fault", "suite", "deliberate splat"];
 
-/// What a verdict says, reduced to what can be compared between two boots.
+/// Reduces a verdict to what two boots can be compared by.
 pub fn attempt(verdict: &Verdict) -> Attempt {
     if verdict.release.is_none() {
         return Attempt::NoBoot;
@@ -192,17 +193,19 @@ pub fn attempt(verdict: &Verdict) -> Attempt {
     if failed.is_empty() && !ran { Attempt::NothingRan } else { Attempt::Ran(failed) }
 }
 
-/// Whether an error is this machine's fault and says nothing about the commit.
+/// Whether this machine caused an error, which then says nothing about the commit.
 fn environment(e: &Error) -> bool {
     let text = format!("{e:#}");
     let ours = ["No space left on device", "Cannot allocate memory", "Killed"];
     e.downcast_ref::<job::Interrupted>().is_some() || ours.iter().any(|w| text.contains(w))
 }
 
-/// A step whose failure is the commit's; the inner error says that the kernel cannot be built.
+/// The result of a step. The outer error is this machine's; the inner error says that the commit
+/// cannot be built.
 type Built<T> = std::result::Result<T, Error>;
 
-/// Splits a failure: the machine's stops the bisection, the commit's is handed on.
+/// Sorts an error: an error of this machine stops the bisection, an error of the commit is
+/// returned.
 fn of_commit<T>(result: Result<T>) -> Result<Built<T>> {
     match result {
         Err(e) if environment(&e) => Err(e),
@@ -210,7 +213,7 @@ fn of_commit<T>(result: Result<T>) -> Result<Built<T>> {
     }
 }
 
-/// Builds what is checked out, on top of what the last commit left behind.
+/// Builds the commit that is checked out, in the objects of the previous commit.
 fn build(matrix: &Matrix, args: &Args) -> Result<Built<Tree>> {
     let like = matrix.kernel(&args.expect)?;
     let source =
@@ -244,18 +247,18 @@ fn build(matrix: &Matrix, args: &Args) -> Result<Built<Tree>> {
         }
         false => kernel::configure(&tree, &fragments, &log),
     };
-    // A tree with a configuration is built as it is opened.
+    // `kdir::open()` builds a tree that has a configuration.
     match of_commit(configured)? {
         Ok(()) => of_commit(kdir::open(matrix, like, &source, Some(&objects))),
         Err(e) => Ok(Err(e)),
     }
 }
 
-/// Brings the last commit's configuration up to date with this one's options.
+/// Adapts the configuration of the previous commit to the options of this one.
 fn again(tree: &Tree, fragments: &[(String, String)], ours: bool, log: &Path) -> Result<()> {
     let mut command = tree.make();
     crate::kernel::make::logged(command.arg("olddefconfig"), "configuring", log, None)?;
-    // An option that an older commit lacked is gone from .config and has to be asked for again.
+    // An option that the previous commit did not have is missing in .config: set it again.
     if ours && !kconfig::missing(fragments, &tree.config()?).is_empty() {
         kernel::configure(tree, fragments, log)?;
     }
@@ -318,7 +321,7 @@ fn work(repo: &Path, args: &Args) -> Result<u8> {
     Ok(say(status(&decision, args.unbootable)))
 }
 
-/// The whole command. Nothing that is not about the commit may come out as 0, 1 or 125.
+/// Runs the command. Exit statuses 0, 1 and 125 are only used for statements about the commit.
 pub fn command(repo: Option<PathBuf>, args: &Args) -> ExitCode {
     let result =
         job::watch_signals().and_then(|()| repo::find(repo)).and_then(|repo| work(&repo, args));

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Upstream's driver and ours, test by test: the kernel tree's own test_hmm.ko and the same
-//! unmodified hmm-tests.
+//! Compares upstream's driver and ours test by test: the kernel tree's own test_hmm.ko and zdmirror
+//! run the same unmodified hmm-tests.
 //!
-//! The C driver is allowed to do badly. It oopses, and a test may hang or take the guest with it:
-//! then the rest is run in another guest. The verdict is on ours alone.
+//! The C driver may fail. It oopses, and a test may hang or end the guest; the remaining tests then
+//! run in another guest. The verdict is about our driver alone.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -22,29 +22,29 @@ use crate::plan::planned::{Planned, Test};
 use crate::report;
 use crate::vm::kvm::Choice;
 
-/// What one driver did in one test.
+/// The result of one driver in one test.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Outcome {
-    /// pass, fail, oops (failed with one), skip, hang, died.
+    /// pass, fail, oops (the test failed and the kernel oopsed), skip, hang, died.
     pub word: &'static str,
-    /// As the kernel log has it.
+    /// Duration, by the kernel log.
     pub seconds: Option<f64>,
-    /// Oopses within the test.
+    /// Number of oopses during the test.
     pub oopses: usize,
-    /// Other reports within the test.
+    /// Number of other reports during the test.
     pub warnings: usize,
-    /// Whether the audit after it found nothing.
+    /// Whether the audit after the test found nothing.
     pub clean: bool,
 }
 
 impl Outcome {
-    /// Whether it has passed without a word in the kernel log.
+    /// Whether the test passed without a report in the kernel log.
     pub fn good(&self) -> bool {
         self.word == "pass" && self.oopses == 0 && self.warnings == 0
     }
 }
 
-/// Kinds of reports that are one oops; its other lines belong to it.
+/// Kinds of reports that count as one oops; the other lines of the oops belong to it.
 const OOPS: &[&str] = &["oops", "kernel panic"];
 /// Kinds that only announce an oops.
 const HERALDS: &[&str] = &["bad access", "BUG"];
@@ -72,7 +72,7 @@ fn outcome(result: &TestResult, died: Option<&'static str>, splats: &[Splat]) ->
     }
 }
 
-/// The test that a stream ends within.
+/// The test that was running when the stream ended.
 fn open_test(stream: &[u8]) -> Option<String> {
     wire::decode(stream).0.into_iter().fold(None, |open, message| match message {
         Message::TestStart(name) => Some(name),
@@ -81,7 +81,8 @@ fn open_test(stream: &[u8]) -> Option<String> {
     })
 }
 
-/// Runs all tests with a driver, in as many guests as it takes: `guest-1` and so on in `dir`.
+/// Runs all tests with a driver, in as many guests as it takes. Guest N has the folder `guest-N` in
+/// `dir`.
 pub fn theirs(
     setup: &Setup,
     matrix: &Matrix,
@@ -122,7 +123,7 @@ pub fn theirs(
     Ok(out)
 }
 
-/// One row.
+/// One row of the table.
 #[derive(Clone, Debug)]
 struct Row {
     name: String,
@@ -130,7 +131,7 @@ struct Row {
     ours: Outcome,
 }
 
-/// What is said above the table.
+/// The text above the table.
 struct Head {
     release: String,
     machine: String,
@@ -143,7 +144,7 @@ fn cell(o: &Outcome) -> [String; 4] {
     [o.word.to_owned(), seconds, number(o.oopses), number(o.warnings)]
 }
 
-/// The table as reStructuredText, which is also what the terminal gets.
+/// The table in reStructuredText. The terminal gets the same text.
 fn table(rows: &[Row]) -> String {
     let names = rows.iter().map(|r| r.name.len()).max().unwrap_or(0).max(4);
     let heads = ["C", "s", "oops", "other", "ours", "s", "oops", "other", "audit"];
@@ -202,7 +203,7 @@ fn document(head: &Head, rows: &[Row]) -> String {
     )
 }
 
-/// Compares on one kernel; true if ours is without fault.
+/// Compares the drivers on one kernel. Returns true if our driver has no fault.
 pub fn compare(
     repo: &Path,
     matrix: &Matrix,
@@ -226,7 +227,7 @@ pub fn compare(
     let mut setup = Setup::new(repo, matrix, tree.clone(), &their_request)?;
     setup.audited = false;
     for suite in &mut planned.suites {
-        // Nothing is expected of it, and a skip is told as one.
+        // The C driver has no expected failures, and a skip is reported as a skip.
         suite.tests.iter_mut().for_each(|t: &mut Test| t.expect = Expect::Pass);
     }
     let theirs = theirs(&setup, matrix, &planned, choice, &dir.join("upstream"))?;

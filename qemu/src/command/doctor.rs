@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! `zdvm doctor`: what only the program knows of this machine. `scripts/doctor.sh`, which
-//! `./zdvm doctor` runs, looks for the tools themselves and then asks here.
+//! `zdvm doctor`: reports what only the program knows of this machine. `./zdvm doctor` runs
+//! `scripts/doctor.sh`, which looks for the tools and then calls this command.
 
 use std::path::Path;
 
@@ -12,12 +12,12 @@ use crate::repo;
 use crate::vm::accel::Accel;
 use crate::vm::kvm::Choice;
 
-/// One line: how a finding is marked, and what it says.
+/// One line: the mark of a finding and its text.
 fn line(mark: &str, text: &str) -> String {
     format!("  {mark:<9} {text}\n")
 }
 
-/// What earlier boots on this machine found out about KVM.
+/// The line about KVM, from the result of earlier boots on this machine.
 fn acceleration(known: Option<Accel>, device: bool) -> String {
     match known {
         Some(Accel::Kvm) => line("ok", "guests run under KVM here"),
@@ -29,7 +29,7 @@ fn acceleration(known: Option<Accel>, device: bool) -> String {
     }
 }
 
-/// Whether a kernel is built, from the names of what lies in the cache.
+/// The line about one kernel: whether the cache has it.
 fn built(name: &str, key: &str, complete: bool) -> String {
     match complete {
         true => line("ok", &format!("kernel {name} is built ({name}-{key})")),
@@ -39,7 +39,7 @@ fn built(name: &str, key: &str, complete: bool) -> String {
     }
 }
 
-/// The whole text.
+/// The whole report.
 pub fn text(repo: &Path, matrix: &Matrix, names: &[&str]) -> Result<String> {
     let mut out = "Kernels and acceleration:\n".to_owned();
     out += &acceleration(Choice::new("auto")?.known(), Path::new("/dev/kvm").exists());

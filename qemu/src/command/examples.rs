@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Examples that `--help` shows below the options.
 
-/// Of `zdvm --help`.
+/// Examples of `zdvm --help`.
 pub const ALL: &str = "\
 Examples:
   ./zdvm doctor                          what this machine lacks, and the command that mends it
@@ -12,7 +12,7 @@ Examples:
   ./zdvm report build/runs/latest        a page to look at, of one run or of several side by side
   source <(./zdvm completions bash)      complete commands and options with the Tab key";
 
-/// Of `zdvm run --help`.
+/// Examples of `zdvm run --help`.
 pub const RUN: &str = "\
 Examples:
   ./zdvm run --list                                   what would run, without a boot
@@ -23,7 +23,7 @@ Examples:
 
 Exit status: 0 pass, 1 fail, 2 usage or environment.";
 
-/// Of `zdvm bisect --help`.
+/// Examples of `zdvm bisect --help`.
 pub const BISECT: &str = "\
 Examples, in your kernel tree:
   git bisect start BAD GOOD
@@ -34,7 +34,7 @@ Exit status, as `git bisect run` reads it: 0 the commit is good; 1 it is bad, th
 same test failed in two boots; 125 it cannot be tested; 128 this machine or the command line is at
 fault, and the bisection stops.";
 
-/// Of `zdvm gdb --help`.
+/// Examples of `zdvm gdb --help`.
 pub const GDB: &str = "\
 Examples:
   ./zdvm gdb                             a shell here; gdb in another terminal, as it says
@@ -42,7 +42,7 @@ Examples:
                                          type a command in the guest, stop at the function, print
                                          the stack; exit status 1 if the function is never reached";
 
-/// Of `zdvm report --help`.
+/// Examples of `zdvm report --help`.
 pub const REPORT: &str = "\
 Examples:
   ./zdvm report build/runs/latest                     writes build/runs/latest/report.html

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
-//! `zdvm gdb`: a guest with a debugger on it, and the module's symbols at the module's address.
+//! `zdvm gdb`: runs a guest with a debugger attached, and loads the module's symbols at the
+//! module's address.
 //!
-//! The kernel of the matrix has no debug information, so that the kernel's own `lx-symbols` cannot
+//! The kernels of the matrix have no debug information, so the kernel's own `lx-symbols` cannot
 //! read the list of modules. The guest prints the addresses of the module's sections instead.
 
 use std::fs::{self, File};
@@ -20,7 +21,7 @@ use crate::vm::Machine;
 use crate::vm::accel::Accel;
 use crate::vm::kvm::Choice;
 
-/// What is asked for beside the kernel and the machine.
+/// The options of this command beside those for the kernel and the machine.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Stop at this function, print the stack, and end; may be given more than once.
@@ -29,7 +30,7 @@ pub struct Args {
     /// Type this command in the guest's shell once the breakpoints are set.
     #[arg(long = "type", value_name = "COMMAND", requires = "breaks")]
     typed: Option<String>,
-    /// Seconds that the guest may take to boot, and then to reach a breakpoint.
+    /// Seconds that the guest may take to boot, and again to reach a breakpoint.
     #[arg(long, default_value_t = 180)]
     timeout: u64,
 }
@@ -37,7 +38,8 @@ pub struct Args {
 /// What the guest prints when its shell waits for a command.
 const PROMPT: &str = "guest# ";
 
-/// The file that gdb begins with: the kernel's symbols, the guest, the module's symbols.
+/// The file that gdb reads first: the kernel's symbols, the connection to the guest, the module's
+/// symbols.
 fn init(setup: &Setup, dir: &Path, socket: &Path) -> String {
     let objects = &setup.tree.objects;
     let scripts = objects.join("vmlinux-gdb.py");
@@ -65,20 +67,22 @@ fn init(setup: &Setup, dir: &Path, socket: &Path) -> String {
     )
 }
 
-/// What gdb does by itself.
+/// The commands that gdb runs without a user.
 fn script(init: &Path, ready: &Path, breaks: &[String]) -> String {
     let mut out = format!("source {}\n", init.display());
     for function in breaks {
         out += &format!("break {function}\n");
     }
-    // The guest runs on from `continue`; what is typed meanwhile waits in its serial port.
+    // The guest runs on after `continue`; the serial port keeps the characters that are typed
+    // before that.
     out + &format!(
         "shell touch {}\ncontinue\necho zdvm: stopped at \\n\ninfo symbol $pc\nbacktrace 12\ndisconnect\n",
         ready.display()
     )
 }
 
-/// Whether gdb stopped at a breakpoint and showed a stack. "Breakpoint 1 at" only sets one.
+/// Whether gdb stopped at a breakpoint and printed a stack. "Breakpoint 1 at" only says that the
+/// breakpoint is set.
 fn reached(log: &str) -> bool {
     let stop = |l: &str| match l.split_once("Breakpoint ") {
         Some((_, rest)) => rest.split_once(", ").is_some_and(|(n, _)| n.parse::<u32>().is_ok()),
@@ -113,7 +117,7 @@ fn arguments(machine: &Machine, accel: Accel, socket: &Path, console: &[String])
     args
 }
 
-/// A guest on this terminal; gdb is started in another one.
+/// Runs a guest on this terminal; the user starts gdb in another one.
 fn interactive(machine: &Machine, accel: Accel, socket: &Path, dir: &Path) -> Result<()> {
     let console = [
         "-chardev".to_owned(),
@@ -135,7 +139,7 @@ fn interactive(machine: &Machine, accel: Accel, socket: &Path, dir: &Path) -> Re
     Ok(())
 }
 
-/// Boots, sets breakpoints, types a command; whether a breakpoint was reached.
+/// Boots, sets breakpoints and types a command. Returns whether a breakpoint was reached.
 fn scripted(
     machine: &Machine,
     accel: Accel,
@@ -170,7 +174,7 @@ fn scripted(
     .and_then(|()| {
         writeln!(keyboard, "{}", args.typed.as_deref().unwrap_or_default())?;
         keyboard.flush()?;
-        // gdb kills the guest when it is done, so that either may end first.
+        // gdb kills the guest at its end, so either process may end first.
         let start = Instant::now();
         while gdb.poll()?.is_none() && start.elapsed() < limit {
             job::check_signals()?;
@@ -187,7 +191,7 @@ fn scripted(
     Ok(hit)
 }
 
-/// The whole command; false if breakpoints were asked for and none was reached.
+/// Runs the command. Returns false if breakpoints were given and none was reached.
 pub fn command(
     setup: &Setup,
     matrix: &Matrix,
@@ -196,11 +200,11 @@ pub fn command(
     args: &Args,
 ) -> Result<bool> {
     let mut setup = setup.clone();
-    // Addresses of the image are then those of the guest.
+    // Without KASLR the addresses in the image are those of the guest.
     setup.cmdline = format!("{} nokaslr", setup.cmdline);
     let machine = run::shell_machine(&setup, matrix, dir)?;
     let accel = choice.known().unwrap_or(Accel::Tcg);
-    // Paths of sockets are short; the run's folder may be deep.
+    // The path of a socket must be short, and the run's folder may be deep.
     let control = tempfile::Builder::new().prefix("zdvm").tempdir()?;
     let socket = control.path().join("gdb");
     fs::write(dir.join("gdb.init"), init(&setup, dir, &socket))?;

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
-//! `zdvm patch-check`: a series patch by patch. Each must apply, leave everything that it touches
-//! compilable in every configuration of the matrix, and have checkpatch.pl say nothing.
+//! `zdvm patch-check`: checks a series patch by patch. Each patch must apply, must leave every file
+//! that it touches compilable in every configuration of the matrix, and must be clean for
+//! checkpatch.pl.
 //!
-//! What was found out stays known until patch, configuration or tools are others, so that it can
-//! be interrupted at any time, and costs next to nothing when nothing has changed.
+//! Results are stored until the patch, the configuration or the tools change. The check can
+//! therefore be interrupted at any time, and costs next to nothing when nothing has changed.
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
@@ -22,34 +23,36 @@ use crate::progress::Progress;
 use crate::repo;
 use crate::report;
 
-/// What checkpatch.pl is asked; it knows commit ids only in a git tree with all of history.
+/// The options of checkpatch.pl. Commit ids can only be checked in a git tree with the full
+/// history, so they are ignored.
 const CHECKPATCH: [&str; 6] =
     ["--strict", "--quiet", "--no-tree", "--ignore", "UNKNOWN_COMMIT_ID", "-"];
 
-/// How many checks passed and failed.
+/// The number of checks by result.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
-    /// Good ones.
+    /// Checks that passed.
     pub passed: usize,
-    /// Bad ones, and those that could not be made.
+    /// Checks that failed or could not be made.
     pub failed: usize,
     /// Tests of a boot that failed or were skipped as expected.
     pub skipped: usize,
 }
 
-/// What was found, in the words of the report; what is good may have lines for later use below.
+/// The result of a check as text of the report. A good result may have more lines below the first
+/// for later use.
 type Finding = std::result::Result<String, String>;
 
-/// One configuration, ready to be compiled in.
+/// One configuration, ready to compile in.
 struct Config<'a> {
     name: &'a str,
     spec: &'a CompileSpec,
     fragments: Vec<(String, String)>,
-    /// Of everything but the source.
+    /// The key of everything but the source.
     key: String,
 }
 
-/// All that the checks of one series share.
+/// The data that all checks of one series share.
 struct Check<'a> {
     stack: Stack,
     dir: PathBuf,
@@ -58,7 +61,7 @@ struct Check<'a> {
     log: PathBuf,
 }
 
-/// Whether kbuild's record of an object says that it is made from this file.
+/// Whether kbuild's record of an object says that the object is made from this file.
 fn made_from(record: &str, file: &str) -> bool {
     let is = |word: &str| word.strip_suffix(file).is_some_and(|p| p.is_empty() || p.ends_with('/'));
     record.split_whitespace().any(is)
@@ -105,21 +108,21 @@ impl Check<'_> {
         }
     }
 
-    /// What is known under a key, or what `find` finds out.
+    /// Returns the stored result of a key, or calls `find` and stores its result.
     fn once(&self, parts: &[&str], find: impl FnOnce() -> Result<Finding>) -> Result<Finding> {
         let known = self.dir.join("found").join(repo::key(parts));
         if let Ok(said) = fs::read_to_string(&known) {
             return Ok(Ok(said));
         }
         let finding = find()?;
-        // What is bad is looked at again.
+        // A bad result is not stored, so that it is determined again.
         if let Ok(said) = &finding {
             fs::write(&known, said)?;
         }
         Ok(finding)
     }
 
-    /// Configures a build directory unless that was done with these very fragments.
+    /// Configures a build directory, unless it is configured with these very fragments.
     fn configure(&self, tree: &Tree, config: &Config<'_>) -> Result<()> {
         let configured = tree.objects.join(".zdvm-configured");
         if fs::read_to_string(&configured).is_ok_and(|key| key == config.key) {
@@ -134,7 +137,7 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// Brings the objects of a configuration up to date with the tree: how many were made for it, and
+    /// Compiles the objects of a configuration. The result says how many objects were made, and
     /// which files of the patch they are made from.
     fn objects(&self, config: &Config<'_>, patch: &Patch) -> Result<Finding> {
         let tree = self.tree(config);
@@ -189,7 +192,7 @@ impl Check<'_> {
         })
     }
 
-    /// All findings on the last of these patches; `None` if it does not apply.
+    /// All results about the last of these patches; `None` if it does not apply.
     fn patch(&self, patches: &[Patch]) -> Result<Option<Vec<Finding>>> {
         let Some(last) = patches.last() else { return Ok(None) };
         let diffs: Vec<&str> = patches.iter().map(Patch::diff).collect();
@@ -229,7 +232,7 @@ impl Check<'_> {
     }
 }
 
-/// One line of the report, and what is bad below it.
+/// One line of the report, with the bad results below it.
 fn line(name: &str, found: &[Finding]) -> String {
     let words = found.iter().map(|f| match f {
         Ok(said) => said.lines().next().unwrap_or_default().to_owned(),
@@ -244,7 +247,7 @@ fn line(name: &str, found: &[Finding]) -> String {
     out
 }
 
-/// Checks the series of a kernel of the matrix, and says what it finds.
+/// Checks the series of a kernel of the matrix and prints the results.
 pub fn check(repo: &Path, matrix: &Matrix, name: &str) -> Result<Tally> {
     let kernel = matrix.kernel(name)?;
     let patches = kernel::patches(matrix, kernel)?;

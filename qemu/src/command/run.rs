@@ -26,54 +26,54 @@ use crate::vm::{Machine, Watcher};
 
 /// Where the program of the audit is in the guest.
 const AUDIT: &str = "/bin/zdvm-audit";
-/// Where the kernel tree's own driver is, for who loads it beside ours.
+/// Path of the kernel tree's own driver in the guest, for suites that load it beside ours.
 const C_DRIVER: &str = "/lib/modules/test_hmm.ko";
 
-/// What a run is asked for.
+/// The options of a run.
 #[derive(Clone, Debug)]
 pub struct Request<'a> {
-    /// The kernel, for what is expected of it, and the machine.
+    /// The kernel whose results are expected, and the machine.
     pub on: On,
-    /// Other than the machine's number of processors.
+    /// The number of processors, if not the machine's own.
     pub vcpus: Option<u32>,
-    /// Another module instead of building ours.
+    /// A module to use instead of building ours.
     pub module: Option<&'a Path>,
-    /// Suites to make ready.
+    /// The suites to build programs for.
     pub suites: &'a [String],
 }
 
-/// What is the same for every boot of one kernel.
+/// The data that all boots of one kernel share.
 #[derive(Clone, Debug)]
 pub struct Setup {
     /// The checkout.
     pub repo: PathBuf,
     /// The kernel.
     pub tree: Tree,
-    /// Name of the kernel and of the machine.
+    /// The names of the kernel and of the machine.
     pub on: On,
     /// The machine.
     pub machine: MachineSpec,
     /// The module.
     pub module: PathBuf,
-    /// Whether the module can be asked after every test what was left behind.
+    /// Whether the module can be audited after every test.
     pub audited: bool,
-    /// More kernel command line than the matrix has.
+    /// Options of the kernel command line in addition to those of the matrix.
     pub cmdline: String,
-    /// What limits are multiplied by, beside what the kernel asks for.
+    /// A factor for all time limits, in addition to the kernel's own.
     pub timeout_factor: u64,
-    /// Seconds that a test may take of a program that is a suite by itself, if others than the
-    /// matrix says.
+    /// Seconds that a test may take in a program that runs a suite by itself, if not the limit of
+    /// the matrix.
     pub test_limit: Option<u64>,
-    /// The agent and the audit.
+    /// The programs of the agent and of the audit.
     agent: (PathBuf, PathBuf),
-    /// Programs by suite: path in the guest, file here.
+    /// The programs by suite: path in the guest, file on the host.
     pub programs: BTreeMap<String, (String, PathBuf)>,
-    /// What the programs say they have.
+    /// The tests that each program lists.
     pub lists: BTreeMap<String, Vec<String>>,
 }
 
 impl Setup {
-    /// Builds whatever the selected suites need.
+    /// Builds everything that the selected suites need.
     pub fn new(repo: &Path, matrix: &Matrix, tree: Tree, request: &Request<'_>) -> Result<Self> {
         let mut machine = matrix.machine(&request.on.machine)?.clone();
         machine.vcpus = request.vcpus.unwrap_or(machine.vcpus);
@@ -131,7 +131,7 @@ impl Setup {
                 }
             };
             let spec = matrix.suite(&name)?;
-            // A tree of the user's may lack it; what needs it says so.
+            // A user's tree may lack the driver; the tests that need it then say so.
             if let Some(file) = spec.c_driver.then(|| setup.tree.c_driver().ok()).flatten() {
                 setup.programs.insert(format!("{name}'s driver"), (C_DRIVER.to_owned(), file));
             }
@@ -143,8 +143,8 @@ impl Setup {
         Ok(setup)
     }
 
-    /// Where plan and program differ: what is planned and cannot come, what the program has and
-    /// nobody asks for.
+    /// Prints the differences between plan and program: planned tests that the program does not
+    /// have, and tests of the program that no plan names.
     fn say_unknown(&self, planned: &Planned) {
         for suite in &planned.suites {
             let Some(list) = self.lists.get(&suite.name) else { continue };
@@ -193,18 +193,20 @@ impl Setup {
         for suite in &planned.suites {
             let in_list = |t: &&String| self.lists.get(&suite.name).is_none_or(|l| l.contains(t));
             let names = suite.tests.iter().map(|t| &t.name).filter(in_list).cloned();
-            // Of a suite that is run in parts, the matrix does not know the parts.
+            // The matrix does not know the parts of a suite that is run in parts.
             let spec = matrix.suite.get(&suite.name);
             let mut tests = spec.map(|s| s.arguments(&self.machine)).unwrap_or_default();
             match suite.kind {
                 Kind::Kunit | Kind::Script => {}
                 Kind::Harness => tests.extend(names),
                 Kind::Ktap => {
-                    // Of a test that hangs the program says more than who ends the program.
+                    // The program says more about a test that hangs than the agent, which only
+                    // kills the program: let the program's limit expire first.
                     let seconds = self.test_limit.unwrap_or(limit * 8 / 9);
                     tests.extend(["--timeout".to_owned(), seconds.to_string()]);
-                    // The program's own choice of tests would be no plan: names are given, except
-                    // where all of them are wanted and the program may have more than is planned.
+                    // The plan, not the program, selects tests: name them. If all planned tests are
+                    // selected, name none: the program may have tests that the plan lacks, and
+                    // their results show it.
                     if !suite.deselected.is_empty() {
                         tests.extend(names);
                     }
@@ -249,7 +251,7 @@ impl Setup {
     }
 }
 
-/// A new folder for a run, and `latest` pointing at it.
+/// Makes a new folder for a run, and points `latest` to it.
 pub fn folder(repo: &Path, out: Option<&Path>) -> Result<PathBuf> {
     if let Some(dir) = out {
         fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
@@ -258,7 +260,7 @@ pub fn folder(repo: &Path, out: Option<&Path>) -> Result<PathBuf> {
     let runs = repo.join("build/runs");
     fs::create_dir_all(&runs).with_context(|| format!("making {}", runs.display()))?;
     let stem = format!("{}-{}", Timestamp::now().strftime("%Y%m%d-%H%M%S"), std::process::id());
-    // A process may begin two runs in one second.
+    // One process may begin two runs in the same second.
     let mut name = stem.clone();
     let mut more = 1;
     while let Err(e) = fs::create_dir(runs.join(&name)) {
@@ -269,7 +271,7 @@ pub fn folder(repo: &Path, out: Option<&Path>) -> Result<PathBuf> {
         name = format!("{stem}-{more}");
     }
     let dir = runs.join(&name);
-    // Made under another name and moved, so that `latest` is there at any time.
+    // Create the link under another name and rename it, so that `latest` always exists.
     let temporary = runs.join(format!(".latest-{}", std::process::id()));
     let _ = fs::remove_file(&temporary);
     std::os::unix::fs::symlink(&name, &temporary)?;
@@ -277,7 +279,7 @@ pub fn folder(repo: &Path, out: Option<&Path>) -> Result<PathBuf> {
     Ok(dir)
 }
 
-/// Shows what the guest is doing.
+/// Shows the progress of the guest.
 struct Live {
     suite: Option<(String, Progress, u64)>,
     sizes: BTreeMap<String, u64>,
@@ -336,8 +338,8 @@ fn write_ktap(stream: &[u8], dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Writes the console of a run with file and line in its stacks: those of the kernel where it has debug
-/// information, those of the module always.
+/// Writes the console of a run with file and line in its stacks: for the kernel if it has debug
+/// information, for the module always.
 pub fn decode_stacks(tree: &Tree, module: &Path, dir: &Path) {
     let vmlinux = tree.objects.join("vmlinux");
     let script = tree.source.join("scripts/decode_stacktrace.sh");
@@ -361,10 +363,10 @@ pub fn decode_stacks(tree: &Tree, module: &Path, dir: &Path) {
     }
 }
 
-/// One boot and what came of it.
+/// The result of one boot.
 #[derive(Debug)]
 pub struct Boot {
-    /// As judged.
+    /// The verdict.
     pub verdict: Verdict,
     /// How QEMU ran the guest.
     pub accel: Accel,
@@ -381,7 +383,7 @@ impl Boot {
     }
 }
 
-/// One boot, judged.
+/// Boots once and judges the boot.
 pub fn boot(
     setup: &Setup,
     matrix: &Matrix,
@@ -392,14 +394,14 @@ pub fn boot(
     let size = |s: &planned::Suite| (s.name.clone(), u64::try_from(s.tests.len()).unwrap_or(0));
     let mut live = Live { suite: None, sizes: planned.suites.iter().map(size).collect() };
     let boot = watched(setup, matrix, planned, choice, dir, &mut live)?;
-    // Reports that tests provoke on purpose are many, and nobody looks for their lines.
+    // Stacks of reports that tests provoke on purpose are not decoded: they are many.
     if !boot.verdict.splats.is_empty() && !boot.verdict.pass() {
         decode_stacks(&setup.tree, &setup.module, dir);
     }
     Ok(boot)
 }
 
-/// One boot with somebody looking on, judged.
+/// Boots once with a watcher, and judges the boot.
 pub fn watched(
     setup: &Setup,
     matrix: &Matrix,
@@ -425,7 +427,7 @@ pub fn watched(
     Ok(Boot { verdict, accel, exit, seconds })
 }
 
-/// One boot, judged, reported and written down.
+/// Boots once, judges the boot, prints the result and writes it to the folder.
 pub fn once(
     setup: &Setup,
     matrix: &Matrix,
@@ -467,10 +469,10 @@ pub fn shell_machine(setup: &Setup, matrix: &Matrix, dir: &Path) -> Result<Machi
     setup.machine(matrix, dir, &plan, &setup.files(&nothing, dir)?)
 }
 
-/// An interactive guest.
+/// Runs an interactive guest.
 pub fn shell(setup: &Setup, matrix: &Matrix, choice: &Choice, dir: &Path) -> Result<()> {
     let machine = shell_machine(setup, matrix, dir)?;
-    // Nobody wants to wait for a proof here: TCG unless KVM has been proved by a run.
+    // Proving KVM takes seconds: use TCG unless an earlier run has proved KVM.
     let accel = choice.known().unwrap_or(Accel::Tcg);
     machine.interact(accel)?;
     Ok(())

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Reads KTAP as the kernel's `tools/testing/kunit/kunit_parser.py` does: nested by indentation,
-//! several documents in a row, other lines between.
+//! several documents in a row, with other lines between them.
 
 use std::sync::LazyLock;
 
 use regex::Regex;
 
-/// How many diagnostics make a reason.
+/// How many diagnostic lines a reason has at most.
 const NOTES: usize = 8;
 
-/// What a result line says.
+/// The outcome of a result line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// `ok`.
@@ -20,23 +20,23 @@ pub enum Outcome {
     Skip,
 }
 
-/// A leaf: one test, its path joined by dots.
+/// A leaf of the tree of results: one test.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Case {
-    /// Dotted path, `suite.case`.
+    /// The path joined by dots, `suite.case`.
     pub name: String,
-    /// Its outcome.
+    /// The outcome.
     pub outcome: Outcome,
-    /// What followed `#` on its line, else the diagnostic lines before it.
+    /// The text after `#` on its line, or else the diagnostic lines before it.
     pub reason: String,
 }
 
-/// All that was read.
+/// The content of a text.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
-    /// Leaves, in order.
+    /// The leaves, in order.
     pub cases: Vec<Case>,
-    /// What is wrong with the document itself.
+    /// Errors of the document itself.
     pub errors: Vec<String>,
 }
 
@@ -74,7 +74,7 @@ fn plan(text: &str) -> Option<usize> {
     text.strip_prefix("1..")?.split([' ', '#']).next()?.parse().ok()
 }
 
-/// Parser state.
+/// The state of the parser.
 #[derive(Debug, Default)]
 struct Parser {
     levels: Vec<Level>,
@@ -86,7 +86,7 @@ impl Parser {
         self.report.errors.push(text);
     }
 
-    /// Closes the innermost level; its results become somebody's children.
+    /// Closes the innermost level; its results become the children of a result one level up.
     fn close(&mut self) -> Vec<Node> {
         let Some(level) = self.levels.pop() else {
             return Vec::new();
@@ -131,7 +131,7 @@ impl Parser {
             (true, Outcome::Pass | Outcome::Skip) => {
                 self.error(format!("{name} says ok, but holds a failure"));
             }
-            // Its own failure must not vanish behind children that all passed.
+            // A test that fails itself must be reported even if all its children passed.
             (false, Outcome::Fail) => {
                 self.report.cases.push(Case { name: name.clone(), ..node.case.clone() })
             }
@@ -142,7 +142,7 @@ impl Parser {
         }
     }
 
-    /// The level of this indentation, made if it is deeper than all others.
+    /// The level of this indentation; makes it if it is deeper than all others.
     fn level(&mut self, indent: usize) -> &mut Level {
         if self.levels.last().is_none_or(|l| l.indent < indent) {
             self.levels.push(Level::new(indent));
@@ -155,7 +155,7 @@ impl Parser {
         let mut children = Vec::new();
         while self.levels.last().is_some_and(|l| l.indent > indent) {
             let nodes = self.close();
-            // Only the next deeper level holds this test's own children.
+            // Only the next deeper level has this test's own children.
             children.splice(0..0, nodes);
         }
         let word = |i| found.get(i).map_or("", |m: regex::Match<'_>| m.as_str().trim());
@@ -201,7 +201,7 @@ impl Parser {
                 self.error("two plan lines in one document".to_owned());
             }
         } else if let Some(found) = RESULT.captures(text) {
-            // Prose may begin with "ok": a result has a number or a name.
+            // Other text may begin with "ok", too: a result has a number or a name.
             if found.get(2).is_some() || found.get(3).is_some() {
                 self.result(indent, &found);
             }
@@ -216,7 +216,7 @@ impl Parser {
     }
 }
 
-/// The first few diagnostics, where the cause is, without a harness's announcements.
+/// The first few diagnostics, which have the cause; leaves out the announcements of a harness.
 fn shortened(notes: &[String]) -> String {
     let announced = |n: &&String| n.starts_with("Starting ") || n.starts_with("RUN  ");
     let telling: Vec<&str> = notes.iter().filter(|n| !announced(n)).map(String::as_str).collect();
@@ -227,7 +227,7 @@ fn shortened(notes: &[String]) -> String {
     text
 }
 
-/// Reads a text that holds any number of KTAP documents.
+/// Parses a text with any number of KTAP documents.
 pub fn parse<'a>(lines: impl IntoIterator<Item = &'a str>) -> Report {
     let mut parser = Parser::default();
     for line in lines {
@@ -237,8 +237,8 @@ pub fn parse<'a>(lines: impl IntoIterator<Item = &'a str>) -> Report {
     parser.report
 }
 
-/// What is wrong with the totals that a kselftest program prints last, if anything: of a program
-/// whose exit status is lost they are the only word on its end.
+/// What is wrong with the totals that a kselftest program prints last, if anything. If the
+/// program's exit status is lost, only the totals show that it reached its end.
 pub fn wrong_totals(lines: &[String], cases: &[Case]) -> Option<String> {
     let Some(text) = lines.iter().find_map(|l| l.strip_prefix("# Totals: ")) else {
         return Some("no line with totals: the program did not come to its end".to_owned());

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The verdict on what a guest said, without input or output.
+//! Judges what a guest sent, without input or output.
 
 pub mod ktap;
 pub mod splat;

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Finds what a kernel says when something is wrong, by its text.
+//! Finds the reports of a kernel by their text.
 //!
-//! Taint is not enough: lockdep, RCU, hung task, UBSAN, KCSAN and kmemleak reports leave none.
+//! The taint flags are not enough: lockdep, RCU, hung task, UBSAN, KCSAN and kmemleak reports set
+//! none.
 
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
@@ -11,23 +12,23 @@ use regex::Regex;
 /// One report in the kernel log.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Splat {
-    /// Line in the console log, from 1.
+    /// The line in the console log, counted from 1.
     pub line: usize,
-    /// What kind of report.
+    /// The kind of report.
     pub kind: &'static str,
-    /// The line itself, without its time stamp, Rust symbols demangled.
+    /// The line without its time stamp, with Rust symbols demangled.
     pub text: String,
     /// The test that was running.
     pub test: Option<String>,
-    /// Where it happened, if the report says so.
+    /// The function and place that the report names, if any.
     pub place: Option<String>,
 }
 
 /// The kind of a KUnit case that fails.
 pub const KUNIT: &str = "KUnit failure in the log";
 
-/// Kinds in order of precedence: the first that fits names the line. `^` is the start of the
-/// message, behind the time stamp.
+/// The kinds in order of precedence: the first pattern that matches names the line. `^` is the
+/// start of the message, behind the time stamp.
 const KINDS: &[(&str, &str)] = &[
     ("invariant violated", r"zdmirror: (violation:|pagemap at .* stays registered)"),
     ("kernel panic", r"Kernel panic - not syncing"),
@@ -64,7 +65,7 @@ const KINDS: &[(&str, &str)] = &[
     ("stuck interrupt", r"nobody cared"),
 ];
 
-/// The table and the two bracket forms, compiled once; a test below compiles them all.
+/// The patterns of the kinds and of the brackets, compiled once.
 struct Table {
     kinds: Vec<(&'static str, Regex)>,
     stamp: Regex,
@@ -112,7 +113,7 @@ pub fn demangle(line: &str) -> String {
     out + rest
 }
 
-/// Seconds from begin to end of every test that is bracketed in a console log.
+/// The duration in seconds of every test that has brackets in a console log.
 pub fn times(console: &str) -> BTreeMap<String, f64> {
     let mut out = BTreeMap::new();
     let mut begin: Option<(String, f64)> = None;
@@ -132,20 +133,21 @@ pub fn times(console: &str) -> BTreeMap<String, f64> {
     out
 }
 
-/// What kind of report a line of the log begins, if any.
+/// The kind of the report that a line of the log begins, if any.
 pub fn kind(line: &str) -> Option<&'static str> {
     let text = message(line);
     let kind = TABLE.kinds.iter().find(|(_, re)| re.is_match(text)).map(|(kind, _)| *kind);
     kind.or(TABLE.kunit.is_match(text).then_some(KUNIT))
 }
 
-/// Whether a line of the log begins a test (or ends one), and which.
+/// Whether a line of the log is the bracket at a test's begin (true) or end (false), and the test's
+/// name.
 pub fn bracket(line: &str) -> Option<(bool, String)> {
     let found = TABLE.bracket.captures(message(line))?;
     Some((&found[1] == "begin", found[2].to_owned()))
 }
 
-/// All reports in a console log.
+/// Finds all reports in a console log.
 pub fn scan(console: &str) -> Vec<Splat> {
     let mut out: Vec<Splat> = Vec::new();
     let mut test: Option<String> = None;
@@ -156,13 +158,15 @@ pub fn scan(console: &str) -> Vec<Splat> {
             continue;
         }
         if let Some(found) = TABLE.place.captures(text) {
-            // One report may begin with several lines of the table: all happened there.
+            // Several lines of one report may match the table. All of them get the place of the
+            // report.
             for near in out.iter_mut().rev().take_while(|s| index - s.line < 40) {
                 near.place.get_or_insert_with(|| demangle(&found[1]));
             }
         }
-        // KUnit runs again whenever the module is loaded; only the first time, which has the
-        // name of its suite as bracket, is judged by its results.
+        // KUnit runs again whenever the module is loaded. The results of the first run, whose
+        // bracket has the name of the suite, are judged as results; a failure in a later run is a
+        // report.
         if let Some(kind) = kind(line).filter(|k| *k != KUNIT || test.as_deref() != Some("kunit")) {
             out.push(Splat {
                 line: index + 1,
@@ -191,7 +195,7 @@ pub fn open_test(console: &str) -> Option<String> {
 mod tests {
     use super::*;
 
-    /// Every kind by a line as a kernel prints it.
+    /// Every kind has an example, as a kernel prints it.
     #[test]
     fn every_kind_has_a_line() {
         let lines = [

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What a guest sent over the stream, sorted by suite.
+//! Sorts the messages that a guest sent over the stream by suite.
 
 use std::collections::BTreeMap;
 
@@ -8,13 +8,13 @@ use zdvm_guest::wire::Message;
 
 use crate::judge::ktap::{self, Case, Outcome};
 
-/// What came over the stream for one suite.
+/// The messages of one suite.
 #[derive(Debug, Default)]
 pub(super) struct Seen {
     pub(super) lines: Vec<String>,
     pub(super) cases: Vec<Case>,
     pub(super) errors: Vec<String>,
-    /// `Some` when it has ended: then why not in order.
+    /// `Some` when the suite has ended; the inner value is the reason if it did not end in order.
     pub(super) end: Option<Option<String>>,
 }
 
@@ -29,7 +29,8 @@ pub(super) struct Stream {
 }
 
 impl Stream {
-    /// Sorts the messages. `twice` gets the subject and the text of what must come once and came again.
+    /// Sorts the messages. `twice` gets subject and text of each message that came twice and may
+    /// come only once.
     pub(super) fn read(messages: Vec<Message>, twice: &mut Vec<(String, &'static str)>) -> Self {
         let mut s = Self::default();
         let mut test_lines: Vec<String> = Vec::new();
@@ -76,7 +77,8 @@ impl Stream {
     }
 }
 
-/// Judges a process that was to run exactly one test: its word and its exit must agree.
+/// Judges a process that had to run exactly one test: its result line and its exit status must
+/// agree.
 fn one_process(seen: &mut Seen, name: &str, lines: &[String], why: Option<String>) {
     let report = ktap::parse(lines.iter().map(String::as_str));
     let mut own = report.cases.into_iter().find(|c| c.name == name).unwrap_or_else(|| Case {

@@ -6,10 +6,10 @@ use anyhow::{Result, bail};
 /// Flag letters by bit.
 const LETTERS: &str = "PFSRMBUDAWCIOELKXTNJ";
 
-/// `TAINT_WARN`: the kernel has warned.
+/// `TAINT_WARN`: the kernel has printed a warning.
 pub const WARNED: u64 = 1 << 9;
 
-/// A mask as number and letters.
+/// Shows a mask as number and letters.
 pub fn show(mask: u64) -> String {
     let mut names = String::new();
     for bit in 0..64 {
@@ -20,7 +20,7 @@ pub fn show(mask: u64) -> String {
     format!("{mask:#x}({names})")
 }
 
-/// A mask from letters.
+/// Reads a mask from letters.
 pub fn parse(letters: &str) -> Result<u64> {
     let mut mask = 0;
     for letter in letters.chars() {

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The verdict: from what was planned and what was seen, without touching anything.
+//! Makes the verdict from the plan and the evidence, without input or output.
 //!
 //! A pass needs every planned result, each as expected for this kernel; a clean kernel log; the
-//! expected taint; and a clean power-off. Whatever is not proved good is a problem, and one
-//! problem is enough.
+//! expected taint; and a clean power-off. Anything that is not proved good is a problem, and one
+//! problem is enough to fail.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -20,17 +20,17 @@ pub use crate::plan::planned::{Allow, Expect, Failure, Known, Planned, Suite, Te
 /// How QEMU ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub enum Exit {
-    /// By itself, with this status.
+    /// It ended by itself, with this status.
     Code(i32),
-    /// Killed by this signal.
+    /// This signal killed it.
     Signal(i32),
-    /// Killed by us: enough had been seen.
+    /// The runner killed it, because the watcher had seen enough.
     Enough,
-    /// Killed by us: which limit, and how many seconds it was.
+    /// The runner killed it, because this limit, in seconds, had passed.
     Timeout(String, u64),
 }
 
-/// All that was seen.
+/// The evidence of a run.
 #[derive(Clone, Debug)]
 pub struct Evidence<'a> {
     /// The kernel log.
@@ -41,7 +41,7 @@ pub struct Evidence<'a> {
     pub exit: Exit,
 }
 
-/// What became of one test.
+/// The status of one test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub enum Status {
     /// Passed, as expected.
@@ -56,11 +56,11 @@ pub enum Status {
     Skip,
     /// Skipped, as expected.
     ExpectedSkip,
-    /// No result, though its suite ended in order.
+    /// No result, though the suite ended in order.
     Missing,
-    /// No result, its suite or the guest ended early.
+    /// No result, because the suite or the guest ended early.
     Crashed,
-    /// A result that nobody planned.
+    /// A result of a test that is not in the plan.
     Unplanned,
 }
 
@@ -71,31 +71,31 @@ impl Status {
     }
 }
 
-/// One test's result.
+/// The result of one test.
 #[derive(Clone, Debug, Serialize)]
 pub struct TestResult {
     /// Its name.
     pub name: String,
-    /// What became of it.
+    /// Its status.
     pub status: Status,
-    /// Why.
+    /// The reason.
     pub reason: String,
-    /// How long it took, by the time stamps of the kernel log.
+    /// Its duration, by the time stamps of the kernel log.
     pub seconds: Option<f64>,
 }
 
-/// One suite's results.
+/// The results of one suite.
 #[derive(Clone, Debug, Serialize)]
 pub struct SuiteResult {
     /// Its name.
     pub name: String,
-    /// How many were planned.
+    /// How many tests were planned.
     pub planned: usize,
-    /// Left out because they are slow.
+    /// How many tests were left out because they are slow.
     pub with_full: usize,
-    /// Left out because the kernel's configuration has no use for them.
+    /// How many tests do not apply to the kernel's configuration.
     pub not_applicable: usize,
-    /// Results: the planned ones in order, then unplanned ones.
+    /// The results: the planned ones in order, then unplanned ones.
     pub tests: Vec<TestResult>,
 }
 
@@ -106,52 +106,52 @@ impl SuiteResult {
     }
 }
 
-/// Why it is not a pass.
+/// A reason why the verdict is no pass.
 #[derive(Clone, Debug, Serialize, PartialEq, Eq)]
 pub struct Problem {
-    /// What kind: a status, a splat's kind, `taint`, `exit`, `stream`, ...
+    /// Its kind: a status, the kind of a splat, `taint`, `exit`, `stream`, ...
     pub kind: String,
-    /// Suite or test that it belongs to.
+    /// The suite or test that it belongs to.
     pub subject: String,
-    /// In words.
+    /// Its text.
     pub text: String,
 }
 
 /// The verdict.
 #[derive(Clone, Debug, Serialize)]
 pub struct Verdict {
-    /// Name of the kernel.
+    /// The name of the kernel.
     pub kernel: String,
-    /// Name of the machine.
+    /// The name of the machine.
     pub machine: String,
-    /// `uname -r` as the guest said.
+    /// `uname -r` of the guest.
     pub release: Option<String>,
-    /// Results.
+    /// The results.
     pub suites: Vec<SuiteResult>,
-    /// Suites that were left out as a whole, and how many tests they have.
+    /// The suites that were left out as a whole, each with its number of tests.
     pub left_out: Vec<(String, usize)>,
     /// Every report in the kernel log, deliberate ones included.
     pub splats: Vec<Splat>,
-    /// Why it is not a pass; empty for a pass.
+    /// The reasons why the verdict is no pass; empty for a pass.
     pub problems: Vec<Problem>,
 }
 
 impl Verdict {
-    /// Whether it is a pass.
+    /// Whether the verdict is a pass.
     pub fn pass(&self) -> bool {
         self.problems.is_empty()
     }
 
-    /// Tests that passed, and tests that did not do what was expected of them. Neither are those
-    /// that [`Verdict::excused`] counts.
+    /// The number of tests that passed, and of tests whose result was not the expected one. Tests
+    /// that [`Verdict::excused`] counts are in neither.
     pub fn counts(&self) -> (usize, usize) {
         let all = self.suites.iter().flat_map(|s| &s.tests);
         let bad = all.clone().filter(|t| !t.status.good()).count();
         (all.filter(|t| t.status == Status::Pass).count(), bad)
     }
 
-    /// Tests that failed as expected, and tests that were skipped as expected: they have shown
-    /// nothing good.
+    /// The number of tests that failed as expected, and of tests that were skipped as expected:
+    /// neither proves anything good.
     pub fn excused(&self) -> (usize, usize) {
         let count = |status| self.suites.iter().map(|s| s.count(&[status])).sum();
         (count(Status::ExpectedFail), count(Status::ExpectedSkip))
@@ -162,7 +162,8 @@ fn problem(kind: &str, subject: &str, text: impl Into<String>) -> Problem {
     Problem { kind: kind.to_owned(), subject: subject.to_owned(), text: text.into() }
 }
 
-/// Parameterised KUnit cases are planned by the name of the case, not of every parameter.
+/// Folds the results of a parameterised KUnit case into one: the plan has the name of the case, not
+/// of its parameters.
 fn fold_parameters(cases: Vec<Case>) -> Vec<Case> {
     let mut out: Vec<Case> = Vec::new();
     let mut folded: HashMap<String, usize> = HashMap::new();
@@ -190,7 +191,7 @@ fn judge_test(test: &Test, case: &Case) -> (Status, String) {
     let text = |s: &str| if s.is_empty() { "no reason given".to_owned() } else { s.to_owned() };
     match (case.outcome, &test.expect) {
         (Outcome::Pass, Expect::Pass) => (Status::Pass, String::new()),
-        // No known failure excuses what the audit found.
+        // An expected failure does not excuse a finding of the audit.
         (Outcome::Fail, Expect::Fail(_)) if case.reason.contains(AUDIT) => {
             (Status::Fail, case.reason.clone())
         }
@@ -212,7 +213,7 @@ fn judge_test(test: &Test, case: &Case) -> (Status, String) {
     }
 }
 
-/// Why results are not there.
+/// The status and reason of results that did not come.
 struct Absence {
     status: Status,
     reason: String,
@@ -249,7 +250,8 @@ fn judge_suite(
         }
         if let Some(end) = &seen.end {
             if let Some(why) = end {
-                // A KTAP binary that reports a failure exits with 1: its results say it better.
+                // A KTAP program that reports a failure exits with 1; the failed result already
+                // says so.
                 let told =
                     why == "exit status 1" && cases.iter().any(|c| c.outcome == Outcome::Fail);
                 if !told {
@@ -301,8 +303,8 @@ fn judge_suite(
     for name in order {
         let Some(cases) = came.remove(&name) else { continue };
         if plan.deselected.contains(&name) {
-            // A program that is given names runs these, and what ends every run: the module must
-            // go. Nobody may filter that away.
+            // A program runs the named tests and then the one that ends every run, which unloads
+            // the module. A filter must not hide a failure of that test.
             let failed = cases.iter().find(|c| c.outcome == Outcome::Fail);
             if let Some(case) = failed.filter(|_| plan.kind == Kind::Ktap) {
                 results.tests.push(TestResult {
@@ -328,7 +330,7 @@ fn judge_suite(
     results
 }
 
-/// Judges the kernel log. Returns whether a test was allowed a warning, and made it.
+/// Judges the kernel log. Returns whether a test made a warning that it is allowed.
 fn judge_log(
     planned: &Planned,
     results: &[SuiteResult],
@@ -342,7 +344,8 @@ fn judge_log(
         let fits = |a: &Allow| {
             Some(a.test.as_str()) == splat.test.as_deref() && a.pattern.is_match(&splat.text)
         };
-        // What a test provokes is counted there, though the kernel may do it unprovoked.
+        // A report that a test is allowed counts for the test, even if the kernel is also known to
+        // make it.
         if let Some(at) = planned.allow.iter().position(fits) {
             counts[at] += 1;
             warned |= splat.kind == "WARN";
@@ -381,15 +384,16 @@ fn judge_log(
     warned
 }
 
-/// A known fault of the kernel that does not come is no fault any more, or not looked for.
+/// Reports the known faults of the kernel that did not appear: they are fixed, or the test for them
+/// is gone.
 fn judge_known(
     planned: &Planned,
     results: &[SuiteResult],
     came: &[bool],
     problems: &mut Vec<Problem>,
 ) {
-    // In these the runner itself loads the module, with all that the machine has; other programs
-    // load it as they need it.
+    // In these suites the runner itself loads the module, with the full parameters of the machine.
+    // The programs of other suites load it with parameters of their own.
     let loads = |s: &&Suite| matches!(s.kind, Kind::Kunit | Kind::Harness);
     let ran = |t: &TestResult| !matches!(t.status, Status::Missing | Status::Crashed);
     let loaded = planned.suites.iter().filter(loads).any(|suite| {
@@ -432,7 +436,7 @@ fn judge_exit(stream: &Stream, evidence: &Evidence<'_>, problems: &mut Vec<Probl
             problems.push(problem("exit", &within, format!("QEMU ended with status {n}")))
         }
     }
-    // The agent says nothing on the console but where tests begin and end, and what it died of.
+    // The agent prints on the console only the brackets of tests and its own fatal error.
     let agent =
         |l: &&str| splat::message(l).starts_with("zdvm-guest: ") && splat::bracket(l).is_none();
     if let Some(line) = evidence.console.lines().find(agent) {
@@ -492,7 +496,7 @@ pub fn judge(planned: &Planned, evidence: &Evidence<'_>) -> Verdict {
         problems.push(problem("suite", name, "unplanned suite"));
     }
     let warned = judge_log(planned, &suites, &splats, &mut problems);
-    // A warning that a test is allowed taints the kernel like any other.
+    // A warning that a test is allowed taints the kernel, too.
     let taint_after = planned.taint_after | if warned { taint::WARNED } else { 0 };
     judge_exit(&stream, evidence, &mut problems);
     let masks = [
@@ -500,7 +504,7 @@ pub fn judge(planned: &Planned, evidence: &Evidence<'_>) -> Verdict {
         ("after the tests", stream.taint, taint_after),
     ];
     for (when, got, wanted) in masks {
-        // No mask at all is told as a cut stream above.
+        // A stream without a mask has been reported as cut short above.
         if let Some(got) = got.filter(|&g| g != wanted) {
             let text = format!("{when} {}, expected {}", taint::show(got), taint::show(wanted));
             problems.push(problem("taint", "guest", text));

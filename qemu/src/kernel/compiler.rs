@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The compilers that a tree was built with, by its .config, and what make must be told to use them.
+//! Finds the compilers that a tree was built with, by its .config, and the arguments that make make
+//! use them.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -9,13 +10,13 @@ use anyhow::{Result, bail};
 use crate::job;
 use crate::kernel::kconfig;
 
-/// First line of what a program says of its version; `None` where there is no such program.
+/// The first line of a program's version text; `None` if there is no such program.
 pub fn version(program: &str) -> Option<String> {
     let text = job::output(Command::new(program).arg("--version"), program).ok()?;
     text.lines().next().map(|line| line.trim().to_owned())
 }
 
-/// One program of several names that is the one of the configuration.
+/// Finds the program, under one of several names, whose version is that of the configuration.
 fn find(
     what: &str,
     text: &str,
@@ -38,7 +39,7 @@ fn find(
     );
 }
 
-/// Arguments of make for a tree with this configuration; an error names the program that is missing.
+/// The arguments of make for a tree with this configuration. An error names the missing program.
 pub fn arguments(config: &str, version: &dyn Fn(&str) -> Option<String>) -> Result<Vec<String>> {
     let symbols = kconfig::parse(config);
     let text = |name: &str| symbols.get(name).map(|t| t.trim_matches('"').to_owned());
@@ -66,7 +67,7 @@ pub fn arguments(config: &str, version: &dyn Fn(&str) -> Option<String>) -> Resu
         bail!("its configuration knows no rustc: was it made where there is none?");
     };
     let mut names = vec!["rustc".to_owned()];
-    // Where rustup puts it, which the tool set's PATH leaves out.
+    // rustup installs here, and the tool set's PATH does not include the directory.
     let cargo = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cargo/bin/rustc"));
     names.extend(cargo.map(|path| path.display().to_string()));
     let rustc = find("rustc", &wanted, &names, version)?;

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Whether what a configuration fragment asks for is what the kernel got. `merge_config.sh` only
+//! Checks that the kernel's configuration has what the fragments ask for. `merge_config.sh` only
 //! warns, and olddefconfig drops symbols silently.
 
 use std::collections::HashMap;
 
-/// Symbols of a `.config` or a fragment; `n` for "is not set".
+/// The symbols of a `.config` or a fragment; the value is `n` for "is not set".
 pub fn parse(text: &str) -> HashMap<String, String> {
     let mut out = HashMap::new();
     for line in text.lines().map(str::trim) {
@@ -19,7 +19,8 @@ pub fn parse(text: &str) -> HashMap<String, String> {
     out
 }
 
-/// Every line of a fragment that did not land, in words. Later fragments win over earlier ones.
+/// Describes every line of a fragment that `config` does not have. Later fragments override earlier
+/// ones.
 pub fn missing(fragments: &[(String, String)], config: &str) -> Vec<String> {
     let have = parse(config);
     let mut wanted: HashMap<String, (String, &str)> = HashMap::new();
@@ -39,7 +40,7 @@ pub fn missing(fragments: &[(String, String)], config: &str) -> Vec<String> {
     out
 }
 
-/// Required symbols (`CONFIG_X=y`, or `CONFIG_X` for y or m) that a `.config` does not have.
+/// The required symbols (`CONFIG_X=y`, or `CONFIG_X` for y or m) that a `.config` does not have.
 pub fn lacking(requires: &[String], config: &str) -> Vec<String> {
     let have = parse(config);
     let fits = |r: &&String| {

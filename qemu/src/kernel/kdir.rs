@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The user's own kernel tree: brought up to date by its own make where it is configured, else built
-//! beside it.
+//! The user's own kernel tree. A configured tree is brought up to date by its own make; another one
+//! is configured and built in a directory of its own.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,10 +14,11 @@ use crate::kernel::{self, Tree};
 use crate::plan::matrix::{Kernel, Matrix};
 use crate::repo;
 
-/// The oldest kernel that has what the module uses.
+/// The oldest kernel that has the interfaces that the module uses.
 const OLDEST: (u32, u32) = (7, 2);
 
-/// The kernel of `--kdir` and `--objdir`, brought up to date by its own make, and checked.
+/// Opens the kernel of `--kdir` and `--objdir`: brings it up to date by its own make, and checks
+/// it.
 pub fn open(matrix: &Matrix, like: &Kernel, kdir: &Path, objdir: Option<&Path>) -> Result<Tree> {
     let mut tree = find(kdir, objdir)?;
     if tree.objects.join(".config").is_file() {
@@ -29,7 +30,7 @@ pub fn open(matrix: &Matrix, like: &Kernel, kdir: &Path, objdir: Option<&Path>) 
     Ok(tree)
 }
 
-/// Source and build directory, and nothing asked of them but to be there and of a good version.
+/// Finds source and build directory. Checks only that they exist and that the version is supported.
 pub fn find(kdir: &Path, objdir: Option<&Path>) -> Result<Tree> {
     let source = kdir.canonicalize().with_context(|| format!("--kdir {}", kdir.display()))?;
     let objects = match objdir {
@@ -60,7 +61,7 @@ pub fn find(kdir: &Path, objdir: Option<&Path>) -> Result<Tree> {
     Ok(tree)
 }
 
-/// VERSION and PATCHLEVEL of a kernel source.
+/// The VERSION and PATCHLEVEL of a kernel source.
 pub fn version(source: &Path) -> Result<(u32, u32)> {
     let path = source.join("Makefile");
     let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
@@ -75,8 +76,8 @@ pub fn version(source: &Path) -> Result<(u32, u32)> {
     }
 }
 
-/// Builds what is stale of a tree that has a configuration, with the compilers that it names. What was
-/// edited since the last build must not be judged by the image of before.
+/// Brings a configured tree up to date with the compilers that its configuration names. An edit
+/// since the last build must not be judged by the old image.
 fn configured(matrix: &Matrix, tree: &mut Tree) -> Result<()> {
     let config = tree.config()?;
     let lacking = kconfig::lacking(&matrix.requires, &config);
@@ -106,8 +107,8 @@ fn configured(matrix: &Matrix, tree: &mut Tree) -> Result<()> {
     kernel::compile(tree, &log)
 }
 
-/// Configures and builds a tree without a configuration: in the directory that the user gave, else in
-/// the cache.
+/// Configures and builds a tree that has no configuration, in the directory that the user gave or
+/// else in the cache.
 fn unconfigured(matrix: &Matrix, like: &Kernel, tree: &mut Tree, given: bool) -> Result<()> {
     let source = tree.source.clone();
     if source.join("include/config").is_dir() {
@@ -140,12 +141,12 @@ fn unconfigured(matrix: &Matrix, like: &Kernel, tree: &mut Tree, given: bool) ->
         kernel::configure(tree, &fragments, &log)?;
         fs::write(&configured, "")?;
     }
-    // The user's source changes between runs: make decides what is stale, every time.
+    // The user's source changes between runs: let make decide every time what is stale.
     kernel::compile(tree, &log)
 }
 
-/// Writes, into a directory of its own, a configuration with all that is required and the rest as the
-/// tree has it; the file. Nothing of the tree's own configuration is touched.
+/// Writes a configuration with all required symbols, and the tree's own settings for the rest, into
+/// a directory of its own. Returns the file. The tree's own configuration stays unchanged.
 pub fn configure(matrix: &Matrix, kdir: &Path, objdir: Option<&Path>) -> Result<PathBuf> {
     let mut tree = find(kdir, objdir)?;
     let key = repo::key([tree.objects.display().to_string()]);
@@ -190,7 +191,7 @@ pub fn configure(matrix: &Matrix, kdir: &Path, objdir: Option<&Path>) -> Result<
     Ok(file)
 }
 
-/// The release that a bzImage says of itself (Documentation/arch/x86/boot.rst, kernel_version).
+/// The release in the header of a bzImage (Documentation/arch/x86/boot.rst, kernel_version).
 pub fn image_release(image: &Path) -> Result<String> {
     let bytes = fs::read(image).with_context(|| format!("reading {}", image.display()))?;
     let text = bytes.get(0x20e..0x210).map(|b| usize::from(u16::from_le_bytes([b[0], b[1]])));
@@ -202,7 +203,8 @@ pub fn image_release(image: &Path) -> Result<String> {
     }
 }
 
-/// Refuses by name what could not work or could not be trusted.
+/// Refuses a tree that could not work or whose results could not be trusted; the error names the
+/// fault.
 fn check(tree: &Tree) -> Result<()> {
     let (image, release) = (image_release(&tree.image())?, tree.release()?);
     if image != release {
@@ -222,7 +224,7 @@ fn check(tree: &Tree) -> Result<()> {
     Ok(())
 }
 
-/// A value of a module's .modinfo.
+/// A value in a module's .modinfo section.
 pub fn modinfo(module: &Path, field: &str) -> Result<String> {
     let bytes = fs::read(module).with_context(|| format!("reading {}", module.display()))?;
     let tag = format!("{field}=");
@@ -233,7 +235,7 @@ pub fn modinfo(module: &Path, field: &str) -> Result<String> {
     Ok(String::from_utf8_lossy(value).into_owned())
 }
 
-/// Whether a module was built for this very kernel.
+/// Checks that a module was built for this very kernel.
 pub fn check_module(module: &Path, tree: &Tree) -> Result<()> {
     let magic = modinfo(module, "vermagic")?;
     let release = tree.release()?;
@@ -243,7 +245,7 @@ pub fn check_module(module: &Path, tree: &Tree) -> Result<()> {
     Ok(())
 }
 
-/// Where the programs and modules built for a tree are kept.
+/// The directory of the programs and modules that are built for a tree.
 pub fn outputs(repo: &Path, tree: &Tree, sub: &str) -> Result<PathBuf> {
     let parts = [repo.display().to_string(), tree.objects.display().to_string()];
     let dir = repo::cache(sub)?.join(repo::key(&parts));

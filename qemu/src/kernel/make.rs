@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Runs make and the like: output to a log, objects counted, the end of the log shown on failure.
+//! Runs make and similar commands: the output goes to a log, objects are counted, and a failure
+//! shows the end of the log.
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
@@ -12,12 +13,12 @@ use anyhow::{Context, Result, anyhow};
 use crate::job::{self, Job};
 use crate::progress::Progress;
 
-/// A make of a kernel tree, reproducible and friendly to ccache.
+/// A make of a kernel tree, with reproducible output that ccache can share.
 pub fn make(dir: &Path) -> Command {
     let mut command = job::build("make");
     let jobs = available_parallelism().map_or(2, usize::from);
     command.arg(format!("-j{jobs}")).arg("-C").arg(dir);
-    // Where a tree lies and who builds it must not make two objects differ.
+    // The place of a tree and the user that builds it must not make two objects differ.
     for (name, value) in [
         ("KBUILD_BUILD_USER", "zdvm"),
         ("KBUILD_BUILD_HOST", "zdvm"),
@@ -29,13 +30,13 @@ pub fn make(dir: &Path) -> Command {
         command.env(name, value);
     }
     for name in ["MAKEFLAGS", "MFLAGS", "MAKELEVEL", "KDIR", "O", "KBUILD_OUTPUT", "MO"] {
-        // `make test` runs us: its own variables are not meant for the kernel's make.
+        // `make test` runs this program: the kernel's make must not inherit its variables.
         command.env_remove(name);
     }
     command
 }
 
-/// What a log says about a failure.
+/// The part of a log that explains a failure.
 fn failure(log: &Path) -> String {
     let text = fs::read(log).map(|b| String::from_utf8_lossy(&b).into_owned()).unwrap_or_default();
     let telling = |l: &&str| {
@@ -49,7 +50,7 @@ fn failure(log: &Path) -> String {
     lines.join("\n")
 }
 
-/// Runs a command with its output appended to a log.
+/// Runs a command and appends its output to a log.
 pub fn logged(
     command: &mut Command,
     title: &str,

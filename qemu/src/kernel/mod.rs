@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Kernels of the matrix: patched, configured, built once per key, and checked.
+//! The kernels of the matrix: patched, configured, built once per key, and checked.
 
 pub mod compiler;
 pub mod kconfig;
@@ -26,15 +26,15 @@ use crate::repo;
 /// A built kernel.
 #[derive(Clone, Debug)]
 pub struct Tree {
-    /// Name in messages.
+    /// The name in messages.
     pub name: String,
-    /// Its source.
+    /// The source.
     pub source: PathBuf,
-    /// Where it was built; the source itself for a build in place.
+    /// The build directory, which is the source itself for a build in place.
     pub objects: PathBuf,
-    /// Whether it is ours to write to.
+    /// Whether the directory belongs to zdvm, which may write to it.
     pub ours: bool,
-    /// What make is told beside the targets: another architecture, other compilers.
+    /// Arguments of make beside the targets: another architecture, other compilers.
     pub args: Vec<String>,
 }
 
@@ -44,7 +44,7 @@ impl Tree {
         self.objects.join("arch/x86/boot/bzImage")
     }
 
-    /// `uname -r` of it.
+    /// The kernel's release, as `uname -r` prints it.
     pub fn release(&self) -> Result<String> {
         let path = self.objects.join("include/config/kernel.release");
         let text =
@@ -52,13 +52,13 @@ impl Tree {
         Ok(text.trim().to_owned())
     }
 
-    /// Its configuration.
+    /// The kernel's configuration.
     pub fn config(&self) -> Result<String> {
         let path = self.objects.join(".config");
         fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
     }
 
-    /// The tree's own driver, which test_hmm.sh would load.
+    /// The tree's own driver, which test_hmm.sh loads.
     pub fn c_driver(&self) -> Result<PathBuf> {
         let file = self.objects.join("lib/test_hmm.ko");
         if !file.is_file() {
@@ -67,12 +67,12 @@ impl Tree {
         Ok(file)
     }
 
-    /// A make in the source, told where the objects are.
+    /// A make in the source directory that builds in the objects' directory.
     pub fn make(&self) -> Command {
         let mut command = make(&self.source);
         command.args(&self.args);
         if !self.ours {
-            // The user's own make has not said these, and would build anew for them.
+            // The user's own make runs without these variables, and would rebuild because of them.
             for name in ["KBUILD_BUILD_USER", "KBUILD_BUILD_HOST", "KBUILD_BUILD_TIMESTAMP"] {
                 command.env_remove(name);
             }
@@ -84,7 +84,7 @@ impl Tree {
     }
 }
 
-/// Fragments by file name, with their text.
+/// The fragments by file name, with their text.
 pub fn fragments(matrix: &Matrix, files: &[PathBuf]) -> Result<Vec<(String, String)>> {
     let read = |path: &PathBuf| {
         let full = matrix.dir.join(path);
@@ -95,7 +95,7 @@ pub fn fragments(matrix: &Matrix, files: &[PathBuf]) -> Result<Vec<(String, Stri
     files.iter().map(read).collect()
 }
 
-/// Patches in the order of the series.
+/// The patches in the order of the series.
 pub fn patches(matrix: &Matrix, kernel: &Kernel) -> Result<Vec<Patch>> {
     let mut out = Vec::new();
     for dir in &kernel.patches {
@@ -104,7 +104,7 @@ pub fn patches(matrix: &Matrix, kernel: &Kernel) -> Result<Vec<Patch>> {
     Ok(out)
 }
 
-/// Versions of everything that makes an object what it is.
+/// The versions of all tools that influence an object.
 pub fn tool_versions() -> Result<String> {
     versions(&["gcc", "ld", "rustc", "bindgen", "pahole"])
 }
@@ -119,7 +119,7 @@ fn versions(tools: &[&str]) -> Result<String> {
     Ok(out)
 }
 
-/// Path of the pristine source.
+/// The path of the unpatched source.
 pub fn pristine(repo: &Path, version: &str) -> Result<PathBuf> {
     let mut command = job::command(repo.join("scripts/kernel-source.sh"));
     command.arg(version).stderr(std::process::Stdio::inherit());
@@ -134,7 +134,7 @@ pub fn pristine(repo: &Path, version: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// Everything that determines a build.
+/// The input of a build.
 struct Recipe {
     source: PathBuf,
     tools: String,
@@ -159,30 +159,30 @@ impl Recipe {
         })
     }
 
-    /// The key of the build with this many of the patches.
+    /// The key of a build with this many of the patches.
     fn key(&self, count: usize) -> String {
         let head = ["1 tinyconfig".to_owned(), self.source.display().to_string()];
         let mut parts: Vec<&str> = head.iter().map(String::as_str).chain([&*self.tools]).collect();
-        // Another word in a message, or another number in the series, is no other kernel.
+        // A patch's message and its number in the series do not change the kernel.
         parts.extend(self.patches.iter().take(count).map(Patch::diff));
         parts.push("fragments");
         parts.extend(self.fragments.iter().map(|(_, text)| text.as_str()));
         repo::key(&parts)
     }
 
-    /// Names of the files that the patches change, make or remove.
+    /// The names of the files that the patches change, make or remove.
     fn files(&self) -> BTreeSet<String> {
         self.patches.iter().flat_map(Patch::touched).map(str::to_owned).collect()
     }
 
-    /// What the marker [`SOURCE`] of a tree says: what it is made of but for patches, and the files
-    /// that its patches touch.
+    /// The content of the marker [`SOURCE`] of a tree: the key of the tree without patches, and the
+    /// files that its patches touch.
     fn marker(&self) -> String {
         let files: Vec<String> = self.files().into_iter().collect();
         format!("{}\n{}\n", self.key(0), files.join("\n"))
     }
 
-    /// The files that the patches touch, patched, in a directory of their own.
+    /// Makes a directory with the files that the patches touch, patched.
     fn stage(&self) -> Result<tempfile::TempDir> {
         let stage = tempfile::tempdir().context("making a directory for patched files")?;
         for file in self.files() {
@@ -197,8 +197,9 @@ impl Recipe {
         Ok(stage)
     }
 
-    /// The files of a tree of the cache that must change to make it ours, with what is to be in them,
-    /// `None` if nothing: those of its own patches, and of ours. `None` if it is made of other things.
+    /// The files that must change to make `tree`, a tree of the cache, equal to ours, each with its
+    /// new content, or `None` for a file to remove. They are among the files that its patches or
+    /// ours touch. Returns `None` if the tree has another source, configuration or tools.
     fn changes(&self, tree: &Path, stage: &Path) -> Option<Vec<(String, Option<Vec<u8>>)>> {
         let marker = fs::read_to_string(tree.join(SOURCE)).ok()?;
         let mut lines = marker.lines();
@@ -219,8 +220,8 @@ impl Recipe {
         Some(all.into_iter().filter_map(differs).collect())
     }
 
-    /// The complete tree in which the fewest files must change, these, and a lock without which it
-    /// might be removed while it is copied.
+    /// The complete tree in which the fewest files must change, with these changes. A lock keeps
+    /// the tree from being removed while it is copied.
     fn seed(&self, kernels: &Path, stage: &Path) -> Option<Seed> {
         let mut trees: Vec<PathBuf> =
             fs::read_dir(kernels).into_iter().flatten().flatten().map(|e| e.path()).collect();
@@ -233,7 +234,7 @@ impl Recipe {
             }
             let mut lock = tree.as_os_str().to_owned();
             lock.push(".lock");
-            // Waiting would do no good: who holds it builds or removes the tree.
+            // Do not wait: the holder of the lock builds or removes the tree.
             if let Some(lock) = repo::try_lock(Path::new(&lock)) {
                 best = Some(Seed { tree, changes, _lock: lock });
             }
@@ -242,7 +243,7 @@ impl Recipe {
     }
 }
 
-/// A tree to begin with.
+/// A built tree that a new one begins as a copy of.
 struct Seed {
     tree: PathBuf,
     changes: Vec<(String, Option<Vec<u8>>)>,
@@ -257,9 +258,9 @@ fn write(path: &Path, text: &[u8]) -> Result<()> {
     fs::write(path, text).with_context(|| format!("writing {}", path.display()))
 }
 
-/// In a tree that is patched as it should be; see [`Recipe::marker`].
+/// The marker in a tree that is patched; see [`Recipe::marker`].
 const SOURCE: &str = ".zdvm-source";
-/// In a tree that is built, too.
+/// The marker in a tree that is also built.
 pub const COMPLETE: &str = ".zdvm-complete";
 
 /// The key of a kernel of the matrix without its last patches.
@@ -268,7 +269,7 @@ pub fn key_without(repo: &Path, matrix: &Matrix, name: &str, last: usize) -> Res
     Ok(recipe.key(recipe.patches.len().saturating_sub(last)))
 }
 
-/// The kernel of the matrix, built if it is not there yet.
+/// Returns the kernel of the matrix; builds it if the cache does not have it.
 pub fn build(repo: &Path, matrix: &Matrix, name: &str) -> Result<Tree> {
     let recipe = Recipe::new(repo, matrix, matrix.kernel(name)?)?;
     let key = recipe.key(recipe.patches.len());
@@ -292,16 +293,16 @@ pub fn build(repo: &Path, matrix: &Matrix, name: &str) -> Result<Tree> {
         fs::write(&complete, tree.release()?)?;
         eprintln!("zdvm: kernel {name} is ready: {}", dir.display());
     }
-    // The time of the marker is when the tree was last used: the oldest go first.
+    // The time of the marker is the last use of the tree; `prune()` removes the oldest ones.
     fs::File::options().write(true).open(&complete)?.set_modified(SystemTime::now())?;
     prune(&kernels, name);
     Ok(tree)
 }
 
-/// A patched tree: a copy of a built one in which only the files differ that have to, whatever the
-/// order of its patches was, so that make has only these to do; else of the source. A copy that was
-/// begun and not finished has another name and is not trusted; a build that was not finished is
-/// resumed, which make can do.
+/// Makes a patched tree. If the cache has a built tree, the new one is a copy of it in which only
+/// the differing files change, so that make compiles only what depends on them; otherwise it is a
+/// copy of the source. An unfinished copy has another name and is never used. An unfinished build
+/// is resumed, because make can do that.
 fn prepare(recipe: &Recipe, kernels: &Path, dir: &Path) -> Result<()> {
     if dir.join(SOURCE).exists() {
         return Ok(());
@@ -314,7 +315,7 @@ fn prepare(recipe: &Recipe, kernels: &Path, dir: &Path) -> Result<()> {
         let (from, count) = (&seed.tree, seed.changes.len());
         eprintln!("zdvm: beginning with {}, in which {count} files differ", from.display());
         series::copy(from, &new)?;
-        // Some commands have the place in them, and make would take them for others.
+        // Some commands contain the path of the tree; make would take them for changed commands.
         let place = |path: &Path| path.to_string_lossy().into_owned();
         series::replace_in_records(&new, &place(from), &place(dir))?;
         for marker in [COMPLETE, SOURCE] {
@@ -342,7 +343,8 @@ fn prepare(recipe: &Recipe, kernels: &Path, dir: &Path) -> Result<()> {
     fs::rename(&new, dir).with_context(|| format!("renaming {}", new.display()))
 }
 
-/// tinyconfig, the fragments over it, olddefconfig; then every line must have landed.
+/// Makes the configuration: tinyconfig, the fragments over it, olddefconfig. Every line of the
+/// fragments must be in the result.
 pub fn configure(tree: &Tree, fragments: &[(String, String)], log: &Path) -> Result<()> {
     let title = format!("configuring {}", tree.name);
     logged(tree.make().arg("tinyconfig"), &title, log, None)?;
@@ -358,7 +360,7 @@ pub fn configure(tree: &Tree, fragments: &[(String, String)], log: &Path) -> Res
     Ok(())
 }
 
-/// Builds image and modules.
+/// Builds the image and the modules.
 pub fn compile(tree: &Tree, log: &Path) -> Result<()> {
     let mut progress = Progress::new(&format!("building the kernel {}", tree.name), 0);
     let mut command = tree.make();
@@ -366,10 +368,11 @@ pub fn compile(tree: &Tree, log: &Path) -> Result<()> {
     logged(&mut command, &format!("building {}", tree.name), log, Some(&mut progress))
 }
 
-/// What the name of a tree that is being made ends with.
+/// The suffix of the name of a tree that is being made.
 const NEW: &str = ".new";
 
-/// Removes all but the newest three trees of a kernel, and what was begun, if nobody uses them.
+/// Removes all but the newest three trees of a kernel, and unfinished copies, unless their lock is
+/// held.
 fn prune(kernels: &Path, name: &str) {
     let mut trees: Vec<(SystemTime, PathBuf)> = Vec::new();
     for entry in fs::read_dir(kernels).into_iter().flatten().flatten() {
@@ -423,7 +426,7 @@ mod tests {
         }
     }
 
-    /// A tree in the cache, built or not, which differs from others in a file that make made.
+    /// Makes a tree in the cache, built or not, which differs from others in a file that make made.
     fn tree(kernels: &Path, name: &str, line: &str, marker: &str, complete: bool) -> PathBuf {
         let dir = kernels.join(name);
         fs::create_dir_all(&dir).unwrap();
@@ -454,7 +457,8 @@ mod tests {
         assert!(seed(&kernels).is_none());
         let none = format!("{}\n\n", recipe.key(0));
         let stock = tree(&kernels, "stock-a", "0", &none, true);
-        // One has a file of a patch that is not ours, and another what it would have after our patches.
+        // One tree has a file of another patch, and one has the content that our patches would
+        // make.
         let more = format!("{}\nf\ng\n", recipe.key(0));
         let one = tree(&kernels, "one-a", "1", &more, true);
         fs::write(one.join("g"), "theirs").unwrap();
@@ -489,13 +493,13 @@ mod tests {
         let (recipe, kernels) = (recipe(temp.path()), temp.path().join("kernels"));
         let name = format!("own-{}", recipe.key(2));
         tree(&kernels, "stock-a", "0", &format!("{}\n", recipe.key(0)), true);
-        // A copy that was cut off has the markers of its seed, and perhaps half of a patch.
+        // An interrupted copy has the markers of its seed, and perhaps half of a patch.
         tree(&kernels, &format!("{name}{NEW}"), "half", "", true);
         prepare(&recipe, &kernels, &kernels.join(&name)).unwrap();
         assert_eq!(read(kernels.join(&name).join("f")), "2\n");
         assert!(!kernels.join(format!("{name}{NEW}")).exists());
         assert!(!kernels.join(&name).join(COMPLETE).exists());
-        // So has one without seed.
+        // The same holds without a seed.
         let name = format!("own-{}", recipe.key(1));
         tree(&kernels, &name, "half", "", false);
         fs::remove_file(kernels.join(&name).join(SOURCE)).unwrap();
@@ -505,7 +509,7 @@ mod tests {
         assert!(first.seed(&kernels, stage.path()).is_none(), "other tools, other trees");
         prepare(&first, &kernels, &kernels.join(&name)).unwrap();
         assert_eq!(read(kernels.join(&name).join("f")), "1\n");
-        // A build that was, goes on.
+        // A build that was interrupted is resumed.
         fs::write(kernels.join(&name).join("f"), "mine\n").unwrap();
         prepare(&first, &kernels, &kernels.join(&name)).unwrap();
         assert_eq!(read(kernels.join(&name).join("f")), "mine\n");

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Which kernel's results a user's tree is expected to give: by its version, and by the patches of the
-//! series that are in it.
+//! Finds the kernel of the matrix whose results a user's tree is expected to give, by its version
+//! and by the patches of the series that it has.
 
 use std::fs;
 use std::path::Path;
@@ -13,8 +13,9 @@ use crate::kernel::kdir;
 use crate::kernel::series::Patch;
 use crate::plan::matrix::{Kernel, Matrix};
 
-/// For each patch of a series, whether a source has it. They are taken out of a copy of the files that
-/// they touch, the last one first, as one may be changed by another.
+/// Tells for each patch of a series whether a source has it. The patches are reverted in a copy of
+/// the files that they touch, the last one first, because a later patch may change what an earlier
+/// one made.
 pub fn present(patches: &[Patch], source: &Path) -> Result<Vec<bool>> {
     let copy = tempfile::Builder::new().prefix("zdvm").tempdir()?;
     for file in patches.iter().flat_map(Patch::files) {
@@ -37,14 +38,14 @@ pub fn present(patches: &[Patch], source: &Path) -> Result<Vec<bool>> {
     Ok(out)
 }
 
-/// Kernels of the matrix that are one release without and with the series: the release of the tree, or
-/// the newest that is not newer than it, or the oldest.
+/// The kernels of the matrix of one release, without and with the series. The release is that of
+/// the tree, or else the newest one that is older, or else the oldest one.
 fn release(matrix: &Matrix, version: (u32, u32)) -> Vec<(&str, &Kernel)> {
     let number = |kernel: &Kernel| {
         let (major, minor) = kernel.source.split_once('.')?;
         Some((major.parse::<u32>().ok()?, minor.parse::<u32>().ok()?))
     };
-    // One that is like another of its release differs in its configuration only.
+    // A kernel that is `like` another one of its release differs only in its configuration.
     let like = |kernel: &Kernel| matrix.kernel.get(kernel.like.as_ref()?);
     let varies = |kernel: &Kernel| like(kernel).is_some_and(|other| other.source == kernel.source);
     let fits = |kernel: &Kernel| !kernel.llvm && kernel.patches.len() < 2 && !varies(kernel);
@@ -54,7 +55,7 @@ fn release(matrix: &Matrix, version: (u32, u32)) -> Vec<(&str, &Kernel)> {
     all().filter(|(_, k)| number(k) == best).map(|(name, k)| (name.as_str(), k)).collect()
 }
 
-/// The kernel whose results are expected of a source, and how that was found.
+/// The kernel whose results are expected of a source, and the reason as text.
 pub fn expected(matrix: &Matrix, source: &Path) -> Result<(String, String)> {
     let version = kdir::version(source)?;
     let kernels = release(matrix, version);
@@ -99,7 +100,7 @@ mod tests {
             fs::write(&path, &text).unwrap();
             Patch { path, text }
         };
-        // The second changes what the first made.
+        // The second patch changes the line that the first one made.
         let patches = [patch("0", "1"), patch("1", "2")];
         for (text, there) in [
             ("0\n", [false, false]),

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! A series of patches and a source tree in which any number of its first patches are applied.
+//! A series of patches, and a source tree in which any number of its first patches are applied.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,28 +15,28 @@ use crate::progress::Progress;
 pub struct Patch {
     /// Its file.
     pub path: PathBuf,
-    /// What is in it.
+    /// Its text.
     pub text: String,
 }
 
 impl Patch {
-    /// Its file's name.
+    /// The name of its file.
     pub fn name(&self) -> String {
         self.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 
-    /// What it does, without what it says.
+    /// The diff without the message.
     pub fn diff(&self) -> &str {
         diff(&self.text)
     }
 
-    /// Files that it changes, makes or removes.
+    /// The files that it changes, makes or removes.
     pub fn touched(&self) -> Vec<&str> {
         let names = |l| ["--- a/", "+++ b/"].iter().find_map(|p| str::strip_prefix(l, p));
         self.diff().lines().filter_map(names).map(str::trim_end).collect()
     }
 
-    /// Files that it changes or makes.
+    /// The files that it changes or makes.
     pub fn files(&self) -> Vec<&str> {
         self.diff().lines().filter_map(|l| l.strip_prefix("+++ b/")).map(str::trim_end).collect()
     }
@@ -61,7 +61,7 @@ pub fn read(dir: &Path) -> Result<Vec<Patch>> {
     Ok(out)
 }
 
-/// Copies a source tree, times of its files included.
+/// Copies a source tree, with the times of its files.
 pub fn copy(from: &Path, to: &Path) -> Result<()> {
     if to.exists() {
         fs::remove_dir_all(to).with_context(|| format!("removing {}", to.display()))?;
@@ -73,12 +73,12 @@ pub fn copy(from: &Path, to: &Path) -> Result<()> {
         progress.set(0, "");
         Ok(())
     })?;
-    // The pristine tree's own marker says nothing about the copy.
+    // The marker of the unpatched tree does not hold for the copy.
     let _ = fs::remove_file(to.join(".complete"));
     Ok(())
 }
 
-/// Replaces a path in all of kbuild's records of commands, `.NAME.cmd`, of a tree.
+/// Replaces a path in all of kbuild's records of commands, `.NAME.cmd`, in a tree.
 pub fn replace_in_records(tree: &Path, old: &str, new: &str) -> Result<()> {
     let mut left = vec![tree.to_owned()];
     while let Some(dir) = left.pop() {
@@ -100,14 +100,14 @@ pub fn replace_in_records(tree: &Path, old: &str, new: &str) -> Result<()> {
     Ok(())
 }
 
-/// Runs patch(1) on a tree, which takes no hunk whose context is another.
+/// Runs patch(1) on a tree without fuzz: every hunk must have its exact context.
 fn patch(tree: &Path, file: &Path, options: &[&str]) -> Result<Output> {
     let mut patch = Command::new("patch");
     patch.args(["-p1", "--no-backup-if-mismatch", "--batch", "--fuzz=0"]).args(options);
     patch.arg("-d").arg(tree).arg("-i").arg(file).output().context("starting patch")
 }
 
-/// Applies a patch for good.
+/// Applies a patch.
 pub fn apply(tree: &Path, file: &Path) -> Result<()> {
     let out = patch(tree, file, &[])?;
     if !out.status.success() {
@@ -120,21 +120,21 @@ pub fn apply(tree: &Path, file: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A copy of a source tree in which patches are applied and taken back one by one. It outlives the
-/// process, and an interruption costs a new copy at most.
+/// A copy of a source tree in which patches are applied and reverted one by one. The copy outlives
+/// the process; an interruption costs at most a new copy.
 #[derive(Debug)]
 pub struct Stack {
     /// The tree.
     pub tree: PathBuf,
-    /// Copies of what is applied, by number.
+    /// Copies of the applied patches, by number.
     applied: PathBuf,
-    /// There while tree and copies may differ.
+    /// This file exists while tree and copies may differ.
     busy: PathBuf,
 }
 
 impl Stack {
-    /// The stack in a directory; the second value says whether the tree was copied anew, so that
-    /// whatever was built from it is worthless.
+    /// Opens the stack in a directory. The second value says whether the tree was copied anew,
+    /// which invalidates all objects that were built from it.
     pub fn open(dir: &Path, pristine: &Path) -> Result<(Self, bool)> {
         let stack = Self {
             tree: dir.join("source"),
@@ -159,7 +159,7 @@ impl Stack {
         self.applied.join(format!("{number:04}.patch"))
     }
 
-    /// What is applied, in order.
+    /// The texts of the applied patches, in order.
     fn texts(&self) -> Result<Vec<String>> {
         let mut out = Vec::new();
         while self.file(out.len()).exists() {
@@ -168,8 +168,8 @@ impl Stack {
         Ok(out)
     }
 
-    /// Brings the tree to where exactly these patches are applied. `Some` if one of them does not
-    /// apply: its number and what patch(1) says; the tree is then at the one before.
+    /// Applies and reverts patches until exactly these are applied. If one of them does not apply,
+    /// returns its number and the output of patch(1); the tree then has the patches before it.
     pub fn go_to(&self, patches: &[Patch]) -> Result<Option<(usize, String)>> {
         let there = self.texts()?;
         let same = there.iter().zip(patches).take_while(|(a, b)| diff(a) == b.diff()).count();
@@ -183,7 +183,7 @@ impl Stack {
             fs::remove_file(&self.busy)?;
         }
         for (number, wanted) in patches.iter().enumerate().skip(same) {
-            // A patch that fails would leave the hunks that did not.
+            // A patch that fails would leave behind the hunks that succeeded: try first.
             let out = patch(&self.tree, &wanted.path, &["--dry-run"])?;
             if !out.status.success() {
                 let said = String::from_utf8_lossy(&out.stdout).trim().to_owned();
@@ -207,7 +207,7 @@ mod tests {
         format!("diff --git a/f b/f\n--- a/f\n+++ b/f\n@@ -1,3 +1,3 @@\n a\n-{from}\n+{to}\n c\n")
     }
 
-    /// A directory with a tree of one file, and patches that turn its line from 0 to 1 to 2.
+    /// Makes a directory with a tree of one file, and patches that turn its line from 0 to 1 to 2.
     fn series(dir: &Path) -> Vec<Patch> {
         fs::create_dir_all(dir.join("pristine")).unwrap();
         fs::write(dir.join("pristine/f"), "a\n0\nc\n").unwrap();

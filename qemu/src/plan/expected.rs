@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Files of expected results: which tests must come, which may fail or skip where and why, which
-//! are left out of a quick run, and which splats are deliberate.
+//! The files of expected results: which tests must give a result, which may fail or skip, where and
+//! why, which ones a quick run leaves out, and which splats are deliberate.
 
 use std::collections::BTreeSet;
 
@@ -16,7 +16,7 @@ use crate::plan::planned::{Allow, Expect, Failure, Suite, Test};
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Expected {
-    /// Tests that must come.
+    /// The tests that must give a result.
     #[serde(default)]
     pub tests: Vec<String>,
     /// Expected failures.
@@ -25,13 +25,13 @@ pub struct Expected {
     /// Expected skips.
     #[serde(default)]
     pub skip: Vec<Exception>,
-    /// Left out of a quick run.
+    /// The tests that a quick run leaves out.
     #[serde(default)]
     pub slow: Vec<Exception>,
-    /// What tests need of a kernel's configuration.
+    /// The symbols that tests need in a kernel's configuration.
     #[serde(default)]
     pub needs: Vec<Needs>,
-    /// Tests that a kernel's programs do not have.
+    /// The tests that the programs of a kernel do not have.
     #[serde(default)]
     pub absent: Vec<Exception>,
     /// Deliberate splats.
@@ -39,14 +39,14 @@ pub struct Expected {
     pub allow: Vec<AllowSpec>,
 }
 
-/// What is said of one test or of several.
+/// A statement about one test or several.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Exception {
-    /// The test.
+    /// The name of one test.
     #[serde(default)]
     pub test: Option<String>,
-    /// Or all tests whose name matches.
+    /// A pattern of the names of several tests, instead of one name.
     #[serde(default)]
     pub pattern: Option<Pattern>,
     /// On these kernels; empty means on all.
@@ -55,18 +55,18 @@ pub struct Exception {
     /// On these machines; empty means on all, and `!NAME` on all but that one.
     #[serde(default)]
     pub machines: Vec<String>,
-    /// What a test says as it fails; of an expected failure only.
+    /// The message of the failing test; only for an expected failure.
     #[serde(default)]
     pub how: Option<Pattern>,
-    /// Why.
+    /// The reason.
     pub reason: String,
 }
 
-/// What some tests need of a kernel's configuration.
+/// The symbols that some tests need in a kernel's configuration.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Needs {
-    /// All tests whose name matches.
+    /// The tests, by a pattern of their names.
     pub pattern: Pattern,
     /// Symbols, as in the matrix's `requires`.
     pub config: Vec<String>,
@@ -76,11 +76,11 @@ pub struct Needs {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AllowSpec {
-    /// The test (for KUnit, the suite's name).
+    /// The test (for KUnit, the name of the suite).
     pub test: String,
-    /// What its line looks like.
+    /// The pattern of its line.
     pub pattern: Pattern,
-    /// Exact count.
+    /// The exact count.
     pub count: usize,
     /// On these kernels; empty means on all.
     #[serde(default)]
@@ -103,20 +103,20 @@ impl TryFrom<String> for Pattern {
     }
 }
 
-/// What of the plan is wanted this time.
+/// The part of the plan that is wanted.
 #[derive(Clone, Debug, Default)]
 pub struct Selection {
     /// Only these suites; empty means all.
     pub suites: Vec<String>,
     /// Only tests whose name matches.
     pub filter: Option<Regex>,
-    /// Also what is slow.
+    /// Whether slow tests are included.
     pub full: bool,
-    /// The kernel's configuration, where tests may need what it does not have.
+    /// The kernel's configuration, if tests without their symbols are to be left out.
     pub config: Option<String>,
 }
 
-/// Where a plan is to hold.
+/// Where a plan applies.
 #[derive(Clone, Debug)]
 pub struct On {
     /// The kernel whose results are expected.
@@ -125,12 +125,12 @@ pub struct On {
     pub machine: String,
 }
 
-/// The same, with what the matrix knows of them.
+/// Where a plan applies, with the names that kernel and machine are `like`.
 #[derive(Clone, Copy, Debug)]
 pub struct Place<'a> {
-    /// The kernel, and the one whose results it gives, too.
+    /// The kernel, and the kernel whose results it also gives.
     pub kernel: (&'a str, Option<&'a str>),
-    /// The machine, likewise.
+    /// The machine, and the machine whose results it also gives.
     pub machine: (&'a str, Option<&'a str>),
 }
 
@@ -170,16 +170,16 @@ impl Exception {
     }
 }
 
-/// Knows what kernels and machines there are.
+/// A set of known kernels and machines.
 pub trait Known {
-    /// An error unless there is such a kernel.
+    /// Returns an error unless there is such a kernel.
     fn kernel(&self, name: &str) -> Result<()>;
-    /// An error unless there is such a machine.
+    /// Returns an error unless there is such a machine.
     fn machine(&self, name: &str) -> Result<()>;
 }
 
 impl Expected {
-    /// Refuses what could only be a slip of the pen.
+    /// Refuses contradictions and names that do not exist.
     pub fn check(&self, known: &dyn Known) -> Result<()> {
         let mut seen = BTreeSet::new();
         for test in &self.tests {
@@ -236,7 +236,7 @@ impl Expected {
         }
     }
 
-    /// The deliberate splats there.
+    /// The deliberate splats of this place.
     pub fn allowed(&self, place: Place<'_>) -> Vec<Allow> {
         let there = self.allow.iter().filter(|a| place.is(&a.kernels, &a.machines));
         let allow = |a: &AllowSpec| Allow {
@@ -253,7 +253,7 @@ impl Expected {
         self.tests.iter().filter(move |t| !absent(t))
     }
 
-    /// What is planned of this file.
+    /// The planned suite of this file.
     pub fn suite(
         &self,
         name: &str,
@@ -271,13 +271,14 @@ impl Expected {
             with_full: 0,
             not_applicable: 0,
         };
-        // A script runs all of its tests: none can be left out.
+        // A script and KUnit run all of their tests: none can be left out.
         let slow = |test: &str| {
             !selection.full
                 && !matches!(kind, Kind::Script | Kind::Kunit)
                 && self.slow.iter().any(|e| e.fits(test, place))
         };
-        // A script and KUnit run all of their tests; what these need is required of every kernel.
+        // A script and KUnit run all of their tests, and the matrix requires their symbols of every
+        // kernel.
         let config = selection.config.as_deref();
         let config = config.filter(|_| matches!(kind, Kind::Ktap | Kind::Harness));
         let lacks =

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! `qemu/kernel/matrix.toml` and the files of expected results that it names.
+//! `qemu/kernel/matrix.toml`, and the files of expected results that it names.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,47 +13,47 @@ use crate::judge::taint;
 use crate::plan::expected::{self, Expected, On, Pattern, Place, Selection};
 use crate::plan::planned::{Known, Planned};
 
-/// The whole file.
+/// The content of the file.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Matrix {
-    /// Symbols that a kernel must have.
+    /// The symbols that a kernel must have.
     pub requires: Vec<String>,
-    /// Limits, for KVM.
+    /// The time limits under KVM.
     pub timeouts: Timeouts,
-    /// What is compiled after every patch, by name.
+    /// The configurations in which objects are compiled after every patch, by name.
     pub compile: BTreeMap<String, CompileSpec>,
-    /// Kernels by name.
+    /// The kernels by name.
     pub kernel: BTreeMap<String, Kernel>,
-    /// Machines by name.
+    /// The machines by name.
     pub machine: BTreeMap<String, MachineSpec>,
-    /// Suites by name.
+    /// The suites by name.
     pub suite: BTreeMap<String, SuiteSpec>,
-    /// Order in which suites run.
+    /// The order in which suites run.
     pub order: Vec<String>,
-    /// Where the file is.
+    /// The directory of the file.
     #[serde(skip)]
     pub dir: PathBuf,
 }
 
-/// Limits in seconds.
+/// Time limits in seconds.
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Timeouts {
-    /// Until the guest says hello.
+    /// From the start to the guest's first message.
     pub boot: u64,
-    /// Silence of a running suite.
+    /// The silence of a running suite.
     pub test: u64,
     /// A whole suite.
     pub suite: u64,
     /// A whole boot.
     pub total: u64,
-    /// All of the above times this under TCG.
+    /// The factor for all limits under TCG.
     pub tcg_factor: u64,
 }
 
 impl Timeouts {
-    /// All of them so many times as long.
+    /// Multiplies all limits.
     pub fn times(self, factor: u64) -> Self {
         Self {
             boot: self.boot * factor,
@@ -69,13 +69,13 @@ impl Timeouts {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CompileSpec {
-    /// Architecture, as the kernel's make takes it; else this machine's.
+    /// The architecture, as the kernel's make takes it; the default is this machine's.
     pub arch: Option<String>,
-    /// Triplet of the compiler for it.
+    /// The triplet of the compiler for that architecture.
     pub cross: Option<String>,
-    /// Configuration fragments, beside the matrix, merged in order.
+    /// The configuration fragments, relative to the matrix, merged in order.
     pub config: Vec<PathBuf>,
-    /// Objects, from the top of the tree.
+    /// The objects, relative to the top of the tree.
     pub objects: Vec<String>,
 }
 
@@ -83,30 +83,30 @@ pub struct CompileSpec {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Kernel {
-    /// Version, as `scripts/kernel-source.sh` takes it.
+    /// The version, as `scripts/kernel-source.sh` takes it.
     pub source: String,
-    /// Directories with patches and their `series`, beside the matrix: one after the other.
+    /// The directories of patches with their `series`, relative to the matrix, applied in order.
     #[serde(default, deserialize_with = "one_or_more")]
     pub patches: Vec<PathBuf>,
-    /// Configuration fragments, beside the matrix, merged in order.
+    /// The configuration fragments, relative to the matrix, merged in order.
     pub config: Vec<PathBuf>,
-    /// Whether clang builds it, and the rest of LLVM.
+    /// Whether clang and the rest of LLVM build the kernel.
     #[serde(default)]
     pub llvm: bool,
-    /// What all limits are multiplied by.
+    /// The factor for all time limits.
     #[serde(default = "one")]
     pub timeout_factor: u64,
-    /// More kernel command line.
+    /// Additional options of the kernel command line.
     #[serde(default)]
     pub cmdline_extra: String,
-    /// Taint letters before the first test.
+    /// The taint letters before the first test.
     #[serde(default)]
     pub taint_before: String,
-    /// Taint letters after the last test.
+    /// The taint letters after the last test.
     pub taint_after: String,
-    /// The kernel whose results and faults are expected of this one, too.
+    /// The kernel whose results and faults are also expected of this one.
     pub like: Option<String>,
-    /// Lines of the log that are a fault of this kernel, known and no splat.
+    /// Log lines that are a known fault of this kernel and no splat.
     #[serde(default)]
     pub allow: Vec<KnownSpec>,
 }
@@ -133,20 +133,20 @@ fn one_or_more<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<PathBuf
     })
 }
 
-/// Lines that a kernel is known to break the module's rules with.
+/// Log lines by which a kernel is known to break the module's rules.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KnownSpec {
-    /// What they look like.
+    /// The pattern of the lines.
     pub pattern: Pattern,
-    /// Only on machines that give the module this parameter.
+    /// The lines come only on machines that give the module this parameter.
     #[serde(rename = "with")]
     pub param: Option<String>,
-    /// Why they come.
+    /// The reason.
     pub reason: String,
 }
 
-/// One machine: what a kernel runs on, and what the module is told about it.
+/// A machine: the hardware that a kernel runs on, and the module's parameters for it.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MachineSpec {
@@ -154,19 +154,19 @@ pub struct MachineSpec {
     pub memory: String,
     /// `-smp`.
     pub vcpus: u32,
-    /// NUMA nodes, which the kernel makes of the one that there is (`numa=fake=`).
+    /// The number of NUMA nodes, which the kernel makes from its only one (`numa=fake=`).
     #[serde(default = "one_node")]
     pub nodes: u32,
-    /// Kernel command line, `memmap=` and the like.
+    /// The options of the kernel command line, such as `memmap=`.
     #[serde(default)]
     pub cmdline: String,
-    /// More arguments of QEMU, devices for example.
+    /// Additional arguments of QEMU, such as devices.
     #[serde(default)]
     pub qemu: String,
-    /// Parameters of the module there.
+    /// The parameters of the module on this machine.
     #[serde(default)]
     pub module_params: String,
-    /// The machine whose results are expected on this one, too.
+    /// The machine whose results are also expected on this one.
     pub like: Option<String>,
 }
 
@@ -184,30 +184,31 @@ impl MachineSpec {
 pub struct SuiteSpec {
     /// `kunit`, `ktap`, `harness` or `script`.
     pub kind: String,
-    /// File with its plan, beside the matrix.
+    /// The file with its plan, relative to the matrix.
     pub expected: PathBuf,
-    /// Program in the guest.
+    /// The program in the guest.
     #[serde(default)]
     pub program: Option<String>,
-    /// Arguments of the program; `{NAME}` is a module parameter, and left out where there is none.
+    /// The arguments of the program. `{NAME}` is a parameter of the module; an argument whose
+    /// parameter is not set is left out.
     #[serde(default)]
     pub args: Vec<String>,
-    /// Files of the guest's kernel, and what they say while the suite runs.
+    /// Files of the guest's kernel, each with the value that it has while the suite runs.
     #[serde(default)]
     pub settings: BTreeMap<String, String>,
-    /// Why all of it is left out of a quick run, if it is.
+    /// The reason why a quick run leaves the suite out, if it does.
     #[serde(default)]
     pub slow: Option<String>,
-    /// Whether it runs only where it is asked for.
+    /// Whether the suite runs only if the command line names it.
     #[serde(default)]
     pub by_name: bool,
-    /// Whether the guest has the kernel tree's own driver, too.
+    /// Whether the guest also has the kernel tree's own driver.
     #[serde(default)]
     pub c_driver: bool,
 }
 
 impl SuiteSpec {
-    /// How it is run.
+    /// The way in which the suite runs.
     pub fn kind(&self) -> Result<Kind> {
         Ok(match self.kind.as_str() {
             "kunit" => Kind::Kunit,
@@ -228,7 +229,7 @@ impl SuiteSpec {
     }
 }
 
-/// The expectations of one suite, read but not yet selected from.
+/// The expectations of each suite, read but not yet selected from.
 pub type Plans = BTreeMap<String, Expected>;
 
 impl expected::Known for Matrix {
@@ -263,7 +264,7 @@ impl Matrix {
         Ok(matrix)
     }
 
-    /// Refuses what is like one that is not there, and an allowance that could never hold.
+    /// Refuses a `like` that names nothing, and an allowance that can never apply.
     fn check_names(&self) -> Result<()> {
         for (name, machine) in &self.machine {
             if let Some(like) = &machine.like {
@@ -283,7 +284,7 @@ impl Matrix {
         Ok(())
     }
 
-    /// A kernel by name.
+    /// Finds a kernel by name.
     pub fn kernel(&self, name: &str) -> Result<&Kernel> {
         let known = || self.kernel.keys().cloned().collect::<Vec<_>>().join(", ");
         self.kernel
@@ -291,7 +292,7 @@ impl Matrix {
             .with_context(|| format!("no kernel {name:?} in the matrix; there are: {}", known()))
     }
 
-    /// A machine by name.
+    /// Finds a machine by name.
     pub fn machine(&self, name: &str) -> Result<&MachineSpec> {
         let known = || self.machine.keys().cloned().collect::<Vec<_>>().join(", ");
         self.machine
@@ -299,7 +300,7 @@ impl Matrix {
             .with_context(|| format!("no machine {name:?} in the matrix; there are: {}", known()))
     }
 
-    /// A suite by name.
+    /// Finds a suite by name.
     pub fn suite(&self, name: &str) -> Result<&SuiteSpec> {
         let known = || self.order.join(", ");
         self.suite
@@ -307,7 +308,7 @@ impl Matrix {
             .with_context(|| format!("no suite {name:?} in the matrix; there are: {}", known()))
     }
 
-    /// Suites that are to run, in order.
+    /// The suites that are to run, in order.
     pub fn selected(&self, selection: &Selection) -> Result<Vec<String>> {
         for name in &selection.suites {
             self.suite(name)?;
@@ -316,7 +317,7 @@ impl Matrix {
         for name in &self.order {
             let spec = self.suite(name)?;
             let wanted = if selection.suites.is_empty() {
-                // A script runs all of its tests whatever is asked for: a filter is no wish for it.
+                // A script always runs all of its tests, so a filter does not select it.
                 let vain = selection.filter.is_some() && spec.kind()? == Kind::Script;
                 (selection.full || spec.slow.is_none()) && !spec.by_name && !vain
             } else {
@@ -344,7 +345,7 @@ impl Matrix {
         Ok(plans)
     }
 
-    /// What is planned for a kernel on a machine.
+    /// The plan for a kernel on a machine.
     pub fn planned(&self, on: &On, plans: &Plans, selection: &Selection) -> Result<Planned> {
         let kernel = self.kernel(&on.kernel)?;
         let machine = self.machine(&on.machine)?;
@@ -381,7 +382,7 @@ impl Matrix {
             }
             let source = format!("qemu/kernel/{}", spec.expected.display());
             let suite = expected.suite(name, spec.kind()?, source, place, selection);
-            // A filter that leaves nothing of a suite leaves the suite out.
+            // A suite without a test that matches the filter is left out.
             if selection.filter.is_some() && suite.tests.is_empty() {
                 continue;
             }

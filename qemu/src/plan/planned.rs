@@ -1,28 +1,29 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What is known before a run, for the verdict to compare with what was seen.
+//! The plan of a run, which the verdict compares with the evidence.
 
 use std::collections::BTreeSet;
 
 use regex::Regex;
 use zdvm_guest::plan::Kind;
 
-/// What a planned test is expected to do on this kernel.
+/// The expected result of a planned test on this kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Expect {
-    /// To pass.
+    /// The test passes.
     Pass,
-    /// To fail in a known way, for a known reason; a pass is as loud as an unexpected failure.
+    /// The test fails in a known way, for a known reason. A pass is a problem like an unexpected
+    /// failure.
     Fail(Failure),
-    /// To be skipped, for a known reason.
+    /// The test is skipped, for a known reason.
     Skip(String),
 }
 
-/// A failure that is known.
+/// A known failure.
 #[derive(Clone, Debug)]
 pub struct Failure {
     /// Why the test fails.
     pub why: String,
-    /// What the test says as it fails.
+    /// The message of the failing test.
     pub how: Regex,
 }
 
@@ -39,7 +40,7 @@ impl Eq for Failure {}
 pub struct Test {
     /// Its name.
     pub name: String,
-    /// What it is expected to do.
+    /// Its expected result.
     pub expect: Expect,
 }
 
@@ -48,17 +49,17 @@ pub struct Test {
 pub struct Suite {
     /// Its name.
     pub name: String,
-    /// How its results arrive.
+    /// The form in which its results arrive.
     pub kind: Kind,
-    /// Where its plan is written, for messages.
+    /// The file that has its plan, for messages.
     pub source: String,
-    /// What must come.
+    /// The tests that must give a result.
     pub tests: Vec<Test>,
-    /// Names that are known but not selected: their results are ignored.
+    /// The known tests that are not selected: their results are ignored.
     pub deselected: BTreeSet<String>,
     /// How many tests were left out because they are slow.
     pub with_full: usize,
-    /// How many the kernel's configuration has no use for.
+    /// How many tests do not apply to the kernel's configuration.
     pub not_applicable: usize,
 }
 
@@ -67,35 +68,35 @@ pub struct Suite {
 pub struct Allow {
     /// The test that provokes it.
     pub test: String,
-    /// What its line looks like.
+    /// The pattern of its line.
     pub pattern: Regex,
-    /// How many there must be.
+    /// The exact count.
     pub count: usize,
 }
 
-/// Lines of the log that are a known fault of the kernel and no splat, whatever test runs.
+/// Log lines that are a known fault of the kernel and no splat, whichever test runs.
 #[derive(Clone, Debug)]
 pub struct Known {
-    /// What they look like.
+    /// The pattern of the lines.
     pub pattern: Regex,
-    /// Why they come.
+    /// The reason.
     pub reason: String,
 }
 
-/// All that is known before the run.
+/// The plan of a run.
 #[derive(Clone, Debug, Default)]
 pub struct Planned {
-    /// Name of the kernel.
+    /// The name of the kernel.
     pub kernel: String,
-    /// Name of the machine.
+    /// The name of the machine.
     pub machine: String,
-    /// Suites, in order.
+    /// The suites, in order.
     pub suites: Vec<Suite>,
-    /// Suites that were left out as a whole because they are slow, and how many tests they have.
+    /// The slow suites that were left out as a whole, each with its number of tests.
     pub left_out: Vec<(String, usize)>,
     /// Deliberate splats.
     pub allow: Vec<Allow>,
-    /// Known faults of the kernel on that machine.
+    /// The known faults of the kernel on that machine.
     pub known: Vec<Known>,
     /// Taint before the first test.
     pub taint_before: u64,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! A verdict as people and programs want it: one table, JSON, JUnit XML.
+//! Writes a verdict for people and programs: one table, JSON, JUnit XML.
 
 pub mod html;
 
@@ -18,13 +18,13 @@ use crate::judge::verdict::{Status, SuiteResult, Verdict};
 /// How many problems of one kind and subject are shown one by one.
 const SHOWN: usize = 8;
 
-/// A judged run and where it is.
+/// A judged run.
 #[derive(Debug, Serialize)]
 pub struct Run<'a> {
     /// The verdict.
     #[serde(flatten)]
     pub verdict: &'a Verdict,
-    /// Whether it is a pass.
+    /// Whether the verdict is a pass.
     pub pass: bool,
     /// `kvm` or `tcg`.
     pub accel: String,
@@ -47,7 +47,7 @@ fn row(suite: &SuiteResult) -> [usize; 8] {
     ]
 }
 
-/// Prints to standard output. A reader who has seen enough (`| head`) is no error.
+/// Prints to standard output. A closed pipe (`| head`) is no error.
 pub fn say(text: &str) {
     let _ = std::io::Write::write_all(&mut std::io::stdout(), text.as_bytes());
 }
@@ -82,7 +82,7 @@ pub fn table(verdict: &Verdict) -> String {
     out
 }
 
-/// Every problem on a line of its own; a flood of like ones is cut short and counted.
+/// Prints every problem on a line of its own; many similar problems are cut short and counted.
 pub fn problems(verdict: &Verdict) -> String {
     let mut out = String::new();
     let mut seen: BTreeMap<(&str, &str), usize> = BTreeMap::new();
@@ -99,7 +99,7 @@ pub fn problems(verdict: &Verdict) -> String {
     out
 }
 
-/// The last lines: verdict and folder.
+/// The last lines of the output: verdict and folder.
 pub fn verdict_line(run: &Run<'_>, dir: &Path) -> String {
     let (good, bad) = run.verdict.counts();
     let (failed, skipped) = run.verdict.excused();
@@ -150,7 +150,7 @@ fn junit(run: &Run<'_>) -> Result<String> {
         }
         report.add_test_suite(out);
     }
-    // What belongs to no test must be red in JUnit too.
+    // A problem that belongs to no test must fail in JUnit, too.
     let mut whole = TestSuite::new("run");
     let own: Vec<_> = run
         .verdict

@@ -1,26 +1,26 @@
 // SPDX-License-Identifier: GPL-2.0
-//! How QEMU runs the guest's code, and what that does to limits.
+//! The ways in which QEMU runs the guest's code, and their time limits.
 
 use crate::plan::matrix::Timeouts;
 
-/// Without fast string instructions the kernel copies and clears pages in plain loops, which TCG
-/// translates; a "rep movs" it executes one element at a time.
+/// Without fast string instructions the kernel copies and clears pages in plain loops. TCG
+/// translates loops, but executes a "rep movs" one element at a time.
 const TCG_CPU: &str = "max,-erms,-fsrm";
 
 /// How QEMU runs the guest's code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Accel {
-    /// Hardware.
+    /// Hardware virtualisation.
     Kvm,
-    /// Translation.
+    /// Translation of instructions.
     Tcg,
-    /// Translation where the guest's clocks count its instructions, one for a nanosecond. It says
-    /// what code costs on a machine that is busy with other things, too.
+    /// Translation, with the guest's clocks counting instructions, one nanosecond each. The time of
+    /// an operation then does not depend on other work of the host.
     Icount,
 }
 
 impl Accel {
-    /// QEMU's arguments.
+    /// The arguments of QEMU.
     pub fn arguments(self) -> &'static [&'static str] {
         match self {
             Self::Kvm => &["-accel", "kvm", "-cpu", "host"],
@@ -31,12 +31,12 @@ impl Accel {
         }
     }
 
-    /// Limits scaled for it.
+    /// Scales time limits.
     pub fn scale(self, limits: Timeouts) -> Timeouts {
         limits.times(if self == Self::Kvm { 1 } else { limits.tcg_factor })
     }
 
-    /// In one word.
+    /// The name.
     pub fn word(self) -> &'static str {
         match self {
             Self::Kvm => "kvm",

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
-//! KVM if it really boots, else TCG.
+//! Uses KVM if a guest really boots with it, else TCG.
 //!
-//! There are machines whose /dev/kvm opens, answers every ioctl and never gets a guest past its
-//! BIOS. Only a guest's first line proves KVM; the answer is remembered for a day, unless the host
-//! reboots or /dev/kvm changes before.
+//! On some machines /dev/kvm opens and answers every ioctl, but no guest gets past its BIOS. Only
+//! the first line of a guest proves KVM. The answer is remembered for a day, or until the host
+//! reboots or /dev/kvm changes.
 
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::MetadataExt;
@@ -18,19 +18,19 @@ use crate::repo;
 use crate::vm::accel::Accel;
 use crate::vm::{Boot, Machine, Watcher};
 
-/// How long a guest under KVM may take to its first line.
+/// How long a guest under KVM may take to print its first line.
 const PROOF: Duration = Duration::from_secs(4);
 
-/// How long an answer is believed.
+/// How long an answer is valid.
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// What /dev/kvm is like: another module that makes it, other rights, another node.
+/// Describes /dev/kvm: another module, other rights or another node change the text.
 fn device_state(device: &Path) -> String {
     let Ok(m) = fs::metadata(device) else { return "none".to_owned() };
     format!("{} {} {} {:o} {}.{}", m.rdev(), m.uid(), m.gid(), m.mode(), m.ctime(), m.ctime_nsec())
 }
 
-/// What is known about KVM here.
+/// The choice of the accelerator.
 #[derive(Debug)]
 pub struct Choice {
     forced: Option<Accel>,
@@ -40,7 +40,7 @@ pub struct Choice {
 }
 
 impl Choice {
-    /// `--accel`: auto, kvm, tcg or icount.
+    /// Parses `--accel`: auto, kvm, tcg or icount.
     pub fn new(option: &str) -> Result<Self> {
         let forced = match option {
             "auto" => None,
@@ -55,12 +55,12 @@ impl Choice {
         Ok(Self { forced, memory, device: PathBuf::from("/dev/kvm"), proof: PROOF })
     }
 
-    /// For tests: another place to remember, another device, less patience.
+    /// For tests: takes another file for the answer, another device and a shorter limit.
     pub fn at(memory: PathBuf, device: PathBuf, proof: Duration) -> Self {
         Self { forced: None, memory, device, proof }
     }
 
-    /// What is known already, if anything.
+    /// The remembered answer, if there is one.
     pub fn known(&self) -> Option<Accel> {
         if self.forced.is_some() {
             return self.forced;
@@ -70,7 +70,7 @@ impl Choice {
         }
         let text = fs::read_to_string(&self.memory).ok()?;
         let written = fs::metadata(&self.memory).and_then(|m| m.modified()).ok()?;
-        // A time in the future is a clock that was wrong: no reason to believe it.
+        // A time in the future comes from a wrong clock: ignore the answer.
         let fresh = SystemTime::now().duration_since(written).is_ok_and(|age| age < DAY);
         let (word, device) = text.split_once('\n')?;
         if !fresh || device != device_state(&self.device) {
@@ -88,7 +88,7 @@ impl Choice {
         fs::write(&self.memory, text).with_context(|| format!("writing {}", self.memory.display()))
     }
 
-    /// Boots with the best that works; says which it was.
+    /// Boots with the best accelerator that works. Returns the one used.
     pub fn boot(
         &self,
         machine: &Machine,
@@ -96,11 +96,11 @@ impl Choice {
         watcher: &mut dyn Watcher,
     ) -> Result<(Accel, Exit)> {
         if self.known().is_none() {
-            // The guest has its limits already, which are those of TCG until more is known.
+            // The guest has read its own limits already: use those of TCG until KVM is proved.
             let limits = Accel::Tcg.scale(limits);
             match machine.boot(Accel::Kvm, limits, Some(self.proof), watcher)? {
-                // One line is proof, whatever came of the guest afterwards; a QEMU that ends
-                // without a word has proved nothing.
+                // One line is proof, whatever happened to the guest later. A QEMU that ends without
+                // a line has proved nothing.
                 Boot::Ended(exit) if machine.has_spoken() => {
                     self.remember(Accel::Kvm)?;
                     return Ok((Accel::Kvm, exit));

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! One boot of QEMU: started, watched, ended.
+//! One boot of QEMU: starts, watches and ends it.
 
 pub mod accel;
 pub mod kvm;
@@ -23,7 +23,7 @@ use crate::judge::verdict::Exit;
 use crate::plan::matrix::Timeouts;
 use crate::vm::accel::Accel;
 
-/// What to boot.
+/// The description of a guest.
 #[derive(Clone, Debug)]
 pub struct Machine {
     /// The emulator.
@@ -36,36 +36,36 @@ pub struct Machine {
     pub memory: String,
     /// `-smp`.
     pub vcpus: u32,
-    /// More kernel command line.
+    /// Additional options of the kernel command line.
     pub cmdline: String,
-    /// Where console.log, wire.log and the rest go.
+    /// The directory of console.log, wire.log and other files.
     pub dir: PathBuf,
-    /// More QEMU arguments.
+    /// Additional arguments of QEMU.
     pub extra: Vec<String>,
 }
 
-/// What a boot came to.
+/// The result of a boot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Boot {
     /// QEMU has ended.
     Ended(Exit),
-    /// Not one line came in the time that an accelerator under suspicion gets.
+    /// Not one line came within the time for proving an accelerator.
     Mute,
 }
 
-/// Looks on while a guest runs.
+/// Watches a running guest.
 pub trait Watcher {
     /// A message of the status stream has come.
     fn message(&mut self, message: &Message);
-    /// More has come on the console.
+    /// More text has come on the console.
     fn console(&mut self, _more: &str) {}
-    /// Whether enough has been seen, and the guest may be ended.
+    /// Whether enough has been seen, so that the guest may be ended.
     fn enough(&self) -> bool {
         false
     }
 }
 
-/// Looks at nothing.
+/// A watcher that ignores everything.
 #[derive(Debug)]
 pub struct Blind;
 
@@ -73,14 +73,14 @@ impl Watcher for Blind {
     fn message(&mut self, _message: &Message) {}
 }
 
-/// Keeps what comes.
+/// A watcher that stores all messages.
 impl Watcher for Vec<Message> {
     fn message(&mut self, message: &Message) {
         self.push(message.clone());
     }
 }
 
-/// Where a guest is, to know which limit counts.
+/// The progress of a guest, which decides the limits that apply.
 #[derive(Debug)]
 struct Watch {
     limits: Timeouts,
@@ -106,10 +106,10 @@ impl Watch {
         }
     }
 
-    /// The limit that has passed.
+    /// The limit that has passed, if any.
     fn expired(&self) -> Option<Exit> {
         let over = |since: Instant, secs: u64| since.elapsed() > Duration::from_secs(secs);
-        // The guest ends a hung test itself, if it still can: let it be first.
+        // The guest ends a hung test itself if it can: give it time to do so first.
         let silence = self.limits.test + self.limits.test.min(10);
         let (what, secs) = if over(self.start, self.limits.total) {
             ("total", self.limits.total)
@@ -127,7 +127,7 @@ impl Watch {
 }
 
 impl Machine {
-    /// QEMU's arguments for an accelerator; `control` has room for sockets.
+    /// The arguments of QEMU for an accelerator; `control` is the directory of sockets.
     pub fn arguments(&self, accel: Accel, control: &Path) -> Vec<String> {
         let mut args = self.basics(accel);
         args.push("-append".to_owned());
@@ -152,7 +152,7 @@ impl Machine {
         args
     }
 
-    /// The processor, memory, kernel and initramfs of [`Machine::arguments`].
+    /// The processor, memory, kernel and initramfs in [`Machine::arguments`].
     pub fn basics(&self, accel: Accel) -> Vec<String> {
         let mut args: Vec<String> = accel.arguments().iter().map(|a| (*a).to_owned()).collect();
         for word in ["-nodefaults", "-display", "none", "-no-reboot", "-m"] {
@@ -170,15 +170,14 @@ impl Machine {
 
     /// The kernel's command line.
     pub fn append(&self, accel: Accel) -> String {
-        // A panic ends QEMU at once (-no-reboot); an oops must not, it is found in the log. User
-        // space may write as much into the log as it likes: the brackets of tests must not be
-        // rate limited away.
+        // A panic ends QEMU at once (-no-reboot). An oops must not: the log shows it. User space
+        // may write to the log without a rate limit, so that no bracket of a test is lost.
         let mut line = "console=ttyS0 ignore_loglevel printk.time=1 printk_devkmsg=on panic=-1 \
                         sysrq_always_enabled"
             .to_owned();
         if accel != Accel::Kvm {
-            // On a busy host the emulated timer may stand still while the kernel counts the ticks
-            // of a short loop, and panic: it takes that for a broken IO-APIC.
+            // On a busy host the emulated timer may stand still while the kernel counts ticks in a
+            // short loop. The kernel would take that for a broken IO-APIC and panic.
             line.push_str(" no_timer_check watchdog_thresh=60 rcupdate.rcu_cpu_stall_timeout=60");
         }
         if !self.cmdline.is_empty() {
@@ -188,12 +187,13 @@ impl Machine {
         line
     }
 
-    /// Whether the last boot brought any line on its console.
+    /// Whether the last boot printed any line on its console.
     pub fn has_spoken(&self) -> bool {
         fs::metadata(self.dir.join("console.log")).is_ok_and(|m| m.len() > 0)
     }
 
-    /// Boots and watches to the end. `mute_after`: give up if no line comes in that time.
+    /// Boots and watches the guest to its end. `mute_after` ends the boot if no line comes in that
+    /// time.
     pub fn boot(
         &self,
         accel: Accel,
@@ -201,7 +201,7 @@ impl Machine {
         mute_after: Option<Duration>,
         watcher: &mut dyn Watcher,
     ) -> Result<Boot> {
-        // Paths of sockets are short; the run's folder may be deep.
+        // The path of a socket must be short, and the run's folder may be deep.
         let control = tempfile::Builder::new().prefix("zdvm").tempdir()?;
         let args = self.arguments(accel, control.path());
         fs::write(self.dir.join("qemu-command.txt"), shell_line(&self.qemu, &args))?;
@@ -232,7 +232,7 @@ impl Machine {
             log.read_to_end(&mut more)?;
             if !more.is_empty() {
                 said += more.len();
-                // KUnit speaks on the console only, one line for every case.
+                // KUnit prints only on the console, one line per case.
                 watch.active = Instant::now();
                 watcher.console(&String::from_utf8_lossy(&more));
             }
@@ -257,7 +257,7 @@ impl Machine {
         }
     }
 
-    /// An interactive guest on this terminal.
+    /// Runs an interactive guest on this terminal.
     pub fn interact(&self, accel: Accel) -> Result<ExitStatus> {
         let mut command = std::process::Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "--"]).arg(&self.qemu).args(self.basics(accel));
@@ -281,8 +281,8 @@ fn shell_line(program: &Path, args: &[String]) -> String {
     shlex::try_join(words).unwrap_or_default() + "\n"
 }
 
-/// All stacks of a hung guest into its console log (SysRq: break, then a letter), and the
-/// registers beside it for a guest that does not listen any more.
+/// Makes a hung guest print all stacks into its console log (SysRq: break, then a letter). Also
+/// writes the registers to a file, in case the guest no longer reacts.
 fn dump(
     job: &mut Job,
     control: &Path,
@@ -302,7 +302,7 @@ fn dump(
     fs::write(dir.join("registers.txt"), registers)?;
     for letter in *b"lwt" {
         qmp.execute(&qapi::qmp::chardev_send_break { id: "console".to_owned() })?;
-        // The break must have arrived before the letter does.
+        // The break must arrive before the letter does.
         sleep(Duration::from_millis(100));
         key(letter)?;
         settle(job, console)?;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What goes into the guest: the module, the test programs, the agent, and the initramfs of them.
+//! Builds what the guest contains: the module, the test programs, the agent, and the initramfs with
+//! them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -16,18 +17,18 @@ use crate::kernel::make::logged;
 use crate::repo;
 use crate::vm::script::LINKS;
 
-/// Where the kernel tree has the script that loads the driver and runs its tests.
+/// Path in the kernel tree of the script that loads the driver and runs its tests.
 pub const HMM_SCRIPT: &str = "tools/testing/selftests/mm/test_hmm.sh";
-/// What that script runs, beside itself.
+/// The test program that the script runs.
 pub const HMM_TESTS: &str = "hmm-tests";
 
-/// What the selftests run: they make file systems on pmem and on a RAM disk.
+/// Programs that the selftests run: they make file systems on pmem and on a RAM disk.
 pub const SELFTEST_TOOLS: &[&str] = &["mkfs.ext4", "mkfs.xfs"];
 
-/// Target of guest programs: named, so that build scripts and proc macros stay dynamic.
+/// The target of guest programs. Naming it keeps build scripts and proc macros dynamically linked.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
-/// Builds the module against a tree; the file.
+/// Builds the module against a tree. Returns its file.
 pub fn module(repo: &Path, tree: &Tree) -> Result<PathBuf> {
     let dir = kdir::outputs(repo, tree, "modules")?;
     let _lock = repo::lock(&dir.with_extension("lock"))?;
@@ -44,7 +45,8 @@ pub fn module(repo: &Path, tree: &Tree) -> Result<PathBuf> {
     }
     command.arg(format!("MO={}", dir.display())).args(&tree.args);
     if !tree.config()?.contains("CONFIG_DEBUG_INFO=y") {
-        // Lines of the module in stacks and in a debugger, whatever the kernel itself has.
+        // Gives stacks and debuggers the lines of the module, even if the kernel has no debug
+        // information.
         for (name, flag) in [("KCFLAGS", "-g1"), ("KRUSTFLAGS", "-Cdebuginfo=line-tables-only")] {
             let users = std::env::var(name).unwrap_or_default();
             command.env(name, format!("{users} {flag}").trim());
@@ -58,12 +60,13 @@ pub fn module(repo: &Path, tree: &Tree) -> Result<PathBuf> {
     Ok(module)
 }
 
-/// The module as the guest gets it: a copy below `dir` without debug information, which is larger than the rest.
+/// Makes the guest's copy of the module below `dir`, without debug information, which is the
+/// largest part.
 pub fn stripped(module: &Path, dir: &Path) -> Result<PathBuf> {
     let out = dir.join("zdmirror.ko");
     let bytes = fs::read(module).with_context(|| format!("reading {}", module.display()))?;
     if !bytes.starts_with(b"\x7fELF") {
-        // What is no object file is for the guest to refuse.
+        // Not an object file: the guest refuses it.
         fs::write(&out, bytes).with_context(|| format!("writing {}", out.display()))?;
         return Ok(out);
     }
@@ -73,7 +76,7 @@ pub fn stripped(module: &Path, dir: &Path) -> Result<PathBuf> {
     Ok(out)
 }
 
-/// Builds Rust programs of the workspace statically; their directory.
+/// Builds Rust programs of the workspace as static programs. Returns their directory.
 pub fn programs(repo: &Path, packages: &[&str]) -> Result<PathBuf> {
     let dir = repo::cache("guest")?.join(repo::key([repo.display().to_string()]));
     fs::create_dir_all(&dir)?;
@@ -90,14 +93,14 @@ pub fn programs(repo: &Path, packages: &[&str]) -> Result<PathBuf> {
     Ok(dir.join(TARGET).join("release"))
 }
 
-/// Builds the kernel's own hmm-tests, unmodified, statically; the file.
+/// Builds the kernel's own, unmodified hmm-tests as a static program. Returns its file.
 pub fn hmm_tests(repo: &Path, tree: &Tree) -> Result<PathBuf> {
     let dir = kdir::outputs(repo, tree, "hmm")?;
     let _lock = repo::lock(&dir.with_extension("lock"))?;
     let tests = tree.source.join("tools/testing/selftests");
     let binary = dir.join(HMM_TESTS);
     let mut sources = vec![tests.join("mm/hmm-tests.c")];
-    // What the tree's mm/Makefile links into every test has changed over time.
+    // Other versions of mm/Makefile link other helpers into every test.
     let helpers = ["vm_util.c", "hugepage_settings.c", "thp_settings.c"];
     sources.extend(helpers.iter().map(|h| tests.join("mm").join(h)).filter(|p| p.is_file()));
     let mut command = job::command("gcc");
@@ -119,7 +122,7 @@ pub fn hmm_tests(repo: &Path, tree: &Tree) -> Result<PathBuf> {
     Ok(binary)
 }
 
-/// Tests that a kselftest_harness binary lists (fixture, variant, test in fixed columns).
+/// The tests that a kselftest_harness program lists (fixture, variant, test in fixed columns).
 pub fn harness_list(text: &str) -> Vec<String> {
     let mut out = Vec::new();
     for group in text.split("\n-----") {
@@ -147,7 +150,7 @@ pub fn harness_list(text: &str) -> Vec<String> {
     out
 }
 
-/// Asks a harness binary, on the host, for its tests.
+/// Runs a harness program on the host to list its tests.
 pub fn list_harness(binary: &Path) -> Result<Vec<String>> {
     let out = Command::new(binary).arg("-l").output().context("listing hmm-tests")?;
     let list = harness_list(&String::from_utf8_lossy(&out.stderr));
@@ -157,13 +160,13 @@ pub fn list_harness(binary: &Path) -> Result<Vec<String>> {
     Ok(list)
 }
 
-/// Asks our selftests, on the host, for their tests.
+/// Runs our selftests on the host to list their tests.
 pub fn list_plain(binary: &Path, args: &[String]) -> Result<Vec<String>> {
     let out = job::output(Command::new(binary).args(args).arg("--list"), "zdm-selftests --list")?;
     Ok(out.lines().map(str::trim).filter(|l| !l.is_empty()).map(str::to_owned).collect())
 }
 
-/// The tree's own archiver, built from its source if the tree has not done so.
+/// The tree's own archiver; builds it from its source if the tree has not built it.
 fn gen_init_cpio(repo: &Path, tree: &Tree) -> Result<PathBuf> {
     let built = tree.objects.join("usr/gen_init_cpio");
     if built.is_file() {
@@ -178,7 +181,7 @@ fn gen_init_cpio(repo: &Path, tree: &Tree) -> Result<PathBuf> {
     Ok(out)
 }
 
-/// Directories of the guest, parents first.
+/// The directories of the guest, parents first.
 fn directories<'a>(files: impl Iterator<Item = &'a String>) -> BTreeSet<String> {
     let fixed = ["dev", "proc", "sys", "tmp", "run", "bin", "lib", "lib/modules", "etc"];
     let mut out: BTreeSet<String> = fixed.iter().map(|d| format!("/{d}")).collect();
@@ -189,7 +192,7 @@ fn directories<'a>(files: impl Iterator<Item = &'a String>) -> BTreeSet<String> 
     out
 }
 
-/// Writes the initramfs: `files` are guest path to host file.
+/// Writes the initramfs; `files` maps paths in the guest to files of the host.
 pub fn initramfs(
     repo: &Path,
     tree: &Tree,
@@ -219,7 +222,7 @@ pub fn initramfs(
     }
     list.push_str(&format!("file {PATH} {} 0644 0 0\n", plan_file.display()));
     for (guest, host) in files {
-        // The list's format has no quoting.
+        // The format of the list has no quoting.
         if host.to_string_lossy().contains(char::is_whitespace) {
             bail!("{}: a path with blanks cannot go into an initramfs list", host.display());
         }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What a test script of the kernel tree finds in the guest: bash, kmod, and the module where
-//! modprobe looks for it.
+//! Provides what a test script of the kernel tree needs in the guest: bash, kmod, and the module in
+//! the place where modprobe looks for it.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use crate::job;
 use crate::kernel::Tree;
 
-/// Programs that scripts call, as links in the guest: name and target in /bin.
+/// Programs that scripts call, as links in the guest: name, and target in /bin.
 pub const LINKS: &[(&str, &str)] = &[
     ("dirname", "busybox"),
     ("id", "busybox"),
@@ -21,14 +21,15 @@ pub const LINKS: &[(&str, &str)] = &[
     ("modprobe", "kmod"),
 ];
 
-/// Shared objects that `ldd` lists: every absolute path of it.
+/// The shared objects that `ldd` lists, by absolute path.
 fn objects(ldd: &str) -> Vec<String> {
     let path =
         |line: &str| line.split_whitespace().find(|word| word.starts_with('/')).map(str::to_owned);
     ldd.lines().filter_map(path).collect()
 }
 
-/// A program of this tool set with the shared objects that it needs: guest path to host path.
+/// A program of this tool set with the shared objects that it needs: maps paths in the guest to
+/// paths of the host.
 pub fn program(name: &str) -> Result<BTreeMap<String, PathBuf>> {
     let places = ["/bin", "/usr/bin", "/sbin", "/usr/sbin"];
     let host = places.into_iter().map(|d| Path::new(d).join(name));
@@ -42,7 +43,7 @@ pub fn program(name: &str) -> Result<BTreeMap<String, PathBuf>> {
     Ok(files)
 }
 
-/// The module and what depmod says of it, below the guest's /lib/modules.
+/// The module and the files of depmod, for the guest's /lib/modules.
 fn modules(tree: &Tree, module: &Path, run: &Path) -> Result<BTreeMap<String, PathBuf>> {
     let release = tree.release()?;
     let base = run.join("depmod");
@@ -65,7 +66,7 @@ fn modules(tree: &Tree, module: &Path, run: &Path) -> Result<BTreeMap<String, Pa
     Ok(files)
 }
 
-/// All of it.
+/// All files that a script needs.
 pub fn files(tree: &Tree, module: &Path, run: &Path) -> Result<BTreeMap<String, PathBuf>> {
     let mut files = modules(tree, module, run)?;
     for name in ["bash", "kmod"] {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Lines of the log that are a known fault of one kernel.
+//! Log lines that are a known fault of one kernel.
 
 use std::path::Path;
 
@@ -12,7 +12,7 @@ use zdvm_guest::plan::Kind;
 use crate::MIGRATE;
 use crate::recorded::Recorded;
 
-/// A line of the log of a kernel with the old rule, and the one that cuts the flood short.
+/// A log line of a kernel with the old rule, and the line that says that more are suppressed.
 const OLD_RULE: &str = "zdmirror: violation: I1 born pfn=0x120000 order=0 type=GENERIC \
                         check=refcount expected=0x0 found=0x1 device=hmm_dmirror4";
 const MORE: &str = "zdmirror: violation: more of them are counted, but not logged";
@@ -25,8 +25,8 @@ fn known(kernel: &str) -> Vec<Known> {
     matrix.planned(&on, &matrix.plans().unwrap(), &Selection::default()).unwrap().known
 }
 
-/// A run on a kernel of the matrix, with these lines as the module is loaded for KUnit and within
-/// a test.
+/// A run on a kernel of the matrix, with these lines while KUnit's load of the module runs and
+/// within a test.
 fn with_lines(kernel: &str, lines: &[&str]) -> Recorded {
     let mut run = Recorded::clean();
     run.planned.kernel = kernel.to_owned();
@@ -77,7 +77,8 @@ fn a_known_fault_must_come() {
     with_lines("stock", &[OLD_RULE]).red_only("known fault", "more of them");
     let none = || with_lines("stock", &[]);
     assert_eq!(none().red("known fault", "on this kernel").problems.len(), 2);
-    // A program that loads the module as its tests ask for need not have loaded such a device.
+    // A program loads the module with the parameters of its tests, which need not make such a
+    // device.
     let mut ktap = none();
     ktap.planned.suites.retain(|s| s.kind == Kind::Ktap);
     let verdict = ktap.judge();

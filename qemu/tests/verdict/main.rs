@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The verdict on recorded runs: a clean one, and the same with one thing wrong at a time.
+//! The verdict on recorded runs: a clean one, and the same run with one fault at a time.
 #![allow(clippy::unwrap_used, clippy::expect_used)] // A test may panic.
 
 use zdvm::judge::verdict::{Exit, Expect, Status};
@@ -169,7 +169,7 @@ fn a_failure_that_is_known_is_known_by_what_it_says() {
             &format!("not the failure that is known (/^idle count is 1/): {other}"),
         );
     }
-    // A guest that dies in it has no result of it.
+    // A guest that dies during a test has no result of the test.
     let mut run = Recorded::clean()
         .wire_until("ktap not ok 3 generic.idle")
         .console_until("zdm-selftests: end generic.idle");
@@ -190,7 +190,7 @@ fn a_filter_does_not_hide_a_module_that_stays() {
     assert_eq!(unload("ok 4 unload.clean").judge().problems, []);
     unload("not ok 4 unload.clean # module busy")
         .red_only("Fail", "it ran and failed: module busy");
-    // Nor does a failure that was told already.
+    // A failed test explains the exit status 1, but not a module that stays loaded.
     Recorded::clean()
         .wire("selftests exit status 1", "selftests exit status 1; left the module zdmirror loaded")
         .red_only("suite", "left the module zdmirror loaded");
@@ -311,7 +311,7 @@ fn what_the_audit_finds_fails_the_test() {
     let left = "test-end hmm.hmm_device_private.migrate audit: hmm_dmirror0: 3 pages used";
     let verdict = Recorded::clean().wire(MIGRATE_OK, left).red_only("Fail", "audit: hmm_dmirror0");
     assert!(verdict.problems[0].text.starts_with("audit: "), "{:#?}", verdict.problems);
-    // Nor is it a failure that was expected of the test itself.
+    // An expected failure of the test does not excuse the audit's finding.
     let mut excused = Recorded::clean().wire(MIGRATE_OK, left);
     excused.planned.suites[2].tests[1].expect = fails("known", "");
     excused.red_only("Fail", "audit: hmm_dmirror0");
@@ -328,7 +328,7 @@ fn tests_are_timed_by_the_log() {
     assert!(hmm.iter().all(|t| t.seconds.is_some_and(|s| s >= 0.0)), "{hmm:?}");
 }
 
-/// The smoke script in place of the harness suite: the same program, run as a whole.
+/// Puts the smoke script in place of the harness suite: the same program, run as a whole.
 fn script(totals: &str) -> Recorded {
     let mut run = Recorded::clean();
     let from = run.wire.find("test-start").unwrap();

@@ -18,14 +18,14 @@ pub fn data(name: &str) -> String {
     fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
-/// A run as it was recorded, to be spoilt by a test.
+/// A recorded run, which a test can change.
 pub struct Recorded {
     pub console: String,
-    /// Messages without sequence and checksum.
+    /// The messages without sequence number and checksum.
     pub wire: String,
     pub exit: Exit,
     pub planned: Planned,
-    /// Bytes to cut from the end of the stream.
+    /// How many bytes are cut from the end of the stream.
     pub cut: usize,
 }
 
@@ -91,7 +91,7 @@ impl Recorded {
         judge(&self.planned, &evidence)
     }
 
-    /// Replaces in the stream; what is to be replaced must be there.
+    /// Replaces text in the stream; `from` must be there.
     pub fn wire(mut self, from: &str, to: &str) -> Self {
         assert!(self.wire.contains(from), "{from} is not in the recording");
         self.wire = self.wire.replacen(from, to, 1);
@@ -113,7 +113,7 @@ impl Recorded {
         self
     }
 
-    /// Puts a kernel's report into the console before the line with a text.
+    /// Puts the report of a kernel into the console, before the line with a text.
     pub fn report(mut self, name: &str, before: &str) -> Self {
         let at = self.console.find(before).expect("in the recording");
         let start = self.console[..at].rfind('\n').map_or(0, |n| n + 1);
@@ -121,7 +121,8 @@ impl Recorded {
         self
     }
 
-    /// Must be red, with a problem of this kind whose text or subject says so.
+    /// Asserts that the run fails with a problem of this kind, whose text or subject contains
+    /// `says`.
     #[track_caller]
     pub fn red(self, kind: &str, says: &str) -> Verdict {
         let verdict = self.judge();
@@ -134,7 +135,7 @@ impl Recorded {
         verdict
     }
 
-    /// Must be red for one reason only.
+    /// Asserts that the run fails for this reason only.
     #[track_caller]
     pub fn red_only(self, kind: &str, says: &str) -> Verdict {
         let verdict = self.red(kind, says);

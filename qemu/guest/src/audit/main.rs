@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Has every device node of the module audit itself, and says what is not as on the first day.
+//! Makes every device node of the module audit itself, and prints the faults.
 //!
-//! Status 0 and no word: no page is in use and no invariant is or was broken. A node that is not
-//! there is nobody's fault; one that cannot be opened or asked is.
+//! Status 0 without output means that no page is in use and that no invariant is or was broken. A
+//! missing node is no fault; a node that cannot be opened or audited is one.
 
 mod uapi;
 
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 
-/// Exit and RCU free pages a little later than the last user leaves.
+/// Exit and RCU free pages shortly after the last user has left.
 const QUIESCENCE: Duration = Duration::from_secs(2);
 const TICK: Duration = Duration::from_millis(10);
 
@@ -27,8 +27,8 @@ fn nodes() -> Result<Vec<PathBuf>> {
     Ok(nodes)
 }
 
-/// What is wrong with a device, if anything. Where the kernel keeps a reference on free pages, which
-/// is the old rule of GENERIC memory, each of them is a violation in every scan, and nothing else is.
+/// The faults of a device, if any. Where the kernel keeps a reference on free pages, which is the
+/// old rule of GENERIC memory, every scan must find exactly one violation per free page.
 fn judge(audit: &uapi::Audit, free_refs: u64) -> Option<String> {
     let violations = match free_refs {
         0 => audit.found == 0 && audit.total == 0,
@@ -46,8 +46,9 @@ fn judge(audit: &uapi::Audit, free_refs: u64) -> Option<String> {
 
 fn audit(node: &Path) -> Result<()> {
     let file = OpenOptions::new().read(true).write(true).open(node).context("cannot be opened")?;
-    // A scan amid frees may take a page on its way for a violation, and counts it for good: wait
-    // for the frees by other means. If they do not come, the audit says so.
+    // A scan during frees may report and count a page that is just being freed. Wait until the
+    // statistics show that the frees are done; if they never are, the audit reports the pages in
+    // use.
     let start = Instant::now();
     let stats = || uapi::stats(&file).context("ZDM_STATS");
     let mut now = stats()?;
@@ -55,8 +56,8 @@ fn audit(node: &Path) -> Result<()> {
         sleep(TICK);
         now = stats()?;
     }
-    // What is found is told once: the next test is not to blame for it. Under the old rule it is
-    // found again anyway, and the log would be told anew.
+    // Report a finding once, so that the next test is not blamed for it. Under the old rule a
+    // cleared finding would come back with every scan and flood the log.
     let clear = now.free_refs == 0;
     match judge(&uapi::audit(&file, clear).context("ZDM_AUDIT")?, now.free_refs) {
         Some(why) => bail!("{why}"),
@@ -69,7 +70,7 @@ fn work() -> Result<bool> {
     if nodes.is_empty() {
         bail!("no /dev/hmm_dmirror*");
     }
-    // All at once: a scan of some hundred thousand pages takes its time under TCG.
+    // Audit all devices in parallel: a scan of some hundred thousand pages takes seconds under TCG.
     let results: Vec<Result<()>> = thread::scope(|scope| {
         let threads: Vec<_> = nodes.iter().map(|node| scope.spawn(|| audit(node))).collect();
         let joined = threads.into_iter().map(|t| t.join());

@@ -15,15 +15,16 @@ pub struct Audit {
     pub pages: u64,
     /// Pages that the allocator holds.
     pub free: u64,
-    /// Pages handed out.
+    /// Pages that the allocator has given out.
     pub used: u64,
     /// Violations that this scan found.
     pub found: u64,
-    /// Violations since the total was last forgotten.
+    /// Violations since the total was last cleared.
     pub total: u64,
-    /// User pointer to records: none are wanted, each is a line of the log anyway.
+    /// User pointer to records. The audit wants none, because every violation is also a line of the
+    /// log.
     pub records: u64,
-    /// Room for them.
+    /// Number of records that there is room for.
     pub nr_records: u32,
     /// `ZDM_AUDIT_*`.
     pub flags: u32,
@@ -33,15 +34,15 @@ pub struct Audit {
     pub reserved: u32,
 }
 
-/// `struct zdm_stats` as far as `free_refs`; a newer module writes no more than that.
+/// The part of `struct zdm_stats` up to `free_refs`; a newer module writes no more than that.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Stats {
-    /// Base pages handed out.
+    /// Base pages that the allocator gave out.
     pub allocated: u64,
-    /// Base pages that came back.
+    /// Base pages that were freed.
     pub freed: u64,
-    /// What is of no interest here.
+    /// Counters that the audit does not use.
     pub others: [u64; 13],
     /// References that the kernel keeps on a free page of the device.
     pub free_refs: u64,
@@ -51,7 +52,7 @@ const ZDM_AUDIT: Opcode = opcode::read_write::<Audit>(b'H', 0x42);
 const ZDM_STATS: Opcode = opcode::read::<Stats>(b'H', 0x46);
 const ZDM_AUDIT_CLEAR: u32 = 1;
 
-/// Audits a device, and may have it forget what it tells.
+/// Audits a device; `clear` also clears its total of violations.
 pub fn audit(device: &File, clear: bool) -> Result<Audit> {
     let flags = if clear { ZDM_AUDIT_CLEAR } else { 0 };
     let mut audit = Audit { flags, ..Default::default() };
@@ -62,7 +63,7 @@ pub fn audit(device: &File, clear: bool) -> Result<Audit> {
     Ok(audit)
 }
 
-/// The counters of a device.
+/// Reads the counters of a device.
 pub fn stats(device: &File) -> Result<Stats> {
     // SAFETY: `Stats` is laid out as `struct zdm_stats` is, and its size is part of the number.
     let get = unsafe { Getter::<ZDM_STATS, Stats>::new() };
@@ -75,7 +76,7 @@ mod tests {
     #![allow(clippy::unwrap_used)] // A test may panic.
     use super::*;
 
-    /// Names of a structure's members in the header, in order.
+    /// The names of a structure's members in the header, in order.
     fn members(header: &str, name: &str) -> Vec<String> {
         let body = header.split(&format!("\nstruct {name} {{\n")).nth(1).unwrap();
         let lines = body.split("};").next().unwrap().lines();

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! `qemu/kernel/mutants/mutants.toml`: what each seeded bug is, and what of the patches makes it.
+//! `qemu/kernel/mutants/mutants.toml`: the description of each seeded bug, and the hunks of the
+//! patches that make it.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -15,34 +16,34 @@ use crate::plan::expected::Pattern;
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Mutant {
-    /// Its name, as the kernel takes it.
+    /// Its name, as the kernel's parameter takes it.
     pub name: String,
-    /// Of which kind.
+    /// Its kind.
     pub kind: String,
-    /// File and function.
+    /// The file and the function.
     pub place: String,
-    /// What it does.
+    /// What the bug does.
     pub does: String,
-    /// The commit of history, or the class, that it stands for.
+    /// The commit of the kernel's history, or the class of bugs, that this bug represents.
     pub stands_for: String,
-    /// Tests that go first.
+    /// Tests that run first.
     pub likely: Option<Pattern>,
-    /// Why nobody could tell it from the unchanged kernel.
+    /// Why no test can tell the bug from the unchanged kernel.
     pub equivalent: Option<String>,
-    /// Why it is not found.
+    /// Why the tests do not find it.
     pub survives: Option<String>,
 }
 
-/// All of them.
+/// All seeded bugs.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Catalogue {
-    /// In the order of the table.
+    /// The bugs in the order of the table.
     pub mutant: Vec<Mutant>,
 }
 
 impl Catalogue {
-    /// Reads it, and compares it with what the patches seed.
+    /// Reads the catalogue and compares it with the bugs that the patches seed.
     pub fn load(dir: &Path, patches: &[Patch]) -> Result<Self> {
         let path = dir.join("mutants/mutants.toml");
         let text =
@@ -77,7 +78,7 @@ impl Catalogue {
     }
 }
 
-/// Names that the patches register.
+/// The names that the patches register.
 pub fn seeded(patches: &[Patch]) -> BTreeSet<String> {
     let name = |line: &str| {
         let rest = line.strip_prefix("+\t[ZDM_")?;
@@ -87,8 +88,8 @@ pub fn seeded(patches: &[Patch]) -> BTreeSet<String> {
     patches.iter().flat_map(|p| p.diff().lines().filter_map(name)).collect()
 }
 
-/// What of the patches makes a bug: the switch and the hunks that name the bug, without their line
-/// numbers. As long as it is the same, so is what was found out about the bug.
+/// The parts of the patches that make a bug: the switch and the hunks that name the bug, without
+/// line numbers. A stored finding about the bug is valid while this text is the same.
 pub fn essence(patches: &[Patch], name: &str) -> String {
     let symbol = format!("ZDM_{}", name.to_uppercase());
     let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
@@ -108,7 +109,7 @@ pub fn essence(patches: &[Patch], name: &str) -> String {
             }
             for hunk in hunks.split("\n@@ ").filter(|h| names(h)) {
                 out.push_str(head.lines().next().unwrap_or_default());
-                // Without the numbers, and the function's name behind them.
+                // The hunk's header has the line numbers and the function's name: leave it out.
                 out.push_str(hunk.split_once('\n').map_or("", |h| h.1));
             }
         }

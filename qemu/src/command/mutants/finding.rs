@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What a boot with a bug came to: whether it was reached, whether it was found, and by what.
+//! The result of a boot with a bug: whether the bug was reached, whether it was found, and by what.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,27 +12,27 @@ use crate::judge::splat;
 use crate::judge::verdict::{Exit, Verdict};
 use crate::plan::planned::Planned;
 
-/// What notices a bug.
+/// The kind of evidence that shows a bug.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum By {
-    /// A test that fails by itself.
+    /// A test fails by its own checks.
     Data,
-    /// The module's audit, after a test or when an invariant was broken.
+    /// The module's audit fails, after a test or when an invariant is broken.
     Audit,
-    /// A report in the kernel log.
+    /// The kernel log has a report.
     Splat,
-    /// The kernel's death.
+    /// The kernel dies.
     Crash,
-    /// A test or the guest that does not come to an end.
+    /// A test or the guest does not end.
     Hang,
 }
 
 impl By {
-    /// All of them.
+    /// All kinds.
     pub const ALL: [Self; 5] = [Self::Data, Self::Audit, Self::Splat, Self::Crash, Self::Hang];
 
-    /// In a word.
+    /// The name of the kind.
     pub fn word(self) -> &'static str {
         match self {
             Self::Data => "data",
@@ -44,29 +44,30 @@ impl By {
     }
 }
 
-/// One thing that was noticed.
+/// One piece of evidence.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {
-    /// By what.
+    /// Its kind.
     pub by: By,
-    /// In which test.
+    /// The test in which it appeared.
     pub test: String,
-    /// In words.
+    /// Its text.
     pub text: String,
 }
 
-/// What one boot came to.
+/// The result of one boot.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
-    /// Whether the bug changed anything at all.
+    /// Whether a test reached the bug.
     pub reached: bool,
-    /// What was noticed, in order.
+    /// The evidence, in order.
     pub found: Vec<Finding>,
-    /// What cannot be counted, if anything: a module that hangs as it is unloaded says nothing.
+    /// Evidence that does not count, if any: a hang while the module is unloaded says nothing about
+    /// the bug.
     pub uncounted: Option<String>,
-    /// Tests that came to a result.
+    /// The number of tests that gave a result.
     pub tests: usize,
-    /// How long it took.
+    /// The duration of the boot.
     pub seconds: f64,
 }
 
@@ -76,28 +77,28 @@ impl Outcome {
         self.reached && !self.found.is_empty()
     }
 
-    /// Whether it was noticed in one of these tests, and not by its time alone.
+    /// Whether one of these tests noticed the bug by anything but a hang.
     pub fn noticed_by(&self, tests: &BTreeSet<String>) -> bool {
         self.found.iter().any(|f| tests.contains(&f.test) && f.by != By::Hang)
     }
 
-    /// Whether it was noticed in a test that noticed another one.
+    /// Whether a test that noticed the bug in one boot also noticed it in the other.
     pub fn same_tests(&self, other: &Self) -> bool {
         self.found.iter().any(|f| other.found.iter().any(|o| o.test == f.test))
     }
 
-    /// Whether this is among what noticed it.
+    /// Whether there is evidence of this kind.
     pub fn by(&self, by: By) -> bool {
         self.killed() && self.found.iter().any(|f| f.by == by)
     }
 }
 
-/// What there is to judge.
+/// The input of [`judge()`].
 #[derive(Debug)]
 pub struct Evidence<'a> {
-    /// Name of the bug.
+    /// The name of the bug.
     pub mutant: &'a str,
-    /// What was planned.
+    /// The plan.
     pub planned: &'a Planned,
     /// The runner's verdict.
     pub verdict: &'a Verdict,
@@ -107,11 +108,11 @@ pub struct Evidence<'a> {
     pub wire: &'a [u8],
     /// How QEMU ended.
     pub exit: &'a Exit,
-    /// Shapes of lines that come without any bug.
+    /// The shapes of log lines that come without any bug.
     pub usual: &'a BTreeSet<String>,
 }
 
-/// What tests say of themselves: the lines of KTAP that begin with their names.
+/// The diagnostics of each test: the KTAP lines that begin with its name.
 fn notes(stream: &[u8]) -> BTreeMap<String, Vec<String>> {
     let mut out: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for message in wire::decode(stream).0 {
@@ -123,7 +124,7 @@ fn notes(stream: &[u8]) -> BTreeMap<String, Vec<String>> {
     out
 }
 
-/// Tests that had ended when the bug was reached for the first time; `None` if it never was.
+/// The tests that had ended when the bug was first reached; `None` if it was never reached.
 fn before(console: &str, mutant: &str) -> Option<BTreeSet<String>> {
     let line = reached_line(mutant);
     let mut ended = BTreeSet::new();
@@ -138,17 +139,17 @@ fn before(console: &str, mutant: &str) -> Option<BTreeSet<String>> {
     None
 }
 
-/// A module that is being loaded (its KUnit cases run then) or unloaded, by a stack.
+/// Whether a stack shows that a module is being loaded, which runs its KUnit cases, or unloaded.
 fn loads(text: &str) -> bool {
     text.contains("delete_module") || text.contains("finit_module")
 }
 
-/// What the lines of a failed test say.
+/// The evidence in the diagnostics of a failed test.
 fn told(reason: &str, notes: &[String]) -> Vec<(By, String)> {
     let mut out: Vec<(By, String)> = Vec::new();
     for text in notes {
         let by = if text.starts_with("device ") && text.contains("Violation") {
-            // The record that the next line is about.
+            // The next line names the violation; this one is only its record.
             continue;
         } else if text.contains("audit of device") {
             By::Audit
@@ -159,12 +160,12 @@ fn told(reason: &str, notes: &[String]) -> Vec<(By, String)> {
         };
         match out.iter_mut().find(|(b, _)| *b == by) {
             None => out.push((by, text.clone())),
-            // Where it hangs is said in a line of its own.
+            // A line of its own says where the test hangs.
             Some((By::Hang, all)) => *all = format!("{all}; {text}"),
             Some(_) => {}
         }
     }
-    // What is killed has no chance to say more.
+    // A killed test cannot say more: its other lines prove nothing.
     if out.iter().any(|(by, _)| *by == By::Hang) {
         out.retain(|(by, _)| *by != By::Data);
     }
@@ -175,7 +176,7 @@ fn told(reason: &str, notes: &[String]) -> Vec<(By, String)> {
             _ => By::Data,
         };
         out.push((by, reason.to_owned()));
-        // A process that failed may have left something behind, too.
+        // A failed process may also have left something behind.
         if by != By::Audit && reason.contains(AUDIT) {
             out.push((By::Audit, reason.to_owned()));
         }
@@ -187,7 +188,7 @@ fn of_splat(kind: &str) -> By {
     match kind {
         "invariant violated" => By::Audit,
         "kernel panic" => By::Crash,
-        // The module's own cases, which run whenever it is loaded.
+        // The module's own cases run whenever the module is loaded.
         splat::KUNIT => By::Data,
         "hung task" | "soft lockup" | "hard lockup" | "RCU stall" => By::Hang,
         _ => By::Splat,
@@ -244,8 +245,8 @@ pub fn judge(evidence: &Evidence<'_>) -> Outcome {
             found.push(Finding { by: of_splat(splat.kind), test, text: splat.text.clone() });
         }
     }
-    // The guest's end is a consequence where a test or the kernel has said something; a guest that
-    // is killed by us has not crashed.
+    // The end of the guest is a consequence if a test or the kernel has reported something. A guest
+    // that the runner kills has not crashed.
     let hang = last.iter().position(|f| f.by == By::Hang);
     match hang {
         Some(at) => found.push(last.swap_remove(at)),
@@ -254,7 +255,8 @@ pub fn judge(evidence: &Evidence<'_>) -> Outcome {
         }
         None => {}
     }
-    // A module that hangs says nothing. All stacks are in the log of a guest that hangs.
+    // A module that hangs while it is loaded or unloaded says nothing. The log of a guest that
+    // hangs has all stacks.
     let stuck = |f: &Finding| {
         f.by == By::Hang
             && (loads(&f.text)

@@ -7,7 +7,7 @@ use crate::plan::planned::{Expect, Suite, Test};
 use zdvm_guest::plan::Kind;
 use zdvm_guest::wire::Encoder;
 
-/// A boot of two tests, told by lines: `>` is KTAP, others are the kernel's.
+/// A boot of two tests, given as lines: lines with `>` are KTAP, the others are kernel log.
 fn boot(lines: &[&str], exit: Exit) -> Outcome {
     let test = |name: &str| Test { name: name.to_owned(), expect: Expect::Pass };
     let planned = Planned {
@@ -140,7 +140,7 @@ fn our_module_s_hang_is_no_find() {
     let stack = "  __x64_sys_delete_module+0x1/0x2";
     let outcome = with(&[REACHED, stack], Exit::Timeout("test".into(), 70));
     assert!(!outcome.killed() && outcome.uncounted.is_some(), "{outcome:?}");
-    // Somebody else's removal of memory is.
+    // A hang counts if another driver's memory is removed.
     let note = "># a.one: killed after 40 s; stack: memunmap_pages; unbind_store";
     assert!(with(&[REACHED, note, ">not ok 1 a.one", END], Exit::Enough).killed());
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What is run against a bug, and in which order.
+//! Which tests run against a bug, and in which order.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,7 +10,7 @@ use crate::command::mutants::catalogue::Mutant;
 use crate::judge::splat;
 use crate::plan::planned::{Planned, Suite, Test};
 
-/// Who is to notice a bug.
+/// A set of tests with a driver, which has to notice a bug.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub enum Detector {
     /// Our selftests with our module.
@@ -22,10 +22,10 @@ pub enum Detector {
 }
 
 impl Detector {
-    /// All of them, in the order of the table.
+    /// All detectors, in the order of the table.
     pub const ALL: [Self; 3] = [Self::Suite, Self::UpstreamC, Self::UpstreamOurs];
 
-    /// In a word.
+    /// The detector's name.
     pub fn word(self) -> &'static str {
         match self {
             Self::Suite => "suite",
@@ -34,7 +34,7 @@ impl Detector {
         }
     }
 
-    /// In words.
+    /// The detector's description.
     pub fn title(self) -> &'static str {
         match self {
             Self::Suite => "our suite",
@@ -43,7 +43,7 @@ impl Detector {
         }
     }
 
-    /// The suite of the matrix.
+    /// The suite of the matrix that it runs.
     pub fn suite(self) -> &'static str {
         match self {
             Self::Suite => "selftests",
@@ -52,21 +52,21 @@ impl Detector {
     }
 }
 
-/// A detector's tests without any bug.
+/// The result of a detector's tests without any bug.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Baseline {
-    /// Tests that are not clean, and why.
+    /// Tests that are not clean without a bug, each with the reason.
     pub bad: BTreeMap<String, String>,
-    /// Shapes of what the kernel said all the same.
+    /// The shapes of reports that the kernel log has without a bug.
     pub usual: BTreeSet<String>,
-    /// Bugs by name: the tests that would reach them.
+    /// For each bug the tests that reach it.
     pub reach: BTreeMap<String, BTreeSet<String>>,
-    /// How long tests take.
+    /// The duration of each test.
     pub seconds: BTreeMap<String, f64>,
 }
 
 impl Baseline {
-    /// Adds who reaches what, from the log of a kernel that was asked for it.
+    /// Adds the tests that reach each bug, from the log of a kernel that runs with coverage on.
     pub fn cover(&mut self, console: &str) {
         let mut test = None;
         for line in console.lines() {
@@ -83,8 +83,8 @@ impl Baseline {
         self.seconds.extend(splat::times(console));
     }
 
-    /// Tests that reach a bug: first those that the catalogue thinks likely, then those that reach
-    /// little else, as they are about it.
+    /// The tests that reach a bug, in the order in which they run: first the likely ones of the
+    /// catalogue, then those that reach few other bugs, because they test this code most directly.
     fn order(&self, mutant: &Mutant) -> Vec<&str> {
         let mut width: BTreeMap<&str, usize> = BTreeMap::new();
         for test in self.reach.values().flatten() {
@@ -92,7 +92,7 @@ impl Baseline {
         }
         let likely = |t: &str| mutant.likely.as_ref().is_some_and(|p| p.0.is_match(t));
         let weight = |t: &str| {
-            // A test of a quarter of a second may reach one more.
+            // A second of run time weighs as much as four more reached bugs.
             let wide = u32::try_from(width.get(t).copied().unwrap_or_default()).unwrap_or(u32::MAX);
             f64::from(wide) + self.seconds.get(t).copied().unwrap_or_default() * 4.0
         };
@@ -107,22 +107,23 @@ impl Baseline {
 
 /// Seconds that one of our tests may take.
 pub const LIMIT: u32 = 45;
-/// How many tests go first, alone.
+/// How many tests run first, on their own.
 const FIRST: usize = 8;
-/// The last test of our suite, which each run of the program ends with.
+/// The last test of our suite. Every run of the program ends with it.
 pub const LAST: &str = "unload.clean";
 
-/// Names of the parts that a suite of programs is run in.
+/// The names of the parts into which a suite of test programs is divided.
 pub const PARTS: [&str; 3] = ["first", "second", "rest"];
 
-/// The plan for a bug: the same tests in another order, unless that alone makes some of them fail.
+/// The plan for a bug: the same tests in another order. Tests that fail in the baseline are left
+/// out; `keep` keeps the order.
 pub fn ordered(planned: &Planned, baseline: &Baseline, mutant: &Mutant, keep: bool) -> Planned {
     let order = if keep { Vec::new() } else { baseline.order(mutant) };
     let rank = |test: &Test| order.iter().position(|t| *t == test.name);
     let mut out = Planned { suites: Vec::new(), ..planned.clone() };
     for suite in &planned.suites {
-        // A test that takes a third of the limit without any bug cannot be told from one that
-        // hangs when the machine is busy.
+        // A test that takes a third of the limit without any bug may look like a hang on a busy
+        // machine.
         let slow = |t: &Test| {
             let seconds = baseline.seconds.get(&t.name).copied().unwrap_or_default();
             suite.kind == Kind::Ktap && seconds * 3.0 > f64::from(LIMIT)
@@ -155,7 +156,8 @@ pub fn ordered(planned: &Planned, baseline: &Baseline, mutant: &Mutant, keep: bo
                 .filter(|n| !names.contains(n))
                 .cloned()
                 .collect();
-            // Even where it is the whole suite, names are given to the program.
+            // A deselected name makes the runner name the tests, even where the part is the whole
+            // suite.
             deselected.insert(String::new());
             out.suites.push(Suite {
                 name: (*name).to_owned(),

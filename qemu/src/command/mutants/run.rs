@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Boots the bugs, some at a time, and keeps what was found out.
+//! Boots the bugs, several at a time, and stores the results.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs;
@@ -30,12 +30,12 @@ use crate::vm::kvm::Choice;
 pub const KERNEL: &str = "mutants";
 /// What the kernel command line calls the switch.
 pub const PARAMETER: &str = "zdm_mutant";
-/// Raised when what is kept means something else.
+/// Raised when stored results change their meaning.
 const VERSION: &str = "2";
-/// hmm-tests that only measure; a bug that shows nowhere else does not show in a time.
+/// hmm-tests that only measure times. A bug that only a benchmark reaches does not show in a time.
 const BENCHMARKS: &str = r"\.benchmark_";
 
-/// What is asked for.
+/// The options of the command.
 #[derive(Clone, Debug)]
 pub struct Wish {
     /// Bugs by name; empty for all.
@@ -46,7 +46,7 @@ pub struct Wish {
     pub jobs: usize,
     /// Only tests whose name matches.
     pub filter: Option<Regex>,
-    /// Forget what is known.
+    /// Ignore stored results.
     pub fresh: bool,
     /// Write Documentation/mutants.rst.
     pub write: bool,
@@ -60,22 +60,22 @@ struct Ready {
     setup: Setup,
     planned: Planned,
     baseline: Baseline,
-    /// Of programs and module.
+    /// The key of the programs and the module.
     key: String,
 }
 
-/// All that runs share.
+/// The data that all boots share.
 struct Ground<'a> {
     matrix: Matrix,
     patches: Vec<Patch>,
-    /// Of the kernel without the bugs.
+    /// The key of the kernel without the bugs.
     base: String,
     choice: &'a Choice,
     store: PathBuf,
     dir: PathBuf,
 }
 
-/// The text of a source file, or of all of a directory in order.
+/// Collects the text of a source file, or of all files of a directory in order.
 fn sources(path: &Path, out: &mut Vec<String>) -> Result<()> {
     if path.is_dir() {
         let entries = fs::read_dir(path).with_context(|| format!("reading {}", path.display()))?;
@@ -91,12 +91,12 @@ fn sources(path: &Path, out: &mut Vec<String>) -> Result<()> {
 }
 
 fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Option<T> {
-    // What cannot be read is found out again.
+    // An unreadable result is determined again.
     serde_json::from_str(&fs::read_to_string(path).ok()?).ok()
 }
 
 fn write_json<T: serde::Serialize>(path: &Path, value: &T) -> Result<()> {
-    // Under another name first: an interruption must not leave half of it.
+    // Write under another name first: an interruption must not leave half a file.
     let new = path.with_extension(format!("{}.new", std::process::id()));
     fs::write(&new, serde_json::to_string_pretty(value)? + "\n")
         .with_context(|| format!("writing {}", new.display()))?;
@@ -149,7 +149,7 @@ impl Ground<'_> {
         match detector {
             Detector::Suite => {
                 setup.test_limit = Some(LIMIT.into());
-                // The parts are run by the same program.
+                // The same program runs all parts.
                 for part in PARTS {
                     let program = setup.programs.get(detector.suite()).cloned();
                     setup.programs.extend(program.map(|p| (part.to_owned(), p)));
@@ -167,8 +167,9 @@ impl Ground<'_> {
         }
         let parts = [VERSION, order, detector.word(), &wish.machine];
         let mut parts: Vec<String> = parts.map(str::to_owned).to_vec();
-        // test_hmm.ko and hmm-tests belong to the kernel, whose key it has. Paths are in what is
-        // built, and the kernel's changes with every bug: the module is known by its source.
+        // test_hmm.ko and hmm-tests belong to the kernel, and the kernel's key covers them. The
+        // module's object contains paths, among them the kernel's, which change with every bug: use
+        // its source for the key.
         if detector != Detector::UpstreamC {
             for dir in ["rust", "uapi", "Kbuild"] {
                 sources(&repo.join(dir), &mut parts)?;
@@ -191,7 +192,7 @@ impl Ground<'_> {
         })
     }
 
-    /// Runs a detector without any bug, unless that was done with these very bugs.
+    /// Runs a detector without any bug, unless a result for these very bugs is stored.
     fn baseline(&self, ready: &mut Ready, fresh: bool) -> Result<()> {
         let mut parts = vec![self.base.clone(), ready.key.clone()];
         parts.extend(self.patches.iter().map(|p| p.diff().to_owned()));
@@ -202,7 +203,7 @@ impl Ground<'_> {
         }
         eprintln!("zdvm: {} without any bug", ready.detector.title());
         let mut setup = ready.setup.clone();
-        // What is slow without a bug is left out of the boots with one; here it is to come to an end.
+        // Boots with a bug leave out slow tests; in the baseline every test may run to its end.
         setup.test_limit = None;
         setup.cmdline = format!("{PARAMETER}=coverage");
         let dir = self.folder(&format!("baseline.{}", ready.detector.word()))?;
@@ -254,7 +255,7 @@ impl Ground<'_> {
         Ok(())
     }
 
-    /// Where it is kept what a detector makes of a bug.
+    /// The file with a detector's stored result for a bug.
     fn kept(&self, ready: &Ready, mutant: &Mutant) -> PathBuf {
         let key = repo::key([
             self.base.clone(),
@@ -267,8 +268,9 @@ impl Ground<'_> {
 
     /// Boots a bug that some test reaches.
     ///
-    /// What a test notices that does not reach the bug may be a consequence, or chance on a busy
-    /// machine, where a test may also take longer than it is given: a consequence comes twice.
+    /// A test that does not reach the bug may still fail: as a consequence of the bug, or because a
+    /// busy machine made it exceed its time limit. A second boot tells the two apart, because a
+    /// consequence appears in both boots.
     fn look(&self, ready: &Ready, mutant: &Mutant) -> Result<Outcome> {
         let Some(reach) = ready.baseline.reach.get(&mutant.name) else {
             return Ok(Outcome::default());
@@ -287,8 +289,8 @@ impl Ground<'_> {
     fn boot(&self, ready: &Ready, mutant: &Mutant) -> Result<Outcome> {
         let mut setup = ready.setup.clone();
         setup.cmdline = format!("{PARAMETER}={}", mutant.name);
-        // The C driver's COHERENT memory does not recover from what some tests do to it: whether
-        // others pass depends on the order.
+        // Some tests damage the C driver's COHERENT memory for good, so the results of later tests
+        // depend on the order.
         let keep = ready.detector == Detector::UpstreamC;
         let planned = ordered(&ready.planned, &ready.baseline, mutant, keep);
         let dir = self.folder(&format!("{}.{}", mutant.name, ready.detector.word()))?;
@@ -336,7 +338,7 @@ fn line(mutant: &Mutant, ready: &Ready, outcome: &Outcome) -> String {
 
 type Results = BTreeMap<(String, Detector), Outcome>;
 
-/// Works on what is left, some at a time.
+/// Works on the remaining bugs, several at a time.
 fn work(
     ground: &Ground<'_>,
     ready: &[Ready],
@@ -365,7 +367,7 @@ fn work(
                     shared.1.insert((mutant.name.clone(), ready.detector), outcome);
                 }
                 Err(e) => {
-                    // The others end what they have begun.
+                    // The other threads finish the boots that they have begun.
                     shared.0.clear();
                     return Err(e);
                 }
@@ -382,7 +384,7 @@ fn work(
     })
 }
 
-/// The bugs that are asked for.
+/// The bugs that the command line names.
 fn chosen<'a>(catalogue: &'a Catalogue, names: &[String]) -> Result<Vec<&'a Mutant>> {
     for name in names {
         if catalogue.mutant.iter().all(|m| m.name != *name) {
@@ -392,7 +394,7 @@ fn chosen<'a>(catalogue: &'a Catalogue, names: &[String]) -> Result<Vec<&'a Muta
     Ok(catalogue.mutant.iter().filter(|m| names.is_empty() || names.contains(&m.name)).collect())
 }
 
-/// The catalogue of a checkout.
+/// Reads the catalogue of a checkout.
 pub fn catalogue(matrix: &Matrix) -> Result<(Catalogue, Vec<Patch>)> {
     let kernel = matrix.kernel(KERNEL)?;
     let Some(dir) = kernel.patches.last() else { bail!("kernel {KERNEL} has no patches") };
@@ -411,13 +413,14 @@ pub fn list(matrix: &Matrix) -> Result<()> {
     Ok(())
 }
 
-/// Everything; true if the tests are good enough and every bug that survives has its reason.
+/// Runs the command. Returns true if the tests are good enough and every surviving bug has its
+/// reason.
 pub fn all(repo: &Path, matrix: &Matrix, choice: &Choice, wish: &Wish) -> Result<bool> {
     let (catalogue, patches) = catalogue(matrix)?;
     let mutants = chosen(&catalogue, &wish.names)?;
     let tree = kernel::build(repo, matrix, KERNEL)?;
     let mut matrix = matrix.clone();
-    // Nothing is silent for long without a bug.
+    // Without a bug no test is silent for long.
     matrix.timeouts.test = 25;
     let ground = Ground {
         base: kernel::key_without(repo, &matrix, KERNEL, patches.len())?,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The kill matrix, bug by detector: as text, as JSON, as a part of Documentation/mutants.rst.
+//! The kill matrix, bug by detector: as text, as JSON and as a part of Documentation/mutants.rst.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -11,7 +11,7 @@ use crate::command::mutants::catalogue::Mutant;
 use crate::command::mutants::finding::{By, Outcome};
 use crate::command::mutants::plan::Detector;
 
-/// What our suite has to find, in hundredths.
+/// The share of bugs that our suite has to find, in hundredths.
 const WANTED: usize = 95;
 
 /// One row.
@@ -36,8 +36,8 @@ impl Row {
         self.of(detector).is_some_and(Outcome::killed)
     }
 
-    /// What the table says of a detector: what noticed the bug, `-` nothing, `.` not reached, `?`
-    /// cannot be counted, nothing where it was not run.
+    /// The cell of a detector: what noticed the bug, `-` for nothing, `.` for not reached, `?` for
+    /// a result that does not count, and empty for a detector that did not run.
     fn cell(&self, detector: Detector) -> String {
         let Some(outcome) = self.of(detector) else { return String::new() };
         if outcome.killed() {
@@ -53,12 +53,12 @@ impl Row {
     }
 }
 
-/// How many of the bugs that can be told from none a detector has found.
+/// How many of the bugs that can be told from the unchanged kernel a detector has found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Score {
-    /// Found.
+    /// The number of bugs found.
     pub killed: usize,
-    /// Looked at.
+    /// The number of bugs tested.
     pub of: usize,
 }
 
@@ -81,7 +81,7 @@ pub struct Table {
 }
 
 impl Table {
-    /// Of these bugs.
+    /// Builds the matrix of these bugs.
     pub fn new(
         mutants: &[&Mutant],
         results: &BTreeMap<(String, Detector), Outcome>,
@@ -124,7 +124,7 @@ impl Table {
         out
     }
 
-    /// Columns of the table and its lines, also of reStructuredText.
+    /// The columns and lines of the table, which is valid reStructuredText.
     fn grid(&self) -> String {
         let heads: Vec<String> =
             ["mutant", "suite", "in", "C driver", "ours"].map(str::to_owned).to_vec();
@@ -157,7 +157,7 @@ impl Table {
         out + &rule
     }
 
-    /// For a terminal.
+    /// The matrix for a terminal.
     pub fn text(&self) -> String {
         let grid = self.grid().replace('\\', " ");
         let mut out = format!("{grid}\n");
@@ -169,7 +169,7 @@ impl Table {
         out + &self.scores("")
     }
 
-    /// What is wrong with the tests, or with what the catalogue says of them.
+    /// Faults of the tests, and contradictions between the results and the catalogue.
     pub fn problems(&self) -> Vec<String> {
         let mut out = Vec::new();
         for row in &self.rows {
@@ -241,7 +241,7 @@ fn upper(text: &str) -> String {
     chars.next().map_or_else(String::new, |c| c.to_uppercase().chain(chars).collect())
 }
 
-/// Around the generated part.
+/// The lines before and after the generated part.
 const MARKS: [&str; 2] = [".. begin of what zdvm writes\n", ".. end of what zdvm writes\n"];
 
 /// The document with its generated part replaced.

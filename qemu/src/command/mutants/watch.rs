@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Looks on while a guest runs with a bug, and ends it once the bug is found.
+//! Watches a guest that runs with a bug, and ends it once the bug is found.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -10,16 +10,16 @@ use crate::judge::splat;
 use crate::plan::planned::{Expect, Planned};
 use crate::vm::Watcher;
 
-/// How long a guest may go on after a line in its log: the test that it came in may fail, too.
+/// How long the guest runs on after a report in its log: the running test may fail, too.
 const MORE: Duration = Duration::from_secs(4);
-/// The same after the end of a test.
+/// How long the guest runs on after that test has ended.
 const LAST: Duration = Duration::from_millis(500);
 
-/// A line of the log without what differs from one boot to the next.
+/// A line of the log without the parts that differ between boots.
 pub fn shape(line: &str) -> String {
     let mut out = String::new();
     for word in splat::message(line).split_whitespace() {
-        // Numbers of all kinds, processes and processors among them.
+        // Replaces all numbers, those of processes and processors among them.
         let plain: String = word
             .split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
             .filter(|part| !part.bytes().any(|b| b.is_ascii_digit()))
@@ -31,21 +31,21 @@ pub fn shape(line: &str) -> String {
     out
 }
 
-/// The line of the kernel by which a bug is known to have been reached.
+/// The line by which the kernel says that the bug was reached.
 pub fn reached_line(mutant: &str) -> String {
     format!("zdm_mutant: {mutant} reached")
 }
 
-/// What is looked for.
+/// Decides when a boot has shown enough.
 #[derive(Debug)]
 pub struct Lookout<'a> {
     planned: &'a Planned,
-    /// Lines that come without any bug.
+    /// The shapes of lines that come without any bug.
     usual: &'a BTreeSet<String>,
     reached: String,
     met: bool,
     refused: bool,
-    /// Results come from programs that run one test each.
+    /// Whether each result comes from a program that runs one test.
     by_process: bool,
     partial: String,
     test: Option<String>,
@@ -53,7 +53,7 @@ pub struct Lookout<'a> {
 }
 
 impl<'a> Lookout<'a> {
-    /// For a bug.
+    /// Watches for one bug.
     pub fn new(planned: &'a Planned, usual: &'a BTreeSet<String>, mutant: &str) -> Self {
         use zdvm_guest::plan::Kind;
         Self {
@@ -108,7 +108,7 @@ impl<'a> Lookout<'a> {
             || self.usual.contains(&shape(text))
     }
 
-    /// Whether a line of KTAP is a result that must not come.
+    /// Whether a line of KTAP is a result that the plan does not allow.
     fn bad(&self, line: &str) -> bool {
         let (bad, rest) = match (line.strip_prefix("not ok "), line.strip_prefix("ok ")) {
             (Some(rest), _) => (true, rest),

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Benchmarks as a picture: one bar a row, to the right where this driver is faster than the C driver.
+//! Draws benchmarks: one bar per row, which points to the right where this driver is faster than
+//! the C driver.
 
 use std::fmt::Write as _;
 
@@ -7,16 +8,16 @@ use super::escape;
 use super::model::{Figure, Run, Tone};
 
 const WIDTH: f64 = 960.0;
-/// Where a ratio of 1 is.
+/// The position of a ratio of 1.
 const CENTRE: f64 = 500.0;
-/// Width of a ratio of 2.
+/// The width of a ratio of 2.
 const DOUBLE: f64 = 90.0;
-/// Ratios beyond 4 or below 1/4 are cut there; the number beside the bar is the true one.
+/// Bars of ratios above 4 or below 1/4 are cut; the number beside the bar is the true one.
 const CUT: f64 = 2.0;
 const ROW: f64 = 22.0;
 const HEAD: f64 = 24.0;
 
-/// Bytes in the largest unit that divides them.
+/// Prints bytes in the largest unit that divides them.
 fn size(bytes: u64) -> String {
     match bytes {
         b if b >= 1 << 20 && b % (1 << 20) == 0 => format!("{} MiB", b >> 20),
@@ -25,7 +26,7 @@ fn size(bytes: u64) -> String {
     }
 }
 
-/// How far from the centre a ratio is; positive is faster.
+/// The distance of a ratio from the centre; positive is faster.
 fn offset(ratio: f64) -> f64 {
     if ratio > 0.0 { ratio.log2().clamp(-CUT, CUT) * DOUBLE } else { -CUT * DOUBLE }
 }
@@ -78,7 +79,8 @@ fn picture(rows: &[&Figure]) -> String {
     )
 }
 
-/// A picture for each kind and amount of memory that was measured; nothing without benchmarks.
+/// Draws a picture for each kind and amount of memory that was measured; nothing without
+/// benchmarks.
 pub fn section(run: &Run) -> String {
     let mut groups: Vec<(&str, u64)> = Vec::new();
     for figure in &run.bench {

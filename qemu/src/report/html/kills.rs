@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The kill matrix as a table: one row a seeded bug, one column a detector.
+//! The kill matrix as a table: one row per seeded bug, one column per detector.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use super::escape;
 
-/// Where `zdvm mutants` leaves what this reads.
+/// The file in which `zdvm mutants` stores the matrix.
 pub const FILE: &str = "matrix.json";
 
 #[derive(Clone, Debug, Deserialize)]
@@ -43,7 +43,7 @@ struct Score {
     of: usize,
 }
 
-/// What `zdvm mutants` found out.
+/// The results of `zdvm mutants`.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Kills {
     rows: Vec<Row>,
@@ -62,7 +62,7 @@ impl Kills {
         serde_json::from_str(&text).map(Some).with_context(|| format!("reading {}", path.display()))
     }
 
-    /// The part of the page.
+    /// The section of the page.
     pub fn section(&self) -> String {
         let mut out = "<section>\n<h2>Seeded bugs</h2>\n<p class=\"soft\">Each row is a bug of the kernel that \
                        is switched on by itself. A cell names the test that noticed it first.</p>\n<p>"
@@ -96,7 +96,7 @@ fn cell(row: &Row, outcome: Option<&Outcome>) -> String {
     let Some(outcome) = outcome else {
         return "<td class=\"soft\">not run</td>".to_owned();
     };
-    // Without having been reached the bug is not what a test noticed.
+    // A failed test shows a bug only if the bug was reached.
     let found = outcome.found.first().filter(|_| outcome.reached);
     let (class, text) = match (found, &outcome.uncounted, &row.equivalent) {
         (Some(found), ..) => ("good", found.test.as_str()),

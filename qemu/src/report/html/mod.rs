@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
-//! `report.html`: a run, or several side by side, as one page without any other file.
+//! `report.html`: a run, or several runs side by side, as one page in one file.
 //!
 //! [`model`] reads what a run left in its folder, [`first`] finds what failed first; [`page`],
-//! [`timeline`], [`bench`] and [`kills`] write the markup. The page loads nothing from anywhere and has
-//! no script.
+//! [`timeline`], [`bench`] and [`kills`] write the markup. The page loads nothing and has no
+//! script.
 
 pub mod bench;
 pub mod first;
@@ -23,18 +23,18 @@ use model::Run;
 /// The command line of `zdvm report`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Folders of runs, which the page has side by side, and of `zdvm mutants`.
+    /// Folders of runs, which the page shows side by side, and folders of `zdvm mutants`.
     #[arg(required = true)]
     dirs: Vec<PathBuf>,
-    /// Write here; else report.html in the first folder.
+    /// Write to this file; the default is report.html in the first folder.
     #[arg(long)]
     out: Option<PathBuf>,
 }
 
-/// Name of the page in a run's folder.
+/// The name of the page in a run's folder.
 pub const FILE: &str = "report.html";
 
-/// Writes the page of some runs; its path.
+/// Writes the page of some runs. Returns its path.
 pub fn write(dirs: &[PathBuf], out: &Path) -> Result<()> {
     let (mut runs, mut kills) = (Vec::new(), Vec::new());
     for dir in dirs {
@@ -46,15 +46,15 @@ pub fn write(dirs: &[PathBuf], out: &Path) -> Result<()> {
     fs::write(out, page::page(&runs, &kills)).with_context(|| format!("writing {}", out.display()))
 }
 
-/// Writes the page of a run that has just been judged. A page that cannot be written is no reason
-/// to lose the verdict.
+/// Writes the page of a run that has just been judged. A page that cannot be written does not
+/// change the verdict.
 pub fn beside(dir: &Path) {
     if let Err(e) = write(&[dir.to_owned()], &dir.join(FILE)) {
         eprintln!("zdvm: no {FILE}: {e:#}");
     }
 }
 
-/// The whole command.
+/// Runs the command.
 pub fn command(args: &Args) -> Result<()> {
     let Some(first) = args.dirs.first() else { return Ok(()) };
     let out = args.out.clone().unwrap_or_else(|| first.join(FILE));
@@ -63,7 +63,7 @@ pub fn command(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Text as it may stand between tags and in attributes.
+/// Escapes text for use between tags and in attributes.
 pub fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
@@ -72,7 +72,7 @@ pub fn escape(text: &str) -> String {
             '<' => out.push_str("&lt;"),
             '>' => out.push_str("&gt;"),
             '"' => out.push_str("&quot;"),
-            // Anything else below a blank is no character that HTML has.
+            // HTML has no other control character.
             '\n' | '\t' => out.push(c),
             c if c.is_control() => out.push('\u{fffd}'),
             c => out.push(c),

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What a run left in its folder, as the page needs it.
+//! The data that a run left in its folder, as the page needs it.
 
 use std::fs;
 use std::path::Path;
@@ -14,24 +14,24 @@ use crate::judge::splat;
 pub struct Test {
     /// Its name.
     pub name: String,
-    /// What became of it, as verdict.json says it.
+    /// Its status, as verdict.json has it.
     pub status: String,
-    /// Why.
+    /// The reason.
     #[serde(default)]
     pub reason: String,
-    /// How long it took.
+    /// Its duration.
     #[serde(default)]
     pub seconds: Option<f64>,
 }
 
-/// Colours of results: what a reader has to look at, and what not.
+/// The colour of a result: whether a reader has to look at it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Tone {
-    /// As it should be.
+    /// The result is as it should be.
     Good,
-    /// As expected, and yet no pass.
+    /// The result is the expected one, but no pass.
     Aside,
-    /// Not as it should be.
+    /// The result is not as it should be.
     Bad,
 }
 
@@ -47,7 +47,7 @@ impl Tone {
 }
 
 impl Test {
-    /// How the result is shown. A status that this program does not know counts as bad.
+    /// The colour of the result. An unknown status counts as bad.
     pub fn tone(&self) -> Tone {
         match self.status.as_str() {
             "Pass" => Tone::Good,
@@ -57,7 +57,7 @@ impl Test {
     }
 }
 
-/// One suite's results.
+/// The results of one suite.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct Suite {
     /// Its name.
@@ -65,42 +65,42 @@ pub struct Suite {
     /// How many tests were planned.
     #[serde(default)]
     pub planned: usize,
-    /// How many more there are with --full.
+    /// How many more tests run with --full.
     #[serde(default)]
     pub with_full: usize,
-    /// Results in the order of the plan.
+    /// The results in the order of the plan.
     #[serde(default)]
     pub tests: Vec<Test>,
 }
 
 impl Suite {
-    /// How many results have this tone.
+    /// How many results have this colour.
     pub fn count(&self, tone: Tone) -> usize {
         self.tests.iter().filter(|t| t.tone() == tone).count()
     }
 }
 
-/// Why it is not a pass.
+/// A reason why the verdict is no pass.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct Problem {
-    /// What kind.
+    /// Its kind.
     pub kind: String,
-    /// Suite or test that it belongs to.
+    /// The suite or test that it belongs to.
     pub subject: String,
-    /// In words.
+    /// Its text.
     pub text: String,
 }
 
-/// verdict.json.
+/// The content of verdict.json.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct Verdict {
-    /// Name of the kernel.
+    /// The name of the kernel.
     pub kernel: String,
-    /// Name of the machine.
+    /// The name of the machine.
     pub machine: String,
     /// `uname -r` of the guest.
     pub release: Option<String>,
-    /// Whether it is a pass.
+    /// Whether the verdict is a pass.
     pub pass: bool,
     /// How QEMU ran the guest.
     #[serde(default)]
@@ -111,13 +111,13 @@ pub struct Verdict {
     /// Seconds from start to end of QEMU.
     #[serde(default)]
     pub seconds: f64,
-    /// Results.
+    /// The results.
     #[serde(default)]
     pub suites: Vec<Suite>,
-    /// Suites that were left out as a whole, and how many tests they have.
+    /// The suites that were left out as a whole, each with its number of tests.
     #[serde(default)]
     pub left_out: Vec<(String, usize)>,
-    /// Why it is not a pass.
+    /// The reasons why the verdict is no pass.
     #[serde(default)]
     pub problems: Vec<Problem>,
 }
@@ -129,50 +129,50 @@ pub struct Figure {
     pub memory: String,
     /// The operation.
     pub row: String,
-    /// What it works on.
+    /// The number of bytes that the operation works on.
     pub bytes: u64,
-    /// Median of the C driver, in microseconds.
+    /// The median of the C driver, in microseconds.
     pub c_us: f64,
-    /// The same of this driver.
+    /// The median of this driver, in microseconds.
     pub rust_us: f64,
-    /// The first by the second.
+    /// The C driver's time divided by this driver's.
     pub ratio: f64,
-    /// A plain copy of as many bytes, in microseconds.
+    /// The time of a plain copy of as many bytes, in microseconds.
     pub copy_us: f64,
 }
 
-/// A stretch of the guest's time.
+/// A span of the guest's time.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Span {
-    /// The test, or the suite of a kind that is one bracket.
+    /// The test, or the suite if it has only one bracket.
     pub name: String,
-    /// Seconds since the guest's kernel started.
+    /// The beginning, in seconds since the guest's kernel started.
     pub begin: f64,
-    /// The same; where the end is missing, the last stamp of the log.
+    /// The end, in the same unit; the last time stamp of the log if the end is missing.
     pub end: f64,
-    /// Whether the end was seen.
+    /// Whether the log has the end.
     pub ended: bool,
 }
 
 /// A run.
 #[derive(Clone, Debug, Default)]
 pub struct Run {
-    /// Its folder's name.
+    /// The name of its folder.
     pub folder: String,
-    /// What was judged.
+    /// The verdict.
     pub verdict: Verdict,
-    /// The kernel log, stacks decoded where that was possible.
+    /// The kernel log, with decoded stacks if possible.
     pub log: Vec<String>,
-    /// What benchmarks said.
+    /// The output lines of benchmarks.
     pub figures: Vec<String>,
-    /// Those of them that compare with the C driver.
+    /// The lines that compare with the C driver.
     pub bench: Vec<Figure>,
-    /// When which test ran.
+    /// The time span of each test.
     pub spans: Vec<Span>,
 }
 
 impl Run {
-    /// Reads a run's folder.
+    /// Reads the folder of a run.
     pub fn read(dir: &Path) -> Result<Self> {
         let json = dir.join("verdict.json");
         let text =
@@ -181,7 +181,7 @@ impl Run {
             serde_json::from_str(&text).with_context(|| format!("reading {}", json.display()))?;
         let console = read(dir, "console.log");
         let decoded = read(dir, "console.decoded.log");
-        // Line numbers of the verdict are those of the raw log.
+        // The verdict's line numbers are those of the raw log.
         let fits = decoded.lines().count() == console.lines().count();
         let log = if fits { &decoded } else { &console };
         let (mut figures, mut bench) = (Vec::new(), Vec::new());
@@ -208,7 +208,7 @@ impl Run {
         })
     }
 
-    /// "stock on default", to tell columns apart.
+    /// The title of a column, such as "stock on default".
     pub fn title(&self) -> String {
         format!("{} on {}", self.verdict.kernel, self.verdict.machine)
     }
@@ -225,7 +225,7 @@ pub fn stamp(line: &str) -> Option<f64> {
     stamp.trim().parse().ok()
 }
 
-/// When which test ran, from the brackets in the log.
+/// The time span of each test, from the brackets in the log.
 pub fn spans(console: &str) -> Vec<Span> {
     let mut out: Vec<Span> = Vec::new();
     let mut last = 0.0;

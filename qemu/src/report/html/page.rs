@@ -11,11 +11,11 @@ use super::kills::Kills;
 use super::model::{Run, Suite, Test, Tone};
 use super::timeline;
 
-/// Problems that are shown one by one; a flood of them has one cause.
+/// How many problems are shown one by one: many problems have one cause.
 const PROBLEMS: usize = 100;
-/// Lines of the log's end that every page has.
+/// How many lines of the log's end every page shows.
 const TAIL: usize = 200;
-/// Tests in the list of those that took longest.
+/// How many tests the list of the slowest tests has.
 const SLOWEST: usize = 10;
 
 const STYLE: &str = include_str!("style.css");
@@ -28,13 +28,13 @@ fn badge(pass: bool) -> &'static str {
     }
 }
 
-/// A table cell with a number; a zero is not worth a colour.
+/// A table cell with a number; a zero has no colour.
 fn number(count: usize, tone: Option<Tone>) -> String {
     let class = tone.filter(|_| count > 0).map_or("", |t| t.class());
     format!("<td class=\"n {class}\">{count}</td>")
 }
 
-/// The page of one run or of several, and of seeded bugs.
+/// The page of one run or several, and of seeded bugs.
 pub fn page(runs: &[Run], kills: &[Kills]) -> String {
     let mut out = String::new();
     let mut names: Vec<String> = runs.iter().map(Run::title).collect();
@@ -158,7 +158,7 @@ fn suites(run: &Run) -> String {
     out + "</section>\n"
 }
 
-/// A suite's tests; those that one has to look at are open and come first.
+/// A suite's tests; those that need a reader's attention come first and are open.
 fn results(suite: &Suite) -> String {
     let mut out = String::new();
     for (tone, words) in [
@@ -241,7 +241,7 @@ fn slowest(run: &Run) -> String {
     out + "</table></div>\n</section>\n"
 }
 
-/// Lines of benchmarks that are in no picture.
+/// The lines of benchmarks that no picture shows.
 fn figures(run: &Run) -> String {
     if run.figures.is_empty() {
         return String::new();
@@ -276,7 +276,7 @@ fn cell(test: Option<&&Test>) -> String {
     }
 }
 
-/// Suites and differing tests, a column for each run.
+/// The suites and the differing tests, with a column for each run.
 fn side_by_side(runs: &[Run]) -> String {
     let mut out =
         "<header>\n<h1>Side by side</h1>\n</header>\n<section>\n<div class=\"wide\"><table>\n\
@@ -320,7 +320,7 @@ fn side_by_side(runs: &[Run]) -> String {
 
 fn differences(runs: &[Run], suites: &[&str]) -> String {
     let mut rows = String::new();
-    // That a run did not run a suite is said once, above.
+    // A line above says once that a run did not run a suite.
     let ran = |run: &Run, name: &str| run.verdict.suites.iter().any(|s| s.name == name);
     for name in suites.iter().filter(|name| runs.iter().all(|r| ran(r, name))) {
         let columns: Vec<BTreeMap<&str, &Test>> = runs

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The guest's time as a picture: one band a suite, one bar a test.
+//! Draws the guest's time: one band per suite, one bar per test.
 
 use std::fmt::Write as _;
 
@@ -11,18 +11,18 @@ const LEFT: f64 = 110.0;
 const BAND: f64 = 30.0;
 const HEAD: f64 = 8.0;
 
-/// A step between marks of the axis that gives between four and ten of them.
+/// The step between marks of the axis, such that there are between four and ten marks.
 fn step(seconds: f64) -> f64 {
     let steps = [0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0];
     steps.into_iter().find(|s| seconds / s <= 10.0).unwrap_or(1800.0)
 }
 
-/// Inline SVG; nothing if the log has no test.
+/// Draws the time line as inline SVG; nothing if the log has no test.
 pub fn svg(run: &Run) -> String {
     let Some(end) = run.spans.iter().map(|s| s.end).reduce(f64::max).filter(|e| *e > 0.0) else {
         return String::new();
     };
-    // What belongs to no suite (a program's own bracket) has a band of its own.
+    // A bracket that belongs to no suite (a program's own) gets a band of its own.
     let suite_of = |name: &str| {
         let suites = &run.verdict.suites;
         let has =
