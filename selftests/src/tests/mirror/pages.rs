@@ -84,12 +84,11 @@ pub(super) fn ksm(ctx: &Ctx, node: usize) -> Outcome {
             buf.advise(0, n, libc::MADV_MERGEABLE)?;
         }
         ksm.scan()?;
+        let mut away = 0;
         if s.place != Place::System {
-            // A scan passes over what is on a device, and forgets its place in the stable tree. The
-            // way back takes the entry from the page table itself, does not find the place again by
-            // rmap, and leaves a migration entry for good. So no scan until the pages are back.
+            // KSM cannot deal with pages that are on the device: no scan until it is known that
+            // the kernel has left them.
             ksm.pause()?;
-            // Whether merged pages go is the kernel's choice; the device maps what there is.
             for buf in &bufs {
                 let device = if s.place == Place::Local {
                     s.target
@@ -97,9 +96,13 @@ pub(super) fn ksm(ctx: &Ctx, node: usize) -> Outcome {
                     &s.other
                 };
                 let _ = device.to_device(buf, 0, n);
+                away += device.on_device(buf, 0, n)?;
                 s.target
                     .fault(buf.at(0), n as u64, 0)
                     .or_fail("ZDM_FAULT")?;
+            }
+            if away == 0 {
+                ksm.resume()?;
             }
         }
         for page in (0..n).step_by(5) {
@@ -109,7 +112,7 @@ pub(super) fn ksm(ctx: &Ctx, node: usize) -> Outcome {
         }
         bufs[1].check(0, n, 3330)?;
         s.reads(&bufs[1], 0, n, 3330)?;
-        if s.place == Place::System {
+        if away == 0 {
             ksm.scan()?;
         }
         s.agree(&bufs[0], 0, n)?;

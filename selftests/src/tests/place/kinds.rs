@@ -10,7 +10,7 @@ use super::super::ksm::{Ksm, merged};
 use super::super::leak::settled_in;
 use super::super::swap::swap_out;
 use super::{Back, RW, SMALL, Scene, WAYS};
-use crate::check::{OrFail, Outcome};
+use crate::check::{OrFail, Outcome, expect_errno};
 use crate::device::{Buffer, PAGE, pattern_bytes};
 use crate::pagemap::{SCAN_FILE, SCAN_PRESENT, SCAN_SWAPPED, SCAN_ZERO};
 use crate::pagestate::{State, states};
@@ -38,7 +38,9 @@ pub(super) fn file_private(ctx: &Ctx, node: usize) -> Outcome {
             let before = states(target, &buf, 0, N)?;
             for request in [true, false] {
                 proc::drain_batches()?;
-                target.to_device(&buf, 0, N).or_fail("MIGRATE_TO_DEV")?;
+                // The pages of the file have no entry in the device's table.
+                let moved = target.to_device(&buf, 0, N);
+                expect_errno(moved, &[libc::ENOENT], "MIGRATE_TO_DEV")?;
                 target.expect(&buf, 0, N, N / 2)?;
                 let there = states(target, &buf, 0, N)?;
                 for page in 0..N {
