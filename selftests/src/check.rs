@@ -1,25 +1,25 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! How a test says that it failed: with the place, what it expected and what it
-//! found, as an error value that `?` carries to the harness.
+//! The outcome of a test. A failure has its place in the source, the expected value and the value
+//! found; `?` carries it to the harness.
 
 use std::fmt;
 use std::io;
 use std::panic::Location;
 
-/// Why a test did not pass.
+/// The reason why a test did not pass.
 #[derive(Debug)]
 pub enum Fail {
-    /// Something was not as it must be.
+    /// A check failed.
     Failed {
         at: &'static Location<'static>,
         what: String,
     },
-    /// The test cannot be run here.
+    /// The test cannot run here.
     Skip(String),
 }
 
-/// What a test and its helpers return.
+/// The result of a test and of its helpers.
 pub type Outcome<T = ()> = Result<T, Fail>;
 
 impl Fail {
@@ -49,7 +49,7 @@ pub trait OrFail<T> {
 }
 
 impl<T> OrFail<T> for io::Result<T> {
-    // Not map_err with a closure: the closure would be the reported place.
+    // A closure in map_err() would be the reported place.
     #[track_caller]
     fn or_fail(self, what: &str) -> Outcome<T> {
         match self {
@@ -59,7 +59,7 @@ impl<T> OrFail<T> for io::Result<T> {
     }
 }
 
-/// Checks that a call failed, with one of `errnos`.
+/// Checks that a call failed with one of `errnos`.
 #[track_caller]
 pub fn expect_errno<T>(result: io::Result<T>, errnos: &[i32], what: &str) -> Outcome {
     let names = || {
@@ -93,7 +93,7 @@ macro_rules! check {
     };
 }
 
-/// Fails the test unless what was found equals what was expected.
+/// Fails the test unless the value found is the expected one.
 #[macro_export]
 macro_rules! check_eq {
     ($found:expr, $expected:expr, $($arg:tt)+) => {

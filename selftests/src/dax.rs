@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Device-dax out of the pmem that a machine may have (`memmap=SIZE!START`).
+//! Makes a device-dax from the pmem that a machine may have (`memmap=SIZE!START`).
 //!
-//! The namespace is taken from the block driver nd_pmem, a dax device of its region is
-//! told to use it (with the page map in ordinary memory) and given to dax_pmem, whose
-//! child device_dax has the node /dev/daxX.Y. All of it is undone at the end, the info
-//! block included, so that /dev/pmem0 is there again as on the first day.
+//! The namespace is taken from the block driver nd_pmem. A dax device of its region gets the
+//! namespace, with the page map in ordinary memory, and is bound to dax_pmem; its child is bound to
+//! device_dax and has the node /dev/daxX.Y. All of it is undone at the end, the info block
+//! included, so that /dev/pmem0 exists again as after boot.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -20,21 +20,21 @@ use crate::sys;
 
 const ND: &str = "/sys/bus/nd";
 const DAX: &str = "/sys/bus/dax";
-/// What libnvdimm calls the first namespace of the first region.
+/// The name that libnvdimm gives to the first namespace of the first region.
 const NAMESPACE: &str = "namespace0.0";
-/// The block device that the namespace is at the start.
+/// The block device of the namespace after boot.
 pub const PMEM: &str = "/dev/pmem0";
-/// Where nd_pfn keeps its info block, in bytes.
+/// The offset of nd_pfn's info block, in bytes.
 const INFO: u64 = 4096;
-/// Devices come and go a little later than the calls.
+/// Devices appear and disappear a little later than the calls return.
 const SETTLE: Duration = Duration::from_secs(5);
 
-/// Alignments in bytes: what one fault maps.
+/// Alignments in bytes: the range that one fault maps.
 pub const PTE: usize = PAGE;
 pub const PMD: usize = HUGE_PAGES * PAGE;
 pub const PUD: usize = 512 * PMD;
 
-/// Makes a plain block device of the pmem; a reason to skip the test where there is none.
+/// Makes a plain block device of the pmem. Skips the test if there is no pmem.
 #[track_caller]
 fn restore_pmem() -> Outcome {
     if !nd(NAMESPACE).exists() {
@@ -43,13 +43,13 @@ fn restore_pmem() -> Outcome {
     restore().or_fail("making pmem of what was there")
 }
 
-/// The same, with struct pages, which a file system with DAX wants.
+/// Makes a block device with struct pages, which a file system with DAX needs.
 #[track_caller]
 pub fn restore_pmem_with_pages() -> Outcome {
-    /// 1 where the block device has DAX.
+    /// This file has 1 if the block device supports DAX.
     const HAS_DAX: &str = "/sys/block/pmem0/queue/dax";
     restore_pmem()?;
-    // What `restore` binds by force has none. With the info block gone it need not be forced.
+    // A device that `restore` binds by force has no DAX. Without the info block no force is needed.
     if get(HAS_DAX).or_fail(HAS_DAX)? != "1" {
         unbind_pmem().or_fail("unbind of the pmem")?;
         bind_pmem().or_fail("bind of the pmem")?;
@@ -59,7 +59,7 @@ pub fn restore_pmem_with_pages() -> Outcome {
     Ok(())
 }
 
-/// Physical address of the first byte of the pmem, and its size.
+/// The physical address of the first byte of the pmem, and its size.
 pub fn pmem_range() -> io::Result<(u64, u64)> {
     let number = |attribute: &str| {
         let text = get(nd(NAMESPACE).join(attribute))?;
@@ -77,24 +77,24 @@ pub fn unbind_pmem() -> io::Result<()> {
     drive(ND, "nd_pmem", "unbind", NAMESPACE)
 }
 
-/// Gives it back.
+/// Binds the pmem to its block driver again.
 pub fn bind_pmem() -> io::Result<()> {
     drive(ND, "nd_pmem", "bind", NAMESPACE)
 }
 
-/// A device-dax; the pmem is as before when this is dropped.
+/// A device-dax. Dropping it restores the pmem.
 pub struct Dax {
-    /// The dax device on the bus nd, which has the namespace.
+    /// The dax device on the bus nd that has the namespace.
     claim: String,
     /// Its child on the bus dax.
     name: String,
-    /// Physical address of the first page.
+    /// The physical address of the first page.
     start: u64,
     bytes: u64,
     align: usize,
 }
 
-/// Writes an attribute, in one go.
+/// Writes an attribute in one call.
 fn put(path: impl AsRef<Path>, text: &str) -> io::Result<()> {
     let path = path.as_ref();
     let named = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", path.display()));
@@ -118,7 +118,7 @@ fn nd(name: &str) -> PathBuf {
     [ND, "devices", name].iter().collect()
 }
 
-/// Gives a device to a driver, or takes it away.
+/// Binds a device to a driver, or unbinds it.
 fn drive(bus: &str, driver: &str, action: &str, name: &str) -> io::Result<()> {
     put(format!("{bus}/drivers/{driver}/{action}"), name)
 }
@@ -134,7 +134,7 @@ fn claims() -> io::Result<Vec<String>> {
     Ok(names.filter(|n| n.starts_with("dax")).collect())
 }
 
-/// Makes a plain block device of the pmem again, whatever it is now.
+/// Makes a plain block device of the pmem again, whatever its present state.
 fn restore() -> io::Result<()> {
     let mut claimed = false;
     for claim in claims()? {
@@ -142,7 +142,7 @@ fn restore() -> io::Result<()> {
         if has_driver(&device) {
             drive(ND, "dax_pmem", "unbind", &claim)?;
         }
-        // A device that has just lost its namespace may be gone already.
+        // A device that has just lost its namespace may already be gone.
         if get(device.join("namespace")).is_ok_and(|n| !n.is_empty()) {
             put(device.join("namespace"), "\n")?;
             claimed = true;
@@ -155,7 +155,7 @@ fn restore() -> io::Result<()> {
     if has_driver(&namespace) {
         drive(ND, "nd_pmem", "unbind", NAMESPACE)?;
     }
-    // With the info block there nd_pmem would make a dax device of it again.
+    // As long as the info block exists, nd_pmem would make a dax device again.
     put(namespace.join("force_raw"), "1")?;
     drive(ND, "nd_pmem", "bind", NAMESPACE)?;
     let wiped = wipe();
@@ -163,7 +163,7 @@ fn restore() -> io::Result<()> {
     wiped
 }
 
-/// Forgets the info block of the block device.
+/// Clears the info block on the block device.
 fn wipe() -> io::Result<()> {
     let mut pmem = Err(io::ErrorKind::NotFound.into());
     sys::wait_until(SETTLE, || {
@@ -176,13 +176,13 @@ fn wipe() -> io::Result<()> {
 }
 
 impl Dax {
-    /// Makes a device-dax of the pmem; a reason to skip the test where there is none or
-    /// it cannot have this alignment.
+    /// Makes a device-dax of the pmem. Skips the test if there is no pmem or the pmem does not
+    /// support this alignment.
     #[track_caller]
     pub fn set_up(align: usize) -> Outcome<Self> {
         restore_pmem()?;
         let size = pmem_range().or_fail("size of the pmem")?.1 as usize;
-        // The first part is the info block's.
+        // The info block takes the first part.
         if size < 2 * align {
             return Err(Fail::Skip(format!(
                 "{} MiB of pmem on this machine are too few",
@@ -209,19 +209,19 @@ impl Dax {
         };
         let found = done().and_then(|()| Self::find(&device, &claim, align));
         if found.is_err() {
-            // The first error is what counts.
+            // Report the first error only.
             let _ = restore();
         }
         found
     }
 
-    /// The child of a claim.
+    /// Finds the child of a claim.
     fn find(device: &Path, claim: &str, align: usize) -> io::Result<Self> {
         let mut name = None;
         sys::wait_until(SETTLE, || {
             let entries = fs::read_dir(device).into_iter().flatten().flatten();
             let names = entries.map(|e| e.file_name().to_string_lossy().into_owned());
-            // A child's name is that of a node, unlike its parent's group dax_region.
+            // The child has the name of a node; its parent's group dax_region has not.
             let mut children =
                 names.filter(|n| n.starts_with("dax") && device.join(n).join("dev").exists());
             name = children.next();
@@ -257,7 +257,7 @@ impl Dax {
     pub fn open(&self) -> Outcome<File> {
         let path = Path::new("/dev").join(&self.name);
         let mut file = Err(io::ErrorKind::NotFound.into());
-        // The node comes back a little later than the driver.
+        // The node appears a little later than the driver.
         sys::wait_until(SETTLE, || {
             file = File::options().read(true).write(true).open(&path);
             file.is_ok()
@@ -265,34 +265,33 @@ impl Dax {
         file.or_fail(&path.display().to_string())
     }
 
-    /// A shared mapping of the first `pages` pages. The file need not stay open.
+    /// Makes a shared mapping of the first `pages` pages. The file need not stay open.
     #[track_caller]
     pub fn map(&self, pages: usize) -> Outcome<Buffer> {
         Buffer::shared(&self.open()?, pages)
     }
 
-    /// Page frame number of the first page.
+    /// The page frame number of the first page.
     pub fn frame(&self) -> u64 {
         self.start / PAGE as u64
     }
 
-    /// Pages of the device.
+    /// The number of pages of the device.
     pub fn pages(&self) -> usize {
         (self.bytes / PAGE as u64) as usize
     }
 
-    /// Pages that one fault maps.
+    /// The number of pages that one fault maps.
     pub fn step(&self) -> usize {
         self.align / PAGE
     }
 
-    /// Takes the device from device_dax, which waits until nobody holds a page where
-    /// the kernel knows how to.
+    /// Unbinds the device from device_dax. A kernel that can do so waits until no page is held.
     pub fn unbind(&self) -> io::Result<()> {
         drive(DAX, "device_dax", "unbind", &self.name)
     }
 
-    /// Gives it back.
+    /// Binds the device to device_dax again.
     pub fn bind(&self) -> io::Result<()> {
         drive(DAX, "device_dax", "bind", &self.name)
     }
@@ -304,7 +303,7 @@ impl Dax {
 
 impl Drop for Dax {
     fn drop(&mut self) {
-        // What cannot be restored is tried again by the next test, which says so.
+        // A failed restore is tried again by the next test, which reports it.
         let _ = restore();
     }
 }

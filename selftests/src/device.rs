@@ -16,23 +16,23 @@ use crate::uapi::*;
 
 pub use crate::memory::{Buffer, HUGE_PAGES, PAGE, check_bytes, pattern_bytes};
 
-/// An address which no process can have mapped: the first page is reserved by
-/// vm.mmap_min_addr, which does not bind root, but nothing here maps it.
+/// An address that no process has mapped: vm.mmap_min_addr reserves the first page. Root could map
+/// it, but no test does.
 const NOWHERE: u64 = 8;
 
-/// Where an ioctl finds or leaves data.
+/// The memory from which an ioctl reads data, or to which it writes.
 pub enum Data<'a> {
     /// A pointer to nothing.
     Nowhere,
-    /// The kernel writes here; at least as long as the range of the command.
+    /// The kernel writes to this slice, which is at least as long as the range of the command.
     Into(&'a mut [u8]),
-    /// The kernel reads here; at least as long as the range of the command.
+    /// The kernel reads this slice, which is at least as long as the range of the command.
     From(&'a [u8]),
-    /// The kernel reads or writes pages of a buffer, from this one on.
+    /// The kernel reads or writes pages of a buffer, from this page on.
     At(&'a Buffer, usize),
 }
 
-/// What a command that copies data returned.
+/// The result of a command that copies data.
 #[derive(Debug)]
 pub struct Moved {
     pub data: Vec<u8>,
@@ -40,7 +40,7 @@ pub struct Moved {
     pub faults: u64,
 }
 
-/// One of the device nodes, open.
+/// An open device node.
 pub struct Device {
     file: File,
 }
@@ -62,20 +62,20 @@ impl Device {
         Ok(Self { file })
     }
 
-    /// Maps pages of the driver, MAP_SHARED or MAP_PRIVATE.
+    /// Maps pages of the driver, with MAP_SHARED or MAP_PRIVATE.
     pub fn map(&self, pages: usize, flags: i32) -> io::Result<Buffer> {
         Buffer::of_file(&self.file, pages, flags)
     }
 
-    /// Closes the file while others may be in the middle of commands; from now on all commands fail.
+    /// Closes the file while other threads may be executing commands on it. Later commands fail.
     pub fn close_under_all(&self) -> io::Result<()> {
         sys::close_under(&self.file)
     }
 
-    /// Any ioctl with any bytes as its argument, which are written back.
+    /// Executes any ioctl with any bytes as its argument. The kernel may write to the bytes.
     ///
-    /// `arg` is at least as long as the size within `request`. A pointer in
-    /// the bytes points to nothing, or to a `Buffer`.
+    /// `arg` is at least as long as the size within `request`. A pointer in the bytes points to
+    /// nothing, or to a `Buffer`.
     pub fn ioctl_bytes(&self, request: u64, arg: &mut [u8]) -> io::Result<()> {
         let size = (request >> 16) as usize & 0x3fff;
         if arg.len() < size {
@@ -84,7 +84,7 @@ impl Device {
         self.ioctl(request, arg.as_mut_ptr() as usize)
     }
 
-    /// Any ioctl with an argument pointer that points to nothing.
+    /// Executes any ioctl with an argument pointer that points to nothing.
     pub fn ioctl_nowhere(&self, request: u64) -> io::Result<()> {
         self.ioctl(request, NOWHERE as usize)
     }
@@ -92,9 +92,8 @@ impl Device {
     /// Repeats a call that a signal interrupted, as upstream's tests do.
     fn ioctl(&self, request: u64, arg: usize) -> io::Result<()> {
         loop {
-            // SAFETY: the callers above and below pass the address of memory that
-            // is long enough for `request` and theirs to write, or an address
-            // where nothing is mapped.
+            // SAFETY: The callers pass the address of memory that is long enough for `request` and
+            // that the kernel may write, or an address where nothing is mapped.
             let ret = unsafe { libc::ioctl(self.file.as_raw_fd(), request, arg) };
             match cvt(ret.into()) {
                 Ok(_) => return Ok(()),
@@ -108,8 +107,8 @@ impl Device {
         self.ioctl(request, ptr::from_mut(arg) as usize)
     }
 
-    /// One of upstream's commands, on any range. Memory below `addr` is either a
-    /// `Buffer`, whose accesses are all volatile, or not mapped.
+    /// Executes one of upstream's commands on any range. The memory at `addr` is either a `Buffer`,
+    /// whose accesses are all volatile, or not mapped.
     pub fn command(
         &self,
         request: u64,
@@ -130,7 +129,7 @@ impl Device {
             addr,
             ptr,
             npages,
-            // Garbage, so that a driver which leaves them alone is seen.
+            // Garbage, to notice a driver that does not write the fields.
             cpages: 0x5a5a_5a5a,
             faults: 0x5a5a_5a5a,
         };
@@ -148,7 +147,7 @@ impl Device {
         })
     }
 
-    /// Moves pages to the device; returns their data as the device sees it.
+    /// Moves pages to the device. Returns their data as the device reads it.
     pub fn to_device(&self, buf: &Buffer, first: usize, n: usize) -> io::Result<Moved> {
         self.fetch(HMM_MIGRATE_TO_DEV, buf, first, n)
     }
@@ -163,7 +162,7 @@ impl Device {
         self.fetch(HMM_READ, buf, first, n)
     }
 
-    /// The same, but who provides the pages may take his time.
+    /// As `read`, but waits for a process that provides missing pages.
     pub fn read_unlocked(&self, buf: &Buffer, first: usize, n: usize) -> io::Result<Moved> {
         self.fetch(HMM_READ_UNLOCKED, buf, first, n)
     }
@@ -174,8 +173,8 @@ impl Device {
         self.command(HMM_WRITE, buf.at(first), n, Data::From(data))
     }
 
-    /// The device faults a range in without copying data; returns the pages that it
-    /// maps now.
+    /// Lets the device fault a range in without copying data. Returns the number of pages that it
+    /// then maps.
     pub fn fault(&self, addr: u64, npages: u64, flags: u32) -> io::Result<u64> {
         let mut fault = Fault {
             addr,
@@ -187,33 +186,34 @@ impl Device {
         Ok(fault.mapped)
     }
 
-    /// Lets a CPU fault on this file's pages bring up to `pages` back; returns what was set before.
+    /// Lets a CPU fault on this file's pages bring back up to `pages` pages. Returns the previous
+    /// setting.
     pub fn fault_around(&self, pages: u32) -> io::Result<u32> {
         self.fault_around_with(pages, 0)
     }
 
-    /// The same with flags, of which there are none.
+    /// As `fault_around`, with flags, of which none is defined.
     pub fn fault_around_with(&self, pages: u32, flags: u32) -> io::Result<u32> {
         let mut around = FaultAround { pages, flags };
         self.ioctl_struct(ZDM_FAULT_AROUND, &mut around)?;
         Ok(around.pages)
     }
 
-    /// Gives the device exclusive access to pages; returns their data.
+    /// Gives the device exclusive access to pages. Returns their data.
     pub fn exclusive(&self, buf: &Buffer, first: usize, n: usize) -> io::Result<Moved> {
         self.fetch(HMM_EXCLUSIVE, buf, first, n)
     }
 
-    /// An error, EPERM, if the device has exclusive access to one of the pages.
+    /// Returns EPERM if the device has exclusive access to one of the pages.
     pub fn check_exclusive(&self, buf: &Buffer, first: usize, n: usize) -> io::Result<()> {
         let (addr, n) = (buf.at(first), n as u64);
         self.command(HMM_CHECK_EXCLUSIVE, addr, n, Data::Nowhere)
             .map(drop)
     }
 
-    /// Looks at the entries of pages without faulting; one of `PROT_*` for each.
+    /// Reads the entries of pages without faulting. Returns one of `PROT_*` for each page.
     pub fn snapshot(&self, buf: &Buffer, first: usize, n: usize) -> io::Result<Vec<u8>> {
-        // Garbage, so that an entry which is left out is seen.
+        // Garbage, to notice an entry that is not written.
         let mut kinds = vec![0xa5; n];
         let mut cmd = HmmCmd {
             addr: buf.at(first),
@@ -231,8 +231,7 @@ impl Device {
         }
     }
 
-    /// A command that wants a good range only because all of them do: nothing is
-    /// done there.
+    /// Executes a command that does not use its range, but requires a valid one as all commands do.
     fn bare_command(&self, request: u64, npages: u64) -> io::Result<()> {
         let addr = PAGE as u64;
         self.command(request, addr, npages, Data::Nowhere).map(drop)
@@ -250,12 +249,12 @@ impl Device {
             .or_fail("FLAGS")
     }
 
-    /// Sees to it that no page of a buffer waits for a list in the batch of a CPU while it is on
-    /// another one: such a page cannot be moved.
+    /// Makes sure that no page of a buffer waits in the batch of another CPU, because such a page
+    /// cannot be moved.
     ///
-    /// A migration drains the batches of its own CPU only, unless it meets a page that is on no
-    /// list, as new ones are. MADV_FREE puts pages in a batch, and so does get_user_pages() the
-    /// second time, which activates them; and the thread may have gone to another CPU since.
+    /// A migration drains only the batches of its own CPU, unless it meets a page that is on no
+    /// list, such as a new one. MADV_FREE puts pages into a batch, and so does the second
+    /// get_user_pages(), which activates them; the thread may have moved to another CPU since.
     #[track_caller]
     pub fn drain_held(&self, buf: &Buffer) -> Outcome {
         let held = |p: &PageInfo| p.flags & ZDM_PAGE_LRU != 0 && p.refs > p.mapcount;
@@ -269,8 +268,8 @@ impl Device {
         Ok(())
     }
 
-    /// Moves all of a buffer which holds the pattern of `seed` to the device, and
-    /// checks that every page went and that the device has the right data.
+    /// Moves a whole buffer that holds the pattern of `seed` to the device. Checks that every page
+    /// moved and that the device has the right data.
     #[track_caller]
     pub fn move_all(&self, buf: &Buffer, seed: u64) -> Outcome {
         let n = buf.pages();
@@ -310,8 +309,8 @@ impl Device {
         Ok(stats)
     }
 
-    /// Scans the device; returns the counts and the records. Every reference counts, unless the
-    /// caller may not ask for that.
+    /// Scans the device. Returns the counts and the records. Every reference counts, unless the
+    /// caller lacks the capability to ask for that.
     #[track_caller]
     pub fn audit(&self) -> Outcome<(Audit, Vec<Violation>)> {
         match self.try_audit(ZDM_AUDIT_QUIET) {
@@ -335,25 +334,24 @@ impl Device {
         Ok((audit, records))
     }
 
-    /// Scans with a request that may be wrong. `records` is 0 or points to
-    /// nothing.
+    /// Scans with a request that may be invalid. `records` is 0 or points to nothing.
     pub fn audit_with(&self, audit: &mut Audit) -> io::Result<()> {
         self.ioctl_struct(ZDM_AUDIT, audit)
     }
 
-    /// Looks at pages of the mirrored process by address.
+    /// Inspects pages of the mirrored process by address.
     pub fn inspect(&self, buf: &Buffer, first: usize, n: usize) -> io::Result<Vec<PageInfo>> {
         self.inspect_at(buf.at(first), n, 0)
     }
 
-    /// Looks at one page of the mirrored process.
+    /// Inspects one page of the mirrored process.
     #[track_caller]
     pub fn inspect_one(&self, buf: &Buffer, page: usize) -> Outcome<PageInfo> {
         let pages = self.inspect(buf, page, 1).or_fail("ZDM_INSPECT")?;
         Ok(pages[0])
     }
 
-    /// Looks at page frames of ZONE_DEVICE memory, as many as are wanted.
+    /// Inspects any number of page frames of ZONE_DEVICE memory.
     #[track_caller]
     pub fn inspect_frames(&self, first: u64, n: usize) -> Outcome<Vec<PageInfo>> {
         let mut pages = Vec::with_capacity(n);
@@ -368,9 +366,9 @@ impl Device {
         Ok(pages)
     }
 
-    /// Looks at pages, with what may be no address and flags that there may not be.
+    /// Inspects pages; the address and the flags may be invalid.
     pub fn inspect_at(&self, addr: u64, n: usize, flags: u32) -> io::Result<Vec<PageInfo>> {
-        // Garbage, so that a page which is left out is seen.
+        // Garbage, to notice a page that is not written.
         let garbage = PageInfo {
             pfn: u64::MAX,
             refs: i32::MIN,
@@ -394,13 +392,13 @@ impl Device {
         Ok(pages)
     }
 
-    /// Asks with a request that may be wrong. `pages` is 0 or points to nothing, or
-    /// to a `Buffer` with room.
+    /// Inspects with a request that may be invalid. `pages` is 0, or points to nothing or to a
+    /// `Buffer` with room.
     pub fn inspect_with(&self, inspect: &mut Inspect) -> io::Result<()> {
         self.ioctl_struct(ZDM_INSPECT, inspect)
     }
 
-    /// Holds pages of the calling process; returns what `unpin` wants.
+    /// Pins pages of the calling process. Returns the id for `unpin`.
     pub fn pin(&self, buf: &Buffer, first: usize, n: usize, flags: u32) -> io::Result<u32> {
         self.pin_at(buf.at(first), n as u64, flags)
     }
@@ -416,12 +414,12 @@ impl Device {
         Ok(pin.id)
     }
 
-    /// Lets go of what `pin` holds.
+    /// Releases the pages of a pin.
     pub fn unpin(&self, id: u32, flags: u32) -> io::Result<()> {
         self.ioctl_struct(ZDM_UNPIN, &mut Unpin { id, flags })
     }
 
-    /// Breaks an invariant; returns the page frame number that was touched.
+    /// Breaks an invariant. Returns the page frame number of the changed page.
     pub fn inject(&self, kind: u32, addr: u64) -> io::Result<u64> {
         let mut inject = Inject {
             kind,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! System calls on files and file systems that std has no safe wrapper for, or one that
-//! begins anew when a signal comes.
+//! System calls on files and file systems for which std has no safe wrapper, or a wrapper that
+//! restarts after a signal.
 
 #![allow(unsafe_code)]
 
@@ -15,9 +15,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::memory::{Buffer, PAGE};
 use crate::sys::cvt;
 
-/// A mount namespace of the caller's own: what it mounts goes with it and its children.
+/// Makes a mount namespace for the caller: its mounts end with the caller and its children.
 pub fn own_mounts() -> io::Result<()> {
-    // SAFETY: takes a number only.
+    // SAFETY: The call takes only a number.
     cvt(unsafe { libc::unshare(libc::CLONE_NEWNS) }.into()).map(drop)
 }
 
@@ -30,7 +30,7 @@ pub fn mount(device: &str, at: &Path, kind: &str, data: &str) -> io::Result<()> 
     );
     let at = CString::new(at.as_os_str().as_encoded_bytes())?;
     let data = data.as_ptr().cast::<c_void>();
-    // SAFETY: C strings which outlive the call; the file systems here take text as data.
+    // SAFETY: The C strings outlive the call; the file systems used here take text as data.
     let ret = unsafe { libc::mount(device.as_ptr(), at.as_ptr(), kind.as_ptr(), 0, data) };
     cvt(ret.into()).map(drop)
 }
@@ -38,47 +38,47 @@ pub fn mount(device: &str, at: &Path, kind: &str, data: &str) -> io::Result<()> 
 /// umount2(2).
 pub fn unmount(at: &Path, flags: i32) -> io::Result<()> {
     let at = CString::new(at.as_os_str().as_encoded_bytes())?;
-    // SAFETY: a C string which outlives the call.
+    // SAFETY: The C string outlives the call.
     cvt(unsafe { libc::umount2(at.as_ptr(), flags) }.into()).map(drop)
 }
 
-/// ftruncate(2) to some pages, once: EINTR is the caller's.
+/// Sets the size of a file in pages with one ftruncate(2); the caller handles EINTR.
 pub fn truncate(file: &File, pages: usize) -> io::Result<()> {
-    // CAST: no file here comes near the limit.
+    // CAST: No file here comes near the limit.
     let len = (pages * PAGE) as libc::off_t;
-    // SAFETY: takes numbers only.
+    // SAFETY: The call takes only numbers.
     cvt(unsafe { libc::ftruncate(file.as_raw_fd(), len) }.into()).map(drop)
 }
 
-/// fallocate(2) of pages, once.
+/// Calls fallocate(2) once, with a range of pages.
 pub fn allocate(file: &File, mode: i32, first: usize, n: usize) -> io::Result<()> {
-    // CAST: as above.
+    // CAST: No file here comes near the limit.
     let (offset, len) = ((first * PAGE) as libc::off_t, (n * PAGE) as libc::off_t);
-    // SAFETY: takes numbers only.
+    // SAFETY: The call takes only numbers.
     cvt(unsafe { libc::fallocate(file.as_raw_fd(), mode, offset, len) }.into()).map(drop)
 }
 
-/// Makes a hole of pages, once; the size stays.
+/// Punches a hole with one call; the size of the file stays the same.
 pub fn punch(file: &File, first: usize, n: usize) -> io::Result<()> {
     let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
     allocate(file, mode, first, n)
 }
 
-/// Lets `to` have the blocks of `from`, FICLONE.
+/// Makes `to` share the blocks of `from`, with FICLONE.
 pub fn clone(from: &File, to: &File) -> io::Result<()> {
     const FICLONE: u64 = 0x4004_9409;
-    // SAFETY: takes numbers only.
+    // SAFETY: The call takes only numbers.
     cvt(unsafe { libc::ioctl(to.as_raw_fd(), FICLONE, from.as_raw_fd()) }.into()).map(drop)
 }
 
-/// madvise(2), with what may be refused.
+/// Calls madvise(2), which may fail.
 pub fn advise(buf: &Buffer, first: usize, n: usize, advice: i32) -> io::Result<()> {
     let addr = buf.at(first) as *mut c_void;
-    // SAFETY: only the buffer's own pages change, whose accesses are all volatile.
+    // SAFETY: The call changes only the buffer's own pages, whose accesses are all volatile.
     cvt(unsafe { libc::madvise(addr, n * PAGE, advice) }.into()).map(drop)
 }
 
-/// Copies pages of process `pid` at the addresses of `from` to `to`, process_vm_readv(2).
+/// Copies pages of process `pid` at the addresses of `from` to `to`, with process_vm_readv(2).
 pub fn read_process(
     pid: i32,
     from: &Buffer,
@@ -91,21 +91,21 @@ pub fn read_process(
         iov_len: n * PAGE,
     };
     let (local, remote) = (vec(to.at(0)), vec(from.at(first)));
-    // SAFETY: one valid iovec each; the kernel checks the addresses in them itself, and
-    // what it writes is a buffer's, whose accesses are all volatile.
+    // SAFETY: Both iovecs are valid. The kernel checks the addresses in them, and writes to a
+    // buffer, whose accesses are all volatile.
     let ret = unsafe { libc::process_vm_readv(pid, &local, 1, &remote, 1, 0) };
     cvt(ret as libc::c_long).map(|n| n as usize)
 }
 
-/// Asks move_pages(2) to move each of some pages of the caller to node 0; what it says of
-/// each, 0 or a negative errno.
+/// Asks move_pages(2) to move pages of the caller to node 0. Returns the status of each page, 0 or
+/// a negative errno.
 pub fn move_to_node(buf: &Buffer, first: usize, n: usize) -> io::Result<Vec<i32>> {
-    /// Of linux/mempolicy.h.
+    /// Defined in linux/mempolicy.h.
     const MPOL_MF_MOVE: i32 = 2;
     let pages: Vec<u64> = (first..first + n).map(|page| buf.at(page)).collect();
     let nodes = vec![0i32; n];
     let mut status = vec![i32::MAX; n];
-    // SAFETY: three arrays of `n` which outlive the call; pages stay where they are mapped.
+    // SAFETY: The three arrays have `n` elements and outlive the call; pages keep their addresses.
     let ret = unsafe {
         libc::syscall(
             libc::SYS_move_pages,
@@ -120,42 +120,42 @@ pub fn move_to_node(buf: &Buffer, first: usize, n: usize) -> io::Result<Vec<i32>
     cvt(ret).map(|_| status)
 }
 
-/// Registers pages as a buffer of a new io_uring, which is a long-term pin; it goes with
-/// the file that is returned.
+/// Registers pages as a buffer of a new io_uring, which pins them for a long time. Closing the
+/// returned file ends the pin.
 pub fn register_with_uring(buf: &Buffer, first: usize, n: usize) -> io::Result<File> {
     use std::os::fd::{FromRawFd, OwnedFd};
     const REGISTER_BUFFERS: u32 = 0;
-    // struct io_uring_params: 120 bytes, all zeroes for no wishes.
+    // struct io_uring_params has 120 bytes; all zeroes request nothing special.
     let mut params = [0u64; 15];
     // SAFETY: `params` is as large as the kernel's structure and outlives the call.
     let fd = cvt(unsafe { libc::syscall(libc::SYS_io_uring_setup, 1, params.as_mut_ptr()) })?;
-    // CAST: descriptors fit an int.
-    // SAFETY: the kernel just made this descriptor for us and nobody else.
+    // CAST: Descriptors fit an int.
+    // SAFETY: The kernel has just made this descriptor, and nothing else owns it.
     let ring = File::from(unsafe { OwnedFd::from_raw_fd(fd as i32) });
     let vec = libc::iovec {
         iov_base: buf.at(first) as *mut c_void,
         iov_len: n * PAGE,
     };
     let fd = ring.as_raw_fd();
-    // SAFETY: one valid iovec, in which the kernel checks the address itself.
+    // SAFETY: The iovec is valid, and the kernel checks the address in it.
     cvt(unsafe { libc::syscall(libc::SYS_io_uring_register, fd, REGISTER_BUFFERS, &vec, 1) })?;
     Ok(ring)
 }
 
-/// Catches a signal with a handler that does nothing; `restart` as SA_RESTART says.
+/// Catches a signal with a handler that does nothing; `restart` sets SA_RESTART.
 pub fn catch(signal: i32, restart: bool) -> io::Result<()> {
     extern "C" fn nothing(_: i32) {}
-    // SAFETY: all zeroes is a good value of this structure.
+    // SAFETY: All zeroes is a valid value of this structure.
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
     action.sa_sigaction = nothing as *const () as usize;
     action.sa_flags = if restart { libc::SA_RESTART } else { 0 };
-    // SAFETY: the handler does nothing, and the structure outlives the call.
+    // SAFETY: The handler does nothing, and the structure outlives the call.
     cvt(unsafe { libc::sigaction(signal, &action, std::ptr::null_mut()) }.into()).map(drop)
 }
 
-/// How often the calling thread has gone to sleep of itself.
+/// How often the calling thread has gone to sleep voluntarily.
 pub fn sleeps() -> io::Result<i64> {
-    // SAFETY: all zeroes is a good value of this structure.
+    // SAFETY: All zeroes is a valid value of this structure.
     let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
     // SAFETY: `usage` outlives the call.
     cvt(unsafe { libc::getrusage(libc::RUSAGE_THREAD, &mut usage) }.into())?;
@@ -170,51 +170,51 @@ pub fn open_direct(path: &Path) -> io::Result<File> {
     options.custom_flags(libc::O_DIRECT).open(path)
 }
 
-/// Stops the file system of a file as a power cut would: its log stays as it is.
+/// Shuts down the file system of a file as a power cut would: its log stays as it is.
 pub fn cut_power(file: &File) -> io::Result<()> {
-    /// XFS_IOC_GOINGDOWN, which is EXT4_IOC_SHUTDOWN.
+    /// XFS_IOC_GOINGDOWN, which has the same number as EXT4_IOC_SHUTDOWN.
     const GOINGDOWN: u64 = 0x8004_587d;
     const NOLOGFLUSH: u32 = 2;
-    // SAFETY: the argument is a u32 which outlives the call.
+    // SAFETY: The argument is a u32 that outlives the call.
     cvt(unsafe { libc::ioctl(file.as_raw_fd(), GOINGDOWN, &NOLOGFLUSH) }.into()).map(drop)
 }
 
-/// Lets a signal do what it does without a handler: that of Rust's runtime takes the first
-/// SIGBUS for itself, and counts on a second one.
+/// Gives a signal its default action. Rust's runtime would handle the first SIGBUS itself and wait
+/// for a second one.
 pub fn uncatch(signal: i32) -> io::Result<()> {
-    // SAFETY: the default action is no function.
+    // SAFETY: The default action runs no function of this program.
     match unsafe { libc::signal(signal, libc::SIG_DFL) } {
         libc::SIG_ERR => Err(io::Error::last_os_error()),
         _ => Ok(()),
     }
 }
 
-/// The calling process wants to know of bad memory as soon as the kernel does.
+/// Makes the kernel tell the calling process of bad memory early (PR_MCE_KILL_EARLY).
 pub fn hear_of_bad_memory_early() -> io::Result<()> {
     let (set, early) = (libc::PR_MCE_KILL_SET, libc::PR_MCE_KILL_EARLY);
-    // SAFETY: this option takes numbers only.
+    // SAFETY: This option takes only numbers.
     cvt(unsafe { libc::prctl(libc::PR_MCE_KILL, set, early, 0, 0) }.into()).map(drop)
 }
 
-/// Lets a signal wait that is sent to the calling thread. One for what the thread does
-/// itself comes nevertheless.
+/// Blocks a signal for the calling thread. A signal that the thread's own access causes is
+/// delivered nevertheless.
 pub fn block(signal: i32) -> io::Result<()> {
-    // SAFETY: all zeroes is a good value of this type.
+    // SAFETY: All zeroes is a valid value of this type.
     let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
     // SAFETY: `set` outlives the call.
     cvt(unsafe { libc::sigaddset(&mut set, signal) }.into())?;
-    // SAFETY: as above.
+    // SAFETY: `set` outlives the call.
     cvt(unsafe { libc::sigprocmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()) }.into()).map(drop)
 }
 
-/// What the last signal that `catch_address` has caught said.
+/// The data of the last signal that `catch_address` has caught.
 static CAUGHT: [AtomicU64; 2] = [AtomicU64::new(0), AtomicU64::new(0)];
 
-/// Catches a signal that says at which address it is about, and remembers that.
+/// Catches a signal that has an address, and stores the address.
 pub fn catch_address(signal: i32) -> io::Result<()> {
     extern "C" fn remember(_: i32, info: *mut libc::siginfo_t, _: *mut c_void) {
-        // SAFETY: the kernel passes a valid structure, in which there is an address for the
-        // signals that this is used with, and behind it the u16 of its granularity.
+        // SAFETY: The kernel passes a valid structure. The signals that this handler serves have an
+        // address in it, followed by the u16 of its granularity.
         let (address, shift) = unsafe {
             let info: *const u8 = info.cast();
             (
@@ -228,15 +228,16 @@ pub fn catch_address(signal: i32) -> io::Result<()> {
     for number in &CAUGHT {
         number.store(0, Ordering::SeqCst);
     }
-    // SAFETY: all zeroes is a good value of this structure.
+    // SAFETY: All zeroes is a valid value of this structure.
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
     action.sa_sigaction = remember as *const () as usize;
     action.sa_flags = libc::SA_SIGINFO;
-    // SAFETY: the handler touches nothing but two atomics.
+    // SAFETY: The handler only stores to two atomics.
     cvt(unsafe { libc::sigaction(signal, &action, std::ptr::null_mut()) }.into()).map(drop)
 }
 
-/// Address of the last such signal, 0 for none, and how many of its low bits say nothing.
+/// The address of the last such signal, 0 for none, and the number of its low bits that mean
+/// nothing.
 pub fn caught_address() -> (u64, u64) {
     let [address, shift] = &CAUGHT;
     (address.load(Ordering::SeqCst), shift.load(Ordering::SeqCst))

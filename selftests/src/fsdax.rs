@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! File systems on the pmem that a machine may have, mounted with `dax=always`, and one on
-//! a RAM disk, which has no DAX.
+//! File systems with `dax=always` on the pmem that a machine may have, and one without DAX on a RAM
+//! disk.
 //!
-//! A test mounts in a namespace of its own, so that whatever becomes of it nothing stays
-//! mounted; the pmem is a plain block device before and after.
+//! A test mounts in a namespace of its own, so that nothing stays mounted after it; the pmem is a
+//! plain block device before and after.
 
 use std::fs::{self, File};
 use std::io;
@@ -21,16 +21,16 @@ use crate::{files, sys};
 /// File systems on pmem.
 pub const EXT4: usize = 0;
 pub const XFS: usize = 1;
-/// xfs whose files can share blocks.
+/// xfs with shared blocks.
 pub const REFLINK: usize = 2;
 
 /// A RAM disk of the kernel.
 const RAM_DISK: &str = "/dev/ram0";
-/// Who had the device before may need a moment: a mount goes after its last user.
+/// A previous user of the device may need a moment: a mount ends after its last user.
 const SETTLE: Duration = Duration::from_secs(20);
 
-/// What makes a file system, and its type. The extents of files are aligned to 2 MiB
-/// where there is room, so that a PMD can map them.
+/// The program that makes a file system, its type, and its options. Extents of files are aligned to
+/// 2 MiB if there is room, so that a PMD can map them.
 fn recipe(kind: usize) -> (&'static str, &'static str, &'static [&'static str]) {
     const EXT4_ARGS: &[&str] = &[
         "-q",
@@ -40,7 +40,7 @@ fn recipe(kind: usize) -> (&'static str, &'static str, &'static [&'static str]) 
         "-E",
         "stride=512,stripe_width=512",
     ];
-    // With reverse mappings the file system knows whose a bad page is.
+    // With reverse mappings the file system finds the files of a bad page.
     macro_rules! xfs {
         ($reflink:literal) => {
             &[
@@ -67,7 +67,8 @@ fn recipe(kind: usize) -> (&'static str, &'static str, &'static [&'static str]) 
     }
 }
 
-/// How many allocation groups an xfs has. One is not supported but by those who ask for it.
+/// The option for the number of allocation groups of an xfs. mkfs supports a single group only on
+/// request.
 fn groups(kind: usize, groups: &'static str) -> Vec<&'static str> {
     match kind {
         EXT4 => Vec::new(),
@@ -75,7 +76,7 @@ fn groups(kind: usize, groups: &'static str) -> Vec<&'static str> {
     }
 }
 
-/// Waits until nobody has a block device.
+/// Waits until no mount or process uses a block device.
 fn free(device: &str) -> io::Result<()> {
     let mut result = Ok(());
     sys::wait_until(SETTLE, || {
@@ -87,22 +88,22 @@ fn free(device: &str) -> io::Result<()> {
     result
 }
 
-/// A mounted file system; unmounted on drop.
+/// A mounted file system. Dropping it unmounts it.
 pub struct Mounted {
     dir: PathBuf,
     mounted: bool,
 }
 
 impl Mounted {
-    /// Makes a file system of this kind on pmem and mounts it with DAX; a reason to skip
-    /// the test where there is no pmem.
+    /// Makes a file system of this kind on pmem and mounts it with DAX. Skips the test if there is
+    /// no pmem.
     #[track_caller]
     pub fn dax(kind: usize) -> Outcome<Self> {
         dax::restore_pmem_with_pages()?;
         Self::make(kind, dax::PMEM, "dax=always", groups(kind, "agcount=2"))
     }
 
-    /// The same with one allocation group, where there are such.
+    /// As `dax`, but an xfs gets a single allocation group.
     #[track_caller]
     pub fn dax_one_group(kind: usize) -> Outcome<Self> {
         dax::restore_pmem_with_pages()?;
@@ -138,7 +139,7 @@ impl Mounted {
         Ok(Self { dir, mounted: true })
     }
 
-    /// Mounts what is on the pmem again.
+    /// Mounts the file system that the pmem already has.
     #[track_caller]
     pub fn again(kind: usize) -> Outcome<Self> {
         let dir = Path::new("/tmp").join("zdm-pmem0");
@@ -151,7 +152,7 @@ impl Mounted {
         self.dir.join(name)
     }
 
-    /// A file that is there.
+    /// Opens an existing file.
     #[track_caller]
     pub fn open(&self, name: &str) -> Outcome<File> {
         let mut options = File::options();
@@ -159,7 +160,7 @@ impl Mounted {
         options.open(self.path(name)).or_fail(name)
     }
 
-    /// A new file, empty.
+    /// Makes an empty file.
     #[track_caller]
     pub fn empty(&self, name: &str) -> Outcome<File> {
         let mut options = File::options();
@@ -167,7 +168,7 @@ impl Mounted {
         options.open(self.path(name)).or_fail(name)
     }
 
-    /// A new file with blocks for `pages` pages, of that size.
+    /// Makes a file with the size of `pages` pages, and blocks for all of them.
     #[track_caller]
     pub fn file(&self, name: &str, pages: usize) -> Outcome<File> {
         let file = self.empty(name)?;
@@ -180,14 +181,14 @@ impl Mounted {
         fs::remove_file(self.path(name)).or_fail(name)
     }
 
-    /// Unmounts, and says what comes of it.
+    /// Unmounts and returns the result.
     pub fn unmount(&mut self) -> io::Result<()> {
         files::unmount(&self.dir, 0)?;
         self.mounted = false;
         Ok(())
     }
 
-    /// The caller has unmounted it by another way.
+    /// Marks the file system as unmounted by other means.
     pub fn forget(&mut self) {
         self.mounted = false;
     }
@@ -200,14 +201,14 @@ impl Mounted {
 impl Drop for Mounted {
     fn drop(&mut self) {
         if self.mounted {
-            // Who still has something there, or holds a page, is let have it: the test
-            // has failed by then, and the end of its process ends that.
+            // A process may still use the mount or hold a page. Detach the mount: the test has
+            // already failed, and the end of its process releases everything.
             let _ = files::unmount(&self.dir, libc::MNT_DETACH);
         }
     }
 }
 
-/// Page frame number of the first page of the pmem, and how many there are.
+/// The page frame number of the first page of the pmem, and the number of pages.
 #[track_caller]
 pub fn pmem_frames() -> Outcome<(u64, usize)> {
     let (start, bytes) = dax::pmem_range().or_fail("range of the pmem")?;

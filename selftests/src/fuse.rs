@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A file whose every read and write takes as long as a test likes: a FUSE file system that
-//! consists of that file alone, served by the test. Direct I/O to it holds the pages of the
-//! caller until it is answered.
+//! A file whose reads and writes take as long as a test wants: a FUSE file system with this single
+//! file, served by the test. Direct I/O to the file holds the pages of the caller until the test
+//! answers.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -19,17 +19,17 @@ const READ: u32 = 15;
 const WRITE: u32 = 16;
 const RELEASE: u32 = 18;
 const FLUSH: u32 = 25;
-/// These want no answer.
+/// These requests need no answer.
 const UNANSWERED: &[u32] = &[2, 36, 42];
 
 const FOPEN_DIRECT_IO: u32 = 1;
-/// Bytes of one request.
+/// The largest request in bytes.
 const MAX: u32 = 128 << 10;
 const HEADER: usize = 40;
-/// fuse_read_in and fuse_write_in.
+/// The size of fuse_read_in and of fuse_write_in.
 const RW_HEADER: usize = 40;
 
-/// The file system; unmounted on drop.
+/// The file system. Dropping it unmounts it.
 pub struct SlowFile {
     device: File,
     path: PathBuf,
@@ -38,13 +38,13 @@ pub struct SlowFile {
 /// A read or write that waits for its answer.
 pub struct Request {
     unique: u64,
-    /// What is to be written, or nothing.
+    /// The data to write, or nothing for a read.
     pub data: Vec<u8>,
     pub size: u32,
     pub is_write: bool,
 }
 
-/// A little-endian structure, field by field.
+/// Builds a little-endian structure field by field.
 #[derive(Default)]
 struct Out(Vec<u8>);
 
@@ -71,7 +71,7 @@ fn number(bytes: &[u8], at: usize, len: usize) -> u64 {
 }
 
 impl SlowFile {
-    /// Mounts it over an ordinary file.
+    /// Mounts the file system over an ordinary file.
     pub fn mount(path: &Path) -> io::Result<Self> {
         File::create(path)?;
         let device = File::options().read(true).write(true).open("/dev/fuse")?;
@@ -87,7 +87,7 @@ impl SlowFile {
     }
 
     fn answer(&self, unique: u64, error: i32, body: &[u8]) -> io::Result<()> {
-        // CAST: an answer is far shorter than 4 GiB; an error has its sign bit.
+        // CAST: An answer is far shorter than 4 GiB; an error has its sign bit.
         let head = Out::default()
             .u32((16 + body.len()) as u32)
             .u32(error as u32)
@@ -96,8 +96,8 @@ impl SlowFile {
         (&self.device).write_all(&text)
     }
 
-    /// Serves what comes until a read or write does, which then waits for `complete`;
-    /// nothing when no request comes for that long.
+    /// Serves requests until a read or write comes, which then waits for `complete`. Returns `None`
+    /// if no request comes within the limit.
     pub fn next(&self, limit: Duration) -> io::Result<Option<Request>> {
         let mut text = vec![0; MAX as usize + 4096];
         loop {
@@ -107,10 +107,10 @@ impl SlowFile {
             let n = (&self.device).read(&mut text)?;
             let request = &text[..n];
             let unique = number(request, 8, 8);
-            // CAST: a field of four bytes.
+            // CAST: The field has four bytes.
             let opcode = number(request, 4, 4) as u32;
             let body = match opcode {
-                // 7.31: what a kernel of today may add is left out.
+                // Version 7.31: the kernel leaves out newer features.
                 INIT => {
                     Out::default()
                         .u32(7)
@@ -141,7 +141,7 @@ impl SlowFile {
                     return Ok(Some(Request {
                         unique,
                         data: data.to_vec(),
-                        // CAST: a field of four bytes.
+                        // CAST: The field has four bytes.
                         size: number(request, HEADER + 16, 4) as u32,
                         is_write,
                     }));
@@ -172,7 +172,7 @@ impl SlowFile {
 
 impl Drop for SlowFile {
     fn drop(&mut self) {
-        // Whatever waits for an answer gets an error: closing the device ends it all.
+        // Closing the device fails every request that waits for an answer.
         let _ = files::unmount(&self.path, libc::MNT_DETACH);
     }
 }

@@ -12,10 +12,10 @@ use std::path::Path;
 use crate::memory::{Buffer, PAGE};
 use crate::sys::cvt;
 
-/// Long-term pins of CONFIG_GUP_TEST's file, which go when it is closed.
+/// Long-term pins by CONFIG_GUP_TEST's file, which end when the file is closed.
 pub struct LongTermPin {
     file: File,
-    /// At least as many as are pinned.
+    /// At least the number of pinned pages.
     pages: usize,
 }
 
@@ -32,12 +32,12 @@ impl LongTermPin {
     }
 
     fn ioctl(&self, request: u64, arg: *const u64) -> io::Result<()> {
-        // SAFETY: the callers below pass what the command reads, and with READ the
-        // address of room for all pages that are pinned.
+        // SAFETY: The callers pass the structure that the command reads; READ gets the address of
+        // room for all pinned pages.
         cvt(unsafe { libc::ioctl(self.file.as_raw_fd(), request, arg) }.into()).map(drop)
     }
 
-    /// Pins pages; `fast` without the mmap lock, `write` for writing.
+    /// Pins pages. `fast` pins without the mmap lock, `write` pins for writing.
     pub fn start(
         &mut self,
         buf: &Buffer,
@@ -49,13 +49,13 @@ impl LongTermPin {
         let mut flags = 0;
         flags |= if fast { Self::FAST_FLAG } else { 0 };
         flags |= if write { Self::WRITE_FLAG } else { 0 };
-        // The flags are an u32 in front of padding: the same bytes.
+        // The flags are a u32 followed by padding, which has the same bytes as a u64.
         let arg = [buf.at(first), (n * PAGE) as u64, flags];
         self.pages = self.pages.max(n);
         self.ioctl(Self::START, arg.as_ptr())
     }
 
-    /// What is in the pages that are pinned, read through the pin.
+    /// Reads the pinned pages through the pin.
     pub fn read(&self) -> io::Result<Vec<u8>> {
         let mut data = vec![0; self.pages * PAGE];
         let address = data.as_mut_ptr() as u64;

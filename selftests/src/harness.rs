@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Runs tests: each in a process of its own with a time limit, with the module
-//! loaded as it asks, and with an audit of every device after it.
+//! Runs tests. Each runs in a process of its own with a time limit and with the module loaded as
+//! the test needs it; an audit of every device follows.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -18,16 +18,16 @@ use crate::sys::{self, Exit};
 use crate::tests::{Ctx, Needs, Test, Then};
 use crate::uapi::{Audit, ZDM_AUDIT_CLEAR};
 
-/// How long a killed process may take to be gone.
+/// How long a killed process may take to end.
 const DEATH: Duration = Duration::from_secs(5);
-/// Exit and RCU free pages a little later than the last user leaves.
+/// Exit and RCU free pages shortly after the last user has left.
 const QUIESCENCE: Duration = Duration::from_secs(2);
 
-/// Where a test process reports to, -1 in the harness itself.
+/// The pipe to which a test process reports; -1 in the harness itself.
 static REPORT: AtomicI32 = AtomicI32::new(-1);
 
-/// Sends a line to the harness. A line is shorter than PIPE_BUF, so that those
-/// of several processes do not mix.
+/// Sends a line to the harness. A line is shorter than PIPE_BUF, so that the lines of several
+/// processes do not mix.
 fn report(kind: &str, text: &str) {
     let fd = REPORT.load(Ordering::Relaxed);
     if fd < 0 {
@@ -37,7 +37,7 @@ fn report(kind: &str, text: &str) {
     // The write end stays open for the life of a test process.
     let line = format!("{kind} {text}\n");
     if let Ok(mut file) = dup(fd) {
-        // Nobody reads any more when the harness has gone: nothing to be done.
+        // If the harness has gone, no process reads the report: ignore the error.
         let _ = file.write_all(line.as_bytes());
     }
 }
@@ -51,7 +51,7 @@ pub fn note(text: &str) {
     report("note", text);
 }
 
-/// A process that a test starts; its failures are the test's.
+/// A process that a test starts; its failure is a failure of the test.
 pub struct Child {
     pid: i32,
 }
@@ -75,7 +75,7 @@ impl Child {
         Ok(Self { pid })
     }
 
-    /// Waits for the end, however it came.
+    /// Waits for the end of the process and returns how it ended.
     #[track_caller]
     pub fn exit(self) -> Outcome<Exit> {
         let (_, exit) = sys::wait(self.pid, true)
@@ -84,7 +84,7 @@ impl Child {
         Ok(exit)
     }
 
-    /// Whether it has not ended yet.
+    /// Whether the process is still running.
     #[track_caller]
     pub fn is_running(&self) -> Outcome<bool> {
         sys::is_running(self.pid).or_fail("waitid")
@@ -94,7 +94,7 @@ impl Child {
         self.pid
     }
 
-    /// Waits for success.
+    /// Waits for the process, which must succeed.
     #[track_caller]
     pub fn join(self) -> Outcome {
         match self.exit()? {
@@ -110,7 +110,7 @@ impl Child {
         self.end(libc::SIGKILL)
     }
 
-    /// Sends a signal and waits for the end.
+    /// Sends a signal and waits for the end of the process.
     #[track_caller]
     pub fn end(self, signal: i32) -> Outcome<Exit> {
         sys::kill(self.pid, signal).or_fail("kill")?;
@@ -133,11 +133,11 @@ fn conclude(outcome: Outcome) -> i32 {
     }
 }
 
-/// What became of a contained function.
+/// How a contained function ended.
 struct Contained {
     result: ktap::Result,
     notes: Vec<String>,
-    /// The process does not die, so it holds whatever it has.
+    /// The process does not die, so it still holds its resources.
     stuck: bool,
 }
 
@@ -147,7 +147,7 @@ fn contain(limit: Duration, body: impl FnOnce() -> Outcome) -> io::Result<Contai
     let pid = sys::fork(|| {
         REPORT.store(write.as_raw_fd(), Ordering::Relaxed);
         std::panic::set_hook(Box::new(|info| report("fail", &info.to_string())));
-        // The harness may have done so already: then this has no effect.
+        // The harness may have done so already; then the call has no effect.
         let _ = sys::new_process_group();
         conclude(body())
     })?;
@@ -170,7 +170,7 @@ fn contain(limit: Duration, body: impl FnOnce() -> Outcome) -> io::Result<Contai
     if timed_out {
         place = where_is(pid);
     }
-    // Also whatever the test process has left behind. No such group is fine.
+    // Kill the processes that the test left behind, too. The group may be empty.
     let _ = sys::kill(-pid, libc::SIGKILL);
     let mut stuck = false;
     if timed_out {
@@ -223,7 +223,7 @@ fn contain(limit: Duration, body: impl FnOnce() -> Outcome) -> io::Result<Contai
     })
 }
 
-/// Reads what is there; whether there may come more.
+/// Reads the available data. Returns whether more may come.
 fn drain(pipe: &mut File, text: &mut Vec<u8>, wait: Duration) -> io::Result<bool> {
     let mut chunk = [0; 4096];
     if !sys::readable(pipe, wait)? {
@@ -234,7 +234,7 @@ fn drain(pipe: &mut File, text: &mut Vec<u8>, wait: Duration) -> io::Result<bool
     Ok(n > 0)
 }
 
-/// Where in the kernel a process hangs, for the report.
+/// The kernel function in which a process hangs, for the report.
 fn where_is(pid: i32) -> String {
     let read = |name: &str| std::fs::read_to_string(format!("/proc/{pid}/{name}"));
     match read("stack") {
@@ -243,14 +243,14 @@ fn where_is(pid: i32) -> String {
     }
 }
 
-/// Reaps every child and orphan; whether they all ended in time.
+/// Reaps every child and orphan. Returns whether all of them ended in time.
 fn reap_all() -> bool {
     sys::wait_until(DEATH, || {
         loop {
             match sys::wait(-1, false) {
                 Ok(Some(_)) => {}
                 Ok(None) => return false,
-                // No children is the goal.
+                // ECHILD: all children are reaped.
                 Err(_) => return true,
             }
         }
@@ -259,22 +259,22 @@ fn reap_all() -> bool {
 
 /// Marks the kernel log, so that splats can be attributed to a test.
 fn kmsg(text: &str) {
-    // Without the marks the tests are as good, so no failure.
+    // The marks are optional: a failure to write them fails no test.
     if let Ok(mut file) = File::options().write(true).open("/dev/kmsg") {
         let _ = file.write_all(format!("<6>zdm-selftests: {text}\n").as_bytes());
     }
 }
 
-/// State between tests.
+/// The state between tests.
 pub struct Harness {
     pub ctx: Ctx,
     pub limit: Duration,
-    /// Parameters of the module if it is loaded by us.
+    /// The parameters of the module, if the harness has loaded it.
     loaded: Option<&'static str>,
-    /// The module's state can no longer be trusted.
+    /// The state of the module may no longer be what a test needs: reload it.
     dirty: bool,
-    /// Pages in use and violations on each device that an earlier test left and
-    /// that could not be got rid of, so that one leak fails one test.
+    /// For each device the pages in use and the violations that an earlier test left for good, so
+    /// that one leak fails only one test.
     left: Vec<(u64, u64)>,
 }
 
@@ -285,13 +285,13 @@ impl Harness {
             ctx: Ctx { module },
             limit,
             loaded: None,
-            // Whoever has loaded it chose the parameters.
+            // A module that was loaded before has unknown parameters.
             dirty: true,
             left,
         }
     }
 
-    /// Runs tests in this order; whether all passed.
+    /// Runs tests in this order. Returns whether all passed.
     pub fn run(&mut self, tests: &[&Test], out: impl Write) -> io::Result<bool> {
         sys::become_subreaper()?;
         let mut ktap = ktap::Writer::start(out, tests.len())?;
@@ -357,8 +357,8 @@ impl Harness {
             }
         })?;
         if unloaded.result != ktap::Result::Pass {
-            // A module that stays loaded after a leak is what invariant I7 asks
-            // for; the tests that can do with it go on.
+            // Invariant I7 keeps the module loaded after a leak. Tests that need no other state
+            // continue with it.
             if want.is_some() && want == self.loaded && !unloaded.stuck {
                 self.dirty = false;
                 self.note_what_is_left()?;
@@ -383,7 +383,7 @@ impl Harness {
         Ok(loaded)
     }
 
-    /// Checks what a test left behind.
+    /// Checks the state after a test.
     fn settle(&mut self, test: &Test) -> io::Result<Contained> {
         let (ctx, left) = (&self.ctx, &self.left);
         let gone = test.then == Then::Gone || test.needs == Needs::Absent;
@@ -405,8 +405,8 @@ impl Harness {
         Ok(after)
     }
 
-    /// Takes what cannot be got rid of as given. Needs no process of its own: an
-    /// audit came back before.
+    /// Records the state that cannot be cleaned up. No process is needed for it: an audit has
+    /// returned before.
     fn note_what_is_left(&mut self) -> io::Result<()> {
         for (n, left) in self.ctx.module.nodes().into_iter().zip(&mut self.left) {
             if let Ok(device) = Device::try_open(n) {
@@ -419,12 +419,12 @@ impl Harness {
     }
 }
 
-/// Whether an audit says what it must of a device that nobody uses, but for the
-/// pages in use and the violations that an earlier test left.
+/// Whether the result of an audit is right for a device without users, apart from the pages in use
+/// and the violations that an earlier test left.
 ///
-/// Where the kernel keeps a reference on free pages (`ZDM_STATS` says so, and the
-/// tests of the group generic_rule whether that is true) each of them is a
-/// violation, for every scan again, and there is nothing else.
+/// Where the kernel keeps a reference on free pages, every scan finds one violation per free page,
+/// and nothing else. `ZDM_STATS` says whether the kernel does; the tests of the group generic_rule
+/// check that this is true.
 fn clean(audit: &Audit, free_refs: u64, (used, found): (u64, u64)) -> bool {
     let violations = match free_refs {
         0 => audit.found == found && (audit.total == 0 || found > 0),
@@ -433,23 +433,23 @@ fn clean(audit: &Audit, free_refs: u64, (used, found): (u64, u64)) -> bool {
     violations && audit.used == used && audit.free.checked_add(audit.used) == Some(audit.pages)
 }
 
-/// Checks that device `n` is as clean as a device that nobody uses must be.
+/// Checks that device `n` is as clean as a device without users must be.
 fn audit_clean(n: usize, (used, found): (u64, u64)) -> Outcome {
     let device = Device::open(n)?;
-    // A scan amid frees may take a page on its way for a violation, and counts it
-    // for good, so wait for the frees by other means. If they do not come, the
-    // audit below says so.
+    // A scan during frees may report and count a page that is just being freed. Wait until the
+    // statistics show that the frees are done; if they never are, the audit below reports the pages
+    // in use.
     sys::wait_until(QUIESCENCE, || {
         let stats = device.stats();
         stats.is_ok_and(|s| s.allocated.wrapping_sub(s.freed) == used)
     });
     let free_refs = device.stats()?.free_refs;
     let mut seen = device.audit()?;
-    // What an earlier test left may be found, and counted, by every scan.
+    // Every scan may find, and count, the leftovers of an earlier test.
     let as_left = |a: &Audit| clean(a, free_refs, (used, found));
     if !as_left(&seen.0) {
         sys::wait_until(QUIESCENCE, || {
-            // An error shows again below.
+            // The check below reports an error again.
             if let Ok(again) = device.try_audit(0) {
                 seen = again;
             }
@@ -500,7 +500,7 @@ mod tests {
         };
         assert!(!clean(&broken, 0, (0, 0)) && clean(&broken, 0, (0, 1)));
         assert!(!clean(&Audit { free: 9, ..idle }, 0, (0, 0)), "lost page");
-        // The old rule: every free page, no more and no less.
+        // The old rule: one violation for every free page.
         let old = Audit {
             found: 10,
             total: 20,
@@ -518,8 +518,8 @@ mod tests {
         }
     }
 
-    // One test, as the processes of two at a time would reap each other's. The
-    // fork is from a thread here; the children do no more than these lines.
+    // These checks are one test, because the processes of two concurrent tests would reap each
+    // other's children. A thread forks here; the children execute only these lines.
     #[test]
     fn containment() {
         let pass = contain(SECOND, || Ok(())).unwrap();

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The KTAP writer and the choice of tests by name.
-//! Format: Documentation/dev-tools/ktap.rst of the kernel.
+//! The KTAP writer and the selection of tests by name. Documentation/dev-tools/ktap.rst of the
+//! kernel describes the format.
 
 use std::io::{self, Write};
 
-/// Result of one test.
+/// The result of one test.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Result {
     Pass,
@@ -13,7 +13,7 @@ pub enum Result {
     Skip(String),
 }
 
-/// Writes KTAP and counts; every line is flushed, as the guest may die any time.
+/// Writes KTAP and counts results. Every line is flushed, because the guest may die at any time.
 pub struct Writer<W: Write> {
     out: W,
     number: usize,
@@ -33,7 +33,7 @@ impl<W: Write> Writer<W> {
         })
     }
 
-    /// Writes diagnostics, each line of `text` on a line of its own.
+    /// Writes diagnostics; each line of `text` becomes a line of its own.
     pub fn note(&mut self, text: &str) -> io::Result<()> {
         for line in text.lines() {
             writeln!(self.out, "# {line}")?;
@@ -59,27 +59,27 @@ impl<W: Write> Writer<W> {
         self.out.flush()
     }
 
-    /// Says that the remaining tests cannot be run.
+    /// Reports that the remaining tests cannot run.
     pub fn bail_out(&mut self, why: &str) -> io::Result<()> {
         self.failed += 1;
         writeln!(self.out, "Bail out! {}", one_line(why))?;
         self.out.flush()
     }
 
-    /// Failed tests so far.
+    /// The number of failed tests so far.
     pub fn failed(&self) -> usize {
         self.failed
     }
 }
 
-/// A result is one line, whatever the text was.
+/// Joins the lines of a text, because a result is one line.
 fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// Indices of the tests that `wanted` names, in the table's order: exact names,
-/// else prefixes. All tests when nothing is named; a name without a test is an
-/// error, since a typing mistake must not look like success.
+/// The indices of the tests that `wanted` names, in the order of the table. A name selects the test
+/// with exactly this name, or else all tests with this prefix. No name selects all tests. A name
+/// without a test is an error, so that a typing mistake cannot look like success.
 pub fn select(names: &[&str], wanted: &[String]) -> std::result::Result<Vec<usize>, String> {
     let mut chosen = vec![wanted.is_empty(); names.len()];
     for want in wanted {

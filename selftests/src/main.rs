@@ -2,9 +2,9 @@
 
 //! Selftests of the kernel module zdmirror, for a guest that may crash.
 //!
-//! Runs as root with /proc, /sys, /dev and debugfs mounted and without swap,
-//! loads and unloads the module itself, and reports in KTAP. See `tests/mod.rs`
-//! for the table of tests and `harness.rs` for what surrounds each of them.
+//! The program runs as root without swap, with /proc, /sys, /dev and debugfs mounted. It loads and
+//! unloads the module itself, and reports in KTAP. `tests/mod.rs` has the table of tests;
+//! `harness.rs` prepares and audits each of them.
 
 #![deny(unsafe_code)]
 
@@ -103,13 +103,13 @@ fn run() -> Result<bool, String> {
         return Ok(true);
     }
     let mut chosen = ktap::select(&names, &options.names)?;
-    // However few tests are wanted, whether the module can go is always one.
+    // Every run ends with the test that unloads the module.
     let last = tests.len() - 1;
     if chosen.last() != Some(&last) {
         chosen.push(last);
     }
     let chosen: Vec<_> = chosen.into_iter().map(|i| tests[i]).collect();
-    // Without the variable there is nothing to add.
+    // Without the variable the module gets no additional parameters.
     let base = std::env::var(module::BASE).unwrap_or_default();
     Harness::new(Module::new(options.module, base), options.timeout)
         .run(&chosen, std::io::stdout())

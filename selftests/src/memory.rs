@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Memory to migrate, and patterns to tell its pages apart.
+//! Memory to migrate, and patterns that tell its pages apart.
 
 #![allow(unsafe_code)]
 
@@ -15,14 +15,14 @@ use crate::check::{Fail, OrFail, Outcome};
 use crate::sys::cvt;
 
 pub const PAGE: usize = 4096;
-/// Words of a page.
+/// The number of 8-byte words in a page.
 pub const WORDS: usize = PAGE / 8;
-/// Size and alignment of a transparent huge page on x86-64, in pages.
+/// The size and alignment of a transparent huge page on x86-64, in pages.
 pub const HUGE_PAGES: usize = 512;
-/// Word `word` of page `page` in the pattern of `seed`: no two pages are alike,
-/// so a page that lands at the wrong address is seen.
+/// Word `word` of page `page` in the pattern of `seed`. No two pages are alike, so that a page at
+/// the wrong address is noticed.
 fn pattern(seed: u64, page: usize, word: usize) -> u64 {
-    // CAST: usize is u64 here.
+    // CAST: usize has 64 bits here.
     let n = (page * WORDS + word) as u64 ^ (seed << 48);
     n.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(23) ^ seed
 }
@@ -43,7 +43,7 @@ pub fn pattern_bytes(seed: u64, first: usize, npages: usize) -> Vec<u8> {
     out
 }
 
-/// Checks that bytes are whole pages of the pattern of `seed` from page `first`.
+/// Checks that bytes are whole pages of the pattern of `seed`, from page `first` on.
 #[track_caller]
 pub fn check_bytes(bytes: &[u8], seed: u64, first: usize, what: &str) -> Outcome {
     let expected = pattern_bytes(seed, first, bytes.len() / PAGE);
@@ -59,30 +59,29 @@ pub fn check_bytes(bytes: &[u8], seed: u64, first: usize, what: &str) -> Outcome
     }
 }
 
-/// A mapping of the test's own, unmapped on drop.
+/// A mapping of the test's own. Dropping it unmaps the pages.
 ///
 /// # Invariants
 ///
-/// The range was mapped by `mmap` for this value alone and no reference to its
-/// memory is ever made: every access is volatile, through raw pointers. So it
-/// does not matter to Rust that a device, another thread or another process
-/// changes it. A test that touches what it unmapped or protected dies of SIGSEGV,
-/// which the harness reports.
+/// `mmap` has mapped the range for this value alone, and no reference to its memory is ever made:
+/// every access is volatile, through raw pointers. A device, another thread or another process may
+/// therefore change the memory. A test that accesses a page without the right to do so, or a page
+/// that it has unmapped, dies of SIGSEGV, which the harness reports.
 ///
-/// What a test unmaps or moves away is not this value's any more: something else
-/// may be mapped there before the drop.
+/// Pages that a test unmaps or moves away no longer belong to this value: another mapping may take
+/// their place before the drop.
 pub struct Buffer {
     base: usize,
     pages: usize,
-    /// One for each page: whether it has gone.
+    /// For each page whether it has been unmapped or moved away.
     gone: Vec<AtomicBool>,
 }
 
 impl Buffer {
-    /// Private anonymous memory of small pages, not populated.
+    /// Maps private anonymous memory of small pages, not populated.
     ///
-    /// Without the advice the kernel may join the mapping with that of a result
-    /// next to it, and put both into one huge page: then it is chance what moves.
+    /// Without the advice the kernel may join the mapping with a neighbour and put both into one
+    /// huge page, and the result of a migration would depend on chance.
     #[track_caller]
     pub fn anon(pages: usize) -> Outcome<Self> {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
@@ -92,7 +91,7 @@ impl Buffer {
         Ok(buf)
     }
 
-    /// Private anonymous memory with the pattern of `seed`.
+    /// Maps private anonymous memory with the pattern of `seed`.
     #[track_caller]
     pub fn filled(pages: usize, seed: u64) -> Outcome<Self> {
         let buf = Self::anon(pages)?;
@@ -100,7 +99,7 @@ impl Buffer {
         Ok(buf)
     }
 
-    /// Private anonymous memory that begins at a huge page's boundary.
+    /// Maps private anonymous memory that begins at a huge page's boundary.
     #[track_caller]
     pub fn anon_huge_aligned(pages: usize) -> Outcome<Self> {
         let mut buf = Self::anon(pages + HUGE_PAGES)?;
@@ -119,33 +118,34 @@ impl Buffer {
         Ok(buf)
     }
 
-    /// A shared mapping of a file.
+    /// Maps a file, shared.
     #[track_caller]
     pub fn shared(file: &File, pages: usize) -> Outcome<Self> {
         Self::of_file(file, pages, libc::MAP_SHARED).or_fail("mmap of a file")
     }
 
-    /// A mapping of a file from its beginning, MAP_SHARED or MAP_PRIVATE.
+    /// Maps a file from its beginning, with MAP_SHARED or MAP_PRIVATE.
     pub fn of_file(file: &File, pages: usize, flags: i32) -> io::Result<Self> {
         Self::map(0, pages, flags, file.as_raw_fd())
     }
 
-    /// Private memory of reserved huge pages, of which there must be enough.
+    /// Maps private memory of reserved huge pages, of which there must be enough.
     pub fn hugetlb(pages: usize) -> io::Result<Self> {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB;
         Self::map(0, pages, flags, -1)
     }
 
-    /// Private memory that grows downwards, as a stack does.
+    /// Maps private memory that grows downwards, as a stack does.
     pub fn stack(pages: usize) -> io::Result<Self> {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_GROWSDOWN;
         Self::map(0, pages, flags, -1)
     }
 
-    /// mseal(2): from now on nobody unmaps the pages or changes their rights, not even the drop.
+    /// Calls mseal(2): from now on the pages cannot be unmapped and keep their rights, even when
+    /// the buffer is dropped.
     pub fn seal(&self) -> io::Result<()> {
         const SYS_MSEAL: libc::c_long = 462;
-        // SAFETY: takes numbers only, and takes rights to change the mapping away.
+        // SAFETY: The call takes only numbers, and only removes rights to change the mapping.
         cvt(unsafe { libc::syscall(SYS_MSEAL, self.at(0), self.pages * PAGE, 0) })?;
         self.mark_gone(0, self.pages, true);
         Ok(())
@@ -154,13 +154,13 @@ impl Buffer {
     fn map(addr: usize, pages: usize, flags: i32, fd: i32) -> io::Result<Self> {
         let prot = libc::PROT_READ | libc::PROT_WRITE;
         let (hint, len) = (addr as *mut libc::c_void, pages * PAGE);
-        // SAFETY: without MAP_FIXED the kernel chooses free addresses, and with
-        // MAP_FIXED_NOREPLACE, the only other use here, it never replaces a mapping.
+        // SAFETY: Without MAP_FIXED the kernel chooses free addresses. MAP_FIXED_NOREPLACE, the
+        // only other flag used here, never replaces a mapping.
         let ret = unsafe { libc::mmap(hint, len, prot, flags, fd, 0) };
         if ret == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        // INVARIANT: just mapped, and nobody else has the address.
+        // INVARIANT: The range has just been mapped, and no other value has its address.
         let gone = std::iter::repeat_with(|| AtomicBool::new(false));
         Ok(Self {
             base: ret as usize,
@@ -179,7 +179,7 @@ impl Buffer {
         self.pages
     }
 
-    /// Address of page `page`.
+    /// The address of page `page`.
     pub fn at(&self, page: usize) -> u64 {
         (self.base + page * PAGE) as u64
     }
@@ -191,13 +191,15 @@ impl Buffer {
 
     /// Reads one word.
     pub fn get(&self, page: usize, word: usize) -> u64 {
-        // SAFETY: in bounds and aligned by `word()`; volatile by the invariant.
+        // SAFETY: `word()` returns an address in bounds and aligned. The access is volatile, as the
+        // invariant requires.
         unsafe { ptr::read_volatile(self.word(page, word)) }
     }
 
     /// Writes one word.
     pub fn set(&self, page: usize, word: usize, value: u64) {
-        // SAFETY: in bounds and aligned by `word()`; volatile by the invariant.
+        // SAFETY: `word()` returns an address in bounds and aligned. The access is volatile, as the
+        // invariant requires.
         unsafe { ptr::write_volatile(self.word(page, word), value) }
     }
 
@@ -215,14 +217,13 @@ impl Buffer {
         }
     }
 
-    /// Checks that pages hold the pattern of `seed`, by the CPU.
+    /// Checks by CPU accesses that pages hold the pattern of `seed`.
     #[track_caller]
     pub fn check(&self, first: usize, n: usize, seed: u64) -> Outcome {
         self.check_from(first, n, seed, first)
     }
 
-    /// As `check`, for pages that have moved: page `first` holds what was filled
-    /// in as page `filled_as`.
+    /// As `check`, for pages that have moved: page `first` was filled as page `filled_as`.
     #[track_caller]
     pub fn check_from(&self, first: usize, n: usize, seed: u64, filled_as: usize) -> Outcome {
         for i in 0..n {
@@ -239,7 +240,7 @@ impl Buffer {
         Ok(())
     }
 
-    /// Checks that pages are all zeroes.
+    /// Checks that pages hold only zeroes.
     #[track_caller]
     pub fn check_zero(&self, first: usize, n: usize) -> Outcome {
         for page in first..first + n {
@@ -254,77 +255,77 @@ impl Buffer {
         Ok(())
     }
 
-    /// mprotect of pages; `write` with read, or read only.
+    /// Calls mprotect(2) on pages.
     #[track_caller]
     pub fn protect(&self, first: usize, n: usize, prot: i32) -> Outcome {
         let addr = self.at(first) as *mut libc::c_void;
-        // SAFETY: only this buffer's own pages change, by the invariant.
+        // SAFETY: Only this buffer's own pages change, by the invariant.
         cvt(unsafe { libc::mprotect(addr, n * PAGE, prot) }.into())
             .map(drop)
             .or_fail("mprotect")
     }
 
-    /// madvise of pages.
+    /// Calls madvise(2) on pages.
     #[track_caller]
     pub fn advise(&self, first: usize, n: usize, advice: i32) -> Outcome {
         self.try_advise(first, n, advice).or_fail("madvise")
     }
 
-    /// madvise that may be refused.
+    /// Calls madvise(2) on pages; the call may fail.
     pub fn try_advise(&self, first: usize, n: usize, advice: i32) -> io::Result<()> {
         let addr = self.at(first) as *mut libc::c_void;
-        // SAFETY: only this buffer's own pages change, by the invariant.
+        // SAFETY: Only this buffer's own pages change, by the invariant.
         cvt(unsafe { libc::madvise(addr, n * PAGE, advice) }.into()).map(drop)
     }
 
-    /// mlock of pages, or munlock.
+    /// Calls mlock(2) or munlock(2) on pages.
     #[track_caller]
     pub fn lock(&self, first: usize, n: usize, lock: bool) -> Outcome {
         let (addr, len) = (self.at(first) as *const libc::c_void, n * PAGE);
         let ret = match lock {
-            // SAFETY: only this buffer's own pages change, by the invariant.
+            // SAFETY: Only this buffer's own pages change, by the invariant.
             true => unsafe { libc::mlock(addr, len) },
-            // SAFETY: as above.
+            // SAFETY: Only this buffer's own pages change, by the invariant.
             false => unsafe { libc::munlock(addr, len) },
         };
         cvt(ret.into()).map(drop).or_fail("mlock or munlock")
     }
 
-    /// mlock2 of pages that are locked as they come, MLOCK_ONFAULT.
+    /// Calls mlock2(2) on pages with MLOCK_ONFAULT.
     #[track_caller]
     pub fn lock_on_fault(&self, first: usize, n: usize) -> Outcome {
         let (addr, len) = (self.at(first) as *const libc::c_void, n * PAGE);
-        // SAFETY: only this buffer's own pages change, by the invariant.
+        // SAFETY: Only this buffer's own pages change, by the invariant.
         cvt(unsafe { libc::mlock2(addr, len, libc::MLOCK_ONFAULT) }.into())
             .map(drop)
             .or_fail("mlock2")
     }
 
-    /// munmap of pages; they must not be touched any more.
+    /// Unmaps pages. They must not be accessed any more.
     #[track_caller]
     pub fn unmap(&self, first: usize, n: usize) -> Outcome {
         let addr = self.at(first) as *mut libc::c_void;
-        // SAFETY: only this buffer's own pages go, by the invariant.
+        // SAFETY: Only this buffer's own pages are unmapped, by the invariant.
         cvt(unsafe { libc::munmap(addr, n * PAGE) }.into()).or_fail("munmap")?;
         self.mark_gone(first, n, true);
         Ok(())
     }
 
-    /// Maps fresh anonymous memory where `unmap` made room. Fails if somebody
-    /// else has taken the place in between.
+    /// Maps fresh anonymous memory in the place of pages that `unmap` removed. Fails if another
+    /// mapping has taken the place.
     #[track_caller]
     pub fn map_again(&self, first: usize, n: usize) -> Outcome {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
         let addr = self.base + first * PAGE;
         let part = Self::map(addr, n, flags, -1).or_fail("mmap of the same place")?;
         let _ = part.advise(0, n, libc::MADV_NOHUGEPAGE);
-        // The pages belong to `self`, not to a buffer that unmaps them now.
+        // The pages belong to `self`; `part` must not unmap them.
         part.mark_gone(0, n, true);
         self.mark_gone(first, n, false);
         Ok(())
     }
 
-    /// mremap of the whole buffer to another place.
+    /// Moves the whole buffer to another place with mremap(2).
     #[track_caller]
     pub fn move_to_another_place(self) -> Outcome<Self> {
         // A reservation of the same size makes sure that the place does change.
@@ -335,7 +336,7 @@ impl Buffer {
         );
         let len = self.pages * PAGE;
         let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
-        // SAFETY: both ranges are buffers that this function owns.
+        // SAFETY: This function owns both ranges.
         let ret = unsafe { libc::mremap(old, len, len, flags, new) };
         if ret == libc::MAP_FAILED {
             return Err(io::Error::last_os_error()).or_fail("mremap");
@@ -344,8 +345,8 @@ impl Buffer {
         Ok(place)
     }
 
-    /// mremap of pages to page `at` of `place`, over what is there. They must not
-    /// be touched at their old place any more.
+    /// Moves pages with mremap(2) to page `at` of `place`, over the pages there. They must not be
+    /// accessed at their old place any more.
     #[track_caller]
     pub fn move_pages(&self, first: usize, n: usize, place: &Buffer, at: usize) -> Outcome {
         self.remap(first, n, place, at, 0)?;
@@ -353,7 +354,7 @@ impl Buffer {
         Ok(())
     }
 
-    /// The same, but the old place stays mapped, with nothing in it: MREMAP_DONTUNMAP.
+    /// As `move_pages`, but the old place stays mapped without pages (MREMAP_DONTUNMAP).
     #[track_caller]
     pub fn move_contents(&self, first: usize, n: usize, place: &Buffer, at: usize) -> Outcome {
         self.remap(first, n, place, at, libc::MREMAP_DONTUNMAP)
@@ -367,8 +368,8 @@ impl Buffer {
         let old = self.at(first) as *mut libc::c_void;
         let new = place.at(at) as *mut libc::c_void;
         let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED | more;
-        // SAFETY: both ranges belong to buffers, by the check above and the
-        // invariant, and a buffer may have holes.
+        // SAFETY: Both ranges belong to buffers, by the check above and the invariant, and a buffer
+        // may have holes.
         let ret = unsafe { libc::mremap(old, n * PAGE, n * PAGE, flags, new) };
         if ret == libc::MAP_FAILED {
             return Err(io::Error::last_os_error()).or_fail("mremap");
@@ -377,31 +378,30 @@ impl Buffer {
         Ok(())
     }
 
-    /// write(2) of pages straight from this memory.
+    /// Writes pages directly from this memory with write(2).
     pub fn write_to(&self, file: &File, first: usize, n: usize) -> io::Result<usize> {
         let addr = self.at(first) as *const libc::c_void;
-        // SAFETY: the kernel checks the addresses itself.
+        // SAFETY: The kernel checks the addresses.
         let ret = unsafe { libc::write(file.as_raw_fd(), addr, n * PAGE) };
         cvt(ret as libc::c_long).map(|n| n as usize)
     }
 
-    /// vmsplice(2): the pipe holds the pages themselves until they are read.
+    /// Calls vmsplice(2): the pipe holds the pages themselves until they are read.
     pub fn vmsplice_to(&self, pipe: &File, first: usize, n: usize) -> io::Result<usize> {
         let vec = libc::iovec {
             iov_base: self.at(first) as *mut libc::c_void,
             iov_len: n * PAGE,
         };
-        // SAFETY: one valid iovec is passed, and the kernel checks the addresses in
-        // it itself.
+        // SAFETY: The iovec is valid, and the kernel checks the addresses in it.
         let ret = unsafe { libc::vmsplice(pipe.as_raw_fd(), &vec, 1, libc::SPLICE_F_NONBLOCK) };
         cvt(ret as libc::c_long).map(|n| n as usize)
     }
 
-    /// read(2) of pages straight into this memory.
+    /// Reads pages directly into this memory with read(2).
     pub fn read_from(&self, file: &File, first: usize, n: usize) -> io::Result<usize> {
         let addr = self.at(first) as *mut libc::c_void;
-        // SAFETY: the kernel checks the addresses itself, and what it writes is
-        // this buffer's, which has volatile accesses only.
+        // SAFETY: The kernel checks the addresses, and writes to this buffer, which has only
+        // volatile accesses.
         let ret = unsafe { libc::read(file.as_raw_fd(), addr, n * PAGE) };
         cvt(ret as libc::c_long).map(|n| n as usize)
     }
@@ -416,8 +416,8 @@ impl Drop for Buffer {
         {
             if !run[0].load(Ordering::Relaxed) {
                 let addr = self.at(first) as *mut libc::c_void;
-                // SAFETY: these pages belong to this value alone, by the invariant
-                // and because they have not gone.
+                // SAFETY: Only this value uses these pages, by the invariant and because they are
+                // not marked as gone.
                 unsafe { libc::munmap(addr, run.len() * PAGE) };
             }
             first += run.len();

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Loading and unloading of zdmirror.ko. Loading runs its KUnit suites too and
-//! registers the memory, so the harness does it only when it has to.
+//! Loads and unloads zdmirror.ko. Loading also runs the KUnit suites and registers memory, so the
+//! harness loads only when necessary.
 
 use std::fs::File;
 use std::io;
@@ -15,28 +15,28 @@ use crate::device::{Device, PAGE};
 use crate::proc;
 use crate::sys;
 
-/// Name of the module as the kernel knows it.
+/// The module's name in the kernel.
 pub const NAME: &str = "zdmirror";
-/// The same of the kernel tree's own driver.
+/// The name of the kernel tree's own driver.
 const C_NAME: &str = "test_hmm";
-/// Parameters that the module is loaded with in all tests, from the environment:
-/// where the machine has memory for COHERENT and GENERIC devices.
+/// The environment variable with parameters for all tests: the addresses of the machine's memory
+/// for COHERENT and GENERIC devices.
 pub const BASE: &str = "ZDM_MODULE_PARAMS";
-/// Nodes of the PRIVATE devices, which are there whatever the parameters.
+/// The nodes of the PRIVATE devices, which exist with any parameters.
 const PRIVATE: Range<usize> = 0..2;
-/// What else there may be: parameters with an address each, and the nodes that
-/// are there if all of them are given.
+/// The other kinds of devices: two parameters with an address each, and the nodes that exist if
+/// both are given.
 const OTHERS: [([&str; 2], Range<usize>); 2] = [
     (["spm_addr_dev0", "spm_addr_dev1"], 2..4),
     (["generic_addr_dev0", "generic_addr_dev1"], 4..6),
 ];
-/// Bytes of memory that such a device has at its address, unless devmem_chunk_mb
-/// says otherwise.
+/// The bytes of memory that such a device has at its address, unless devmem_chunk_mb says
+/// otherwise.
 const CHUNK: u64 = 256 << 20;
-/// devtmpfs and module reference counts settle a little later than the calls.
+/// devtmpfs and the module's reference count change a little later than the calls return.
 const SETTLE: Duration = Duration::from_secs(2);
 
-/// The module file, which tests may load and unload themselves.
+/// The module file, which tests may load and unload.
 pub struct Module {
     name: &'static str,
     path: PathBuf,
@@ -46,7 +46,7 @@ pub struct Module {
 /// The number that a list of parameters gives for `name`.
 pub fn parameter(list: &str, name: &str) -> Option<u64> {
     let value = |w: &str| w.strip_prefix(name)?.strip_prefix('=').map(str::to_string);
-    // Of several the kernel takes the last.
+    // The kernel uses the last of several values.
     let text = list.split_whitespace().filter_map(value).next_back()?;
     match text.strip_prefix("0x") {
         Some(hex) => u64::from_str_radix(hex, 16).ok(),
@@ -70,8 +70,8 @@ impl Module {
         }
     }
 
-    /// The kernel tree's own driver, which is beside the module where zdvm has put it there, with
-    /// those of the parameters of every load that it knows.
+    /// The kernel tree's own driver, if zdvm has put it beside the module, with those common
+    /// parameters that it knows.
     pub fn c_driver(&self) -> Option<Self> {
         let path = self.path.with_file_name(format!("{C_NAME}.ko"));
         let known = self
@@ -86,12 +86,12 @@ impl Module {
         })
     }
 
-    /// Parameters of every load but those of `try_load`.
+    /// The parameters of every load except `try_load`.
     pub fn base(&self) -> &str {
         &self.base
     }
 
-    /// Nodes that there must be when the module is loaded.
+    /// The nodes that must exist while the module is loaded.
     pub fn nodes(&self) -> Vec<usize> {
         let given = |names: &[&str; 2]| names.iter().all(|n| parameter(&self.base, n).is_some());
         let others = OTHERS.iter().filter(|(names, _)| given(names));
@@ -100,8 +100,8 @@ impl Module {
             .collect()
     }
 
-    /// Page frames of both devices of the kind that node `n` is of, whichever has
-    /// which; none for the PRIVATE ones, whose memory is anywhere.
+    /// The page frames of both devices of the kind that node `n` has, in no particular order. Empty
+    /// for the PRIVATE kind, whose memory may be anywhere.
     pub fn frames(&self, n: usize) -> Vec<Range<u64>> {
         let page = PAGE as u64;
         let start = |name: &&str| parameter(&self.base, name);
@@ -110,16 +110,16 @@ impl Module {
         starts.map(|a| a / page..(a + CHUNK) / page).collect()
     }
 
-    /// Loads the module with these parameters only, without waiting for anything.
+    /// Loads the module with these parameters only, and does not wait.
     pub fn try_load(&self, parameters: &str) -> io::Result<()> {
         sys::finit_module(&File::open(&self.path)?, parameters)
     }
 
-    /// Loads the module with these parameters and those of every load, and waits
-    /// until its nodes can be opened.
+    /// Loads the module with these and the common parameters, and waits until its nodes can be
+    /// opened.
     #[track_caller]
     pub fn load(&self, parameters: &str) -> Outcome {
-        // A parameter of a Rust module can be given once.
+        // A parameter of a Rust module can be given only once.
         let given = |name: &str| parameters.split_whitespace().any(|p| key(p) == name);
         let base = self.base.split_whitespace().filter(|p| !given(key(p)));
         let all: Vec<&str> = base.chain([parameters]).collect();
@@ -141,13 +141,13 @@ impl Module {
         Ok(())
     }
 
-    /// Unloads the module unless somebody uses it.
+    /// Unloads the module unless it is in use.
     pub fn try_unload(&self) -> io::Result<()> {
         sys::delete_module(self.name)
     }
 
-    /// Unloads the module, which nobody uses: references of files that were just
-    /// closed and of processes that just ended may be dropped a little later.
+    /// Unloads the module, which has no user. References of files that were just closed and of
+    /// processes that just ended may be dropped a little later.
     #[track_caller]
     pub fn unload(&self) -> Outcome {
         let mut last = Ok(());
@@ -186,7 +186,7 @@ impl Module {
     }
 }
 
-/// Whether unloading was refused because of a user.
+/// Whether unloading failed because the module is in use.
 pub fn busy(e: &io::Error) -> bool {
     matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EBUSY))
 }

@@ -15,14 +15,14 @@ const MPOL_BIND: libc::c_int = 2;
 const MPOL_MF_STRICT: libc::c_uint = 1;
 const MPOL_MF_MOVE: libc::c_uint = 2;
 const MPOL_MF_MOVE_ALL: libc::c_uint = 4;
-/// Bits in a set of nodes.
+/// The number of bits in a set of nodes.
 const BITS: libc::c_ulong = 64;
 
-/// How many nodes the machine has; their numbers begin with 0.
+/// The number of the machine's nodes, which are numbered from 0.
 #[track_caller]
 pub fn nodes() -> Outcome<i32> {
     let path = "/sys/devices/system/node/online";
-    // "0" or "0-1"; a kernel without NUMA has no such file.
+    // The text is "0" or "0-1"; a kernel without NUMA has no such file.
     let text = fs::read_to_string(path).unwrap_or_else(|_| "0".into());
     let last = text.trim().rsplit('-').next().unwrap_or_default();
     last.parse::<i32>()
@@ -30,14 +30,14 @@ pub fn nodes() -> Outcome<i32> {
         .map_err(|e| Fail::failed(format!("{path}: '{text}': {e}")))
 }
 
-/// The node of each page, or a negative error number; with a node pages are moved to it.
+/// The node of each page, or a negative errno. If `to` names a node, the pages are moved to it.
 pub fn move_pages(buf: &Buffer, first: usize, n: usize, to: Option<i32>) -> io::Result<Vec<i32>> {
     let pages: Vec<u64> = (first..first + n).map(|page| buf.at(page)).collect();
     let nodes = to.map(|node| vec![node; n]);
     let mut status = vec![i32::MIN; n];
     let nodes = nodes.as_ref().map_or(std::ptr::null(), |n| n.as_ptr());
     let (flags, out) = (MPOL_MF_MOVE_ALL, status.as_mut_ptr());
-    // SAFETY: the three arrays have `n` elements or are not there, and outlive the call.
+    // SAFETY: The arrays have `n` elements or are null, and outlive the call.
     let ret = unsafe {
         libc::syscall(
             libc::SYS_move_pages,
@@ -52,22 +52,23 @@ pub fn move_pages(buf: &Buffer, first: usize, n: usize, to: Option<i32>) -> io::
     cvt(ret).map(|_| status)
 }
 
-/// Binds pages to a node and moves those that are elsewhere; `strict` is an error where
-/// that cannot be done.
+/// Binds pages to a node and moves the pages of other nodes. With `strict`, a page that cannot be
+/// moved is an error.
 pub fn bind(buf: &Buffer, first: usize, n: usize, node: i32, strict: bool) -> io::Result<()> {
     let nodes: u64 = 1 << node;
     let strict = if strict { MPOL_MF_STRICT } else { 0 };
     let flags = MPOL_MF_MOVE | MPOL_MF_MOVE_ALL | strict;
     let (addr, len) = (buf.at(first), n * PAGE);
-    // SAFETY: the set of nodes outlives the call; the contents of memory stay the same.
+    // SAFETY: The set of nodes outlives the call; memory keeps its contents.
     let ret = unsafe { libc::syscall(libc::SYS_mbind, addr, len, MPOL_BIND, &nodes, BITS, flags) };
     cvt(ret).map(drop)
 }
 
-/// Moves all pages of the process from a node to another one; returns how many would not.
+/// Moves all pages of the process from one node to another. Returns the number of pages that did
+/// not move.
 pub fn migrate_pages(from: i32, to: i32) -> io::Result<usize> {
     let (from, to): (u64, u64) = (1 << from, 1 << to);
-    // SAFETY: the sets of nodes outlive the call; the contents of memory stay the same.
+    // SAFETY: The sets of nodes outlive the call; memory keeps its contents.
     let ret = unsafe { libc::syscall(libc::SYS_migrate_pages, 0, BITS, &from, &to) };
     cvt(ret).map(|n| n as usize)
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! PAGEMAP_SCAN of /proc/PID/pagemap.
+//! The ioctl PAGEMAP_SCAN of /proc/PID/pagemap.
 
 #![allow(unsafe_code)]
 
@@ -28,7 +28,7 @@ struct ScanArg {
     return_mask: u64,
 }
 
-/// Bits of PAGEMAP_SCAN, `PAGE_IS_*` of linux/fs.h.
+/// The bits of PAGEMAP_SCAN, `PAGE_IS_*` of linux/fs.h.
 pub const SCAN_WRITTEN: u64 = 1 << 1;
 pub const SCAN_FILE: u64 = 1 << 2;
 pub const SCAN_PRESENT: u64 = 1 << 3;
@@ -37,9 +37,8 @@ pub const SCAN_ZERO: u64 = 1 << 5;
 pub const SCAN_HUGE: u64 = 1 << 6;
 pub const SCAN_SOFT_DIRTY: u64 = 1 << 7;
 
-/// Address ranges within `start..end` whose pages have all of the bits `wanted`, each with
-/// those of the bits `returned` that its pages have, by the PAGEMAP_SCAN of an open
-/// /proc/PID/pagemap.
+/// Scans an open /proc/PID/pagemap. Returns the ranges within `start..end` whose pages have all of
+/// the bits `wanted`, each with the bits of `returned` that its pages have.
 pub fn scan(
     pagemap: &File,
     start: u64,
@@ -48,7 +47,7 @@ pub fn scan(
     returned: u64,
 ) -> io::Result<Vec<[u64; 3]>> {
     const PAGEMAP_SCAN: u64 = 0xc060_6610;
-    // Neighbours that are alike are joined. One range for each page is the most there is.
+    // The kernel joins neighbours that are alike. There is at most one range per page.
     let pages = (end - start) / PAGE as u64;
     let mut found = vec![[0u64; 3]; pages as usize + 1];
     let mut arg = ScanArg {
@@ -66,14 +65,14 @@ pub fn scan(
         return_mask: returned,
     };
     let (fd, arg) = (pagemap.as_raw_fd(), std::ptr::from_mut(&mut arg));
-    // SAFETY: `arg` and the vector that it points to outlive the call, and have
-    // the sizes that they say.
+    // SAFETY: `arg` and the vector that it points to outlive the call and have the sizes that `arg`
+    // says.
     let n = cvt(unsafe { libc::ioctl(fd, PAGEMAP_SCAN, arg) }.into())?;
     found.truncate(n as usize);
     Ok(found)
 }
 
-/// Address ranges within `start..end` that huge entries map, present or not.
+/// The ranges within `start..end` that huge entries map, present or not.
 pub fn scan_huge(pagemap: &File, start: u64, end: u64) -> io::Result<Vec<(u64, u64)>> {
     let found = scan(pagemap, start, end, SCAN_HUGE, SCAN_HUGE)?;
     Ok(found.iter().map(|r| (r[0], r[1])).collect())

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a page's entry says beside where the page is, and what counters say of memory: a
-//! migration changes none of it.
+//! The state of a page other than its place, and counters of memory: a migration changes none of
+//! them.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -17,23 +17,23 @@ use crate::{check, pagemap, proc, sys};
 const SOFT_DIRTY: u64 = 1 << 55;
 const UFFD_WP: u64 = 1 << 57;
 
-/// What ZDM_INSPECT says of a page wherever it is. The list of a device page is none.
+/// The flags of ZDM_INSPECT that do not depend on the place of a page. A device page is on no list.
 const IN_PLACE: u32 =
     ZDM_PAGE_THERE | ZDM_PAGE_WRITE | ZDM_PAGE_ANON | ZDM_PAGE_CHARGED | ZDM_PAGE_ANON_EXCLUSIVE;
 
-/// A page's state without its place.
+/// The state of a page without its place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct State {
     pub soft_dirty: bool,
     pub uffd_wp: bool,
     /// The categories of PAGEMAP_SCAN.
     pub scan: u64,
-    /// Flags of ZDM_INSPECT out of `IN_PLACE`.
+    /// The flags of ZDM_INSPECT in `IN_PLACE`.
     pub flags: u32,
 }
 
-/// The states of pages of a buffer, by /proc/self/pagemap, PAGEMAP_SCAN and ZDM_INSPECT.
-/// They must agree where they say the same.
+/// The states of pages of a buffer, by /proc/self/pagemap, PAGEMAP_SCAN and ZDM_INSPECT, which must
+/// agree with one another.
 #[track_caller]
 pub fn states(device: &Device, buf: &Buffer, first: usize, n: usize) -> Outcome<Vec<State>> {
     const ALL: u64 = SCAN_WRITTEN
@@ -72,11 +72,11 @@ pub fn states(device: &Device, buf: &Buffer, first: usize, n: usize) -> Outcome<
     Ok(states)
 }
 
-/// Counters that a migration does not change, each in pages or pieces.
+/// Counters that a migration does not change, in pages or pieces.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Counters(Vec<(&'static str, u64)>);
 
-/// What is read, beside the buffer's own numbers in smaps, which are exact.
+/// The fields of smaps for the buffer, which are exact.
 const SMAPS: &[&str] = &["Rss", "Pss", "Anonymous", "Swap", "Locked"];
 const STATUS: &[&str] = &["RssAnon", "RssFile", "VmSwap", "VmPTE", "VmLck"];
 const VMSTAT: &[&str] = &[
@@ -88,7 +88,8 @@ const VMSTAT: &[&str] = &[
 ];
 const MEMORY: &[&str] = &["anon", "swapcached", "anon_thp"];
 
-/// Pages by which a counter may differ: what the test program allocates itself.
+/// The number of pages by which a counter may differ, because the test program itself allocates
+/// memory.
 fn slack(name: &str) -> u64 {
     match name {
         // A third of the pages of the smallest scene.
@@ -99,7 +100,7 @@ fn slack(name: &str) -> u64 {
     }
 }
 
-/// Statistics of huge pages, where the kernel has them.
+/// A statistic of huge pages, if the kernel has it.
 fn huge_statistic(name: &str) -> Option<u64> {
     let path = format!(
         "/sys/kernel/mm/transparent_hugepage/hugepages-{}kB/stats/{name}",
@@ -108,7 +109,7 @@ fn huge_statistic(name: &str) -> Option<u64> {
     fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
-/// A number of a file `memory.stat`, bytes as pages.
+/// A number in a file `memory.stat`, converted from bytes to pages.
 fn memory_stat(dir: &Path, name: &str) -> Option<u64> {
     let text = fs::read_to_string(dir.join("memory.stat")).ok()?;
     let number = text.lines().find_map(|line| {
@@ -130,10 +131,10 @@ impl Watch {
         }
     }
 
-    /// The counters for pages of a buffer that no mapping beyond them is joined with.
+    /// Reads the counters. The mapping of the pages must not extend beyond them.
     #[track_caller]
     pub fn counters(&self, buf: &Buffer, first: usize, n: usize) -> Outcome<Counters> {
-        // Adds up what every CPU has for itself, and complains of what is negative.
+        // This write adds up the counters of all CPUs, and the kernel reports negative ones.
         fs::write("/proc/sys/vm/stat_refresh", "1").or_fail("stat_refresh")?;
         let mut list = Vec::new();
         for name in SMAPS {
@@ -159,8 +160,8 @@ impl Watch {
         Ok(Counters(list))
     }
 
-    /// Checks that the counters are as before, but for those that `except` names. Those of
-    /// the machine and the cgroup are summed up every two seconds.
+    /// Checks that the counters are as before, apart from those that `except` names. The counters
+    /// of the machine and the cgroup are added up every two seconds.
     #[track_caller]
     pub fn expect(
         &self,
@@ -200,7 +201,7 @@ impl Counters {
     }
 }
 
-/// Forgets which pages of the calling process were written to.
+/// Clears the soft-dirty bits of the calling process.
 #[track_caller]
 pub fn clear_soft_dirty() -> Outcome {
     fs::write("/proc/self/clear_refs", "4").or_fail("/proc/self/clear_refs")

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the rest of the kernel says about our pages, so that a test need not
-//! trust the driver: /proc/self/pagemap, smaps and status; and what it can be asked to do for them.
+//! The view of the rest of the kernel on the test's pages, so that a test need not trust the
+//! driver: /proc/self/pagemap, smaps and status, and actions on these pages by /proc.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -13,15 +13,15 @@ use crate::pagemap;
 const PRESENT: u64 = 1 << 63;
 const SWAPPED: u64 = 1 << 62;
 const FRAME: u64 = (1 << 55) - 1;
-/// MAX_SWAPFILES_SHIFT: a swap entry's type comes before the offset, which is the
-/// page frame number for device private entries.
+/// MAX_SWAPFILES_SHIFT: a swap entry has its type before the offset, which is the page frame number
+/// for device private entries.
 const SWAP_TYPE_BITS: u32 = 5;
 
-/// Lets every CPU put pages on their lists that wait in its batch, which holds a
-/// reference on each; system memory has exact counts then.
+/// Makes every CPU put the pages of its batches on their lists. A batch holds a reference on each
+/// page; afterwards pages of system memory have exact counts.
 #[track_caller]
 pub fn drain_batches() -> Outcome {
-    // 1 drains and drops what is in no use; 4, once written, keeps that out of the log.
+    // 1 drains the batches and drops clean caches; 4 keeps the later writes out of the log.
     for what in ["4", "1"] {
         fs::write("/proc/sys/vm/drop_caches", what).or_fail("drop_caches")?;
     }
@@ -42,9 +42,8 @@ pub fn entries(buf: &Buffer, first: usize, n: usize) -> Outcome<Vec<u64>> {
         .collect())
 }
 
-/// Swap types of linux/swap.h: those of swap files count from 0, and the guest has no more
-/// than two; the last of 32 are markers, exclusive access and device private memory,
-/// read-only and writable.
+/// The swap types of device private memory, read-only and writable (linux/swap.h). Swap files have
+/// types from 0; the last types of 32 are markers, exclusive access and device private memory.
 const DEVICE_PRIVATE: std::ops::RangeInclusive<u64> = 28..=29;
 const SWAP_FILES: std::ops::RangeInclusive<u64> = 0..=1;
 
@@ -58,7 +57,7 @@ fn is_of(entry: u64, types: &std::ops::RangeInclusive<u64>) -> bool {
     swap_type(entry).is_some_and(|t| types.contains(&t))
 }
 
-/// Page frame numbers of those pages that are device private entries.
+/// The page frame numbers of those pages that have device private entries.
 #[track_caller]
 pub fn on_device(buf: &Buffer, first: usize, n: usize) -> Outcome<Vec<u64>> {
     Ok(entries(buf, first, n)?
@@ -68,7 +67,7 @@ pub fn on_device(buf: &Buffer, first: usize, n: usize) -> Outcome<Vec<u64>> {
         .collect())
 }
 
-/// How many of the pages are in a swap file.
+/// The number of pages that are in a swap file.
 #[track_caller]
 pub fn swapped(buf: &Buffer, first: usize, n: usize) -> Outcome<usize> {
     Ok(entries(buf, first, n)?
@@ -77,7 +76,7 @@ pub fn swapped(buf: &Buffer, first: usize, n: usize) -> Outcome<usize> {
         .count())
 }
 
-/// Page frame numbers of those pages that the CPU has mapped. Needs CAP_SYS_ADMIN.
+/// The page frame numbers of those pages that the CPU has mapped. Needs CAP_SYS_ADMIN.
 #[track_caller]
 pub fn frames(buf: &Buffer, first: usize, n: usize) -> Outcome<Vec<u64>> {
     let all = entries(buf, first, n)?.into_iter();
@@ -87,7 +86,7 @@ pub fn frames(buf: &Buffer, first: usize, n: usize) -> Outcome<Vec<u64>> {
         .collect())
 }
 
-/// How many of the pages are mapped by huge entries, present or not.
+/// The number of pages that huge entries map, present or not.
 #[track_caller]
 pub fn huge(buf: &Buffer, first: usize, n: usize) -> Outcome<usize> {
     let file = fs::File::open("/proc/self/pagemap").or_fail("/proc/self/pagemap")?;
@@ -97,22 +96,22 @@ pub fn huge(buf: &Buffer, first: usize, n: usize) -> Outcome<usize> {
     Ok(bytes as usize / PAGE)
 }
 
-/// How many of the pages the CPU has mapped.
+/// The number of pages that the CPU has mapped.
 #[track_caller]
 pub fn present(buf: &Buffer, first: usize, n: usize) -> Outcome<usize> {
     let all = entries(buf, first, n)?;
     Ok(all.into_iter().filter(|e| e & PRESENT != 0).count())
 }
 
-/// A `Name:   123 kB` line of some text of /proc, in KiB.
+/// The value of a line `Name:   123 kB` in a text of /proc, in KiB.
 pub fn kib(text: &str, name: &str) -> Option<u64> {
     let line = text.lines().find_map(|l| l.strip_prefix(name))?;
     let line = line.strip_prefix(':')?.trim().strip_suffix("kB")?;
     line.trim().parse().ok()
 }
 
-/// Whether a page frame of system memory is the first one of a large folio, by
-/// /proc/kpageflags; a free page is not.
+/// Whether a page frame of system memory is the first page of a large folio in use, by
+/// /proc/kpageflags.
 #[track_caller]
 pub fn is_large_folio(pfn: u64) -> Outcome<bool> {
     const COMPOUND_HEAD: u64 = 1 << 15;
@@ -123,8 +122,8 @@ pub fn is_large_folio(pfn: u64) -> Outcome<bool> {
     Ok(u64::from_ne_bytes(flags) & COMPOUND_HEAD != 0)
 }
 
-/// Anonymous resident memory of the process, in pages. Exact: /proc/PID/status
-/// sums up the per-CPU parts.
+/// The anonymous resident memory of the process, in pages. The value is exact: /proc/PID/status
+/// adds up the per-CPU parts.
 #[track_caller]
 pub fn rss_anon() -> Outcome<u64> {
     let text = fs::read_to_string("/proc/self/status").or_fail("/proc/self/status")?;
@@ -134,7 +133,8 @@ pub fn rss_anon() -> Outcome<u64> {
     }
 }
 
-/// Free memory of the machine, in pages. Approximate: each CPU keeps some.
+/// The free memory of the machine, in pages. The value is approximate, because each CPU keeps some
+/// pages.
 #[track_caller]
 pub fn mem_free() -> Outcome<u64> {
     let text = fs::read_to_string("/proc/meminfo").or_fail("/proc/meminfo")?;
@@ -144,17 +144,17 @@ pub fn mem_free() -> Outcome<u64> {
     }
 }
 
-/// Free memory of the machine, in pages, those that CPUs and the page cache keep in
-/// stock included where that can be had.
+/// The free memory of the machine, in pages, after the page cache and the CPUs have given back the
+/// pages that they can.
 #[track_caller]
 pub fn free_pages() -> Outcome<u64> {
-    // Drops what the page cache and the slabs do not need, and every CPU's batch of
-    // pages; 4, once written, keeps that out of the log.
+    // 3 drops unused page cache and slabs, and drains every CPU's batch of pages; 4 keeps the later
+    // writes out of the log.
     for what in ["4", "3"] {
         fs::write("/proc/sys/vm/drop_caches", what).or_fail("drop_caches")?;
     }
     let text = fs::read_to_string("/proc/zoneinfo").or_fail("/proc/zoneinfo")?;
-    // Each zone's, and each CPU's stock of a zone.
+    // Add up the free pages of each zone, and each CPU's pages of a zone.
     let numbers = text.lines().filter_map(|line| {
         let line = line.trim();
         let number = line
@@ -168,7 +168,7 @@ pub fn free_pages() -> Outcome<u64> {
     }
 }
 
-/// A number of /proc/vmstat.
+/// A number in /proc/vmstat.
 #[track_caller]
 pub fn vmstat(name: &str) -> Outcome<u64> {
     let text = fs::read_to_string("/proc/vmstat").or_fail("/proc/vmstat")?;
@@ -179,15 +179,14 @@ pub fn vmstat(name: &str) -> Outcome<u64> {
     number.ok_or_else(|| Fail::failed(format!("no {name} in /proc/vmstat")))
 }
 
-/// Anonymous memory of the buffer's mapping by smaps, in pages. Device private
-/// pages count.
+/// The anonymous memory of the buffer's mapping by smaps, in pages. Device private pages count.
 #[track_caller]
 pub fn smaps_anonymous(buf: &Buffer) -> Outcome<u64> {
     smaps(buf, 0, buf.pages(), "Anonymous")
 }
 
-/// A field of smaps for the mappings within some pages of a buffer, in pages. No mapping
-/// may go beyond these pages.
+/// A field of smaps for the mappings within some pages of a buffer, in pages. No mapping may extend
+/// beyond these pages.
 #[track_caller]
 pub fn smaps(buf: &Buffer, first: usize, n: usize, field: &str) -> Outcome<u64> {
     let text = fs::read_to_string("/proc/self/smaps").or_fail("/proc/self/smaps")?;
@@ -197,8 +196,8 @@ pub fn smaps(buf: &Buffer, first: usize, n: usize, field: &str) -> Outcome<u64> 
     }
 }
 
-/// Sum of a field over the mappings of smaps which lie within a range. The
-/// kernel may have joined the buffer with a neighbour: then there are none.
+/// The sum of a field over the mappings of smaps that lie within a range. There are none if the
+/// kernel has joined the buffer with a neighbour.
 fn sum_of_range(text: &str, start: u64, end: u64, name: &str) -> Option<u64> {
     let mut sum = None;
     let mut inside = false;

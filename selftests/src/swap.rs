@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Swap space, on the RAM disk that the kernel's configuration gives the guest.
+//! Swap space on the RAM disk that the kernel's configuration gives the guest.
 
 #![allow(unsafe_code)]
 
@@ -15,17 +15,17 @@ use crate::memory::PAGE;
 use crate::sys::cvt;
 
 const DISK: &str = "/dev/ram0";
-/// Pages of swap, header included: 128 MiB.
+/// The size of the swap space in pages, with the header: 128 MiB.
 const PAGES: u32 = 32768;
 
-/// Swap space in use; it is none any more when this is dropped.
+/// Swap space in use. Dropping it switches swap off.
 pub struct Swap(());
 
 /// The first page of a swap area, `union swap_header` of linux/swap.h.
 fn header() -> [u8; PAGE] {
     let mut page = [0; PAGE];
-    // Behind room for a boot loader: version, last page, number of bad pages, and an
-    // identifier and a name that are nothing here.
+    // After room for a boot loader: version, last page, and number of bad pages. Identifier and
+    // name stay empty.
     page[1024..1028].copy_from_slice(&1u32.to_ne_bytes());
     page[1028..1032].copy_from_slice(&(PAGES - 1).to_ne_bytes());
     page[PAGE - 10..].copy_from_slice(b"SWAPSPACE2");
@@ -33,13 +33,13 @@ fn header() -> [u8; PAGE] {
 }
 
 impl Swap {
-    /// Swap from now on; a reason to skip the test where there is no RAM disk.
+    /// Switches swap on. Skips the test if there is no RAM disk.
     #[track_caller]
     pub fn on() -> Outcome<Self> {
         if !Path::new(DISK).exists() {
             return Err(Fail::Skip(format!("no {DISK} to swap to")));
         }
-        // What a test that was killed has left.
+        // A killed test may have left swap on.
         let _ = off();
         let disk = File::options().write(true).open(DISK).or_fail(DISK)?;
         disk.write_all_at(&header(), 0).or_fail("header of swap")?;
@@ -48,14 +48,14 @@ impl Swap {
         Ok(Self(()))
     }
 
-    /// No swap any more: all that was there comes back.
+    /// Switches swap off, which brings all swapped pages back.
     #[track_caller]
     pub fn off(self) -> Outcome {
         off().or_fail("swapoff")
-        // The drop finds nothing to do.
+        // The drop finds swap already off.
     }
 
-    /// Without swap for a moment.
+    /// Switches swap off and on again.
     pub fn off_and_on(&self) -> io::Result<()> {
         off()?;
         on()
@@ -64,19 +64,19 @@ impl Swap {
 
 impl Drop for Swap {
     fn drop(&mut self) {
-        // There may be none any more.
+        // Swap may already be off.
         let _ = off();
     }
 }
 
 fn on() -> io::Result<()> {
     let path = CString::new(DISK)?;
-    // SAFETY: `path` is a C string which outlives the call.
+    // SAFETY: `path` is a C string that outlives the call.
     cvt(unsafe { libc::swapon(path.as_ptr(), 0) }.into()).map(drop)
 }
 
 fn off() -> io::Result<()> {
     let path = CString::new(DISK)?;
-    // SAFETY: `path` is a C string which outlives the call.
+    // SAFETY: `path` is a C string that outlives the call.
     cvt(unsafe { libc::swapoff(path.as_ptr()) }.into()).map(drop)
 }

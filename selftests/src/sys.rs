@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! System calls that std has no safe wrapper for: processes and modules.
-//! Ioctls are in `device.rs`, memory in `memory.rs`, userfaultfd in `uffd.rs`, files and
-//! file systems in `files.rs`; there is `unsafe` in these only.
+//! System calls for processes and modules for which std has no safe wrapper. `device.rs` has the
+//! ioctls, `memory.rs` memory, `uffd.rs` userfaultfd, `files.rs` files and file systems; `unsafe`
+//! is used only in such wrapper files.
 
 #![allow(unsafe_code)]
 
@@ -21,20 +21,19 @@ pub fn cvt(ret: libc::c_long) -> io::Result<libc::c_long> {
     }
 }
 
-/// How a process ended.
+/// The way in which a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
     Code(i32),
     Signal(i32),
 }
 
-/// Forks; the child runs `body`, whose value is its exit status, and never
-/// returns from this call.
+/// Forks. The child runs `body`, whose value is its exit status, and never returns from this call.
 ///
-/// The caller has no threads but its own: what another thread holds locked
-/// would stay so in the child.
+/// The caller must have a single thread: a lock that another thread holds would stay locked in the
+/// child.
 pub fn fork(body: impl FnOnce() -> i32) -> io::Result<i32> {
-    // SAFETY: with one thread there is no lock that the child could miss.
+    // SAFETY: There is a single thread, so no lock stays locked in the child.
     let pid = unsafe { libc::fork() };
     match pid {
         -1 => Err(io::Error::last_os_error()),
@@ -48,14 +47,14 @@ pub fn fork(body: impl FnOnce() -> i32) -> io::Result<i32> {
     }
 }
 
-/// Ends the process without destructors, buffers or exit handlers.
+/// Ends the process without running destructors or exit handlers, or flushing buffers.
 pub fn exit_now(code: i32) -> ! {
-    // SAFETY: has no preconditions.
+    // SAFETY: The call has no preconditions.
     unsafe { libc::_exit(code) }
 }
 
-/// Waits for process `pid`, or any child with -1; `None` when `block` is false
-/// and it still runs.
+/// Waits for process `pid`, or for any child with -1. Returns `None` if `block` is false and the
+/// process still runs.
 pub fn wait(pid: i32, block: bool) -> io::Result<Option<(i32, Exit)>> {
     let mut status = 0;
     let flags = if block { 0 } else { libc::WNOHANG };
@@ -78,29 +77,29 @@ pub fn wait(pid: i32, block: bool) -> io::Result<Option<(i32, Exit)>> {
     }
 }
 
-/// Whether child `pid` has not ended yet; it can still be waited for.
+/// Whether child `pid` still runs. A child that has ended can still be waited for.
 pub fn is_running(pid: i32) -> io::Result<bool> {
-    // SAFETY: all zeroes is a good value of this structure.
+    // SAFETY: All zeroes is a valid value of this structure.
     let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
     let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
-    // CAST: process numbers are positive.
+    // CAST: Process numbers are positive.
     // SAFETY: `info` outlives the call.
     let ret = unsafe { libc::waitid(libc::P_PID, pid as libc::id_t, &mut info, flags) };
     cvt(ret.into())?;
-    // SAFETY: the kernel has filled it in, or left the zeroes where there was nothing.
+    // SAFETY: The kernel has filled in the structure, or left the zeroes if no child has ended.
     Ok(unsafe { info.si_pid() } == 0)
 }
 
 /// Sends a signal to a process, or to a group when `pid` is negative.
 pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
-    // SAFETY: takes numbers only.
+    // SAFETY: The call takes only numbers.
     cvt(unsafe { libc::kill(pid, signal) }.into()).map(drop)
 }
 
-/// Ignores a signal from now on, or lets it end the process again.
+/// Ignores a signal from now on, or restores its default action.
 pub fn on_signal(signal: i32, ends: bool) -> io::Result<()> {
     let how = if ends { libc::SIG_DFL } else { libc::SIG_IGN };
-    // SAFETY: neither is a function of this program.
+    // SAFETY: Neither action runs a function of this program.
     match unsafe { libc::signal(signal, how) } {
         libc::SIG_ERR => Err(io::Error::last_os_error()),
         _ => Ok(()),
@@ -110,19 +109,19 @@ pub fn on_signal(signal: i32, ends: bool) -> io::Result<()> {
 /// Asks for SIGBUS as soon as memory that the caller has mapped fails.
 pub fn want_memory_failures() -> io::Result<()> {
     let (set, early) = (libc::PR_MCE_KILL_SET, libc::PR_MCE_KILL_EARLY);
-    // SAFETY: this option takes numbers.
+    // SAFETY: This option takes only numbers.
     cvt(unsafe { libc::prctl(libc::PR_MCE_KILL, set, early, 0, 0) }.into()).map(drop)
 }
 
 /// Makes the caller the leader of a process group of its own.
 pub fn new_process_group() -> io::Result<()> {
-    // SAFETY: takes numbers only.
+    // SAFETY: The call takes only numbers.
     cvt(unsafe { libc::setpgid(0, 0) }.into()).map(drop)
 }
 
-/// Orphaned descendants become the caller's children, so that it can reap them.
+/// Makes orphaned descendants children of the caller, which can then reap them.
 pub fn become_subreaper() -> io::Result<()> {
-    // SAFETY: this option takes one number.
+    // SAFETY: This option takes one number.
     cvt(unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) }.into()).map(drop)
 }
 
@@ -136,12 +135,12 @@ pub fn limit(resource: libc::__rlimit_resource_t, most: u64) -> io::Result<()> {
     cvt(unsafe { libc::setrlimit(resource, &limit) }.into()).map(drop)
 }
 
-/// A file whose pages the kernel itself cannot reach.
+/// Makes a file whose pages are not in the kernel's direct map.
 pub fn memfd_secret(bytes: u64) -> io::Result<File> {
-    // SAFETY: takes a number only.
+    // SAFETY: The call takes only a number.
     let fd = cvt(unsafe { libc::syscall(libc::SYS_memfd_secret, 0) })?;
-    // CAST: descriptors fit an int.
-    // SAFETY: the kernel just made this descriptor for us and nobody else.
+    // CAST: Descriptors fit an int.
+    // SAFETY: The kernel has just made this descriptor, and nothing else owns it.
     let file = File::from(unsafe { OwnedFd::from_raw_fd(fd as i32) });
     file.set_len(bytes)?;
     Ok(file)
@@ -150,37 +149,37 @@ pub fn memfd_secret(bytes: u64) -> io::Result<File> {
 /// Gives up root for good, and with it every capability.
 pub fn become_nobody() -> io::Result<()> {
     const NOBODY: libc::uid_t = 65534;
-    // SAFETY: takes numbers only.
+    // SAFETY: The call takes only numbers.
     cvt(unsafe { libc::setresuid(NOBODY, NOBODY, NOBODY) }.into()).map(drop)
 }
 
-/// The number of the calling process.
+/// The id of the calling process.
 pub fn pid() -> i32 {
-    // SAFETY: has no preconditions.
+    // SAFETY: The call has no preconditions.
     unsafe { libc::getpid() }
 }
 
-/// The number of the process's parent.
+/// The id of the parent process.
 pub fn parent() -> i32 {
-    // SAFETY: has no preconditions.
+    // SAFETY: The call has no preconditions.
     unsafe { libc::getppid() }
 }
 
-/// A user namespace of the process's own, in which it has every capability.
+/// Makes a user namespace in which the process has every capability.
 pub fn new_user_namespace() -> io::Result<()> {
-    // SAFETY: takes a number only; the process has one thread, which is all that the call wants.
+    // SAFETY: The call takes only a number. The process has a single thread, as the call requires.
     cvt(unsafe { libc::unshare(libc::CLONE_NEWUSER) }.into()).map(drop)
 }
 
-/// Makes the number of `file` that of a file that is not there, in all threads at once.
+/// Replaces the descriptor of `file` by one of an unrelated file, for all threads at once.
 pub fn close_under(file: &File) -> io::Result<()> {
     let nothing = File::open("/dev/null")?;
-    // SAFETY: both descriptors are open, and `file` owns its number as before.
+    // SAFETY: Both descriptors are open, and `file` owns its number as before.
     cvt(unsafe { libc::dup3(nothing.as_raw_fd(), file.as_raw_fd(), libc::O_CLOEXEC) }.into())
         .map(drop)
 }
 
-/// Lets core dumps of the calling process be of any size.
+/// Removes the limit on the size of core dumps for the calling process.
 pub fn allow_core_dumps() -> io::Result<()> {
     let limit = libc::rlimit {
         rlim_cur: libc::RLIM_INFINITY,
@@ -194,23 +193,23 @@ pub fn allow_core_dumps() -> io::Result<()> {
 pub fn mount_cgroup2(at: &str) -> io::Result<()> {
     let at = CString::new(at)?;
     let (kind, none) = (c"cgroup2".as_ptr(), std::ptr::null());
-    // SAFETY: C strings which outlive the call, and no data.
+    // SAFETY: The C strings outlive the call, and there is no data.
     cvt(unsafe { libc::mount(kind, at.as_ptr(), kind, 0, none) }.into()).map(drop)
 }
 
-/// A pipe: (read end, write end).
+/// Makes a pipe. Returns the read end and the write end.
 pub fn pipe() -> io::Result<(File, File)> {
     let mut fds = [-1; 2];
     // SAFETY: `fds` has room for the two descriptors.
     cvt(unsafe { libc::pipe2(fds.as_mut_ptr(), libc::O_CLOEXEC) }.into())?;
-    // SAFETY: the kernel just made this descriptor for us and nobody else.
+    // SAFETY: The kernel has just made this descriptor, and nothing else owns it.
     let read = unsafe { OwnedFd::from_raw_fd(fds[0]) };
-    // SAFETY: as above.
+    // SAFETY: The kernel has just made this descriptor, and nothing else owns it.
     let write = unsafe { OwnedFd::from_raw_fd(fds[1]) };
     Ok((File::from(read), File::from(write)))
 }
 
-/// Whether `file` has data or its end to read within `timeout`.
+/// Whether `file` gets readable, by data or its end, within `timeout`.
 pub fn readable(file: &File, timeout: Duration) -> io::Result<bool> {
     let mut poll = libc::pollfd {
         fd: file.as_raw_fd(),
@@ -218,7 +217,7 @@ pub fn readable(file: &File, timeout: Duration) -> io::Result<bool> {
         revents: 0,
     };
     let ms = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
-    // SAFETY: one valid pollfd is passed.
+    // SAFETY: The pollfd is valid.
     match cvt(unsafe { libc::poll(&mut poll, 1, ms) }.into()) {
         Ok(n) => Ok(n > 0),
         Err(e) if e.kind() == io::ErrorKind::Interrupted => Ok(false),
@@ -226,19 +225,19 @@ pub fn readable(file: &File, timeout: Duration) -> io::Result<bool> {
     }
 }
 
-/// A file in memory without a name.
+/// Makes a file in memory without a path.
 pub fn memfd(name: &str) -> io::Result<File> {
     let name = CString::new(name)?;
-    // SAFETY: `name` is a C string which outlives the call.
+    // SAFETY: `name` is a C string that outlives the call.
     let fd = cvt(unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) }.into())?;
-    // CAST: descriptors fit an int.
-    // SAFETY: the kernel just made this descriptor for us and nobody else.
+    // CAST: Descriptors fit an int.
+    // SAFETY: The kernel has just made this descriptor, and nothing else owns it.
     Ok(File::from(unsafe { OwnedFd::from_raw_fd(fd as i32) }))
 }
 
-/// Lends a descriptor that is known by its number to `f`. It must be open.
+/// Lends a descriptor, given by its number, to `f`. The descriptor must be open.
 pub fn borrow<T>(fd: i32, f: impl FnOnce(BorrowedFd<'_>) -> T) -> T {
-    // SAFETY: open for as long as `f` runs, as the caller says.
+    // SAFETY: The caller guarantees that the descriptor is open while `f` runs.
     f(unsafe { BorrowedFd::borrow_raw(fd) })
 }
 
@@ -246,7 +245,7 @@ pub fn borrow<T>(fd: i32, f: impl FnOnce(BorrowedFd<'_>) -> T) -> T {
 pub fn finit_module(file: &File, parameters: &str) -> io::Result<()> {
     let parameters = CString::new(parameters)?;
     let fd = file.as_raw_fd();
-    // SAFETY: `parameters` is a C string which outlives the call.
+    // SAFETY: `parameters` is a C string that outlives the call.
     let ret = unsafe { libc::syscall(libc::SYS_finit_module, fd, parameters.as_ptr(), 0) };
     cvt(ret).map(drop)
 }
@@ -254,12 +253,12 @@ pub fn finit_module(file: &File, parameters: &str) -> io::Result<()> {
 /// Unloads a module unless it is in use.
 pub fn delete_module(name: &str) -> io::Result<()> {
     let name = CString::new(name)?;
-    // SAFETY: `name` is a C string which outlives the call.
+    // SAFETY: `name` is a C string that outlives the call.
     let ret = unsafe { libc::syscall(libc::SYS_delete_module, name.as_ptr(), libc::O_NONBLOCK) };
     cvt(ret).map(drop)
 }
 
-/// The kernel's log from now on.
+/// Reads the kernel's log from now on.
 pub struct KernelLog(File);
 
 impl KernelLog {
@@ -271,7 +270,7 @@ impl KernelLog {
         Ok(Self(file))
     }
 
-    /// The lines that have come since, without their head.
+    /// The lines that have come since the last call, without their prefix.
     pub fn rest(&mut self) -> io::Result<Vec<String>> {
         let mut lines = Vec::new();
         let mut record = vec![0; 8192];
@@ -283,7 +282,7 @@ impl KernelLog {
                     lines.push(text.lines().next().unwrap_or("").to_string());
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(lines),
-                // Lines were overwritten before they were read: go on behind them.
+                // Lines were overwritten before they were read: continue with the next ones.
                 Err(e) if e.raw_os_error() == Some(libc::EPIPE) => {}
                 Err(e) => return Err(e),
             }
@@ -291,7 +290,7 @@ impl KernelLog {
     }
 }
 
-/// Polls `done` for up to `timeout`; whether it came true.
+/// Polls `done` for up to `timeout`. Returns whether it became true.
 pub fn wait_until(timeout: Duration, mut done: impl FnMut() -> bool) -> bool {
     let start = Instant::now();
     loop {

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The ABI of the device nodes, as `lib/test_hmm_uapi.h` of the kernel and
-//! `uapi/zdmirror.h` of this repository define it.
+//! The ABI of the device nodes, as the kernel's `lib/test_hmm_uapi.h` and this repository's
+//! `uapi/zdmirror.h` define it.
 //!
-//! The unit test below reads `uapi/zdmirror.h` and compares every number, field
-//! and size, so that the two cannot drift apart. `test_hmm_uapi.h` belongs to
-//! the kernel tree, which need not be there when this crate is built; its part
-//! here is one structure and a few numbers that are settled ABI.
+//! The unit test below reads `uapi/zdmirror.h` and compares every number, field and size, so that
+//! the two cannot differ. `test_hmm_uapi.h` belongs to the kernel tree, which may be missing when
+//! this crate is built; the part used here is one structure and a few numbers, which are stable
+//! ABI.
 
 use std::mem::size_of;
 
@@ -93,7 +93,7 @@ pub struct Stats {
 }
 
 impl Stats {
-    /// Pages that folios of all orders have.
+    /// The number of pages in the folios of all orders.
     pub fn pages(by_order: &[u64; ZDM_STATS_ORDERS]) -> u64 {
         by_order
             .iter()
@@ -178,14 +178,14 @@ const _: () = assert!(size_of::<Pin>() == 24);
 const _: () = assert!(size_of::<Unpin>() == 8);
 const _: () = assert!(size_of::<FaultAround>() == 8);
 
-/// Direction bits of an ioctl number, as asm-generic/ioctl.h has them.
+/// The direction bits of an ioctl number, as in asm-generic/ioctl.h.
 pub const IOC_WRITE: u32 = 1;
 pub const IOC_READ: u32 = 2;
 pub const IOC_READ_WRITE: u32 = 3;
 
 /// Composes an ioctl number of magic `'H'`, like the C macro `_IOC`.
 pub const fn ioc(direction: u32, number: u32, size: usize) -> u64 {
-    // CAST: sizes of the structures here are far below the 14 bits there are.
+    // CAST: The structures here are far smaller than 14 bits allow.
     ((direction << 30) | ((size as u32) << 16) | ((b'H' as u32) << 8) | number) as u64
 }
 
@@ -201,11 +201,11 @@ pub const HMM_RELEASE: u64 = ioc(IOC_READ_WRITE, 0x07, size_of::<HmmCmd>());
 pub const HMM_FLAGS: u64 = ioc(IOC_READ_WRITE, 0x08, size_of::<HmmCmd>());
 pub const HMM_READ_UNLOCKED: u64 = ioc(IOC_READ_WRITE, 0x09, size_of::<HmmCmd>());
 
-/// For `HMM_FLAGS`, in place of a number of pages: the next allocation fails.
+/// The next allocation fails. The flag takes the place of a number of pages in `HMM_FLAGS`.
 pub const HMM_FLAG_FAIL_ALLOC: u64 = 1;
 
-/// What `HMM_SNAPSHOT` says of a page: one of the kinds below, with READ or WRITE,
-/// and with PMD if it is mapped as a part of a huge page.
+/// The result of `HMM_SNAPSHOT` for a page: one of the kinds below, with READ or WRITE, and with
+/// PMD if the page is mapped as a part of a huge page.
 pub const PROT_ERROR: u8 = 0xff;
 pub const PROT_NONE: u8 = 0x00;
 pub const PROT_READ: u8 = 0x01;
@@ -262,7 +262,7 @@ pub const ZDM_PAGE_ANON_EXCLUSIVE: u32 = 0x0200;
 pub const ZDM_PAGE_ZERO: u32 = 0x0400;
 pub const ZDM_PAGE_ERROR: u32 = 0x0800;
 
-/// `enum memory_type` of include/linux/memremap.h, 0 for system memory.
+/// `enum memory_type` of include/linux/memremap.h; 0 stands for system memory.
 pub const TYPE_SYSTEM: u32 = 0;
 pub const TYPE_PRIVATE: u32 = 1;
 pub const TYPE_COHERENT: u32 = 2;
@@ -277,7 +277,7 @@ pub const ZDM_PIN_MAX: usize = 64;
 pub const ZDM_PIN_MAX_PAGES: usize = 65536;
 pub const ZDM_UNPIN_DIRTY: u32 = 0x1;
 
-/// References that one FOLL_PIN pin of a small folio takes, GUP_PIN_COUNTING_BIAS.
+/// The number of references that one FOLL_PIN pin of a small folio takes, GUP_PIN_COUNTING_BIAS.
 pub const PIN_BIAS: i32 = 1024;
 
 pub const ZDM_CHECK_REFCOUNT: u32 = 1;
@@ -313,7 +313,7 @@ mod tests {
         std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{path}: {e}"))
     }
 
-    /// The header's text without its comments.
+    /// The text of the header without its comments.
     fn code() -> String {
         let text = header();
         let mut out = String::new();
@@ -327,7 +327,7 @@ mod tests {
         out
     }
 
-    /// `(name, offset)` of each field of `struct name`, and the struct's size.
+    /// The `(name, offset)` of each field of `struct name`, and the size of the struct.
     fn fields(name: &str) -> (Vec<(String, usize)>, usize) {
         let code = code();
         let open = format!("struct {name} {{");
@@ -577,7 +577,7 @@ mod tests {
 
     #[test]
     fn upstream_numbers() {
-        // _IOWR('H', 0x00, struct hmm_dmirror_cmd) and on, 40 bytes each.
+        // _IOWR('H', 0x00, struct hmm_dmirror_cmd) and the following ones, 40 bytes each.
         assert_eq!(HMM_READ, 0xc028_4800);
         assert_eq!(HMM_MIGRATE_TO_SYS, 0xc028_4803);
         assert_eq!(HMM_READ_UNLOCKED, 0xc028_4809);

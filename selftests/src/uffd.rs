@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Missing pages that the process itself provides: userfaultfd(2).
+//! userfaultfd(2): the process itself provides missing pages.
 
 #![allow(unsafe_code)]
 
@@ -25,11 +25,11 @@ const EVENT_PAGEFAULT: u8 = 0x12;
 const WRITEPROTECT_MODE_WP: u64 = 1;
 const PAGEFAULT_FLAG_WP: u64 = 2;
 
-/// A fault that the process is to resolve.
+/// A fault that the process has to resolve.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fault {
     pub address: u64,
-    /// A write to a page that is write-protected; it is missing otherwise.
+    /// Whether the fault is a write to a write-protected page; otherwise the page is missing.
     pub protected: bool,
 }
 
@@ -41,34 +41,34 @@ pub struct Uffd {
 impl Uffd {
     pub fn new() -> io::Result<Self> {
         let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
-        // SAFETY: takes numbers only.
+        // SAFETY: The call takes only numbers.
         let fd = cvt(unsafe { libc::syscall(libc::SYS_userfaultfd, flags) })?;
-        // CAST: descriptors fit an int.
-        // SAFETY: the kernel just made this descriptor for us and nobody else.
+        // CAST: Descriptors fit an int.
+        // SAFETY: The kernel has just made this descriptor, and nothing else owns it.
         let file = File::from(unsafe { OwnedFd::from_raw_fd(fd as i32) });
         let uffd = Self { file };
         uffd.ioctl(UFFDIO_API, &mut [UFFD_API, 0, 0])?;
         Ok(uffd)
     }
 
-    /// `arg` has the length that the size in `request` says.
+    /// Executes an ioctl. `arg` has the length that the size in `request` says.
     fn ioctl<const N: usize>(&self, request: u64, arg: &mut [u64; N]) -> io::Result<()> {
         let size = (request >> 16) as usize & 0x3fff;
         if size != size_of_val(arg) {
             return Err(io::Error::other("argument is not what its ioctl says"));
         }
-        // SAFETY: `arg` outlives the call and has the right size, checked above.
-        // Addresses in it are those of `Buffer`s, whose accesses are all volatile.
+        // SAFETY: `arg` outlives the call and has the right size, which is checked above. The
+        // addresses in it are those of `Buffer`s, whose accesses are all volatile.
         let ret = unsafe { libc::ioctl(self.file.as_raw_fd(), request, arg.as_mut_ptr()) };
         cvt(ret.into()).map(drop)
     }
 
-    /// From now on a page of the buffer that is missing is an event.
+    /// Makes the kernel report faults on missing pages of the buffer.
     pub fn register(&self, buf: &Buffer, first: usize, n: usize) -> io::Result<()> {
         self.register_for(buf, first, n, REGISTER_MODE_MISSING)
     }
 
-    /// From now on a write to a page that `protect` was called for is one.
+    /// Makes the kernel report writes to pages that `protect` has protected.
     pub fn register_writes(&self, buf: &Buffer, first: usize, n: usize) -> io::Result<()> {
         self.register_for(buf, first, n, REGISTER_MODE_WP)
     }
@@ -78,12 +78,12 @@ impl Uffd {
         self.ioctl(UFFDIO_REGISTER, &mut [buf.at(first), len, mode, 0])
     }
 
-    /// The address of the next missing page, or `None` after `timeout`.
+    /// Waits for a fault on a missing page and returns its address, or `None` after `timeout`.
     pub fn next(&self, timeout: Duration) -> io::Result<Option<u64>> {
         Ok(self.next_fault(timeout)?.map(|fault| fault.address))
     }
 
-    /// The next fault, or `None` after `timeout`.
+    /// Waits for a fault, and returns `None` after `timeout`.
     pub fn next_fault(&self, timeout: Duration) -> io::Result<Option<Fault>> {
         if !sys::readable(&self.file, timeout)? {
             return Ok(None);
@@ -105,19 +105,19 @@ impl Uffd {
         }))
     }
 
-    /// Write-protects pages, or lets them be written again, which wakes who waits.
+    /// Write-protects pages, or ends the protection, which wakes the waiting tasks.
     pub fn protect(&self, buf: &Buffer, first: usize, n: usize, how: bool) -> io::Result<()> {
         let mode = if how { WRITEPROTECT_MODE_WP } else { 0 };
         let len = (n * PAGE) as u64;
         self.ioctl(UFFDIO_WRITEPROTECT, &mut [buf.at(first), len, mode])
     }
 
-    /// Provides a missing page of zeroes.
+    /// Provides a page of zeroes for a missing page.
     pub fn zero(&self, buf: &Buffer, page: usize) -> io::Result<()> {
         self.ioctl(UFFDIO_ZEROPAGE, &mut [buf.at(page), PAGE as u64, 0, 0])
     }
 
-    /// Moves pages of a process to where there are none, and returns how many.
+    /// Moves pages of a process into a hole. Returns the number of moved pages.
     pub fn move_pages(
         &self,
         from: &Buffer,
@@ -129,9 +129,9 @@ impl Uffd {
         let len = (n * PAGE) as u64;
         let mut arg = [to.at(at), from.at(first), len, 0, 0];
         let result = self.ioctl(UFFDIO_MOVE, &mut arg);
-        // Bytes that were moved, or an error as a negative number. Of an error after
-        // some bytes the call itself says no more than that it should be tried again.
-        // CAST: the same bits, as the kernel means them.
+        // The field has the number of moved bytes, or a negative errno. If an error comes after
+        // some bytes, the call itself only fails with EAGAIN.
+        // CAST: The kernel stores a signed number in the field.
         match (result, usize::try_from(arg[4] as i64)) {
             (_, Ok(bytes)) if bytes > 0 => Ok(bytes / PAGE),
             (Err(e), _) => Err(e),
@@ -139,7 +139,7 @@ impl Uffd {
         }
     }
 
-    /// Provides a missing page, with the contents of a page of `from`.
+    /// Provides the contents of a page of `from` for a missing page.
     pub fn copy(&self, address: u64, from: &Buffer, page: usize) -> io::Result<()> {
         let address = address & !(PAGE as u64 - 1);
         self.ioctl(

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Buffers that io_uring has registered: long-term pins for writing, of the kernel's own.
+//! Registered buffers of io_uring: long-term pins for writing that the kernel itself makes.
 
 #![allow(unsafe_code)]
 
@@ -13,10 +13,10 @@ use crate::sys::cvt;
 
 const REGISTER_BUFFERS: libc::c_uint = 0;
 const UNREGISTER_BUFFERS: libc::c_uint = 1;
-/// Bytes of `struct io_uring_params`, of which nothing is wanted.
+/// The size of `struct io_uring_params` in bytes; zeroes request nothing special.
 const PARAMS: usize = 120;
 
-/// An io_uring with registered buffers, which go with it.
+/// An io_uring with registered buffers. Dropping it ends the registration.
 pub struct Uring(File);
 
 impl Uring {
@@ -24,8 +24,8 @@ impl Uring {
         let mut params = [0u64; PARAMS / 8];
         // SAFETY: `params` has the size of the structure and outlives the call.
         let fd = cvt(unsafe { libc::syscall(libc::SYS_io_uring_setup, 4, params.as_mut_ptr()) })?;
-        // CAST: descriptors fit an int.
-        // SAFETY: the kernel just made this descriptor for us and nobody else.
+        // CAST: Descriptors fit an int.
+        // SAFETY: The kernel has just made this descriptor, and nothing else owns it.
         Ok(Self(File::from(unsafe { OwnedFd::from_raw_fd(fd as i32) })))
     }
 
@@ -41,7 +41,7 @@ impl Uring {
             iov_len: n * PAGE,
         };
         let fd = self.0.as_raw_fd();
-        // SAFETY: one valid iovec is passed, and the kernel checks the addresses in it.
+        // SAFETY: The iovec is valid, and the kernel checks the addresses in it.
         let ret =
             unsafe { libc::syscall(libc::SYS_io_uring_register, fd, REGISTER_BUFFERS, &vec, 1) };
         cvt(ret).map(drop)
@@ -49,7 +49,7 @@ impl Uring {
 
     pub fn unregister(&self) -> io::Result<()> {
         let (fd, none) = (self.0.as_raw_fd(), std::ptr::null::<libc::iovec>());
-        // SAFETY: takes numbers only.
+        // SAFETY: The call takes only numbers.
         let ret =
             unsafe { libc::syscall(libc::SYS_io_uring_register, fd, UNREGISTER_BUFFERS, none, 0) };
         cvt(ret).map(drop)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A PCI device that vfio-pci gives to user space, for the sake of its IOMMU: what is mapped there is
-//! pinned for long.
+//! A PCI device that vfio-pci gives to user space. The tests use only its IOMMU: memory that is
+//! mapped there is pinned for a long time.
 
 #![allow(unsafe_code)]
 
@@ -25,11 +25,12 @@ const UNMAP_DMA: u64 = 0x3b72;
 const TYPE1V2: u64 = 3;
 const READ_WRITE: u64 = 3;
 
-/// The device, bound to vfio-pci until this is dropped, and a container of type 1 for it.
+/// A device that is bound to vfio-pci, and a type 1 container for it. Dropping this value unbinds
+/// the device.
 pub struct Vfio {
-    /// Of the device in sysfs.
+    /// The sysfs directory of the device.
     path: PathBuf,
-    /// Dropped before the container: closing them ends all mappings.
+    /// The group is dropped before the container; closing both ends all mappings.
     group: Option<File>,
     container: Option<File>,
 }
@@ -71,23 +72,23 @@ impl Vfio {
             .group
             .insert(open(&Path::new("/dev/vfio").join(group))?);
         let fd = container.as_raw_fd();
-        // SAFETY: the command reads an int.
+        // SAFETY: The command reads an int.
         cvt(unsafe { libc::ioctl(group.as_raw_fd(), GROUP_SET_CONTAINER, &raw const fd) }.into())?;
-        // SAFETY: the command takes a number.
+        // SAFETY: The command takes a number.
         cvt(unsafe { libc::ioctl(fd, SET_IOMMU, TYPE1V2) }.into())?;
         Ok(vfio)
     }
 
     fn call(&self, command: u64, arg: *mut u64) -> io::Result<()> {
         let fd = self.container.as_ref().map_or(-1, File::as_raw_fd);
-        // SAFETY: the callers below pass what the command reads and writes.
+        // SAFETY: The callers pass the memory that the command reads and writes.
         cvt(unsafe { libc::ioctl(fd, command, arg) }.into()).map(drop)
     }
 
-    /// Maps pages for the device, at the address that they have here.
+    /// Maps pages for the device, at the same addresses as in the process.
     pub fn map(&self, buf: &Buffer, first: usize, n: usize) -> io::Result<()> {
         let (at, size) = (buf.at(first), (n * PAGE) as u64);
-        // The size of the structure and the flags are 32 bits each.
+        // The size of the structure and the flags have 32 bits each.
         let mut arg = [32 | (READ_WRITE << 32), at, at, size];
         self.call(MAP_DMA, arg.as_mut_ptr())
     }
@@ -97,7 +98,7 @@ impl Vfio {
         self.call(UNMAP_DMA, arg.as_mut_ptr())
     }
 
-    /// Closes the container, with all that is mapped.
+    /// Closes the container, which ends all mappings.
     pub fn close(&mut self) {
         self.group = None;
         self.container = None;
@@ -108,7 +109,7 @@ impl Drop for Vfio {
     fn drop(&mut self) {
         self.close();
         let name = Self::name(&self.path);
-        // The next test finds out if it was in vain.
+        // If this fails, the next test reports it.
         let _ = fs::write(Path::new(DRIVER).join("unbind"), name);
         let _ = fs::write(self.path.join("driver_override"), "\n");
     }

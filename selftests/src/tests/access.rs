@@ -17,7 +17,7 @@ pub fn read<const NODE: usize>(ctx: &Ctx) -> Outcome {
     check!(read.faults >= 1, "device faults: expected some, found 0");
     check_bytes(&read.data, 30, 0, "READ")?;
 
-    // The CPU's next write must invalidate what the device has mapped.
+    // The next write of the CPU must invalidate the device's mapping.
     buf.fill(0, PAGES, 31);
     let read = device.read(&buf, 0, PAGES).or_fail("second READ")?;
     check_bytes(&read.data, 31, 0, "second READ")?;
@@ -28,7 +28,7 @@ pub fn read<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let nonzero = read.data.iter().position(|b| *b != 0);
     check_eq!(nonzero, None, "first byte of fresh memory that is not 0");
 
-    // The same address after munmap and mmap is other memory.
+    // After munmap and mmap the same address has other memory.
     buf.unmap(0, PAGES)?;
     buf.map_again(0, PAGES)?;
     let read = device.read(&buf, 0, PAGES).or_fail("READ of new memory")?;
@@ -46,7 +46,7 @@ pub fn write<const NODE: usize>(ctx: &Ctx) -> Outcome {
     check!(cmd.faults >= 1, "device faults: expected some, found 0");
     buf.check(0, PAGES, 33)?;
 
-    // To pages that are not there yet, and to a part only.
+    // The device writes to a part of the range, and its pages do not exist yet.
     let fresh = Buffer::anon(PAGES)?;
     let part = pattern_bytes(34, 8, 8);
     device.write(&fresh, 8, &part).or_fail("WRITE to a part")?;
@@ -55,7 +55,7 @@ pub fn write<const NODE: usize>(ctx: &Ctx) -> Outcome {
     fresh.check_zero(16, PAGES - 16)
 }
 
-/// The device reads its own memory: no page moves.
+/// The device reads its own memory, and no page moves.
 pub fn read_migrated<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let device = Target::open(ctx, NODE)?;
     let buf = Buffer::filled(PAGES, 35)?;
@@ -72,8 +72,8 @@ pub fn read_migrated<const NODE: usize>(ctx: &Ctx) -> Outcome {
     );
     device.expect(&buf, 0, PAGES, PAGES)?;
 
-    // Through another file the device's page table is empty: it has to look the
-    // pages up, and finds that they are its own.
+    // The device's page table of another file is empty: the driver has to look the pages up, and
+    // finds that they are the device's own.
     let other = Target::open(ctx, NODE)?;
     let read = other.read(&buf, 0, PAGES).or_fail("READ by another file")?;
     check_bytes(&read.data, 35, 0, "READ by another file")?;
@@ -118,7 +118,7 @@ pub fn write_read_only<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let device = Target::open(ctx, NODE)?;
     let buf = Buffer::filled(PAGES, 39)?;
     let data = pattern_bytes(40, 0, PAGES);
-    // Once while it may, so that a stale right is there to be revoked.
+    // The device writes once while it may, so that there is a stale right to revoke.
     device.write(&buf, 0, &data).or_fail("WRITE while it may")?;
     buf.protect(0, PAGES, libc::PROT_READ)?;
     let worse = pattern_bytes(41, 0, PAGES);
@@ -126,7 +126,7 @@ pub fn write_read_only<const NODE: usize>(ctx: &Ctx) -> Outcome {
     expect_errno(result, &[libc::EPERM], "WRITE to read-only memory")?;
     buf.check(0, PAGES, 40)?;
 
-    // The same with the pages on the device.
+    // Repeats the test with the pages on the device.
     device.move_all(&buf, 40)?;
     let result = device.write(&buf, 0, &worse);
     expect_errno(

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a process and its memory cgroup are charged for.
+//! The charges of a process and its memory cgroup.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,15 +18,15 @@ use crate::sys;
 use crate::uapi::{HMM_MIGRATE_TO_DEV, HMM_MIGRATE_TO_SYS};
 
 const N: usize = 256;
-/// A leak of the smallest kind, one page of each trip, is well above the slack.
+/// The smallest leak, one page per trip, is well above the slack.
 const TRIPS: usize = 10;
 
-/// RssAnon and smaps are the same before and after; in between the pages are
-/// still the process's.
+/// RssAnon and smaps are the same before and after the migration, and the pages count for the
+/// process while they are on the device.
 pub fn rss<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let device = Target::open(ctx, NODE)?;
-    // Pages without access at both ends keep the kernel from joining the mapping
-    // with a neighbour, which would hide it in smaps.
+    // Pages without access at both ends keep the kernel from joining the mapping with a neighbour;
+    // smaps would then show both as one.
     let buf = Buffer::anon(N + 2)?;
     buf.fill(1, N, 95);
     buf.protect(0, 1, libc::PROT_NONE)?;
@@ -53,7 +53,7 @@ pub fn rss<const NODE: usize>(ctx: &Ctx) -> Outcome {
         buf.check(1, N, 95)?;
         super::expect_present(&buf, 1, N)
     };
-    // The first trip also warms up what else the process needs.
+    // The first trip also makes the allocations that the process keeps.
     trip(false)?;
     let start = proc::rss_anon()?;
     for i in 0..TRIPS {
@@ -72,7 +72,7 @@ pub fn rss<const NODE: usize>(ctx: &Ctx) -> Outcome {
         "RssAnon after {TRIPS} round trips: expected {start} +- {slack} pages, found {end}"
     );
 
-    // And unmapped from the device they are not charged any more.
+    // Pages that are unmapped on the device are no longer charged.
     let into = Data::Into(&mut data);
     device
         .command(HMM_MIGRATE_TO_DEV, buf.at(1), N as u64, into)
@@ -88,7 +88,7 @@ pub fn rss<const NODE: usize>(ctx: &Ctx) -> Outcome {
 
 const CGROUPS: &str = "/sys/fs/cgroup";
 
-/// A new memory cgroup, mounting the hierarchy if nobody has.
+/// Makes a memory cgroup, and mounts the hierarchy if it is not mounted.
 pub(super) fn new_cgroup() -> Outcome<PathBuf> {
     let root = Path::new(CGROUPS);
     let skip = |what: &str, e: std::io::Error| Fail::Skip(format!("{what}: {e}"));
@@ -98,14 +98,14 @@ pub(super) fn new_cgroup() -> Outcome<PathBuf> {
     fs::write(root.join("cgroup.subtree_control"), "+memory")
         .map_err(|e| skip("memory controller", e))?;
     let dir = root.join("zdm-selftests");
-    // What an earlier run that was killed has left; there may be none.
+    // A killed run may have left the cgroup behind.
     let _ = fs::remove_dir(&dir);
     fs::create_dir(&dir).or_fail("mkdir of a cgroup")?;
     Ok(dir)
 }
 
-/// Anonymous memory charged to a cgroup, in pages. Exact, as reading flushes the
-/// per-CPU parts; memory.current has batches in stock.
+/// The anonymous memory charged to a cgroup, in pages. The value is exact, because reading flushes
+/// the per-CPU parts; memory.current includes charges that CPUs hold in advance.
 pub(super) fn charged(dir: &Path) -> Outcome<u64> {
     let text = fs::read_to_string(dir.join("memory.stat")).or_fail("memory.stat")?;
     let bytes = text
@@ -126,8 +126,8 @@ pub(super) fn current(dir: &Path) -> Outcome<u64> {
     }
 }
 
-/// A cgroup is charged for pages on the device, and for none when they are freed
-/// there: by munmap, which never brings them back, and by exit.
+/// A cgroup is charged for pages on the device until they are freed there: by munmap, which never
+/// brings them back, and by exit.
 pub fn memcg<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let dir = new_cgroup()?;
     let work = Child::spawn(|| {
@@ -139,8 +139,8 @@ pub fn memcg<const NODE: usize>(ctx: &Ctx) -> Outcome {
             buf.check(0, N / 2, 96)?;
             buf.unmap(0, N)
         };
-        // The first trip is charged for a heap that stays. The statistics are
-        // flushed every two seconds.
+        // The first trip is charged for a heap that stays. The statistics are flushed every two
+        // seconds.
         trip()?;
         std::thread::sleep(Duration::from_secs(3));
         let idle = charged(&dir)?;
@@ -158,14 +158,14 @@ pub fn memcg<const NODE: usize>(ctx: &Ctx) -> Outcome {
             "anon in memory.stat after {TRIPS} trips: expected {idle} + {slack} pages at \
              most, found {end}"
         );
-        // Pages on the device at the end.
+        // The second half of the test ends with pages on the device.
         let buf = Buffer::filled(N, 97)?;
         device.move_all(&buf, 97)?;
         sys::exit_now(0)
     })?;
     let worked = work.join();
-    // Stock of 64 pages on each of a few CPUs may remain, a leak of whole trips
-    // may not.
+    // A few CPUs may each keep charges for 64 pages in advance; a leak of whole trips is more than
+    // that.
     let (mut left, limit) = (0, N as u64);
     let fell = sys::wait_until(Duration::from_secs(5), || {
         left = current(&dir).unwrap_or(u64::MAX);

@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! madvise and mlock of ranges of which a part is on the device and the rest is not.
-//! Small and huge pages.
+//! madvise and mlock of ranges of which a part is on the device, with small and huge pages.
 //!
-//! Pages that were locked when they went come back here before they are freed. One that is
-//! freed on the device keeps PG_unevictable, and is a VM_BUG_ON_FOLIO() in
-//! folio_migrate_flags() when an active page has gone there and leaves again.
+//! These tests bring back pages that were locked when they migrated before they free them. A page
+//! that is freed on the device keeps PG_unevictable; if an active page migrates to it later and
+//! leaves again, folio_migrate_flags() hits a VM_BUG_ON_FOLIO().
 
 use std::fs;
 
@@ -34,11 +33,11 @@ pub const TESTS: &[Test] = of_each_kind!("advice":
 );
 
 const N: usize = HUGE_PAGES;
-/// Of linux/mman.h, 6.13 and on.
+/// Defined in linux/mman.h since 6.13.
 const MADV_GUARD_INSTALL: i32 = 102;
 const MADV_GUARD_REMOVE: i32 = 103;
 
-/// A buffer with the pattern of `seed` of which the middle half is on the device.
+/// A buffer with the pattern of `seed`, whose middle half is on the device.
 #[track_caller]
 fn mixed(target: &Target, huge: bool, seed: u64) -> Outcome<Buffer> {
     let buf = filled(huge, seed)?;
@@ -56,15 +55,14 @@ fn mixed(target: &Target, huge: bool, seed: u64) -> Outcome<Buffer> {
     Ok(buf)
 }
 
-/// Checks that every page that is mapped has as many references as mappings, once no
-/// CPU has it in a batch.
+/// Checks that every mapped page has as many references as mappings, once no CPU has it in a batch.
 #[track_caller]
 fn expect_sound(target: &Target, buf: &Buffer, when: &str) -> Outcome {
     let mut worst = None;
     sys::wait_until(std::time::Duration::from_secs(2), || {
         let pages = proc::drain_batches()
             .and_then(|()| target.inspect(buf, 0, buf.pages()).or_fail("ZDM_INSPECT"));
-        // An error shows as what was found last.
+        // A failed inspection shows in the final check.
         if let Ok(pages) = pages {
             worst = pages.into_iter().find(|p| p.refs != p.mapcount);
         }
@@ -77,8 +75,8 @@ fn expect_sound(target: &Target, buf: &Buffer, when: &str) -> Outcome {
     Ok(())
 }
 
-/// Advice that is about system memory is none for pages on the device: data, place and
-/// counts stay.
+/// Advice for system memory does not affect pages on the device: data, place and counts stay the
+/// same.
 fn leaves_alone(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
         settled(ctx, node, |target| {
@@ -93,7 +91,7 @@ fn leaves_alone(ctx: &Ctx, node: usize) -> Outcome {
                 let buf = mixed(target, huge, 1300)?;
                 let n = buf.pages();
                 let away = frames(target, &buf, n / 4, n / 2)?;
-                // All of it, and across the border.
+                // Apply the advice to the whole range, and to ranges across the border.
                 for (first, len) in [(0, n), (n / 4 - 5, 10), (n / 2, n / 2)] {
                     buf.advise(first, len, advice)?;
                     target.expect(&buf, 0, n, n / 2)?;
@@ -117,7 +115,8 @@ fn leaves_alone(ctx: &Ctx, node: usize) -> Outcome {
     Ok(())
 }
 
-/// What is thrown away is freed at once, zeroes afterwards, and all else is as before.
+/// MADV_DONTNEED frees pages at once; they read as zeroes afterwards, and other pages do not
+/// change.
 fn dontneed(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
         settled(ctx, node, |target| {
@@ -134,7 +133,7 @@ fn dontneed(ctx: &Ctx, node: usize) -> Outcome {
             buf.check_zero(first, len)?;
             buf.check(0, first, 1310)?;
             buf.check(first + len, n - first - len, 1310)?;
-            // Again, with pages of all kinds, and shared with a child.
+            // Repeat it with pages in both places that are shared with a child.
             target.bring_back(&buf, 0, n)?;
             buf.fill(0, n, 1311);
             target.move_all(&buf, 1311)?;
@@ -150,31 +149,30 @@ fn dontneed(ctx: &Ctx, node: usize) -> Outcome {
     Ok(())
 }
 
-/// Pages that may be dropped when memory is short are not those of the device, which
-/// nobody reclaims.
+/// MADV_FREE does not make the kernel drop pages of the device, because reclaim does not see them.
 fn free(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
         settled(ctx, node, |target| {
             let buf = mixed(target, huge, 1320)?;
             let n = buf.pages();
-            // All of it, and a part of what is on the device.
+            // Apply it to all pages, and to a part of those on the device.
             buf.advise(0, n, libc::MADV_FREE)?;
             buf.advise(n / 2, 3, libc::MADV_FREE)?;
             target.expect(&buf, 0, n, n / 2)?;
             let read = target.read(&buf, n / 4, n / 2).or_fail("READ")?;
             check_bytes(&read.data, 1320, n / 4, "READ after MADV_FREE")?;
             buf.check(n / 4, n / 2, 1320)?;
-            // A page that is written to is wanted again, whatever its place.
+            // A page that is written after MADV_FREE must not be dropped, wherever it is.
             buf.fill(0, n, 1321);
             target.drain_held(&buf)?;
             target.to_device(&buf, 0, n).or_fail("MIGRATE_TO_DEV")?;
             buf.check(0, n, 1321)?;
 
-            // Pages that may be dropped go to the device: those that went have their data.
+            // Pages with MADV_FREE migrate to the device; those that did have their data.
             target.bring_back(&buf, 0, n)?;
             buf.advise(0, n, libc::MADV_FREE)?;
-            // Reclaim may take some, and then they are nowhere. All others have their data, whether
-            // they go or stay.
+            // Reclaim may drop some of the pages. All others keep their data, whether they migrate
+            // or not.
             let _ = target.to_device(&buf, 0, n);
             let mut gone = 0;
             for page in 0..n {
@@ -199,7 +197,7 @@ fn free(ctx: &Ctx, node: usize) -> Outcome {
     Ok(())
 }
 
-/// Prefaulting is an access like others: PRIVATE pages come back, others stay.
+/// MADV_POPULATE acts like an access: PRIVATE pages come back, other pages stay.
 fn populate(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
         for advice in [libc::MADV_POPULATE_READ, libc::MADV_POPULATE_WRITE] {
@@ -222,8 +220,8 @@ fn populate(ctx: &Ctx, node: usize) -> Outcome {
     Ok(())
 }
 
-/// A huge page is made of small ones that are on the device, all of them or a few. The
-/// kernel may refuse, and must not lose anything.
+/// MADV_COLLAPSE makes a huge page of small ones, some or all of which are on the device. The
+/// kernel may refuse, but must not lose data.
 fn collapse(ctx: &Ctx, node: usize) -> Outcome {
     for away in [1, N / 2, N] {
         settled(ctx, node, |target| {
@@ -265,7 +263,7 @@ fn collapse(ctx: &Ctx, node: usize) -> Outcome {
     Ok(())
 }
 
-/// Guard pages take the place of pages on the device, which are freed.
+/// Guard pages replace pages on the device, which are freed.
 fn guard(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
         settled(ctx, node, |target| {
@@ -282,7 +280,7 @@ fn guard(ctx: &Ctx, node: usize) -> Outcome {
             )?;
             let result = target.read(&buf, n / 4, 1);
             expect_errno(result, &[libc::EFAULT], "READ of a guard page")?;
-            // Those with a guard do not go, the others do.
+            // Pages with a guard do not migrate, the others do.
             let _ = target.to_device(&buf, 0, n);
             target.expect(&buf, n / 4 - 2, 6, 0)?;
             buf.advise(n / 4 - 2, 6, MADV_GUARD_REMOVE)?;
@@ -294,8 +292,8 @@ fn guard(ctx: &Ctx, node: usize) -> Outcome {
     Ok(())
 }
 
-/// Locked before it goes, while it is away, and unlocked in each place: whatever the order,
-/// every page goes, comes back, and is given up.
+/// Pages are locked before they migrate, while they are on the device, and unlocked in each place.
+/// In every order each page migrates, comes back, and is freed.
 fn lock(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
         settled(ctx, node, |target| {
@@ -317,7 +315,7 @@ fn lock(ctx: &Ctx, node: usize) -> Outcome {
                 }
                 target.move_all(&buf, 1360)?;
                 lock(away)?;
-                // mlock faults pages in: those of PRIVATE memory come back.
+                // mlock faults pages in, which brings PRIVATE pages back.
                 if away == Some(true) && !target.cpu_maps() {
                     target.expect(&buf, 0, n, 0)?;
                 } else {
@@ -336,7 +334,7 @@ fn lock(ctx: &Ctx, node: usize) -> Outcome {
     Ok(())
 }
 
-/// Pages that are locked as they come do not come for that.
+/// Pages with MLOCK_ONFAULT do not come back because of the lock.
 fn lock_on_fault(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
         settled(ctx, node, |target| {
@@ -357,7 +355,7 @@ fn lock_on_fault(ctx: &Ctx, node: usize) -> Outcome {
             buf.lock(0, n, false)?;
             buf.check(0, n, 1370)?;
 
-            // Nothing is there yet: the first page that comes is the device's.
+            // No page exists yet: the first one is made on the device.
             let empty = Buffer::anon(n)?;
             empty.lock_on_fault(0, n)?;
             target.to_device(&empty, 0, n).or_fail("MIGRATE_TO_DEV")?;
@@ -370,7 +368,7 @@ fn lock_on_fault(ctx: &Ctx, node: usize) -> Outcome {
     Ok(())
 }
 
-/// A part of a huge page is locked, or unlocked, where it is.
+/// A part of a huge page is locked, or unlocked, in each place.
 fn lock_huge_part(ctx: &Ctx, node: usize) -> Outcome {
     for page in [0, N / 2, N - 1] {
         settled(ctx, node, |target| {
@@ -398,7 +396,7 @@ fn lock_huge_part(ctx: &Ctx, node: usize) -> Outcome {
 
 const REFRESH: &str = "/proc/sys/vm/stat_refresh";
 
-/// The count of locked pages is what it was when all is unlocked, or gone.
+/// The count of locked pages returns to its initial value when all pages are unlocked or freed.
 fn lock_counts(ctx: &Ctx, node: usize) -> Outcome {
     let trip = || -> Outcome {
         for huge in SIZES {
@@ -419,7 +417,7 @@ fn lock_counts(ctx: &Ctx, node: usize) -> Outcome {
         Ok(())
     };
     trip()?;
-    // What each CPU has counted for itself is summed up every second, or on demand.
+    // The per-CPU parts of the count are added up every second, or on demand.
     let count = || -> Outcome<u64> {
         proc::drain_batches()?;
         fs::write(REFRESH, "1").or_fail(REFRESH)?;

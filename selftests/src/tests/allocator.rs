@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Small and huge pages from the same device memory, for ever: what has come back
-//! must be good for either again.
+//! Small and huge pages use the same device memory for any length of time: memory that comes back
+//! can be used for either size again.
 
 use super::target::{COHERENT, GENERIC, PRIVATE, Target, huge_filled};
 use super::{Ctx, Test, test, with};
@@ -14,7 +14,7 @@ use crate::{check, check_eq};
 const N: usize = HUGE_PAGES;
 const TWO: &str = "devmem_chunk_mb=2";
 const FOUR: &str = "devmem_chunk_mb=4";
-/// To be filled page by page: more than a migration takes at a time, and done soon.
+/// A chunk that a test can fill page by page: larger than one batch of a migration, and full soon.
 const FILLED: &str = "devmem_chunk_mb=64";
 
 pub const TESTS: &[Test] = &[
@@ -51,14 +51,14 @@ pub const TESTS: &[Test] = &[
     with(FOUR, test("allocator_generic.random", random::<GENERIC>)),
 ];
 
-/// Pages of device memory that there are.
+/// The number of pages of device memory.
 #[track_caller]
 fn capacity(device: &Device) -> Outcome<usize> {
     Ok(device.audit()?.0.pages as usize)
 }
 
-/// Gives back what earlier tests have made the device grow to, and returns what
-/// it begins with.
+/// Makes the device give back the chunks that earlier tests added. Returns the initial number of
+/// pages.
 #[track_caller]
 fn start_over(target: &Target) -> Outcome<usize> {
     target.release().or_fail("RELEASE")?;
@@ -69,8 +69,8 @@ fn start_over(target: &Target) -> Outcome<usize> {
     capacity(target)
 }
 
-/// Chunks of one huge page: each new one that is wanted at a time takes one more,
-/// and none is taken twice.
+/// With chunks of one huge page, each additional huge page in use takes one more chunk, and no
+/// chunk is used twice.
 fn one_huge(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, PRIVATE)?;
     check_eq!(start_over(&target)?, N, "pages in the beginning");
@@ -87,7 +87,7 @@ fn one_huge(ctx: &Ctx) -> Outcome {
         second.check(0, N, 401)?;
         third.check(0, N, 402)?;
     }
-    // A small page spoils a chunk for a huge one, and its return makes it good.
+    // A small page in a chunk leaves no room for a huge one; its return makes room again.
     let small = Buffer::filled(1, 403)?;
     target.move_all(&small, 403)?;
     let huge = huge_filled(1, 404)?;
@@ -105,7 +105,8 @@ fn one_huge(ctx: &Ctx) -> Outcome {
     second.check(0, N, 405)
 }
 
-/// COHERENT and GENERIC memory does not grow: what there is no room for stays, whole.
+/// COHERENT and GENERIC memory does not grow: a page for which there is no room stays in system
+/// memory, whole.
 fn one_huge_only<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, NODE)?;
     check_eq!(capacity(&target)?, N, "pages of the device");
@@ -134,7 +135,7 @@ fn one_huge_only<const NODE: usize>(ctx: &Ctx) -> Outcome {
     target.expect_empty()
 }
 
-/// Beyond a chunk by one page, and no more chunks than that takes.
+/// One page more than a chunk has makes the device grow by the necessary chunks only.
 fn growth(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, PRIVATE)?;
     let chunk = 2 * N;
@@ -155,7 +156,7 @@ fn growth(ctx: &Ctx) -> Outcome {
     more.check(0, 1, 411)?;
     buf.check(0, chunk, 410)?;
     target.expect_empty()?;
-    // From two chunks at once, in one command and by one eviction.
+    // One command reads, and one eviction frees, pages of two chunks.
     let all = Buffer::filled(2 * chunk, 412)?;
     target.move_all(&all, 412)?;
     check_eq!(capacity(&target)?, 2 * chunk, "pages with two chunks used");
@@ -163,8 +164,8 @@ fn growth(ctx: &Ctx) -> Outcome {
     all.check(0, 2 * chunk, 412)
 }
 
-/// All memory in small pages, every other one given back, then a huge page; then
-/// all of it given back, and huge pages only. Each round must go as the one before.
+/// Fills all memory with small pages, frees every other one and asks for a huge page; then frees
+/// all and fills the memory with huge pages. Each round must go like the previous one.
 fn fragments<const NODE: usize>(ctx: &Ctx) -> Outcome {
     const ALL: usize = 2 * N;
     let target = Target::open(ctx, NODE)?;
@@ -180,7 +181,7 @@ fn fragments<const NODE: usize>(ctx: &Ctx) -> Outcome {
         let before = target.stats()?;
         let huge = huge_filled(1, 421)?;
         target.move_all(&huge, 421)?;
-        // Only PRIVATE memory grows; the other kinds have no whole place left.
+        // Only PRIVATE memory grows; the other kinds have no free place for a huge page left.
         match target.cpu_maps() {
             true => target.expect_large(&before, 0, 0, 1)?,
             false => target.expect_large(&before, 1, 0, 0)?,
@@ -219,7 +220,7 @@ pub(super) struct Random(pub u64);
 
 impl Random {
     pub fn below(&mut self, n: usize) -> usize {
-        // Knuth's MMIX.
+        // The constants are those of Knuth's MMIX.
         self.0 = self
             .0
             .wrapping_mul(6_364_136_223_846_793_005)
@@ -228,7 +229,7 @@ impl Random {
     }
 }
 
-/// A buffer with its pattern, and what of it is still mapped.
+/// A buffer with its pattern and its mapped part.
 struct Item {
     buf: Buffer,
     seed: u64,
@@ -242,8 +243,7 @@ impl Item {
     }
 }
 
-/// Whatever comes to mind with small and huge pages, in a memory that has too
-/// little room for all of it.
+/// Makes random use of small and huge pages, on a device that has too little memory for all of it.
 fn random<const NODE: usize>(ctx: &Ctx) -> Outcome {
     const STEPS: usize = 100;
     let target = Target::open(ctx, NODE)?;
@@ -268,7 +268,7 @@ fn random<const NODE: usize>(ctx: &Ctx) -> Outcome {
         let first = random.below(item.end);
         let n = 1 + random.below(item.end - first);
         match kind {
-            // All of it, or a part; there may be no room.
+            // Migrates all of it or a part; there may be no room.
             0..=2 => {
                 let (first, n) = if kind == 2 { (first, n) } else { (0, item.end) };
                 match target.to_device(&item.buf, first, n) {
@@ -288,7 +288,7 @@ fn random<const NODE: usize>(ctx: &Ctx) -> Outcome {
                 let read = target.read(&item.buf, first, n).or_fail("READ")?;
                 check_bytes(&read.data, item.seed, first, "READ")?;
             }
-            // The end of it goes, or all of it.
+            // Unmaps the end of the buffer, or drops all of it.
             _ if first == 0 => drop(items.swap_remove(at)),
             _ => {
                 item.buf.unmap(first, item.end - first)?;
@@ -307,7 +307,7 @@ fn random<const NODE: usize>(ctx: &Ctx) -> Outcome {
     target.expect_empty()
 }
 
-/// Something to do for one of several workers, with its own memory.
+/// The work of one of several workers, on its own memory.
 fn work(target: &Target, worker: u64) -> Outcome {
     let (a, b) = (430 + 2 * worker, 431 + 2 * worker);
     for round in 0..8 {
@@ -319,7 +319,7 @@ fn work(target: &Target, worker: u64) -> Outcome {
             let moved = target.to_device(buf, 0, n).or_fail("MIGRATE_TO_DEV")?;
             check_bytes(&moved.data, seed, 0, "returned data")?;
         }
-        // Freed on the device, in part or as a whole, or brought back.
+        // The pages are freed on the device in part, freed there as a whole, or brought back.
         match round % 3 {
             0 => {
                 small.unmap(32, 32)?;
@@ -339,7 +339,7 @@ fn work(target: &Target, worker: u64) -> Outcome {
     Ok(())
 }
 
-/// Threads with one file.
+/// Threads that share one file.
 fn threads<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, NODE)?;
     let before = target.stats()?;
@@ -369,7 +369,7 @@ fn processes<const NODE: usize>(ctx: &Ctx) -> Outcome {
             Child::spawn(move || {
                 let target = Target::open(ctx, NODE)?;
                 work(&target, worker)?;
-                // The last one ends without ado.
+                // The last worker exits without cleaning up.
                 match worker {
                     2 => sys::exit_now(0),
                     _ => Ok(()),
@@ -385,8 +385,8 @@ fn processes<const NODE: usize>(ctx: &Ctx) -> Outcome {
     target.expect_empty()
 }
 
-/// The number that marks page `page` in a round: filling a large memory word by
-/// word takes too long.
+/// The number that marks page `page` in a round. Filling a large memory word by word would take too
+/// long.
 fn mark(page: usize, round: usize) -> u64 {
     ((round as u64 + 1) << 32) + page as u64
 }
@@ -407,7 +407,7 @@ fn check_marks(buf: &Buffer, round: usize, pages: impl Iterator<Item = usize>) -
     Ok(())
 }
 
-/// A buffer with a mark on each page, all of it moved to the device.
+/// Moves a whole buffer with a mark on each page to the device.
 fn marked_on_device(target: &Target, buf: &Buffer, round: usize) -> Outcome {
     for page in 0..buf.pages() {
         for word in [0, 511] {
@@ -423,7 +423,7 @@ fn marked_on_device(target: &Target, buf: &Buffer, round: usize) -> Outcome {
     target.expect(buf, 0, buf.pages(), buf.pages())
 }
 
-/// Memory of the usual size, to the last page.
+/// Fills memory of the usual size to the last page.
 fn fill<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, NODE)?;
     let one = Buffer::filled(1, 440)?;

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Arguments that are wrong get the error of abi.md, do no harm, and leave a
-//! device that works.
+//! Wrong arguments give the errors of abi.rst, do no harm, and leave the device working.
 
 use libc::{E2BIG, EFAULT, EINVAL, ENOTTY};
 
@@ -12,7 +11,7 @@ use crate::check_eq;
 use crate::device::{Buffer, Data, Device, PAGE, pattern_bytes};
 use crate::uapi::*;
 
-/// Every upstream command that has a range and a result.
+/// Upstream's commands that have a range and a result.
 const COMMANDS: [(u64, &str); 4] = [
     (HMM_READ, "READ"),
     (HMM_WRITE, "WRITE"),
@@ -20,7 +19,7 @@ const COMMANDS: [(u64, &str); 4] = [
     (HMM_MIGRATE_TO_SYS, "MIGRATE_TO_SYS"),
 ];
 
-/// The others, which are refused for what a range is only.
+/// Further commands, which check their range but return no data.
 const MORE: [(u64, &str); 5] = [
     (HMM_SNAPSHOT, "SNAPSHOT"),
     (HMM_EXCLUSIVE, "EXCLUSIVE"),
@@ -29,11 +28,11 @@ const MORE: [(u64, &str); 5] = [
     (HMM_RELEASE, "RELEASE"),
 ];
 
-/// Checks that commands refuse a range: all of them if it is none.
+/// Checks that all commands refuse a range.
 fn refused(device: &Device, addr: u64, npages: u64, errnos: &[i32]) -> Outcome {
     let more = if errnos == [EINVAL] { &MORE[..] } else { &[] };
     for (request, name) in COMMANDS.iter().chain(more).copied() {
-        // Large ranges have no data to go with them.
+        // There is no buffer for the data of large ranges.
         let mut room = vec![0; 4 * PAGE];
         let data = match npages <= 4 {
             true => Data::Into(&mut room),
@@ -45,14 +44,14 @@ fn refused(device: &Device, addr: u64, npages: u64, errnos: &[i32]) -> Outcome {
     Ok(())
 }
 
-/// Checks that a device does its work after errors.
+/// Checks that a device works after errors.
 fn works(device: &Device) -> Outcome {
     let buf = Buffer::filled(4, 120)?;
     device.move_all(&buf, 120)?;
     buf.check(0, 4, 120)
 }
 
-/// ENOTTY is what abi.md says; EINVAL is what the C driver returns.
+/// abi.rst specifies ENOTTY; the C driver returns EINVAL.
 pub fn unknown_ioctl(_: &Ctx) -> Outcome {
     let device = Device::open(0)?;
     let buf = Buffer::filled(1, 121)?;
@@ -64,7 +63,7 @@ pub fn unknown_ioctl(_: &Ctx) -> Outcome {
         ioc(IOC_READ, 0xfe, 80),
         tcgets,
     ] {
-        // A range that would be good, were the command known.
+        // The range is valid; only the command is unknown.
         let mut arg = [buf.at(0), buf.at(0), 1, 0, 0, 0, 0, 0, 0, 0]
             .map(u64::to_ne_bytes)
             .concat();
@@ -118,7 +117,7 @@ pub fn wrap(_: &Ctx) -> Outcome {
 pub fn beyond_task_size(_: &Ctx) -> Outcome {
     let device = Device::open(0)?;
     let buf = Buffer::filled(1, 125)?;
-    // Beyond five-level page tables too, and the kernel's half.
+    // Addresses beyond five-level page tables, and in the kernel's half.
     for addr in [
         1 << 56,
         1 << 60,
@@ -127,17 +126,17 @@ pub fn beyond_task_size(_: &Ctx) -> Outcome {
     ] {
         refused(&device, addr, 1, &[EINVAL])?;
     }
-    // Begins well, ends beyond.
+    // The range begins at a valid address and ends beyond user addresses.
     refused(&device, buf.at(0), 1 << 44, &[EINVAL])?;
     buf.check(0, 1, 125)?;
     works(&device)
 }
 
-/// No size is trusted for an allocation: an error, at once, whatever it is.
+/// A huge number of pages gives an error at once: no allocation has the requested size.
 pub fn huge_npages(_: &Ctx) -> Outcome {
     let device = Device::open(0)?;
     let buf = Buffer::filled(4, 126)?;
-    // Nothing is mapped behind the buffer, or the range ends beyond what a process can have.
+    // The pages behind the buffer are not mapped, or the range ends beyond user addresses.
     for shift in [20, 24, 28, 32, 35, 40] {
         refused(&device, buf.at(0), 1 << shift, &[EFAULT, EINVAL])?;
     }
@@ -160,7 +159,7 @@ pub fn pointer(_: &Ctx) -> Outcome {
         expect_errno(device.ioctl_nowhere(request), &[EFAULT], &what)?;
     }
 
-    // The range is good, the place for the result is not.
+    // The range is valid, but the place for the result is not.
     let buf = Buffer::filled(PAGES, 127)?;
     for (request, name) in &COMMANDS[..3] {
         let result = device.command(*request, buf.at(0), PAGES as u64, Data::Nowhere);
@@ -168,7 +167,7 @@ pub fn pointer(_: &Ctx) -> Outcome {
         expect_errno(result, &[EFAULT], &what)?;
     }
     buf.check(0, PAGES, 127)?;
-    // The last page of the place is missing: a read-only mapping of the CPU's.
+    // The last page of the result's place is a read-only mapping of the CPU.
     let place = Buffer::anon(PAGES)?;
     place.unmap(PAGES - 1, 1)?;
     let mut arg = [buf.at(0), place.at(0), PAGES as u64, 0, 0]
@@ -179,8 +178,8 @@ pub fn pointer(_: &Ctx) -> Outcome {
     expect_errno(result, &[EFAULT], what)?;
     buf.check(0, PAGES, 127)?;
 
-    // Room for records at a place which is none: there are none to be written,
-    // so this may succeed too.
+    // The place for records is invalid. There are no records to write, so the call may also
+    // succeed.
     let mut audit = Audit {
         records: 8,
         nr_records: 4,
@@ -205,7 +204,7 @@ pub fn no_vma(_: &Ctx) -> Outcome {
     works(&device)
 }
 
-/// The C driver asks for VM_READ.
+/// The C driver, too, requires VM_READ.
 pub fn prot_none(_: &Ctx) -> Outcome {
     let device = Device::open(0)?;
     let buf = Buffer::filled(8, 128)?;
@@ -224,13 +223,13 @@ pub fn prot_none(_: &Ctx) -> Outcome {
     works(&device)
 }
 
-/// Structures are versioned by their size.
+/// The size of a structure is its version.
 pub fn audit_size(_: &Ctx) -> Outcome {
     const FULL: usize = size_of::<Audit>();
     let device = Device::open(0)?;
     let request = |size| ioc(IOC_READ_WRITE, ZDM_AUDIT_NUMBER, size);
 
-    // An older program: only what it knows is written.
+    // For an older program the driver writes only the fields that the program knows.
     let old = 40;
     let mut arg = [0; FULL + 16];
     arg[old..].fill(0xa5);
@@ -247,7 +246,7 @@ pub fn audit_size(_: &Ctx) -> Outcome {
         &arg[old..]
     );
 
-    // A newer program which does not use what is new.
+    // A newer program that does not use the new fields.
     let mut arg = [0; FULL + 16];
     device
         .ioctl_bytes(request(FULL + 16), &mut arg)
@@ -257,7 +256,7 @@ pub fn audit_size(_: &Ctx) -> Outcome {
         "pages in a longer structure: expected some, found none"
     );
 
-    // A newer program which does, in the first or in the last byte.
+    // A newer program that uses the new fields, in the first or in the last byte.
     for at in [FULL, FULL + 15] {
         let mut arg = [0; FULL + 16];
         arg[at] = 1;
@@ -265,7 +264,7 @@ pub fn audit_size(_: &Ctx) -> Outcome {
         expect_errno(result, &[E2BIG], "ZDM_AUDIT with unknown bytes")?;
     }
 
-    // Flags that do not exist.
+    // Unknown flags.
     let mut audit = Audit {
         flags: 1 << 31,
         ..Audit::default()
@@ -275,12 +274,12 @@ pub fn audit_size(_: &Ctx) -> Outcome {
     works(&device)
 }
 
-/// A bad parameter is an error of loading, and nothing is left registered.
+/// A bad parameter makes loading fail, and nothing stays registered.
 pub fn module_param(ctx: &Ctx) -> Outcome {
     for parameters in ["audit=bogus", "devmem_chunk_mb=3", "fault_around=513"] {
         match ctx.module.try_load(parameters) {
             Ok(()) => {
-                // Or the next test would start from here.
+                // The next load must not start with a loaded module.
                 ctx.module.unload()?;
                 return Err(Fail::failed(format!(
                     "loading with {parameters}: expected EINVAL, found success"

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Benchmarks: what the oracle costs. They are run by name only, print ratios of what was
-//! measured side by side, and fail for wrong results, never for slow ones.
+//! Benchmarks of the oracle's cost. They run only by name and print ratios of times that are
+//! measured side by side. A wrong result fails them, a slow one does not.
 
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,7 @@ pub const TESTS: &[Test] = &[
     absent(test("bench.ledger", ledger)),
 ];
 
-/// Pages of a buffer to be moved: 8 MiB.
+/// The pages of a migrated buffer: 8 MiB.
 const N: usize = 4 * HUGE_PAGES;
 const ROUNDS: usize = 20;
 
@@ -27,14 +27,14 @@ pub fn micros(time: Duration) -> f64 {
     time.as_secs_f64() * 1e6
 }
 
-/// How long it takes, besides what it returns.
+/// Returns the result of `work` and its duration.
 pub fn timed<T>(work: impl FnOnce() -> Outcome<T>) -> Outcome<(T, Duration)> {
     let start = Instant::now();
     let result = work()?;
     Ok((result, start.elapsed()))
 }
 
-/// The best time of a scan and of a plain pass, by turns.
+/// The best time of a scan and of a plain pass, measured in turn.
 fn scan_and_pass(device: &Device, what: &str) -> Outcome {
     let (mut scan, mut pass) = (Duration::MAX, Duration::MAX);
     let mut pages = 0;
@@ -64,7 +64,7 @@ fn audit(_: &Ctx) -> Outcome {
     scan_and_pass(&Device::open(0)?, "all free")
 }
 
-/// The same with small and huge folios in use.
+/// The same pagemap with small and huge folios in use.
 fn audit_used(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, PRIVATE)?;
     let (small, huge) = (filled(N, false, 130)?, filled(N, true, 130)?);
@@ -73,7 +73,7 @@ fn audit_used(ctx: &Ctx) -> Outcome {
     scan_and_pass(&target, "4096 in use")
 }
 
-/// Pages with the pattern of `seed`, in huge pages or in small ones.
+/// Pages with the pattern of `seed`, huge or small.
 fn filled(n: usize, huge: bool, seed: u64) -> Outcome<Buffer> {
     if huge {
         return huge_filled(n / HUGE_PAGES, seed);
@@ -84,7 +84,7 @@ fn filled(n: usize, huge: bool, seed: u64) -> Outcome<Buffer> {
     Ok(buf)
 }
 
-/// The best times of a migration there and back.
+/// The best times of a migration to the device and of one back.
 fn trip(buf: &Buffer) -> Outcome<[Duration; 2]> {
     let device = Device::open(0)?;
     let mut best = [Duration::MAX; 2];

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a count of references cannot show, and no principle of `place`, `mirror`, `tlb` or
-//! `daxcross` covers: each of these was the place of a bug that no test noticed.
+//! Faults that a count of references cannot show and that `place`, `mirror`, `tlb` and `daxcross`
+//! do not cover. Each test covers the place of a seeded bug that no other test noticed.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -44,8 +44,8 @@ pub const DAX: &[Test] = &[
     ),
 ];
 
-/// What UFFDIO_MOVE has moved is found by its new address: a page whose index is the old one
-/// is found nowhere by the rmap, and neither migrates nor is swapped out.
+/// Pages that UFFDIO_MOVE has moved are found at their new address. If a page kept its old index,
+/// rmap would not find it, and it could neither migrate nor be swapped out.
 fn moved_then_rmap(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
         for away in [false, true] {
@@ -56,7 +56,7 @@ fn moved_then_rmap(ctx: &Ctx, node: usize) -> Outcome {
                 if away && target.cpu_maps() {
                     target.move_all(&from, 4100)?;
                 }
-                // Not the same distance from the beginning of the mapping.
+                // The distance from the beginning of the mapping differs.
                 let to = Buffer::anon_huge_aligned(2 * HUGE_PAGES)?;
                 let at = if huge { HUGE_PAGES } else { 5 };
                 if huge {
@@ -82,7 +82,7 @@ fn moved_then_rmap(ctx: &Ctx, node: usize) -> Outcome {
                     target.to_device(&to, at, moved).or_fail("MIGRATE_TO_DEV")?;
                     target.expect(&to, at, moved, moved)?;
                 }
-                // By the rmap: nobody says at which address the pages are.
+                // RELEASE gives no addresses: it finds the mappings by rmap.
                 target.release().or_fail("RELEASE")?;
                 target.expect(&to, at, moved, 0)?;
                 to.check_from(at, moved, 4100, 0)
@@ -92,8 +92,8 @@ fn moved_then_rmap(ctx: &Ctx, node: usize) -> Outcome {
     Ok(())
 }
 
-/// Pages on the device wait in no batch of a CPU, however they are locked and unlocked: their
-/// counts are right at once.
+/// Pages on the device are in no batch of a CPU, however they are locked and unlocked: their counts
+/// are right at once.
 fn lock_batches(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
         settled(ctx, node, |target| {
@@ -135,8 +135,8 @@ fn lock_batches(ctx: &Ctx, node: usize) -> Outcome {
     Ok(())
 }
 
-/// MADV_COLD, of all and of a part, leaves pages on the device as they are: huge ones huge,
-/// none in a batch.
+/// MADV_COLD, on all pages and on a part, does not affect pages on the device: huge ones stay huge,
+/// and none is in a batch.
 fn cold(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
         for (part, advice) in [
@@ -175,8 +175,8 @@ fn cold(ctx: &Ctx, node: usize) -> Outcome {
     Ok(())
 }
 
-/// A page that was written to after MADV_FREE, then taken by a device for itself and given
-/// back without a write, is dirty still: reclaim must not drop it.
+/// A page is written after MADV_FREE, then a device gets exclusive access to it and gives it back
+/// without a write. The page must still be dirty, so that reclaim does not drop it.
 fn dirty_exclusive(ctx: &Ctx, node: usize) -> Outcome {
     settled(ctx, node, |target| {
         for end in [0, 1, 2] {
@@ -188,7 +188,7 @@ fn dirty_exclusive(ctx: &Ctx, node: usize) -> Outcome {
             match end {
                 0 => buf.check(0, PAGES, 4131)?,
                 1 => {
-                    // The device itself has written last.
+                    // The device was the last to write.
                     target
                         .write(&buf, 0, &pattern_bytes(4131, 0, PAGES))
                         .or_fail("WRITE")?;
@@ -207,7 +207,8 @@ fn dirty_exclusive(ctx: &Ctx, node: usize) -> Outcome {
     })
 }
 
-/// The statistics of huge pages are where they were when all has gone, whichever way.
+/// The statistics of huge pages return to their initial values when all pages have gone, in each
+/// way.
 fn huge_counter(ctx: &Ctx, node: usize) -> Outcome {
     let read = |name: &str| -> Option<i64> {
         let kib = HUGE_PAGES * PAGE / 1024;
@@ -226,22 +227,22 @@ fn huge_counter(ctx: &Ctx, node: usize) -> Outcome {
             let n = buf.pages();
             target.move_all(&buf, 4140)?;
             match way {
-                // Gone on the device.
+                // The pages are freed on the device.
                 0 => buf.unmap(0, n)?,
-                // Back in one piece.
+                // The pages come back in one piece.
                 1 => target.bring_back(&buf, 0, n)?,
-                // Split on the device.
+                // The folio is split on the device.
                 2 => {
                     buf.unmap(3, 1)?;
                     target.bring_back(&buf, 4, HUGE_PAGES - 4)?;
                 }
-                // Copied in a child.
+                // A child copies the pages.
                 3 => Child::spawn(|| {
                     buf.fill(0, n, 4141);
                     Ok(())
                 })?
                 .join()?,
-                // No memory on the device for a piece.
+                // The device has no memory for a piece.
                 _ => {
                     target.bring_back(&buf, 0, n)?;
                     target.fail_alloc()?;
@@ -264,7 +265,7 @@ fn huge_counter(ctx: &Ctx, node: usize) -> Outcome {
     Ok(())
 }
 
-/// Entries that map a page are as many as its folio says, for every process that has it.
+/// A folio's mapping count is the number of entries that map it, in every process.
 fn mapped_by(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
         settled(ctx, node, |target| {
@@ -295,7 +296,7 @@ fn mapped_by(ctx: &Ctx, node: usize) -> Outcome {
             one.kill()?;
             expect(2, "after the end of one")?;
             if large {
-                // Its entry is split here only: 512 entries and one.
+                // Only this process's entry is split: 512 entries and one.
                 buf.protect(7, 1, libc::PROT_READ)?;
                 expect(HUGE_PAGES as i32 + 1, "split in one process")?;
             }
@@ -305,8 +306,8 @@ fn mapped_by(ctx: &Ctx, node: usize) -> Outcome {
     Ok(())
 }
 
-/// A hole of a file is the page of zeroes in every mapping until somebody writes to the file:
-/// then all of them see it, those of other processes included.
+/// Every mapping of a file's hole has the page of zeroes until the file is written; then all
+/// mappings see the data, in other processes, too.
 fn dax_zero_page<const KIND: usize>(_: &Ctx) -> Outcome {
     let s = Setup::new(KIND)?;
     for pages in [SMALL, LARGE] {
@@ -329,7 +330,7 @@ fn dax_zero_page<const KIND: usize>(_: &Ctx) -> Outcome {
             seen(map)?;
         }
         child.join()?;
-        // And by a write of a mapping.
+        // Repeat it with a write by a mapping.
         maps[1].fill(6, 1, 4161);
         for map in maps.iter().chain([&private]) {
             map.check(6, 1, 4161)?;
@@ -340,8 +341,8 @@ fn dax_zero_page<const KIND: usize>(_: &Ctx) -> Outcome {
     s.unmount()
 }
 
-/// Two files share blocks: what happens to the one that was mapped first is no harm for the
-/// other, and the other way round; each in turn is truncated, written to, and unlinked.
+/// Two files share blocks. Changes of either file must not harm the other one: each in turn is
+/// truncated, written to, and unlinked.
 fn dax_second_file(_: &Ctx) -> Outcome {
     let s = Setup::new(REFLINK)?;
     for pages in [SMALL, LARGE] {
@@ -354,7 +355,7 @@ fn dax_second_file(_: &Ctx) -> Outcome {
                 files::clone(&a, &b).or_fail("FICLONE")?;
                 let names = ["a", "b"];
                 let both = [&a, &b];
-                // The one that maps the pages first has the index; the other comes second.
+                // The file that maps the pages first sets the index; the other comes second.
                 let map_first = Buffer::shared(both[first], pages)?;
                 map_first.check(0, pages, 4170)?;
                 let map_second = Buffer::shared(both[1 - first], pages)?;
@@ -374,7 +375,7 @@ fn dax_second_file(_: &Ctx) -> Outcome {
                 map_second.check(0, pages, 4170)?;
                 s.expect(&map_second, MAPPED, "of the second file alone")?;
                 s.expect_frames(&pfns, MAPPED, "of the second file alone")?;
-                // The same to the second: nobody has the pages then.
+                // Change the second file in the same way; then no file has the pages.
                 match way {
                     0 => files::truncate(both[1 - first], 0).or_fail("ftruncate")?,
                     1 => files::punch(both[1 - first], 0, pages).or_fail("a hole punch")?,
@@ -398,8 +399,8 @@ fn dax_second_file(_: &Ctx) -> Outcome {
     s.unmount()
 }
 
-/// Who is told of a broken page of a device-dax is told the address where the page is mapped,
-/// also where the page is in the midst of a huge one and not in the first of the device.
+/// The signal for a broken page of a device-dax has the address at which the page is mapped, even
+/// if the page lies inside a huge one and not at the beginning of the device.
 fn dax_poison_offset<const ALIGN: usize>(_: &Ctx) -> Outcome {
     let dax = Dax::set_up(ALIGN)?;
     let device = Device::open(0)?;

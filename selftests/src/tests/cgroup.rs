@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Memory cgroups with a limit, and with huge pages. That a charge returns to what
-//! it was is also in `account.rs`.
+//! Memory cgroups with a limit, with small and huge pages. `account.rs` also checks that a charge
+//! returns to its initial value.
 
 use std::fs;
 use std::path::Path;
@@ -29,12 +29,12 @@ pub const TESTS: &[Test] = &[
     test("cgroup_generic.oom", oom::<GENERIC>),
 ];
 
-/// Pages of the buffer: 16 MiB.
+/// The pages of the buffer: 16 MiB.
 const N: usize = 4096;
-/// What a process may need besides, in pages: 8 MiB.
+/// The pages that a process may need in addition: 8 MiB.
 const REST: usize = 2048;
 
-/// How often the cgroup has killed somebody.
+/// How many processes the OOM killer has killed in the cgroup.
 fn oom_kills(dir: &Path) -> Outcome<u64> {
     let text = fs::read_to_string(dir.join("memory.events")).or_fail("memory.events")?;
     let kills = text
@@ -43,8 +43,8 @@ fn oom_kills(dir: &Path) -> Outcome<u64> {
     kills.ok_or_else(|| Fail::failed("no oom_kill in memory.events"))
 }
 
-/// Runs a process in a new cgroup with a limit in pages, whose end must be
-/// `expected`. Afterwards nothing must be charged any more.
+/// Runs a process in a new cgroup with a limit in pages; the process must end as `expected`.
+/// Afterwards nothing must be charged.
 fn within(limit: usize, expected: Exit, body: impl FnOnce(&Path) -> Outcome) -> Outcome {
     let dir = new_cgroup()?;
     fs::write(dir.join("memory.max"), (limit * PAGE).to_string()).or_fail("memory.max")?;
@@ -54,7 +54,7 @@ fn within(limit: usize, expected: Exit, body: impl FnOnce(&Path) -> Outcome) -> 
     })?;
     let exit = child.exit()?;
     let kills = oom_kills(&dir)?;
-    // A stock of 64 pages on each CPU may remain.
+    // Each CPU may keep charges for 64 pages.
     let mut left = 0;
     let fell = sys::wait_until(Duration::from_secs(5), || {
         left = current(&dir).unwrap_or(u64::MAX);
@@ -71,10 +71,10 @@ fn within(limit: usize, expected: Exit, body: impl FnOnce(&Path) -> Outcome) -> 
     Ok(())
 }
 
-/// Pages that are no huge page.
+/// A number of pages that makes no huge page.
 const PIECE: usize = 64;
 
-/// Moves a buffer in pieces, so that the data that comes back takes little room.
+/// Moves a buffer in pieces, so that the returned data needs little memory.
 fn to_device(target: &Target, buf: &Buffer) -> Outcome {
     for first in (0..buf.pages()).step_by(HUGE_PAGES) {
         target
@@ -84,8 +84,8 @@ fn to_device(target: &Target, buf: &Buffer) -> Outcome {
     target.expect(buf, 0, buf.pages(), buf.pages())
 }
 
-/// A migration needs no second charge: with room for one and a half copies it goes
-/// there and back for ever.
+/// A migration needs no second charge: with room for one and a half copies the pages can migrate
+/// any number of times.
 fn limit<const NODE: usize>(ctx: &Ctx) -> Outcome {
     within(N + REST, Exit::Code(0), |dir| {
         let target = Target::open(ctx, NODE)?;
@@ -104,12 +104,12 @@ fn limit<const NODE: usize>(ctx: &Ctx) -> Outcome {
     Target::open(ctx, NODE)?.expect_empty()
 }
 
-/// Huge pages, freed on the device as a whole, in parts and by exit.
+/// Huge pages are freed on the device as a whole, in parts and by exit.
 fn huge<const NODE: usize>(ctx: &Ctx) -> Outcome {
     const HUGE: usize = 4;
     within((HUGE + 2) * HUGE_PAGES + REST, Exit::Code(0), |_| {
         let target = Target::open(ctx, NODE)?;
-        // What is not given back is soon more than the limit.
+        // Charges that are not returned soon exceed the limit.
         for round in 0..6 {
             let buf = huge_filled(HUGE, 481)?;
             let before = target.stats()?;
@@ -129,10 +129,10 @@ fn huge<const NODE: usize>(ctx: &Ctx) -> Outcome {
     Target::open(ctx, NODE)?.expect_empty()
 }
 
-/// Memory on the device counts: with as much again the process is over its limit,
-/// is killed, and leaves nothing.
+/// Memory on the device counts: with as much memory again the process exceeds its limit, is killed,
+/// and leaves nothing behind.
 fn oom<const NODE: usize>(ctx: &Ctx) -> Outcome {
-    // A reason to skip is none for the process to end.
+    // Skip here if necessary: the process below cannot skip the test.
     Target::open(ctx, NODE)?;
     within(N + REST, Exit::Signal(libc::SIGKILL), |_| {
         let target = Target::open(ctx, NODE)?;
@@ -144,9 +144,8 @@ fn oom<const NODE: usize>(ctx: &Ctx) -> Outcome {
     Target::open(ctx, NODE)?.expect_empty()
 }
 
-/// The same where the pages that are too many are the migration's own: it fills
-/// places that were empty. In small pieces, as a huge page that is too much is
-/// refused, and nobody killed for it.
+/// Here the migration itself exceeds the limit, because it fills empty places. The pieces are
+/// small, because a huge page that exceeds the limit is refused and no process is killed for it.
 fn oom_in_migration<const NODE: usize>(ctx: &Ctx) -> Outcome {
     Target::open(ctx, NODE)?;
     within(REST, Exit::Signal(libc::SIGKILL), |_| {

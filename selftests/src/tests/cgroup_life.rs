@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Memory cgroups that are left, removed and full while what they are charged for is on
-//! the device. Small and huge pages. Limits as such are in `cgroup.rs`.
+//! Memory cgroups that are left, removed and full while pages charged to them are on the device,
+//! with small and huge pages. `cgroup.rs` tests limits.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -28,11 +28,12 @@ pub const TESTS: &[Test] = of_each_kind!("cgroup":
     "of_the_child" => of_the_child,
 );
 
-/// A cgroup below another one, removed when dropped.
+/// A cgroup below another one. Dropping it removes the cgroup.
 struct Below(PathBuf);
 
 impl Below {
-    /// Its parent must have no processes: a controller is for one or the other.
+    /// The parent must have no processes, because a cgroup cannot have both processes and children
+    /// with controllers.
     fn new(parent: &Path, name: &str) -> Outcome<Self> {
         fs::write(parent.join("cgroup.subtree_control"), "+memory").or_fail("subtree_control")?;
         let dir = parent.join(name);
@@ -40,7 +41,7 @@ impl Below {
         Ok(Self(dir))
     }
 
-    /// The calling process is in it from now on.
+    /// Moves the calling process to the cgroup.
     fn enter(&self) -> Outcome {
         fs::write(self.0.join("cgroup.procs"), "0").or_fail("cgroup.procs")
     }
@@ -51,7 +52,7 @@ impl Below {
 
     fn remove(&self) -> Outcome {
         let mut result = fs::remove_dir(&self.0);
-        // Who has just ended may still be seen in it.
+        // A process that has just ended may still be listed.
         sys::wait_until(Duration::from_secs(5), || {
             if result.is_err() {
                 result = fs::remove_dir(&self.0);
@@ -64,27 +65,27 @@ impl Below {
 
 impl Drop for Below {
     fn drop(&mut self) {
-        // It may be gone already.
+        // The cgroup may already be gone.
         let _ = fs::remove_dir(&self.0);
     }
 }
 
-/// Leaves the scenario's cgroup, so that there can be others below it.
+/// Leaves the scenario's cgroup, so that it can have children.
 fn leave(dir: &Path) -> Outcome {
     let root = dir.parent().unwrap_or(dir);
     fs::write(root.join("cgroup.procs"), "0").or_fail("cgroup.procs of the root")
 }
 
-/// Pages that CPUs may keep in stock for a cgroup.
+/// Charges that CPUs may keep for a cgroup, in pages.
 const STOCK: u64 = 256;
 
-/// The cgroup goes while its pages are on the device, and is charged for them through
-/// its parent from then on; they come back, and the charge ends with them.
+/// The cgroup is removed while its pages are on the device. From then on the charge belongs to its
+/// parent, until the pages have come back and are freed.
 fn removed(ctx: &Ctx, node: usize) -> Outcome {
     gone(ctx, node, true)
 }
 
-/// The same, but the pages are freed on the device.
+/// The same scenario, but the pages are freed on the device.
 fn removed_and_freed(ctx: &Ctx, node: usize) -> Outcome {
     gone(ctx, node, false)
 }
@@ -123,7 +124,7 @@ fn gone(ctx: &Ctx, node: usize, back: bool) -> Outcome {
                     "charge of the parent with the pages back: expected {N} at least, found {now}"
                 );
                 buf.check(0, N, 1800)?;
-                // And again, as pages of whoever is charged now.
+                // They migrate once more, charged to the parent.
                 target
                     .to_device(&buf, 0, HUGE_PAGES)
                     .or_fail("MIGRATE_TO_DEV")?;
@@ -149,8 +150,8 @@ fn gone(ctx: &Ctx, node: usize, back: bool) -> Outcome {
     Ok(())
 }
 
-/// A process goes to another cgroup: what it had stays with the first, what it gets new
-/// is the second's, wherever the pages are.
+/// A process moves to another cgroup: its old pages stay charged to the first, its new pages to the
+/// second, wherever the pages are.
 fn moved_away(ctx: &Ctx, node: usize) -> Outcome {
     const N: usize = 4 * HUGE_PAGES;
     for huge in SIZES {
@@ -175,7 +176,7 @@ fn moved_away(ctx: &Ctx, node: usize) -> Outcome {
             b.enter()?;
             let near = |who: &Below, name: &str, expected: usize| -> Outcome {
                 let found = who.charge()?;
-                // Page tables, and what a migration needs for itself, with the stock.
+                // Page tables, the migration's own needs, and the charges that CPUs keep.
                 let slack = STOCK + HUGE_PAGES as u64 * 3 / 2;
                 check!(
                     found.abs_diff(expected as u64) <= slack,
@@ -184,7 +185,7 @@ fn moved_away(ctx: &Ctx, node: usize) -> Outcome {
                 Ok(())
             };
             near(&a, "the first", N)?;
-            // The device fills places that were empty.
+            // The device fills empty places.
             send(N, N)?;
             near(&a, "the first", N)?;
             near(&b, "the second", N)?;
@@ -204,22 +205,22 @@ fn moved_away(ctx: &Ctx, node: usize) -> Outcome {
     Ok(())
 }
 
-/// A cgroup is full to the last page when its pages come back: a migration needs no
-/// charge of its own, in a fault or by request.
+/// A cgroup is full to the last page when its pages come back, by a fault or by request: a
+/// migration needs no charge of its own.
 fn full(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
         settled_in(ctx, node, |target, dir| {
             let buf = filled(huge, 1820)?;
             let n = buf.pages();
             target.move_all(&buf, 1820)?;
-            // What the steps below need besides is there.
+            // Allocate in advance what the steps below need.
             target.bring_back(&buf, 0, n)?;
             buf.check(0, n, 1820)?;
             if huge {
                 super::target::make_huge(&buf)?;
             }
             target.move_all(&buf, 1820)?;
-            // Room for page tables and a batch of charges on each CPU, not for the pages.
+            // Leave room for page tables and a batch of charges on each CPU, but not for the pages.
             let slack = 64.min(n as u64 / 2);
             let limit = (current(dir)? + slack) * PAGE as u64;
             fs::write(dir.join("memory.max"), limit.to_string()).or_fail("memory.max")?;
@@ -231,12 +232,12 @@ fn full(ctx: &Ctx, node: usize) -> Outcome {
     Ok(())
 }
 
-/// Who writes to what he shares needs pages of his own. When there is no room for them he
-/// is killed, and the other has all of the data.
+/// A process that writes to shared pages needs copies. If there is no room for them the process is
+/// killed, and the other one keeps all of the data.
 fn full_cow(ctx: &Ctx, node: usize) -> Outcome {
     const N: usize = 4 * HUGE_PAGES;
     settled_in(ctx, node, |target, dir| {
-        // Out of the cgroup, so that only the one that is to be killed can be.
+        // The parent leaves the cgroup, so that only the child can be killed.
         leave(dir)?;
         let tight = Below::new(dir, "tight")?;
         let buf = Buffer::anon_huge_aligned(N)?;
@@ -268,7 +269,8 @@ fn full_cow(ctx: &Ctx, node: usize) -> Outcome {
     })
 }
 
-/// Pages that a child has got by a write on the device are its cgroup's, which goes with it.
+/// The pages that a child gets by a write on the device are charged to the child's cgroup, which is
+/// removed with it.
 fn of_the_child(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
         settled_in(ctx, node, |target, dir| {

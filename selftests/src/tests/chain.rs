@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Chains of processes that share pages on the device: who writes gets a page of his own,
-//! and nobody sees what another wrote (I10), whoever ends first. Small and huge pages.
+//! Chains of processes that share pages on the device. A process that writes gets a page of its
+//! own, and no process sees the writes of another (I10), whichever ends first. Small and huge
+//! pages.
 
 use std::io::{Read, Write};
 use std::os::unix::process::parent_id;
@@ -42,7 +43,7 @@ pub fn filled(huge: bool, seed: u64) -> Outcome<Buffer> {
     }
 }
 
-/// What each page of a buffer holds: the pattern of a seed.
+/// The expected content of each page of a buffer: the pattern of a seed.
 #[derive(Clone)]
 pub struct Image(Vec<u64>);
 
@@ -57,7 +58,7 @@ impl Image {
         self.0[first..first + n].fill(seed);
     }
 
-    /// Says that pages hold the pattern of `seed` now.
+    /// Records that pages hold the pattern of `seed` now.
     pub fn set(&mut self, first: usize, n: usize, seed: u64) {
         self.0[first..first + n].fill(seed);
     }
@@ -71,7 +72,7 @@ impl Image {
         })
     }
 
-    /// Checks every byte, by the CPU.
+    /// Checks every byte by CPU accesses.
     #[track_caller]
     pub fn check(&self, buf: &Buffer) -> Outcome {
         for (first, n, seed) in self.runs() {
@@ -80,7 +81,7 @@ impl Image {
         Ok(())
     }
 
-    /// Checks bytes of all pages, by whoever has read them.
+    /// Checks bytes of all pages, which `what` has read.
     #[track_caller]
     pub fn check_bytes(&self, bytes: &[u8], what: &str) -> Outcome {
         for (first, n, seed) in self.runs() {
@@ -89,7 +90,7 @@ impl Image {
         Ok(())
     }
 
-    /// Moves all pages to the device, which must take them all, and checks the data.
+    /// Moves all pages to the device, which must take all of them, and checks the data.
     #[track_caller]
     pub fn send(&self, target: &Target, buf: &Buffer) -> Outcome {
         let n = buf.pages();
@@ -99,17 +100,17 @@ impl Image {
         self.check_bytes(&moved.data, "data that MIGRATE_TO_DEV returned")
     }
 
-    /// Checks every byte, by the device.
+    /// Checks every byte by device accesses.
     #[track_caller]
     pub fn check_device(&self, target: &Target, buf: &Buffer) -> Outcome {
-        // Others may use the same pages.
+        // Other processes may use the same pages.
         let read = in_turn(|| target.read(buf, 0, buf.pages())).or_fail("READ")?;
         self.check_bytes(&read.data, "READ by the device")
     }
 }
 
-/// Checks that nobody can write to any of the pages as they are: neither the CPU nor,
-/// where PRIVATE pages are, the device.
+/// Checks that none of the pages can be written in place: neither by the CPU nor, where PRIVATE
+/// pages are, by the device.
 #[track_caller]
 pub fn expect_no_write(target: &Target, buf: &Buffer, when: &str) -> Outcome {
     let pages = target.inspect(buf, 0, buf.pages()).or_fail("ZDM_INSPECT")?;
@@ -122,12 +123,12 @@ pub fn expect_no_write(target: &Target, buf: &Buffer, when: &str) -> Outcome {
     }
 }
 
-/// A process of the chain: writes to a part that is its own, moves everything to the
-/// device, and lets the next one do the same with what it has inherited.
+/// A process of the chain: writes to its own part, moves everything to the device, and starts the
+/// next process, which inherits the memory.
 fn level(ctx: &Ctx, node: usize, buf: &Buffer, mut image: Image, depth: u64) -> Outcome {
     const LEVELS: u64 = 4;
     image.check(buf)?;
-    // A file of this process's own, which knows its memory.
+    // Open a file for this process's memory.
     let target = Target::open(ctx, node)?;
     let step = buf.pages() / 8;
     let first = depth as usize * step;
@@ -135,7 +136,7 @@ fn level(ctx: &Ctx, node: usize, buf: &Buffer, mut image: Image, depth: u64) -> 
     image.send(&target, buf)?;
     if depth + 1 < LEVELS {
         let child = Child::spawn(|| level(ctx, node, buf, image.clone(), depth + 1))?;
-        // At the same time as the descendants.
+        // Every other process works at the same time as its descendants.
         if depth % 2 == 0 {
             image.fill(buf, first + 1, 2, 1200 + depth);
         }
@@ -148,8 +149,8 @@ fn level(ctx: &Ctx, node: usize, buf: &Buffer, mut image: Image, depth: u64) -> 
     image.check(buf)
 }
 
-/// Four generations, each of which writes and migrates. (6.0, 1118234e4bc2: fork of device
-/// pages that were still marked exclusive; 5.17, e1f84eef313f: fault on a shared one.)
+/// Four generations, each of which writes and migrates. (Fixed in 6.0 by 1118234e4bc2: fork of
+/// device pages that were still marked exclusive; in 5.17 by e1f84eef313f: fault on a shared page.)
 fn write_each_level(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
         settled(ctx, node, |target| {
@@ -164,14 +165,14 @@ fn write_each_level(ctx: &Ctx, node: usize) -> Outcome {
     Ok(())
 }
 
-/// The oldest goes first, and its file with it; the youngest has all of the data, and the
-/// pages are its own then.
+/// The oldest process ends first, and its file with it. The youngest process has all of the data,
+/// and then owns the pages.
 fn parent_first(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
         settled(ctx, node, |outer| {
             let (mut done, say) = sys::pipe().or_fail("pipe")?;
             let (mut gone, hold) = sys::pipe().or_fail("pipe")?;
-            // Each process closes its own.
+            // Each process closes its own copy.
             let mut hold = Some(hold);
             let first = Child::spawn(|| {
                 let target = Target::open(ctx, node)?;
@@ -180,7 +181,7 @@ fn parent_first(ctx: &Ctx, node: usize) -> Outcome {
                 image.send(&target, &buf)?;
                 let oldest = std::process::id();
                 let _second = Child::spawn(|| {
-                    // What may happen meanwhile is for `zap_migrated`.
+                    // `zap_migrated` tests concurrent unmapping and migration.
                     let ended = || parent_id() != oldest;
                     check!(
                         sys::wait_until(Duration::from_secs(20), ended),
@@ -189,7 +190,7 @@ fn parent_first(ctx: &Ctx, node: usize) -> Outcome {
                     image.fill(&buf, 1, 2, 1111);
                     let _third = Child::spawn(|| {
                         drop((hold.take(), target));
-                        // The end of the pipe says that both have gone.
+                        // The pipe ends when both processes have ended.
                         let n = gone.read(&mut [0]).or_fail("pipe")?;
                         check_eq!(n, 0, "bytes from the ancestors");
                         image.check(&buf)?;
@@ -215,17 +216,17 @@ fn parent_first(ctx: &Ctx, node: usize) -> Outcome {
     Ok(())
 }
 
-/// A process unmaps a huge page while another one migrates it, when both have migration
-/// entries for it, which hold nothing. (7.2: the zap asked the folio whether it is device
-/// private, not the entry, and dropped a mapping that was gone; series A.)
+/// One process unmaps a huge page while another one migrates it, when both have migration entries
+/// for it, which hold no reference. (Since 7.2 the zap asked the folio instead of the entry whether
+/// it is device private, and dropped a mapping a second time; fixed by series A.)
 fn zap_migrated(ctx: &Ctx, node: usize) -> Outcome {
     const ROUNDS: u32 = 40;
-    // GENERIC memory tells what kernel it is.
+    // GENERIC memory shows whether the kernel has the series.
     if node == PRIVATE && old_rule(ctx, &open(ctx, GENERIC)?, GENERIC)? {
         return Err(Fail::Skip("this kernel would oops".into()));
     }
     settled(ctx, node, |target| {
-        // Of the migrations so far, as a busy machine makes some of them much longer.
+        // The shortest migration so far: on a busy machine some take much longer.
         let mut shortest = Duration::from_millis(20);
         for round in 0..ROUNDS {
             let buf = huge_filled(1, 1190)?;
@@ -245,7 +246,7 @@ fn zap_migrated(ctx: &Ctx, node: usize) -> Outcome {
             say.write_all(b"g").or_fail("pipe")?;
             let start = Instant::now();
             if target.cpu_maps() {
-                // Who unmaps a page may hold it for a moment longer, and then it stays.
+                // An unmapping task may hold the page for a moment longer, and then the page stays.
                 let _ = target.to_system(&buf, 0, n);
             } else {
                 buf.get(n - 1, 0);
@@ -259,8 +260,8 @@ fn zap_migrated(ctx: &Ctx, node: usize) -> Outcome {
     })
 }
 
-/// What the device writes for one of them the others do not see. A page that the kernel
-/// lets a device write though it is shared is the worst leak of all.
+/// A write of the device for one process is invisible to the others. A kernel that lets a device
+/// write to a shared page leaks data between processes.
 fn device_write(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
         settled(ctx, node, |target| {
@@ -304,8 +305,8 @@ fn with(image: &Image, first: usize, n: usize, seed: u64) -> Image {
     image
 }
 
-/// No shared page says that it is one process's own: the write that this mark allows
-/// would be seen by the other. Whoever is left alone gets it back by a write.
+/// No shared page is marked as exclusive, because the mark allows a write that the other process
+/// would see. The last process that has the page gets the mark back by a write.
 fn exclusive(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
         settled(ctx, node, |target| {
@@ -323,8 +324,8 @@ fn exclusive(ctx: &Ctx, node: usize) -> Outcome {
             };
             own(0, true, "after migration")?;
             let child = Waiting::start(|| image.check_after(&buf), || image.check(&buf))?;
-            // A read by the child may have brought PRIVATE pages back, for both. A huge entry
-            // has the mark on the first page alone.
+            // A read by the child may have brought PRIVATE pages back for both processes. A huge
+            // entry has the mark only on the first page.
             for page in 0..buf.pages() {
                 own(page, false, "after fork")?;
             }
@@ -344,14 +345,14 @@ fn exclusive(ctx: &Ctx, node: usize) -> Outcome {
 }
 
 impl Image {
-    /// Checks the first pages only.
+    /// Checks only the first pages.
     fn check_after(&self, buf: &Buffer) -> Outcome {
         buf.check(0, 2, self.0[0])
     }
 }
 
-/// Pages on the device, in system memory, of zeroes, and none at all, next to each other,
-/// in three processes that all write all of it, each in another order.
+/// Pages on the device, in system memory, of zeroes, and missing ones lie next to each other. Three
+/// processes write all of them, each in another order.
 fn mixture(ctx: &Ctx, node: usize) -> Outcome {
     settled(ctx, node, |target| {
         const N: usize = 40;
@@ -385,15 +386,15 @@ fn mixture(ctx: &Ctx, node: usize) -> Outcome {
 }
 
 impl Target {
-    /// Moves all of a buffer, some of which may be there already.
+    /// Moves a whole buffer, some of which may already be on the device.
     #[track_caller]
     fn move_all_again(&self, buf: &Buffer, seed: u64) -> Outcome {
         Image::new(buf.pages(), seed).send(self, buf)
     }
 }
 
-/// Many children at once write to different pages of the same huge page, or small ones,
-/// while the parent migrates it there and back.
+/// Many children write at once to different pages of the same huge page, or to small ones, while
+/// the parent migrates them there and back.
 fn siblings(ctx: &Ctx, node: usize) -> Outcome {
     const CHILDREN: usize = 6;
     for huge in SIZES {
@@ -411,7 +412,7 @@ fn siblings(ctx: &Ctx, node: usize) -> Outcome {
                         }
                         image.check(&buf)?;
                         let own = Target::open(ctx, node)?;
-                        // Some stay, as others use them at this moment.
+                        // Pages that other processes use at this moment stay.
                         let _ = own.to_device(&buf, 0, n);
                         image.check_device(&own, &buf)?;
                         image.check(&buf)
@@ -419,7 +420,7 @@ fn siblings(ctx: &Ctx, node: usize) -> Outcome {
                 })
                 .collect::<Outcome<_>>()?;
             for _ in 0..4 {
-                // Pages that a child faults at this moment stay, this time.
+                // Pages that a child faults in at this moment stay this time.
                 let _ = target.to_device(&buf, 0, n);
                 let _ = target.to_system(&buf, 0, n);
             }
@@ -434,8 +435,8 @@ fn siblings(ctx: &Ctx, node: usize) -> Outcome {
     Ok(())
 }
 
-/// A parent that forks again before the last child has gone, with a write and a
-/// migration in between: each child has the data of its time.
+/// A parent forks again before the last child has ended, with a write and a migration in between:
+/// each child has the data of the time of its fork.
 fn again_and_again(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
         settled(ctx, node, |target| {
@@ -458,11 +459,11 @@ fn again_and_again(ctx: &Ctx, node: usize) -> Outcome {
                 image.fill(buf, round * 5, 9, 1161 + round as u64);
                 image.check(buf)?;
                 if round == 3 {
-                    // One out of the middle.
+                    // End one from the middle.
                     children.remove(1).join()?;
                 }
             }
-            // From the last to the first.
+            // End the others from the last to the first.
             while let Some(child) = children.pop() {
                 child.join()?;
                 image.check_device(target, &buf)?;

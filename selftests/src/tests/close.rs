@@ -18,23 +18,23 @@ pub fn while_migrated<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let buf = Buffer::filled(PAGES, 60)?;
     device.move_all(&buf, 60)?;
     drop(device);
-    // Wherever the pages are now.
+    // The data is right wherever the pages are now.
     buf.check(0, PAGES, 60)?;
     buf.fill(0, PAGES, 61);
 
-    // A new file has nothing to do with the old one.
+    // A new file is independent of the old one.
     let device = Target::open(ctx, NODE)?;
     device.move_all(&buf, 61)?;
     buf.check(0, PAGES, 61)
 }
 
-/// Closing a file may evict its pages; the C driver evicts everybody's.
+/// Closing a file evicts only its own pages; the C driver evicts the pages of all files.
 pub fn other_opener_keeps<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let mine = Target::open(ctx, NODE)?;
     let buf = Buffer::filled(PAGES, 62)?;
     mine.move_all(&buf, 62)?;
 
-    // Another process.
+    // The other file belongs to another process.
     Child::spawn(|| {
         let device = Target::open(ctx, NODE)?;
         let buf = Buffer::filled(PAGES, 63)?;
@@ -50,7 +50,7 @@ pub fn other_opener_keeps<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let read = mine.read(&buf, 0, PAGES).or_fail("READ")?;
     check_bytes(&read.data, 62, 0, "READ after another process closed")?;
 
-    // Another file of the same process.
+    // The other file belongs to the same process.
     buf.check(0, PAGES, 62)?;
     mine.bring_back(&buf, 0, PAGES)?;
     mine.move_all(&buf, 62)?;
@@ -64,32 +64,32 @@ pub fn other_opener_keeps<const NODE: usize>(ctx: &Ctx) -> Outcome {
     buf.check(0, PAGES, 62)
 }
 
-/// A file that is shared by fork mirrors the process that opened it.
+/// A file that fork shares mirrors the process that opened it.
 pub fn after_fork<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let device = Target::open(ctx, NODE)?;
     let buf = Buffer::filled(PAGES, 65)?;
     let before = device.stats()?;
     let (mut wait, go) = sys::pipe().or_fail("pipe")?;
     let child = Child::spawn(|| {
-        // By a child this moves the parent's pages, or is refused.
+        // If the child asks for a migration, the parent's pages move, or the driver refuses.
         match device.to_device(&buf, 0, PAGES) {
             Ok(moved) => check_bytes(&moved.data, 65, 0, "returned data")?,
             Err(e) => note(&format!("MIGRATE_TO_DEV by a child: {e}")),
         }
         buf.check(0, PAGES, 65)?;
-        // Waits until the parent has closed its file.
+        // Wait until the parent has closed its file.
         wait.read_exact(&mut [0]).or_fail("pipe")?;
         buf.check(0, PAGES, 65)
     })?;
-    // The parent's own use of the file, at the same time.
+    // The parent uses the file at the same time.
     match device.to_device(&buf, 0, PAGES) {
         Ok(moved) => check_bytes(&moved.data, 65, 0, "returned data")?,
-        // Its pages are shared with the child, which may be holding one.
+        // The parent shares its pages with the child, which may be holding one.
         Err(e) => note(&format!("MIGRATE_TO_DEV by the parent: {e}")),
     }
     let went = device.stats()?.to_device.wrapping_sub(before.to_device);
     check!(went > 0, "pages that went: expected some, found none");
-    // The child still has the file, so this is not its end.
+    // The child still has the file, so this is not the last close.
     drop(device);
     buf.check(0, PAGES, 65)?;
     (&go).write_all(b"g").or_fail("pipe")?;
@@ -98,8 +98,8 @@ pub fn after_fork<const NODE: usize>(ctx: &Ctx) -> Outcome {
     buf.check(0, PAGES, 66)
 }
 
-/// The last holder of the file is not the process whose memory it mirrors, and
-/// that memory is gone.
+/// The last holder of the file is not the process whose memory it mirrors, and that memory no
+/// longer exists.
 pub fn fd_outlives_mm<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let (mut done, held) = sys::pipe().or_fail("pipe")?;
     let (mut gone, go) = sys::pipe().or_fail("pipe")?;
@@ -108,7 +108,7 @@ pub fn fd_outlives_mm<const NODE: usize>(ctx: &Ctx) -> Outcome {
         let buf = Buffer::filled(PAGES, 67)?;
         device.move_all(&buf, 67)?;
         Child::spawn(|| {
-            // Ends when the test has seen the end of the process between us.
+            // This pipe ends when the test has seen the end of the child.
             gone.read_exact(&mut [0]).or_fail("pipe")?;
             let what = "on a file whose process is gone";
             let n = PAGES;
@@ -126,12 +126,13 @@ pub fn fd_outlives_mm<const NODE: usize>(ctx: &Ctx) -> Outcome {
     drop(held);
     middle.join()?;
     (&go).write_all(b"g").or_fail("pipe")?;
-    // The grandchild reports for itself; its end closes the pipe.
+    // The grandchild reports its own failures; its end closes the pipe.
     done.read_to_end(&mut Vec::new()).or_fail("pipe")?;
     Ok(())
 }
 
-/// The harness's audit would see what is left; here also that all went at once.
+/// The harness's audit would find leftovers; this test also checks that all pages were freed at
+/// once.
 pub fn exit_while_migrated<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let device = Target::open(ctx, NODE + 1)?;
     let before = device.stats()?;
@@ -139,7 +140,7 @@ pub fn exit_while_migrated<const NODE: usize>(ctx: &Ctx) -> Outcome {
         let device = Target::open(ctx, NODE + 1)?;
         let buf = Buffer::filled(PAGES, 68)?;
         device.move_all(&buf, 68)?;
-        // Without destructors: neither file nor memory is given back first.
+        // The exit runs no destructors: neither the file nor the memory is released first.
         sys::exit_now(0)
     })?
     .join()?;
@@ -147,7 +148,7 @@ pub fn exit_while_migrated<const NODE: usize>(ctx: &Ctx) -> Outcome {
     check_eq!(went, PAGES as u64, "pages that the child moved");
     freed_since(&device, &before, PAGES)?;
 
-    // With the file still open in another process.
+    // The file is still open in another process.
     let before = device.stats()?;
     let buf = Buffer::filled(PAGES, 69)?;
     device.move_all(&buf, 69)?;
@@ -158,7 +159,7 @@ pub fn exit_while_migrated<const NODE: usize>(ctx: &Ctx) -> Outcome {
     freed_since(&device, &before, PAGES)
 }
 
-/// SIGKILL at some point of a migration: the process gets out and leaves nothing.
+/// SIGKILL during a migration: the process ends and leaves nothing behind.
 pub fn exit_killed<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let device = Target::open(ctx, NODE)?;
     for round in 0..8 {
@@ -171,7 +172,7 @@ pub fn exit_killed<const NODE: usize>(ctx: &Ctx) -> Outcome {
                 device.to_system(&buf, 0, 512).or_fail("MIGRATE_TO_SYS")?;
             }
         })?;
-        // Not before it has begun, and then at some other point each time.
+        // Wait until the migration has begun; the point of the signal varies.
         let begun = sys::wait_until(Duration::from_secs(20), || {
             device.stats().is_ok_and(|s| s.to_device > before.to_device)
         });

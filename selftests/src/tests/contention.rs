@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Devices, processes and evictions that want the same pages at the same time. What each
-//! writes is there afterwards, and everybody has had a turn.
+//! Devices, processes and evictions use the same pages at the same time. Every write stays visible,
+//! and every user makes progress.
 
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -30,11 +30,11 @@ pub const EACH: &[Test] = of_each_kind!("evict":
     "device_access" => device_access,
 );
 
-/// How long each fight lasts.
+/// The duration of each fight.
 const TIME: Duration = Duration::from_millis(1500);
 
-/// Repeats what a device gives up after a second, because others change the same pages
-/// all the time.
+/// Repeats an access that a device gives up after a second, because other users change the same
+/// pages all the time.
 pub fn in_turn<T>(mut access: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     let begun = Instant::now();
     loop {
@@ -47,7 +47,7 @@ pub fn in_turn<T>(mut access: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     }
 }
 
-/// Sets a flag when dropped, so that the other threads end whatever happens here.
+/// Sets a flag when dropped, so that the other threads end in any case.
 struct Over<'a>(&'a AtomicBool);
 
 impl Drop for Over<'_> {
@@ -56,8 +56,8 @@ impl Drop for Over<'_> {
     }
 }
 
-/// A thread for each device moves all pages to its own, and writes to those that are its
-/// part; the CPU writes to others. Nobody's write is lost, and nobody else's is seen.
+/// One thread per device moves all pages to its device and writes to its part of them; the CPU
+/// writes to other parts. No write is lost or appears elsewhere.
 fn fight(targets: &[Target], buf: &Buffer, seed: u64) -> Outcome {
     let n = buf.pages();
     let parts = targets.len() + 1;
@@ -81,7 +81,7 @@ fn fight(targets: &[Target], buf: &Buffer, seed: u64) -> Outcome {
                         if over.load(Ordering::SeqCst) {
                             break;
                         }
-                        // What others hold at this moment does not come along.
+                        // Pages that other threads hold at this moment stay.
                         let _ = target.to_device(buf, 0, n);
                         let own = seed + 1 + round % 50;
                         let data = pattern_bytes(own, first, 2);
@@ -122,7 +122,7 @@ fn fight(targets: &[Target], buf: &Buffer, seed: u64) -> Outcome {
         ends.into_iter().fold(cpu, Outcome::and)
     });
     outcome?;
-    // What nobody wrote to is what it was.
+    // Pages that no thread wrote to are unchanged.
     for i in 0..parts {
         let (first, end) = (i * part + 4, (i + 1) * part);
         buf.check(first, end - first, seed)?;
@@ -141,7 +141,7 @@ fn fight(targets: &[Target], buf: &Buffer, seed: u64) -> Outcome {
         );
         pages += moved;
     }
-    // Which of them gets pages is chance: what one has the others cannot take.
+    // Chance decides which device gets a page: the others cannot take it.
     check!(pages > 0, "pages that went: expected some, found none");
     Ok(())
 }
@@ -153,7 +153,7 @@ fn all_devices(ctx: &Ctx) -> Outcome {
     })
 }
 
-/// A huge page is split by the first that takes a part of it.
+/// The first device that takes a part splits a huge page.
 fn all_devices_huge(ctx: &Ctx) -> Outcome {
     settled(ctx, PRIVATE, |_| {
         let targets = open_all(ctx)?;
@@ -161,8 +161,8 @@ fn all_devices_huge(ctx: &Ctx) -> Outcome {
     })
 }
 
-/// Processes that share pages of the device and use them all the time, until the body has
-/// ended. They write to pages of their own, and check all the others.
+/// Starts processes that share pages of the device and use them until `body` has ended. Each writes
+/// to pages of its own and checks all others.
 fn with_users(
     ctx: &Ctx,
     node: usize,
@@ -182,7 +182,7 @@ fn with_users(
                 let own = Target::open(ctx, node)?;
                 let mut image = Image::new(n, seed);
                 for round in 0.. {
-                    // The end of the pipe says that it is over.
+                    // The end of the pipe says that `body` has ended.
                     if sys::readable(&stop, Duration::ZERO).or_fail("poll")? {
                         break;
                     }
@@ -190,7 +190,7 @@ fn with_users(
                     image.fill(buf, page, 1, seed + 1 + (round % 20) as u64);
                     image.check(buf)?;
                     match i {
-                        // By the CPU alone; back to the device; by the device.
+                        // The CPU alone; back to the device; the device.
                         0 => {}
                         1 => drop(own.to_device(buf, 0, n)),
                         _ => image.check_device(&own, buf)?,
@@ -215,7 +215,7 @@ fn with_users(
     buf.check(0, n, seed)
 }
 
-/// Files are closed whose pages others use at this moment.
+/// Files are closed while other processes use their pages.
 fn close(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
         settled(ctx, node, |target| {
@@ -225,7 +225,7 @@ fn close(ctx: &Ctx, node: usize) -> Outcome {
             with_users(ctx, node, &buf, 2200, || {
                 for _ in 0..8 {
                     let mine = Target::open(ctx, node)?;
-                    // Those that others hold at this moment stay.
+                    // Pages that other processes hold at this moment stay.
                     let _ = mine.to_device(&buf, 0, buf.pages());
                     image.check(&buf)?;
                     drop(mine);
@@ -238,8 +238,8 @@ fn close(ctx: &Ctx, node: usize) -> Outcome {
     Ok(())
 }
 
-/// The device gives up its memory while it is in use. It may be that a page would not move
-/// at this moment, which the driver says.
+/// The device gives up its memory while it is in use. A page may refuse to move at this moment; the
+/// driver then says so.
 fn release(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
         settled(ctx, node, |target| {
@@ -274,7 +274,8 @@ fn release(ctx: &Ctx, node: usize) -> Outcome {
     Ok(())
 }
 
-/// The module does not go while somebody has one of its files, whatever he does with it.
+/// The module cannot be unloaded while a process has one of its files, whatever the process does
+/// with it.
 fn unload(ctx: &Ctx, node: usize) -> Outcome {
     settled(ctx, node, |target| {
         let buf = Buffer::filled(PAGES, 2400)?;
@@ -298,7 +299,7 @@ fn unload(ctx: &Ctx, node: usize) -> Outcome {
     })
 }
 
-/// The device reads and writes pages that another file of the same device brings back.
+/// The device reads and writes pages while another file of the same device brings them back.
 fn device_access(ctx: &Ctx, node: usize) -> Outcome {
     settled(ctx, node, |target| {
         let buf = Buffer::filled(PAGES, 2500)?;
@@ -325,7 +326,7 @@ fn device_access(ctx: &Ctx, node: usize) -> Outcome {
                 crate::device::check_bytes(bytes, seed, page, "READ of what was written")?;
                 buf.check(page, 1, seed)?;
                 match begun.elapsed() > TIME {
-                    // Not an error: the way out of the loop.
+                    // This is no error, but the way out of the loop.
                     true => Err(Fail::Skip(String::new())),
                     false => Ok(()),
                 }

@@ -14,23 +14,22 @@ use crate::uapi::*;
 /// References, page table entries and pins of a page's folio.
 pub type Counts = [i32; 3];
 
-/// A page that nobody uses.
+/// The counts of a page without a user.
 pub const IDLE: Counts = [0, 0, 0];
-/// A page that one entry maps.
+/// The counts of a page that one entry maps.
 pub const MAPPED: Counts = [1, 1, 0];
 
-/// Pins of the flavour that ZDM_PIN takes without ZDM_PIN_GET, on a small page that
-/// has these counts otherwise.
+/// The counts of a small page after `n` pins without ZDM_PIN_GET.
 pub fn pinned([refs, mapcount, pins]: Counts, n: i32) -> Counts {
     [refs + n * PIN_BIAS, mapcount, pins + n]
 }
 
-/// The same on a page of a large folio, which counts them by themselves.
+/// The counts of a page of a large folio after such pins, which the folio counts separately.
 pub fn pinned_large([refs, mapcount, pins]: Counts, n: i32) -> Counts {
     [refs + n, mapcount, pins + n]
 }
 
-/// References besides.
+/// The counts after `n` more references.
 pub fn held([refs, mapcount, pins]: Counts, n: i32) -> Counts {
     [refs + n, mapcount, pins]
 }
@@ -73,9 +72,8 @@ pub fn expect_frames(device: &Device, frames: &[u64], expected: Counts, when: &s
     Ok(())
 }
 
-/// Checks that page frames are as those of pages which nobody uses and which no one has
-/// left a trace on, but for the order of the folio that they were in: core mm resets that
-/// when it hands a page out again.
+/// Checks that page frames are as those of free pages without a trace of a user. Only the order of
+/// their last folio may remain, because core mm resets it when it gives the page out again.
 #[track_caller]
 pub fn expect_free(device: &Device, frames: &[u64], when: &str) -> Outcome {
     expect_frames(device, frames, IDLE, when)?;
@@ -103,15 +101,15 @@ pub fn frames(device: &Device, buf: &Buffer, first: usize, n: usize) -> Outcome<
     }
 }
 
-/// A process that waits until it is let go.
+/// A process that waits until the test releases it.
 pub struct Waiting {
     child: Child,
     go: File,
 }
 
 impl Waiting {
-    /// Starts a process, which maps what the caller maps, does `first`, says so, and
-    /// does `then` when it is let go.
+    /// Starts a process with a copy of the caller's mappings. It runs `first`, reports that, and
+    /// runs `then` after its release.
     #[track_caller]
     pub fn start(first: impl FnOnce() -> Outcome, then: impl FnOnce() -> Outcome) -> Outcome<Self> {
         let (mut wait, go) = sys::pipe().or_fail("pipe")?;
@@ -123,37 +121,37 @@ impl Waiting {
             then()
         })?;
         drop(there);
-        // A child that has failed says so itself, and again when it is waited for.
+        // A child that has failed reports the failure itself, and again in wait.
         let _ = ready.read(&mut [0]);
         Ok(Self { child, go })
     }
 
-    /// A process that does nothing but map what the caller maps.
+    /// Starts a process that only keeps a copy of the caller's mappings.
     #[track_caller]
     pub fn idle() -> Outcome<Self> {
         Self::start(|| Ok(()), || Ok(()))
     }
 
-    /// Lets it go.
+    /// Releases the process.
     #[track_caller]
     pub fn release(self) -> Outcome<Child> {
         (&self.go).write_all(b"g").or_fail("pipe")?;
         Ok(self.child)
     }
 
-    /// Lets it go, and waits for its success.
+    /// Releases the process and waits for its success.
     #[track_caller]
     pub fn join(self) -> Outcome {
         self.release()?.join()
     }
 
-    /// Lets it go, and waits for its end, however it comes.
+    /// Releases the process, waits for its end and returns how it ended.
     #[track_caller]
     pub fn end(self) -> Outcome<Exit> {
         self.release()?.exit()
     }
 
-    /// Ends it where it is.
+    /// Kills the process.
     #[track_caller]
     pub fn kill(self) -> Outcome {
         self.child.kill().map(drop)

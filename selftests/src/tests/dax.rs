@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Device-dax, whose pages are GENERIC memory that nobody migrates: idle at count 0,
-//! and one for each entry that maps them, be it a PTE, a PMD or a PUD. Kernels with the
-//! old rule have one more of each, which `old_rule` shows and the other tests on counts
-//! fail for. That the driver is taken away meanwhile is in `dax_unbind.rs`.
+//! Device-dax, whose pages are GENERIC memory that is never migrated. An idle page has count 0, and
+//! each PTE, PMD or PUD that maps it adds one. Kernels with the old rule have one more of each,
+//! which `old_rule` shows; the other tests on counts fail there. `dax_unbind.rs` takes the driver
+//! away meanwhile.
 
 use super::counts::{Counts, IDLE, MAPPED, Waiting, held, pinned, pinned_large};
 use super::{Ctx, Test, test};
@@ -41,12 +41,12 @@ pub const TESTS: &[Test] = &[
     test("dax.race_pmd", race::<PMD>),
 ];
 
-/// Folios of most mappings.
+/// The number of folios in most mappings.
 const FOLIOS: usize = 4;
 
-/// A device-dax, and a device to look at its pages with and to hold them.
+/// A device-dax, and a device that inspects and pins its pages.
 ///
-/// The device is dropped first: the end of a device-dax waits for who holds its pages.
+/// The device is dropped first, because the end of a device-dax waits until no page is held.
 pub(super) struct Setup {
     pub device: Device,
     pub dax: Dax,
@@ -60,7 +60,7 @@ impl Setup {
         Ok(Self { device, dax })
     }
 
-    /// References of an idle page, by the first one: 0, or 1 under the old rule.
+    /// The references of an idle page, by the first one: 0, or 1 under the old rule.
     #[track_caller]
     pub fn idle_refs(&self) -> Outcome<i32> {
         let page = self.device.inspect_frames(self.dax.frame(), 1)?[0];
@@ -78,7 +78,7 @@ impl Setup {
         let step = self.dax.step();
         for folio in first..first + folios {
             let frame = self.dax.frame() + (folio * step) as u64;
-            // Of a folio as large as a PUD maps, the ends do.
+            // Check only the ends of a folio as large as a PUD maps.
             let pages = match step {
                 0..=512 => self.device.inspect_frames(frame, step)?,
                 _ => {
@@ -103,8 +103,8 @@ impl Setup {
     }
 }
 
-/// What is written by one mapping is read by another, by another process, by the
-/// device, and by the next one who maps it.
+/// Data that one mapping writes is read by another mapping, another process, the device, and the
+/// next mapping.
 fn data(_: &Ctx) -> Outcome {
     for align in [PTE, PMD] {
         let s = Setup::new(align)?;
@@ -138,7 +138,7 @@ fn data(_: &Ctx) -> Outcome {
     Ok(())
 }
 
-/// What device-dax has always refused.
+/// Mappings that device-dax has always refused.
 fn bad_mappings(_: &Ctx) -> Outcome {
     let s = Setup::new(PMD)?;
     let file = s.dax.open()?;
@@ -146,7 +146,7 @@ fn bad_mappings(_: &Ctx) -> Outcome {
     expect_errno(private, &[libc::EINVAL], "a private mapping")?;
     let part = Buffer::of_file(&file, 100, libc::MAP_SHARED);
     expect_errno(part, &[libc::EINVAL], "a mapping that is no multiple")?;
-    // Beyond the end there is nothing.
+    // A mapping beyond the end of the device fails.
     let n = s.dax.pages() + s.dax.step();
     let long = Buffer::of_file(&file, n, libc::MAP_SHARED).or_fail("mmap")?;
     let child = Child::spawn(|| {
@@ -158,7 +158,7 @@ fn bad_mappings(_: &Ctx) -> Outcome {
     Ok(())
 }
 
-/// Core mm does not migrate such mappings, and nobody has them for himself.
+/// Core mm does not migrate such mappings, and a device cannot get exclusive access to them.
 fn no_migration(_: &Ctx) -> Outcome {
     for align in [PTE, PMD] {
         let s = Setup::new(align)?;
@@ -169,7 +169,7 @@ fn no_migration(_: &Ctx) -> Outcome {
         expect_errno(result, &[libc::EINVAL], "MIGRATE_TO_DEV")?;
         let result = s.device.to_system(&buf, 0, n);
         expect_errno(result, &[libc::EINVAL], "MIGRATE_TO_SYS")?;
-        // A PMD would be broken up first, and what is then left of it is SIGBUS.
+        // A PMD would be split first, and an access to the rest would be SIGBUS.
         if align == PTE {
             let result = s.device.exclusive(&buf, 0, 1);
             expect_errno(result, &[libc::EOPNOTSUPP], "EXCLUSIVE")?;
@@ -180,7 +180,7 @@ fn no_migration(_: &Ctx) -> Outcome {
     Ok(())
 }
 
-/// The old rule as it is seen from outside: one reference that is nobody's.
+/// The old rule, seen from outside: one reference without a holder.
 fn old_rule(_: &Ctx) -> Outcome {
     for align in [PTE, PMD] {
         let s = Setup::new(align)?;
@@ -201,7 +201,7 @@ fn old_rule(_: &Ctx) -> Outcome {
     Ok(())
 }
 
-/// Maps folios by reading.
+/// Maps folios by read accesses.
 fn touch(buf: &Buffer, dax: &Dax, folios: usize) -> Outcome {
     for folio in 0..folios {
         buf.get(folio * dax.step(), 0);
@@ -209,7 +209,7 @@ fn touch(buf: &Buffer, dax: &Dax, folios: usize) -> Outcome {
     Ok(())
 }
 
-/// Every page of the device.
+/// Every page of the device is idle.
 fn idle(_: &Ctx) -> Outcome {
     for align in [PTE, PMD] {
         let s = Setup::new(align)?;
@@ -235,14 +235,14 @@ fn idle(_: &Ctx) -> Outcome {
     Ok(())
 }
 
-/// One for each entry: by reading, by writing, by a second mapping, and gone with each.
+/// Each entry adds one: by a read, by a write, by a second mapping. Each unmapping removes one.
 fn mapping<const ALIGN: usize>(_: &Ctx) -> Outcome {
     let s = Setup::new(ALIGN)?;
     let step = s.dax.step();
     let folios = FOLIOS.min(s.dax.pages() / step);
     let a = s.dax.map(folios * step)?;
     s.expect(0, folios, IDLE, "before the first access")?;
-    // By reading, and by writing, in the middle of what one fault maps.
+    // Access the middle of the range that one fault maps, by a read and by a write.
     for folio in 0..folios {
         let page = folio * step + step / 2;
         match folio % 2 {
@@ -269,7 +269,7 @@ fn mapping<const ALIGN: usize>(_: &Ctx) -> Outcome {
         s.dax.frame() + (step / 2) as u64,
         "frame of a page by its address"
     );
-    // What was read can be written, in place.
+    // A page that was mapped by a read is written in place.
     a.fill(0, 1, 704);
     touch(&a, &s.dax, folios)?;
     s.expect(0, folios, MAPPED, "written and read again")?;
@@ -284,7 +284,7 @@ fn mapping<const ALIGN: usize>(_: &Ctx) -> Outcome {
     s.expect(1, folios - 1, IDLE, "unmapped")?;
     drop(b);
     s.expect(0, folios, IDLE, "unmapped")?;
-    // For ever.
+    // Repeated mapping keeps the counts right.
     for _ in 0..20 {
         let buf = s.dax.map(folios * step)?;
         touch(&buf, &s.dax, folios)?;
@@ -292,7 +292,7 @@ fn mapping<const ALIGN: usize>(_: &Ctx) -> Outcome {
     s.expect(0, folios, IDLE, "in the end")
 }
 
-/// A child's entries count as any.
+/// The entries of a child count like others.
 fn fork<const ALIGN: usize>(_: &Ctx) -> Outcome {
     let s = Setup::new(ALIGN)?;
     let n = FOLIOS * s.dax.step();
@@ -300,7 +300,7 @@ fn fork<const ALIGN: usize>(_: &Ctx) -> Outcome {
     buf.fill(0, 1, 705);
     touch(&buf, &s.dax, FOLIOS)?;
     s.expect(0, FOLIOS, MAPPED, "mapped")?;
-    // Of a shared mapping the child makes its own entries when it needs them.
+    // The child makes its own entries of a shared mapping when it accesses it.
     let child = Waiting::start(
         || {
             touch(&buf, &s.dax, 2)?;
@@ -322,7 +322,7 @@ fn fork<const ALIGN: usize>(_: &Ctx) -> Outcome {
     s.expect(0, FOLIOS, IDLE, "after all")
 }
 
-/// Another process, which has opened the node by itself.
+/// Another process opens the node itself.
 fn processes<const ALIGN: usize>(_: &Ctx) -> Outcome {
     let s = Setup::new(ALIGN)?;
     let n = FOLIOS * s.dax.step();
@@ -342,7 +342,7 @@ fn processes<const ALIGN: usize>(_: &Ctx) -> Outcome {
         s.expect(0, 1, [i + 2, i + 2, 0], "mapped by several processes")?;
         s.expect(FOLIOS - 1, 1, [i + 1, i + 1, 0], "mapped by others")?;
     }
-    // One ends, one is killed.
+    // One process ends by itself, one is killed.
     for (i, other) in (0..3).rev().zip(others) {
         match i % 2 {
             0 => other.join()?,
@@ -385,7 +385,7 @@ fn exit(_: &Ctx) -> Outcome {
     Ok(())
 }
 
-/// The flavours of pins, long-term ones included, slow and fast.
+/// Every flavour of pin, including long-term ones, slow and fast.
 fn pin<const ALIGN: usize>(_: &Ctx) -> Outcome {
     let s = Setup::new(ALIGN)?;
     let step = s.dax.step();
@@ -416,7 +416,7 @@ fn pin<const ALIGN: usize>(_: &Ctx) -> Outcome {
             s.device.unpin(id, 0).or_fail("ZDM_UNPIN")?;
             s.expect(0, FOLIOS, MAPPED, "let go")?;
 
-            // All of it, and what is not mapped yet.
+            // Pin the whole mapping, and a range that is not mapped yet.
             let fresh = s.dax.map(FOLIOS * step)?;
             let id = s
                 .device
@@ -439,7 +439,7 @@ fn pin<const ALIGN: usize>(_: &Ctx) -> Outcome {
     s.expect(0, FOLIOS, IDLE, "after all")
 }
 
-/// A pin outlives the mapping, and the count is what is pinned.
+/// A pin outlives the mapping; the count is then the number of pins.
 fn pin_unmapped<const ALIGN: usize>(_: &Ctx) -> Outcome {
     let s = Setup::new(ALIGN)?;
     let step = s.dax.step();
@@ -455,7 +455,7 @@ fn pin_unmapped<const ALIGN: usize>(_: &Ctx) -> Outcome {
         };
         s.expect(0, 1, counts, "unmapped, but held")?;
         s.expect(1, FOLIOS - 1, IDLE, "unmapped")?;
-        // A page that is held can be mapped again.
+        // A held page can be mapped again.
         let again = s.dax.map(step)?;
         again.check(0, 1, 708)?;
         let [refs, mapcount, pins] = counts;
@@ -468,7 +468,7 @@ fn pin_unmapped<const ALIGN: usize>(_: &Ctx) -> Outcome {
     Ok(())
 }
 
-/// Entries move, the counts do not.
+/// Entries move, the counts stay the same.
 fn mremap<const ALIGN: usize>(_: &Ctx) -> Outcome {
     let s = Setup::new(ALIGN)?;
     let n = FOLIOS * s.dax.step();
@@ -518,7 +518,7 @@ fn mprotect(_: &Ctx) -> Outcome {
     Ok(())
 }
 
-/// In the middle, and in pieces.
+/// Unmaps the middle, and single pieces.
 fn partial_munmap(_: &Ctx) -> Outcome {
     const N: usize = 64;
     let s = Setup::new(PTE)?;
@@ -528,7 +528,7 @@ fn partial_munmap(_: &Ctx) -> Outcome {
     s.expect(0, 10, MAPPED, "before what is unmapped")?;
     s.expect(10, 20, IDLE, "unmapped")?;
     s.expect(30, N - 30, MAPPED, "behind what is unmapped")?;
-    // Zapped and mapped again.
+    // Zap the pages and map them again.
     buf.advise(40, 8, libc::MADV_DONTNEED)?;
     s.expect(40, 8, IDLE, "after MADV_DONTNEED")?;
     buf.check(30, N - 30, 712)?;
@@ -540,7 +540,7 @@ fn partial_munmap(_: &Ctx) -> Outcome {
     buf.check(0, 10, 712)?;
     drop(buf);
     s.expect(0, N, IDLE, "after all")?;
-    // A huge page is all or nothing.
+    // A huge page can only be unmapped as a whole.
     drop(s);
     let s = Setup::new(PMD)?;
     let buf = s.dax.map(2 * s.dax.step())?;
@@ -555,7 +555,7 @@ fn partial_munmap(_: &Ctx) -> Outcome {
     s.expect(1, 1, MAPPED, "left")
 }
 
-/// Two processes of two threads each fault the same pages in and out.
+/// Two processes of two threads each fault the same pages in and unmap them.
 fn race<const ALIGN: usize>(_: &Ctx) -> Outcome {
     const ROUNDS: usize = 200;
     let s = Setup::new(ALIGN)?;

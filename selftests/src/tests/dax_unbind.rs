@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The driver of a device-dax is taken away while its pages are mapped or held.
+//! The driver of a device-dax is unbound while its pages are mapped or held.
 //!
-//! It comes back only when the last of the old mappings has gone: with one of them, and
-//! so the node, still open device_dax of 7.3 initialises a cdev anew that is in use, and
-//! corrupts its list of inodes. Nor is the node opened while the driver goes, as what is
-//! opened then has no device, which mmap does not expect.
+//! The tests bind it again only after all old mappings are gone. While one of them keeps the node
+//! open, device_dax of 7.3 would initialise a cdev that is in use and corrupt its list of inodes.
+//! The tests do not open the node during the unbind either: the file would have no device, which
+//! mmap does not expect.
 
 use std::path::Path;
 use std::time::Duration;
@@ -33,10 +33,10 @@ pub const TESTS: &[Test] = &[
     test("dax.unbind_unpin", unpin),
 ];
 
-/// CONFIG_GUP_TEST's file, if there is one.
+/// The file of CONFIG_GUP_TEST.
 const GUP_TEST: &str = "/sys/kernel/debug/gup_test";
 
-/// Checks that nothing can be seen of the pages, as there are none.
+/// Checks that the struct pages are gone.
 #[track_caller]
 fn expect_gone(s: &Setup) -> Outcome {
     let page = s.device.inspect_frames(s.dax.frame(), 1)?[0];
@@ -48,7 +48,7 @@ fn expect_gone(s: &Setup) -> Outcome {
     }
 }
 
-/// An access to what is mapped no more ends in SIGBUS.
+/// Checks that an access to an address whose mapping was zapped ends in SIGBUS.
 #[track_caller]
 fn expect_sigbus(buf: &Buffer, page: usize) -> Outcome {
     let child = Child::spawn(|| {
@@ -64,7 +64,7 @@ fn expect_sigbus(buf: &Buffer, page: usize) -> Outcome {
     }
 }
 
-/// Goes and comes, with the data that it had.
+/// The driver is unbound and bound again, and the data stays the same.
 fn idle(_: &Ctx) -> Outcome {
     for align in [PTE, PMD] {
         let s = Setup::new(align)?;
@@ -81,7 +81,7 @@ fn idle(_: &Ctx) -> Outcome {
     Ok(())
 }
 
-/// Mappings are zapped, of this process and of another one.
+/// The mappings of this process and of another one are zapped.
 fn mapped<const ALIGN: usize>(_: &Ctx) -> Outcome {
     let s = Setup::new(ALIGN)?;
     let n = 2 * s.dax.step();
@@ -90,7 +90,7 @@ fn mapped<const ALIGN: usize>(_: &Ctx) -> Outcome {
     let other = Waiting::start(
         || buf.check(0, n, 721),
         || {
-            // Until it is let go the driver has gone: then so does this process.
+            // The driver is unbound before the release of this process: the access ends in SIGBUS.
             buf.get(0, 0);
             Err(Fail::failed(
                 "access by another process: expected SIGBUS, found none",
@@ -116,7 +116,7 @@ fn mapped<const ALIGN: usize>(_: &Ctx) -> Outcome {
     again.check(0, n, 722)
 }
 
-/// What was mapped when the driver went is idle when it is back.
+/// Pages that were mapped at the unbind are idle after the bind.
 fn counts(_: &Ctx) -> Outcome {
     for align in [PTE, PMD] {
         let s = Setup::new(align)?;
@@ -139,8 +139,8 @@ fn counts(_: &Ctx) -> Outcome {
     Ok(())
 }
 
-/// While a page is held the driver waits; the page is the holder's with all that was
-/// in it, and when it is let go the driver goes.
+/// The unbind waits while a page is held. The holder keeps the page with its data; after its
+/// release the unbind finishes.
 fn held<const ALIGN: usize>(_: &Ctx) -> Outcome {
     let s = Setup::new(ALIGN)?;
     if s.idle_refs()? != 0 {
@@ -151,8 +151,8 @@ fn held<const ALIGN: usize>(_: &Ctx) -> Outcome {
     for flags in [ZDM_PIN_GET, ZDM_PIN_WRITE, ZDM_PIN_LONGTERM | ZDM_PIN_WRITE] {
         let buf = s.dax.map(n)?;
         buf.fill(0, 1, 724);
-        // The child is made before the file that holds the page, so that it has no copy
-        // of it: should this process end, the unbind does as well.
+        // The child is made before the file that pins the page, so that the child has no copy of
+        // the file. If this process ends, the pin ends, and so does the unbind.
         let unbinding = Waiting::start(|| Ok(()), || s.dax.unbind().or_fail("unbind"))?;
         let holder = Device::open(0)?;
         let id = holder.pin(&buf, 0, 1, flags).or_fail("ZDM_PIN")?;
@@ -166,8 +166,8 @@ fn held<const ALIGN: usize>(_: &Ctx) -> Outcome {
                 .or_fail("PIN_LONGTERM_TEST_START")?;
         }
         let unbinding = unbinding.release()?;
-        // The mapping goes at once, and nobody new gets at the pages; what is held is the
-        // holder's as long as he likes.
+        // The mapping is removed at once, and no new task can reach the pages. The holder keeps its
+        // page for as long as it wants.
         let going = sys::wait_until(Duration::from_secs(5), || expect_gone(&s).is_ok());
         check!(going, "unbind after a while: expected a begin, found none");
         expect_sigbus(&buf, 0)?;
@@ -180,7 +180,7 @@ fn held<const ALIGN: usize>(_: &Ctx) -> Outcome {
             let data = other.read().or_fail("PIN_LONGTERM_TEST_READ")?;
             check_bytes(&data, 724, 0, "data by a pin while the driver goes")?;
         }
-        // It waits for the last of them.
+        // The unbind waits for the last reference.
         holder.unpin(id, 0).or_fail("ZDM_UNPIN")?;
         if let Some(mut other) = other.take() {
             std::thread::sleep(Duration::from_millis(100));
@@ -201,7 +201,7 @@ fn held<const ALIGN: usize>(_: &Ctx) -> Outcome {
     Ok(())
 }
 
-/// Taken away while another process maps and unmaps, again and again.
+/// The driver is unbound again and again while another process maps and unmaps.
 fn race(_: &Ctx) -> Outcome {
     for align in [PTE, PMD] {
         let s = Setup::new(align)?;
@@ -210,7 +210,7 @@ fn race(_: &Ctx) -> Outcome {
             let file = s.dax.open()?;
             let worker = Child::spawn(|| {
                 loop {
-                    // There may be no driver any more.
+                    // The device may be without a driver now.
                     if let Ok(buf) = Buffer::of_file(&file, n, libc::MAP_SHARED) {
                         buf.set(0, 0, 1);
                         buf.get(n - 1, 0);
@@ -219,7 +219,7 @@ fn race(_: &Ctx) -> Outcome {
             })?;
             std::thread::sleep(Duration::from_millis(7 * round));
             s.dax.unbind().or_fail("unbind")?;
-            // It has ended by SIGBUS or does so now.
+            // The worker has ended by SIGBUS, or is killed now.
             let end = worker.end(libc::SIGKILL)?;
             check!(
                 matches!(end, Exit::Signal(libc::SIGBUS | libc::SIGKILL)),
@@ -235,8 +235,8 @@ fn race(_: &Ctx) -> Outcome {
     Ok(())
 }
 
-/// A page is let go just when the driver begins to wait for it, with one more reference for
-/// each round: none is lost, and none is one too many.
+/// A page is released just when the unbind begins to wait for it, with one more reference in each
+/// round: no wake-up is lost, and no reference is left over.
 fn unpin(_: &Ctx) -> Outcome {
     const ROUNDS: u64 = 12;
     for align in [PTE, PMD] {
@@ -255,7 +255,7 @@ fn unpin(_: &Ctx) -> Outcome {
                 .collect::<std::io::Result<_>>()
                 .or_fail("ZDM_PIN")?;
             let unbinding = unbinding.release()?;
-            // Sooner and later in its way.
+            // The release comes at different points of the unbind.
             std::thread::sleep(Duration::from_millis(3 * round));
             for id in ids {
                 holder.unpin(id, 0).or_fail("ZDM_UNPIN")?;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Every operation that takes blocks away from a file on DAX, against every kind of user of
-//! its pages, on ext4 and xfs: the full cross product. Each case checks the counts of every
-//! page frame, before and after, and the data of every page.
+//! Every operation that takes blocks from a DAX file against every kind of user of its pages, on
+//! ext4 and xfs: the full cross product. Each case checks the counts of every page frame, before
+//! and after, and the data of every page.
 
 use std::fs::File;
 use std::io;
@@ -34,7 +34,7 @@ pub const TESTS: &[Test] = cross!(
     truncate punch zero collapse insert unlink last_close unmount
 );
 
-/// What takes blocks away.
+/// The operations that take blocks away.
 #[allow(non_camel_case_types)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Op {
@@ -48,7 +48,7 @@ enum Op {
     unmount,
 }
 
-/// Who uses the pages.
+/// The users of the pages.
 #[allow(non_camel_case_types)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum User {
@@ -71,13 +71,13 @@ const USERS: [User; 7] = [
     User::direct,
 ];
 
-/// Pages of a file.
+/// The number of pages in a file.
 const N: usize = 8;
-/// The pages that an operation takes, or where it puts new ones.
+/// The first page that an operation takes, or where it inserts pages.
 const FIRST: usize = 2;
 const COUNT: usize = 2;
 const SEED: u64 = 4000;
-/// What a private mapping has written.
+/// The pattern that a private mapping writes.
 const OWN: u64 = 4001;
 
 impl Op {
@@ -93,7 +93,8 @@ impl Op {
         }
     }
 
-    /// What the file holds then: for each page the page of the old one, or zeroes.
+    /// The content of the file after the operation: for each page the old page, or `None` for
+    /// zeroes.
     fn content(self) -> Vec<Option<usize>> {
         let old = |range: std::ops::Range<usize>| range.map(Some);
         let zeroes = std::iter::repeat_n(None, COUNT);
@@ -107,7 +108,7 @@ impl Op {
         }
     }
 
-    /// Old pages whose blocks the file has no more. Zeroing may keep them, as it likes.
+    /// The old pages whose blocks the file no longer has. Zeroing may keep or replace them.
     fn taken(self) -> Vec<usize> {
         let content = self.content();
         match self {
@@ -120,7 +121,7 @@ impl Op {
 }
 
 impl User {
-    /// Whether it holds pages so that the operation has to wait.
+    /// Whether the user holds pages, so that the operation has to wait.
     fn holds(self) -> bool {
         matches!(self, User::gup | User::gup_fast)
     }
@@ -134,19 +135,19 @@ impl User {
     }
 }
 
-/// A mapping of a file, used as a user does, and the frames of the file's pages.
+/// A mapping of a file with its user, and the frames of the file's pages.
 struct Used {
     buf: Buffer,
     frames: Vec<u64>,
-    /// A pin, where there is one.
+    /// The id of the pin, if the user is a pin.
     pin: Option<u32>,
 }
 
-/// Counts of page `page`.
+/// The counts of page `page`.
 fn counts(user: User, page: usize) -> Counts {
     match user {
         User::gup | User::gup_fast if page < FIRST + COUNT => pinned(MAPPED, 1),
-        // Of a page that was written to there is a copy.
+        // The private mapping has its own copy of a page that it has written.
         User::private if page % 2 == 1 => IDLE,
         _ => MAPPED,
     }
@@ -155,7 +156,7 @@ fn counts(user: User, page: usize) -> Counts {
 impl Used {
     #[track_caller]
     fn start(s: &Setup, file: &File, user: User) -> Outcome<Self> {
-        // What is in the file is there without a mapping.
+        // The file has the data without a mapping.
         file.write_all_at(&pattern_bytes(SEED, 0, N), 0)
             .or_fail("write")?;
         let buf = Buffer::of_file(file, N, user.flags()).or_fail("mmap")?;
@@ -204,7 +205,7 @@ impl Used {
     }
 }
 
-/// Direct I/O of a file without DAX to the pages and from them.
+/// Direct I/O between a file without DAX and the pages, in both directions.
 fn direct(buf: &Buffer) -> Outcome {
     let plain = Mounted::plain()?;
     let path = plain.path("direct");
@@ -219,7 +220,7 @@ fn direct(buf: &Buffer) -> Outcome {
     buf.check(0, N, SEED)
 }
 
-/// Checks the data of a file as it must be after an operation, read and mapped.
+/// Checks the data of a file after an operation, by read and by a mapping.
 #[track_caller]
 fn expect_content(file: &File, op: Op) -> Outcome {
     let content = op.content();
@@ -244,14 +245,14 @@ fn expect_content(file: &File, op: Op) -> Outcome {
     Ok(())
 }
 
-/// Checks what the old mapping shows of the file, and that beyond its end is nothing.
+/// Checks the data in the old mapping, and that pages beyond the end of the file are gone.
 #[track_caller]
 fn expect_mapping(used: &Used, op: Op, user: User) -> Outcome {
     let content = op.content();
     for page in 0..N {
         if user == User::private && page % 2 == 1 {
-            // Whether copies live on is said by the operation and the file system; truncation
-            // takes them.
+            // The operation and the file system decide whether copies survive; truncation removes
+            // them.
             continue;
         }
         match content.get(page) {
@@ -275,10 +276,10 @@ fn expect_mapping(used: &Used, op: Op, user: User) -> Outcome {
     Ok(())
 }
 
-/// An operation against each user.
+/// Runs an operation against each user.
 fn each(kind: usize, op: Op) -> Outcome {
     for user in USERS {
-        // A process of its own has its own mounts.
+        // The child has its own mount namespace.
         Child::spawn(|| {
             case(kind, op, user).map_err(|e| match e {
                 Fail::Skip(_) => e,
@@ -290,7 +291,7 @@ fn each(kind: usize, op: Op) -> Outcome {
     Ok(())
 }
 
-/// One operation against one user.
+/// Runs one operation against one user.
 fn case(kind: usize, op: Op, user: User) -> Outcome {
     let s = Setup::new(kind)?;
     let file = s.fs.file("a", N)?;
@@ -309,7 +310,7 @@ fn case(kind: usize, op: Op, user: User) -> Outcome {
             IN_BREAK,
             &format!("{op:?} of pages that are pinned"),
         )?;
-        // Until then the page is the holder's, with its data.
+        // Until the release the holder keeps the page with its data.
         s.expect_frames(
             &used.frames[FIRST..FIRST + 1],
             pinned(IDLE, 1),
@@ -330,8 +331,8 @@ fn case(kind: usize, op: Op, user: User) -> Outcome {
         )?;
     }
     expect_mapping(&used, op, user)?;
-    // What was before the place of the operation is mapped as it was, now that it was touched: ext4
-    // takes all pages of the file from their users.
+    // ext4 unmaps all pages of the file. The checks above have accessed them again, so pages before
+    // the place of the operation must be mapped as before.
     if user != User::private && !user.holds() {
         s.expect_frames(
             &used.frames[..FIRST],
@@ -340,7 +341,7 @@ fn case(kind: usize, op: Op, user: User) -> Outcome {
         )?;
     }
     expect_content(&file, op)?;
-    // Blocks that are the file's still have moved with it, not been copied.
+    // Blocks that stay with the file have moved within it; they were not copied.
     let again = Buffer::shared(&file, op.content().len())?;
     for (page, old) in op.content().iter().enumerate() {
         if let Some(old) = old {
@@ -360,7 +361,7 @@ fn case(kind: usize, op: Op, user: User) -> Outcome {
     s.unmount()
 }
 
-/// An unlinked file lives on while it is mapped; who holds a page keeps its end waiting.
+/// An unlinked file exists while it is mapped. A held page delays the end of the file.
 fn unlink(s: Setup, file: File, mut used: Used, user: User) -> Outcome {
     s.fs.remove("a")?;
     drop(file);
@@ -378,7 +379,7 @@ fn end(s: &Setup, used: &mut Used, user: User) -> Outcome {
     if !user.holds() {
         return used.buf.unmap(0, N);
     }
-    // A child has the mapping, too, and is the last that does.
+    // A child also has the mapping, and unmaps it last.
     let child = Waiting::start(|| Ok(()), || used.buf.unmap(0, N))?;
     used.buf.unmap(0, N)?;
     let child = child.release()?;
@@ -387,7 +388,7 @@ fn end(s: &Setup, used: &mut Used, user: User) -> Outcome {
     expect_woken(child, "the end of a file with no pinned page any more")
 }
 
-/// Closing a file that is mapped changes nothing.
+/// Closing a mapped file changes nothing.
 fn last_close(s: Setup, file: File, mut used: Used, user: User) -> Outcome {
     drop(file);
     for page in 0..N {
@@ -405,7 +406,7 @@ fn last_close(s: Setup, file: File, mut used: Used, user: User) -> Outcome {
     s.unmount()
 }
 
-/// A file system is busy while a file is mapped, and goes when nobody uses a page.
+/// A file system is busy while a file is mapped, and can be unmounted when no page is in use.
 fn unmount(mut s: Setup, kind: usize, file: File, mut used: Used, user: User) -> Outcome {
     drop(file);
     let busy = s.fs.unmount().err().and_then(|e| e.raw_os_error());
@@ -416,7 +417,7 @@ fn unmount(mut s: Setup, kind: usize, file: File, mut used: Used, user: User) ->
         let dir = s.fs.dir().to_path_buf();
         let taker = Waiting::start(|| Ok(()), || files::unmount(&dir, 0).or_fail("umount"))?;
         let taker = taker.release()?;
-        // Whether it waits, or leaves the pages to who holds them, is seen by the counts.
+        // The counts show whether the unmount waits or leaves the pages to their holders.
         let ended = sys::wait_until(std::time::Duration::from_millis(500), || {
             !taker.is_running().unwrap_or(false)
         });

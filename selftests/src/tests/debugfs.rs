@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What debugfs shows people is what the ioctls tell programs.
+//! debugfs shows as text what the ioctls return.
 
 use std::fs;
 use std::io::{Read, Seek};
@@ -19,10 +19,10 @@ pub const TESTS: &[Test] = &[
     test("debugfs.every_node", every_node),
 ];
 
-/// With injection allowed.
+/// Tests that need injection.
 pub const INJECTING: &[Test] = &[with("inject=1", test("debugfs.violation", violation))];
 
-/// Those that unload the module.
+/// Tests that unload the module.
 pub const RELOADING: &[Test] = &[unloads(Needs::Any, test("debugfs.gone", gone))];
 
 fn path(node: usize, file: &str) -> PathBuf {
@@ -95,7 +95,7 @@ fn stats(_: &Ctx) -> Outcome {
     buf.check(0, PAGES, 510)
 }
 
-/// Read twice, with pages in use and without: a scan each time.
+/// Read the file twice, with pages in use and without: each read is a scan.
 fn audit(_: &Ctx) -> Outcome {
     let device = Device::open(0)?;
     let buf = Buffer::filled(PAGES, 511)?;
@@ -135,7 +135,7 @@ fn every_node(ctx: &Ctx) -> Outcome {
             check_eq!(number(&text, "found")?, 0, "violations");
             check_eq!(number(&text, "total")?, 0, "violations so far");
         } else {
-            // The old rule: each free page is one, every time.
+            // Under the old rule every scan finds one violation per free page.
             let free = number(&text, "free")?;
             check_eq!(number(&text, "found")?, free, "violations");
         }
@@ -155,7 +155,7 @@ fn every_node(ctx: &Ctx) -> Outcome {
     Ok(())
 }
 
-/// A broken invariant shows, with its page.
+/// A broken invariant is shown with its page.
 fn violation(_: &Ctx) -> Outcome {
     let device = Device::open(1)?;
     let pfn = device
@@ -191,8 +191,7 @@ fn violation(_: &Ctx) -> Outcome {
     Ok(())
 }
 
-/// A file that is open does not hold the module, and is at its end when that has
-/// gone.
+/// An open file does not hold the module, and reads as empty after the module has gone.
 fn gone(ctx: &Ctx) -> Outcome {
     let path = path(0, "audit");
     let mut file = fs::File::open(&path).or_fail(&path.display().to_string())?;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Exclusive access of the device to pages in system memory, and all that ends it.
+//! Exclusive access of the device to pages in system memory, and the events that end it.
 
 use std::io::{Read, Write};
 use std::sync::Barrier;
@@ -38,7 +38,7 @@ pub const TESTS: &[Test] = &[
 
 const RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
 
-/// Takes exclusive access to all of a buffer that holds the pattern of `seed`.
+/// Takes exclusive access to a whole buffer that holds the pattern of `seed`.
 #[track_caller]
 fn take(device: &Device, buf: &Buffer, seed: u64) -> Outcome {
     let n = buf.pages();
@@ -53,7 +53,7 @@ fn take(device: &Device, buf: &Buffer, seed: u64) -> Outcome {
     held(device, buf, 0, n)
 }
 
-/// Checks that the device has each of the pages for itself, and the CPU none.
+/// Checks that the device has exclusive access to each of the pages.
 #[track_caller]
 fn held(device: &Device, buf: &Buffer, first: usize, n: usize) -> Outcome {
     for page in first..first + n {
@@ -69,7 +69,7 @@ fn held(device: &Device, buf: &Buffer, first: usize, n: usize) -> Outcome {
     }
 }
 
-/// Checks that the device has none of the pages for itself.
+/// Checks that the device has exclusive access to none of the pages.
 #[track_caller]
 fn lost(device: &Device, buf: &Buffer, first: usize, n: usize) -> Outcome {
     device
@@ -86,21 +86,21 @@ fn grant(_: &Ctx) -> Outcome {
     let after = device.stats()?;
     let got = after.exclusive.wrapping_sub(before.exclusive);
     check_eq!(got, PAGES as u64, "growth of stats.exclusive");
-    // One of many is enough for an error.
+    // A single exclusive page in the range is an error.
     let result = device.check_exclusive(&buf, 0, PAGES);
     expect_errno(result, &[libc::EPERM], "CHECK_EXCLUSIVE of all")?;
-    // The device's own reading takes nothing away.
+    // A read of the device does not end its exclusive access.
     let read = device.read(&buf, 0, PAGES).or_fail("READ")?;
     check_bytes(&read.data, 310, 0, "READ")?;
     held(&device, &buf, 0, PAGES)?;
-    // Again is as good as once, though the CPU has it for a moment.
+    // The pages can be taken again, although the CPU gets them for a moment.
     take(&device, &buf, 310)?;
     let (audit, _) = device.audit()?;
     check_eq!(audit.used, 0, "used pages in the audit");
     buf.check(0, PAGES, 310)
 }
 
-/// Pages that are not there, or the zero page only, are made.
+/// Missing pages and the zero page are replaced by new pages.
 fn absent(_: &Ctx) -> Outcome {
     let device = Device::open(0)?;
     let buf = Buffer::anon(PAGES)?;
@@ -113,11 +113,11 @@ fn absent(_: &Ctx) -> Outcome {
     buf.fill(0, PAGES, 311);
     lost(&device, &buf, 0, PAGES)?;
     buf.check(0, PAGES, 311)?;
-    // What is now at the place of the zero page is not the zero page.
+    // The new page in the place of the zero page must be another one.
     Buffer::anon(4)?.check_zero(0, 4)
 }
 
-/// What the process may not write the device cannot have for itself.
+/// A device cannot get exclusive access to memory that the process may not write.
 fn refused(_: &Ctx) -> Outcome {
     let device = Device::open(0)?;
     let buf = Buffer::filled(8, 312)?;
@@ -138,7 +138,7 @@ fn refused(_: &Ctx) -> Outcome {
     expect_errno(result, &[libc::EOPNOTSUPP], "EXCLUSIVE of a file's pages")?;
     lost(&device, &shared, 0, 4)?;
     shared.check(0, 4, 313)?;
-    // What comes before the page that is refused may be held now: not for ever.
+    // Pages before the refused one may be exclusive now, but a CPU access ends that.
     buf.unmap(6, 1)?;
     let result = device.exclusive(&buf, 4, 4);
     expect_errno(result, &[libc::EFAULT], "EXCLUSIVE across a hole")?;
@@ -149,7 +149,7 @@ fn refused(_: &Ctx) -> Outcome {
     lost(&device, &buf, 0, 8)
 }
 
-/// Reading takes one page away, and that one only.
+/// A read of the CPU ends the access to one page, and to no other.
 fn cpu_read(_: &Ctx) -> Outcome {
     let device = Device::open(0)?;
     let buf = Buffer::filled(PAGES, 314)?;
@@ -177,7 +177,7 @@ fn cpu_write(_: &Ctx) -> Outcome {
     lost(&device, &buf, 3, 4)?;
     held(&device, &buf, 0, 3)?;
     held(&device, &buf, 7, PAGES - 7)?;
-    // The device must not see the page as it was when it had it.
+    // The device must not read the page's old content.
     let read = device.read(&buf, 3, 4).or_fail("READ")?;
     check_bytes(&read.data, 316, 3, "READ of what the CPU wrote")?;
     buf.fill(0, PAGES, 317);
@@ -187,7 +187,7 @@ fn cpu_write(_: &Ctx) -> Outcome {
     buf.check(0, PAGES, 317)
 }
 
-/// The kernel's own access for the process counts as the CPU's.
+/// An access of the kernel for the process counts as an access of the CPU.
 fn syscall(_: &Ctx) -> Outcome {
     let device = Device::open(0)?;
     let buf = Buffer::filled(8, 318)?;
@@ -203,8 +203,8 @@ fn syscall(_: &Ctx) -> Outcome {
     buf.check(0, 8, 318)
 }
 
-/// The device writes what it has for itself without a fault and keeps it; what
-/// another file reads is somebody else's afterwards.
+/// The device writes to exclusive pages without a fault and keeps the access; a read by another
+/// file ends it.
 fn device_write(_: &Ctx) -> Outcome {
     let device = Device::open(0)?;
     let buf = Buffer::filled(PAGES, 319)?;
@@ -223,8 +223,8 @@ fn device_write(_: &Ctx) -> Outcome {
     buf.check(8, PAGES - 8, 319)
 }
 
-/// Both sides have the data, neither sees what the other writes, and the device
-/// has lost its right.
+/// After a fork both processes have the data, neither sees the writes of the other, and the device
+/// has lost its exclusive access.
 fn fork(_: &Ctx) -> Outcome {
     let device = Device::open(0)?;
     let buf = Buffer::filled(PAGES, 321)?;
@@ -238,8 +238,8 @@ fn fork(_: &Ctx) -> Outcome {
         buf.check(PAGES / 2, PAGES - PAGES / 2, 321)
     })?;
     lost(&device, &buf, 0, PAGES)?;
-    // While the child lives the pages are shared: taking them must not take the
-    // child's.
+    // While the child lives the pages are shared: exclusive access of the parent must not affect
+    // the child.
     take(&device, &buf, 321)?;
     buf.fill(0, PAGES, 323);
     lost(&device, &buf, 0, PAGES)?;
@@ -270,7 +270,7 @@ fn munmap(_: &Ctx) -> Outcome {
     buf.check(40, PAGES - 40, 324)
 }
 
-/// The right is to an address, not to a page.
+/// Exclusive access belongs to an address, not to a page.
 fn mremap(_: &Ctx) -> Outcome {
     let device = Device::open(0)?;
     let buf = Buffer::filled(8, 325)?;
@@ -307,14 +307,14 @@ fn mprotect(_: &Ctx) -> Outcome {
     buf.check(0, PAGES, 328)
 }
 
-/// A page that the device has for itself does not migrate, and loses nothing.
+/// An exclusive page does not migrate and loses no data.
 fn migrate(_: &Ctx) -> Outcome {
     let device = Device::open(0)?;
     let buf = Buffer::filled(8, 329)?;
     take(&device, &buf, 329)?;
     let before = device.stats()?;
     match device.to_device(&buf, 0, 8) {
-        // The C driver returns what it has mapped, wherever that is.
+        // The C driver returns the data of pages that it has mapped, wherever they are.
         Ok(moved) => check_bytes(&moved.data, 329, 0, "returned data")?,
         Err(e) => check_eq!(e.raw_os_error(), Some(libc::ENOENT), "MIGRATE_TO_DEV"),
     }
@@ -326,7 +326,7 @@ fn migrate(_: &Ctx) -> Outcome {
     buf.check(0, 8, 329)
 }
 
-/// The entry of a huge page is broken up, the page's data is not.
+/// The entry of a huge page is split; the data stays the same.
 fn huge(_: &Ctx) -> Outcome {
     const N: usize = HUGE_PAGES;
     let device = Device::open(0)?;
@@ -344,7 +344,7 @@ fn huge(_: &Ctx) -> Outcome {
     buf.check(0, N, 331)
 }
 
-/// PRIVATE memory comes back first; COHERENT and GENERIC memory is taken where it is.
+/// PRIVATE pages come back first; COHERENT and GENERIC pages stay on the device.
 fn migrated<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, NODE)?;
     let buf = Buffer::filled(PAGES, 332)?;
@@ -368,8 +368,8 @@ fn migrated<const NODE: usize>(ctx: &Ctx) -> Outcome {
     target.expect_empty()
 }
 
-/// Two files, of one device or of two, take the same pages from each other for a
-/// while: that ends, each has its turn, and no data is lost.
+/// Two files of one device or of two take the same pages from each other for a while. Each makes
+/// progress, and no data is lost.
 fn two_openers(_: &Ctx) -> Outcome {
     const ROUNDS: usize = 100;
     const LIMIT: Duration = Duration::from_secs(20);
@@ -387,7 +387,7 @@ fn two_openers(_: &Ctx) -> Outcome {
                         check_bytes(&taken.data, 334, 0, "data in a fight")?;
                         won += 1;
                     }
-                    // Taken away again before the data was read.
+                    // The other file took the page before the data was read.
                     Err(e) => {
                         check!(
                             matches!(e.raw_os_error(), Some(libc::ENOENT | libc::EBUSY)),
@@ -416,7 +416,7 @@ fn two_openers(_: &Ctx) -> Outcome {
             won_a > 0 && won_b > 0,
             "successes: expected some of each, found {won_a} and {won_b}"
         );
-        // At most one has each page in the end.
+        // In the end at most one file has each page.
         for page in 0..4 {
             let free = [&a, &b].map(|d| d.check_exclusive(&buf, page, 1).is_ok());
             check!(
@@ -431,7 +431,7 @@ fn two_openers(_: &Ctx) -> Outcome {
     Ok(())
 }
 
-/// The CPU has its pages after the file is gone.
+/// The CPU has its pages after the file is closed.
 fn close(_: &Ctx) -> Outcome {
     let device = Device::open(0)?;
     let buf = Buffer::filled(PAGES, 335)?;
@@ -442,7 +442,7 @@ fn close(_: &Ctx) -> Outcome {
     buf.check(PAGES / 2, PAGES - PAGES / 2, 335)?;
     expect_present(&buf, 0, PAGES)?;
 
-    // Or another file has, which knows nothing of the first.
+    // Or another file has them, which knows nothing of the first.
     let device = Device::open(0)?;
     buf.fill(0, PAGES, 337);
     take(&device, &buf, 337)?;
@@ -452,7 +452,7 @@ fn close(_: &Ctx) -> Outcome {
     buf.check(0, PAGES, 337)
 }
 
-/// The process ends, orderly or not, while the device has its pages.
+/// The process ends, in order or not, while the device has its pages.
 fn exit(_: &Ctx) -> Outcome {
     let device = Device::open(0)?;
     for how in 0..3 {
@@ -465,7 +465,7 @@ fn exit(_: &Ctx) -> Outcome {
             take(&device, &own, 339)?;
             (&go).write_all(b"g").or_fail("pipe")?;
             match how {
-                // With destructors, and without.
+                // The process ends with its destructors, and without.
                 0 => Ok(()),
                 1 => sys::exit_now(0),
                 _ => loop {
@@ -478,7 +478,7 @@ fn exit(_: &Ctx) -> Outcome {
             2 => check_eq!(child.kill()?, Exit::Signal(libc::SIGKILL), "end"),
             _ => child.join()?,
         }
-        // The fork took them from the parent; nothing else did.
+        // Only the fork ended the parent's access.
         lost(&device, &buf, 0, 8)?;
         take(&device, &buf, 338)?;
         buf.check(0, 8, 338)?;

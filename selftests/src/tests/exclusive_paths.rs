@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Every way in which exclusive access ends, with the counts of the pages before and after:
-//! no reference is left, and none is lost. Where the CPU maps device pages they are held
-//! where they are, and their counts are known by page frame; system pages that are left
-//! show in the cgroup (`leak.rs`). What the device may do meanwhile is in `exclusive.rs`.
+//! Every way in which exclusive access ends, with the counts of the pages before and after: no
+//! reference is left over or lost. Where the CPU maps device pages, the exclusive pages are on the
+//! device and their counts are read by page frame; leaked system pages show in the cgroup
+//! (`leak.rs`). `exclusive.rs` tests the device's accesses.
 
 use std::time::Duration;
 
@@ -38,14 +38,14 @@ pub const TESTS: &[Test] = of_each_kind!("exclusive":
 
 const RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
 
-/// Pages that the device has for itself, and their frames if they are on a device.
+/// Exclusive pages, and their frames if they are on a device.
 struct Held {
     buf: Buffer,
     pfns: Vec<u64>,
 }
 
-/// A buffer with the pattern of `seed`, on the device where the CPU maps it there, of which
-/// every page is held.
+/// Makes a buffer with the pattern of `seed`, on the device if the CPU maps device pages, and takes
+/// exclusive access to every page.
 #[track_caller]
 fn held(target: &Target, seed: u64) -> Outcome<Held> {
     let buf = Buffer::filled(PAGES, seed)?;
@@ -56,7 +56,7 @@ fn held(target: &Target, seed: u64) -> Outcome<Held> {
     }
     take(target, &buf, seed)?;
     let held = Held { buf, pfns };
-    // The entry that is gone had a reference, the one that took its place has one.
+    // The removed entry had one reference, the entry in its place has one.
     held.expect(target, 0, PAGES, "held")?;
     Ok(held)
 }
@@ -74,7 +74,7 @@ fn take(target: &Target, buf: &Buffer, seed: u64) -> Outcome {
 }
 
 impl Held {
-    /// Checks that pages on the device have one mapping, and one reference for it.
+    /// Checks that pages on the device have one mapping and one reference.
     #[track_caller]
     fn expect(&self, target: &Target, first: usize, n: usize, when: &str) -> Outcome {
         self.expect_counts(target, first, n, MAPPED, when)
@@ -104,8 +104,8 @@ impl Held {
         }
     }
 
-    /// Checks that no page is held, that all have the pattern of `seed`, and goes on to
-    /// use them: they can be held and can migrate as before.
+    /// Checks that no page is exclusive and that all have the pattern of `seed`. Then checks that
+    /// they can become exclusive and can migrate again.
     #[track_caller]
     fn finish(self, target: &Target, seed: u64) -> Outcome {
         target
@@ -125,7 +125,7 @@ impl Held {
 fn end_cpu(ctx: &Ctx, node: usize) -> Outcome {
     settled(ctx, node, |target| {
         let held = held(target, 2600)?;
-        // By the CPU: read, write; and by the kernel for the process.
+        // The CPU reads and writes, and the kernel accesses the pages for the process.
         held.buf.check(0, 8, 2600)?;
         held.expect(target, 0, 8, "after a read")?;
         held.buf.fill(8, 8, 2600);
@@ -199,7 +199,7 @@ fn end_fork(ctx: &Ctx, node: usize) -> Outcome {
     })
 }
 
-/// The end of the process that has given the device its pages.
+/// The process whose pages the device has ends.
 fn ending(ctx: &Ctx, node: usize, signal: Option<i32>) -> Outcome {
     settled(ctx, node, |target| {
         for _ in 0..3 {
@@ -241,7 +241,7 @@ fn end_kill(ctx: &Ctx, node: usize) -> Outcome {
     ending(ctx, node, Some(libc::SIGKILL))
 }
 
-/// The file that holds the pages is closed; their home is another file's.
+/// The file with exclusive access is closed; another file owns the device pages.
 fn end_close(ctx: &Ctx, node: usize) -> Outcome {
     settled(ctx, node, |target| {
         let buf = Buffer::filled(PAGES, 2660)?;
@@ -260,7 +260,7 @@ fn end_close(ctx: &Ctx, node: usize) -> Outcome {
     })
 }
 
-/// Pins of every flavour end it, and find the page that the device had.
+/// Pins of every flavour end the access and get the same page.
 fn end_pin(ctx: &Ctx, node: usize) -> Outcome {
     settled(ctx, node, |target| {
         for flags in [
@@ -280,7 +280,7 @@ fn end_pin(ctx: &Ctx, node: usize) -> Outcome {
             held.buf.check(5, 9, 2670)?;
             target.unpin(id, 0).or_fail("ZDM_UNPIN")?;
             held.buf.check(0, PAGES, 2670)?;
-            // A long-term pin has taken COHERENT pages off the device.
+            // A long-term pin has moved COHERENT pages off the device.
             if flags & ZDM_PIN_LONGTERM == 0 || target.keeps_pinned() {
                 held.finish(target, 2670)?;
             }
@@ -308,7 +308,7 @@ fn end_advice(ctx: &Ctx, node: usize) -> Outcome {
     })
 }
 
-/// Migration does not take what is held; when it has ended it does.
+/// A migration does not take exclusive pages; it takes them after the access has ended.
 fn end_migration(ctx: &Ctx, node: usize) -> Outcome {
     settled(ctx, node, |target| {
         let held = held(target, 2690)?;
@@ -319,7 +319,7 @@ fn end_migration(ctx: &Ctx, node: usize) -> Outcome {
             held.expect(target, 0, PAGES, "after MIGRATE_TO_SYS")?;
         } else {
             let result = target.to_device(&held.buf, 0, PAGES);
-            // The data of pages that are where they were may be returned.
+            // The driver may return the data of pages that did not move.
             if let Err(e) = result {
                 check_eq!(e.raw_os_error(), Some(libc::ENOENT), "MIGRATE_TO_DEV");
             }
@@ -330,7 +330,7 @@ fn end_migration(ctx: &Ctx, node: usize) -> Outcome {
     })
 }
 
-/// Another file takes the pages for itself, or has only read them.
+/// Another file takes exclusive access, or only reads the pages.
 fn end_other_file(ctx: &Ctx, node: usize) -> Outcome {
     settled(ctx, node, |target| {
         let mine = held(target, 2700)?;
@@ -349,7 +349,7 @@ fn end_other_file(ctx: &Ctx, node: usize) -> Outcome {
     })
 }
 
-/// Pages of a huge one are held, and end in several ways.
+/// Pages of a huge one are exclusive, and the access ends in several ways.
 fn end_huge(ctx: &Ctx, node: usize) -> Outcome {
     const N: usize = HUGE_PAGES;
     settled(ctx, node, |target| {
@@ -386,7 +386,7 @@ fn end_huge(ctx: &Ctx, node: usize) -> Outcome {
     })
 }
 
-/// With swap to go to, and while swap goes away.
+/// The access ends with swap on, and during swapoff.
 fn end_swap(ctx: &Ctx, node: usize) -> Outcome {
     settled(ctx, node, |target| {
         let swap = Swap::on()?;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! HMM_DMIRROR_FLAGS with FAIL_ALLOC: the next allocation for a migration fails,
-//! once. What huge pages make of it is in `thp.rs`.
+//! HMM_DMIRROR_FLAGS with FAIL_ALLOC: the next allocation for a migration fails, once. `thp.rs`
+//! tests it with huge pages.
 
 use super::target::{COHERENT, GENERIC, PRIVATE, Target};
 use super::{Ctx, PAGES, Test, test};
@@ -25,15 +25,15 @@ pub const TESTS: &[Test] = &[
     test("fail_generic.close", close::<GENERIC>),
 ];
 
-/// A device that moves small pages only takes each for a part of something large,
-/// and finds another one.
+/// Checks that the driver replaces the failed allocation: a device that moves only small pages
+/// treats each as a part of a large one and allocates another page.
 fn made_good(target: &Target, buf: &Buffer) -> Outcome {
     let moved = target.to_device(buf, 0, PAGES).or_fail("MIGRATE_TO_DEV")?;
     check_bytes(&moved.data, 390, 0, "returned data")?;
     target.expect(buf, 0, PAGES, PAGES)
 }
 
-/// One page stays, the rest goes; the command cannot return all data then.
+/// One page stays, the rest migrates; the command cannot return all data then.
 fn to_device<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, NODE)?;
     let buf = Buffer::filled(PAGES, 390)?;
@@ -56,7 +56,7 @@ fn to_device<const NODE: usize>(ctx: &Ctx) -> Outcome {
     check_eq!(failed, 1, "growth of stats.failed_alloc");
     let read = target.read(&buf, 0, PAGES).or_fail("READ")?;
     check_bytes(&read.data, 390, 0, "READ of a mixture")?;
-    // Once is once.
+    // The failure does not repeat.
     let moved = target.to_device(&buf, 0, PAGES).or_fail("MIGRATE_TO_DEV")?;
     check_bytes(&moved.data, 390, 0, "returned data")?;
     target.expect(&buf, 0, PAGES, PAGES)?;
@@ -65,7 +65,7 @@ fn to_device<const NODE: usize>(ctx: &Ctx) -> Outcome {
     target.expect_empty()
 }
 
-/// The command fails and what it was at stays where it is.
+/// The command fails, and the page stays where it is.
 fn to_system<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, NODE)?;
     let buf = Buffer::filled(PAGES, 391)?;
@@ -90,7 +90,7 @@ fn to_system<const NODE: usize>(ctx: &Ctx) -> Outcome {
     target.expect_empty()
 }
 
-/// A CPU fault that finds no memory is tried again, and the process sees nothing.
+/// A CPU fault without memory is retried, and the process notices nothing.
 fn cpu_fault(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, PRIVATE)?;
     let buf = Buffer::filled(8, 392)?;
@@ -107,7 +107,7 @@ fn cpu_fault(ctx: &Ctx) -> Outcome {
     target.expect_empty()
 }
 
-/// As with the C driver the flags must be a range's length, which 0 is not.
+/// As in the C driver the flags must be a valid number of pages, so 0 is invalid.
 fn flags(_: &Ctx) -> Outcome {
     let device = Device::open(0)?;
     let flags = |addr, flags| device.command(HMM_FLAGS, addr, flags, Data::Nowhere);
@@ -121,14 +121,14 @@ fn flags(_: &Ctx) -> Outcome {
     Ok(())
 }
 
-/// The flag is the file's, but for a CPU fault, which fails if any file of the process asked.
+/// The flag belongs to one file, but a CPU fault fails if any file of the process has it.
 fn per_file(ctx: &Ctx) -> Outcome {
     let flagged = Target::open(ctx, PRIVATE)?;
     let other = Target::open(ctx, PRIVATE)?;
     let buf = Buffer::filled(PAGES, 393)?;
     flagged.fail_alloc()?;
     other.move_all(&buf, 393)?;
-    // No CPU fault comes in between.
+    // There is no CPU fault in between.
     other.to_system(&buf, 0, PAGES).or_fail("MIGRATE_TO_SYS")?;
     buf.check(0, PAGES, 393)?;
     let result = flagged.to_device(&buf, 0, PAGES);
@@ -141,7 +141,7 @@ fn per_file(ctx: &Ctx) -> Outcome {
     buf.check(0, PAGES, 393)
 }
 
-/// With the flag set the close still brings everything back.
+/// The close brings all pages back although the flag is set.
 fn close<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let observer = Target::open(ctx, NODE)?;
     let target = Target::open(ctx, NODE)?;

@@ -12,8 +12,8 @@ use crate::sys;
 use crate::uapi::Stats;
 use crate::{check, check_eq};
 
-/// Checks that the CPU's faults, and nothing else, have brought `n` pages back; or that
-/// there were none and the pages have stayed, where the CPU can use them there.
+/// Checks that CPU faults alone have brought `n` pages back; or, where the CPU maps device pages,
+/// that there was no fault and the pages have stayed.
 #[track_caller]
 fn faulted_back(device: &Target, before: &Stats, buf: &Buffer, n: usize) -> Outcome {
     let faults = device.stats()?.cpu_faults.wrapping_sub(before.cpu_faults);
@@ -37,7 +37,7 @@ pub fn cpu_read<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let before = device.stats()?;
     buf.check(0, PAGES, 20)?;
     faulted_back(&device, &before, &buf, PAGES)?;
-    // The pages are the process's own again, not read-only copies.
+    // The pages are writable, not read-only copies.
     buf.fill(0, PAGES, 21);
     buf.check(0, PAGES, 21)
 }
@@ -47,7 +47,7 @@ pub fn cpu_write<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let buf = Buffer::filled(PAGES, 22)?;
     device.move_all(&buf, 22)?;
     let before = device.stats()?;
-    // One word of each page: the rest must have come from the device.
+    // The CPU writes one word of each page: the rest must have come from the device.
     for page in 0..PAGES {
         buf.set(page, 100, page as u64);
     }
@@ -75,7 +75,7 @@ pub fn every_other_page<const NODE: usize>(ctx: &Ctx) -> Outcome {
         device.bring_back(&buf, page, 1)?;
         expect_present(&buf, page, 1)?;
     }
-    // Of a mixed range, the device sees both halves.
+    // The device reads both halves of a mixed range.
     let read = device
         .read(&buf, 0, PAGES)
         .or_fail("READ of a mixed range")?;
@@ -86,7 +86,7 @@ pub fn every_other_page<const NODE: usize>(ctx: &Ctx) -> Outcome {
     }
     expect_present(&buf, 0, PAGES)?;
 
-    // And half of it goes again, to lie between the others.
+    // Half of them migrate again and lie between the others.
     for page in (1..PAGES).step_by(2) {
         device.to_device(&buf, page, 1).or_fail("MIGRATE_TO_DEV")?;
         device.expect(&buf, page, 1, 1)?;
@@ -130,7 +130,7 @@ pub fn from_threads<const NODE: usize>(ctx: &Ctx) -> Outcome {
     Ok(())
 }
 
-/// The kernel itself faults when a system call's buffer is on the device.
+/// The kernel itself faults when the buffer of a system call is on the device.
 pub fn syscall_access<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let device = Target::open(ctx, NODE)?;
     let buf = Buffer::filled(PAGES, 25)?;
@@ -154,7 +154,7 @@ pub fn syscall_access<const NODE: usize>(ctx: &Ctx) -> Outcome {
     read.read_exact(&mut data).or_fail("read from the pipe")?;
     check_bytes(&data, 25, 0, "data in the pipe")?;
 
-    // The other direction: the kernel writes to pages on the device.
+    // In the other direction the kernel writes to pages on the device.
     buf.check(0, PAGES, 25)?;
     device.bring_back(&buf, 0, PAGES)?;
     device.move_all(&buf, 25)?;

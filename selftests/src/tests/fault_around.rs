@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A CPU fault brings pages around its own, where that is asked for.
+//! A CPU fault brings back pages around its own, if the file asks for it.
 
 use std::io::Read;
 
@@ -46,7 +46,7 @@ pub const INJECTING: &[Test] = &[with("inject=1", test("fault_around.held", held
 const N: usize = HUGE_PAGES;
 const MOST: u32 = ZDM_FAULT_AROUND_MAX;
 
-/// How much the counters have grown: CPU faults, pages around, hits and waste.
+/// The growth of the counters: CPU faults, pages around, hits and waste.
 type Grown = (u64, u64, u64, u64);
 
 fn grown(device: &Target, before: &Stats) -> Outcome<Grown> {
@@ -59,7 +59,7 @@ fn grown(device: &Target, before: &Stats) -> Outcome<Grown> {
     ))
 }
 
-/// Small pages with the pattern of `seed` that begin where a page table does.
+/// Small pages with the pattern of `seed`, which begin where a page table begins.
 fn filled(n: usize, seed: u64) -> Outcome<Buffer> {
     let buf = Buffer::anon_huge_aligned(n)?;
     buf.fill(0, n, seed);
@@ -73,14 +73,14 @@ fn device_on(ctx: &Ctx) -> Outcome<Target> {
     Ok(device)
 }
 
-/// The same, and small pages that are there.
+/// A device with fault-around on, and small pages on it.
 fn moved(ctx: &Ctx, n: usize, seed: u64) -> Outcome<(Target, Buffer)> {
     let (device, buf) = (device_on(ctx)?, filled(n, seed)?);
     device.move_all(&buf, seed)?;
     Ok((device, buf))
 }
 
-/// As with the C driver: a fault for each page.
+/// With fault-around off each page takes a fault, as in the C driver.
 fn off(ctx: &Ctx) -> Outcome {
     let device = Target::open(ctx, PRIVATE)?;
     let buf = Buffer::filled(PAGES, 1500)?;
@@ -94,7 +94,7 @@ fn off(ctx: &Ctx) -> Outcome {
             "counters in round {round}"
         );
         freed_since(&device, &before, PAGES)?;
-        // Switched on and off again.
+        // Switch it on and off again.
         let old = device.fault_around(MOST).or_fail("ZDM_FAULT_AROUND")?;
         check_eq!(old, 1, "what was set before");
         let old = device.fault_around(0).or_fail("ZDM_FAULT_AROUND")?;
@@ -103,8 +103,8 @@ fn off(ctx: &Ctx) -> Outcome {
     Ok(())
 }
 
-/// Faults on the pages that the iterator names bring all of `buf` back, in few faults: windows
-/// double, and all that they bring is used.
+/// The CPU accesses the pages that the iterator names, in order. All of `buf` comes back in few
+/// faults: windows double, and all pages that they bring are used.
 fn in_order(
     device: &Target,
     buf: &Buffer,
@@ -130,7 +130,7 @@ fn in_order(
 fn forwards(ctx: &Ctx) -> Outcome {
     let (device, buf) = moved(ctx, 2 * N, 1510)?;
     in_order(&device, &buf, 1510, 0..2 * N)?;
-    // The pages are the process's own, and may be written.
+    // The pages are writable.
     buf.fill(0, 2 * N, 1511);
     device.move_all(&buf, 1511)?;
     buf.check(0, 2 * N, 1511)
@@ -141,7 +141,7 @@ fn backwards(ctx: &Ctx) -> Outcome {
     in_order(&device, &buf, 1520, (0..2 * N).rev())
 }
 
-/// Faults without an order bring their own pages.
+/// Faults in random order bring only their own pages.
 fn scattered(ctx: &Ctx) -> Outcome {
     let (device, buf) = moved(ctx, N, 1530)?;
     let before = device.stats()?;
@@ -157,7 +157,7 @@ fn scattered(ctx: &Ctx) -> Outcome {
     buf.check(0, N, 1530)
 }
 
-/// No window is larger than was asked for.
+/// No window is larger than the file's setting.
 fn most(ctx: &Ctx) -> Outcome {
     let (device, buf) = (Target::open(ctx, PRIVATE)?, filled(N, 1540)?);
     for most in [2, 5, 16, 20] {
@@ -165,7 +165,7 @@ fn most(ctx: &Ctx) -> Outcome {
         device.move_all(&buf, 1540)?;
         let mut left = N;
         while left > 0 {
-            // The first page of what is left.
+            // Access the first page of the rest.
             buf.get(N - left, 0);
             let now = device.on_device(&buf, 0, N)?;
             let came = left - now;
@@ -202,14 +202,14 @@ fn advice(ctx: &Ctx) -> Outcome {
     Ok(())
 }
 
-/// What comes and is not used is waste, and makes windows small.
+/// Pages that come and are not used count as waste and make windows smaller.
 fn waste(ctx: &Ctx) -> Outcome {
     let (device, buf) = (Target::open(ctx, PRIVATE)?, filled(N, 1560)?);
     device.fault_around(64).or_fail("ZDM_FAULT_AROUND")?;
     buf.advise(0, N, libc::MADV_SEQUENTIAL)?;
     device.move_all(&buf, 1560)?;
     let before = device.stats()?;
-    // Of the first window some are used, of the second only its first one.
+    // The CPU uses some pages of the first window, and only the first page of the second.
     for page in (0..=10).chain([64]) {
         buf.get(page, 0);
     }
@@ -228,7 +228,7 @@ fn waste(ctx: &Ctx) -> Outcome {
     buf.check(0, N, 1560)
 }
 
-/// A place without a page gets none, and what is in the system already stays there.
+/// A hole gets no page, and pages in system memory stay there.
 fn holes(ctx: &Ctx) -> Outcome {
     let (device, buf) = moved(ctx, N, 1570)?;
     buf.advise(0, N, libc::MADV_SEQUENTIAL)?;
@@ -253,7 +253,8 @@ fn holes(ctx: &Ctx) -> Outcome {
     device.expect(&buf, 0, N, 0)
 }
 
-/// Pages that take turns between two files; a fault on the first one's brings none of the other's.
+/// Two files own the pages in turn; a fault on a page of the first file brings no page of the
+/// second.
 fn take_turns(first: &Target, second: &Target, seed: u64) -> Outcome {
     let buf = filled(N, seed)?;
     buf.advise(0, N, libc::MADV_SEQUENTIAL)?;
@@ -268,7 +269,7 @@ fn take_turns(first: &Target, second: &Target, seed: u64) -> Outcome {
     check_eq!((faults, around), (1, N as u64 / 2 - 1), "counters");
     first.expect(&buf, 0, N, N / 2)?;
     check_eq!(proc::present(&buf, 2, 1)?, 1, "page 2 present");
-    // Those of the other come one by one.
+    // The second file has no fault-around: its pages come one by one.
     buf.get(1, 0);
     first.expect(&buf, 0, N, N / 2 - 1)?;
     buf.check(0, N, seed)
@@ -282,37 +283,37 @@ fn other_device(ctx: &Ctx) -> Outcome {
     take_turns(&device_on(ctx)?, &Target::open(ctx, PRIVATE + 1)?, 1590)
 }
 
-/// A window ends where the area does.
+/// A window ends where the area ends.
 fn area_ends(ctx: &Ctx) -> Outcome {
     let (device, buf) = moved(ctx, N, 1600)?;
-    // An area by itself, with another one on each side.
+    // The area lies between two other ones.
     buf.advise(100, 50, libc::MADV_SEQUENTIAL)?;
     buf.get(110, 0);
     device.expect(&buf, 0, N, N - 40)?;
     check_eq!(proc::present(&buf, 110, 40)?, 40, "pages present");
-    // Downwards, too.
+    // The same holds downwards.
     buf.get(109, 0);
     device.expect(&buf, 0, N, N - 50)?;
-    // The page right after is another area's, without advice.
+    // The next page belongs to another area, without advice.
     buf.get(150, 0);
     device.expect(&buf, 0, 150, 100)?;
     buf.check(0, N, 1600)
 }
 
-/// A window ends where the page table does.
+/// A window ends where the page table ends.
 fn table_ends(ctx: &Ctx) -> Outcome {
     let (device, buf) = moved(ctx, 2 * N, 1610)?;
     buf.advise(0, 2 * N, libc::MADV_SEQUENTIAL)?;
     buf.get(N - 5, 0);
     device.expect(&buf, 0, 2 * N, 2 * N - 5)?;
-    // All of it is used, so that the next window is as large.
+    // All pages are used, so that the next window is as large.
     buf.check(N - 5, 5, 1610)?;
     buf.get(N, 0);
     device.expect(&buf, 0, 2 * N, N - 5)?;
     buf.check(0, 2 * N, 1610)
 }
 
-/// The child's faults bring back what it shares with its parent.
+/// The child's faults bring back pages that it shares with its parent.
 fn fork(ctx: &Ctx) -> Outcome {
     let (device, buf) = moved(ctx, N, 1620)?;
     buf.advise(0, N, libc::MADV_SEQUENTIAL)?;
@@ -327,18 +328,18 @@ fn fork(ctx: &Ctx) -> Outcome {
     buf.check(0, N, 1621)
 }
 
-/// A write of one side brings pages around that stay shared.
+/// A write of one process brings back pages around, which stay shared.
 fn copy_on_write(ctx: &Ctx) -> Outcome {
     let (device, buf) = moved(ctx, N, 1630)?;
     buf.advise(0, N, libc::MADV_SEQUENTIAL)?;
-    // The child writes, and its parent looks later.
+    // The child writes, and its parent reads later.
     Child::spawn(|| {
         buf.fill(0, N, 1631);
         buf.check(0, N, 1631)
     })?
     .join()?;
     buf.check(0, N, 1630)?;
-    // The parent writes, and its child looks later.
+    // The parent writes, and its child reads later.
     device.move_all(&buf, 1630)?;
     let (mut wait, go) = crate::sys::pipe().or_fail("pipe")?;
     let child = Child::spawn(|| {
@@ -358,7 +359,7 @@ fn copy_on_write(ctx: &Ctx) -> Outcome {
     freed_since(&device, &before, N)
 }
 
-/// Windows of several threads at the same pages: each page comes once.
+/// Windows of several threads overlap: each page comes back once.
 fn threads(ctx: &Ctx) -> Outcome {
     const THREADS: usize = 4;
     let (device, buf) = (device_on(ctx)?, filled(N, 1640)?);
@@ -399,7 +400,7 @@ fn threads(ctx: &Ctx) -> Outcome {
     Ok(())
 }
 
-/// The same pages go and come many times; what was learned of them does no harm.
+/// The same pages migrate and come back many times; the record of their accesses stays right.
 fn again(ctx: &Ctx) -> Outcome {
     let (device, buf) = (device_on(ctx)?, filled(N, 1650)?);
     for round in 0..5 {
@@ -416,7 +417,7 @@ fn again(ctx: &Ctx) -> Outcome {
     Ok(())
 }
 
-/// A huge page comes by itself, in one piece.
+/// A huge page comes back alone, in one piece.
 fn huge(ctx: &Ctx) -> Outcome {
     let (device, buf) = (device_on(ctx)?, huge_filled(2, 1660)?);
     buf.advise(0, 2 * N, libc::MADV_SEQUENTIAL)?;
@@ -429,11 +430,11 @@ fn huge(ctx: &Ctx) -> Outcome {
     expect_huge(&buf, 0, 2 * N, 2 * N)
 }
 
-/// What is left of a huge page is brought, too, by a fault on small pages beside it.
+/// A fault on small pages also brings back the rest of a huge page beside them.
 fn split(ctx: &Ctx) -> Outcome {
     let (device, buf) = (device_on(ctx)?, huge_filled(1, 1670)?);
     device.move_huge(&buf, 1670)?;
-    // Half of it is gone, and small pages are in its place.
+    // Half of the huge page is freed, and small pages take its place.
     buf.advise(0, N / 2, libc::MADV_DONTNEED)?;
     buf.advise(0, N, libc::MADV_NOHUGEPAGE)?;
     buf.advise(0, N, libc::MADV_SEQUENTIAL)?;
@@ -448,7 +449,7 @@ fn split(ctx: &Ctx) -> Outcome {
     device.expect_empty()
 }
 
-/// Without memory for its own page a fault is tried again, as without a window.
+/// A fault without memory for its own page is retried, as without a window.
 fn failed_allocation(ctx: &Ctx) -> Outcome {
     let (device, buf) = moved(ctx, N, 1680)?;
     buf.advise(0, N, libc::MADV_SEQUENTIAL)?;
@@ -457,7 +458,7 @@ fn failed_allocation(ctx: &Ctx) -> Outcome {
     device.expect(&buf, 0, N, 0)
 }
 
-/// Nothing of a file's is left to the next one, which may have the same number.
+/// A closed file leaves nothing behind for the next file, which may have the same number.
 fn closed(ctx: &Ctx) -> Outcome {
     drop(device_on(ctx)?);
     let (device, buf) = (Target::open(ctx, PRIVATE)?, filled(PAGES, 1690)?);
@@ -484,13 +485,13 @@ fn bad(ctx: &Ctx) -> Outcome {
         &[libc::EFAULT],
         "ZDM_FAULT_AROUND with a bad pointer",
     )?;
-    // Nothing has changed.
+    // The setting is unchanged.
     let old = device.fault_around(1).or_fail("ZDM_FAULT_AROUND")?;
     check_eq!(old, MOST, "what was set before");
     Ok(())
 }
 
-/// The parameter is what files begin with.
+/// The module parameter is the initial setting of each file.
 fn parameter(ctx: &Ctx) -> Outcome {
     let (device, buf) = (Target::open(ctx, PRIVATE)?, filled(N, 1700)?);
     let old = device.fault_around(64).or_fail("ZDM_FAULT_AROUND")?;
@@ -504,7 +505,7 @@ fn parameter(ctx: &Ctx) -> Outcome {
     Ok(())
 }
 
-/// A page in the window that somebody holds stays where it is, and the others come.
+/// A held page in the window stays, and the others come back.
 fn held(ctx: &Ctx) -> Outcome {
     let (device, buf) = moved(ctx, N, 1710)?;
     buf.advise(0, N, libc::MADV_SEQUENTIAL)?;

@@ -23,7 +23,7 @@ pub const TESTS: &[Test] = &[
     test("fault_ioctl_generic.migrated", migrated::<GENERIC>),
 ];
 
-/// Faults pages in, all of which must work.
+/// Faults pages in; all of them must succeed.
 #[track_caller]
 fn fault(device: &Device, buf: &Buffer, first: usize, n: usize, flags: u32) -> Outcome {
     let mapped = device
@@ -37,7 +37,7 @@ fn fault(device: &Device, buf: &Buffer, first: usize, n: usize, flags: u32) -> O
     }
 }
 
-/// Checks that the device reads pages without having to fault.
+/// Checks that the device reads pages without a fault.
 #[track_caller]
 fn reads_at_once(device: &Device, buf: &Buffer, n: usize, seed: u64) -> Outcome {
     let read = device.read(buf, 0, n).or_fail("READ")?;
@@ -62,7 +62,7 @@ fn read(_: &Ctx) -> Outcome {
     );
     reads_at_once(&device, &buf, PAGES, 340)?;
 
-    // Pages that are not there are made, for reading as zeroes.
+    // Missing pages are made, and read as zeroes.
     let buf = Buffer::anon(PAGES)?;
     fault(&device, &buf, 0, PAGES, 0)?;
     expect_present(&buf, 0, PAGES)?;
@@ -70,8 +70,8 @@ fn read(_: &Ctx) -> Outcome {
     check_eq!(read.faults, 0, "faults of a READ after ZDM_FAULT");
     let nonzero = read.data.iter().position(|b| *b != 0);
     check_eq!(nonzero, None, "first byte that is not 0");
-    // A right to read is none to write: that takes a fault, and another page than
-    // the zero page.
+    // The right to read does not include writing: a write takes a fault, and replaces the zero
+    // page.
     let data = pattern_bytes(341, 0, 8);
     let cmd = device.write(&buf, 0, &data).or_fail("WRITE")?;
     check!(cmd.faults >= 1, "faults of a WRITE: expected some, found 0");
@@ -89,9 +89,9 @@ fn write(_: &Ctx) -> Outcome {
     let cmd = device.write(&buf, 0, &data).or_fail("WRITE")?;
     check_eq!(cmd.faults, 0, "faults of a WRITE after ZDM_FAULT");
     buf.check(0, PAGES, 342)?;
-    // The right to write is one to read.
+    // The right to write includes reading.
     reads_at_once(&device, &buf, PAGES, 342)?;
-    // No more than was asked for.
+    // Only the requested pages are faulted in.
     let buf = Buffer::anon(PAGES)?;
     fault(&device, &buf, 8, 8, ZDM_FAULT_WRITE)?;
     check_eq!(proc::present(&buf, 0, PAGES)?, 8, "present pages");
@@ -125,7 +125,7 @@ fn hole(_: &Ctx) -> Outcome {
             expect_errno(result, &[libc::EFAULT], &what)?;
         }
     }
-    // A range without end over nothing ends soon, too.
+    // A huge range without mappings also ends soon.
     let result = device.fault(buf.at(40), 1 << 20, 0);
     expect_errno(result, &[libc::EFAULT], "ZDM_FAULT of a huge hole")?;
     fault(&device, &buf, 0, 40, ZDM_FAULT_WRITE)?;
@@ -133,7 +133,7 @@ fn hole(_: &Ctx) -> Outcome {
     buf.check(42, 8, 344)
 }
 
-/// What the CPU's side changes the device has to fault again.
+/// The device has to fault again after a change by the CPU's side.
 fn invalidated(_: &Ctx) -> Outcome {
     let device = Device::open(0)?;
     let buf = Buffer::filled(PAGES, 345)?;
@@ -157,7 +157,7 @@ fn invalidated(_: &Ctx) -> Outcome {
     buf.check(16, PAGES - 16, 345)
 }
 
-/// A huge page, and a place for one that is empty.
+/// A huge page, and an empty place for one.
 fn huge(_: &Ctx) -> Outcome {
     const N: usize = HUGE_PAGES;
     let device = Device::open(0)?;
@@ -176,20 +176,19 @@ fn huge(_: &Ctx) -> Outcome {
     empty.check_zero(140, N - 140)
 }
 
-/// The device's own pages stay where they are; for another PRIVATE device they
-/// come back.
+/// The device's own pages stay; pages of another PRIVATE device come back.
 fn migrated<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, NODE)?;
     let buf = Buffer::filled(PAGES, 349)?;
     target.move_all(&buf, 349)?;
     let before = target.stats()?;
-    // By a file that has not mapped them.
+    // The file has not mapped the pages before.
     let device = Device::open(NODE)?;
     fault(&device, &buf, 0, PAGES, ZDM_FAULT_WRITE)?;
     reads_at_once(&device, &buf, PAGES, 349)?;
     check_eq!(target.stats()?.cpu_faults, before.cpu_faults, "CPU faults");
     target.expect(&buf, 0, PAGES, PAGES)?;
-    // Nothing wrong with a right to write which nobody used.
+    // An unused right to write is no violation.
     check_eq!(target.audit()?.0.found, 0, "violations");
 
     let other = Target::open(ctx, NODE + 1)?;
@@ -240,7 +239,7 @@ fn bad(_: &Ctx) -> Outcome {
     buf.check(0, 4, 350)
 }
 
-/// A structure as bytes, with room behind it.
+/// The structure as bytes, with room behind it.
 fn request(addr: u64, npages: u64, flags: u32) -> [u8; 48] {
     let mut arg = [0; 48];
     arg[..8].copy_from_slice(&addr.to_ne_bytes());
@@ -249,13 +248,13 @@ fn request(addr: u64, npages: u64, flags: u32) -> [u8; 48] {
     arg
 }
 
-/// The structure is versioned by its size.
+/// The size of the structure is its version.
 fn size(_: &Ctx) -> Outcome {
     let device = Device::open(0)?;
     let buf = Buffer::anon(8)?;
     let number = |size| ioc(IOC_READ_WRITE, ZDM_FAULT_NUMBER, size);
 
-    // Without what it returns, and without flags, which are then 0.
+    // Shorter structures have no result field, or no flags, which then count as 0.
     for (i, size) in [24, 16].into_iter().enumerate() {
         let mut arg = request(buf.at(4 * i), 4, 0);
         arg[size..].fill(0xa5);
@@ -269,7 +268,7 @@ fn size(_: &Ctx) -> Outcome {
             &arg[size..]
         );
     }
-    // Without a length there is nothing to fault.
+    // A structure without a length cannot name a range.
     let result = device.ioctl_bytes(number(8), &mut request(buf.at(0), 4, 0));
     expect_errno(result, &[libc::EINVAL], "ZDM_FAULT of 8 bytes")?;
 

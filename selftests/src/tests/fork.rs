@@ -11,7 +11,7 @@ use crate::check_eq;
 use crate::device::{Buffer, check_bytes};
 use crate::harness::{Child, note};
 
-/// What one side writes the other must not see.
+/// Neither process sees the writes of the other.
 pub fn cow_while_migrated<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let device = Target::open(ctx, NODE)?;
     let buf = Buffer::filled(PAGES, 80)?;
@@ -28,7 +28,7 @@ pub fn cow_while_migrated<const NODE: usize>(ctx: &Ctx) -> Outcome {
     check_bytes(&read.data, 80, 0, "the parent's pages by the device")?;
     buf.check(0, PAGES, 80)?;
 
-    // The parent writes while the child holds on.
+    // The parent writes while the child still has the pages.
     device.bring_back(&buf, 0, PAGES)?;
     device.move_all(&buf, 80)?;
     let (mut wait, go) = crate::sys::pipe().or_fail("pipe")?;
@@ -41,7 +41,7 @@ pub fn cow_while_migrated<const NODE: usize>(ctx: &Ctx) -> Outcome {
     child.join()?;
     buf.check(0, PAGES, 82)?;
 
-    // The device writes for the parent while the child holds on: also a write.
+    // The device writes for the parent while the child still has the pages.
     device.move_all(&buf, 82)?;
     let (mut wait, go) = crate::sys::pipe().or_fail("pipe")?;
     let child = Child::spawn(|| {
@@ -49,9 +49,8 @@ pub fn cow_while_migrated<const NODE: usize>(ctx: &Ctx) -> Outcome {
         buf.check(0, PAGES, 82)
     })?;
     let data = crate::device::pattern_bytes(83, 0, PAGES);
-    // hmm_range_fault() of 7.3 gives out a read-only page of the device's own
-    // though a writable one was asked for, and the C driver then fails with
-    // EFAULT. What must not happen is that the child sees the data.
+    // hmm_range_fault() of 7.3 returns a read-only page of the device's own although a writable one
+    // was requested, and the C driver then fails with EFAULT. The child must not see the data.
     let now = match device.write(&buf, 0, &data) {
         Ok(_) => 83,
         Err(e) => {

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Files on pmem that are mapped without a page cache: their pages are idle at count 0,
-//! with one reference for each entry that maps them and one for whoever holds them. Each
-//! test is there for ext4, for xfs, and for xfs whose files may share blocks.
+//! Mapped files on pmem without a page cache. An idle page has count 0; each entry that maps it and
+//! each holder adds one reference. Each test runs on ext4, on xfs, and on xfs with shared blocks.
 
 use std::fs::File;
 
@@ -30,28 +29,28 @@ pub const TESTS: &[Test] = &[
     test("fsdax.no_page_cache_reflink", no_page_cache::<REFLINK>),
 ];
 
-/// Pages of a file that PTEs map: too few for a PMD.
+/// The pages of a file that PTEs map: too few for a PMD.
 pub(super) const SMALL: usize = 8;
-/// Pages of a file that PMDs map.
+/// The pages of a file that PMDs map.
 pub(super) const LARGE: usize = 2 * HUGE_PAGES;
 
-/// CONFIG_GUP_TEST's file, if there is one.
+/// The file of CONFIG_GUP_TEST.
 const GUP_TEST: &str = "/sys/kernel/debug/gup_test";
 
-/// A file system with DAX, and a device to look at its pages with and to hold them.
+/// A file system with DAX, and a device that inspects and pins its pages.
 ///
-/// The device is dropped first: the end of a file waits for who holds its pages.
+/// The device is dropped first, because the end of a file waits until no page is held.
 pub(super) struct Setup {
     pub device: Device,
     pub fs: Mounted,
 }
 
-/// Order of the folio that one fault into a file of so many pages maps.
+/// The order of the folio that one fault into a file of this size maps.
 pub(super) fn order(pages: usize) -> u32 {
     if pages < HUGE_PAGES { 0 } else { 9 }
 }
 
-/// References that a pin adds to a folio of a file of so many pages.
+/// The counts of a folio of a file of this size after `n` pins.
 pub(super) fn with_pins(pages: usize, counts: Counts, n: i32) -> Counts {
     match order(pages) {
         0 => pinned(counts, n),
@@ -67,7 +66,7 @@ impl Setup {
         Ok(Self { device, fs })
     }
 
-    /// The same with one allocation group, where there are such.
+    /// As `new`, but an xfs gets a single allocation group.
     #[track_caller]
     pub fn one_group(kind: usize) -> Outcome<Self> {
         let device = Device::open(0)?;
@@ -75,7 +74,7 @@ impl Setup {
         Ok(Self { device, fs })
     }
 
-    /// A new file with a mapping of all of it, which holds the pattern of `seed`.
+    /// A new file and a mapping of all of it, which holds the pattern of `seed`.
     #[track_caller]
     pub fn mapped(&self, name: &str, pages: usize, seed: u64) -> Outcome<(File, Buffer)> {
         let file = self.fs.file(name, pages)?;
@@ -84,8 +83,8 @@ impl Setup {
         Ok((file, buf))
     }
 
-    /// Checks the counts of pages that are mapped here, and that they are DAX pages which
-    /// entries of the right size map.
+    /// Checks that the pages of a mapping are DAX pages with these counts, mapped by entries of the
+    /// right size.
     #[track_caller]
     pub fn expect(&self, buf: &Buffer, counts: Counts, when: &str) -> Outcome<Vec<u64>> {
         let pages = self
@@ -126,7 +125,7 @@ impl Setup {
         Ok(())
     }
 
-    /// Checks that page frames are nobody's: no file has them, and they are small again.
+    /// Checks that page frames are free: no file has them, and their folios are small again.
     #[track_caller]
     pub fn expect_free(&self, frames: &[u64], when: &str) -> Outcome {
         self.expect_frames(frames, IDLE, when)?;
@@ -141,7 +140,7 @@ impl Setup {
         Ok(())
     }
 
-    /// Unmounts, and checks that then all of the pmem is nobody's.
+    /// Unmounts, and checks that all of the pmem is free then.
     #[track_caller]
     pub fn unmount(mut self) -> Outcome {
         self.fs.unmount().or_fail("umount")?;
@@ -149,7 +148,7 @@ impl Setup {
     }
 }
 
-/// Checks that every page of the pmem is nobody's.
+/// Checks that every page of the pmem is free.
 #[track_caller]
 pub(super) fn expect_pmem_free(device: &Device) -> Outcome {
     let (first, n) = fsdax::pmem_frames()?;
@@ -170,14 +169,14 @@ pub(super) fn expect_pmem_free(device: &Device) -> Outcome {
     }
 }
 
-/// One reference for each entry, none when it has gone, and a page of no file when the file
-/// has gone or has given it up, whichever way.
+/// Each entry adds one reference, and its removal takes it away. A page belongs to no file after
+/// the file has gone or has given it up, in each way.
 fn counts<const KIND: usize>(_: &Ctx) -> Outcome {
     let s = Setup::new(KIND)?;
     for pages in [SMALL, LARGE] {
         let (file, buf) = s.mapped("a", pages, 800)?;
         let frames = s.expect(&buf, MAPPED, "mapped")?;
-        // A second mapping, another process, and away with them.
+        // Adds a second mapping and another process, and removes them.
         let again = Buffer::shared(&file, pages)?;
         again.check(0, pages, 800)?;
         s.expect_frames(&frames, [2, 2, 0], "mapped twice")?;
@@ -188,9 +187,9 @@ fn counts<const KIND: usize>(_: &Ctx) -> Outcome {
         drop(again);
         s.expect(&buf, MAPPED, "mapped once again")?;
         drop(buf);
-        // The file still has them: idle, not free.
+        // The file still has the pages: they are idle, not free.
         s.expect_frames(&frames, IDLE, "unmapped")?;
-        // Truncation, in part and whole.
+        // Truncate a part, then all.
         let buf = Buffer::shared(&file, pages)?;
         buf.check(0, pages, 800)?;
         files::truncate(&file, pages / 2).or_fail("ftruncate")?;
@@ -200,7 +199,7 @@ fn counts<const KIND: usize>(_: &Ctx) -> Outcome {
         files::truncate(&file, 0).or_fail("ftruncate")?;
         s.expect_free(&frames, "truncated wholly")?;
         drop(buf);
-        // A hole.
+        // Punch a hole.
         let (file, buf) = s.mapped("b", pages, 801)?;
         let frames = s.expect(&buf, MAPPED, "mapped")?;
         let hole = pages / 2;
@@ -213,7 +212,7 @@ fn counts<const KIND: usize>(_: &Ctx) -> Outcome {
         s.expect_frames(&frames[hole..], IDLE, "closed")?;
         s.fs.remove("b")?;
         s.expect_free(&frames, "unlinked")?;
-        // Unlinked while it is mapped: it goes with the mapping.
+        // Unlink while it is mapped: the file ends with the mapping.
         let (file, buf) = s.mapped("c", pages, 802)?;
         let frames = s.expect(&buf, MAPPED, "mapped")?;
         s.fs.remove("c")?;
@@ -224,7 +223,7 @@ fn counts<const KIND: usize>(_: &Ctx) -> Outcome {
         s.expect_free(&frames, "unlinked and unmapped")?;
         s.fs.remove("a")?;
     }
-    // What is there at unmount.
+    // Leave files behind for the unmount.
     let mut all = Vec::new();
     for (name, pages) in [("d", SMALL), ("e", LARGE)] {
         let (_, buf) = s.mapped(name, pages, 803)?;
@@ -234,8 +233,8 @@ fn counts<const KIND: usize>(_: &Ctx) -> Outcome {
     s.unmount()
 }
 
-/// One for each reference that somebody holds, whichever way he got it; they stay when
-/// the mapping goes, and so does what is in the page.
+/// Each holder adds one reference, however it got it. References and data survive the end of the
+/// mapping.
 fn pins<const KIND: usize>(_: &Ctx) -> Outcome {
     let s = Setup::new(KIND)?;
     for pages in [SMALL, LARGE] {
@@ -254,7 +253,7 @@ fn pins<const KIND: usize>(_: &Ctx) -> Outcome {
             (ZDM_PIN_WRITE | ZDM_PIN_FAST, pin(1)),
         ] {
             let when = format!("with flags {flags:#x}");
-            // One page of each folio.
+            // Pin one page of each folio.
             let ids: Vec<u32> = (0..n)
                 .map(|i| s.device.pin(&buf, i * order_pages(pages), 1, flags))
                 .collect::<std::io::Result<_>>()
@@ -265,7 +264,7 @@ fn pins<const KIND: usize>(_: &Ctx) -> Outcome {
             }
             s.expect(&buf, MAPPED, &format!("without {when}"))?;
         }
-        // Every page of the file, and without the mapping.
+        // Pin every page of the file, then unmap.
         let id = s.device.pin(&buf, 0, pages, 0).or_fail("ZDM_PIN")?;
         let all = with_pins(pages, MAPPED, order_pages(pages) as i32);
         s.expect(&buf, all, "all pages held")?;
@@ -284,12 +283,12 @@ fn pins<const KIND: usize>(_: &Ctx) -> Outcome {
     s.unmount()
 }
 
-/// Pages of the folio that one fault into a file of so many pages maps.
+/// The number of pages in the folio that one fault into a file of this size maps.
 fn order_pages(pages: usize) -> usize {
     1 << order(pages)
 }
 
-/// Nobody gets a page for long: the file system could not get its blocks back.
+/// Long-term pins are refused, because the file system could not get its blocks back.
 fn long_term<const KIND: usize>(_: &Ctx) -> Outcome {
     let s = Setup::new(KIND)?;
     for pages in [SMALL, LARGE] {
@@ -304,7 +303,7 @@ fn long_term<const KIND: usize>(_: &Ctx) -> Outcome {
             let result = s.device.pin(&private, 1, 1, flags | ZDM_PIN_LONGTERM);
             expect_errno(result, refused, &format!("{what}, of a private mapping"))?;
         }
-        // The kernel's own users of such pins.
+        // io_uring is a user of long-term pins within the kernel.
         let result = files::register_with_uring(&buf, 0, 1);
         expect_errno(result, refused, "a registered buffer of io_uring")?;
         if let Ok(mut gup) = LongTermPin::open(GUP_TEST.as_ref()) {
@@ -313,7 +312,7 @@ fn long_term<const KIND: usize>(_: &Ctx) -> Outcome {
                 expect_errno(result, refused, "PIN_LONGTERM_TEST_START")?;
             }
         }
-        // Memory beside it can be registered: the call itself is right.
+        // Anonymous memory can be registered: the call itself is right.
         let anon = Buffer::filled(1, 821)?;
         drop(files::register_with_uring(&anon, 0, 1).or_fail("a registered buffer of memory")?);
         drop(private);
@@ -324,8 +323,8 @@ fn long_term<const KIND: usize>(_: &Ctx) -> Outcome {
     s.unmount()
 }
 
-/// Pages are on no list, charged to nobody, and have no reference but those of mappings:
-/// there is no page cache that could hold one. read(2) and write(2) do not even map them.
+/// The pages are on no list, are not charged, and have no reference but those of mappings, because
+/// there is no page cache. read(2) and write(2) do not even map them.
 fn no_page_cache<const KIND: usize>(_: &Ctx) -> Outcome {
     use std::os::unix::fs::FileExt;
     let s = Setup::new(KIND)?;
@@ -352,7 +351,7 @@ fn no_page_cache<const KIND: usize>(_: &Ctx) -> Outcome {
         buf.check(0, pages, 831)?;
         let now = s.expect(&buf, MAPPED, "mapped again")?;
         check_eq!(now, frames, "page frames");
-        // What a mapping writes is there for read(2) at once.
+        // read(2) sees the data of a mapping at once.
         buf.fill(0, pages, 832);
         file.read_exact_at(&mut data, 0).or_fail("read")?;
         check_bytes(&data, 832, 0, "read(2) of what is mapped")?;

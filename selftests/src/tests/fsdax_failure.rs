@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! DAX pages that fail, and pmem that goes away under a mounted file system.
+//! DAX pages that fail, and pmem that is removed under a mounted file system.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -30,15 +30,16 @@ const LIMIT: Duration = Duration::from_secs(30);
 
 const UNPOISON: &str = "/sys/kernel/debug/hwpoison/unpoison-pfn";
 
-/// Gives the pmem a new memory map, in which no page is bad any more.
+/// Gives the pmem a new memory map, in which no page is bad.
 #[track_caller]
 fn renew_pmem() -> Outcome {
     dax::unbind_pmem().or_fail("unbind of the pmem")?;
     dax::bind_pmem().or_fail("bind of the pmem")
 }
 
-/// A page that fails is taken from all who map it, and kills who has met it and who wants to
-/// know. The file system goes on, and so does the rest of the file.
+/// A failed page is unmapped from all processes. The kernel kills the process that reports the
+/// failure, and those that asked for an early signal. The file system and the rest of the file stay
+/// usable.
 fn poison<const KIND: usize>(_: &Ctx) -> Outcome {
     for pages in [SMALL, LARGE] {
         let s = Setup::new(KIND)?;
@@ -47,8 +48,8 @@ fn poison<const KIND: usize>(_: &Ctx) -> Outcome {
         drop(buf);
         let buf = Buffer::shared(&file, pages)?;
         let plain = || files::uncatch(libc::SIGBUS).or_fail("signal");
-        // Who wants to know at once, who does not, who has the file mapped and not that
-        // page, and who says that it is bad.
+        // Four processes: one that asked for an early signal, one that did not, one that maps the
+        // file but not that page, and one that reports the page as bad.
         let early = Waiting::start(
             || {
                 plain()?;
@@ -94,16 +95,16 @@ fn poison<const KIND: usize>(_: &Ctx) -> Outcome {
             Exit::Signal(libc::SIGBUS),
             "end of who wants to know at once"
         );
-        // Nobody maps it any more. Who does not touch it does not learn of it.
+        // The page is mapped nowhere. A process that does not access it gets no signal.
         s.expect_frames(&frames[1..2], IDLE, "unmapped")?;
         late.join()?;
         bystander.join()?;
-        // It is no page of the kernel's own, to be put back into use by hand.
+        // The page does not belong to the page allocator, so unpoison-pfn cannot restore it.
         if fs::exists(UNPOISON).or_fail(UNPOISON)? {
             let result = fs::write(UNPOISON, format!("{:#x}", frames[1]));
             expect_errno(result, &[libc::EIO], "unpoison-pfn of a DAX page")?;
         }
-        // Everybody else goes on; the page goes with its hole.
+        // The other processes continue; a hole punch removes the page from the file.
         buf.check(pages / 2, 1, 890)?;
         files::punch(&file, 0, pages / 2).or_fail("hole punch")?;
         buf.check_zero(1, 1)?;
@@ -119,13 +120,12 @@ fn poison<const KIND: usize>(_: &Ctx) -> Outcome {
     Ok(())
 }
 
-/// The pmem goes while a file system is mounted on it: what is done with its files fails, it
-/// can be unmounted, and is there when the pmem is back.
+/// The pmem is removed while a file system is mounted on it. Operations on its files then fail, it
+/// can be unmounted, and it exists again when the pmem is back.
 ///
-/// On ext4 no file has been mapped: ext4 of 7.3 does not forget the pages of those which
-/// have, and looks at struct pages that have gone when it is unmounted. With more than one
-/// allocation group xfs of 7.3 takes a number of blocks for 0 that is 1 << 32, and counts on
-/// from there.
+/// On ext4 the test maps no file: ext4 of 7.3 keeps the entries of mapped files, and reads freed
+/// struct pages at unmount. The xfs has a single allocation group: with several groups xfs of 7.3
+/// computes a number of blocks as 0 instead of 1 << 32, and loops from there.
 fn unbind_mounted<const KIND: usize>(_: &Ctx) -> Outcome {
     let mut s = Setup::one_group(KIND)?;
     let file = match KIND {
@@ -163,11 +163,11 @@ fn unbind_mounted<const KIND: usize>(_: &Ctx) -> Outcome {
     s.unmount()
 }
 
-/// The same while a process has a file mapped, which xfs takes from it; its next access ends
-/// in SIGBUS.
+/// The pmem is removed while a process has a file mapped. xfs unmaps the file, and the next access
+/// ends in SIGBUS.
 ///
-/// It does not want to know of that before: xfs of 7.3 does not wait for the pages of who
-/// is just about to exit.
+/// The process blocks the early signal: xfs of 7.3 does not wait for the pages of an exiting
+/// process.
 fn unbind_mapped<const KIND: usize>(_: &Ctx) -> Outcome {
     for pages in [SMALL, LARGE] {
         let mut s = Setup::one_group(KIND)?;

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Others than ZDM_PIN that hold pages of DAX files: pipes, direct I/O under way, and who
-//! copies memory of another process. And direct I/O between DAX mappings and a file system
-//! without DAX, xfstests' generic/413.
+//! Other holders of DAX pages than ZDM_PIN: pipes, direct I/O in progress, and process_vm_readv(2).
+//! Also direct I/O between DAX mappings and a file system without DAX, as in xfstests' generic/413.
 
 use std::io::Read;
 use std::sync::Arc;
@@ -37,10 +36,10 @@ pub const TESTS: &[Test] = &[
     test("fsdax.generic_413_reflink", generic_413::<REFLINK>),
 ];
 
-/// Pages of one transfer: no more than a pipe or one request takes.
+/// The pages of one transfer, which fits into a pipe and into one request.
 const PART: usize = 4;
 
-/// Truncation waits for a pipe that has pages, until they have been read.
+/// Truncation waits until the pages in a pipe have been read.
 fn pipe<const KIND: usize>(_: &Ctx) -> Outcome {
     let s = Setup::new(KIND)?;
     for pages in [SMALL, LARGE] {
@@ -55,7 +54,7 @@ fn pipe<const KIND: usize>(_: &Ctx) -> Outcome {
         expect_waits(&taker, IN_BREAK, "ftruncate with pages in a pipe")?;
         let refs = if pages == SMALL { 1 } else { PART as i32 };
         s.expect_frames(&frames[..PART], [refs, 0, 0], "in a pipe")?;
-        // All but the last page: it waits on.
+        // Read all but the last page: the truncation still waits.
         let mut data = vec![0; PAGE * PART];
         let (first, last) = data.split_at_mut(PAGE * (PART - 1));
         read.read_exact(first).or_fail("read")?;
@@ -70,7 +69,7 @@ fn pipe<const KIND: usize>(_: &Ctx) -> Outcome {
     s.unmount()
 }
 
-/// Truncation waits for direct I/O from or to a mapping until it is done.
+/// Truncation waits until direct I/O from or to a mapping has finished.
 fn in_flight<const KIND: usize, const WRITE: bool>(_: &Ctx) -> Outcome {
     let s = Setup::new(KIND)?;
     for pages in [SMALL, LARGE] {
@@ -79,7 +78,7 @@ fn in_flight<const KIND: usize, const WRITE: bool>(_: &Ctx) -> Outcome {
         let slow = SlowFile::mount("/tmp/zdm-slow".as_ref()).or_fail("mount of FUSE")?;
         let truncate = || files::truncate(&file, 0).or_fail("ftruncate");
         let taker = Waiting::start(|| Ok(()), truncate)?;
-        // The file is opened by the child: that alone is a request.
+        // The child opens the file, because opening it is a request, too.
         let caller = Waiting::start(
             || Ok(()),
             || {
@@ -107,7 +106,7 @@ fn in_flight<const KIND: usize, const WRITE: bool>(_: &Ctx) -> Outcome {
         let answer = pattern_bytes(862, 0, PART);
         slow.complete(&request, &answer).or_fail("FUSE")?;
         expect_woken(taker, "ftruncate with direct I/O done")?;
-        // Its close wants an answer, too.
+        // The close of the file needs an answer, too.
         while caller.is_running()? {
             let late = slow.next(Duration::from_millis(20)).or_fail("FUSE")?;
             check!(late.is_none(), "requests: expected one, found another");
@@ -120,8 +119,8 @@ fn in_flight<const KIND: usize, const WRITE: bool>(_: &Ctx) -> Outcome {
     s.unmount()
 }
 
-/// Truncation waits for process_vm_readv(2), which pins what it reads and may have to
-/// wait for the memory that it writes to.
+/// Truncation waits for process_vm_readv(2), which pins its source pages and may have to wait for
+/// its destination.
 fn process_read<const KIND: usize>(_: &Ctx) -> Outcome {
     let s = Setup::new(KIND)?;
     for pages in [SMALL, LARGE] {
@@ -174,9 +173,9 @@ fn process_read<const KIND: usize>(_: &Ctx) -> Outcome {
     s.unmount()
 }
 
-/// Direct and other I/O between a mapping of one file system and a file of the other, both
-/// ways, with both kinds of mapping. The data is right, nothing is left held, and the
-/// kernel has nothing to say, which the runner sees to.
+/// Direct and other I/O between a mapping on one file system and a file on the other, in both
+/// directions, with both kinds of mapping. The data is right, no page stays held, and the runner
+/// checks that the kernel reports nothing.
 fn generic_413<const KIND: usize>(_: &Ctx) -> Outcome {
     let s = Setup::new(KIND)?;
     let mut plain = Mounted::plain()?;
@@ -202,7 +201,7 @@ fn generic_413<const KIND: usize>(_: &Ctx) -> Outcome {
                 if name == "c" {
                     drop(s.fs.file(name, pages)?);
                 }
-                // From memory to the file, in parts as large as the file system likes.
+                // Write from memory to the file, in parts as large as the file system chooses.
                 memory.fill(0, pages, 865);
                 let file = open(fs, name, direct)?;
                 let mut done = 0;
@@ -211,7 +210,7 @@ fn generic_413<const KIND: usize>(_: &Ctx) -> Outcome {
                     done += n.or_fail(&format!("write {what}"))? / PAGE;
                 }
                 drop(file);
-                // And back, after something else was there.
+                // Read back, over other data.
                 memory.fill(0, pages, 866);
                 let file = open(fs, name, direct)?;
                 let mut done = 0;

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! All kinds of pages at once: DAX ones and those of PRIVATE, COHERENT and GENERIC devices,
-//! each migrated, mapped, unmapped and given back by a process of its own, while threads pin
-//! them by the fast way and ask to move them, and memory is compacted all the time. The data
-//! stays right, the kernel has nothing to say, and in the end nothing is held: the pmem is
-//! looked at here, the devices by the harness.
+//! All kinds of pages at once: DAX pages and those of PRIVATE, COHERENT and GENERIC devices. A
+//! process per kind migrates, maps, unmaps and frees them, while threads pin them by the fast way
+//! and ask to move them, and memory is compacted all the time. The data stays right, the kernel
+//! reports nothing, and no page is held in the end: this test checks the pmem, the harness the
+//! devices.
 
 use std::fs;
 use std::sync::Arc;
@@ -31,11 +31,11 @@ pub const TESTS: &[Test] = &[
     test("fsdax.mix_long_reflink", mix::<REFLINK, 15>),
 ];
 
-/// How much longer than it should a busy machine may take.
+/// How much longer than planned a busy machine may take.
 const PATIENCE: Duration = Duration::from_secs(25);
 
-/// Core mm does not move pages of DAX mappings, and says so of each. The machine has one node: memory
-/// of the system is there already.
+/// Core mm does not move pages of DAX mappings, and returns an error for each. The machine has one
+/// node, so system memory is already there.
 fn move_pages(_: &Ctx) -> Outcome {
     let s = Setup::new(EXT4)?;
     for pages in [SMALL, LARGE] {
@@ -58,8 +58,8 @@ fn move_pages(_: &Ctx) -> Outcome {
     s.unmount()
 }
 
-/// Pins by the fast way whatever is at some pages of a buffer, and asks to move it, until
-/// it is told to stop, and counts how often it got a pin.
+/// Pins some pages of a buffer by the fast way and asks to move them, until it is told to stop.
+/// Counts the successful pins.
 fn pin_and_move(buf: &Buffer, stop: &AtomicBool, pins: &AtomicU64) -> Outcome {
     let device = Device::open(1)?;
     let flavours = [ZDM_PIN_FAST, ZDM_PIN_FAST | ZDM_PIN_GET];
@@ -72,7 +72,7 @@ fn pin_and_move(buf: &Buffer, stop: &AtomicBool, pins: &AtomicU64) -> Outcome {
                 pins.fetch_add(1, Ordering::Relaxed);
                 device.unpin(id, 0).or_fail("ZDM_UNPIN")?;
             }
-            // Not mapped just now.
+            // The page is not mapped at this moment.
             Err(e) if e.raw_os_error() == Some(libc::EFAULT) => {}
             Err(e) => return Err(e).or_fail("ZDM_PIN"),
         }
@@ -83,7 +83,7 @@ fn pin_and_move(buf: &Buffer, stop: &AtomicBool, pins: &AtomicU64) -> Outcome {
     Ok(())
 }
 
-/// Does `work` with a buffer over and over until `end`, against a thread that pins it.
+/// Repeats `work` with a buffer until `end`, against a thread that pins the buffer.
 fn against_pins(
     what: &str,
     buf: Buffer,
@@ -98,7 +98,7 @@ fn against_pins(
     let pins = || pins.load(Ordering::Relaxed);
     let mut rounds = 0;
     let mut result = Ok(());
-    // A busy machine gets the time that it takes, within reason.
+    // A busy machine gets more time, within a limit.
     let enough = |rounds: u64| Instant::now() >= end && rounds > 1 && pins() > 0;
     while result.is_ok() && !enough(rounds) && Instant::now() < end + PATIENCE {
         rounds += 1;
@@ -118,13 +118,13 @@ fn against_pins(
     Ok(())
 }
 
-/// Memory goes to a device and back; what is pinned just then stays.
+/// Memory migrates to a device and back; pages that are pinned at that moment stay.
 fn migrate(ctx: &Ctx, node: usize, end: Instant) -> Outcome {
     let target = Target::open(ctx, node)?;
     let buf = Buffer::anon_huge_aligned(PAGES)?;
     against_pins(&format!("node {node}"), buf, end, |buf, round| {
         buf.fill(0, PAGES, round);
-        // That nothing moved is no fault while a page is held.
+        // While a page is held, no page may move.
         let _ = target.to_device(buf, 0, PAGES);
         buf.check(0, PAGES / 2, round)?;
         let _ = target.to_system(buf, 0, PAGES);
@@ -132,13 +132,13 @@ fn migrate(ctx: &Ctx, node: usize, end: Instant) -> Outcome {
     })
 }
 
-/// A file is mapped, written, unmapped and, without a mapping, gives its blocks up.
+/// A file is mapped, written and unmapped, and then gives up its blocks.
 fn map(s: &Setup, name: &str, pages: usize, end: Instant) -> Outcome {
     let file = s.fs.file(name, pages)?;
-    // The place that is pinned at is this mapping's; the file is used by others, too.
+    // The other thread pins at the address of this mapping; other processes use the file, too.
     let buf = Buffer::shared(&file, pages)?;
     against_pins(&format!("{pages} DAX pages"), buf, end, |buf, round| {
-        // All but the last page of a small file.
+        // Use all but the last page of a small file.
         let n = SMALL - 1;
         buf.fill(0, n, round);
         let other = Buffer::shared(&file, pages)?;
@@ -147,13 +147,13 @@ fn map(s: &Setup, name: &str, pages: usize, end: Instant) -> Outcome {
         let own = Buffer::of_file(&file, pages, libc::MAP_PRIVATE).or_fail("mmap")?;
         own.fill(1, 1, round + 1);
         drop(other);
-        // Zapped here, and faulted in again by whoever comes first.
+        // Zap the pages; the next access, of either thread, faults them in again.
         buf.advise(0, pages, libc::MADV_DONTNEED)?;
         buf.check(0, n, round)?;
         own.check(1, 1, round + 1)?;
         let last = buf.get(pages - 1, 0);
         check!(last == round, "last page: expected {round}, found {last}");
-        // Another file comes and goes, so that blocks change hands.
+        // Make and remove another file, so that blocks change their owner.
         let more = format!("{name}+");
         let (_, scratch) = s.mapped(&more, n, round)?;
         drop(scratch);
@@ -168,7 +168,7 @@ fn mix<const KIND: usize, const SECONDS: u64>(ctx: &Ctx) -> Outcome {
     for node in [PRIVATE, COHERENT, GENERIC] {
         match Target::open(ctx, node) {
             Ok(_) => children.push(Child::spawn(|| migrate(ctx, node, end))?),
-            // No memory for it here, or the old rule.
+            // The machine has no such memory, or the old rule.
             Err(Fail::Skip(why)) => note(&why),
             Err(e) => return Err(e),
         }

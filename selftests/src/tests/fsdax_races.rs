@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The last reference of a DAX page goes just when somebody begins to wait for it, over and
-//! over. A wake-up that is lost leaves him asleep, which is seen.
+//! The last reference of a DAX page is dropped just when a task begins to wait for it, many times.
+//! A lost wake-up leaves the waiter asleep, which the test notices.
 
 use std::fs::File;
 use std::io;
@@ -36,25 +36,25 @@ pub const TESTS: &[Test] = &[
     test("fsdax.race_gup_fast_reflink", gup_fast::<REFLINK>),
 ];
 
-/// Rounds: of a quick test, of one that means it (10,500 on all file systems together), of
-/// one whose rounds are slow.
+/// The numbers of rounds: of a quick test, of a thorough one (10,500 on all file systems together),
+/// and of a test with slow rounds.
 const QUICK: usize = 300;
 const MANY: usize = 3_500;
 const SLOW: usize = 1_000;
 
-/// Far more than a round takes on a busy machine.
+/// A limit that is far longer than a round on a busy machine.
 const LIMIT: Duration = Duration::from_secs(20);
 
 type Call = Box<dyn FnOnce() -> io::Result<()> + Send>;
 
-/// A thread that makes one call after the other and says of each whether it slept in it.
+/// A thread that makes one call after the other, and reports for each whether it slept.
 struct Taker {
     calls: Sender<Call>,
     done: Receiver<io::Result<bool>>,
     begun: Arc<AtomicBool>,
     thread: JoinHandle<()>,
-    /// How long to let it go before the reference is dropped; so long that it sleeps every
-    /// other time.
+    /// The time between the start of the call and the drop of the reference. It is adjusted so that
+    /// the call sleeps about every other time.
     delay: Duration,
     slept: usize,
     rounds: usize,
@@ -72,7 +72,7 @@ impl Taker {
                 flag.store(true, Ordering::SeqCst);
                 let result = call();
                 let slept = before.and_then(|n| Ok(files::sleeps()? > n));
-                // Who asked may have given up.
+                // The receiver may have gone.
                 let _ = say.send(result.and(slept));
             }
         });
@@ -87,7 +87,7 @@ impl Taker {
         }
     }
 
-    /// Lets the thread make a call that has to wait, and drops what it waits for meanwhile.
+    /// Lets the thread make a call that has to wait, and drops the reference meanwhile.
     #[track_caller]
     fn round(&mut self, call: Call, release: impl FnOnce() -> Outcome) -> Outcome {
         self.begun.store(false, Ordering::SeqCst);
@@ -127,7 +127,7 @@ impl Taker {
         Ok(())
     }
 
-    /// Ends the thread; some calls have slept, or there was nothing to wake.
+    /// Ends the thread. Some calls must have slept, or no wake-up was tested.
     #[track_caller]
     fn end(self) -> Outcome {
         drop(self.calls);
@@ -145,7 +145,7 @@ impl Taker {
     }
 }
 
-/// A page is let go while truncation or a hole punch begins to wait for it.
+/// A page is released while truncation or a hole punch begins to wait for it.
 fn unpin<const KIND: usize, const ROUNDS: usize>(_: &Ctx) -> Outcome {
     let s = Setup::new(KIND)?;
     let file = Arc::new(s.fs.file("a", SMALL)?);
@@ -180,7 +180,7 @@ fn unpin<const KIND: usize, const ROUNDS: usize>(_: &Ctx) -> Outcome {
     s.unmount()
 }
 
-/// A page is let go while the last user of an unlinked file begins to wait for it.
+/// A page is released while the last user of an unlinked file begins to wait for it.
 fn unlink<const KIND: usize>(_: &Ctx) -> Outcome {
     let s = Setup::new(KIND)?;
     let mut taker = Taker::start();
@@ -200,12 +200,12 @@ fn unlink<const KIND: usize>(_: &Ctx) -> Outcome {
     s.unmount()
 }
 
-/// Threads pin by the fast way, which takes no lock, whatever is mapped at an address,
-/// while it is unmapped and its blocks are taken. None gets hold of a page that has gone, or
-/// core mm and the file system would complain, and in the end nothing is held.
+/// Threads pin pages by the fast way, which takes no lock, while the pages are unmapped and their
+/// blocks are freed. No thread pins a page that has been freed, which core mm and the file system
+/// would report, and in the end no page is held.
 ///
-/// The blocks go after the mapping: of a page that the threads can fault in again truncation
-/// never sees the end, see `mapped_again`.
+/// The blocks are freed after the mapping: truncation would not end for a page that the threads can
+/// fault in again, see `mapped_again`.
 fn gup_fast<const KIND: usize>(_: &Ctx) -> Outcome {
     const THREADS: u32 = 3;
     let s = Setup::new(KIND)?;
@@ -230,7 +230,7 @@ fn gup_fast<const KIND: usize>(_: &Ctx) -> Outcome {
                                 pinned.fetch_add(1, Ordering::Relaxed);
                                 device.unpin(id, 0).or_fail("ZDM_UNPIN")?;
                             }
-                            // Nothing there, or beyond the end of the file.
+                            // The address is not mapped, or lies beyond the end of the file.
                             Err(e) if e.raw_os_error() == Some(libc::EFAULT) => {}
                             Err(e) => return Err(e).or_fail("ZDM_PIN"),
                         }
@@ -260,7 +260,7 @@ fn gup_fast<const KIND: usize>(_: &Ctx) -> Outcome {
     s.unmount()
 }
 
-/// For some seconds.
+/// Runs for some seconds.
 fn unmap_and_truncate(file: &File, buf: Buffer, pages: usize, address: &AtomicU64) -> Outcome {
     let start = Instant::now();
     let mut buf = Some(buf);
@@ -275,7 +275,7 @@ fn unmap_and_truncate(file: &File, buf: Buffer, pages: usize, address: &AtomicU6
             }
             _ => {}
         }
-        // At the same place or another.
+        // The new mapping may have the same address or another one.
         let new = Buffer::shared(file, pages)?;
         address.store(new.at(0), Ordering::Relaxed);
         new.set(0, 0, round);

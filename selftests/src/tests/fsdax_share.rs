@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! DAX pages with several users: private mappings, forks, mappings that move or go in part,
-//! MAP_SYNC, and files of xfs that share blocks.
+//! DAX pages with several users: private mappings, forks, mappings that move or are unmapped in
+//! part, MAP_SYNC, and files of xfs that share blocks.
 
 use std::fs::File;
 
@@ -32,13 +32,13 @@ pub const TESTS: &[Test] = &[
     test("fsdax.clone_mapped", clone_mapped),
 ];
 
-/// `n` entries.
+/// The counts of a page that `n` entries map.
 fn entries(n: i32) -> Counts {
     [n, n, 0]
 }
 
-/// A private mapping has the pages of the file until it writes to one, and then a page of
-/// its own; so has a child.
+/// A private mapping has the pages of the file until it writes to one; then it gets a page of its
+/// own. The same holds for a child.
 fn private<const KIND: usize>(_: &Ctx) -> Outcome {
     let s = Setup::new(KIND)?;
     for pages in [SMALL, LARGE] {
@@ -50,8 +50,8 @@ fn private<const KIND: usize>(_: &Ctx) -> Outcome {
         shared.set(2, 0, 1);
         check_eq!(own.get(2, 0), 1, "word by the private mapping");
         shared.fill(2, 1, 870);
-        // Its own page now. Where a PMD has mapped the file, that has gone with the first
-        // write, and the rest comes back page by page.
+        // The mapping has its own page now. If a PMD mapped the file, the first write has removed
+        // it, and the other pages are mapped again one by one.
         own.fill(1, 1, 871);
         let page = s.device.inspect_one(&own, 1)?;
         check!(
@@ -62,7 +62,7 @@ fn private<const KIND: usize>(_: &Ctx) -> Outcome {
         shared.check(0, pages, 870)?;
         own.check(0, 1, 870)?;
         own.check(2, 1, 870)?;
-        // Where the first access is that write nothing was mapped to copy from.
+        // If the first access is the write, no page was mapped to copy from.
         let unread = Buffer::of_file(&file, pages, libc::MAP_PRIVATE).or_fail("mmap")?;
         unread.set(3, 0, shared.get(3, 0));
         unread.check(3, 1, 870)?;
@@ -72,7 +72,7 @@ fn private<const KIND: usize>(_: &Ctx) -> Outcome {
             _ => [entries(3), entries(5)],
         };
         s.expect_frames(&frames[..1], before, "mapped by both")?;
-        // A child has copies of the private entries, and breaks them by itself.
+        // A child has copies of the private entries, and breaks them itself.
         let child = Waiting::start(
             || {
                 own.check(1, 1, 871)?;
@@ -90,7 +90,7 @@ fn private<const KIND: usize>(_: &Ctx) -> Outcome {
         s.expect_frames(&frames[..1], before, "without the child")?;
         own.check(0, 1, 870)?;
         own.check(1, 1, 871)?;
-        // A hole leaves what is private, the end of the file does not.
+        // A hole punch leaves private pages alone, truncation does not.
         files::punch(&file, 0, pages).or_fail("hole punch")?;
         own.check(1, 1, 871)?;
         own.check_zero(0, 1)?;
@@ -109,14 +109,14 @@ fn private<const KIND: usize>(_: &Ctx) -> Outcome {
     s.unmount()
 }
 
-/// Mappings that move keep their references, or lose them and find the pages again, and
-/// those which go in part lose as many. Protection and write-back change none.
+/// Mappings that move keep their references, or drop them and find the pages again. Mappings that
+/// are unmapped in part drop as many references. Protection and write-back change none.
 fn mremap<const KIND: usize>(_: &Ctx) -> Outcome {
     let s = Setup::new(KIND)?;
     for pages in [SMALL, LARGE] {
         let (file, buf) = s.mapped("a", pages, 873)?;
         let frames = s.expect(&buf, MAPPED, "mapped")?;
-        // Write-back makes the entries read only; they stay.
+        // Write-back makes the entries read-only, and keeps them.
         file.sync_all().or_fail("fsync")?;
         s.expect(&buf, MAPPED, "written back")?;
         buf.protect(0, pages, libc::PROT_READ)?;
@@ -124,7 +124,7 @@ fn mremap<const KIND: usize>(_: &Ctx) -> Outcome {
         buf.protect(0, pages, libc::PROT_READ | libc::PROT_WRITE)?;
         buf.fill(0, pages, 874);
         s.expect(&buf, MAPPED, "written again")?;
-        // To a place where a PMD fits, too, and to one where it does not.
+        // Move to a place that fits a PMD, and to one that does not.
         let place = Buffer::anon_huge_aligned(pages + HUGE_PAGES)?;
         buf.move_pages(0, pages, &place, 0)?;
         s.expect_frames(&frames, MAPPED, "moved")?;
@@ -135,7 +135,7 @@ fn mremap<const KIND: usize>(_: &Ctx) -> Outcome {
         odd.check_from(1, pages, 874, 0)?;
         let step = if pages == SMALL { 1 } else { HUGE_PAGES };
         s.expect_frames(&frames, entries(step as i32), "moved by a page")?;
-        // Every other page goes.
+        // Unmap every other page.
         for page in (0..pages).step_by(2) {
             odd.unmap(1 + page, 1)?;
         }
@@ -151,7 +151,7 @@ fn mremap<const KIND: usize>(_: &Ctx) -> Outcome {
         }
         drop(odd);
         s.expect_frames(&frames, IDLE, "unmapped")?;
-        // A PMD of which a page goes is none any more.
+        // Unmapping one page splits the PMD.
         let buf = Buffer::shared(&file, pages)?;
         buf.check(0, pages, 874)?;
         buf.unmap(0, 1)?;
@@ -169,8 +169,8 @@ fn mremap<const KIND: usize>(_: &Ctx) -> Outcome {
     s.unmount()
 }
 
-/// With MAP_SYNC what a write fault has allocated is there after a power cut, without fsync.
-/// Its pages are counted as others are.
+/// With MAP_SYNC a page that a write fault has allocated exists after a power cut, without fsync.
+/// Its counts are as for other pages.
 fn sync<const KIND: usize>(_: &Ctx) -> Outcome {
     let flags = libc::MAP_SHARED_VALIDATE | libc::MAP_SYNC;
     let plain = Mounted::plain()?;
@@ -213,7 +213,7 @@ fn sync<const KIND: usize>(_: &Ctx) -> Outcome {
     Ok(())
 }
 
-/// Two files with the same blocks, which have the pattern of a seed, and their mappings.
+/// Two files that share blocks with the pattern of a seed, and their mappings.
 #[track_caller]
 fn twins(s: &Setup, pages: usize, seed: u64) -> Outcome<([File; 2], [Buffer; 2])> {
     let (a, buf) = s.mapped("a", pages, seed)?;
@@ -224,7 +224,7 @@ fn twins(s: &Setup, pages: usize, seed: u64) -> Outcome<([File; 2], [Buffer; 2])
     Ok(([a, b], maps))
 }
 
-/// Both files map the same pages, and whoever writes gets others.
+/// Both files map the same pages, and a file that is written gets other pages.
 fn clone(_: &Ctx) -> Outcome {
     let s = Setup::new(REFLINK)?;
     for pages in [SMALL, LARGE] {
@@ -235,14 +235,14 @@ fn clone(_: &Ctx) -> Outcome {
         s.expect(&map_b, entries(2), "read by both files")?;
         let frames = s.expect(&map_a, entries(2), "read by both files")?;
         check_eq!(frames, alone, "page frames");
-        // Of a page with several files it is not known whose it is: no mapping is set.
+        // A page of several files has no mapping set, because it has no single owner.
         for page in s.device.inspect_frames(frames[0], 1)? {
             check!(
                 page.flags & ZDM_PAGE_MAPPING == 0,
                 "page of two files: expected no mapping, found {page:x?}"
             );
         }
-        // The blocks are shared with the file system's eyes, not with those of the writer.
+        // The files share only storage: the other file does not see a write.
         map_a.fill(1, 1, 881);
         map_b.check(0, pages, 880)?;
         map_a.check(1, 1, 881)?;
@@ -254,7 +254,7 @@ fn clone(_: &Ctx) -> Outcome {
             "page after a write: expected another, found the same"
         );
         s.expect_frames(&frames[1..2], MAPPED, "of the other file alone")?;
-        // One of them gives it up, then the other.
+        // One file gives up the page, then the other.
         files::truncate(&a, 0).or_fail("ftruncate")?;
         s.expect(&map_b, MAPPED, "of one file")?;
         map_b.check(0, pages, 880)?;
@@ -269,8 +269,8 @@ fn clone(_: &Ctx) -> Outcome {
     s.unmount()
 }
 
-/// Two files that share blocks: one of them is being truncated, and waits, as a page is
-/// pinned by a mapping of the other.
+/// Two files share blocks. One of them is truncated and waits, because a page is pinned by a
+/// mapping of the other.
 struct Clash {
     a: File,
     b: File,
@@ -307,14 +307,14 @@ impl Clash {
     }
 }
 
-/// Truncation of one file waits for a pin that came by the other, and is woken.
+/// Truncation of one file waits for a pin by a mapping of the other, and is woken.
 fn clone_pinned(_: &Ctx) -> Outcome {
     let s = Setup::new(REFLINK)?;
     let what = "ftruncate of a file whose page is held by another file's mapping";
     for pages in [SMALL, LARGE] {
         let c = Clash::begin(&s, pages, 882, what)?;
         s.expect_frames(&c.frames[1..2], with_pins(pages, MAPPED, 1), "held")?;
-        // The other mapping goes first, then the pin.
+        // The other mapping ends first, then the pin.
         drop(c.map_b);
         expect_waits(&c.taker, IN_BREAK, what)?;
         c.holder.unpin(c.pin, 0).or_fail("ZDM_UNPIN")?;
@@ -330,7 +330,7 @@ fn clone_pinned(_: &Ctx) -> Outcome {
     s.unmount()
 }
 
-/// The same while the other file stays mapped, which nobody has to wait for.
+/// The other file stays mapped, for which truncation need not wait.
 fn clone_mapped(_: &Ctx) -> Outcome {
     let s = Setup::new(REFLINK)?;
     let what = "ftruncate of a file whose pages another one maps";

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Who takes blocks from a DAX file waits while somebody holds one of its pages, and is
-//! woken by the last reference; where and how it waits is looked up in /proc, so that no
-//! test believes in a pause.
+//! A task that takes blocks from a DAX file waits while one of its pages is held; dropping the last
+//! reference wakes it. /proc shows where and how the task waits, so no test relies on a pause.
 
 use std::fs::{self, File};
 use std::io;
@@ -38,24 +37,24 @@ pub const TESTS: &[Test] = &[
     test("fsdax.wait_mapped_again_reflink", mapped_again::<REFLINK>),
 ];
 
-/// Far more than any of this takes on a busy machine.
+/// A limit that is far longer than any of these steps on a busy machine.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// Where 7.3 waits for a page, and in which state: whoever may be interrupted, and the end
-/// of an inode, which may not.
+/// The functions in which 7.3 waits for a page, with the task state: an interruptible wait, and the
+/// uninterruptible wait at the end of an inode.
 pub(super) const IN_BREAK: (char, &[&str]) = ('S', &["ext4_wait_dax_page", "xfs_wait_dax_page"]);
 pub(super) const IN_FINAL: (char, &[&str]) = ('D', &["dax_break_layout_final"]);
 
-/// State of a process or thread, and the function that it sleeps in.
+/// The state of a process or thread, and the function in which it sleeps.
 fn place(pid: i32) -> (char, String) {
     let read = |name: &str| fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
     let stat = read("stat");
-    // The name in front of it may have blanks and brackets.
+    // The name before the state may contain blanks and brackets.
     let state = stat.rsplit_once(") ").and_then(|(_, s)| s.chars().next());
     (state.unwrap_or('?'), read("wchan"))
 }
 
-/// Checks that a child comes to sleep in one of these functions, and stays there.
+/// Checks that a child sleeps in one of these functions, and stays there.
 #[track_caller]
 pub(super) fn expect_waits(
     child: &Child,
@@ -74,7 +73,7 @@ pub(super) fn expect_waits(
     );
     for _ in 0..5 {
         std::thread::sleep(Duration::from_millis(20));
-        // It may look up for a moment, and must go back then.
+        // The task may wake up for a moment, and must sleep again.
         let back = sys::wait_until(LIMIT, || there() || !child.is_running().unwrap_or(false));
         check!(
             back && child.is_running()?,
@@ -86,7 +85,7 @@ pub(super) fn expect_waits(
     Ok(())
 }
 
-/// Checks that a child ends, as somebody has woken it.
+/// Checks that a child is woken and ends.
 #[track_caller]
 pub(super) fn expect_woken(child: Child, what: &str) -> Outcome {
     let end = expect_ends(child, what)?;
@@ -94,7 +93,7 @@ pub(super) fn expect_woken(child: Child, what: &str) -> Outcome {
     Ok(())
 }
 
-/// Checks that a child ends, whichever way.
+/// Waits for the end of a child and returns how it ended.
 #[track_caller]
 fn expect_ends(child: Child, what: &str) -> Outcome<Exit> {
     let ended = sys::wait_until(LIMIT, || !child.is_running().unwrap_or(true));
@@ -109,7 +108,7 @@ fn expect_ends(child: Child, what: &str) -> Outcome<Exit> {
     child.exit()
 }
 
-/// What takes blocks from the beginning of a file, and how large the file is after it.
+/// An operation that takes blocks from the beginning of a file, and the size of the file after it.
 type Taking = (
     &'static str,
     fn(&File) -> io::Result<()>,
@@ -130,8 +129,8 @@ const TAKING: &[Taking] = &[
     ),
 ];
 
-/// Whatever takes blocks waits for whoever holds a page, in all flavours; until then the
-/// page is his with all that is in it.
+/// Every operation that takes blocks waits for every kind of holder. Until the release the holder
+/// keeps the page with its data.
 fn wait<const KIND: usize>(_: &Ctx) -> Outcome {
     let s = Setup::new(KIND)?;
     let flavours = [
@@ -146,15 +145,15 @@ fn wait<const KIND: usize>(_: &Ctx) -> Outcome {
                 let what = &format!("{what} of {pages} pages, one held with {flags:#x}");
                 let (file, buf) = s.mapped("a", pages, 840)?;
                 let frames = s.expect(&buf, MAPPED, what)?;
-                // It has no copy of the file that holds the page, as that is opened later:
-                // should this process end, so does the wait.
+                // The child has no copy of the file that pins the page, which is opened later: if
+                // this process ends, the wait ends, too.
                 let taker = Waiting::start(|| Ok(()), || take(&file).or_fail(what))?;
                 let holder = Device::open(0)?;
                 let id = holder.pin(&buf, 1, 1, flags).or_fail("ZDM_PIN")?;
                 let blocks = file.metadata().or_fail("stat")?.blocks();
                 let taker = taker.release()?;
                 expect_waits(&taker, IN_BREAK, what)?;
-                // All is unmapped; what is held is held, and no block has gone.
+                // All pages are unmapped; held pages stay held, and no block is freed.
                 let held = match flags & ZDM_PIN_GET {
                     0 => with_pins(pages, IDLE, 1),
                     _ => [1, 0, 0],
@@ -176,8 +175,8 @@ fn wait<const KIND: usize>(_: &Ctx) -> Outcome {
     s.unmount()
 }
 
-/// A signal ends the wait, SIGKILL with the process; nothing has been taken then. One that
-/// is to restart the call, or stops the process, lets it wait on.
+/// A signal ends the wait, SIGKILL together with the process, and nothing has been changed then.
+/// After a signal with SA_RESTART or a stop, the task waits on.
 fn signals<const KIND: usize>(_: &Ctx) -> Outcome {
     let s = Setup::new(KIND)?;
     for (what, take, _) in &TAKING[..2] {
@@ -193,7 +192,7 @@ fn signals<const KIND: usize>(_: &Ctx) -> Outcome {
             let buf = Buffer::shared(file, SMALL)?;
             buf.check(0, SMALL, 841)
         };
-        // Killed.
+        // The task is killed.
         let taker = Waiting::start(|| Ok(()), || take(&file).or_fail(what))?;
         let holder = Device::open(0)?;
         let id = holder.pin(&buf, 1, 1, 0).or_fail("ZDM_PIN")?;
@@ -204,7 +203,7 @@ fn signals<const KIND: usize>(_: &Ctx) -> Outcome {
         check_eq!(end, Exit::Signal(libc::SIGKILL), "{what} killed");
         s.expect_frames(&frames[1..2], with_pins(SMALL, IDLE, 1), "still held")?;
         intact(&file)?;
-        // Interrupted.
+        // The task is interrupted.
         let taker = Waiting::start(
             || files::catch(libc::SIGUSR1, false).or_fail("sigaction"),
             || expect_errno(take(&file), &[libc::EINTR], what),
@@ -214,7 +213,7 @@ fn signals<const KIND: usize>(_: &Ctx) -> Outcome {
         sys::kill(taker.pid(), libc::SIGUSR1).or_fail("kill")?;
         expect_woken(taker, &format!("{what} interrupted"))?;
         intact(&file)?;
-        // Begun anew, and stopped for a while.
+        // The call is restarted, and the task stopped for a while.
         let taker = Waiting::start(
             || files::catch(libc::SIGUSR1, true).or_fail("sigaction"),
             || take(&file).or_fail(what),
@@ -241,14 +240,14 @@ fn signals<const KIND: usize>(_: &Ctx) -> Outcome {
     s.unmount()
 }
 
-/// The last user of an unlinked file waits until its pages are let go, come what may.
+/// The last user of an unlinked file waits until its pages are released, whatever signal comes.
 fn unlink<const KIND: usize>(_: &Ctx) -> Outcome {
     let s = Setup::new(KIND)?;
     for pages in [SMALL, LARGE] {
         let (file, buf) = s.mapped("a", pages, 842)?;
         let frames = s.expect(&buf, MAPPED, "mapped")?;
         let mine = Buffer::shared(&file, pages)?;
-        // The file is the child's then, and that without a copy of this mapping.
+        // The child has the file, but no copy of this mapping.
         let last = Waiting::start(
             || mine.unmap(0, pages),
             move || {
@@ -274,12 +273,12 @@ fn unlink<const KIND: usize>(_: &Ctx) -> Outcome {
     s.unmount()
 }
 
-/// umount waits, too, until nobody holds a page of a file.
+/// umount also waits until no page of a file is held.
 fn umount<const KIND: usize>(_: &Ctx) -> Outcome {
     for pages in [SMALL, LARGE] {
         let mut s = Setup::new(KIND)?;
         let dir = s.fs.dir().to_path_buf();
-        // The child has no copy of the file, nor of who holds its page.
+        // The child has no copy of the file, nor of the file that pins its page.
         let unmounting = Waiting::start(|| Ok(()), || files::unmount(&dir, 0).or_fail("umount"))?;
         let (file, buf) = s.mapped("a", pages, 843)?;
         let frames = s.expect(&buf, MAPPED, "mapped")?;
@@ -303,8 +302,8 @@ fn umount<const KIND: usize>(_: &Ctx) -> Outcome {
     Ok(())
 }
 
-/// While it waits others may map the page again. That is no reason not to be woken when
-/// the page is let go.
+/// While the task waits, another task may map the page again. The release of the page must still
+/// wake the waiter.
 fn mapped_again<const KIND: usize>(_: &Ctx) -> Outcome {
     let s = Setup::new(KIND)?;
     for pages in [SMALL, LARGE] {

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! GENERIC memory in all of its life, with the counts of the pages at each step: free
-//! 0, then one for each page table entry, and nothing else. What pins add is in
-//! `generic_pins.rs`.
+//! The life of GENERIC pages, with their counts at each step: 0 when free, then one for each page
+//! table entry, and nothing else. `generic_pins.rs` tests the counts of pins.
 
 use std::fs;
 use std::time::Duration;
@@ -36,14 +35,14 @@ pub const TESTS: &[Test] = &[
     test("generic.exclusive_again", exclusive_again),
 ];
 
-/// Those that load the module themselves.
+/// Tests that load the module themselves.
 pub const RELOADING: &[Test] = &[absent(test("generic.unload", unload))];
 
 const N: usize = HUGE_PAGES;
-/// Pages of the small buffers.
+/// The number of pages in the small buffers.
 const ALL: usize = 12;
 
-/// From free to free, one page at a time, with what each holder adds.
+/// The counts of small pages from free to free, with the share of each holder.
 fn counts(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, GENERIC)?;
     let buf = Buffer::filled(ALL, 620)?;
@@ -69,7 +68,7 @@ fn counts(ctx: &Ctx) -> Outcome {
     child.join()?;
     expect(&target, &buf, 0, ALL, MAPPED, "after the child's end")?;
 
-    // A pipe gets the page, a pin is a pin.
+    // vmsplice adds a reference, a pin adds its bias.
     let (mut read, write) = sys::pipe().or_fail("pipe")?;
     check_eq!(
         buf.vmsplice_to(&write, 2, 3).or_fail("vmsplice")?,
@@ -85,7 +84,7 @@ fn counts(ctx: &Ctx) -> Outcome {
     target.unpin(id, ZDM_UNPIN_DIRTY).or_fail("ZDM_UNPIN")?;
     expect(&target, &buf, 0, ALL, MAPPED, "after the pin")?;
 
-    // Freed by munmap, and by going back.
+    // Half of the pages are freed by munmap, the others by migrating back.
     buf.unmap(0, ALL / 2)?;
     freed_since(&target, &before, ALL / 2)?;
     expect_free(&target, &pfns[..ALL / 2], "after munmap")?;
@@ -95,7 +94,7 @@ fn counts(ctx: &Ctx) -> Outcome {
     target.expect_empty()
 }
 
-/// Checks what is known of a folio of 512 pages.
+/// Checks the fields of a folio of 512 pages.
 fn expect_folio(target: &Target, buf: &Buffer, counts: [i32; 3], when: &str) -> Outcome {
     let pages = target.inspect(buf, 0, N).or_fail("ZDM_INSPECT")?;
     for (i, page) in pages.iter().enumerate() {
@@ -108,7 +107,7 @@ fn expect_folio(target: &Target, buf: &Buffer, counts: [i32; 3], when: &str) -> 
     expect(target, buf, 0, N, counts, when)
 }
 
-/// The same with a large folio, which one PMD maps.
+/// The counts of a large folio that one PMD maps.
 fn counts_huge(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, GENERIC)?;
     if !target.moves_large() {
@@ -149,8 +148,8 @@ fn counts_huge(ctx: &Ctx) -> Outcome {
     target.expect_empty()
 }
 
-/// Three generations share a page; who writes gets one of his own, and the page is
-/// free when the last has gone.
+/// Three generations share a page. A process that writes gets a page of its own, and the page is
+/// free after the last process has gone.
 fn generations(target: &Target, buf: &Buffer, seed: u64) -> Outcome {
     let all = buf.pages();
     let pfns = frames(target, buf, 0, all)?;
@@ -158,7 +157,7 @@ fn generations(target: &Target, buf: &Buffer, seed: u64) -> Outcome {
         || {
             let grandchild =
                 Waiting::start(|| buf.check(0, all, seed), || buf.check(0, all, seed))?;
-            // The device's file knows the pages of the process that opened it.
+            // The parent's file inspects the pages of the parent.
             expect(target, buf, 0, all, [3, 3, 0], "with a grandchild")?;
             buf.set(0, 0, 1);
             check_eq!(buf.get(0, 0), 1, "word that the child wrote");
@@ -179,7 +178,7 @@ fn generations(target: &Target, buf: &Buffer, seed: u64) -> Outcome {
     );
     child.join()?;
     buf.check(0, all, seed)?;
-    // Who is left alone writes in place.
+    // The last process that has the page writes in place.
     let before = target.stats()?;
     buf.fill(0, all, seed + 1);
     let counts = target.inspect_one(buf, 0)?;
@@ -209,8 +208,8 @@ fn fork(ctx: &Ctx) -> Outcome {
     generations(&target, &buf, 622)
 }
 
-/// The huge page of the child, too, is broken up by its write; the folio is not, and
-/// the parent's entry is one.
+/// A write also splits the child's huge entry; the folio stays whole, and the parent has a single
+/// entry.
 fn fork_huge(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, GENERIC)?;
     let buf = huge_filled(1, 624)?;
@@ -218,8 +217,7 @@ fn fork_huge(ctx: &Ctx) -> Outcome {
     generations(&target, &buf, 624)
 }
 
-/// One PMD becomes 512 entries, then the folio itself is split by the migration of a
-/// part of it.
+/// A PMD becomes 512 entries, then the migration of a part splits the folio itself.
 fn split(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, GENERIC)?;
     if !target.moves_large() {
@@ -260,8 +258,8 @@ fn split(ctx: &Ctx) -> Outcome {
     target.expect_empty()
 }
 
-/// What is unmapped of a large folio takes its references along; the folio is freed
-/// with the last of it.
+/// Unmapping a part of a large folio drops the references of that part; the folio is freed with its
+/// last page.
 fn partial_munmap(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, GENERIC)?;
     if !target.moves_large() {
@@ -272,7 +270,7 @@ fn partial_munmap(ctx: &Ctx) -> Outcome {
     let pfns = frames(&target, &buf, 0, N)?;
     buf.unmap(0, N / 2)?;
     let left = target.inspect_one(&buf, N / 2)?;
-    // Split or not, every entry that is left is one reference of its folio.
+    // Whether split or not, every remaining entry is one reference of its folio.
     let entries = match left.order {
         0 => 1,
         _ => N as i32 / 2,
@@ -295,8 +293,7 @@ fn partial_munmap(ctx: &Ctx) -> Outcome {
     expect_free(&target, &pfns, "after munmap in parts")
 }
 
-/// Advice that is about system memory leaves the pages where and as they are; and
-/// what is not needed is freed.
+/// Advice for system memory changes neither the pages nor their places; MADV_DONTNEED frees pages.
 fn advice(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, GENERIC)?;
     for huge in [false, true] {
@@ -347,7 +344,7 @@ fn mlock(ctx: &Ctx) -> Outcome {
             true => huge_filled(1, 629)?,
         };
         let all = buf.pages();
-        // Locked before it goes, and after.
+        // Lock a part before it migrates, and the rest afterwards.
         buf.lock(0, all / 2, true)?;
         target.move_all(&buf, 629)?;
         buf.lock(0, all, true)?;
@@ -359,7 +356,7 @@ fn mlock(ctx: &Ctx) -> Outcome {
         target.move_all(&buf, 629)?;
         buf.lock(0, all / 2, false)?;
         buf.check(0, all, 629)?;
-        // Freed on the device it would keep PG_unevictable; see `advice.rs`.
+        // A page that is freed on the device would keep PG_unevictable; see `advice.rs`.
         target.bring_back(&buf, 0, all)?;
         drop(buf);
         target.expect_empty()?;
@@ -367,7 +364,7 @@ fn mlock(ctx: &Ctx) -> Outcome {
     Ok(())
 }
 
-/// Pages on the device are not merged, though others like them are.
+/// KSM does not merge pages on the device, although equal pages of system memory are merged.
 fn ksm(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, GENERIC)?;
     if !fs::exists(KSM).or_fail(KSM)? {
@@ -410,7 +407,7 @@ fn ksm(ctx: &Ctx) -> Outcome {
         );
         expect(&target, buf, 0, ALL, MAPPED, "beside merged ones")?;
     }
-    // What is merged goes to the device or it does not; whoever writes has his own.
+    // Merged pages may migrate or not; a process that writes gets a page of its own.
     if let Err(e) = target.to_device(&bufs[2], 0, ALL) {
         check_eq!(e.raw_os_error(), Some(libc::ENOENT), "MIGRATE_TO_DEV");
     }
@@ -425,7 +422,7 @@ fn ksm(ctx: &Ctx) -> Outcome {
     target.expect_empty()
 }
 
-/// Entries move, the pages and their counts do not.
+/// Entries move; the pages and their counts stay the same.
 fn mremap(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, GENERIC)?;
     for huge in [false, true] {
@@ -437,7 +434,7 @@ fn mremap(ctx: &Ctx) -> Outcome {
         target.move_all(&buf, 636)?;
         let pfns = frames(&target, &buf, 0, all)?;
         let place = Buffer::anon_huge_aligned(3 * N)?;
-        // To where a huge entry fits, and to where it does not.
+        // Move to a place that fits a huge entry, and to one that does not.
         for at in [2 * N, 17] {
             let from = if at == 17 { &place } else { &buf };
             let first = if at == 17 { 2 * N } else { 0 };
@@ -487,8 +484,8 @@ fn mprotect(ctx: &Ctx) -> Outcome {
     target.expect_empty()
 }
 
-/// A page that was shared and is not any more is the process's own, so that a page of
-/// the device can be written in place for ever.
+/// A page that is no longer shared becomes exclusive again, so that the process can write to it in
+/// place on the device.
 fn exclusive_again(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, GENERIC)?;
     let buf = Buffer::filled(ALL, 640)?;
@@ -512,8 +509,8 @@ fn exclusive_again(ctx: &Ctx) -> Outcome {
     buf.check(0, ALL, 643)
 }
 
-/// The module stays while pages are mapped, and goes afterwards; the data is the
-/// process's all the time.
+/// The module stays while pages are mapped and can be unloaded afterwards; the process keeps its
+/// data all the time.
 fn unload(ctx: &Ctx) -> Outcome {
     ctx.module.load("")?;
     let work = || -> Outcome {
@@ -541,7 +538,7 @@ fn unload(ctx: &Ctx) -> Outcome {
         huge.check(0, N, 646)
     };
     match work() {
-        // The next test begins without the module.
+        // The next test needs the module unloaded.
         Err(Fail::Skip(why)) => ctx.module.unload().and(Err(Fail::Skip(why))),
         other => other,
     }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! GENERIC pages that somebody holds: short-term and long-term pins are granted where
-//! the page is, and the page stays until the last of them has gone.
+//! Held GENERIC pages: short-term and long-term pins are granted on the device, and the page stays
+//! there until the last holder has released it.
 
 use std::path::Path;
 
@@ -34,16 +34,16 @@ pub const TESTS: &[Test] = &[
     test("generic.pin_release", pin_release),
 ];
 
-/// Those that load the module themselves.
+/// Tests that load the module themselves.
 pub const RELOADING: &[Test] = &[absent(test("generic.pin_unload", pin_unload))];
 
 const N: usize = HUGE_PAGES;
-/// Pages of a small buffer, and those of it that are held.
+/// The number of pages in a small buffer, and the held ones among them.
 const ALL: usize = 12;
 const FIRST: usize = 5;
 const HELD: usize = 4;
 
-/// Every flavour, with the counts that it adds to those of a small page.
+/// Every flavour of pin, with the counts that it adds to a small page.
 const FLAVOURS: [u32; 6] = [
     ZDM_PIN_GET,
     ZDM_PIN_GET | ZDM_PIN_WRITE | ZDM_PIN_FAST,
@@ -60,8 +60,8 @@ fn with_flavour(flags: u32, counts: Counts) -> Counts {
     }
 }
 
-/// Whoever holds a page it is the same page, with all that is written to it, and it
-/// does not migrate; it does as soon as it is let go.
+/// A held page stays the same page with all its data and does not migrate; it migrates after the
+/// release.
 fn pin_stays(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, GENERIC)?;
     for flags in FLAVOURS {
@@ -100,7 +100,7 @@ fn pin_stays(ctx: &Ctx) -> Outcome {
     Ok(())
 }
 
-/// One held page of a large folio keeps itself, whatever becomes of the rest.
+/// A held page of a large folio stays, whatever happens to the other pages.
 fn pin_stays_huge(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, GENERIC)?;
     for flags in [ZDM_PIN_WRITE, ZDM_PIN_LONGTERM, ZDM_PIN_GET] {
@@ -132,7 +132,7 @@ fn pin_stays_huge(ctx: &Ctx) -> Outcome {
     Ok(())
 }
 
-/// munmap takes the mapping's reference only: the page is freed when it is let go.
+/// munmap drops only the mapping's reference: the page is freed when the holder releases it.
 fn pin_munmap(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, GENERIC)?;
     for flags in FLAVOURS {
@@ -148,7 +148,7 @@ fn pin_munmap(ctx: &Ctx) -> Outcome {
         expect_free(&target, &pfns[FIRST + HELD..], "that were not held")?;
         let alone = with_flavour(flags, [0, 0, 0]);
         expect_frames(&target, kept, alone, "unmapped, but held")?;
-        // Nobody else gets them meanwhile.
+        // Another buffer does not get the held pages.
         let other = Buffer::filled(2 * ALL, 655)?;
         target.move_all(&other, 655)?;
         let taken = frames(&target, &other, 0, 2 * ALL)?;
@@ -166,7 +166,7 @@ fn pin_munmap(ctx: &Ctx) -> Outcome {
     Ok(())
 }
 
-/// A large folio of which one page is held is freed as a whole, when that is let go.
+/// A large folio with one held page is freed as a whole when the page is released.
 fn pin_munmap_huge(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, GENERIC)?;
     if !target.moves_large() {
@@ -194,7 +194,7 @@ fn pin_munmap_huge(ctx: &Ctx) -> Outcome {
     Ok(())
 }
 
-/// The pin is on the page, not on the address.
+/// The pin belongs to the page, not to the address.
 fn pin_mremap(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, GENERIC)?;
     let buf = Buffer::filled(ALL, 657)?;
@@ -216,8 +216,8 @@ fn pin_mremap(ctx: &Ctx) -> Outcome {
     target.expect_empty()
 }
 
-/// fork gives the child copies of pinned pages, so that the parent and the pin's holder
-/// go on with the same one.
+/// fork gives the child copies of pinned pages, so that the parent and the holder keep the same
+/// page.
 fn forked(target: &Target, buf: &Buffer, at: usize, counts: Counts, seed: u64) -> Outcome {
     let all = buf.pages();
     let pfns = frames(target, buf, 0, all)?;
@@ -246,7 +246,7 @@ fn pin_fork(ctx: &Ctx) -> Outcome {
     forked(&target, &buf, FIRST, MAPPED, 658)
 }
 
-/// A huge page is broken up by that, its folio is not.
+/// The fork splits the huge entry; the folio stays whole.
 fn pin_fork_huge(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, GENERIC)?;
     if !target.moves_large() {
@@ -258,13 +258,13 @@ fn pin_fork_huge(ctx: &Ctx) -> Outcome {
     forked(&target, &buf, 99, [entries, entries, 0], 660)
 }
 
-/// A process ends with pins: those of its own file go with it, those of a file that
-/// lives on stay.
+/// A process ends with pins: pins of its own file end with it, pins of a file that stays open
+/// remain.
 fn pin_exit(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, GENERIC)?;
     let flags = ZDM_PIN_LONGTERM | ZDM_PIN_WRITE;
     for killed in [false, true] {
-        // Its own file.
+        // The file belongs to the child.
         let before = target.stats()?;
         let child = Child::spawn(|| {
             let own = Target::open(ctx, GENERIC)?;
@@ -285,7 +285,7 @@ fn pin_exit(ctx: &Ctx) -> Outcome {
         freed_since(&target, &before, ALL)?;
         target.expect_empty()?;
 
-        // The parent's file, on pages that the child shares with it: the parent sees
+        // The file belongs to the parent, and parent and child share the pages: the parent inspects
         // the counts.
         let buf = Buffer::filled(ALL, 663)?;
         target.move_all(&buf, 663)?;
@@ -306,7 +306,7 @@ fn pin_exit(ctx: &Ctx) -> Outcome {
         freed_since(&target, &before, ALL - HELD)?;
         let kept = &pfns[FIRST..FIRST + HELD];
         expect_frames(&target, kept, held([0, 0, 0], 1), "held by a file")?;
-        // Numbers begin anew with each file, and the child has told nobody.
+        // Ids are numbered per file, and the child has not passed its id on: try all.
         let ids = (0..=ZDM_PIN_MAX as u32).filter(|id| target.unpin(*id, 0).is_ok());
         check_eq!(ids.count(), 1, "pins that the file still has");
         expect_free(&target, kept, "let go")?;
@@ -315,10 +315,10 @@ fn pin_exit(ctx: &Ctx) -> Outcome {
     Ok(())
 }
 
-/// CONFIG_GUP_TEST's file.
+/// The file of CONFIG_GUP_TEST.
 const GUP_TEST: &str = "/sys/kernel/debug/gup_test";
 
-/// The kernel's own long-term pins, by both ways of getting them.
+/// Long-term pins of the kernel itself, by both ways of getting them.
 fn pin_gup_test(ctx: &Ctx) -> Outcome {
     let path = Path::new(GUP_TEST);
     let target = Target::open(ctx, GENERIC)?;
@@ -340,7 +340,7 @@ fn pin_gup_test(ctx: &Ctx) -> Outcome {
             kept,
             "frames of pinned pages"
         );
-        // And by this device at the same time.
+        // This device pins at the same time.
         let id = target
             .pin(&buf, FIRST, HELD, ZDM_PIN_LONGTERM)
             .or_fail("ZDM_PIN")?;
@@ -365,8 +365,8 @@ fn pin_gup_test(ctx: &Ctx) -> Outcome {
     Ok(())
 }
 
-/// Of a page that is shared a pin for writing gets the process's own copy first, and
-/// one that only gets the page takes the shared one.
+/// A pin for writing of a shared page first gets a copy for the process; a plain reference is taken
+/// on the shared page.
 fn pin_shared(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, GENERIC)?;
     let buf = Buffer::filled(ALL, 665)?;
@@ -398,7 +398,7 @@ fn pin_shared(ctx: &Ctx) -> Outcome {
     expect_free(&target, &pfns, "after all of it")
 }
 
-/// The device writes to a page that is held, and so does the CPU: all see one page.
+/// The device and the CPU write to a held page: both see one page.
 fn pin_device_write(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, GENERIC)?;
     let buf = Buffer::filled(ALL, 667)?;
@@ -423,8 +423,8 @@ fn pin_device_write(ctx: &Ctx) -> Outcome {
     buf.check(0, ALL, 667)
 }
 
-/// The device gives up its memory but for what is held, of which it says so; and that,
-/// too, as soon as it is let go.
+/// The device gives up its memory except the held pages, which it reports. It also gives those up
+/// after their release.
 fn pin_release(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, GENERIC)?;
     let buf = Buffer::filled(ALL, 669)?;
@@ -439,7 +439,7 @@ fn pin_release(ctx: &Ctx) -> Outcome {
     check_eq!(frames(&target, &buf, FIRST, 2)?, pfns, "frames");
     buf.check(0, ALL, 669)?;
     target.unpin(id, 0).or_fail("ZDM_UNPIN")?;
-    // Not before: to a scan a reference that no entry explains is a fault as well.
+    // Audit only after the RELEASE: a scan also reports a reference that no entry explains.
     let (audit, records) = target.audit()?;
     check_eq!((audit.used, audit.found), (2, 0), "used pages, violations");
     check_eq!(
@@ -450,20 +450,20 @@ fn pin_release(ctx: &Ctx) -> Outcome {
     target.release().or_fail("RELEASE")?;
     target.expect(&buf, 0, ALL, 0)?;
     buf.check(0, ALL, 669)?;
-    // The harness wants no records at the end.
+    // Clear the records, because the harness expects none.
     target
         .try_audit(ZDM_AUDIT_CLEAR)
         .or_fail("ZDM_AUDIT_CLEAR")?;
     target.expect_empty()
 }
 
-/// The file is closed while somebody else's pin holds a page: it stays where it is, with
-/// its data, and the module as long as the page is in use.
+/// The file is closed while the pin of another file holds a page. The page stays with its data, and
+/// so does the module while the page is in use.
 fn pin_unload(ctx: &Ctx) -> Outcome {
     ctx.module.load("")?;
     let outcome = pinned_by_others(ctx);
     if outcome.is_err() {
-        // The next test begins without the module; why this one fails is said already.
+        // The next test needs the module unloaded. This test's own failure has been reported.
         let _ = ctx.module.unload();
     }
     outcome
@@ -496,7 +496,7 @@ fn pinned_by_others(ctx: &Ctx) -> Outcome {
     let data = pin.read().or_fail("PIN_LONGTERM_TEST_READ")?;
     check_bytes(&data, 671, FIRST, "data by the pin")?;
     pin.stop().or_fail("PIN_LONGTERM_TEST_STOP")?;
-    // Let go they are still the process's, on a device that nobody has open.
+    // After their release the pages still belong to the process, on a device without an open file.
     in_use("with mapped pages")?;
     buf.check(FIRST, 2, 671)?;
     drop(buf);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The rule itself, with GENERIC memory: a page is free if and only if its count is
-//! zero. Kernels before the change keep one reference on free pages; what these tests
-//! expect of them is in `refused` and `one_line`, the others fail there.
+//! The rule itself on GENERIC memory: a page is free if and only if its count is zero. Kernels with
+//! the old rule keep one reference on free pages. `refused` and `one_line` test the module there;
+//! the other tests fail there.
 
 use super::counts::{IDLE, MAPPED, expect_frames};
 use super::target::{GENERIC, old_rule, open};
@@ -14,7 +14,7 @@ use crate::sys::KernelLog;
 use crate::uapi::*;
 use crate::{check, check_eq, proc};
 
-/// To be run before all others: then nothing was done with the memory before `born`.
+/// These tests run first, so that the memory is unused before `born`.
 pub const TESTS: &[Test] = &[
     test("generic_rule.born", born),
     test("generic_rule.idle", idle),
@@ -22,10 +22,10 @@ pub const TESTS: &[Test] = &[
     test("generic_rule.refused", refused),
 ];
 
-/// Those that load the module themselves.
+/// Tests that load the module themselves.
 pub const RELOADING: &[Test] = &[absent(test("generic_rule.one_line", one_line))];
 
-/// Every page of both devices has count zero before anything was done with them.
+/// Every page of both devices has count zero before its first use.
 fn born(ctx: &Ctx) -> Outcome {
     let device = open(ctx, GENERIC)?;
     let mut seen = 0;
@@ -50,7 +50,7 @@ fn born(ctx: &Ctx) -> Outcome {
     Ok(())
 }
 
-/// And so have they at rest, of which an audit is the proof.
+/// All pages at rest have count zero, which an audit checks.
 fn idle(ctx: &Ctx) -> Outcome {
     for n in [GENERIC, GENERIC + 1] {
         let device = open(ctx, n)?;
@@ -67,7 +67,8 @@ fn idle(ctx: &Ctx) -> Outcome {
     Ok(())
 }
 
-/// A driver owns the pages' life: they can be migrated to, and are free at zero again.
+/// The driver manages the life of the pages: they can be migration targets, and their counts are
+/// zero again when they are freed.
 fn migrates(ctx: &Ctx) -> Outcome {
     let device = open(ctx, GENERIC)?;
     let buf = Buffer::filled(PAGES, 610)?;
@@ -82,8 +83,8 @@ fn migrates(ctx: &Ctx) -> Outcome {
     expect_frames(&device, &frames, IDLE, "after munmap")
 }
 
-/// Where the old rule holds the device is there, and says that it cannot be migrated
-/// to; nothing moves. Where the new one holds that answer never comes.
+/// Under the old rule the device exists, but refuses to be a migration target, and nothing moves.
+/// Under the new rule this refusal never comes.
 fn refused(ctx: &Ctx) -> Outcome {
     for n in [GENERIC, GENERIC + 1] {
         let device = open(ctx, n)?;
@@ -106,7 +107,7 @@ fn refused(ctx: &Ctx) -> Outcome {
         check_eq!(after.to_device, before.to_device, "stats.to_device");
         check_eq!(after.allocated, before.allocated, "stats.allocated");
 
-        // All else works: access to system memory, a look at it, the audit, RELEASE.
+        // Everything else works: access to system memory, inspection, audit, RELEASE.
         let read = device.read(&buf, 0, PAGES).or_fail("READ")?;
         check_bytes(&read.data, 611, 0, "READ")?;
         device
@@ -129,13 +130,13 @@ fn refused(ctx: &Ctx) -> Outcome {
     Ok(())
 }
 
-/// The log says once for each device that nothing is migrated to it, where that is so,
-/// and again after a reload; the module can go afterwards.
+/// Where nothing can migrate to a device, the log says so once per device, and again after a
+/// reload. The module can be unloaded afterwards.
 fn one_line(ctx: &Ctx) -> Outcome {
     for _ in 0..2 {
         ctx.module.load("")?;
         let told = lines_of_a_load(ctx);
-        // The next test begins without the module.
+        // The next test needs the module unloaded.
         ctx.module.unload()?;
         told?;
     }

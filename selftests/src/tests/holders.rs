@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Pages that somebody holds do not migrate under him (I9), to the device or from it, in
-//! every flavour that the kernel has, for small and huge pages: get and pin, short and
-//! long, fast and slow, pipes, registered buffers of io_uring, and a holder in a process
-//! that has forked. (Mutants: a migration that does not see a pin.)
+//! Held pages do not migrate under their holder (I9), to the device or from it. The tests cover
+//! every flavour of the kernel, with small and huge pages: get and pin, short and long, fast and
+//! slow, pipes, registered buffers of io_uring, and a holder in a process that has forked. They
+//! find mutants whose migration ignores a pin.
 
 use std::io::Read;
 
@@ -39,20 +39,20 @@ fn flavours() -> impl Iterator<Item = u32> {
     })
 }
 
-/// Pages of a buffer that are held: not the first, so that it is no matter of heads.
+/// The held pages of a buffer. The first page is not among them, so that they are no heads.
 fn part(buf: &Buffer) -> (usize, usize) {
     (buf.pages() / 3, 3)
 }
 
-/// Tries to move all of a buffer to the device, of which a part in system memory is held:
-/// that part stays, what is written to it is seen, and the rest is of no concern.
+/// Tries to move a whole buffer to the device while a part in system memory is held: the part
+/// stays, and its data is visible. Where the other pages are does not matter.
 #[track_caller]
 fn stays(target: &Target, buf: &Buffer, seed: u64, when: &str) -> Outcome {
     let (first, n) = part(buf);
     let frames = proc::frames(buf, first, n)?;
     check_eq!(frames.len(), n, "pages that are mapped {when}");
     for _ in 0..2 {
-        // An error, as not all of it goes.
+        // The command fails, because some pages do not move.
         let result = target.to_device(buf, 0, buf.pages());
         check!(
             result.is_err(),
@@ -70,7 +70,7 @@ fn stays(target: &Target, buf: &Buffer, seed: u64, when: &str) -> Outcome {
     buf.check(0, buf.pages(), seed)
 }
 
-/// Nothing is held any more: all of it goes.
+/// Moves a buffer without held pages: all of it migrates.
 #[track_caller]
 fn goes(target: &Target, buf: &Buffer, seed: u64) -> Outcome {
     let n = buf.pages();
@@ -83,7 +83,7 @@ fn goes(target: &Target, buf: &Buffer, seed: u64) -> Outcome {
     buf.check(0, n, seed)
 }
 
-/// System memory that is held does not go.
+/// Held pages of system memory do not migrate.
 fn source(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
         settled(ctx, node, |target| {
@@ -103,8 +103,8 @@ fn source(ctx: &Ctx, node: usize) -> Outcome {
     Ok(())
 }
 
-/// Pages of the device that somebody wants to hold: PRIVATE ones come back first, COHERENT
-/// ones do for long, and wherever they are then they stay.
+/// Pages of the device are to be held. PRIVATE pages come back first, COHERENT pages come back for
+/// a long-term pin; the held pages then stay where they are.
 fn on_device(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
         settled(ctx, node, |target| {
@@ -163,7 +163,7 @@ fn pipe_source(ctx: &Ctx, node: usize) -> Outcome {
     Ok(())
 }
 
-/// Registered buffers of io_uring are held for long.
+/// Registered buffers of io_uring hold pages for a long time.
 fn io_uring_source(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
         settled(ctx, node, |target| {
@@ -174,10 +174,10 @@ fn io_uring_source(ctx: &Ctx, node: usize) -> Outcome {
             stays(target, &buf, 2830, "registered with io_uring")?;
             ring.unregister().or_fail("unregistering")?;
             goes(target, &buf, 2830)?;
-            // And by the end of the ring.
+            // The end of the ring also releases them.
             ring.register(&buf, first, n).or_fail("registering")?;
             drop(ring);
-            // Which is worked off a little later.
+            // The kernel ends the ring a little later.
             sys::wait_until(std::time::Duration::from_secs(5), || {
                 target.to_device(&buf, 0, buf.pages()).is_ok()
             });
@@ -188,7 +188,7 @@ fn io_uring_source(ctx: &Ctx, node: usize) -> Outcome {
     Ok(())
 }
 
-/// The same for pages that are on the device when they are registered.
+/// The pages are on the device when they are registered.
 fn io_uring_on_device(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
         settled(ctx, node, |target| {
@@ -214,8 +214,8 @@ fn io_uring_on_device(ctx: &Ctx, node: usize) -> Outcome {
     Ok(())
 }
 
-/// What a parent holds does not go for a child either, whose copy is its own from the start
-/// where the pin is one for writing.
+/// Pages that the parent holds do not migrate for a child either. If the pin is for writing, the
+/// child has a copy from the start.
 fn source_of_parent(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
         settled(ctx, node, |target| {
@@ -230,7 +230,7 @@ fn source_of_parent(ctx: &Ctx, node: usize) -> Outcome {
                 || {
                     buf.check(0, n, 2850)?;
                     let own = Target::open(ctx, node)?;
-                    // Pages that are shared with the parent may go, for both.
+                    // Pages that child and parent share may migrate for both.
                     let _ = own.to_device(&buf, 0, n);
                     buf.check(0, n, 2850)?;
                     buf.fill(0, n, 2851);
@@ -252,8 +252,8 @@ fn source_of_parent(ctx: &Ctx, node: usize) -> Outcome {
     Ok(())
 }
 
-/// A shared page of the device is pinned for reading, or for writing: the pin for writing
-/// gets a page of its own, so that neither sees the other's data.
+/// A shared page of the device is pinned for reading, or for writing: the pin for writing gets a
+/// copy, so that neither process sees the other's data.
 fn shared_then_pinned(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
         for flags in [0, ZDM_PIN_WRITE, ZDM_PIN_WRITE | ZDM_PIN_LONGTERM] {
@@ -267,7 +267,7 @@ fn shared_then_pinned(ctx: &Ctx, node: usize) -> Outcome {
                 let frames = proc::frames(&buf, first, held)?;
                 check_eq!(frames.len(), held, "pages that are mapped");
                 buf.fill(first, held, 2861);
-                // What is pinned is what the process has, whatever is written.
+                // The pinned page is the process's page, whatever is written.
                 check_eq!(
                     &proc::frames(&buf, first, held)?,
                     &frames,

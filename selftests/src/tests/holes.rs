@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Addresses that nothing was ever mapped at stay so when a range comes back from the device.
-//! Core mm selects them as sources whatever a migration asks for.
+//! Addresses without a page stay empty when a range comes back from the device. Core mm selects
+//! such holes as sources, whatever a migration asks for.
 
 use super::target::{Target, huge_filled};
 use super::{Ctx, PAGES, Test};
@@ -18,8 +18,8 @@ pub const TESTS: &[Test] = of_each_kind!("holes":
     "nothing_there" => nothing_there,
 );
 
-/// Brings the whole buffer back, of which `pages` pages are on the device in `folios` folios, and
-/// nothing else is mapped. Checks that those pages are all that is mapped afterwards.
+/// Brings the whole buffer back. `pages` pages are on the device in `folios` folios, and nothing
+/// else is mapped. Checks that exactly those pages are mapped afterwards.
 #[track_caller]
 fn comes_back(target: &Target, buf: &Buffer, pages: usize, folios: usize) -> Outcome {
     let n = buf.pages();
@@ -39,7 +39,7 @@ fn comes_back(target: &Target, buf: &Buffer, pages: usize, folios: usize) -> Out
     Ok(())
 }
 
-/// shared/cases/holes.c: one page on the device in 64 MiB of untouched memory.
+/// One page on the device in 64 MiB of untouched memory (shared/cases/holes.c).
 fn one_page(ctx: &Ctx, node: usize) -> Outcome {
     let target = Target::open(ctx, node)?;
     let n = 32 * HUGE_PAGES;
@@ -47,7 +47,7 @@ fn one_page(ctx: &Ctx, node: usize) -> Outcome {
         let buf = Buffer::anon_huge_aligned(n)?;
         buf.fill(0, 1, 2100);
         if huge {
-            // The page that is there keeps its table of small entries, the rest could be huge.
+            // The page keeps its table of small entries; huge pages could fill the rest.
             buf.advise(0, n, libc::MADV_HUGEPAGE)?;
         }
         target.to_device(&buf, 0, 1).or_fail("MIGRATE_TO_DEV")?;
@@ -58,7 +58,7 @@ fn one_page(ctx: &Ctx, node: usize) -> Outcome {
     Ok(())
 }
 
-/// Holes between pages of one page of page table entries.
+/// Holes between pages of one page table.
 fn every_other(ctx: &Ctx, node: usize) -> Outcome {
     let target = Target::open(ctx, node)?;
     let buf = Buffer::anon(2 * PAGES)?;
@@ -74,7 +74,7 @@ fn every_other(ctx: &Ctx, node: usize) -> Outcome {
     Ok(())
 }
 
-/// A huge page on the device, with holes of the size of a huge page around it.
+/// A huge page on the device between holes of the size of a huge page.
 fn huge(ctx: &Ctx, node: usize) -> Outcome {
     let target = Target::open(ctx, node)?;
     let buf = Buffer::anon_huge_aligned(5 * HUGE_PAGES)?;
@@ -92,8 +92,8 @@ fn huge(ctx: &Ctx, node: usize) -> Outcome {
     buf.check(2 * HUGE_PAGES, HUGE_PAGES, 2120)
 }
 
-/// A huge page, a hole, and small pages on the device, with a range that begins and ends within
-/// holes, and an allocation that fails.
+/// A huge page, a hole, and small pages on the device. The range begins and ends in holes, and an
+/// allocation fails.
 fn huge_beside_small(ctx: &Ctx, node: usize) -> Outcome {
     let target = Target::open(ctx, node)?;
     let buf = Buffer::anon_huge_aligned(4 * HUGE_PAGES)?;
@@ -103,11 +103,11 @@ fn huge_beside_small(ctx: &Ctx, node: usize) -> Outcome {
     target.to_device(&buf, first, n).or_fail("MIGRATE_TO_DEV")?;
     target.expect(&buf, first, n, n)?;
     target.fail_alloc()?;
-    // What the allocation fails for is a small page: the ioctl fails, and has moved nothing.
+    // The failed allocation is for a small page: the ioctl fails without moving anything.
     let failed = target.to_system(&buf, HUGE_PAGES / 2, 3 * HUGE_PAGES);
     if failed.is_err() {
         target.expect(&buf, first, n, n)?;
-        // The CPU maps COHERENT and GENERIC pages where they are.
+        // The CPU maps COHERENT and GENERIC pages on the device.
         let mapped = if target.cpu_maps() { n } else { 0 };
         let present = proc::present(&buf, 0, buf.pages())?;
         check_eq!(present, mapped, "mapped pages");
@@ -119,7 +119,7 @@ fn huge_beside_small(ctx: &Ctx, node: usize) -> Outcome {
     buf.check(first, n, 2130)
 }
 
-/// Nothing is on the device, or mapped at all.
+/// Nothing is on the device, or nothing is mapped at all.
 fn nothing_there(ctx: &Ctx, node: usize) -> Outcome {
     let target = Target::open(ctx, node)?;
     for advice in [libc::MADV_NOHUGEPAGE, libc::MADV_HUGEPAGE] {
@@ -127,7 +127,7 @@ fn nothing_there(ctx: &Ctx, node: usize) -> Outcome {
         buf.advise(0, buf.pages(), advice)?;
         comes_back(&target, &buf, 0, 0)?;
     }
-    // System memory is nobody's source, either, nor are the holes beside it.
+    // Neither system memory nor the holes beside it are sources.
     let buf = huge_filled(1, 2140)?;
     let back = target
         .to_system(&buf, 0, HUGE_PAGES)

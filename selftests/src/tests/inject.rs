@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The oracle itself: an invariant is broken on purpose, and the audit must say
-//! so once, with the right page, and stop saying so when it holds again.
+//! Tests the oracle: a test breaks an invariant on purpose. The audit must report it once, with the
+//! right page, and must be silent when the invariant holds again.
 
 use super::{Ctx, expect_on_device, freed_since};
 use crate::check;
@@ -13,7 +13,7 @@ use crate::proc;
 use crate::sys;
 use crate::uapi::*;
 
-/// Forgets the records, so that the harness's audit is that of a new device.
+/// Clears the records, so that the harness's audit is that of an unused device.
 pub(super) fn clear(device: &Device) -> Outcome {
     device.try_audit(ZDM_AUDIT_CLEAR).or_fail("ZDM_AUDIT")?;
     let (audit, records) = device.audit()?;
@@ -22,7 +22,7 @@ pub(super) fn clear(device: &Device) -> Outcome {
     Ok(())
 }
 
-/// The one violation that the audit must report.
+/// Returns the only violation that the audit reports.
 pub(super) fn the_violation(device: &Device, found: u64) -> Outcome<(Audit, Violation)> {
     let (audit, records) = device.audit()?;
     check_eq!(audit.found, found, "violations that the scan found");
@@ -35,7 +35,7 @@ pub(super) fn the_violation(device: &Device, found: u64) -> Outcome<(Audit, Viol
     }
 }
 
-/// Moves a page to the device; returns its page frame number by pagemap.
+/// Moves a page to the device. Returns its page frame number by pagemap.
 fn one_on_device(device: &Device, buf: &Buffer) -> Outcome<u64> {
     device.to_device(buf, 0, 1).or_fail("MIGRATE_TO_DEV")?;
     expect_on_device(buf, 0, 1, 1)?;
@@ -61,7 +61,7 @@ pub fn not_root(_: &Ctx) -> Outcome {
     let device = Device::open(0)?;
     let buf = Buffer::filled(1, 101)?;
     one_on_device(&device, &buf)?;
-    // A child, as a process without its capabilities can't get them back.
+    // Use a child, because a process cannot regain its capabilities.
     Child::spawn(|| {
         sys::become_nobody().or_fail("setresuid")?;
         for kind in ZDM_INJECT_EXTRA_GET..=ZDM_INJECT_CORRUPT {
@@ -100,7 +100,7 @@ pub fn bad(_: &Ctx) -> Outcome {
         let what = format!("ZDM_INJECT of kind {kind} with nothing to undo");
         expect_errno(result, &[libc::ENOENT], &what)?;
     }
-    // The other device's page.
+    // The page belongs to the other device.
     let other = Device::open(1)?;
     one_on_device(&other, &buf)?;
     let result = device.inject(ZDM_INJECT_EXTRA_GET, buf.at(0));
@@ -109,7 +109,7 @@ pub fn bad(_: &Ctx) -> Outcome {
     buf.check(0, 1, 102)
 }
 
-/// A reference that nobody accounts for keeps a page from being freed.
+/// A reference that nothing explains keeps a page from being freed.
 pub fn extra_get(_: &Ctx) -> Outcome {
     let device = Device::open(0)?;
     let buf = Buffer::filled(1, 103)?;
@@ -147,8 +147,8 @@ pub fn extra_get(_: &Ctx) -> Outcome {
     clear(&device)
 }
 
-/// A page that somebody holds cannot come back: the kernel's own access to it is refused
-/// instead of being tried again for ever, and nothing is lost.
+/// A held page cannot come back: an access of the kernel fails instead of being retried for ever,
+/// and no data is lost.
 pub fn held_page_fault(_: &Ctx) -> Outcome {
     let device = Device::open(0)?;
     let buf = Buffer::filled(1, 106)?;
@@ -166,7 +166,7 @@ pub fn held_page_fault(_: &Ctx) -> Outcome {
             check_eq!(v.invariant, 3, "invariant of the fault's violation");
             check_eq!(v.check, ZDM_CHECK_REFCOUNT, "check of the violation");
             check_eq!(v.pfn, pfn, "pfn of the violation");
-            // A mapping and the fault; one more was found.
+            // A mapping and the fault explain two references; three are found.
             check_eq!((v.expected, v.found), (2, 3), "reference counts");
         }
         None => return Err(Fail::failed("records: expected I3, found none")),
@@ -179,7 +179,7 @@ pub fn held_page_fault(_: &Ctx) -> Outcome {
     clear(&device)
 }
 
-/// The old rule: a free page with a reference count of one.
+/// The old rule: a free page has a reference count of one.
 pub fn free_page_ref(_: &Ctx) -> Outcome {
     let device = Device::open(1)?;
     let pfn = device
@@ -193,7 +193,7 @@ pub fn free_page_ref(_: &Ctx) -> Outcome {
     check_eq!(v.expected, 0, "expected value in the violation");
     check_eq!(v.found, 1, "found value in the violation");
 
-    // The other device has nothing to do with it.
+    // The other device is not affected.
     let (audit, _) = Device::open(0)?.audit()?;
     check_eq!(audit.total, 0, "violations on the other device");
 
@@ -215,7 +215,7 @@ pub fn hand_out_twice(_: &Ctx) -> Outcome {
         .or_fail("ZDM_INJECT_HAND_OUT_TWICE")?;
     check_eq!(got, pfn, "pfn that ZDM_INJECT_HAND_OUT_TWICE touched");
 
-    // The driver takes another page, so that nobody loses data.
+    // The driver takes another page, so that no data is lost.
     device.move_all(&two, 105)?;
     let pfns = proc::on_device(&two, 0, 4)?;
     check!(

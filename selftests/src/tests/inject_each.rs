@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Every invariant of every kind of memory is broken on purpose, and the oracle must
-//! report that one, on that page, and nothing else. Those of `inject.rs` are about
-//! PRIVATE memory only.
+//! A test breaks every invariant of every kind of memory on purpose. The oracle must report exactly
+//! that violation, on that page. The tests of `inject.rs` use only PRIVATE memory.
 
 use std::fs;
 use std::time::Duration;
@@ -37,15 +36,15 @@ pub const TESTS: &[Test] = of_each_kind!("inject", "inject=1":
     "corrupt" => corrupt,
 );
 
-/// Those that want all of a device's memory.
+/// Tests that need all of a device's memory.
 pub const SMALL: &[Test] = of_each_kind!("inject", "inject=1 devmem_chunk_mb=2":
     "stale_hand_out" => stale_hand_out,
 );
 
-/// Parameters of those.
+/// The parameters of those tests.
 pub(super) const CHUNKS: &str = "inject=1 devmem_chunk_mb=2";
 
-/// Of one kind only.
+/// Tests of a single kind of memory.
 pub const MORE: &[Test] = &[with(
     "inject=1",
     test("inject.pagemap_ref_stays", pagemap_ref_stays),
@@ -53,7 +52,7 @@ pub const MORE: &[Test] = &[with(
 
 const N: usize = 8;
 
-/// The only violation since the last `clear`, of which a scan finds `found` again.
+/// Returns the only violation since the last `clear`, which a scan finds `found` more times.
 #[track_caller]
 pub(super) fn expect(
     device: &Device,
@@ -71,7 +70,7 @@ pub(super) fn expect(
     Ok(v)
 }
 
-/// The page frame of a page that is on the device.
+/// The page frame of a page on the device.
 #[track_caller]
 fn frame(target: &Target, buf: &Buffer, page: usize) -> Outcome<u64> {
     Ok(target.inspect_one(buf, page)?.pfn)
@@ -85,7 +84,7 @@ fn mapped_frame(buf: &Buffer, page: usize) -> Outcome<u64> {
     first.ok_or_else(|| Fail::failed(format!("no page frame of page {page}")))
 }
 
-/// Injects, and returns the page frame that was touched.
+/// Injects a fault. Returns the page frame that was changed.
 #[track_caller]
 pub(super) fn inject(device: &Device, kind: u32, addr: u64) -> Outcome<u64> {
     device
@@ -93,7 +92,7 @@ pub(super) fn inject(device: &Device, kind: u32, addr: u64) -> Outcome<u64> {
         .or_fail(&format!("ZDM_INJECT of kind {kind}"))
 }
 
-/// A scan finds nothing any more, and the next test starts anew.
+/// Checks that a scan finds nothing any more, and clears the records.
 #[track_caller]
 pub(super) fn mended(target: &Target) -> Outcome {
     target.expect_empty()?;
@@ -118,7 +117,7 @@ fn born(ctx: &Ctx, node: usize) -> Outcome {
         "the violation ({v:x?})"
     );
     check_eq!(v.last_event, ZDM_EVENT_BORN, "last transition of the page");
-    // It is the first one of all that the device has.
+    // The page is the first one of the device.
     let lowest = frame(&target, &buf, 0)?;
     check!(
         v.pfn <= lowest && lowest - v.pfn < N as u64,
@@ -129,8 +128,8 @@ fn born(ctx: &Ctx, node: usize) -> Outcome {
     mended(&target)
 }
 
-/// I2: a page that still has a mapping is not handed out. With chunks of 2 MiB, all of
-/// which is wanted.
+/// I2: a page with a mapping is not given out. The chunks have 2 MiB, and the test uses all of
+/// them.
 fn stale_hand_out(ctx: &Ctx, node: usize) -> Outcome {
     let target = Target::open(ctx, node)?;
     let buf = Buffer::anon(HUGE_PAGES)?;
@@ -153,7 +152,7 @@ fn stale_hand_out(ctx: &Ctx, node: usize) -> Outcome {
     mended(&target)
 }
 
-/// I3: a folio has a reference more than mappings when a migration to it is done.
+/// I3: a folio has more references than mappings after a migration to it.
 fn settled(ctx: &Ctx, node: usize, huge: bool) -> Outcome {
     let target = Target::open(ctx, node)?;
     let buf = source(&target, huge, 122)?;
@@ -162,7 +161,7 @@ fn settled(ctx: &Ctx, node: usize, huge: bool) -> Outcome {
     let page = target.inspect_one(&buf, 0)?;
     let order = if huge && target.moves_large() { 9 } else { 0 };
     check_eq!(page.order, order, "order of the folio");
-    // By the migration, and by the scan that looks for it.
+    // The migration finds it, and so does the scan.
     let (audit, records) = target.audit()?;
     check_eq!(
         (audit.found, audit.total),
@@ -183,7 +182,7 @@ fn settled(ctx: &Ctx, node: usize, huge: bool) -> Outcome {
     mended(&target)
 }
 
-/// Memory to be moved, and huge if the device takes that.
+/// Makes memory to migrate, huge if the device takes huge pages.
 fn source(target: &Target, huge: bool, seed: u64) -> Outcome<Buffer> {
     if !huge {
         return Buffer::filled(N, seed);
@@ -202,7 +201,7 @@ fn settled_ref_huge(ctx: &Ctx, node: usize) -> Outcome {
     settled(ctx, node, true)
 }
 
-/// I9: what a folio of the system's holds moves although somebody holds it.
+/// I9: a held folio of system memory migrates.
 fn moved_held(ctx: &Ctx, node: usize, huge: bool) -> Outcome {
     let target = Target::open(ctx, node)?;
     let buf = source(&target, huge, 123)?;
@@ -235,13 +234,13 @@ fn source_ref_huge(ctx: &Ctx, node: usize) -> Outcome {
     moved_held(ctx, node, true)
 }
 
-/// I4: a page is freed that is free.
+/// I4: a free page is freed.
 fn double_free(ctx: &Ctx, node: usize) -> Outcome {
     let target = Target::open(ctx, node)?;
     let pfn = inject(&target, ZDM_INJECT_DOUBLE_FREE, 0)?;
     let v = expect(&target, 0, 4, ZDM_CHECK_STATE, pfn)?;
     check_eq!((v.expected, v.found), (1, 0), "the violation ({v:x?})");
-    // The allocator has it once, as before.
+    // The allocator still has the page once.
     let before = target.audit()?.0.free;
     let buf = Buffer::filled(N, 124)?;
     target.move_all(&buf, 124)?;
@@ -251,7 +250,7 @@ fn double_free(ctx: &Ctx, node: usize) -> Outcome {
     mended(&target)
 }
 
-/// I5: a free page has what it must not have.
+/// I5: a free page has a field that a free page must not have.
 fn stale(ctx: &Ctx, node: usize, kind: u32, check: u32) -> Outcome {
     let target = Target::open(ctx, node)?;
     let pfn = inject(&target, kind, 0)?;
@@ -278,7 +277,7 @@ fn stale_anon_exclusive(ctx: &Ctx, node: usize) -> Outcome {
     )
 }
 
-/// I5: a large folio in use has a reference that nobody accounts for.
+/// I5: a large folio in use has a reference that nothing explains.
 fn held_huge(ctx: &Ctx, node: usize) -> Outcome {
     let target = Target::open(ctx, node)?;
     let buf = source(&target, true, 125)?;
@@ -305,7 +304,7 @@ fn held_huge(ctx: &Ctx, node: usize) -> Outcome {
     mended(&target)
 }
 
-/// I6: a reference of the pagemap that nobody accounts for.
+/// I6: the pagemap has a reference that nothing explains.
 fn pagemap_ref(ctx: &Ctx, node: usize) -> Outcome {
     let target = Target::open(ctx, node)?;
     let pfn = inject(&target, ZDM_INJECT_PAGEMAP_GET, 0)?;
@@ -317,21 +316,21 @@ fn pagemap_ref(ctx: &Ctx, node: usize) -> Outcome {
         "page of PAGEMAP_PUT"
     );
     mended(&target)?;
-    // With pages in use, too, and as many as there are.
+    // The count is also right with pages in use.
     let buf = Buffer::filled(N, 126)?;
     target.move_all(&buf, 126)?;
     inject(&target, ZDM_INJECT_PAGEMAP_GET, 0)?;
     expect(&target, 1, 6, ZDM_CHECK_PAGEMAP, pfn)?;
-    // Scans once more, and forgets that.
+    // This scans once more, and clears the result.
     target.try_audit(ZDM_AUDIT_CLEAR).or_fail("ZDM_AUDIT")?;
-    // And its memory is not taken away, which would not end.
+    // RELEASE refuses, because unregistering the memory would never end.
     let release = || target.command(HMM_RELEASE, buf.at(0), 1, Data::Nowhere);
     expect_errno(
         release(),
         &[libc::EBUSY],
         "RELEASE of a pagemap that is held",
     )?;
-    // Which says so, and then the scan.
+    // RELEASE reports the violation, and then the scan does.
     let (audit, records) = target.audit()?;
     check_eq!(
         (audit.found, audit.total),
@@ -349,8 +348,8 @@ fn pagemap_ref(ctx: &Ctx, node: usize) -> Outcome {
     mended(&target)
 }
 
-/// With such a reference the memory could not be unregistered, so the module stays;
-/// and goes when it is dropped.
+/// With such a reference the memory cannot be unregistered, so the module stays; it can be unloaded
+/// after the reference is dropped.
 fn pagemap_ref_stays(ctx: &Ctx) -> Outcome {
     let device = Device::open(0)?;
     inject(&device, ZDM_INJECT_PAGEMAP_GET, 0)?;
@@ -372,7 +371,7 @@ fn pagemap_ref_stays(ctx: &Ctx) -> Outcome {
     ctx.module.load("inject=1")
 }
 
-/// I7: a page would not leave the device.
+/// I7: a page does not leave the device.
 fn stuck(ctx: &Ctx, node: usize) -> Outcome {
     let target = Target::open(ctx, node)?;
     let buf = Buffer::filled(N, 127)?;
@@ -390,7 +389,7 @@ fn stuck(ctx: &Ctx, node: usize) -> Outcome {
     clear(&target)
 }
 
-/// I8: the page that was moved away from is not freed.
+/// I8: the source page of a migration is not freed.
 fn not_freed(ctx: &Ctx, node: usize) -> Outcome {
     let target = Target::open(ctx, node)?;
     let buf = source(&target, true, 128)?;
@@ -401,7 +400,7 @@ fn not_freed(ctx: &Ctx, node: usize) -> Outcome {
     );
     inject(&target, ZDM_INJECT_SOURCE_REF, 0)?;
     target.move_huge(&buf, 128)?;
-    // Nobody maps it any more, and there it is.
+    // The page is not mapped, but still exists.
     check!(
         proc::is_large_folio(pfn)?,
         "frame {pfn:#x}: expected the huge page, found none"
@@ -416,7 +415,7 @@ fn not_freed(ctx: &Ctx, node: usize) -> Outcome {
     mended(&target)
 }
 
-/// I8: a device page that nobody maps is not freed, and stays charged.
+/// I8: an unmapped device page is not freed, and stays charged.
 fn still_charged(ctx: &Ctx, node: usize) -> Outcome {
     let dir = new_cgroup()?;
     let child = Child::spawn(|| {
@@ -425,7 +424,7 @@ fn still_charged(ctx: &Ctx, node: usize) -> Outcome {
         let buf = source(&target, true, 118)?;
         target.move_huge(&buf, 118)?;
         inject(&target, ZDM_INJECT_EXTRA_GET, buf.at(0))?;
-        // Nothing is left of the process's, so what is charged is the leak.
+        // The process has no other memory left, so the remaining charge is the leak.
         buf.unmap(0, HUGE_PAGES)?;
         let huge = HUGE_PAGES as u64;
         let held = current(&dir)?;
@@ -446,7 +445,7 @@ fn still_charged(ctx: &Ctx, node: usize) -> Outcome {
     outcome
 }
 
-/// I10: a bit of the data is flipped where it is.
+/// I10: a bit of the data is flipped on the device.
 fn corrupt(ctx: &Ctx, node: usize) -> Outcome {
     let target = Target::open(ctx, node)?;
     let buf = Buffer::filled(N, 129)?;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a record of a broken invariant tells, and a pass that finds none.
+//! The records of broken invariants, and a pass without checks.
 
 use super::inject::clear;
 use super::inject_each::{CHUNKS, expect, inject, mended};
@@ -19,14 +19,14 @@ pub const TESTS: &[Test] = &[
     test("inject.pass", pass),
 ];
 
-/// With chunks of which all pages can be used.
+/// The chunks are small enough to use all of their pages.
 pub const SMALL: &[Test] = &[with(CHUNKS, test("inject.ledger_freed", ledger_freed))];
 
-/// A violation tells what happened to the page last, when, and who did it.
+/// A violation has the last transition of the page, its time, and the task that made it.
 fn ledger(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, PRIVATE)?;
     let me = sys::pid() as u32;
-    // In use: this task moved it there.
+    // The page is in use: this task moved it there.
     let buf = Buffer::filled(1, 119)?;
     target.move_all(&buf, 119)?;
     let pfn = inject(&target, ZDM_INJECT_EXTRA_GET, buf.at(0))?;
@@ -38,10 +38,10 @@ fn ledger(ctx: &Ctx) -> Outcome {
     );
     inject(&target, ZDM_INJECT_UNDO_GET, 0)?;
     clear(&target)?;
-    // In use as a part of what was a huge page.
+    // The page is in use as a part of a former huge page.
     let huge = huge_filled(1, 117)?;
     target.move_huge(&huge, 117)?;
-    // What is left of it is no longer mapped as one, so that a fault has it split.
+    // The rest is not mapped by a PMD, so that a fault splits the folio.
     huge.unmap(0, 1)?;
     huge.get(1, 0);
     let pfn = inject(&target, ZDM_INJECT_EXTRA_GET, huge.at(7))?;
@@ -57,7 +57,7 @@ fn ledger(ctx: &Ctx) -> Outcome {
     );
     inject(&target, ZDM_INJECT_UNDO_GET, 0)?;
     huge.check(1, HUGE_PAGES - 1, 117)?;
-    // Never used so far.
+    // The page was never used.
     clear(&target)?;
     let pfn = inject(&target, ZDM_INJECT_STALE_MAPPING, 0)?;
     let born = expect(&target, 1, 5, ZDM_CHECK_MAPPING, pfn)?;
@@ -75,9 +75,9 @@ fn ledger(ctx: &Ctx) -> Outcome {
     mended(&target)
 }
 
-/// The same of a page that is free again, on a device of which all pages were used.
+/// The last transition of a page that is free again, on a device whose pages were all used.
 fn ledger_freed(ctx: &Ctx) -> Outcome {
-    // The first one has a page that another test had set aside.
+    // The first device has a page that another test has quarantined.
     let target = Target::open(ctx, PRIVATE + 1)?;
     let buf = Buffer::anon(HUGE_PAGES)?;
     buf.advise(0, HUGE_PAGES, libc::MADV_NOHUGEPAGE)?;
@@ -95,8 +95,8 @@ fn ledger_freed(ctx: &Ctx) -> Outcome {
     mended(&target)
 }
 
-/// Records of the size that is asked for: of the first version, of this one, and of one
-/// to come, which is filled up with zeroes.
+/// Records have the requested size: that of the first version, of this one, and of a future one,
+/// which is filled up with zeroes.
 fn records(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, PRIVATE)?;
     let pfn = inject(&target, ZDM_INJECT_DOUBLE_FREE, 0)?;
@@ -154,7 +154,7 @@ fn records(ctx: &Ctx) -> Outcome {
     mended(&target)
 }
 
-/// A pass reads as many pages as there are, finds nothing, and is for root.
+/// A pass reads all pages, finds nothing, and needs root.
 fn pass(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, PRIVATE)?;
     let (scan, _) = target.audit()?;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! ZDM_INSPECT: what is known of pages, by address and by page frame.
+//! ZDM_INSPECT: the fields of pages, by address and by page frame.
 
 use std::fs::{self, File};
 
@@ -28,7 +28,7 @@ pub const TESTS: &[Test] = &[
     test("inspect_generic.pfn", pfn_of::<GENERIC>),
 ];
 
-/// No page, and why.
+/// The result for an address without a page, with the reason in `flags`.
 fn nothing(flags: u32) -> PageInfo {
     PageInfo {
         flags,
@@ -36,8 +36,8 @@ fn nothing(flags: u32) -> PageInfo {
     }
 }
 
-/// A page of system memory in anonymous or file memory, all of it but the frame and
-/// whether it is charged.
+/// Checks a page of system memory, anonymous or of a file, except its frame and whether it is
+/// charged.
 #[track_caller]
 fn expect_system(page: &PageInfo, flags: u32, order: u32, counts: [i32; 3]) -> Outcome {
     let expected = PageInfo {
@@ -63,7 +63,7 @@ fn expect_system(page: &PageInfo, flags: u32, order: u32, counts: [i32; 3]) -> O
     }
 }
 
-/// What is anonymous and nobody else's.
+/// The flags of an exclusive anonymous page.
 const OWN: u32 = ZDM_PAGE_ANON | ZDM_PAGE_MAPPING | ZDM_PAGE_LRU | ZDM_PAGE_ANON_EXCLUSIVE;
 
 fn kinds(_: &Ctx) -> Outcome {
@@ -104,12 +104,12 @@ fn kinds(_: &Ctx) -> Outcome {
         known.to_vec(),
         "frames in /proc/self/pagemap"
     );
-    // A page alone is as among its neighbours.
+    // A page inspected alone gives the same as among its neighbours.
     for (i, page) in pages.iter().enumerate() {
         let alone = device.inspect_one(&buf, i)?;
         check_eq!((alone.pfn, alone.flags), (page.pfn, page.flags), "page {i}");
     }
-    // Shared with a child it is two entries, and nobody's own.
+    // A page that a child shares has two entries, and is not exclusive.
     let child = super::counts::Waiting::idle()?;
     let page = device.inspect_one(&buf, 4)?;
     let shared = OWN & !ZDM_PAGE_ANON_EXCLUSIVE;
@@ -118,7 +118,7 @@ fn kinds(_: &Ctx) -> Outcome {
     buf.check(4, 1, 670)
 }
 
-/// Pages of files: of tmpfs, and of the page cache of a file system.
+/// Pages of files: in tmpfs, and in the page cache of a file system.
 fn files(_: &Ctx) -> Outcome {
     const PATH: &str = "/tmp/zdm-inspect";
     let device = Device::open(0)?;
@@ -132,7 +132,7 @@ fn files(_: &Ctx) -> Outcome {
             .open(PATH)
     };
     let file = open().or_fail(PATH)?;
-    // There is no more to do with the name.
+    // The test needs only the open file, not its name.
     fs::remove_file(PATH).or_fail(PATH)?;
     for file in [sys::memfd("zdm-inspect").or_fail("memfd_create")?, file] {
         file.set_len(4 * PAGE as u64).or_fail("ftruncate")?;
@@ -141,7 +141,7 @@ fn files(_: &Ctx) -> Outcome {
         proc::drain_batches()?;
         let pages = device.inspect(&buf, 0, 4).or_fail("ZDM_INSPECT")?;
         for page in &pages[..3] {
-            // One reference for the file and one for the entry, if the folio is small.
+            // A small folio has one reference for the file and one for the entry.
             check!(
                 page.mapcount >= 1 && page.refs > page.mapcount && page.pins == 0,
                 "counts of a file's page: expected more references than mappings, no \
@@ -187,8 +187,7 @@ fn huge(_: &Ctx) -> Outcome {
         let pages = device.inspect(&buf, first, n).or_fail("ZDM_INSPECT")?;
         for (i, page) in pages.iter().enumerate() {
             check_eq!(page.index as usize, first + i, "index in the folio");
-            // Exclusiveness is of the whole folio while a PMD maps it, and on its
-            // first page.
+            // While a PMD maps the folio, its first page has the exclusive mark for all of it.
             let page = PageInfo {
                 flags: page.flags | ZDM_PAGE_ANON_EXCLUSIVE,
                 ..*page
@@ -196,7 +195,7 @@ fn huge(_: &Ctx) -> Outcome {
             expect_system(&page, OWN | ZDM_PAGE_WRITE | ZDM_PAGE_PMD, 9, [1, 1, 0])?;
         }
     }
-    // Broken up it is as many entries.
+    // After the split there are as many entries as pages.
     buf.protect(3, 1, libc::PROT_READ)?;
     let entries = N as i32;
     let page = device.inspect_one(&buf, 4)?;
@@ -215,7 +214,7 @@ fn huge(_: &Ctx) -> Outcome {
     buf.check(0, N, 672)
 }
 
-/// Small and huge pages on a device, by the device itself and by the other one.
+/// Small and huge pages on a device, inspected through the device itself and through the other one.
 fn on_device<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, NODE)?;
     let other = Target::open(ctx, NODE + 1)?;
@@ -258,7 +257,7 @@ fn on_device<const NODE: usize>(ctx: &Ctx) -> Outcome {
         }
         let seen = other.inspect(buf, 0, n).or_fail("ZDM_INSPECT")?;
         for (page, theirs) in pages.iter().zip(&seen) {
-            // Core mm has two ways to say that a PRIVATE page is not for this device.
+            // Core mm has two ways to report that a PRIVATE page belongs to another device.
             let expected = match target.cpu_maps() {
                 true => PageInfo {
                     owner: ZDM_OWNER_REMOTE,
@@ -275,7 +274,7 @@ fn on_device<const NODE: usize>(ctx: &Ctx) -> Outcome {
     };
     let seen = super::counts::frames(&target, &small, 0, PAGES)?;
     check_eq!(seen, pfns, "frames in /proc/self/pagemap");
-    // By frame it is the same page, though nothing is known of who maps it.
+    // By frame the result is the same page, but without the state of its mappings.
     for pfn in &pfns[..8] {
         let page = target.inspect_frames(*pfn, 1)?[0];
         check_eq!(
@@ -341,7 +340,7 @@ fn pfn_of<const NODE: usize>(ctx: &Ctx) -> Outcome {
                 "owner of {pfn:#x} by both devices: expected one LOCAL, found {owners:?}"
             );
         }
-        // Over the end there is somebody else's memory, or none.
+        // Behind the end there is other memory, or none.
         let over = target.inspect_frames(range_end(ctx, NODE) - 1, 2)?;
         check_eq!(over[0].kind, target.memory_type(), "type of the last page");
         check!(
@@ -361,7 +360,7 @@ fn range_end(ctx: &Ctx, node: usize) -> u64 {
     ends.max().unwrap_or(0)
 }
 
-/// A look leaves no trace: nothing is populated, moved, counted or held.
+/// An inspection does not populate, move, count or hold anything.
 fn touches_nothing(_: &Ctx) -> Outcome {
     let device = Device::open(0)?;
     let buf = Buffer::anon(64)?;
@@ -386,7 +385,7 @@ fn touches_nothing(_: &Ctx) -> Outcome {
     far.check(0, 8, 676)
 }
 
-/// As many as there may be at once, with mappings and holes among them.
+/// The largest number of pages in one call, with mappings and holes among them.
 fn many(_: &Ctx) -> Outcome {
     let device = Device::open(0)?;
     let buf = Buffer::anon(ZDM_INSPECT_MAX_PAGES)?;
@@ -394,7 +393,7 @@ fn many(_: &Ctx) -> Outcome {
     for page in some {
         buf.fill(page, 1, 677);
     }
-    // Without access rather than a hole, in which the results would be put.
+    // PROT_NONE instead of a hole, in which the vector of results could be mapped.
     buf.protect(1000, 3000, libc::PROT_NONE)?;
     let pages = device
         .inspect(&buf, 0, ZDM_INSPECT_MAX_PAGES)
@@ -474,7 +473,7 @@ fn bad(_: &Ctx) -> Outcome {
     refused(last, libc::EINVAL, "page frames that wrap")?;
     let result = device.ioctl_nowhere(ZDM_INSPECT);
     expect_errno(result, &[libc::EFAULT], "ZDM_INSPECT with a bad argument")?;
-    // By frame it is for root, by address for everybody.
+    // Inspection by frame is for root, by address for every user.
     Child::spawn(|| {
         sys::become_nobody().or_fail("setresuid")?;
         let result = device.inspect_at(1, 1, ZDM_INSPECT_PFN);

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Processes that end amid their work, killed or with a core dump: nothing of
-//! theirs is left on the device.
+//! Processes that end during their work, killed or with a core dump, leave nothing on the device.
 
 use std::fs;
 use std::path::Path;
@@ -35,7 +34,7 @@ pub const TESTS: &[Test] = &[
     test("kill_generic.core_huge", core_huge::<GENERIC>),
 ];
 
-/// What a process does until it is killed.
+/// The kinds of work that a process does until it is killed.
 const MIGRATE: usize = 0;
 const FAULT: usize = 1;
 const EXCLUSIVE: usize = 2;
@@ -43,10 +42,10 @@ const SNAPSHOT: usize = 3;
 const HUGE: usize = 4;
 
 const ROUNDS: usize = 10;
-/// Of the times at which processes are killed, in microseconds.
+/// The range of the times at which processes are killed, in microseconds.
 const SPREAD: u64 = 20_000;
 
-/// Works for ever, after a byte to say that it has begun.
+/// Works without end, after writing a byte to say that it has begun.
 fn work(target: &Target, what: usize, news: &fs::File) -> Outcome {
     let n = if what == HUGE { HUGE_PAGES } else { PAGES };
     let buf = match what {
@@ -76,7 +75,7 @@ fn work(target: &Target, what: usize, news: &fs::File) -> Outcome {
             }
             _ => {
                 target.to_device(&buf, 0, n).or_fail("MIGRATE_TO_DEV")?;
-                // In pieces, too: a part that goes makes small pages of the rest.
+                // Also migrate in pieces: a part splits the huge page.
                 match round % 3 {
                     0 => drop(target.to_system(&buf, 0, n).or_fail("MIGRATE_TO_SYS")?),
                     1 => drop(target.to_system(&buf, 64, 64).or_fail("MIGRATE_TO_SYS")?),
@@ -91,7 +90,7 @@ fn work(target: &Target, what: usize, news: &fs::File) -> Outcome {
     Ok(())
 }
 
-/// A time within the spread that looks like chance, the same in each run.
+/// A pseudo-random time within the range, the same in each run.
 fn delay(round: usize) -> Duration {
     Duration::from_micros((round as u64 + 1).wrapping_mul(2_654_435_761) % SPREAD)
 }
@@ -118,7 +117,7 @@ fn end_amid(
     Ok(())
 }
 
-/// Killed ten times; the five kinds of work make that forty and more.
+/// Kills ten processes; with the five kinds of work these are more than forty.
 fn loops<const NODE: usize, const WHAT: usize>(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, NODE)?;
     let before = target.stats()?;
@@ -140,7 +139,7 @@ fn loops<const NODE: usize, const WHAT: usize>(ctx: &Ctx) -> Outcome {
     Ok(())
 }
 
-/// Two threads with one file, each at work on its own.
+/// Two threads with one file, each working on memory of its own.
 fn threads(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, PRIVATE)?;
     for round in 0..ROUNDS {
@@ -161,14 +160,14 @@ fn threads(ctx: &Ctx) -> Outcome {
 const PATTERN: &str = "/proc/sys/kernel/core_pattern";
 const CORE: &str = "/tmp/zdm-selftests.core";
 
-/// Where core dumps go; put back when dropped.
+/// The pattern of core dump files. Dropping it restores the old pattern.
 struct CorePattern(String);
 
 impl CorePattern {
     fn set() -> Outcome<Self> {
         let old = fs::read_to_string(PATTERN).or_fail(PATTERN)?;
         fs::create_dir_all("/tmp").or_fail("mkdir /tmp")?;
-        // There may be none.
+        // The file may not exist.
         let _ = fs::remove_file(CORE);
         fs::write(PATTERN, CORE).or_fail(PATTERN)?;
         Ok(Self(old))
@@ -177,13 +176,13 @@ impl CorePattern {
 
 impl Drop for CorePattern {
     fn drop(&mut self) {
-        // What cannot be put back harms nobody here.
+        // An unrestored pattern does no harm here.
         let _ = fs::write(PATTERN, &self.0);
         let _ = fs::remove_file(CORE);
     }
 }
 
-/// Checks that a core dump has all pages of a buffer, one behind the other.
+/// Checks that a core dump has all pages of a buffer, in order.
 fn core_has(seed: u64, n: usize) -> Outcome {
     let core = fs::read(Path::new(CORE)).or_fail(CORE)?;
     let first = pattern_bytes(seed, 0, 1);
@@ -203,7 +202,7 @@ fn core_has(seed: u64, n: usize) -> Outcome {
     }
 }
 
-/// A process dumps core with all of a buffer on the device.
+/// A process dumps core with a whole buffer on the device.
 fn dump(ctx: &Ctx, node: usize, seed: u64, n: usize, make: fn(u64) -> Outcome<Buffer>) -> Outcome {
     let _pattern = CorePattern::set()?;
     let target = Target::open(ctx, node)?;
@@ -228,7 +227,7 @@ fn core_huge<const NODE: usize>(ctx: &Ctx) -> Outcome {
     dump(ctx, NODE, 492, HUGE_PAGES, |seed| huge_filled(1, seed))
 }
 
-/// Core dumps at points that nobody chose.
+/// Core dumps at random points.
 fn core_in_loops(ctx: &Ctx) -> Outcome {
     let _pattern = CorePattern::set()?;
     let target = Target::open(ctx, PRIVATE)?;
@@ -240,7 +239,7 @@ fn core_in_loops(ctx: &Ctx) -> Outcome {
             work(target, what, news)
         })?;
         dumps += usize::from(Path::new(CORE).exists());
-        // There may be none.
+        // The file may not exist.
         let _ = fs::remove_file(CORE);
         target.expect_empty()?;
     }

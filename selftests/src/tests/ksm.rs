@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! KSM next to device memory: pages that are merged and pages that are away. Merging and
-//! unmerging is for private anonymous pages, and so is the device. GENERIC memory beside
-//! pages that are being merged is in `generic.rs`.
+//! KSM next to device memory: some pages are merged, others are on the device. KSM handles private
+//! anonymous pages, as the device does. `generic.rs` tests GENERIC memory next to pages that are
+//! being merged.
 
 use std::fs;
 use std::time::Duration;
@@ -27,7 +27,7 @@ pub const TESTS: &[Test] = of_each_kind!("ksm":
 
 pub const KSM: &str = "/sys/kernel/mm/ksm";
 
-/// A number of KSM's.
+/// A number in KSM's directory of sysfs.
 pub fn number(name: &str) -> Outcome<u64> {
     let path = format!("{KSM}/{name}");
     let text = fs::read_to_string(&path).or_fail(&path)?;
@@ -36,7 +36,7 @@ pub fn number(name: &str) -> Outcome<u64> {
         .map_err(|e| Fail::failed(format!("{path}: '{text}': {e}")))
 }
 
-/// KSM at work; it stops and undoes all it has merged when this is dropped.
+/// A running KSM. Dropping it stops KSM and unmerges all pages.
 pub struct Ksm;
 
 impl Ksm {
@@ -55,7 +55,7 @@ impl Ksm {
         Ok(ksm)
     }
 
-    /// Waits for some scans of all there is.
+    /// Waits for some full scans.
     pub fn scan(&self) -> Outcome {
         let start = number("full_scans")?;
         let done = sys::wait_until(Duration::from_secs(20), || {
@@ -65,12 +65,12 @@ impl Ksm {
         Ok(())
     }
 
-    /// Lets it go on after `pause()`.
+    /// Continues after `pause()`.
     pub fn resume(&self) -> Outcome {
         fs::write(format!("{KSM}/run"), "1").or_fail("run")
     }
 
-    /// Stops it where it is.
+    /// Stops KSM and keeps the merged pages.
     pub fn pause(&self) -> Outcome {
         fs::write(format!("{KSM}/run"), "0").or_fail("run")
     }
@@ -83,7 +83,7 @@ impl Drop for Ksm {
     }
 }
 
-/// Two buffers of which KSM has merged every page of one with the same of the other.
+/// Two buffers; KSM has merged every page of one with the equal page of the other.
 pub fn merged(ksm: &Ksm, seed: u64) -> Outcome<[Buffer; 2]> {
     let bufs = [Buffer::filled(PAGES, seed)?, Buffer::filled(PAGES, seed)?];
     for buf in &bufs {
@@ -105,13 +105,13 @@ pub fn merged(ksm: &Ksm, seed: u64) -> Outcome<[Buffer; 2]> {
         same,
         "frames of two equal buffers: expected the same, found others"
     );
-    // A scan would meet pages on their way.
+    // A scan would meet pages that are migrating.
     ksm.pause()?;
     Ok(bufs)
 }
 
-/// Merged pages go to the device or do not; whoever writes gets a page of his own, on the
-/// device and off it.
+/// Merged pages may migrate or not; a write gives the process a page of its own, on the device and
+/// in system memory.
 fn merged_goes(ctx: &Ctx, node: usize) -> Outcome {
     settled(ctx, node, |target| {
         let ksm = Ksm::start()?;
@@ -127,7 +127,7 @@ fn merged_goes(ctx: &Ctx, node: usize) -> Outcome {
         ));
         let read = target.read(&b, 0, PAGES).or_fail("READ")?;
         check_bytes(&read.data, 1600, 0, "READ of the other")?;
-        // The device for the one, the CPU for the other.
+        // The device writes to one buffer, the CPU to the other.
         target
             .write(&a, 3, &pattern_bytes(1601, 3, 9))
             .or_fail("WRITE")?;
@@ -146,7 +146,7 @@ fn merged_goes(ctx: &Ctx, node: usize) -> Outcome {
     })
 }
 
-/// A page that is merged is written by a device: no other sees it.
+/// A device writes to a merged page: no other process sees the write.
 fn merged_is_shared(ctx: &Ctx, node: usize) -> Outcome {
     settled(ctx, node, |target| {
         let ksm = Ksm::start()?;
@@ -164,8 +164,8 @@ fn merged_is_shared(ctx: &Ctx, node: usize) -> Outcome {
     })
 }
 
-/// Checks that the first `n` of the merged pages are on the device, or none: kernels without
-/// patch 39 of the series move them.
+/// Checks that the first `n` of the merged pages are on the device, or none: only kernels without the
+/// fix in series A move them.
 #[track_caller]
 fn expect_moved_or_not(target: &Target, buf: &Buffer, n: usize) -> Outcome {
     let moved = target.on_device(buf, 0, PAGES)?;
@@ -176,12 +176,12 @@ fn expect_moved_or_not(target: &Target, buf: &Buffer, n: usize) -> Outcome {
     target.expect(buf, n, PAGES - n, 0)
 }
 
-/// Merging is given up for a range of which a part is on the device.
+/// Unmerges a range of which a part is on the device.
 fn unmerge_away(ctx: &Ctx, node: usize) -> Outcome {
     settled(ctx, node, |target| {
         let ksm = Ksm::start()?;
         let [a, b] = merged(&ksm, 1620)?;
-        // What does not go stays, merged.
+        // Pages that do not migrate stay merged.
         let _ = target.to_device(&a, 0, PAGES / 2);
         expect_moved_or_not(target, &a, PAGES / 2)?;
         a.advise(0, PAGES, libc::MADV_UNMERGEABLE)?;
@@ -191,12 +191,12 @@ fn unmerge_away(ctx: &Ctx, node: usize) -> Outcome {
         b.check(0, PAGES, 1620)?;
         target.move_all(&a, 1621)?;
         a.check(0, PAGES, 1621)?;
-        // All of it, for all: what KSM's own switch does.
+        // KSM's own switch unmerges everything.
         let _ = target.to_device(&b, 0, PAGES / 2);
         expect_moved_or_not(target, &b, PAGES / 2)?;
         if !target.cpu_maps() {
-            // break_ksm() does not see device private entries: what has come back afterwards
-            // has migration entries that nobody finds, and the process waits for ever.
+            // break_ksm() does not see device private entries. Pages that come back afterwards have
+            // migration entries that rmap does not find, and the process would wait for ever.
             target.bring_back(&b, 0, PAGES)?;
         }
         drop(ksm);
@@ -206,7 +206,7 @@ fn unmerge_away(ctx: &Ctx, node: usize) -> Outcome {
     })
 }
 
-/// Pages that come back are merged with those that were never away.
+/// Pages that come back are merged with pages that never migrated.
 fn merge_beside(ctx: &Ctx, node: usize) -> Outcome {
     settled(ctx, node, |target| {
         let ksm = Ksm::start()?;
@@ -216,7 +216,7 @@ fn merge_beside(ctx: &Ctx, node: usize) -> Outcome {
             buf.advise(0, PAGES, libc::MADV_MERGEABLE)?;
         }
         ksm.scan()?;
-        // What is on the device is left alone.
+        // Pages on the device are not merged.
         target.expect(&bufs[0], 0, PAGES, PAGES)?;
         target.bring_back(&bufs[0], 0, PAGES)?;
         let same = sys::wait_until(Duration::from_secs(20), || {
@@ -232,14 +232,14 @@ fn merge_beside(ctx: &Ctx, node: usize) -> Outcome {
         );
         bufs[0].fill(0, PAGES, 1631);
         bufs[1].check(0, PAGES, 1630)?;
-        // Whoever looks at a page holds it for a moment, and it would stay.
+        // A scan holds a page for a moment, and the page would not migrate.
         ksm.pause()?;
         target.move_all(&bufs[0], 1631)?;
         bufs[0].check(0, PAGES, 1631)
     })
 }
 
-/// Merged pages that went, with a child that shares them.
+/// Merged pages have migrated, and a child shares them.
 fn fork(ctx: &Ctx, node: usize) -> Outcome {
     settled(ctx, node, |target| {
         let ksm = Ksm::start()?;

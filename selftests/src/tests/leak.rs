@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a scenario must not leave on the system's side (I8), and tests of that side alone.
+//! Memory that a scenario must not leave behind in the system (I8), and tests of the system's
+//! memory.
 //!
-//! A device page that is left is seen by the audit after every test. That leaves system
-//! pages. One that is charged to a memory cgroup shows in it when all processes have
-//! gone: `settled` runs a scenario in a cgroup of its own, which is exact but for what
-//! the kernel itself needs. The page that a migration has taken the data of is charged no
-//! more: `leak.*` move memory in all ways so often that free memory would go down. The
-//! counters of an address space need no test: the kernel complains of one that is not
-//! zero in the end (`Bad rss-counter state`), which the runner reports.
+//! The audit after every test finds leaked device pages. A leaked system page that is charged to a
+//! memory cgroup shows in the cgroup after all its processes have ended: `settled` runs a scenario
+//! in a cgroup of its own. The charge is exact apart from the kernel's own needs. The source page
+//! of a migration is no longer charged: `leak.*` migrate memory in all ways so often that a leak
+//! would reduce free memory. The counters of an address space need no test, because the kernel
+//! reports one that is not zero in the end (`Bad rss-counter state`), and the runner checks for
+//! that.
 
 use std::fs;
 use std::path::Path;
@@ -34,20 +35,20 @@ pub const TESTS: &[Test] = of_each_kind!("leak":
     "charge" => charge,
 );
 
-/// Pages of kernel memory that may still be charged to a cgroup without processes. A
-/// scenario that leaves as many pages as a test has is noticed.
+/// The pages of kernel memory that may stay charged to a cgroup without processes. It is fewer than
+/// the pages of any test.
 const REST: u64 = 40;
 
-/// What is charged to a cgroup without processes, in pages, once every CPU has given up
-/// the charges that it keeps in stock and reclaim has taken what it could.
+/// The charge of a cgroup without processes, in pages, after every CPU has returned its advance
+/// charges and reclaim has freed what it can.
 fn drained(dir: &Path) -> Outcome<u64> {
     let mut left = 0;
     sys::wait_until(Duration::from_secs(10), || {
-        // Tried again: exit and RCU free memory a little later.
+        // Repeat it: exit and RCU free memory a little later.
         let _ = fs::write(dir.join("memory.high"), "0");
         left = current(dir).unwrap_or(u64::MAX);
         if left > REST {
-            // Pages that are free but for the batch of a CPU.
+            // Pages that only a CPU's batch holds are freed by this.
             let _ = proc::drain_batches();
         }
         left <= REST
@@ -55,18 +56,18 @@ fn drained(dir: &Path) -> Outcome<u64> {
     Ok(left)
 }
 
-/// Runs a scenario with an open device in a process and a memory cgroup of its own. In
-/// the end the cgroup must have got back all it was charged for, the device what it has
-/// handed out, and the cgroup can be removed.
+/// Runs a scenario with an open device in a process and a memory cgroup of its own. In the end the
+/// cgroup must have no charge left, the device must have all of its pages back, and the cgroup must
+/// be removable.
 #[track_caller]
 pub fn settled(ctx: &Ctx, node: usize, body: impl FnOnce(&Target) -> Outcome) -> Outcome {
     settled_in(ctx, node, |target, _| body(target))
 }
 
-/// The same, for a scenario that wants to know its cgroup.
+/// As `settled`, for a scenario that uses its cgroup.
 #[track_caller]
 pub fn settled_in(ctx: &Ctx, node: usize, body: impl FnOnce(&Target, &Path) -> Outcome) -> Outcome {
-    // A reason to skip the test is found here, before anything is set up.
+    // Skip here if necessary, before anything is set up.
     let observer = Target::open(ctx, node)?;
     let before = observer.stats()?;
     let dir = new_cgroup()?;
@@ -76,7 +77,7 @@ pub fn settled_in(ctx: &Ctx, node: usize, body: impl FnOnce(&Target, &Path) -> O
         body(&target, &dir)
     })?;
     let exit = child.exit()?;
-    // Whoever is still in the cgroup would be charged with right.
+    // A process that is still in the cgroup would rightly be charged.
     let populated = || fs::read_to_string(dir.join("cgroup.events"));
     let empty = sys::wait_until(Duration::from_secs(5), || {
         populated().is_ok_and(|t| t.contains("populated 0"))
@@ -93,7 +94,7 @@ pub fn settled_in(ctx: &Ctx, node: usize, body: impl FnOnce(&Target, &Path) -> O
     );
     let mut after = observer.stats()?;
     sys::wait_until(Duration::from_secs(2), || {
-        // An error shows as what was found last.
+        // A failed call shows in the final check.
         if let Ok(now) = observer.stats() {
             after = now;
         }
@@ -107,17 +108,17 @@ pub fn settled_in(ctx: &Ctx, node: usize, body: impl FnOnce(&Target, &Path) -> O
     Ok(())
 }
 
-/// Pages of a trip: 8 MiB.
+/// The number of pages of a trip: 8 MiB.
 const N: usize = 2048;
 const TRIPS: usize = 12;
-/// Other parts of the machine take and give memory meanwhile, up to 40 pages where that was looked at. A
+/// Other parts of the machine allocate and free memory meanwhile: up to 40 pages were observed. A
 /// leak of one page in 96 is noticed.
 const SLACK: u64 = 256;
 
 /// Repeats a trip and checks that free memory stays the same.
 fn trips(ctx: &Ctx, node: usize, mut trip: impl FnMut(&Target, usize) -> Outcome) -> Outcome {
     let target = Target::open(ctx, node)?;
-    // The first ones also pay for page tables, chunks of the device and slabs.
+    // The first trips also allocate page tables, chunks of the device and slabs.
     trip(&target, 0)?;
     trip(&target, 1)?;
     target.expect_empty()?;
@@ -139,7 +140,7 @@ fn trips(ctx: &Ctx, node: usize, mut trip: impl FnMut(&Target, usize) -> Outcome
     Ok(())
 }
 
-/// A buffer whose pages are known by one word each, so that a trip takes little time.
+/// A buffer whose pages are marked by one word each, so that a trip takes little time.
 fn marked(seed: u64) -> Outcome<Buffer> {
     let buf = Buffer::anon(N)?;
     mark(&buf, seed);
@@ -164,7 +165,7 @@ fn check_marks(buf: &Buffer, first: usize, n: usize, seed: u64) -> Outcome {
     Ok(())
 }
 
-/// Moves all of a buffer, in pieces, so that the data that comes back takes little room.
+/// Moves a whole buffer in pieces, so that the returned data needs little memory.
 fn send(target: &Target, buf: &Buffer) -> Outcome {
     for first in (0..buf.pages()).step_by(HUGE_PAGES) {
         target
@@ -174,7 +175,7 @@ fn send(target: &Target, buf: &Buffer) -> Outcome {
     target.expect(buf, 0, buf.pages(), buf.pages())
 }
 
-/// To the device and back, by request and by a fault where there is one.
+/// To the device and back, by request, and by a fault if there is one.
 fn back(ctx: &Ctx, node: usize) -> Outcome {
     trips(ctx, node, |target, i| {
         let buf = marked(i as u64)?;
@@ -187,7 +188,7 @@ fn back(ctx: &Ctx, node: usize) -> Outcome {
     })
 }
 
-/// Freed where it is.
+/// The pages are freed on the device.
 fn unmapped(ctx: &Ctx, node: usize) -> Outcome {
     trips(ctx, node, |target, i| {
         let buf = marked(i as u64)?;
@@ -200,7 +201,7 @@ fn unmapped(ctx: &Ctx, node: usize) -> Outcome {
     })
 }
 
-/// Freed by the end of a process, which shares it with another.
+/// The end of a process that shares the pages frees them.
 fn exit(ctx: &Ctx, node: usize) -> Outcome {
     trips(ctx, node, |target, i| {
         let buf = marked(i as u64)?;
@@ -217,7 +218,7 @@ fn exit(ctx: &Ctx, node: usize) -> Outcome {
     })
 }
 
-/// Brought back by the close of the file.
+/// The close of the file brings the pages back.
 fn close(ctx: &Ctx, node: usize) -> Outcome {
     trips(ctx, node, |_, i| {
         let buf = marked(i as u64)?;
@@ -228,7 +229,7 @@ fn close(ctx: &Ctx, node: usize) -> Outcome {
     })
 }
 
-/// Huge pages, freed by turns on the device and after they have come back.
+/// Huge pages are freed in turn on the device and after they have come back.
 fn huge(ctx: &Ctx, node: usize) -> Outcome {
     trips(ctx, node, |target, i| {
         let buf = huge_filled(N / HUGE_PAGES, 0)?;
@@ -243,7 +244,7 @@ fn huge(ctx: &Ctx, node: usize) -> Outcome {
     })
 }
 
-/// Huge pages of which a part comes back, is thrown away or is written by a child.
+/// A part of a huge page comes back, is freed, or is written by a child.
 fn parts(ctx: &Ctx, node: usize) -> Outcome {
     trips(ctx, node, |target, i| {
         let buf = huge_filled(N / HUGE_PAGES, 0)?;
@@ -266,7 +267,7 @@ fn parts(ctx: &Ctx, node: usize) -> Outcome {
     })
 }
 
-/// Places without a page get one on the device, small and huge.
+/// Holes get a page on the device, small and huge.
 fn zero(ctx: &Ctx, node: usize) -> Outcome {
     trips(ctx, node, |target, i| {
         let buf = Buffer::anon_huge_aligned(N)?;
@@ -284,10 +285,10 @@ fn zero(ctx: &Ctx, node: usize) -> Outcome {
     })
 }
 
-/// A cgroup is charged the same wherever its pages are, for small and for huge ones, and
-/// for nothing when they are gone.
+/// The charge of a cgroup does not depend on where its pages are, small or huge, and is zero when
+/// they are freed.
 fn charge(ctx: &Ctx, node: usize) -> Outcome {
-    // Charges are taken in batches of 64, on each of a few CPUs.
+    // Charges are taken in batches of 64 pages, on each of a few CPUs.
     const STOCK: u64 = 512;
     settled_in(ctx, node, |target, dir| {
         // The first trip is charged for a heap that stays.
@@ -318,7 +319,7 @@ fn charge(ctx: &Ctx, node: usize) -> Outcome {
             }
             check_marks(&buf, 0, N, 3)?;
             send(target, &buf)?;
-            // A half is freed there, and the rest comes back.
+            // Half of the pages are freed on the device; the rest comes back.
             buf.unmap(0, N / 2)?;
             near("with a half freed on the device", start + N as u64 / 2)?;
             target.bring_back(&buf, N / 2, N / 2)?;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a migration could lose without anybody noticing at once: that a page was written
-//! to, and what is written while it moves; and memory that was the device's alone.
+//! Data and state that a migration could lose silently: that a page was written, writes during the
+//! migration, and memory to which the device had exclusive access.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -23,8 +23,8 @@ pub const TESTS: &[Test] = &[
     test("lost_generic.writes", writes::<GENERIC>),
 ];
 
-/// Pages that the kernel may drop instead of swapping them out, unless it sees that they
-/// were written to since: that is in the page table only.
+/// Pages with MADV_FREE that were written afterwards. Only the page table has the dirty bit that
+/// keeps the kernel from dropping them.
 fn free_and_dirty(n: usize, seed: u64) -> Outcome<Buffer> {
     let buf = Buffer::filled(n, seed)?;
     buf.advise(0, n, libc::MADV_FREE)?;
@@ -33,8 +33,8 @@ fn free_and_dirty(n: usize, seed: u64) -> Outcome<Buffer> {
     Ok(buf)
 }
 
-/// Pages that were written to after MADV_FREE keep their data when memory is reclaimed,
-/// also after they were on the device.
+/// Pages that were written after MADV_FREE keep their data through reclaim, also after they were on
+/// the device.
 fn dirty_bit<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, NODE)?;
     let n = super::PAGES;
@@ -45,7 +45,7 @@ fn dirty_bit<const NODE: usize>(ctx: &Ctx) -> Outcome {
     buf.check(0, n, 1901)
 }
 
-/// The same with a migration that fails: the page is mapped again as it was.
+/// The migration fails: the page is mapped again with its dirty bit.
 fn dirty_bit_failed<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, NODE)?;
     let buf = free_and_dirty(1, 1902)?;
@@ -60,7 +60,7 @@ fn dirty_bit_failed<const NODE: usize>(ctx: &Ctx) -> Outcome {
     buf.check(0, 1, 1903)
 }
 
-/// A thread counts in memory that another one moves to and fro: no step is lost.
+/// A thread counts in memory that another thread migrates back and forth: no step is lost.
 fn writes<const NODE: usize>(ctx: &Ctx) -> Outcome {
     const N: usize = 2;
     const ROUNDS: usize = 150;
@@ -80,7 +80,7 @@ fn writes<const NODE: usize>(ctx: &Ctx) -> Outcome {
             steps
         });
         let moved: Outcome = (0..ROUNDS).try_for_each(|_| {
-            // What is being faulted back does not go; that is no failure.
+            // Pages that are being faulted back do not migrate; that is no failure.
             let _ = target.to_device(&buf, 0, N);
             if target.cpu_maps() {
                 target.to_system(&buf, 0, N).or_fail("MIGRATE_TO_SYS")?;
@@ -101,8 +101,8 @@ fn writes<const NODE: usize>(ctx: &Ctx) -> Outcome {
     Ok(())
 }
 
-/// Memory that is unmapped while the device has exclusive access to it is free then, to the page: it is
-/// charged to a cgroup, to which nothing but a few pages of the kernel's own may stay charged.
+/// Memory that is unmapped while the device has exclusive access to it is freed, to the last page.
+/// It is charged to a cgroup, in which only a few kernel pages may stay charged.
 fn exclusive_memory(ctx: &Ctx) -> Outcome {
     const N: usize = 2048;
     const ROUNDS: usize = 4;

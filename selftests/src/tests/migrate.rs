@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Pages to the device and back.
+//! Pages migrate to the device and back.
 
 use super::target::Target;
 use super::{Ctx, PAGES, expect_present, freed_since};
@@ -10,20 +10,20 @@ use crate::harness::{Child, note};
 use crate::sys;
 use crate::{check, check_eq};
 
-/// To the device, and back by request, with every page looked at from all sides.
+/// Migrates pages to the device and back by request, and checks every page by every means.
 fn there_and_back(device: &Target, buf: &Buffer, seed: u64) -> Outcome {
     let n = buf.pages();
     let before = device.stats()?;
     device.move_all(buf, seed)?;
 
-    // Nothing runs but us: the scan is exact, and knows our pages as used.
+    // No other task runs: the scan is exact, and counts our pages as used.
     let (audit, _) = device.audit()?;
     check_eq!(audit.used, n as u64, "used pages in the audit");
     check_eq!(audit.found, 0, "violations with the pages on the device");
 
     let cmd = device.to_system(buf, 0, n).or_fail("MIGRATE_TO_SYS")?;
-    // The C driver counts a huge page as one here, so less is no error; the
-    // counters and pagemap below are exact.
+    // The C driver counts a huge page as one here, so a smaller number is no error; the counters
+    // and pagemap below are exact.
     let says = cmd.cpages;
     check!(
         (1..=n as u64).contains(&says) && (n >= HUGE_PAGES || says == n as u64),
@@ -42,7 +42,7 @@ pub fn round_trip<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let device = Target::open(ctx, NODE)?;
     let buf = Buffer::filled(PAGES, 1)?;
     there_and_back(&device, &buf, 1)?;
-    // Again with other data: a stale copy of the first time would show.
+    // Repeat it with other data, so that a stale copy of the first round would show.
     buf.fill(0, PAGES, 2);
     there_and_back(&device, &buf, 2)
 }
@@ -61,7 +61,7 @@ pub fn one_page<const NODE: usize>(ctx: &Ctx) -> Outcome {
     buf.check(0, 3, 3)
 }
 
-/// A page that was read-only must come back so, or never have been writable.
+/// A read-only page comes back read-only, and is never writable in between.
 pub fn read_only_mapping<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let device = Target::open(ctx, NODE)?;
     let buf = Buffer::filled(PAGES, 4)?;
@@ -90,11 +90,11 @@ pub fn read_only_mapping<const NODE: usize>(ctx: &Ctx) -> Outcome {
     buf.check(0, PAGES, 5)
 }
 
-/// Memory that no one has touched, and the shared zero page, migrate as zeroes.
+/// Memory that was never touched, and the shared zero page, migrate as zeroes.
 pub fn untouched_pages<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let device = Target::open(ctx, NODE)?;
     let buf = Buffer::anon(PAGES)?;
-    // The zero page in the middle third; nothing at all around it.
+    // The middle third has the zero page; there is nothing around it.
     buf.check_zero(PAGES / 3, PAGES / 3)?;
 
     let before = device.stats()?;
@@ -119,7 +119,7 @@ pub fn untouched_pages<const NODE: usize>(ctx: &Ctx) -> Outcome {
     buf.check(0, PAGES, 6)
 }
 
-/// A hole in the range is an error and harms nothing around it.
+/// A hole in the range is an error, and does not harm the pages around it.
 pub fn partial_range<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let device = Target::open(ctx, NODE)?;
     let buf = Buffer::filled(PAGES, 7)?;
@@ -130,7 +130,7 @@ pub fn partial_range<const NODE: usize>(ctx: &Ctx) -> Outcome {
     buf.check(0, hole, 7)?;
     buf.check(hole + len, PAGES - hole - len, 7)?;
 
-    // The same the other way, with pages that are on the device for sure.
+    // The same in the other direction, with pages that are on the device.
     let moved = device.to_device(&buf, 0, hole).or_fail("MIGRATE_TO_DEV")?;
     check_bytes(&moved.data, 7, 0, "returned data")?;
     let result = device.to_system(&buf, 0, PAGES);
@@ -139,15 +139,15 @@ pub fn partial_range<const NODE: usize>(ctx: &Ctx) -> Outcome {
     buf.check(hole + len, PAGES - hole - len, 7)
 }
 
-/// Pages that are there already stay there, with their data.
+/// Pages that are already on the device stay there with their data.
 ///
-/// The C driver answers ENOENT here when memory that ends where the buffer begins
-/// was unmapped in between: its invalidation takes the end for part of the range,
-/// so its page table forgets the buffer's first page.
+/// The C driver returns ENOENT here if memory that ends where the buffer begins was unmapped in
+/// between: its invalidation treats the end as part of the range, and drops the entry of the
+/// buffer's first page.
 pub fn twice<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let device = Target::open(ctx, NODE)?;
     let buf = Buffer::filled(PAGES, 8)?;
-    // Half first, so that the second time meets both kinds.
+    // Migrate half of the range first, so that the second call meets both kinds.
     device
         .to_device(&buf, 0, PAGES / 2)
         .or_fail("MIGRATE_TO_DEV of the first half")?;
@@ -182,8 +182,7 @@ fn eight_megabytes<const NODE: usize>(ctx: &Ctx, advice: i32) -> Outcome {
     buf.fill(0, pages, 9);
     there_and_back(&device, &buf, 9)?;
 
-    // And back by faults where there are any, beginning in the middle of each huge
-    // page.
+    // Bring the pages back by faults, if there are any, starting in the middle of each huge page.
     device.move_all(&buf, 9)?;
     for huge in 0..4 {
         buf.check(huge * HUGE_PAGES + 100, 1, 9)?;
@@ -208,15 +207,15 @@ pub fn large_nohuge<const NODE: usize>(ctx: &Ctx) -> Outcome {
     eight_megabytes::<NODE>(ctx, libc::MADV_NOHUGEPAGE)
 }
 
-/// The other device's pages: whatever the driver decides, no data may be lost.
+/// Pages of the other device may migrate or not, but no data is lost.
 pub fn two_devices<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let (zero, one) = (Target::open(ctx, NODE)?, Target::open(ctx, NODE + 1)?);
     let buf = Buffer::filled(PAGES, 10)?;
     zero.move_all(&buf, 10)?;
     match one.to_device(&buf, 0, PAGES) {
         Ok(moved) => check_bytes(&moved.data, 10, 0, "data by the second device")?,
-        // As the C driver: it does not select the other's pages, and then has
-        // none to show.
+        // The driver, like the C driver, does not select pages of the other device, and then has no
+        // data to return.
         Err(e) => note(&format!("MIGRATE_TO_DEV on the second device: {e}")),
     }
     let read = one
@@ -225,7 +224,7 @@ pub fn two_devices<const NODE: usize>(ctx: &Ctx) -> Outcome {
     check_bytes(&read.data, 10, 0, "READ by the second device")?;
     buf.check(0, PAGES, 10)?;
 
-    // And the other way around with the CPU in between.
+    // The same in the other direction, with an access of the CPU in between.
     zero.bring_back(&buf, 0, PAGES)?;
     one.move_all(&buf, 10)?;
     let read = zero
@@ -235,8 +234,8 @@ pub fn two_devices<const NODE: usize>(ctx: &Ctx) -> Outcome {
     buf.check(0, PAGES, 10)
 }
 
-/// Core mm does not move page cache to device memory: an error or fewer
-/// pages, but the file stays what it is.
+/// Core mm does not migrate page cache to device memory. The command fails or moves fewer pages,
+/// and the file stays the same.
 pub fn file_backed<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let device = Target::open(ctx, NODE)?;
     let file = sys::memfd("zdm-file-backed").or_fail("memfd_create")?;

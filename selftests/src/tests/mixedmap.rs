@@ -25,14 +25,13 @@ pub const TESTS: &[Test] = &[
 
 const N: usize = 40;
 
-/// Maps pages of the driver: its own, or private copies as soon as they are
-/// written.
+/// Maps pages of the driver: shared, or with private copies of written pages.
 #[track_caller]
 fn map(device: &Device, n: usize, flags: i32) -> Outcome<Buffer> {
     device.map(n, flags).or_fail("mmap of the node")
 }
 
-/// As the kernel's hmm-tests expect it, and what else the mappings have.
+/// The result that the kernel's hmm-tests expect, and further properties of the mappings.
 fn snapshot(_: &Ctx) -> Outcome {
     let device = Device::open(0)?;
     let buf = map(&device, 1, libc::MAP_PRIVATE)?;
@@ -41,7 +40,7 @@ fn snapshot(_: &Ctx) -> Outcome {
     buf.set(0, 0, 1);
     let seen = device.snapshot(&buf, 0, 1).or_fail("SNAPSHOT")?;
     check_eq!(seen, [PROT_WRITE], "SNAPSHOT of a copy");
-    // All pages are there from the beginning.
+    // All pages are mapped from the beginning.
     let shared = map(&device, N, libc::MAP_SHARED)?;
     check_eq!(proc::present(&shared, 0, N)?, N, "present pages");
     let seen = device.snapshot(&shared, 0, N).or_fail("SNAPSHOT")?;
@@ -69,8 +68,8 @@ fn access(_: &Ctx) -> Outcome {
     check_bytes(&read.data, 371, 4, "READ by another device")
 }
 
-/// The first write to a page of a private mapping makes a copy of it, which can
-/// then not migrate either, as it is the mapping that decides.
+/// The first write to a page of a private mapping makes a copy. The copy does not migrate either,
+/// because the kind of mapping decides.
 fn private(_: &Ctx) -> Outcome {
     let device = Device::open(0)?;
     let buf = map(&device, N, libc::MAP_PRIVATE)?;
@@ -103,7 +102,7 @@ fn migrate(_: &Ctx) -> Outcome {
         check_eq!(device.audit()?.0.used, 0, "used pages in the audit");
         buf.check(0, N, 374)?;
     }
-    // Nor can the device have them for itself.
+    // The device cannot get exclusive access to them either.
     let buf = map(&device, 1, libc::MAP_SHARED)?;
     let result = device.exclusive(&buf, 0, 1);
     expect_errno(result, &[libc::EOPNOTSUPP], "EXCLUSIVE")
@@ -122,7 +121,7 @@ fn munmap(_: &Ctx) -> Outcome {
     buf.check(0, 8, 375)?;
     drop(buf);
 
-    // For ever: with a page lost each time the machine would run out of memory.
+    // Repeat it: if each round lost a page, free memory would shrink.
     let free = proc::mem_free()?;
     for _ in 0..64 {
         let buf = map(&device, 256, libc::MAP_SHARED)?;
@@ -151,7 +150,7 @@ fn fork(_: &Ctx) -> Outcome {
         (&checked).write_all(b"c").or_fail("pipe")?;
         shared.fill(0, 4, 378);
         copied.fill(0, 4, 379);
-        // A file of the child's own mirrors the child.
+        // A file that the child opens mirrors the child.
         let device = Device::open(0)?;
         let read = device.read(&copied, 0, 4).or_fail("READ by a child")?;
         check_bytes(&read.data, 379, 0, "READ of the child's copies")?;
@@ -159,9 +158,9 @@ fn fork(_: &Ctx) -> Outcome {
         shared.check(4, 4, 380)?;
         copied.check(4, 4, 377)
     })?;
-    // Or the end of the child would not be seen.
+    // Close the write end, so that the end of the child is seen.
     drop(checked);
-    // The child says what is wrong itself where it does not come this far.
+    // A child that fails earlier reports its failure itself.
     let told = ready.read(&mut [0]).or_fail("pipe")?;
     if told == 1 {
         shared.fill(4, 4, 380);
@@ -178,7 +177,7 @@ fn fork(_: &Ctx) -> Outcome {
     copied.check_zero(N / 2, N - N / 2)
 }
 
-/// The mapping holds the file, and the file the module.
+/// The mapping keeps the file open, and the file keeps the module loaded.
 fn close(ctx: &Ctx) -> Outcome {
     let device = Device::open(0)?;
     let buf = map(&device, N, libc::MAP_SHARED)?;

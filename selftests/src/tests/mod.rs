@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The table of tests. One file per group; a test's name begins with its group.
+//! The table of tests.
 //!
-//! A test runs in a process of its own and ends with `?` or Ok; after it the
-//! harness audits every device, so that a test need not say "and nothing leaked".
+//! A test runs in a process of its own and ends with `?` or Ok. Afterwards the harness audits every
+//! device, so that a test need not check for leaks.
 
-/// Tests that are the same for each kind of memory: `GROUP.NAME` for PRIVATE memory,
-/// `GROUP_coherent.NAME` and `GROUP_generic.NAME` for the others; with parameters of the
-/// module, where there are any.
+/// Tests for each kind of memory: `GROUP.NAME` for PRIVATE memory, `GROUP_coherent.NAME` and
+/// `GROUP_generic.NAME` for the others, optionally with parameters of the module.
 macro_rules! of_each_kind {
     ($group:literal: $($name:literal => $run:ident),+ $(,)?) => {
         of_each_kind!($group, "": $($name => $run),+)
@@ -109,28 +108,28 @@ use crate::device::{Buffer, Device};
 use crate::module::Module;
 use crate::uapi::Stats;
 
-/// What a test gets from the harness.
+/// The data that the harness passes to a test.
 pub struct Ctx {
     pub module: Module,
 }
 
-/// State of the module that a test starts with.
+/// The state of the module in which a test starts.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Needs {
-    /// Loaded with these parameters.
+    /// The module is loaded with these parameters.
     Loaded(&'static str),
-    /// Loaded, with whatever parameters.
+    /// The module is loaded with any parameters.
     Any,
-    /// Not loaded, neither before nor after.
+    /// The module is not loaded, neither before nor after the test.
     Absent,
 }
 
-/// What must hold after a test that needs the module.
+/// The condition after a test that needs the module.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Then {
-    /// An audit of every device finds nothing in use and nothing wrong.
+    /// An audit of every device finds no page in use and no violation.
     Clean,
-    /// The test has unloaded the module and nothing is left of it.
+    /// The test has unloaded the module, and nothing of it is left.
     Gone,
 }
 
@@ -172,8 +171,8 @@ const fn unloads(needs: Needs, test: Test) -> Test {
     }
 }
 
-/// All tests in the order of running: those with the same module parameters
-/// together, as a reload is slow, and `unload.clean` at the very end.
+/// All tests in the order in which they run: tests with the same module parameters follow each
+/// other, because a reload is slow, and `unload.clean` comes last.
 pub fn all() -> Vec<&'static Test> {
     let groups = [
         generic_rule::TESTS,
@@ -263,12 +262,12 @@ pub fn all() -> Vec<&'static Test> {
     groups.into_iter().flatten().collect()
 }
 
-/// The benchmarks of the oracle, which are a table of their own, and how they end.
+/// The benchmarks of the oracle, which are a table of their own, with the last test of every run.
 pub fn benchmarks() -> Vec<&'static Test> {
     with_end(bench::TESTS)
 }
 
-/// Those against the C driver.
+/// The benchmarks against the C driver.
 pub fn versus() -> Vec<&'static Test> {
     with_end(versus::TESTS)
 }
@@ -278,7 +277,7 @@ fn with_end(tests: &'static [Test]) -> Vec<&'static Test> {
     tests.iter().chain(end).collect()
 }
 
-/// With the module as the machine wants it.
+/// Tests with the module's parameters of the machine.
 const PLAIN: &[Test] = &[
     test("migrate.round_trip", migrate::round_trip::<PRIVATE>),
     test("migrate.one_page", migrate::one_page::<PRIVATE>),
@@ -346,7 +345,7 @@ const PLAIN: &[Test] = &[
     test("inject.not_allowed", inject::not_allowed),
 ];
 
-/// The same with GENERIC memory, where it makes sense.
+/// Those of the same tests that apply to GENERIC memory.
 const GENERIC_PLAIN: &[Test] = &[
     test("migrate_generic.round_trip", migrate::round_trip::<GENERIC>),
     test("migrate_generic.one_page", migrate::one_page::<GENERIC>),
@@ -457,7 +456,7 @@ const GENERIC_PLAIN: &[Test] = &[
     test("account_generic.memcg", account::memcg::<GENERIC>),
 ];
 
-/// With injection allowed.
+/// Tests that need injection.
 const INJECTING: &[Test] = &[
     with("inject=1", test("inject.not_root", inject::not_root)),
     with("inject=1", test("inject.bad", inject::bad)),
@@ -476,7 +475,7 @@ const INJECTING: &[Test] = &[
     ),
 ];
 
-/// Those that load and unload the module themselves.
+/// Tests that load and unload the module themselves.
 const RELOADING: &[Test] = &[
     absent(test("bad.module_param", bad::module_param)),
     test("unload.busy", unload::busy),
@@ -489,8 +488,8 @@ const RELOADING: &[Test] = &[
     unloads(Needs::Any, test("unload.clean", unload::clean)),
 ];
 
-/// Pages of most tests: more than a batch of the driver's range fault (32), and
-/// not a multiple of one.
+/// The number of pages in most tests: more than a batch of the driver's range fault (32), and not a
+/// multiple of one.
 pub const PAGES: usize = 72;
 
 /// Waits until the device has freed `n` pages since `before`.
@@ -498,7 +497,7 @@ pub const PAGES: usize = 72;
 pub fn freed_since(device: &Device, before: &Stats, n: usize) -> Outcome {
     let mut found = 0;
     crate::sys::wait_until(std::time::Duration::from_secs(2), || {
-        // An error shows as too few pages.
+        // A failed call shows as too few pages.
         found = device
             .stats()
             .map_or(0, |s| s.freed.wrapping_sub(before.freed));
@@ -512,7 +511,7 @@ pub fn freed_since(device: &Device, before: &Stats, n: usize) -> Outcome {
     }
 }
 
-/// Checks how many of the pages are on a device, by pagemap.
+/// Checks by pagemap how many of the pages are on a device.
 #[track_caller]
 pub fn expect_on_device(buf: &Buffer, first: usize, n: usize, expected: usize) -> Outcome {
     let found = crate::proc::on_device(buf, first, n)?.len();
@@ -526,7 +525,7 @@ pub fn expect_on_device(buf: &Buffer, first: usize, n: usize, expected: usize) -
     }
 }
 
-/// Checks that all of the pages are in system memory, by pagemap.
+/// Checks by pagemap that all of the pages are in system memory.
 #[track_caller]
 pub fn expect_present(buf: &Buffer, first: usize, n: usize) -> Outcome {
     let found = crate::proc::present(buf, first, n)?;

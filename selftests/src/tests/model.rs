@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Whatever processes and devices can do to memory, in an order that chance chooses, next
-//! to a model that knows what each byte must be (I10).
+//! Processes and devices change memory in a random order, next to a model that knows the content of
+//! each byte (I10).
 //!
-//! A process has some memory and opens a file of every device that the machine has. When
-//! it forks, the child goes on with a copy of the model, at the same time. The seed is in
-//! the failure; `ZDM_SEED=123 zdm-selftests model.random` in `make shell` begins with it
-//! again. What the processes do is the same then, when each does it is not.
+//! A process has some memory and opens a file of every device of the machine. When it forks, the
+//! child continues at the same time with a copy of the model. A failure names the seed;
+//! `ZDM_SEED=123 zdm-selftests model.random` in `make shell` starts with it again. The processes
+//! then take the same steps, but their timing varies.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -28,25 +28,25 @@ pub const TESTS: &[Test] = &[
     test("model.swap", swap),
 ];
 
-/// Two huge pages, as long as they are not broken up, and some that are never in one.
+/// Two huge pages, as long as they are not split, and some small pages.
 const PAGES: usize = 2 * HUGE_PAGES + 96;
 const RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
-/// Processes from the first to the last of a line, and children of one at a time.
+/// The number of processes in a line of descent, and of children that a process has at a time.
 const DEPTH: usize = 3;
 const CHILDREN: usize = 2;
 
-/// What a page must hold.
+/// The expected content of a page.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Content {
     Zero,
-    /// The pattern of `seed` for a page that was once number `page`.
+    /// The pattern of `seed` for a page that was page `page` when it was filled.
     Pattern {
         seed: u64,
         page: usize,
     },
 }
 
-/// What is known of a page.
+/// The model of a page.
 #[derive(Clone, Copy)]
 struct Slot {
     content: Content,
@@ -109,8 +109,7 @@ struct Walk<'a> {
 
 type Step = for<'a> fn(&mut Walk<'a>) -> Outcome;
 
-/// The steps, with how many of a hundred and more chances each has. There is no mlock among
-/// them, for the reason that `advice.rs` gives.
+/// The steps with their relative weights. mlock is not among them, for the reason in `advice.rs`.
 const STEPS: &[(&str, usize, Step)] = &[
     ("write", 12, |w| w.write()),
     ("write a word", 12, |w| w.write_word()),
@@ -176,12 +175,13 @@ impl<'a> Walk<'a> {
         }
         self.check_all()?;
         let last = self.random.below(self.targets.len());
-        // What is left on the devices is freed there, or brought back by their close.
+        // The close of the files frees the pages that are still on the devices, or brings them
+        // back.
         drop(self.targets.remove(last));
         self.check_all()
     }
 
-    /// A range of pages: mostly few, sometimes all of a huge page.
+    /// A random range of pages: mostly few, sometimes a whole huge page.
     fn range(&mut self) -> (usize, usize) {
         if self.random.below(5) == 0 {
             let first = self.random.below(2) * HUGE_PAGES;
@@ -192,7 +192,7 @@ impl<'a> Walk<'a> {
         (first, 1 + self.random.below(most))
     }
 
-    /// Runs of pages within a range that fulfil a condition.
+    /// The runs of pages within a range that meet a condition.
     fn runs(&self, (first, n): (usize, usize), fit: fn(&Slot) -> bool) -> Vec<(usize, usize)> {
         let mut at = first;
         let mut runs = Vec::new();
@@ -213,7 +213,7 @@ impl<'a> Walk<'a> {
         1 + self.random.below(0x7fff) as u64
     }
 
-    /// Says that pages hold the pattern of `seed` now.
+    /// Records that pages hold the pattern of `seed` now.
     fn filled(&mut self, first: usize, n: usize, seed: u64) {
         for (page, slot) in self.model.iter_mut().enumerate().skip(first).take(n) {
             slot.content = Content::Pattern { seed, page };
@@ -252,12 +252,12 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    /// One word of each page: the rest must be what it was.
+    /// Writes one word of each page: the rest must stay the same.
     fn write_word(&mut self) -> Outcome {
         let range = self.range();
         for (first, n) in self.runs(range, Slot::writable) {
             for page in first..first + n.min(24) {
-                // A word that was written before is the same or would be forgotten.
+                // A page has one written word in the model: write the same word again.
                 let word = match self.model[page].word {
                     Some((word, _)) => word,
                     None => self.random.below(WORDS),
@@ -289,7 +289,8 @@ impl<'a> Walk<'a> {
         match self.targets[target].to_device(self.buf, first, n) {
             Ok(moved) => self.check_bytes(first, &moved.data, "MIGRATE_TO_DEV"),
             Err(e) => {
-                // Without access; on another device, or in use by another process.
+                // The range has no access rights, is on another device, or is in use by another
+                // process.
                 let errnos = [libc::EINVAL, libc::ENOENT, libc::EBUSY, libc::EFAULT];
                 check!(
                     e.raw_os_error().is_some_and(|n| errnos.contains(&n)),
@@ -304,7 +305,7 @@ impl<'a> Walk<'a> {
         let (first, n) = self.range();
         let target = self.target();
         match self.targets[target].to_system(self.buf, first, n) {
-            // Without access.
+            // The range has no access rights.
             Err(e) if e.raw_os_error() != Some(libc::EINVAL) => Err(e).or_fail("MIGRATE_TO_SYS"),
             _ => Ok(()),
         }
@@ -332,7 +333,7 @@ impl<'a> Walk<'a> {
             match self.targets[target].exclusive(self.buf, first, n) {
                 Ok(taken) => self.check_bytes(first, &taken.data, "EXCLUSIVE")?,
                 Err(e) => {
-                    // Taken away again, by a file or a process.
+                    // A file or process has already taken the pages away again.
                     let errnos = [libc::ENOENT, libc::EBUSY, libc::EFAULT];
                     check!(
                         e.raw_os_error().is_some_and(|n| errnos.contains(&n)),
@@ -363,7 +364,7 @@ impl<'a> Walk<'a> {
         self.check(first, n.min(4))
     }
 
-    /// Unmaps pages and maps new ones at once, lest something else should be mapped there.
+    /// Unmaps pages and maps new ones at once, before another mapping can take the place.
     fn unmap(&mut self) -> Outcome {
         let (first, n) = self.range();
         self.buf.unmap(first, n)?;
@@ -375,7 +376,7 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    /// mremap of pages one by one over others; new ones are mapped where they were.
+    /// Moves pages one by one over others with mremap, and maps new ones in their old place.
     fn move_page(&mut self) -> Outcome {
         for _ in 0..1 + self.random.below(4) {
             let (from, to) = (self.random.below(PAGES), self.random.below(PAGES));
@@ -391,7 +392,7 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    /// The same, but the old place stays mapped, and empty.
+    /// As `move_page`, but the old place stays mapped without pages.
     fn move_contents(&mut self) -> Outcome {
         let (from, to) = (self.random.below(PAGES), self.random.below(PAGES));
         if from != to {
@@ -418,7 +419,7 @@ impl<'a> Walk<'a> {
         if advice == libc::MADV_COLLAPSE {
             (first, n) = (self.random.below(2) * HUGE_PAGES, HUGE_PAGES);
         }
-        // It may be refused, for what is locked, shared or without access.
+        // The advice may be refused for locked or shared pages and for pages without access.
         let _ = self.buf.try_advise(first, n, advice);
         Ok(())
     }
@@ -471,7 +472,7 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// One run in a process and a cgroup of its own.
+/// Runs the model once in a process and a cgroup of its own.
 fn walk(ctx: &Ctx, seed: u64, steps: usize) -> Outcome {
     let named = |e: Fail| match e {
         Fail::Skip(why) => Fail::Skip(why),
@@ -494,20 +495,20 @@ fn walk(ctx: &Ctx, seed: u64, steps: usize) -> Outcome {
     .map_err(named)
 }
 
-/// The seed that is asked for, or one that the clock gives.
+/// The seed from the environment, or one from the clock.
 fn first_seed() -> Outcome<u64> {
     match std::env::var("ZDM_SEED") {
         Ok(text) => text
             .parse()
             .map_err(|e| Fail::failed(format!("ZDM_SEED={text}: {e}"))),
-        // Whatever time it is: all are good.
+        // Every time gives a valid seed.
         Err(_) => Ok(SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .map_or(1, |time| time.subsec_nanos().into())),
     }
 }
 
-/// Always the same.
+/// The seed is fixed.
 fn short(ctx: &Ctx) -> Outcome {
     walk(ctx, 20, 120)
 }
@@ -520,7 +521,7 @@ fn random(ctx: &Ctx) -> Outcome {
     Ok(())
 }
 
-/// With swap: pages that are advised away are elsewhere then.
+/// With swap on, MADV_PAGEOUT moves pages out.
 fn swap(ctx: &Ctx) -> Outcome {
     let first = first_seed()?;
     let _swap = Swap::on()?;

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Other movers of pages beside device memory: compaction, migration between NUMA nodes,
-//! and hugetlbfs. They leave pages of the device alone, and what they do to the others is
-//! no harm.
+//! Other movers of pages next to device memory: compaction, migration between NUMA nodes, and
+//! hugetlbfs. They leave pages of the device alone, and do no harm to the others.
 
 use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -27,7 +26,7 @@ pub const TESTS: &[Test] = of_each_kind!("beside":
 
 const COMPACT: &str = "/proc/sys/vm/compact_memory";
 
-/// A buffer with the pattern of `seed` of which every other eighth is on the device.
+/// A buffer with the pattern of `seed`; every other eighth is on the device.
 fn striped(target: &Target, huge: bool, seed: u64) -> Outcome<Buffer> {
     let buf = filled(huge, seed)?;
     let part = buf.pages() / 8;
@@ -40,7 +39,7 @@ fn striped(target: &Target, huge: bool, seed: u64) -> Outcome<Buffer> {
     Ok(buf)
 }
 
-/// Frames of the pages that are on the device.
+/// The frames of the pages on the device.
 fn away(target: &Target, buf: &Buffer) -> Outcome<Vec<u64>> {
     let part = buf.pages() / 8;
     let mut all = Vec::new();
@@ -50,7 +49,7 @@ fn away(target: &Target, buf: &Buffer) -> Outcome<Vec<u64>> {
     Ok(all)
 }
 
-/// Does something that is to leave pages of the device where they are, and all data.
+/// Runs `what`, and checks that pages of the device stay where they are and that all data is right.
 fn beside(ctx: &Ctx, node: usize, what: impl Fn(&Target, &Buffer) -> Outcome) -> Outcome {
     for huge in SIZES {
         settled(ctx, node, |target| {
@@ -73,7 +72,7 @@ fn compaction(ctx: &Ctx, node: usize) -> Outcome {
     beside(ctx, node, |_, _| fs::write(COMPACT, "1").or_fail(COMPACT))
 }
 
-/// Pages go to the device and come back while memory is compacted.
+/// Pages migrate to the device and back while memory is compacted.
 fn compaction_race(ctx: &Ctx, node: usize) -> Outcome {
     settled(ctx, node, |target| {
         let buf = Buffer::filled(PAGES, 2910)?;
@@ -109,8 +108,8 @@ fn compaction_race(ctx: &Ctx, node: usize) -> Outcome {
     })
 }
 
-/// Checks that the pages of a striped buffer that are in system memory are on a node, or on any, and
-/// what move_pages(2) said of all of them.
+/// Checks that those pages of a striped buffer that are in system memory are on a node, or on any,
+/// and checks the status of all pages from move_pages(2).
 #[track_caller]
 fn expect_node(target: &Target, status: &[i32], node: Option<i32>, what: &str) -> Outcome {
     let nodes = numa::nodes()?;
@@ -120,7 +119,8 @@ fn expect_node(target: &Target, status: &[i32], node: Option<i32>, what: &str) -
         let errors = [-libc::ENOENT, -libc::EFAULT, -libc::EACCES, -libc::EBUSY];
         let there = (0..nodes).contains(&status);
         let good = match (on_device, node) {
-            // Neither there for the CPU, nor of a node; or of a node like others.
+            // A page of the device is missing for the CPU or belongs to no node; or it has a node
+            // as others.
             (true, _) => errors.contains(&status) || target.cpu_maps() && there,
             (false, Some(node)) => status == node,
             (false, None) => there,
@@ -133,17 +133,17 @@ fn expect_node(target: &Target, status: &[i32], node: Option<i32>, what: &str) -
     Ok(())
 }
 
-/// Where the pages of a buffer are now.
+/// The nodes of the pages of a buffer.
 fn nodes_of(buf: &Buffer) -> Outcome<Vec<i32>> {
     numa::move_pages(buf, 0, buf.pages(), None).or_fail("move_pages")
 }
 
-/// Nodes to move to, one after the other, so that on a machine with two each page is moved once.
+/// The target nodes in order, such that on a machine with two nodes each page moves once.
 fn stations() -> Outcome<Vec<i32>> {
     Ok((0..numa::nodes()?).chain([0]).collect())
 }
 
-/// move_pages(2) tells where pages are, and moves none of the device's.
+/// move_pages(2) tells where pages are, and does not move pages of the device.
 fn move_pages(ctx: &Ctx, node: usize) -> Outcome {
     beside(ctx, node, |target, buf| {
         expect_node(target, &nodes_of(buf)?, None, "by move_pages")?;
@@ -157,13 +157,13 @@ fn move_pages(ctx: &Ctx, node: usize) -> Outcome {
     })
 }
 
-/// mbind(2) with all flags that make it move what is elsewhere.
+/// mbind(2) with all flags that make it move pages.
 fn mbind(ctx: &Ctx, node: usize) -> Outcome {
     beside(ctx, node, |target, buf| {
         for to in stations()? {
             for strict in [false, true] {
                 match numa::bind(buf, 0, buf.pages(), to, strict) {
-                    // What cannot be moved is a reason, where that is asked for.
+                    // A page that cannot move makes the strict call fail.
                     Err(e) if strict && e.raw_os_error() == Some(libc::EIO) => {}
                     result => result.or_fail("mbind")?,
                 }
@@ -179,7 +179,7 @@ fn mbind(ctx: &Ctx, node: usize) -> Outcome {
     })
 }
 
-/// migrate_pages(2) of the whole process.
+/// migrate_pages(2) on the whole process.
 fn migrate_pages(ctx: &Ctx, node: usize) -> Outcome {
     beside(ctx, node, |target, buf| {
         let stations = stations()?;
@@ -197,12 +197,12 @@ fn migrate_pages(ctx: &Ctx, node: usize) -> Outcome {
 
 const RESERVE: &str = "/proc/sys/vm/nr_hugepages";
 
-/// Pages of hugetlbfs do not go; their neighbours do.
+/// Pages of hugetlbfs do not migrate; their neighbours do.
 fn hugetlb(ctx: &Ctx, node: usize) -> Outcome {
     struct Reserve(String);
     impl Drop for Reserve {
         fn drop(&mut self) {
-            // What is reserved too much is of no importance here.
+            // A surplus of reserved pages does no harm.
             let _ = fs::write(RESERVE, &self.0);
         }
     }

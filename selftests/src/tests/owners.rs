@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Whose a page is: a device takes only what is its own, and what several processes share
-//! stays so on the way to the device.
+//! The owners of pages: a device takes only its own pages, and pages that several processes share
+//! stay shared on the device.
 
 use std::io::{Read, Write};
 
@@ -29,7 +29,7 @@ fn filled(huge: bool, seed: u64) -> Outcome<Buffer> {
     }
 }
 
-/// A device is asked to bring back what is on the other one, and leaves it there.
+/// A device is asked to bring back pages of the other one, and leaves them there.
 fn to_system<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let (mine, other) = (Target::open(ctx, NODE)?, Target::open(ctx, NODE + 1)?);
     for huge in [false, true] {
@@ -37,7 +37,7 @@ fn to_system<const NODE: usize>(ctx: &Ctx) -> Outcome {
         let n = buf.pages();
         mine.move_all(&buf, 1950)?;
         let before = other.stats()?;
-        // Whether it says so or does nothing is the driver's affair.
+        // The driver may report that or do nothing.
         let _ = other.to_system(&buf, 0, n);
         mine.expect(&buf, 0, n, n)?;
         let came = other.stats()?.to_system.wrapping_sub(before.to_system);
@@ -48,8 +48,8 @@ fn to_system<const NODE: usize>(ctx: &Ctx) -> Outcome {
     Ok(())
 }
 
-/// Pages that parent and child share go to the device, and are shared there: what either
-/// of them or the device writes the other does not see.
+/// Pages that parent and child share migrate to the device and stay shared there: neither sees the
+/// writes of the other or of the other's device.
 fn shared_first<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, NODE)?;
     for huge in [false, true] {
@@ -72,7 +72,7 @@ fn shared_first<const NODE: usize>(ctx: &Ctx) -> Outcome {
         check_bytes(&read.data, 1960, 0, "the parent's pages by the device")?;
         buf.check(0, n, 1960)?;
 
-        // Now the device writes for the parent, and then the parent itself.
+        // Now the device writes for the parent, and then the parent writes.
         let _ = target.to_device(&buf, 0, n);
         let data = pattern_bytes(1962, 0, n);
         target.write(&buf, 0, &data).or_fail("WRITE")?;

@@ -21,20 +21,20 @@ pub const TESTS: &[Test] = &[
     test("pagemaps.device_dax", device_dax),
 ];
 
-/// Those that load the module themselves.
+/// Tests that load the module themselves.
 pub const ABSENT: &[Test] = &[
     absent(test("pagemaps.no_devices", no_devices)),
     absent(test("pagemaps.bad_devices", bad_devices)),
     absent(test("pagemaps.c_driver", c_driver)),
 ];
 
-/// With injection allowed.
+/// Tests that need injection.
 pub const INJECTING: &[Test] = &[with("inject=1", test("pagemaps.broken", broken))];
 
-/// How long a module may be in use after the last close of its nodes.
+/// How long a module may stay in use after the last close of its nodes.
 const SETTLE: Duration = Duration::from_secs(5);
 
-/// The text that the survey gives for one pagemap.
+/// The survey's text about one pagemap.
 struct Survey {
     first: u64,
     end: u64,
@@ -44,7 +44,7 @@ struct Survey {
 }
 
 impl Survey {
-    /// The number behind `name` in any of the lines.
+    /// The number after `name` in any of the lines.
     #[track_caller]
     fn number(&self, name: &str) -> Outcome<u64> {
         let words = self.lines.iter().flat_map(|line| line.split_whitespace());
@@ -93,7 +93,7 @@ fn survey() -> Outcome<Vec<Survey>> {
     Ok(found)
 }
 
-/// The pagemap that page frame `pfn` is in.
+/// The survey of the pagemap that has page frame `pfn`.
 #[track_caller]
 fn pagemap_of(pfn: u64) -> Outcome<Survey> {
     let found = survey()?;
@@ -106,7 +106,7 @@ fn pagemap_of(pfn: u64) -> Outcome<Survey> {
     map.ok_or_else(|| Fail::failed(format!("a pagemap with pfn {pfn:#x}: found {seen:?}")))
 }
 
-/// Pages in use and their mappings are counted, and so are the pagemap's references.
+/// The survey counts pages in use, their mappings, and the pagemap's references.
 fn own(_: &Ctx) -> Outcome {
     let device = Device::open(0)?;
     let buf = Buffer::filled(PAGES, 600)?;
@@ -143,7 +143,7 @@ fn own(_: &Ctx) -> Outcome {
     Ok(())
 }
 
-/// Memory of another driver, without a device of ours.
+/// Memory of another driver, while the module has no devices.
 fn fs_dax(_: &Ctx) -> Outcome {
     dax::restore_pmem_with_pages()?;
     let (address, size) = dax::pmem_range().or_fail("the range of the pmem")?;
@@ -155,8 +155,8 @@ fn fs_dax(_: &Ctx) -> Outcome {
     Ok(())
 }
 
-/// Pages of a device-dax are counted while a process maps them. Whether idle ones are free depends on
-/// the kernel's rule.
+/// The survey counts pages of a device-dax while a process maps them. The kernel's rule decides
+/// whether idle ones count as free.
 fn device_dax(_: &Ctx) -> Outcome {
     const MAPPED: usize = 4;
     let dax = Dax::set_up(PTE)?;
@@ -180,7 +180,7 @@ fn device_dax(_: &Ctx) -> Outcome {
     Ok(())
 }
 
-/// The memory of the kernel tree's own driver, which is looked at without a device of ours.
+/// Memory of the kernel tree's own driver, while the module has no devices.
 fn c_driver(ctx: &Ctx) -> Outcome {
     let Some(driver) = ctx.module.c_driver() else {
         return Err(Fail::Skip("no test_hmm.ko beside the module".into()));

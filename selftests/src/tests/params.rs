@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Parameters of the module. A bad one is an error of loading and one line in the
-//! log which names it, and nothing is left registered.
+//! Parameters of the module. A bad one makes loading fail, with one line in the log that names it,
+//! and nothing stays registered.
 
 use std::fs;
 
@@ -28,14 +28,14 @@ pub const TESTS: &[Test] = &[
     absent(test("params.generic_alone", generic_alone)),
 ];
 
-/// Checks that the module does not load with these parameters, and that the log
-/// says why: `name` is the one that is bad.
+/// Checks that the module does not load with these parameters, and that the log names `name` as the
+/// bad one.
 #[track_caller]
 fn refused(ctx: &Ctx, parameters: &str, name: &str) -> Outcome {
     let mut log = KernelLog::open().or_fail("/dev/kmsg")?;
     let loaded = ctx.module.try_load(parameters);
     if loaded.is_ok() {
-        // Or the next one would start from here.
+        // The next load must not start with a loaded module.
         ctx.module.unload()?;
     }
     let what = format!("loading with '{parameters}'");
@@ -51,7 +51,7 @@ fn refused(ctx: &Ctx, parameters: &str, name: &str) -> Outcome {
     ctx.module.check_gone()
 }
 
-/// Not a multiple of 2 from 2 to 16384, or no number at all.
+/// The value is not a multiple of 2 from 2 to 16384, or no number.
 fn chunk(ctx: &Ctx) -> Outcome {
     for value in ["0", "1", "3", "16386", "99999999999", "-2", "2m", ""] {
         refused(ctx, &format!("devmem_chunk_mb={value}"), "devmem_chunk_mb")?;
@@ -66,7 +66,7 @@ fn words(ctx: &Ctx) -> Outcome {
     refused(ctx, "inject=maybe", "inject")
 }
 
-/// Addresses that cannot be any memory's, and one address without the other.
+/// Addresses that no memory can have, and one address without the other.
 fn address(ctx: &Ctx) -> Outcome {
     let good = "0x110000000";
     for bad in [
@@ -83,7 +83,7 @@ fn address(ctx: &Ctx) -> Outcome {
     refused(ctx, &format!("spm_addr_dev1={good}"), "spm_addr_dev1")
 }
 
-/// Start addresses and lengths of System RAM.
+/// The start addresses and lengths of System RAM.
 fn ram() -> Outcome<Vec<(u64, u64)>> {
     let text = fs::read_to_string("/proc/iomem").or_fail("/proc/iomem")?;
     let number = |s: &str| u64::from_str_radix(s, 16).ok();
@@ -99,7 +99,7 @@ fn ram() -> Outcome<Vec<(u64, u64)>> {
         .collect())
 }
 
-/// Memory that is the system's, from its beginning, within it, and over its end.
+/// Memory of the system: from its beginning, within it, and over its end.
 fn ram_refused(ctx: &Ctx, first_name: &str, second: &str) -> Outcome {
     const ALIGN: u64 = 2 << 20;
     let largest = ram()?.into_iter().max_by_key(|(_, len)| *len);
@@ -120,7 +120,7 @@ fn system_ram(ctx: &Ctx) -> Outcome {
     ram_refused(ctx, "spm_addr_dev0", "spm_addr_dev1=0x110000000")
 }
 
-/// The addresses that this machine has memory of a kind at.
+/// The addresses of this machine's memory for a kind of device.
 fn addresses_of(ctx: &Ctx, names: [&str; 2], kind: &str) -> Outcome<[u64; 2]> {
     let base = ctx.module.base();
     match names.map(|name| parameter(base, name)) {
@@ -137,19 +137,19 @@ fn generic_addresses(ctx: &Ctx) -> Outcome<[u64; 2]> {
     addresses_of(ctx, ["generic_addr_dev0", "generic_addr_dev1"], "GENERIC")
 }
 
-/// Memory that two devices would have to share.
+/// Memory that two devices would share.
 fn overlap(ctx: &Ctx) -> Outcome {
     let [a, b] = addresses(ctx)?;
     for (first, second) in [(a, a), (b, b), (a, a + (128 << 20)), (a + (254 << 20), b)] {
         let parameters = format!("spm_addr_dev0={first:#x} spm_addr_dev1={second:#x}");
         refused(ctx, &parameters, "spm_addr_dev1")?;
     }
-    // Or that a larger chunk makes them share.
+    // A larger chunk makes the two ranges overlap.
     let parameters = format!("spm_addr_dev0={a:#x} spm_addr_dev1={b:#x} devmem_chunk_mb=258");
     refused(ctx, &parameters, "spm_addr_dev1")
 }
 
-/// The second address is bad when the first device is there already.
+/// The second address is bad, when the first device has been made.
 fn second(ctx: &Ctx) -> Outcome {
     let [a, _] = addresses(ctx)?;
     let largest = ram()?.into_iter().max_by_key(|(_, len)| *len);
@@ -162,7 +162,7 @@ fn second(ctx: &Ctx) -> Outcome {
     Ok(())
 }
 
-/// Loads, lets each device do its work, and unloads.
+/// Loads the module, uses each device, and unloads it.
 fn works(ctx: &Ctx, nodes: &[usize], pages: usize) -> Outcome {
     for node in nodes {
         let device = Device::open(*node)?;
@@ -174,8 +174,8 @@ fn works(ctx: &Ctx, nodes: &[usize], pages: usize) -> Outcome {
             "pages of {}",
             Device::path(*node)
         );
-        // Where free pages keep a reference each of them is a violation, and there is
-        // nothing that could be handed out.
+        // Where free pages keep a reference, each of them is a violation, and no page can be given
+        // out.
         let violations = if old_rule { audit.free } else { 0 };
         let expected = (0, violations);
         check_eq!(
@@ -210,13 +210,13 @@ fn good_chunks(ctx: &Ctx) -> Outcome {
     Ok(())
 }
 
-/// Which device has which memory is free.
+/// The two addresses may be given in either order.
 fn swapped(ctx: &Ctx) -> Outcome {
     let [a, b] = addresses(ctx)?;
     ctx.module
         .load(&format!("spm_addr_dev0={b:#x} spm_addr_dev1={a:#x}"))?;
     works(ctx, &ctx.module.nodes(), (256 << 20) / PAGE)?;
-    // And a chunk that ends right where the other one begins.
+    // A chunk that ends where the other one begins is valid.
     ctx.module.load(&format!(
         "spm_addr_dev1={:#x} devmem_chunk_mb=2",
         a + (2 << 20)
@@ -224,7 +224,7 @@ fn swapped(ctx: &Ctx) -> Outcome {
     works(ctx, &ctx.module.nodes(), (2 << 20) / PAGE)
 }
 
-/// As `address`, of the GENERIC devices.
+/// The checks of `address`, for the GENERIC devices.
 fn generic_address(ctx: &Ctx) -> Outcome {
     let good = "0x130000000";
     for bad in [
@@ -246,7 +246,7 @@ fn generic_system_ram(ctx: &Ctx) -> Outcome {
     ram_refused(ctx, "generic_addr_dev0", "generic_addr_dev1=0x130000000")
 }
 
-/// Memory that two GENERIC devices would have to share, or one with a COHERENT one.
+/// Memory that two GENERIC devices would share, or a GENERIC and a COHERENT one.
 fn generic_overlap(ctx: &Ctx) -> Outcome {
     let [a, b] = generic_addresses(ctx)?;
     for (first, second) in [(a, a), (b, b), (a, a + (128 << 20)), (a + (254 << 20), b)] {
@@ -266,8 +266,7 @@ fn generic_overlap(ctx: &Ctx) -> Outcome {
     Ok(())
 }
 
-/// The second address is bad when the first device and the COHERENT ones are there
-/// already.
+/// The second address is bad, when the first device and the COHERENT ones have been made.
 fn generic_second(ctx: &Ctx) -> Outcome {
     let [a, _] = generic_addresses(ctx)?;
     let [c, d] = addresses(ctx)?;

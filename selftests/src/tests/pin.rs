@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A page that somebody holds does not migrate under its holder. The holders here
-//! are the kernel's own: a pipe (vmsplice) and gup_test's long-term pins.
+//! A held page does not migrate under its holder. The holders here belong to the kernel: a pipe
+//! (vmsplice) and gup_test's long-term pins.
 
 use std::fs::File;
 use std::io::Read;
@@ -31,7 +31,7 @@ pub const TESTS: &[Test] = &[
     test("pin_generic.long_term_huge", long_term_huge::<GENERIC>),
 ];
 
-/// Pages that are held, and the pages of the buffers. A pipe has room for 16.
+/// The held pages, and the number of pages of a buffer. A pipe has room for 16.
 const FIRST: usize = 5;
 const HELD: usize = 4;
 const ALL: usize = 12;
@@ -49,8 +49,7 @@ fn lend(buf: &Buffer, first: usize, n: usize, pipe: &File) -> Outcome {
     }
 }
 
-/// Takes pages back from a pipe, which must have those of `buf` with the pattern
-/// of `seed`.
+/// Takes pages back from a pipe. They must be those of `buf`, with the pattern of `seed`.
 #[track_caller]
 fn take_back(pipe: &mut File, first: usize, n: usize, seed: u64) -> Outcome {
     let mut data = vec![0; n * PAGE];
@@ -58,8 +57,8 @@ fn take_back(pipe: &mut File, first: usize, n: usize, seed: u64) -> Outcome {
     check_bytes(&data, seed, first, "data in the pipe")
 }
 
-/// Tries to move all of a buffer while some pages are held: those stay, and stay
-/// the same pages; the others go.
+/// Tries to move a whole buffer while some pages are held: the held pages stay and remain the same
+/// pages, the others migrate.
 fn move_around(target: &Target, buf: &Buffer, seed: u64) -> Outcome {
     let frames = proc::frames(buf, FIRST, HELD)?;
     check_eq!(
@@ -82,12 +81,12 @@ fn move_around(target: &Target, buf: &Buffer, seed: u64) -> Outcome {
     Ok(())
 }
 
-/// The other way around: of a buffer that is on the device all comes back but the
-/// pages that are held, which stay where they are.
+/// Brings back a whole buffer from the device while some pages are held: the held pages stay where
+/// they are, the others come back.
 fn come_back_around(target: &Target, buf: &Buffer, seed: u64) -> Outcome {
     let frames = proc::frames(buf, FIRST, HELD)?;
     for _ in 0..3 {
-        // What can come back does.
+        // All other pages come back.
         target
             .to_system(buf, 0, buf.pages())
             .or_fail("MIGRATE_TO_SYS of pages of which some are in use")?;
@@ -103,14 +102,14 @@ fn come_back_around(target: &Target, buf: &Buffer, seed: u64) -> Outcome {
     Ok(())
 }
 
-/// Pages in system memory that a pipe holds.
+/// A pipe holds pages of system memory.
 fn pipe(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, PRIVATE)?;
     let buf = Buffer::filled(ALL, 460)?;
     let (mut read, write) = sys::pipe().or_fail("pipe")?;
     lend(&buf, FIRST, HELD, &write)?;
     move_around(&target, &buf, 460)?;
-    // It is the page that the pipe has, and not a copy: a write still gets there.
+    // The pipe has the page itself, not a copy: a later write reaches it.
     buf.fill(FIRST, HELD, 461);
     take_back(&mut read, FIRST, HELD, 461)?;
     buf.fill(FIRST, HELD, 460);
@@ -120,7 +119,7 @@ fn pipe(ctx: &Ctx) -> Outcome {
     target.expect_empty()
 }
 
-/// PRIVATE pages that a pipe wants come back first.
+/// PRIVATE pages come back before a pipe gets them.
 fn pipe_migrated(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, PRIVATE)?;
     let buf = Buffer::filled(ALL, 462)?;
@@ -129,7 +128,7 @@ fn pipe_migrated(ctx: &Ctx) -> Outcome {
     lend(&buf, FIRST, HELD, &write)?;
     target.expect(&buf, FIRST, HELD, 0)?;
     move_around(&target, &buf, 462)?;
-    // Freed by the process, the page is still the pipe's.
+    // After the process has unmapped the page, the pipe still has it.
     buf.unmap(FIRST, HELD)?;
     take_back(&mut read, FIRST, HELD, 462)?;
     buf.check(0, FIRST, 462)?;
@@ -138,7 +137,7 @@ fn pipe_migrated(ctx: &Ctx) -> Outcome {
     target.expect_empty()
 }
 
-/// One page of a huge page that a pipe holds keeps all of it, whole or in pieces.
+/// A pipe that holds one page of a huge page keeps all of it in place, whole or in pieces.
 fn pipe_huge(ctx: &Ctx) -> Outcome {
     const N: usize = HUGE_PAGES;
     let target = Target::open(ctx, PRIVATE)?;
@@ -169,7 +168,7 @@ fn pipe_huge(ctx: &Ctx) -> Outcome {
     Ok(())
 }
 
-/// COHERENT and GENERIC pages are lent where they are, and cannot come back meanwhile.
+/// COHERENT and GENERIC pages stay on the device while a pipe holds them, and cannot come back.
 fn pipe_mapped<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, NODE)?;
     let buf = Buffer::filled(ALL, 465)?;
@@ -186,7 +185,7 @@ fn pipe_mapped<const NODE: usize>(ctx: &Ctx) -> Outcome {
     target.expect_empty()
 }
 
-/// gup_test's file, which this kernel must have.
+/// The file of gup_test, which this kernel must have.
 fn long_term_pin() -> Outcome<LongTermPin> {
     let path = Path::new("/sys/kernel/debug/gup_test");
     if !path.exists() {
@@ -195,8 +194,8 @@ fn long_term_pin() -> Outcome<LongTermPin> {
     LongTermPin::open(path).or_fail("gup_test")
 }
 
-/// Checks that what is pinned is what the process has: what either side had before,
-/// and what the process writes now.
+/// Checks that the pin and the process have the same pages: the old data on both sides, and a new
+/// write of the process.
 fn same_memory(pin: &LongTermPin, buf: &Buffer, first: usize, n: usize, seed: u64) -> Outcome {
     let data = pin.read().or_fail("PIN_LONGTERM_TEST_READ")?;
     check_eq!(data.len(), n * PAGE, "bytes by the pin");
@@ -208,8 +207,8 @@ fn same_memory(pin: &LongTermPin, buf: &Buffer, first: usize, n: usize, seed: u6
     Ok(())
 }
 
-/// PRIVATE and COHERENT memory is not for long-term pins: the page comes to system
-/// memory first, and stays there until it is let go. GENERIC memory is, so it stays.
+/// PRIVATE and COHERENT memory does not allow long-term pins: the page first moves to system memory
+/// and stays there until the release. GENERIC memory allows them, so the page stays.
 fn long_term<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, NODE)?;
     for (fast, write) in [(false, true), (true, true), (false, false), (true, false)] {
@@ -238,7 +237,7 @@ fn long_term<const NODE: usize>(ctx: &Ctx) -> Outcome {
     Ok(())
 }
 
-/// The same of a few pages of a huge page.
+/// A long-term pin of a few pages of a huge page.
 fn long_term_huge<const NODE: usize>(ctx: &Ctx) -> Outcome {
     const N: usize = HUGE_PAGES;
     let target = Target::open(ctx, NODE)?;
@@ -253,7 +252,7 @@ fn long_term_huge<const NODE: usize>(ctx: &Ctx) -> Outcome {
         let frames = proc::frames(&buf, 200, HELD)?;
         check_eq!(frames.len(), HELD, "mapped pages");
         same_memory(&pin, &buf, 200, HELD, 470)?;
-        // Whatever else of it goes, the pinned pages do not.
+        // Other pages may migrate, the pinned ones do not.
         if target.keeps_pinned() {
             target.to_system(&buf, 0, N).or_fail("MIGRATE_TO_SYS")?;
         } else if let Err(e) = target.to_device(&buf, 0, N) {

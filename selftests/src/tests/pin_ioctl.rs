@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! ZDM_PIN and ZDM_UNPIN themselves, and what they do to pages of every kind. That
-//! GENERIC pages stay where they are is in `generic_pins.rs`.
+//! ZDM_PIN and ZDM_UNPIN, and their effect on pages of every kind. `generic_pins.rs` tests that
+//! GENERIC pages stay where they are.
 
 use super::counts::{Counts, MAPPED, Waiting, frames, held, pinned};
 use super::target::{COHERENT, GENERIC, PRIVATE, Target};
@@ -32,13 +32,13 @@ const ALL: usize = 12;
 const FIRST: usize = 5;
 const HELD: usize = 4;
 
-/// Every set of flags that is good.
+/// Every valid set of flags.
 fn all_flags() -> impl Iterator<Item = u32> {
     let both = ZDM_PIN_GET | ZDM_PIN_LONGTERM;
     (0..16).filter(move |flags| flags & both != both)
 }
 
-/// What a page that is held has, if nobody else holds it and it is small.
+/// The counts of a small page with a single holder.
 fn with_flags(flags: u32) -> Counts {
     match flags & ZDM_PIN_GET {
         0 => pinned(MAPPED, 1),
@@ -46,8 +46,8 @@ fn with_flags(flags: u32) -> Counts {
     }
 }
 
-/// Checks the counts of pages in system memory, too: getting one may put it into a batch
-/// that is to be activated, which holds it as well.
+/// Checks the counts of pages, in system memory, too: pinning a page may put it into an activation
+/// batch, which holds a reference as well.
 #[track_caller]
 fn expect(
     device: &Device,
@@ -61,7 +61,7 @@ fn expect(
     super::counts::expect(device, buf, first, n, counts, when)
 }
 
-/// On system memory: the counts before, while it is held, and after.
+/// The counts of system memory before a pin, during it, and after it.
 fn flavours(_: &Ctx) -> Outcome {
     let device = Device::open(0)?;
     let buf = Buffer::filled(ALL, 680)?;
@@ -76,7 +76,7 @@ fn flavours(_: &Ctx) -> Outcome {
         expect(&device, &buf, 0, FIRST, MAPPED, "before what is held")?;
         let end = FIRST + HELD;
         expect(&device, &buf, end, ALL - end, MAPPED, "behind what is held")?;
-        // Twice is twice, and each is let go by itself.
+        // A second pin adds the same again, and each is released separately.
         let more = device.pin(&buf, FIRST, HELD, flags).or_fail("ZDM_PIN")?;
         device.unpin(id, 0).or_fail("ZDM_UNPIN")?;
         expect(&device, &buf, FIRST, HELD, with_flags(flags), &when)?;
@@ -91,7 +91,7 @@ fn flavours(_: &Ctx) -> Outcome {
     buf.check(0, ALL, 680)
 }
 
-/// Pages on a device: PRIVATE ones come to system memory for it, COHERENT ones for a
+/// Pages on a device: PRIVATE pages move to system memory for any pin, COHERENT ones for a
 /// long-term pin, GENERIC ones for none.
 fn migrated<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, NODE)?;
@@ -108,7 +108,7 @@ fn migrated<const NODE: usize>(ctx: &Ctx) -> Outcome {
         target.expect(&buf, 0, ALL, if stay { ALL } else { ALL - HELD })?;
         expect(&target, &buf, FIRST, HELD, with_flags(flags), &when)?;
         let pfns = frames(&target, &buf, FIRST, HELD)?;
-        // Whichever way it would go, it does not.
+        // The held page migrates in neither direction.
         if stay {
             target.to_system(&buf, 0, ALL).or_fail("MIGRATE_TO_SYS")?;
         } else {
@@ -173,7 +173,7 @@ fn bad(_: &Ctx) -> Outcome {
         expect_errno(result, &[libc::EINVAL], "ZDM_UNPIN with unknown flags")?;
     }
     expect(&device, &buf, 0, 2, pinned(MAPPED, 1), "held")?;
-    // What another file holds is none of this one's.
+    // A file cannot release the pins of another file.
     let other = Device::open(0)?;
     let theirs = other.pin(&buf, 4, 2, 0).or_fail("ZDM_PIN")?;
     device.unpin(id, 0).or_fail("ZDM_UNPIN")?;
@@ -185,7 +185,7 @@ fn bad(_: &Ctx) -> Outcome {
     buf.check(0, ALL, 682)
 }
 
-/// All of the pages or none.
+/// ZDM_PIN holds all of the pages or none.
 fn hole(_: &Ctx) -> Outcome {
     let device = Device::open(0)?;
     let buf = Buffer::filled(ALL, 683)?;
@@ -205,7 +205,7 @@ fn hole(_: &Ctx) -> Outcome {
     buf.check(10, 2, 683)
 }
 
-/// What may not be written is not held for writing.
+/// A page that may not be written cannot be pinned for writing.
 fn read_only(_: &Ctx) -> Outcome {
     let device = Device::open(0)?;
     let buf = Buffer::filled(ALL, 684)?;
@@ -224,7 +224,7 @@ fn read_only(_: &Ctx) -> Outcome {
     Ok(())
 }
 
-/// A file holds so many pins and so many pages, and another one as many again.
+/// The numbers of pins and pages are limited per file.
 fn limits(_: &Ctx) -> Outcome {
     let device = Device::open(0)?;
     let other = Device::open(0)?;
@@ -252,7 +252,7 @@ fn limits(_: &Ctx) -> Outcome {
     }
     expect(&device, &buf, 0, 1, MAPPED, "let go")?;
 
-    // Pages of zeroes take no memory.
+    // The page of zeroes needs no memory.
     let zeroes = Buffer::anon_huge_aligned(ZDM_PIN_MAX_PAGES + HUGE_PAGES)?;
     zeroes.advise(0, zeroes.pages(), libc::MADV_HUGEPAGE)?;
     let result = device.pin(&zeroes, 0, ZDM_PIN_MAX_PAGES + 1, ZDM_PIN_GET);
@@ -271,7 +271,7 @@ fn limits(_: &Ctx) -> Outcome {
     buf.check(0, 1, 685)
 }
 
-/// The last close lets go of all.
+/// The last close releases all pins.
 fn close(_: &Ctx) -> Outcome {
     let observer = Device::open(0)?;
     let buf = Buffer::filled(ALL, 686)?;
@@ -281,7 +281,7 @@ fn close(_: &Ctx) -> Outcome {
     }
     let all = held(pinned(MAPPED, 3), 1);
     expect(&observer, &buf, FIRST, HELD, all, "held four times")?;
-    // A copy of the file in another process is the same file.
+    // A child that inherits the descriptor has the same file.
     let child = Waiting::start(|| Ok(()), || Ok(()))?;
     drop(device);
     let now = observer.inspect_one(&buf, FIRST)?;
@@ -292,7 +292,7 @@ fn close(_: &Ctx) -> Outcome {
     buf.check(0, ALL, 686)
 }
 
-/// A process is killed that holds pages of a file which another one sees.
+/// A process is killed that holds pages of a file which another process maps.
 fn kill(_: &Ctx) -> Outcome {
     let device = Device::open(0)?;
     let file = sys::memfd("zdm-pin").or_fail("memfd_create")?;
@@ -307,7 +307,7 @@ fn kill(_: &Ctx) -> Outcome {
     for flags in [ZDM_PIN_GET, ZDM_PIN_WRITE, ZDM_PIN_WRITE | ZDM_PIN_LONGTERM] {
         let child = Waiting::start(
             || {
-                // Not closed before the end.
+                // The file is not closed before the end of the process.
                 let own = std::mem::ManuallyDrop::new(Device::open(0)?);
                 own.pin(&buf, FIRST, HELD, flags).or_fail("ZDM_PIN")?;
                 Ok(())
@@ -322,7 +322,7 @@ fn kill(_: &Ctx) -> Outcome {
         let during = look()?;
         for (page, was) in (0..ALL).zip(&before) {
             let is = during[page];
-            // The child maps what it has touched.
+            // The child maps the pages that it has touched.
             let maps = is.mapcount - was.mapcount;
             let inside = (FIRST..FIRST + HELD).contains(&page);
             let expected = was.refs + maps + if inside { extra } else { 0 };
@@ -334,8 +334,7 @@ fn kill(_: &Ctx) -> Outcome {
     buf.check(0, ALL, 687)
 }
 
-/// A pin for writing breaks copy-on-write first: what is held is the process's own
-/// page, and stays so.
+/// A pin for writing first breaks copy-on-write: the held page is the process's own, and stays so.
 fn cow(_: &Ctx) -> Outcome {
     let device = Device::open(0)?;
     for flags in [0, ZDM_PIN_GET, ZDM_PIN_LONGTERM, ZDM_PIN_FAST] {
@@ -367,8 +366,8 @@ fn cow(_: &Ctx) -> Outcome {
     Ok(())
 }
 
-/// A pin for reading, too, is on the process's own page; who only gets the page takes
-/// what is there, and the process's next write goes elsewhere.
+/// A pin for reading also holds the process's own page. A plain reference holds the shared page,
+/// and the process's next write makes a copy.
 fn cow_read(_: &Ctx) -> Outcome {
     let device = Device::open(0)?;
     let buf = Buffer::filled(ALL, 690)?;

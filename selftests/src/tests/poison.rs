@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! memory_failure() and soft offlining of pages of the device, by madvise. Pages that a
-//! driver migrates are refused (there is nobody to ask), and nothing of the attempt is
-//! left. A device-dax page is taken from all processes, who are sent SIGBUS.
+//! memory_failure() and soft offlining of device pages, by madvise. Pages that a driver migrates
+//! are refused, because the driver has no callback, and the attempt leaves no trace. A device-dax
+//! page is unmapped from all processes, which get SIGBUS.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -27,7 +27,7 @@ pub const TESTS: &[Test] = of_each_kind!("poison":
     "unsplit" => unsplit,
 );
 
-/// Device-dax has a kind of its own.
+/// Tests of device-dax, which has tests of its own.
 pub const DAX: &[Test] = &[
     test("dax.poison", dax_poison::<PTE>),
     test("dax.poison_pmd", dax_poison::<PMD>),
@@ -37,7 +37,7 @@ pub const DAX: &[Test] = &[
 const CORRUPT: &str = "/sys/kernel/debug/hwpoison/corrupt-pfn";
 const UNPOISON: &str = "/sys/kernel/debug/hwpoison/unpoison-pfn";
 
-/// Gives pages of system memory back to the kernel.
+/// Gives failed pages of system memory back to the page allocator.
 fn unpoison(frames: &[u64]) -> Outcome {
     if !fs::exists(UNPOISON).or_fail(UNPOISON)? {
         return Err(Fail::Skip("no CONFIG_HWPOISON_INJECT".into()));
@@ -48,8 +48,8 @@ fn unpoison(frames: &[u64]) -> Outcome {
     Ok(())
 }
 
-/// A page of the device that is said to be broken: refused where the device has it, and
-/// the page comes back first where the CPU cannot have it there.
+/// A device page is reported as broken. The kernel refuses where the page stays on the device.
+/// Where the CPU cannot map it there, the page first comes back, and the system page fails.
 fn hard(ctx: &Ctx, node: usize) -> Outcome {
     unpoison(&[])?;
     for huge in SIZES {
@@ -82,7 +82,7 @@ fn hard(ctx: &Ctx, node: usize) -> Outcome {
                 target.bring_back(&buf, 0, n)?;
                 return buf.check(0, n, 1700);
             }
-            // Not before it is the system's; the device's page is as good as ever.
+            // The failure comes after the migration; the device's page is still good.
             buf.get(page, 0);
             freed_since(target, &before, if huge { n } else { 1 })?;
             let broken = proc::frames(&buf, page, 1)?;
@@ -98,7 +98,7 @@ fn hard(ctx: &Ctx, node: usize) -> Outcome {
             );
             let result = target.read(&buf, page, 1);
             expect_errno(result, &[libc::EFAULT], "READ of a broken page")?;
-            // The rest of the range goes and comes back around it.
+            // The other pages of the range migrate and come back.
             let result = target.to_device(&buf, 0, n);
             expect_errno(result, &[libc::ENOENT], "MIGRATE_TO_DEV of a broken page")?;
             target.expect(&buf, 0, n, n - 1)?;
@@ -112,8 +112,8 @@ fn hard(ctx: &Ctx, node: usize) -> Outcome {
     Ok(())
 }
 
-/// A huge page that could not be split when one of its pages broke stays mapped, the broken page
-/// included. It does not go to the device, as a copy would read the broken page.
+/// If a huge page cannot be split when one of its pages fails, it stays mapped with the broken
+/// page. It does not migrate, because the copy would read the broken page.
 fn unsplit(ctx: &Ctx, node: usize) -> Outcome {
     unpoison(&[])?;
     settled(ctx, node, |target| {
@@ -122,7 +122,7 @@ fn unsplit(ctx: &Ctx, node: usize) -> Outcome {
         proc::drain_batches()?;
         let broken = proc::frames(&buf, n / 3, 1)?;
         let pin = target.pin(&buf, 0, 1, 0).or_fail("ZDM_PIN")?;
-        // By number nobody is sent a signal, who would have had to access the page.
+        // A failure by page frame number sends no signal to processes that do not access the page.
         let _ = fs::write(CORRUPT, broken[0].to_string());
         target.unpin(pin, 0).or_fail("ZDM_UNPIN")?;
         if proc::huge(&buf, 0, n)? != n {
@@ -142,7 +142,7 @@ fn unsplit(ctx: &Ctx, node: usize) -> Outcome {
     })
 }
 
-/// Soft offlining is for memory of the system, too.
+/// Soft offlining is for system memory only.
 fn soft(ctx: &Ctx, node: usize) -> Outcome {
     unpoison(&[])?;
     for huge in SIZES {
@@ -161,7 +161,7 @@ fn soft(ctx: &Ctx, node: usize) -> Outcome {
                 check_eq!((counts.refs, counts.mapcount), (1, 1), "counts");
                 return buf.check(0, n, 1710);
             }
-            // PRIVATE pages come back, and move on from a page that is not trusted.
+            // PRIVATE pages come back, and then move away from the distrusted page.
             let page = n / 3;
             buf.get(page, 0);
             let broken = proc::frames(&buf, page, 1)?;
@@ -183,15 +183,14 @@ fn soft(ctx: &Ctx, node: usize) -> Outcome {
     Ok(())
 }
 
-/// A broken page of a device-dax is unmapped everywhere, together with the rest of what a
-/// fault maps, and who has it mapped and wants to know
-/// is sent SIGBUS. Its count is that of an idle page then,
-/// its neighbours are mapped as before, and the device can be used on and bound anew.
+/// A broken page of a device-dax is unmapped everywhere, with all pages of the same fault, and
+/// processes that map it and asked for the signal get SIGBUS. The page then has the counts of an
+/// idle page, its neighbours are mapped as before, and the device can be used and bound again.
 fn dax_poison<const ALIGN: usize>(_: &Ctx) -> Outcome {
     let s = Setup::new(ALIGN)?;
     let idle = s.idle_refs()?;
     let step = s.dax.step();
-    // Who ignores the signal lives on; children that do not are to die of it.
+    // A process that ignores the signal survives; these children must not ignore it.
     sys::on_signal(libc::SIGBUS, false).or_fail("signal")?;
     let buf = s.dax.map(3 * step)?;
     buf.fill(0, 3 * step, 1720);
@@ -199,7 +198,7 @@ fn dax_poison<const ALIGN: usize>(_: &Ctx) -> Outcome {
     let (mut ready, say) = sys::pipe().or_fail("pipe")?;
     let bystander = Child::spawn(|| {
         sys::on_signal(libc::SIGBUS, true).or_fail("signal")?;
-        // Others are not told before they use the page.
+        // Other processes get the signal only when they access the page.
         sys::want_memory_failures().or_fail("prctl")?;
         let own = s.dax.map(3 * step)?;
         own.check(0, 3 * step, 1720)?;
@@ -230,7 +229,7 @@ fn dax_poison<const ALIGN: usize>(_: &Ctx) -> Outcome {
     for neighbour in [0, 2] {
         s.expect(neighbour, 1, [idle + 1, 1, 0], "beside a broken one")?;
     }
-    // It is not broken really, and the kernel lets who wants use it.
+    // The page is not really broken, and the kernel allows later accesses.
     buf.check(0, 3 * step, 1720)?;
     s.expect(1, 1, [idle + 1, 1, 0], "mapped again")?;
     drop(buf);

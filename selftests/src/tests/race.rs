@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Two threads at once on the same pages. A race that is never lost would test
-//! nothing, so each test makes sure that both sides did their work.
+//! Two threads use the same pages at once. Each test checks that both sides did their work, because
+//! a race without a competitor tests nothing.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -15,7 +15,7 @@ use crate::uapi::HMM_MIGRATE_TO_DEV;
 const ROUNDS: usize = 60;
 const N: usize = 16;
 
-/// Sets a flag when dropped, so that the other thread ends whatever happens here.
+/// Sets a flag when dropped, so that the other thread ends in any case.
 struct Done<'a>(&'a AtomicBool);
 
 impl Drop for Done<'_> {
@@ -26,8 +26,8 @@ impl Drop for Done<'_> {
 
 /// Runs a migrating thread, which counts its calls and stops when `other` ends.
 ///
-/// It must not allocate: memory from mmap could take the place of a buffer that
-/// the other thread has just unmapped.
+/// The thread must not allocate: memory from mmap could take the place of a buffer that the other
+/// thread has just unmapped.
 fn against_migration(
     device: &Target,
     buf: &Buffer,
@@ -58,8 +58,8 @@ fn against_migration(
         });
         let outcome = {
             let _over = Done(&over);
-            // A new thread gets memory from mmap for itself, which is not to take the place of a
-            // buffer that is unmapped for a moment.
+            // A new thread gets memory from mmap, which must not take the place of a buffer that is
+            // unmapped for a moment.
             wait_for_call(&calls, &dead);
             other(&calls, &dead)
         };
@@ -86,7 +86,7 @@ fn wait_for_call(calls: &AtomicUsize, dead: &AtomicBool) {
 pub fn munmap_migrate<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let device = Target::open(ctx, NODE)?;
     let buf = Buffer::filled(N, 90)?;
-    // No mapping; or pages that went away again before the data was read.
+    // There is no mapping, or the pages moved away again before the data was read.
     let errnos = [libc::EINVAL, libc::ENOENT, libc::EFAULT, libc::EBUSY];
     against_migration(&device, &buf, &errnos, |calls, dead| {
         for round in 0..ROUNDS {
@@ -109,7 +109,7 @@ pub fn munmap_migrate<const NODE: usize>(ctx: &Ctx) -> Outcome {
 pub fn fault_migrate<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let device = Target::open(ctx, NODE)?;
     let buf = Buffer::filled(N, 91)?;
-    // Pages that were faulted back before the data was read.
+    // The pages were faulted back before the data was read.
     let errnos = [libc::ENOENT, libc::EBUSY];
     against_migration(&device, &buf, &errnos, |calls, dead| {
         for round in 0..ROUNDS {
@@ -117,7 +117,7 @@ pub fn fault_migrate<const NODE: usize>(ctx: &Ctx) -> Outcome {
                 wait_for_call(calls, dead);
             }
             buf.check(0, N, 91)?;
-            // A write that lands on a page which is being copied must not be lost.
+            // A write to a page that is being copied must not be lost.
             for page in 0..N {
                 buf.set(page, 3, round as u64);
             }
@@ -129,7 +129,8 @@ pub fn fault_migrate<const NODE: usize>(ctx: &Ctx) -> Outcome {
                 );
             }
             buf.fill(0, N, 91);
-            // Where the CPU faults nothing back it is done by request, and races as well.
+            // Where no CPU fault brings pages back, the other thread does so by request, which
+            // races as well.
             if device.cpu_maps() {
                 device.to_system(&buf, 0, N).or_fail("MIGRATE_TO_SYS")?;
             }

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! HMM_DMIRROR_RELEASE: the device gives up its memory, and the processes keep
-//! their data.
+//! HMM_DMIRROR_RELEASE: the device gives up its memory, and the processes keep their data.
 
 use std::io::{Read, Write};
 use std::time::{Duration, Instant};
@@ -29,7 +28,7 @@ pub const TESTS: &[Test] = &[
     test("release_generic.race", race::<GENERIC>),
 ];
 
-/// Small and huge pages come back, and can go again, more than once.
+/// Small and huge pages come back, and can migrate again, repeatedly.
 fn own<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, NODE)?;
     let small = Buffer::filled(PAGES, 360)?;
@@ -52,7 +51,7 @@ fn own<const NODE: usize>(ctx: &Ctx) -> Outcome {
             "growth of stats.freed in round {round}"
         );
         target.expect_empty()?;
-        // What the device had mapped it must not use any more.
+        // The device must not use its old mappings any more.
         let read = target.read(&small, 0, PAGES).or_fail("READ")?;
         check_bytes(&read.data, 360, 0, "READ after RELEASE")?;
         small.check(0, PAGES, 360)?;
@@ -62,7 +61,7 @@ fn own<const NODE: usize>(ctx: &Ctx) -> Outcome {
     small.check(0, PAGES, 360)
 }
 
-/// With nothing to give up, and twice; with a bad range as any command.
+/// RELEASE without pages, twice, and with a bad range, which is refused like any other.
 fn idle(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, PRIVATE)?;
     for _ in 0..3 {
@@ -82,8 +81,8 @@ fn idle(ctx: &Ctx) -> Outcome {
     buf.check(0, 4, 362)
 }
 
-/// Another process's pages may come back; its data must, and its file must work
-/// as before.
+/// Pages of another process may come back; its data must stay the same, and its file must still
+/// work.
 fn others<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, NODE)?;
     let (mut ready, there) = sys::pipe().or_fail("pipe")?;
@@ -108,7 +107,7 @@ fn others<const NODE: usize>(ctx: &Ctx) -> Outcome {
         target.move_all(&small, 363)?;
         small.check(0, PAGES, 363)
     })?;
-    // The child's end, too, ends this reading.
+    // The end of the child also ends this read.
     check_eq!(
         ready.read(&mut [0]).or_fail("pipe")?,
         1,
@@ -139,7 +138,8 @@ fn one_device(ctx: &Ctx) -> Outcome {
     b.check(0, PAGES, 367)
 }
 
-/// While other processes migrate, faster together than one can evict: all get on, and no data is lost.
+/// Other processes migrate faster than the device can evict: all make progress, and no data is
+/// lost.
 fn race<const NODE: usize>(ctx: &Ctx) -> Outcome {
     const ROUNDS: usize = 10;
     const OTHERS: usize = 3;
@@ -155,7 +155,8 @@ fn race<const NODE: usize>(ctx: &Ctx) -> Outcome {
         while !sys::readable(&stop, Duration::ZERO).or_fail("poll")? {
             match target.to_device(&buf, 0, PAGES) {
                 Ok(moved) => check_bytes(&moved.data, 368, 0, "data in a race")?,
-                // Gone again before they were read, or no memory for a moment.
+                // The pages moved away before the data was read, or there was no memory for a
+                // moment.
                 Err(e) => check_eq!(
                     e.raw_os_error(),
                     Some(libc::ENOENT),
@@ -180,7 +181,7 @@ fn race<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let begun = Instant::now();
     let mut refused = 0;
     for round in 0..ROUNDS {
-        // Pages that are being moved at the time may be an error, not a hang.
+        // Pages that are moving at that time may cause an error, but no hang.
         if let Err(e) = target.release() {
             check_eq!(e.raw_os_error(), Some(libc::EBUSY), "errno of RELEASE");
             refused += 1;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Rights, addresses and sizes of mappings that change while their pages are on the
-//! device: mprotect, mremap, munmap. Small and huge pages. What happens to pages that are
-//! not shared is also in `unmap.rs`, and to parts of huge ones in `thp_parts.rs`.
+//! Rights, addresses and sizes of mappings change while their pages are on the device: mprotect,
+//! mremap, munmap, with small and huge pages. `unmap.rs` has further tests of unshared pages,
+//! `thp_parts.rs` of parts of huge pages.
 
 use super::chain::{Image, SIZES, expect_no_write, filled};
 use super::counts::{MAPPED, Waiting, expect_free, frames};
@@ -31,12 +31,12 @@ pub const TESTS: &[Test] = of_each_kind!("rights":
 const N: usize = HUGE_PAGES;
 const RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
 
-/// Pages of a buffer that are looked at one by one: the first, some in the middle, the last.
+/// The pages of a buffer that are checked one by one: the first, some in the middle, the last.
 fn single(n: usize) -> [usize; 4] {
     [0, 1, n / 2, n - 1]
 }
 
-/// A write by the CPU must end the process that tries.
+/// Checks that a write by the CPU ends the process that tries it.
 #[track_caller]
 fn refused(buf: &Buffer, page: usize) -> Outcome {
     Child::expect_segv(
@@ -48,8 +48,8 @@ fn refused(buf: &Buffer, page: usize) -> Outcome {
     Ok(())
 }
 
-/// Rights are taken and given back: what is read-only is so for the CPU and the device,
-/// and data is where it was.
+/// Rights are revoked and given back: read-only pages are so for the CPU and the device, and the
+/// data stays the same.
 fn and_back(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
         settled(ctx, node, |target| {
@@ -88,9 +88,8 @@ fn and_back(ctx: &Ctx, node: usize) -> Outcome {
     Ok(())
 }
 
-/// Rights that come back after fork() are not those to the other's page: neither the
-/// CPU nor the device writes to it. (Mutants: fork or mprotect that leaves a writable
-/// device entry.)
+/// Rights that come back after fork() do not allow writes to the other process's page, neither by
+/// the CPU nor by the device. (Mutants: fork or mprotect leaves a writable device entry.)
 fn shared(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
         for between in [libc::PROT_READ, libc::PROT_NONE] {
@@ -121,8 +120,8 @@ fn shared(ctx: &Ctx, node: usize) -> Outcome {
     Ok(())
 }
 
-/// One process has a huge entry, the other 512 small ones, of the same folio on the
-/// device: counts, data and the end are right in either order.
+/// One process has a huge entry of a folio on the device, another one 512 small entries: the
+/// counts, the data and the end are right in either order.
 fn entry_split_in_one_process(ctx: &Ctx, node: usize) -> Outcome {
     for parent_splits in [false, true] {
         for page in [0, N / 2, N - 1] {
@@ -168,7 +167,7 @@ fn entry_split_in_one_process(ctx: &Ctx, node: usize) -> Outcome {
     Ok(())
 }
 
-/// The pages move, the old address stays mapped and is empty.
+/// The pages move; the old address stays mapped without pages.
 fn mremap_dontunmap(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
         settled(ctx, node, |target| {
@@ -196,7 +195,7 @@ fn mremap_dontunmap(ctx: &Ctx, node: usize) -> Outcome {
     Ok(())
 }
 
-/// Pages of the device are moved over others of the device, which are freed by that.
+/// Pages of the device move over other pages of the device, which are freed by that.
 fn mremap_over(ctx: &Ctx, node: usize) -> Outcome {
     for (from_huge, to_huge) in [(false, false), (true, true), (false, true), (true, false)] {
         settled(ctx, node, |target| {
@@ -213,7 +212,7 @@ fn mremap_over(ctx: &Ctx, node: usize) -> Outcome {
             let over = frames(target, &to, 0, n)?;
             let before = target.stats()?;
             from.move_pages(0, n, &to, 0)?;
-            // Of a huge page a part is not free before the rest is.
+            // A part of a huge page is not freed before the rest.
             if !to_huge || n == N {
                 freed_since(target, &before, n)?;
                 expect_free(target, &over, "after something was moved there")?;
@@ -232,8 +231,8 @@ fn mremap_over(ctx: &Ctx, node: usize) -> Outcome {
     Ok(())
 }
 
-/// Single pages of a huge page, the first, one in the middle and the last, are moved
-/// over single pages of another one, to places of other parity.
+/// Single pages of a huge page (the first, one in the middle, the last) move over single pages of
+/// another one, to offsets of other parity.
 fn mremap_part_over(ctx: &Ctx, node: usize) -> Outcome {
     for (page, at) in [(0, 0), (0, N - 1), (N / 2, 7), (N - 1, 0), (N - 1, N / 2)] {
         settled(ctx, node, |target| {
@@ -258,7 +257,7 @@ fn mremap_part_over(ctx: &Ctx, node: usize) -> Outcome {
     Ok(())
 }
 
-/// A child that moves what it shares moves its own entries only.
+/// A child that moves shared pages moves only its own entries.
 fn mremap_shared(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
         settled(ctx, node, |target| {
@@ -285,10 +284,10 @@ fn mremap_shared(ctx: &Ctx, node: usize) -> Outcome {
     Ok(())
 }
 
-/// Checks the counts of who is left of a huge page, and its data.
+/// Checks the counts and data of a remaining page of a huge page.
 fn left(target: &Target, buf: &Buffer, page: usize, entries: i32, seed: u64) -> Outcome {
     let found = target.inspect_one(buf, page)?;
-    // Split or not, every entry that is left is one reference of its folio.
+    // Whether split or not, every remaining entry is one reference of its folio.
     let expected = if found.order == 0 { 1 } else { entries };
     check!(
         found.refs == expected && found.mapcount == expected,
@@ -318,7 +317,7 @@ fn munmap_pages(ctx: &Ctx, node: usize) -> Outcome {
                 (holes[0] + 1, holes[1] - holes[0] - 1),
                 (holes[1] + 1, N - holes[1] - 1),
             ];
-            // The one part comes back, the next one goes where it is.
+            // The parts are alternately brought back and freed on the device.
             for (i, (first, n)) in parts.into_iter().filter(|p| p.1 > 0).enumerate() {
                 match i % 2 {
                     0 => {
@@ -331,7 +330,7 @@ fn munmap_pages(ctx: &Ctx, node: usize) -> Outcome {
                     }
                 }
             }
-            // What is left, if anything, is a part that came back.
+            // Any part that is left has come back.
             target.expect_empty()?;
             expect_free(target, &pfns, "of a huge page in pieces")
         })?;
@@ -339,7 +338,8 @@ fn munmap_pages(ctx: &Ctx, node: usize) -> Outcome {
     Ok(())
 }
 
-/// All of a huge page goes but a single page, which is as good as ever; then it goes.
+/// All of a huge page is unmapped except a single page, which still works; then it is unmapped,
+/// too.
 fn munmap_all_but_one(ctx: &Ctx, node: usize) -> Outcome {
     for page in [0, N / 2, N - 1] {
         for back in [false, true] {
@@ -376,7 +376,7 @@ fn munmap_all_but_one(ctx: &Ctx, node: usize) -> Outcome {
     Ok(())
 }
 
-/// A child gets nothing of what is not for it, and zeroes where it is to begin anew.
+/// A child gets no pages of MADV_DONTFORK ranges, and zeroes in MADV_WIPEONFORK ranges.
 fn not_for_children(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
         settled(ctx, node, |target| {
@@ -384,7 +384,7 @@ fn not_for_children(ctx: &Ctx, node: usize) -> Outcome {
             let n = buf.pages();
             let image = Image::new(n, 1290);
             image.send(target, &buf)?;
-            // A huge page that lies in two mappings is none.
+            // A huge page cannot lie in two mappings.
             buf.advise(0, n / 2, libc::MADV_DONTFORK)?;
             buf.advise(n / 2, n / 4, libc::MADV_WIPEONFORK)?;
             Child::spawn(|| {
@@ -400,7 +400,7 @@ fn not_for_children(ctx: &Ctx, node: usize) -> Outcome {
                 Ok(())
             })?
             .join()?;
-            // Nobody shares the first half: it can be written where it is.
+            // The first half is not shared: it can be written in place.
             let page = target.inspect_one(&buf, n / 4)?;
             check!(
                 page.flags & ZDM_PAGE_WRITE != 0,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Scenarios of the kernel's own hmm-tests that no other file has, for GENERIC memory,
-//! which that program does not know; each is named as it is there.
+//! Scenarios of the kernel's hmm-tests that no other file covers, for GENERIC memory, which
+//! hmm-tests does not know. Each has the name of the original.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -31,7 +31,7 @@ pub const TESTS: &[Test] = &[
 
 const RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
 
-/// Both devices, one after the other and at once.
+/// Both devices are opened, one after the other and at once.
 fn open_close(ctx: &Ctx) -> Outcome {
     for _ in 0..50 {
         for n in [GENERIC, GENERIC + 1] {
@@ -61,7 +61,7 @@ fn write_child_shared(ctx: &Ctx) -> Outcome {
     buf.check(0, PAGES, 751)
 }
 
-/// Puts the number of reserved huge pages back when dropped.
+/// The number of reserved huge pages. Dropping it restores the old number.
 struct Reserve(String);
 
 const RESERVE: &str = "/proc/sys/vm/nr_hugepages";
@@ -77,12 +77,12 @@ impl Reserve {
 
 impl Drop for Reserve {
     fn drop(&mut self) {
-        // What is reserved too much is of no importance here.
+        // A surplus of reserved pages does no harm.
         let _ = fs::write(RESERVE, &self.0);
     }
 }
 
-/// The device uses a page of hugetlbfs where it is; it does not migrate.
+/// The device uses a page of hugetlbfs in place; the page does not migrate.
 fn hugetlbfs(ctx: &Ctx) -> Outcome {
     const N: usize = HUGE_PAGES;
     let target = Target::open(ctx, GENERIC)?;
@@ -108,7 +108,7 @@ fn hugetlbfs(ctx: &Ctx) -> Outcome {
     buf.check(0, N, 752)
 }
 
-/// A file of a file system without a name, with the pattern of `seed`.
+/// An unnamed file in memory, with the pattern of `seed`.
 fn with_pattern(seed: u64) -> Outcome<File> {
     const PATH: &str = "/tmp/zdm-scenarios";
     fs::create_dir_all("/tmp").or_fail("mkdir /tmp")?;
@@ -136,7 +136,7 @@ fn file(ctx: &Ctx) -> Outcome {
     check_bytes(&data, 754, 0, "data in the file")
 }
 
-/// Private copies of a file's pages are anonymous and go; the file is as it was.
+/// Private copies of a file's pages are anonymous and migrate; the file stays the same.
 fn file_private(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, GENERIC)?;
     let file = with_pattern(755)?;
@@ -146,7 +146,7 @@ fn file_private(ctx: &Ctx) -> Outcome {
     target.move_all(&buf, 756)?;
     buf.check(0, PAGES, 756)?;
     let before = target.stats()?;
-    // Given up on the device, the page of the file is there again.
+    // After the page is dropped on the device, the mapping has the page of the file again.
     buf.advise(0, 8, libc::MADV_DONTNEED)?;
     super::freed_since(&target, &before, 8)?;
     buf.check(0, 8, 755)?;
@@ -157,7 +157,7 @@ fn file_private(ctx: &Ctx) -> Outcome {
     check_bytes(&data, 755, 0, "data in the file")
 }
 
-/// Memory that is shared by mapping does not go.
+/// Memory of a shared mapping does not migrate.
 fn shared(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, GENERIC)?;
     let file = sys::memfd("zdm-shared").or_fail("memfd_create")?;
@@ -174,7 +174,7 @@ fn shared(ctx: &Ctx) -> Outcome {
     buf.check(0, PAGES, 757)
 }
 
-/// Pages of several kinds at once, and one that is on the other device.
+/// Pages of several kinds in one range, one of them on the other device.
 fn mixed(ctx: &Ctx) -> Outcome {
     let (zero, one) = (Target::open(ctx, GENERIC)?, Target::open(ctx, GENERIC + 1)?);
     let buf = Buffer::anon(6)?;
@@ -184,7 +184,7 @@ fn mixed(ctx: &Ctx) -> Outcome {
     buf.unmap(1, 1)?;
     let result = one.to_device(&buf, 0, 3);
     expect_errno(result, &[libc::EINVAL], "MIGRATE_TO_DEV across a hole")?;
-    // The page of zeroes, a read-only page, and two plain ones.
+    // The zero page, a read-only page, and two plain ones.
     buf.protect(2, 1, libc::PROT_READ)?;
     check_eq!(buf.get(2, 0), 0, "first word of fresh memory");
     buf.protect(3, 3, RW)?;
@@ -194,7 +194,7 @@ fn mixed(ctx: &Ctx) -> Outcome {
     check_eq!(moved.cpages, 4, "copied pages");
     check_bytes(&moved.data[PAGE..], 758, 3, "returned data")?;
     one.expect(&buf, 2, 4, 4)?;
-    // The other device does not take it away, whose page it is.
+    // The other device does not take a page that it does not own.
     let before = zero.stats()?;
     let owner = one.inspect_one(&buf, 5)?;
     if let Err(e) = zero.to_device(&buf, 5, 1) {
@@ -206,7 +206,7 @@ fn mixed(ctx: &Ctx) -> Outcome {
     buf.check(3, 3, 758)
 }
 
-/// To the device, some of it back, and all of it to the device.
+/// The pages migrate, some come back, and all migrate again.
 fn fault(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, GENERIC)?;
     let buf = Buffer::filled(PAGES, 759)?;
@@ -222,7 +222,7 @@ fn fault(ctx: &Ctx) -> Outcome {
     buf.check(0, PAGES, 759)
 }
 
-/// Other memory each time, and by turns freed where it is.
+/// Each round uses other memory, and frees it in turn on the device.
 fn multiple(ctx: &Ctx) -> Outcome {
     const TIMES: u64 = 64;
     let target = Target::open(ctx, GENERIC)?;
@@ -239,7 +239,7 @@ fn multiple(ctx: &Ctx) -> Outcome {
     target.expect_empty()
 }
 
-/// A half is unmapped while the device reads, or takes, all of it.
+/// One half is unmapped while the device reads or migrates the whole range.
 fn teardown(ctx: &Ctx) -> Outcome {
     const TIMES: u64 = 40;
     const N: usize = 256;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the device sees of the CPU's page table without faulting anything. The
-//! kinds are those that the kernel's hmm-tests expect.
+//! The device's view of the CPU's page table without a fault. The kinds are those that the kernel's
+//! hmm-tests expect.
 
 use super::target::{COHERENT, GENERIC, PRIVATE, Target, expect_huge, huge_filled, open};
 use super::{Ctx, Test, expect_present, test};
@@ -79,14 +79,14 @@ fn kinds<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let by_one = expected(remote(PROT_WRITE), local | PROT_WRITE, remote(PROT_READ));
     expect(&zero, &buf, 0, &by_zero)?;
     expect(&one, &buf, 0, &by_one)?;
-    // A page of each kind alone: what it is does not hang on its neighbours.
+    // A page inspected alone gives the same as among its neighbours.
     for page in 0..9 {
         expect(&zero, &buf, page, &by_zero[page..=page])?;
     }
     buf.check(3, 5, 300)
 }
 
-/// Parts of huge pages say so.
+/// Parts of huge pages have the PMD flag.
 fn huge<const NODE: usize>(ctx: &Ctx) -> Outcome {
     const N: usize = HUGE_PAGES;
     let target = Target::open(ctx, NODE)?;
@@ -96,7 +96,7 @@ fn huge<const NODE: usize>(ctx: &Ctx) -> Outcome {
     buf.protect(0, N, libc::PROT_READ)?;
     expect(&target, &buf, 0, &[PROT_READ | PROT_PMD; N])?;
     buf.protect(0, N, RW)?;
-    // Only a write makes it writable again.
+    // Only a write makes the page writable again.
     buf.fill(0, N, 301);
     expect_huge(&buf, 0, N, N)?;
 
@@ -107,13 +107,13 @@ fn huge<const NODE: usize>(ctx: &Ctx) -> Outcome {
     expect(&target, &buf, 31, &[local | PROT_WRITE | whole; 2])?;
     target.expect(&buf, 0, N, N)?;
 
-    // Other rights for a part: no part is one of a whole any more.
+    // Other rights for a part split the entry, and no page has the PMD flag any more.
     buf.protect(100, 50, libc::PROT_READ)?;
     expect(&target, &buf, 0, &[local | PROT_WRITE; 100])?;
     expect(&target, &buf, 100, &[local | PROT_READ; 50])?;
     expect(&target, &buf, 150, &[local | PROT_WRITE; N - 150])?;
 
-    // The other device, for which stock kernels have two ways to say no.
+    // A stock kernel has two ways to refuse another device.
     let other = open(ctx, NODE + 1)?;
     let seen = other.snapshot(&buf, 150, 10).or_fail("SNAPSHOT")?;
     let remote = target.remote(PROT_WRITE);
@@ -121,7 +121,7 @@ fn huge<const NODE: usize>(ctx: &Ctx) -> Outcome {
     buf.check(0, N, 301)
 }
 
-/// More pages than the driver looks at in one go, no two neighbours alike.
+/// More pages than the driver handles in one batch, with different neighbours.
 fn batches(_: &Ctx) -> Outcome {
     const N: usize = 101;
     let device = Device::open(0)?;
@@ -154,11 +154,11 @@ fn batches(_: &Ctx) -> Outcome {
     Ok(())
 }
 
-/// Each snapshot is of its own time.
+/// Each snapshot shows the state at its time.
 fn changes(_: &Ctx) -> Outcome {
     let device = Device::open(0)?;
     let buf = Buffer::filled(4, 303)?;
-    // The device's own page table must not stand in for the CPU's.
+    // The result must come from the CPU's page table, not from the device's.
     device.read(&buf, 0, 4).or_fail("READ")?;
     expect(&device, &buf, 0, &[PROT_WRITE; 4])?;
     device.to_device(&buf, 0, 4).or_fail("MIGRATE_TO_DEV")?;
@@ -183,7 +183,7 @@ fn changes(_: &Ctx) -> Outcome {
     buf.check(0, 4, 303)
 }
 
-/// Nothing is populated, moved or counted as a fault.
+/// A snapshot does not populate, move or count anything.
 fn touches_nothing(_: &Ctx) -> Outcome {
     let device = Device::open(0)?;
     let buf = Buffer::anon(64)?;

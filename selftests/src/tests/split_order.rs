@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Huge pages on the device that are split, where they are, into folios of any order.
+//! Huge pages on the device are split in place into folios of any order.
 
 use std::fs;
 
@@ -24,8 +24,8 @@ pub const TESTS: &[Test] = of_each_kind!("split_order":
     "moved_again" => moved_again,
 );
 
-/// A huge page on the device that was split into folios of `order`. A device that takes small pages only
-/// has nothing to be split, and a PRIVATE page is not found.
+/// A huge page on the device, split into folios of `order`. A device that moves only small pages
+/// has nothing to split, and debugfs does not find a PRIVATE page.
 fn split(target: &Target, order: u32, seed: u64) -> Outcome<Buffer> {
     let buf = huge_filled(1, seed)?;
     target.move_huge(&buf, seed)?;
@@ -54,7 +54,7 @@ fn taken_back(ctx: &Ctx, node: usize) -> Outcome {
     for order in ORDERS {
         let before = target.stats()?;
         let buf = split(&target, order, 700)?;
-        // A part that cuts a folio, then the rest.
+        // Migrate a part that cuts a folio, then the rest.
         target
             .to_system(&buf, 5, 7)
             .or_fail("MIGRATE_TO_SYS of a part")?;
@@ -106,7 +106,7 @@ fn closed(ctx: &Ctx, node: usize) -> Outcome {
         let before = observer.stats()?;
         drop(target);
         observer.expect_empty()?;
-        // Each folio in one piece.
+        // Each folio comes back in one piece.
         let after = observer.stats()?;
         check_eq!(
             after.to_system_by_order[order] - before.to_system_by_order[order],
@@ -129,7 +129,7 @@ fn released(ctx: &Ctx, node: usize) -> Outcome {
     Ok(())
 }
 
-/// What came back in parts of any order makes room for a huge page again.
+/// Memory that came back in parts of any order can be used for a huge page again.
 fn moved_again(ctx: &Ctx, node: usize) -> Outcome {
     let target = Target::open(ctx, node)?;
     for round in 0..2 * ORDERS.len() {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The oracle with `strict=1`, which compares all of struct page (I14): whatever pages of the
-//! device went through, a free and a fresh one have nothing that is not explained. The audit
-//! after each test is a strict one, too.
+//! The oracle with `strict=1`, which compares all of struct page (I14): free and fresh pages of the
+//! device have no unexplained field, whatever their history. The audit after each test is strict,
+//! too.
 
 use super::chain::{Image, SIZES, filled};
 use super::leak::settled;
@@ -20,12 +20,12 @@ pub const TESTS: &[Test] = of_each_kind!("strict", "strict=1":
     "sizes" => sizes,
 );
 
-/// The device that knows whether the kernel keeps a reference on free pages.
+/// The device that shows whether the kernel keeps a reference on free pages.
 const GENERIC: usize = 4;
 
-/// A reason to skip a test on a kernel without the series: its `zone_device_page_init()` leaves flags
-/// of the last user on a page, which strict mode reports. Such a kernel keeps a reference on free
-/// GENERIC pages, too.
+/// Skips a test on a kernel without the series: its `zone_device_page_init()` leaves flags of the
+/// last user on a page, which strict mode reports. Such a kernel also keeps a reference on free
+/// GENERIC pages.
 #[track_caller]
 fn clears_flags(ctx: &Ctx) -> Outcome {
     if ctx.module.nodes().contains(&GENERIC) && Device::open(GENERIC)?.stats()?.free_refs != 0 {
@@ -36,7 +36,7 @@ fn clears_flags(ctx: &Ctx) -> Outcome {
     Ok(())
 }
 
-/// Checks that nothing was found by now.
+/// Checks that no violation has been found so far.
 #[track_caller]
 fn nothing_found(target: &Target) -> Outcome {
     let (audit, records) = target.audit()?;
@@ -48,7 +48,7 @@ fn nothing_found(target: &Target) -> Outcome {
     Ok(())
 }
 
-/// There and back, shared and copied, unmapped on the device, by the end of a process.
+/// Migration both ways, sharing and copying, unmapping on the device, and the end of a process.
 fn life(ctx: &Ctx, node: usize) -> Outcome {
     clears_flags(ctx)?;
     for huge in SIZES {
@@ -76,8 +76,8 @@ fn life(ctx: &Ctx, node: usize) -> Outcome {
     Ok(())
 }
 
-/// Pages that had every mark before they went: locked, cold, lazily freed, soft-dirty, exclusive,
-/// recently used.
+/// Pages that had every mark before they migrated: locked, cold, lazily freed, soft-dirty,
+/// exclusive, active.
 fn marked(ctx: &Ctx, node: usize) -> Outcome {
     clears_flags(ctx)?;
     for huge in SIZES {
@@ -103,7 +103,7 @@ fn marked(ctx: &Ctx, node: usize) -> Outcome {
             buf.lock(0, n, true)?;
             let _ = target.to_device(&buf, 0, n);
             drop(buf);
-            // Used so often that it is active.
+            // Accessed so often that it is active.
             let buf = fresh(4212)?;
             for _ in 0..4 {
                 let read = target.read(&buf, 0, n).or_fail("READ")?;
@@ -121,7 +121,7 @@ fn marked(ctx: &Ctx, node: usize) -> Outcome {
     Ok(())
 }
 
-/// A large folio is split on the device, and its pages go one by one.
+/// A large folio is split on the device, and its pages are freed one by one.
 fn split(ctx: &Ctx, node: usize) -> Outcome {
     clears_flags(ctx)?;
     settled(ctx, node, |target| {
@@ -138,7 +138,7 @@ fn split(ctx: &Ctx, node: usize) -> Outcome {
     })
 }
 
-/// Pages that were a large folio are handed out as small ones, and the other way round.
+/// Pages of a large folio are given out as small ones, and the other way round.
 fn sizes(ctx: &Ctx, node: usize) -> Outcome {
     clears_flags(ctx)?;
     for _ in 0..3 {

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Swap next to device memory: what is swapped out does not go to the device, what is on
-//! the device is not swapped out, and no old data comes back from swap. Small and huge
-//! pages.
+//! Swap next to device memory: swapped-out pages do not migrate, pages on the device are not
+//! swapped out, and no old data comes back from swap. Small and huge pages.
 
 use std::fs;
 use std::path::Path;
@@ -33,18 +32,18 @@ pub const TESTS: &[Test] = of_each_kind!("swap":
     "race" => race,
 );
 
-/// Swaps pages out, in spite of references that others hold for a moment.
+/// Swaps pages out, and retries while others hold references for a moment.
 #[track_caller]
 pub fn swap_out(buf: &Buffer, first: usize, n: usize, expected: usize) -> Outcome {
     let mut found = 0;
     sys::wait_until(Duration::from_secs(5), || {
-        // What is not swapped out shows below.
+        // Pages that are not swapped out show below.
         let _ = buf.try_advise(first, n, libc::MADV_PAGEOUT);
         found = proc::swapped(buf, first, n).unwrap_or(0);
         if found == expected {
             return true;
         }
-        // Those in the batch of another CPU would wait there for ever.
+        // Pages in the batch of another CPU would wait there for ever.
         let _ = proc::drain_batches();
         false
     });
@@ -57,7 +56,7 @@ pub fn swap_out(buf: &Buffer, first: usize, n: usize, expected: usize) -> Outcom
     }
 }
 
-/// What is in swap stays there until somebody wants it, and goes to the device then.
+/// Swapped-out pages stay in swap until an access brings them back; then they migrate.
 fn then_device(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
         settled(ctx, node, |target| {
@@ -71,7 +70,7 @@ fn then_device(ctx: &Ctx, node: usize) -> Outcome {
             check_eq!(proc::swapped(&buf, 0, n)?, n, "pages in swap");
             let after = target.stats()?;
             check_eq!(after.to_device, before.to_device, "pages that went");
-            // The device wants a half, the CPU the rest.
+            // The device reads one half, the CPU the other.
             let read = target.read(&buf, 0, n / 2).or_fail("READ")?;
             check_bytes(&read.data, 1400, 0, "READ from swap")?;
             check_eq!(proc::swapped(&buf, 0, n / 2)?, 0, "pages in swap");
@@ -86,7 +85,7 @@ fn then_device(ctx: &Ctx, node: usize) -> Outcome {
     Ok(())
 }
 
-/// Of a range that is partly on the device the rest is swapped out, more than once.
+/// A part of the range is on the device; the rest is swapped out, more than once.
 fn beside(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
         settled(ctx, node, |target| {
@@ -106,7 +105,7 @@ fn beside(ctx: &Ctx, node: usize) -> Outcome {
                 buf.check(n / 2 + n / 4, n / 4, 1410)?;
             }
             swap_out(&buf, 0, n, n / 2)?;
-            // All that is on the device comes back between pages in swap.
+            // The pages on the device come back between pages in swap.
             target.bring_back(&buf, n / 4, n / 2)?;
             check_eq!(proc::swapped(&buf, 0, n)?, n / 2, "pages in swap");
             image.check(&buf)?;
@@ -118,7 +117,7 @@ fn beside(ctx: &Ctx, node: usize) -> Outcome {
     Ok(())
 }
 
-/// swapoff walks over entries of the device, and brings back what is swapped out.
+/// swapoff passes over entries of the device, and brings back the swapped-out pages.
 fn swapoff(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
         settled(ctx, node, |target| {
@@ -145,8 +144,8 @@ fn swapoff(ctx: &Ctx, node: usize) -> Outcome {
     Ok(())
 }
 
-/// Pages of which another process has the copy in swap: they may stay where they are, but
-/// both have their data.
+/// The pages of one process are in swap for another process: they may stay in place, but both
+/// processes have their data.
 fn shared(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
         settled(ctx, node, |target| {
@@ -164,7 +163,7 @@ fn shared(ctx: &Ctx, node: usize) -> Outcome {
                 },
             )?;
             buf.check(0, n, 1430)?;
-            // In the swap cache, whose space the child still needs.
+            // The page is in the swap cache, whose space the child still needs.
             if let Err(e) = target.to_device(&buf, 0, n) {
                 check_eq!(e.raw_os_error(), Some(libc::ENOENT), "MIGRATE_TO_DEV");
             }
@@ -186,9 +185,9 @@ fn shared(ctx: &Ctx, node: usize) -> Outcome {
     Ok(())
 }
 
-/// A page that is as it is in swap is dropped instead of written. What was written to it
-/// meanwhile, on the device or just before it went there, must keep it from that. (6.1,
-/// fd35ca3d12cc: the dirty bit was lost on the way.)
+/// The kernel drops a page without writing it if its copy in swap is up to date. A write since
+/// then, on the device or just before the migration, must prevent that. (Fixed in 6.1 by
+/// fd35ca3d12cc: the dirty bit was lost during the migration.)
 fn dirty(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
         for by_device in [false, true] {
@@ -197,7 +196,7 @@ fn dirty(ctx: &Ctx, node: usize) -> Outcome {
                 let buf = filled(huge, 1440)?;
                 let n = buf.pages();
                 swap_out(&buf, 0, n, n)?;
-                // Clean, and in the swap cache.
+                // The pages are clean, and in the swap cache.
                 buf.check(0, n, 1440)?;
                 let mut image = Image::new(n, 1440);
                 if !by_device {
@@ -221,14 +220,14 @@ fn dirty(ctx: &Ctx, node: usize) -> Outcome {
     Ok(())
 }
 
-/// The same with pages that may be dropped if nobody has written to them since.
+/// The same for pages with MADV_FREE, which the kernel may drop while they are clean.
 fn lazy(ctx: &Ctx, node: usize) -> Outcome {
     settled(ctx, node, |target| {
         for by_device in [false, true] {
             let buf = Buffer::filled(PAGES, 1450)?;
             let mut image = Image::new(PAGES, 1450);
             buf.advise(0, PAGES, libc::MADV_FREE)?;
-            // In whole pages, as what was there before may be gone.
+            // Fill whole pages, because the old content may be gone.
             image.fill(&buf, 0, PAGES, 1451);
             image.send(target, &buf)?;
             if by_device {
@@ -237,7 +236,8 @@ fn lazy(ctx: &Ctx, node: usize) -> Outcome {
                 image.set(0, PAGES, 1452);
             }
             target.bring_back(&buf, 0, PAGES)?;
-            // There is no swap: what may be dropped is, and nothing else.
+            // There is no swap: the kernel drops pages with MADV_FREE that are clean, and no
+            // others.
             for _ in 0..3 {
                 buf.advise(0, PAGES, libc::MADV_PAGEOUT)?;
             }
@@ -247,7 +247,7 @@ fn lazy(ctx: &Ctx, node: usize) -> Outcome {
     })
 }
 
-/// A page goes to swap and to the device by turns, with other data each time.
+/// A page migrates and is swapped out in turn, with other data each time.
 fn old_data(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
         settled(ctx, node, |target| {
@@ -279,12 +279,12 @@ fn old_data(ctx: &Ctx, node: usize) -> Outcome {
 
 /// Asks a cgroup to give up memory.
 fn reclaim(dir: &Path, pages: usize) {
-    // It may find less than it was asked for, which is an error then.
+    // The write fails if less memory is found than was requested.
     let _ = fs::write(dir.join("memory.reclaim"), (pages * PAGE).to_string());
 }
 
-/// A cgroup is short of memory with half of it on the device: the other half is swapped
-/// out, also while the first comes back.
+/// A cgroup is short of memory while half of its memory is on the device: the other half is swapped
+/// out, also while the first half comes back.
 fn pressure(ctx: &Ctx, node: usize) -> Outcome {
     const N: usize = 4 * HUGE_PAGES;
     settled_in(ctx, node, |target, dir| {
@@ -308,7 +308,7 @@ fn pressure(ctx: &Ctx, node: usize) -> Outcome {
         );
         target.expect(&away, 0, N, N)?;
         check_eq!(&frames(target, &away, 0, N)?, &pfns, "frames");
-        // No more than there is now, though the pages come back to where reclaim sees them.
+        // The limit is the present charge, although the pages come back to where reclaim sees them.
         let limit = current(dir)? as usize;
         fs::write(dir.join("memory.high"), (limit * PAGE).to_string()).or_fail("memory.high")?;
         for first in (0..N).step_by(HUGE_PAGES) {
@@ -323,11 +323,11 @@ fn pressure(ctx: &Ctx, node: usize) -> Outcome {
     })
 }
 
-/// One thread swaps out, in and off while the other migrates there and back; what is
-/// written is there afterwards.
+/// One thread swaps out, in, and switches swap off, while another one migrates back and forth;
+/// every write is kept.
 fn race(ctx: &Ctx, node: usize) -> Outcome {
     const ROUNDS: u64 = 30;
-    /// In the last of them swap is switched off.
+    /// The last of these rounds switches swap off.
     const FEWEST: u64 = 8;
     const TIME: Duration = Duration::from_secs(15);
     settled(ctx, node, |target| {
@@ -340,10 +340,10 @@ fn race(ctx: &Ctx, node: usize) -> Outcome {
                 let mut trips = 0;
                 while !over.load(Ordering::SeqCst) {
                     trips += 1;
-                    // What is in swap stays.
+                    // Pages in swap stay there.
                     let _ = target.to_device(&buf, 0, PAGES);
                     target.to_system(&buf, 0, PAGES).or_fail("MIGRATE_TO_SYS")?;
-                    // The other one has work to do in between.
+                    // Give the other thread time to work.
                     std::thread::sleep(Duration::from_micros(500));
                 }
                 Ok(trips)
@@ -351,8 +351,7 @@ fn race(ctx: &Ctx, node: usize) -> Outcome {
             let begun = Instant::now();
             let mut rounds = 0;
             let writing = (0..ROUNDS).try_for_each(|round| {
-                // On a machine that is busy with other things fewer rounds have to do, but not so few
-                // that swap is never switched off.
+                // A busy machine runs fewer rounds, but at least one that switches swap off.
                 if round >= FEWEST && begun.elapsed() > TIME {
                     return Ok(());
                 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A device of any kind for tests that are the same for all, and where pages are, as
-//! the kernel and not the driver tells it.
+//! A device of any kind for tests that all kinds share, with the places of pages as the kernel, not
+//! the driver, reports them.
 
 use std::ops::{Deref, Range};
 
@@ -12,16 +12,15 @@ use crate::device::{Buffer, Device, HUGE_PAGES, check_bytes};
 use crate::proc;
 use crate::uapi::*;
 
-/// The first node of each kind; the next number is the second.
+/// The first node of each kind; the second node has the next number.
 pub const PRIVATE: usize = 0;
 pub const COHERENT: usize = 2;
 pub const GENERIC: usize = 4;
 
-/// Why tests that move pages to GENERIC memory are skipped where the old rule holds.
+/// The reason for skipping tests that move pages to GENERIC memory under the old rule.
 const OLD_RULE: &str = "this kernel keeps a reference on free GENERIC pages";
 
-/// Opens node `n`, of a kernel with whatever rule; one that this machine has no
-/// memory for is a reason to skip the test.
+/// Opens node `n` under either rule. Skips the test if this machine has no memory for the node.
 #[track_caller]
 pub fn open(ctx: &Ctx, n: usize) -> Outcome<Device> {
     if n >= COHERENT && !ctx.module.nodes().contains(&n) {
@@ -31,17 +30,17 @@ pub fn open(ctx: &Ctx, n: usize) -> Outcome<Device> {
     Device::open(n)
 }
 
-/// Whether free pages of a GENERIC device have a reference, by the page frames of both
-/// devices; whether the driver says the same is checked.
+/// Whether free pages of a GENERIC device have a reference, by the page frames of both devices.
+/// Checks that the driver says the same.
 ///
-/// Under the old rule no page ever has count zero. Under the new one those have that
-/// are not in use: the last ones, unless the devices are full.
+/// Under the old rule no page ever has count zero. Under the new one free pages do: the last ones
+/// are free unless the devices are full.
 #[track_caller]
 pub fn old_rule(ctx: &Ctx, device: &Device, n: usize) -> Outcome<bool> {
     let said = device.stats()?.free_refs;
     let mut zeroes = false;
-    // The last page tells in most cases, as the allocator hands out low ones first;
-    // with small chunks there is none that far up.
+    // The last page suffices in most cases, because the allocator gives out low pages first. With
+    // small chunks there is no page that far up.
     for tail in [1, usize::MAX] {
         for range in ctx.module.frames(n) {
             let all = (range.end - range.start) as usize;
@@ -54,7 +53,7 @@ pub fn old_rule(ctx: &Ctx, device: &Device, n: usize) -> Outcome<bool> {
             break;
         }
     }
-    // Of free pages nothing can be seen where there are none.
+    // Without a free page there is nothing to compare.
     let agree = if zeroes { said == 0 } else { said == 1 };
     match agree || device.audit()?.0.free == 0 {
         true => Ok(said == 1),
@@ -66,7 +65,7 @@ pub fn old_rule(ctx: &Ctx, device: &Device, n: usize) -> Outcome<bool> {
     }
 }
 
-/// Opens a file of every device that this kernel and machine have.
+/// Opens a file of every device of this kernel and machine.
 pub fn open_all(ctx: &Ctx) -> Outcome<Vec<Target>> {
     let mut targets = Vec::new();
     for node in [PRIVATE, 1, COHERENT, 3, GENERIC, 5] {
@@ -82,9 +81,9 @@ pub fn open_all(ctx: &Ctx) -> Outcome<Vec<Target>> {
 /// An open device.
 pub struct Target {
     device: Device,
-    /// Node of the first device of its kind.
+    /// The node of the first device of its kind.
     kind: usize,
-    /// Page frames of both devices of the kind; those of PRIVATE ones are never
+    /// The page frames of both devices of the kind; `None` for PRIVATE ones, which are never
     /// mapped.
     frames: Option<Vec<Range<u64>>>,
     /// The largest order that this kernel migrates to the device.
@@ -100,8 +99,7 @@ impl Deref for Target {
 }
 
 impl Target {
-    /// Opens node `n`. A GENERIC one is a reason to skip the test also where the
-    /// kernel cannot migrate to it.
+    /// Opens node `n`. Also skips the test if the kernel cannot migrate to a GENERIC node.
     #[track_caller]
     pub fn open(ctx: &Ctx, n: usize) -> Outcome<Self> {
         let device = open(ctx, n)?;
@@ -126,24 +124,23 @@ impl Target {
         }
     }
 
-    /// Node of the first device of its kind.
+    /// The node of the first device of its kind.
     pub fn node(&self) -> usize {
         self.kind
     }
 
-    /// Whether the CPU can use pages where they are on the device, as with COHERENT
-    /// and GENERIC memory: then no access brings them back, and there is no more of it
-    /// than the machine has.
+    /// Whether the CPU can map pages on the device, as with COHERENT and GENERIC memory. Then no
+    /// access brings them back, and the device has only the memory that the machine gives it.
     pub fn cpu_maps(&self) -> bool {
         self.frames.is_some()
     }
 
-    /// Whether long-term pins are granted on the device's pages.
+    /// Whether the device's pages can be pinned for a long time.
     pub fn keeps_pinned(&self) -> bool {
         self.kind == GENERIC
     }
 
-    /// What SNAPSHOT says of pages of this device, without rights.
+    /// The result of SNAPSHOT for pages of this device, without rights.
     pub fn local(&self) -> u8 {
         match self.kind {
             PRIVATE => PROT_PRIVATE_LOCAL,
@@ -152,17 +149,17 @@ impl Target {
         }
     }
 
-    /// What SNAPSHOT says of pages of the other device of this kind, with `rights`.
+    /// The result of SNAPSHOT for pages of the other device of this kind, with `rights`.
     pub fn remote(&self, rights: u8) -> u8 {
         match self.kind {
-            // The other device's private memory is nothing that this one could use.
+            // This device cannot use the other device's private memory.
             PRIVATE => PROT_NONE,
             COHERENT => PROT_COHERENT_REMOTE | rights,
             _ => PROT_GENERIC_REMOTE | rights,
         }
     }
 
-    /// What ZDM_INSPECT says of pages of this device.
+    /// The memory type that ZDM_INSPECT returns for pages of this device.
     pub fn memory_type(&self) -> u32 {
         match self.kind {
             PRIVATE => TYPE_PRIVATE,
@@ -171,12 +168,12 @@ impl Target {
         }
     }
 
-    /// Whether huge pages move in one piece.
+    /// Whether huge pages migrate in one piece.
     pub fn moves_large(&self) -> bool {
         self.max_order > 0
     }
 
-    /// How many of the pages are on a device of this kind.
+    /// The number of pages that are on a device of this kind.
     #[track_caller]
     pub fn on_device(&self, buf: &Buffer, first: usize, n: usize) -> Outcome<usize> {
         let Some(frames) = &self.frames else {
@@ -200,8 +197,8 @@ impl Target {
         }
     }
 
-    /// Moves all of a buffer which holds the pattern of `seed`, none of it on the
-    /// device yet, and checks that every page went and has the right data.
+    /// Moves a whole buffer with the pattern of `seed`, none of it on the device yet. Checks that
+    /// every page moved and has the right data.
     #[track_caller]
     pub fn move_all(&self, buf: &Buffer, seed: u64) -> Outcome {
         let n = buf.pages();
@@ -222,8 +219,8 @@ impl Target {
         }
     }
 
-    /// As `move_all`, for a buffer of nothing but huge pages. Each must have gone
-    /// in one piece where the kernel can do that, and be mapped as one.
+    /// As `move_all`, for a buffer of huge pages. Checks that each moved in one piece, if the
+    /// kernel can do that, and is mapped as one.
     #[track_caller]
     pub fn move_huge(&self, buf: &Buffer, seed: u64) -> Outcome {
         let before = self.stats()?;
@@ -235,9 +232,8 @@ impl Target {
         Ok(())
     }
 
-    /// Checks how many huge pages have moved since `before`: to the device, to the
-    /// system, and in small pieces. There is nothing to check where the kernel
-    /// moves small pages only, but that it did.
+    /// Checks how many huge pages have moved since `before`: to the device, to the system, and in
+    /// small pieces. If the kernel moves only small pages, checks only that.
     #[track_caller]
     pub fn expect_large(
         &self,
@@ -247,7 +243,7 @@ impl Target {
         fallback: usize,
     ) -> Outcome {
         let now = self.stats()?;
-        // What is counted in pages is counted by order, too.
+        // The counters by order agree with the counters in pages.
         check_eq!(
             [
                 Stats::pages(&now.to_device_by_order),
@@ -263,7 +259,7 @@ impl Target {
         ];
         let expected = match self.moves_large() {
             true => [to_device as u64, to_system as u64, fallback as u64],
-            // Whether those count as fallen back is the driver's choice.
+            // The driver may count those as fallbacks or not.
             false => [0, 0, found[2]],
         };
         match found == expected {
@@ -275,8 +271,8 @@ impl Target {
         }
     }
 
-    /// Brings pages back to system memory: by a CPU access to each, or by request
-    /// where accesses bring nothing back.
+    /// Brings pages back to system memory: by a CPU access to each, or by request where accesses
+    /// bring nothing back.
     #[track_caller]
     pub fn bring_back(&self, buf: &Buffer, first: usize, n: usize) -> Outcome {
         if self.cpu_maps() {
@@ -289,13 +285,13 @@ impl Target {
         self.expect(buf, first, n, 0)
     }
 
-    /// Checks that nothing is in use on the device and that a scan finds no fault.
+    /// Checks that no page is in use on the device and that a scan finds no violation.
     #[track_caller]
     pub fn expect_empty(&self) -> Outcome {
-        // Frees by RCU or by another CPU come a little later.
+        // RCU and other CPUs free pages a little later.
         let mut audit = self.audit()?.0;
         crate::sys::wait_until(std::time::Duration::from_secs(2), || {
-            // An error shows as what was found last.
+            // A failed call shows in the final check.
             if let Ok((again, _)) = self.try_audit(0) {
                 audit = again;
             }
@@ -306,8 +302,7 @@ impl Target {
     }
 }
 
-/// Checks how many of the pages are mapped as parts of huge pages, be they on a
-/// device or not.
+/// Checks how many of the pages are mapped as parts of huge pages, on a device or not.
 #[track_caller]
 pub fn expect_huge(buf: &Buffer, first: usize, n: usize, expected: usize) -> Outcome {
     let found = proc::huge(buf, first, n)?;
@@ -320,8 +315,8 @@ pub fn expect_huge(buf: &Buffer, first: usize, n: usize, expected: usize) -> Out
     }
 }
 
-/// `count` huge pages with the pattern of `seed`. That they are huge is the
-/// kernel's free choice, so it gets a second chance.
+/// Makes `count` huge pages with the pattern of `seed`. The kernel may decline to make them huge,
+/// so it gets a second chance.
 #[track_caller]
 pub fn huge_filled(count: usize, seed: u64) -> Outcome<Buffer> {
     let n = count * HUGE_PAGES;
@@ -332,7 +327,7 @@ pub fn huge_filled(count: usize, seed: u64) -> Outcome<Buffer> {
     Ok(buf)
 }
 
-/// Makes a buffer that is touched and in system memory huge, if it is not.
+/// Makes a touched buffer in system memory huge, if it is not.
 #[track_caller]
 pub fn make_huge(buf: &Buffer) -> Outcome {
     let n = buf.pages();

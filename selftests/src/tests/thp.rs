@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Transparent huge pages that move, come back and end in one piece. What breaks
-//! them up is in `thp_parts.rs`.
+//! Transparent huge pages that migrate, come back and end in one piece. `thp_parts.rs` splits them.
 
 use std::io::{Read, Write};
 use std::time::Duration;
@@ -66,7 +65,7 @@ pub const TESTS: &[Test] = &[
     test("thp_generic.close", close::<GENERIC>),
 ];
 
-/// Two huge pages there and back by request.
+/// Two huge pages migrate to the device and back by request.
 fn round_trip<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, NODE)?;
     let buf = huge_filled(2, 200)?;
@@ -91,15 +90,15 @@ fn round_trip<const NODE: usize>(ctx: &Ctx) -> Outcome {
         check_eq!(after.cpu_faults, before.cpu_faults, "CPU faults");
         freed_since(&target, &before, n)?;
         buf.check(0, n, seed)?;
-        // Other data for the second time, and a huge page again where the first
-        // time has left small ones.
+        // The second round has other data, and makes the pages huge again if the first round has
+        // split them.
         buf.fill(0, n, 201);
         make_huge(&buf)?;
     }
     Ok(())
 }
 
-/// One CPU fault brings a huge page back as such.
+/// One CPU fault brings a huge page back in one piece.
 fn cpu_fault(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, PRIVATE)?;
     let buf = huge_filled(1, 202)?;
@@ -123,7 +122,7 @@ fn cpu_fault(ctx: &Ctx) -> Outcome {
     buf.check(0, N, 202)
 }
 
-/// The CPU reads and writes COHERENT and GENERIC memory where it is.
+/// The CPU reads and writes COHERENT and GENERIC memory on the device.
 fn cpu_access<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, NODE)?;
     let buf = huge_filled(1, 203)?;
@@ -146,7 +145,7 @@ fn cpu_access<const NODE: usize>(ctx: &Ctx) -> Outcome {
     buf.check(16, N - 16, 204)
 }
 
-/// The huge zero page, and a place where there is no page at all.
+/// The huge zero page, and a place without a page.
 fn zero_page<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, NODE)?;
     for touched in [true, false] {
@@ -164,7 +163,7 @@ fn zero_page<const NODE: usize>(ctx: &Ctx) -> Outcome {
         target.expect(&buf, 0, N, N)?;
         target.expect_large(&before, 1, 0, 0)?;
 
-        // The device's own page, not the one that all share.
+        // The device gets a page of its own, not the shared zero page.
         let data = pattern_bytes(206, 9, 3);
         target.write(&buf, 9, &data).or_fail("WRITE")?;
         target.bring_back(&buf, 0, N)?;
@@ -195,7 +194,7 @@ fn fork_read<const NODE: usize>(ctx: &Ctx) -> Outcome {
         buf.check(0, N, 210)
     })?;
     early.join()?;
-    // The device reads what is shared, wherever it is.
+    // The device reads the shared page, wherever it is.
     let read = target.read(&buf, 0, N).or_fail("READ of shared pages")?;
     check_bytes(&read.data, 210, 0, "READ of shared pages")?;
     buf.check(0, N, 210)?;
@@ -208,14 +207,14 @@ fn fork_read<const NODE: usize>(ctx: &Ctx) -> Outcome {
     buf.check(0, N, 211)
 }
 
-/// What one side writes the other must not see.
+/// Neither process sees the writes of the other.
 fn fork_write<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, NODE)?;
     let buf = huge_filled(1, 212)?;
 
     target.move_huge(&buf, 212)?;
     Child::spawn(|| {
-        // Some pages alone, then all.
+        // Write some pages alone, then all.
         buf.fill(17, 3, 213);
         buf.check(0, 17, 212)?;
         buf.check(17, 3, 213)?;
@@ -228,7 +227,7 @@ fn fork_write<const NODE: usize>(ctx: &Ctx) -> Outcome {
     check_bytes(&read.data, 212, 0, "the parent's pages by the device")?;
     buf.check(0, N, 212)?;
 
-    // The parent writes while a child holds on.
+    // The parent writes while a child still has the pages.
     target.bring_back(&buf, 0, N)?;
     target.move_all(&buf, 212)?;
     let (mut wait, go) = sys::pipe().or_fail("pipe")?;
@@ -248,10 +247,10 @@ fn fork_write<const NODE: usize>(ctx: &Ctx) -> Outcome {
     target.expect_empty()
 }
 
-/// The entries move to another address, the pages do not.
+/// The entries move to another address; the pages stay where they are.
 fn mremap<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, NODE)?;
-    // To where a huge entry fits, and to where it does not.
+    // Move to a place that fits a huge entry, and to one that does not.
     for at in [0, 128] {
         let buf = huge_filled(1, 215)?;
         target.move_huge(&buf, 215)?;
@@ -268,7 +267,7 @@ fn mremap<const NODE: usize>(ctx: &Ctx) -> Outcome {
             let expected = if at == 0 { N } else { 0 };
             expect_huge(&place, at, N, expected)?;
         }
-        // Before anything else can take the place.
+        // Read before another mapping can take the place.
         let gone = target.read(&buf, 0, 1);
         expect_errno(gone, &[libc::EFAULT], "READ of the old place")?;
         let read = target.read(&place, at, N).or_fail("READ after mremap")?;
@@ -281,13 +280,13 @@ fn mremap<const NODE: usize>(ctx: &Ctx) -> Outcome {
     Ok(())
 }
 
-/// Where only small pages move another one does.
+/// Where only small pages migrate, another one replaces the failed allocation.
 fn fail_one_page(target: &Target, buf: &Buffer) -> Outcome {
     target.to_device(buf, 0, N).or_fail("MIGRATE_TO_DEV")?;
     target.expect(buf, 0, N, N)
 }
 
-/// Without a huge page of the device, small ones do.
+/// If the allocation of a huge device page fails, small ones replace it.
 fn fail_to_device<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, NODE)?;
     let buf = huge_filled(1, 220)?;
@@ -303,7 +302,7 @@ fn fail_to_device<const NODE: usize>(ctx: &Ctx) -> Outcome {
     target.bring_back(&buf, 0, N)?;
     buf.check(0, N, 220)?;
 
-    // Once is once; and the same for a place without a page.
+    // The failure does not repeat; and the same holds for a place without a page.
     let buf = huge_filled(1, 221)?;
     target.move_huge(&buf, 221)?;
     let empty = Buffer::anon_huge_aligned(N)?;
@@ -325,7 +324,7 @@ fn fail_to_device<const NODE: usize>(ctx: &Ctx) -> Outcome {
     target.expect_empty()
 }
 
-/// Without a huge page of the system, small ones do.
+/// If the allocation of a huge system page fails, small ones replace it.
 fn fail_to_system<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, NODE)?;
     let buf = huge_filled(1, 222)?;
@@ -333,7 +332,7 @@ fn fail_to_system<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let before = target.stats()?;
     target.fail_alloc()?;
     match target.to_system(&buf, 0, N) {
-        // There is nothing smaller than a small page: then the command fails, once.
+        // Nothing is smaller than a small page: then the command fails, once.
         Err(e) if !target.moves_large() => {
             check_eq!(e.raw_os_error(), Some(libc::ENOMEM), "MIGRATE_TO_SYS");
             target
@@ -352,7 +351,7 @@ fn fail_to_system<const NODE: usize>(ctx: &Ctx) -> Outcome {
     target.expect_empty()
 }
 
-/// The same in a CPU fault.
+/// The allocation fails in a CPU fault.
 fn fail_fault(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, PRIVATE)?;
     let buf = huge_filled(1, 223)?;
@@ -363,7 +362,7 @@ fn fail_fault(ctx: &Ctx) -> Outcome {
     target.expect(&buf, 0, N, 0)?;
     target.expect_large(&before, 0, 0, 1)?;
     freed_since(&target, &before, N)?;
-    // Once is once.
+    // The failure does not repeat.
     make_huge(&buf)?;
     target.move_huge(&buf, 223)?;
     let before = target.stats()?;
@@ -385,7 +384,7 @@ fn exit<const NODE: usize>(ctx: &Ctx) -> Outcome {
     target.expect_empty()
 }
 
-/// Killed while it migrates huge pages, at another point each time.
+/// A process is killed while it migrates huge pages, at another point each time.
 fn kill<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, NODE)?;
     for round in 0..6 {
@@ -397,7 +396,7 @@ fn kill<const NODE: usize>(ctx: &Ctx) -> Outcome {
                 target.to_device(&buf, 0, N).or_fail("MIGRATE_TO_DEV")?;
                 match round % 2 {
                     0 => drop(target.to_system(&buf, 0, N).or_fail("MIGRATE_TO_SYS")?),
-                    // By a fault, where there is one.
+                    // Bring them back by a fault, if there is one.
                     _ => {
                         buf.get(N / 2, 0);
                     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Transparent huge pages of which a part only moves, changes or goes.
+//! A part of a transparent huge page migrates, changes or is unmapped.
 
 use super::target::{COHERENT, GENERIC, PRIVATE, Target, expect_huge, huge_filled};
 use super::{Ctx, Test, expect_present, test};
@@ -53,19 +53,19 @@ const PARTS: [(usize, usize); 5] = [
     (N - 1, 1),
 ];
 
-/// What is left of a huge page without a part, as ranges.
+/// The ranges of a huge page without a part.
 fn rest((first, n): (usize, usize)) -> impl Iterator<Item = (usize, usize)> {
     let end = first + n;
     [(0, first), (end, N - end)].into_iter().filter(|r| r.1 > 0)
 }
 
-/// The device reads pages that hold the pattern of `seed`.
+/// Checks that the device reads the pattern of `seed`.
 fn device_check(device: &Device, buf: &Buffer, first: usize, n: usize, seed: u64) -> Outcome {
     let read = device.read(buf, first, n).or_fail("READ")?;
     check_bytes(&read.data, seed, first, "READ")
 }
 
-/// A page in use, for a scan amid the life of a huge page.
+/// Checks that a scan finds no violation while a huge page is in use.
 fn expect_sound(device: &Device) -> Outcome {
     let (audit, records) = device.audit()?;
     check_eq!(audit.found, 0, "violations ({records:x?})");
@@ -73,7 +73,7 @@ fn expect_sound(device: &Device) -> Outcome {
     Ok(())
 }
 
-/// What is unmapped goes, at the latest with the rest; what is left keeps its data.
+/// Unmapped pages are freed, at the latest with the rest; the rest keeps its data.
 fn unmap<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, NODE)?;
     for part in PARTS {
@@ -96,7 +96,7 @@ fn unmap<const NODE: usize>(ctx: &Ctx) -> Outcome {
         }
         target.expect_empty()?;
 
-        // And with the rest still on the device at the end.
+        // The rest is still on the device in the end.
         let buf = huge_filled(1, 231)?;
         target.move_huge(&buf, 231)?;
         buf.unmap(part.0, part.1)?;
@@ -122,7 +122,7 @@ fn dontneed<const NODE: usize>(ctx: &Ctx) -> Outcome {
         }
         expect_sound(&target)?;
 
-        // New pages between those that are there already.
+        // The range gets new pages between the existing ones.
         buf.check_zero(first, n)?;
         buf.fill(first, n, 232);
         let moved = target.to_device(&buf, 0, N).or_fail("MIGRATE_TO_DEV")?;
@@ -145,7 +145,7 @@ fn protect<const NODE: usize>(ctx: &Ctx) -> Outcome {
     target.expect(&buf, 0, N, N)?;
     device_check(&target, &buf, 0, N, 233)?;
 
-    // Neither the device nor the CPU may write there; both may beside it.
+    // Neither the device nor the CPU may write to the part; both may write beside it.
     let data = pattern_bytes(234, first, 2);
     let result = target.write(&buf, first, &data);
     expect_errno(result, &[libc::EPERM], "WRITE to read-only pages")?;
@@ -173,7 +173,7 @@ fn protect<const NODE: usize>(ctx: &Ctx) -> Outcome {
     buf.check(0, N, 237)?;
     target.expect_empty()?;
 
-    // No access at all, and access again: the data waits on the device.
+    // Remove all access and restore it: the data stays on the device meanwhile.
     let buf = huge_filled(1, 238)?;
     target.move_huge(&buf, 238)?;
     buf.protect(first, n, libc::PROT_NONE)?;
@@ -202,7 +202,7 @@ fn mremap<const NODE: usize>(ctx: &Ctx) -> Outcome {
         device_check(&target, &buf, first, n, 240)?;
     }
     expect_sound(&target)?;
-    // Writes to one place must not show at the other, as they share a folio.
+    // Writes to one place must not appear at the other one, although both share a folio.
     target
         .write(&place, 7, &pattern_bytes(241, 7, 3))
         .or_fail("WRITE")?;
@@ -219,15 +219,15 @@ fn mremap<const NODE: usize>(ctx: &Ctx) -> Outcome {
     target.expect_empty()
 }
 
-/// The device reads and writes parts of its own huge page, which stays one.
+/// The device reads and writes parts of its own huge page, which stays whole.
 fn device_part<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, NODE)?;
     let buf = huge_filled(1, 242)?;
     target.move_huge(&buf, 242)?;
     let before = target.stats()?;
-    // Through a file that has not mapped anything yet, too.
+    // Use a file that has not mapped anything yet, too.
     for device in [&*target, &Device::open(NODE)?] {
-        // Ends and batches of 32, on and off their boundaries.
+        // Use ends, and batches of 32 on and off their boundaries.
         for (first, n) in [(0, 1), (N - 1, 1), (100, 40), (31, 2), (64, 32), (0, N)] {
             device_check(device, &buf, first, n, 242)?;
         }
@@ -247,8 +247,8 @@ fn device_part<const NODE: usize>(ctx: &Ctx) -> Outcome {
     buf.check(0, N, 242)
 }
 
-/// Another device reads a part: a CPU fault brings PRIVATE memory back, COHERENT and
-/// GENERIC memory is read where it is.
+/// Another device reads a part: a CPU fault brings PRIVATE memory back, COHERENT and GENERIC memory
+/// is read in place.
 fn other_device<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, NODE)?;
     let other = Target::open(ctx, NODE + 1)?;
@@ -268,7 +268,7 @@ fn other_device<const NODE: usize>(ctx: &Ctx) -> Outcome {
     buf.check(16, N - 16, 244)
 }
 
-/// A part of a huge page goes, then the rest.
+/// A part of a huge page migrates, then the rest.
 fn to_device<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, NODE)?;
     for (first, n) in PARTS {
@@ -333,7 +333,7 @@ fn misaligned<const NODE: usize>(ctx: &Ctx) -> Outcome {
     target.expect(&buf, 0, all, n)?;
     let now = target.stats()?;
     let large = now.large_to_device.wrapping_sub(before.large_to_device);
-    // There is one huge page and no more within the range.
+    // Exactly one whole huge page lies within the range.
     check!(
         large <= 1,
         "huge pages that moved: expected 1 at most, found {large}"
@@ -352,7 +352,7 @@ fn misaligned<const NODE: usize>(ctx: &Ctx) -> Outcome {
     target.expect_empty()
 }
 
-/// The file is closed when huge pages have holes, parts and other rights.
+/// The file is closed while huge pages have holes, parts and other rights.
 fn close_parts<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let observer = Target::open(ctx, NODE)?;
     let target = Target::open(ctx, NODE)?;

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Threads on other processors read and write through every operation that replaces an entry
-//! of the page table. A translation that is not flushed shows: what is written through it is
-//! lost, and what is read through it is old.
+//! Threads on other processors read and write through every operation that replaces an entry of the
+//! page table. A missing TLB flush shows: a write through the old translation is lost, and a read
+//! through it returns old data.
 //!
-//! Each writer has a word of its own in every page and knows what it wrote last; each reader
-//! expects that no word ever goes back.
+//! Each writer has a word of its own in every page and knows its last value; each reader checks
+//! that no word ever decreases.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -37,19 +37,19 @@ pub const TESTS: &[Test] = of_each_kind!("tlb":
 const RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
 /// How long each operation is repeated, for each size.
 const TIME: Duration = Duration::from_millis(600);
-/// Pages of a buffer of small pages: few, so that each is met often.
+/// The pages of a small buffer: few, so that each is accessed often.
 const SMALL: usize = 3;
-/// Threads that write, each to its own word.
+/// The number of writing threads, each with its own word.
 const WRITERS: usize = 2;
-/// Word of the first writer.
+/// The word of the first writer.
 const WORD: usize = 8;
 
-/// Pages that the threads use of a buffer of `n` pages.
+/// The pages of a buffer of `n` pages that the threads use.
 fn used(n: usize) -> [usize; 3] {
     [0, n / 2, n - 1]
 }
 
-/// Sets a flag when dropped, so that the other threads end whatever happens here.
+/// Sets a flag when dropped, so that the other threads end in any case.
 struct Over<'a>(&'a AtomicBool);
 
 impl Drop for Over<'_> {
@@ -58,7 +58,7 @@ impl Drop for Over<'_> {
     }
 }
 
-/// Counts in its words until all is over; what it has counted to.
+/// Counts in the words of writer `me` until `over` is set. Returns the last value.
 fn write(buf: &Buffer, me: usize, over: &AtomicBool, ready: &AtomicUsize) -> Outcome<u64> {
     let pages = used(buf.pages());
     let mut steps = 0;
@@ -83,7 +83,7 @@ fn write(buf: &Buffer, me: usize, over: &AtomicBool, ready: &AtomicUsize) -> Out
     }
 }
 
-/// Reads all words until all is over: none goes back.
+/// Reads all words until `over` is set, and checks that none decreases.
 fn read(buf: &Buffer, over: &AtomicBool) -> Outcome {
     let pages = used(buf.pages());
     let mut seen = [[0; WRITERS]; 3];
@@ -102,7 +102,7 @@ fn read(buf: &Buffer, over: &AtomicBool) -> Outcome {
     Ok(())
 }
 
-/// Repeats an operation on a buffer, which is all zeroes, while threads write to it and read.
+/// Repeats an operation on a buffer of zeroes while threads write to it and read it.
 #[track_caller]
 fn through(buf: &Buffer, mut operation: impl FnMut(usize) -> Outcome) -> Outcome<usize> {
     let (over, ready) = (AtomicBool::new(false), AtomicUsize::new(0));
@@ -111,7 +111,7 @@ fn through(buf: &Buffer, mut operation: impl FnMut(usize) -> Outcome) -> Outcome
         let writers: Vec<_> = (0..WRITERS)
             .map(|me| {
                 scope.spawn(move || {
-                    // The others end if this one does.
+                    // The other threads end if this one does.
                     let _over = Over(over);
                     write(buf, me, over, ready)
                 })
@@ -125,7 +125,7 @@ fn through(buf: &Buffer, mut operation: impl FnMut(usize) -> Outcome) -> Outcome
         let start = Instant::now();
         let mut rounds = 0;
         let mut result = Ok(());
-        // In its own time, and at least some rounds on a machine that is busy.
+        // Run for the given time, and at least some rounds on a busy machine.
         while result.is_ok()
             && began
             && !over.load(Ordering::SeqCst)
@@ -158,7 +158,7 @@ fn through(buf: &Buffer, mut operation: impl FnMut(usize) -> Outcome) -> Outcome
     })
 }
 
-/// Runs `body` with a buffer of each size whose words are all zeroes.
+/// Runs `body` with a buffer of each size that is all zeroes.
 fn each(ctx: &Ctx, node: usize, body: impl Fn(&Target, &Buffer, bool) -> Outcome) -> Outcome {
     for huge in SIZES {
         settled(ctx, node, |target| {
@@ -177,14 +177,14 @@ fn each(ctx: &Ctx, node: usize, body: impl Fn(&Target, &Buffer, bool) -> Outcome
     Ok(())
 }
 
-/// Something must have moved, or the test says nothing.
+/// Checks that something has moved, because otherwise the test proves nothing.
 fn expect_moved(target: &Target, before: u64) -> Outcome {
     let went = target.stats()?.to_device.wrapping_sub(before);
     check!(went > 0, "pages that went: expected some, found none");
     Ok(())
 }
 
-/// To the device and back. What others hold for a moment does not go; that is no failure.
+/// To the device and back. Pages that other threads hold for a moment stay; that is no failure.
 fn migrate(ctx: &Ctx, node: usize) -> Outcome {
     each(ctx, node, |target, buf, _| {
         let before = target.stats()?.to_device;
@@ -199,7 +199,7 @@ fn migrate(ctx: &Ctx, node: usize) -> Outcome {
     })
 }
 
-/// From one device to the other.
+/// Pages migrate from one device to the other.
 fn other_device(ctx: &Ctx, node: usize) -> Outcome {
     each(ctx, node, |target, buf, _| {
         let other = Target::open(ctx, node + 1)?;
@@ -213,7 +213,7 @@ fn other_device(ctx: &Ctx, node: usize) -> Outcome {
     })
 }
 
-/// Exclusive access takes the entries away, and each access of the CPU gets one back.
+/// Exclusive access removes the entries, and each access of the CPU restores one.
 fn exclusive(ctx: &Ctx, node: usize) -> Outcome {
     each(ctx, node, |target, buf, _| {
         if target.cpu_maps() {
@@ -231,13 +231,13 @@ fn exclusive(ctx: &Ctx, node: usize) -> Outcome {
     })
 }
 
-/// The device gives all of its memory up.
+/// The device gives up all of its memory.
 fn release(ctx: &Ctx, node: usize) -> Outcome {
     each(ctx, node, |target, buf, _| {
         let before = target.stats()?.to_device;
         through(buf, |_| {
             let _ = target.to_device(buf, 0, buf.pages());
-            // What is in use at the moment may stay.
+            // Pages in use at this moment may stay.
             let _ = target.release();
             Ok(())
         })?;
@@ -245,8 +245,7 @@ fn release(ctx: &Ctx, node: usize) -> Outcome {
     })
 }
 
-/// A huge entry is split by other rights of a page that nobody uses, in system memory and on
-/// the device.
+/// Other rights of an unused page split a huge entry, in system memory and on the device.
 fn split(ctx: &Ctx, node: usize) -> Outcome {
     each(ctx, node, |target, buf, huge| {
         if !huge {
@@ -256,7 +255,7 @@ fn split(ctx: &Ctx, node: usize) -> Outcome {
             let _ = target.to_device(buf, 0, HUGE_PAGES);
             buf.protect(7, 1, libc::PROT_READ)?;
             buf.protect(7, 1, RW)?;
-            // Then the folio itself, as a part of it goes.
+            // Then split the folio itself by migrating a part of it.
             let _ = target.to_system(buf, 100, 30);
             let _ = target.to_system(buf, 0, HUGE_PAGES);
             let _ = buf.try_advise(0, HUGE_PAGES, libc::MADV_COLLAPSE);
@@ -287,8 +286,8 @@ fn collapse(ctx: &Ctx, node: usize) -> Outcome {
     })
 }
 
-/// What is read-only is so at once for everybody: the value that is read after mprotect() does
-/// not change. Nobody may write meanwhile, so this has a writer of its own, which dies of it.
+/// After mprotect() a read-only page is so for all threads at once: its value no longer changes.
+/// Other threads must not write, so this test has a writer of its own, which dies of the write.
 fn protect(ctx: &Ctx, node: usize) -> Outcome {
     for away in [false, true] {
         each(ctx, node, |target, buf, _| {
@@ -313,7 +312,7 @@ fn protect(ctx: &Ctx, node: usize) -> Outcome {
                     });
                     std::thread::sleep(Duration::from_millis(30));
                     buf.protect(0, n, libc::PROT_READ)?;
-                    // Only somebody with an old entry gets here with another value.
+                    // Only a writer with an old translation can change the value now.
                     for _ in 0..200 {
                         for page in used(n) {
                             let first = buf.get(page, WORD);
@@ -340,8 +339,8 @@ fn protect(ctx: &Ctx, node: usize) -> Outcome {
     Ok(())
 }
 
-/// A child's memory is that of one moment: what the parent's threads write afterwards it does
-/// not see.
+/// A child's memory is a snapshot of one moment: it does not see later writes of the parent's
+/// threads.
 fn fork(ctx: &Ctx, node: usize) -> Outcome {
     each(ctx, node, |target, buf, _| {
         let pages = used(buf.pages());
@@ -349,8 +348,8 @@ fn fork(ctx: &Ctx, node: usize) -> Outcome {
             if round % 2 == 0 {
                 let _ = target.to_device(buf, 0, buf.pages());
             }
-            // The child takes no lock and allocates nothing: a thread of the parent may have
-            // held a lock at that moment.
+            // The child takes no lock and allocates nothing, because a thread of the parent may
+            // have held a lock at that moment.
             let pid = sys::fork(|| {
                 let all = || pages.map(|page| [0, 1].map(|me| buf.get(page, WORD + me)));
                 let first = all();
@@ -394,8 +393,8 @@ fn swapped_out(ctx: &Ctx, node: usize) -> Outcome {
     })
 }
 
-/// Pages move to another address, with what was written before; threads read at the old one,
-/// where there is nothing, or what was, but nothing else.
+/// Pages move to another address with all earlier writes. Threads read at the old address, where
+/// they find nothing or the old data, but nothing else.
 fn mremap(ctx: &Ctx, node: usize) -> Outcome {
     each(ctx, node, |target, buf, _| {
         let n = buf.pages();
@@ -421,7 +420,7 @@ fn mremap(ctx: &Ctx, node: usize) -> Outcome {
                     buf.set(page, WORD, 1);
                     let _ = target.to_device(buf, 0, n);
                     buf.move_contents(0, n, &place, 0)?;
-                    // What is at the old place now is another page.
+                    // The old address now has another page.
                     buf.set(page, WORD, 0);
                     check_eq!(place.get(page, WORD), 1, "word at the new place");
                     check_eq!(buf.get(page, WORD), 0, "word at the old place");
@@ -436,15 +435,16 @@ fn mremap(ctx: &Ctx, node: usize) -> Outcome {
     })
 }
 
-/// The shared page of zeroes, which others read, is replaced by a page on the device and by
-/// one of the system; what is written then everybody reads.
+/// The shared zero page, which other threads read, is replaced by a page on the device and by a
+/// page of the system; every thread then reads the written data.
 fn zero_page(ctx: &Ctx, node: usize) -> Outcome {
     each(ctx, node, |target, buf, _| {
         let n = buf.pages();
         let [page, ..] = used(n);
         let (over, value) = (AtomicBool::new(false), AtomicUsize::new(0));
         std::thread::scope(|scope| {
-            // What was said before the page was read must be there, or a zero if it was given up.
+            // The reader must find the value that was published before it read the page, or a zero
+            // if the page was dropped.
             let reader = scope.spawn(|| -> Outcome {
                 while !over.load(Ordering::SeqCst) {
                     let said = value.load(Ordering::SeqCst);
@@ -461,7 +461,8 @@ fn zero_page(ctx: &Ctx, node: usize) -> Outcome {
             let mut result = Ok(());
             while start.elapsed() < TIME && result.is_ok() {
                 result = (|| {
-                    // Even: on its way. Odd: this is in the page until it is even again.
+                    // An even number says that a write is in progress; an odd one that the page has
+                    // this value until the number is even again.
                     value.store(2 * round, Ordering::SeqCst);
                     buf.advise(0, n, libc::MADV_DONTNEED)?;
                     check_eq!(buf.get(page, WORD), 0, "word of a page that was given up");

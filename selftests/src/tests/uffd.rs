@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Ranges whose missing pages the process provides itself, by userfaultfd.
+//! Ranges whose missing pages the process itself provides, by userfaultfd.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -29,7 +29,7 @@ fn registered(first: usize, n: usize) -> Outcome<(Buffer, Uffd)> {
     Ok((buf, uffd))
 }
 
-/// Answers missing pages with those of a buffer, until told to stop. Counts them.
+/// Provides missing pages from a buffer until it is told to stop, and counts them.
 fn answer(
     uffd: &Uffd,
     buf: &Buffer,
@@ -44,7 +44,7 @@ fn answer(
         let Some(address) = event else { continue };
         let page = (address - buf.at(0)) as usize / 4096;
         match uffd.copy(address, from, page) {
-            // Answered already, for another fault on the same page.
+            // Another fault on the same page has already been answered.
             Err(e) if e.raw_os_error() == Some(libc::EEXIST) => {}
             result => result.or_fail("UFFDIO_COPY")?,
         }
@@ -53,7 +53,7 @@ fn answer(
     Ok(())
 }
 
-/// Runs `body` while a thread answers; returns how many pages it provided.
+/// Runs `body` while a thread answers. Returns the number of pages that the thread provided.
 fn answered(
     uffd: &Uffd,
     buf: &Buffer,
@@ -73,8 +73,8 @@ fn answered(
     Ok(count.into_inner())
 }
 
-/// Nothing is put where the process wants to know of it: neither by a migration,
-/// which never faults, nor by a device that cannot wait.
+/// Missing pages of a registered range stay missing: a migration never faults, and the device
+/// cannot wait for the process.
 fn missing(_: &Ctx) -> Outcome {
     let device = Device::open(0)?;
     let (buf, uffd) = registered(0, PAGES)?;
@@ -97,8 +97,8 @@ fn missing(_: &Ctx) -> Outcome {
     Ok(())
 }
 
-/// Pages that are there go and come back without anybody being asked, as a page
-/// on the device is not missing.
+/// Present pages migrate and come back without an event, because a page on the device is not
+/// missing.
 fn present(_: &Ctx) -> Outcome {
     let device = Device::open(0)?;
     let buf = Buffer::filled(PAGES, 450)?;
@@ -113,7 +113,7 @@ fn present(_: &Ctx) -> Outcome {
     let event = uffd.next(Duration::ZERO).or_fail("userfaultfd")?;
     check_eq!(event, None, "event");
 
-    // Beside a registered part the rest is as ever.
+    // The rest beside a registered part is not affected.
     let (buf, _uffd) = registered(8, 8)?;
     buf.fill(0, 8, 451);
     let result = device.to_device(&buf, 0, PAGES);
@@ -140,7 +140,7 @@ fn unlocked(_: &Ctx) -> Outcome {
         (PAGES..=2 * PAGES).contains(&pages),
         "pages asked for: expected {PAGES}, found {pages}"
     );
-    // Now that they are there everything works, and nobody is asked.
+    // Now that the pages exist, everything works without an event.
     device.move_all(&buf, 452)?;
     let read = device
         .read_unlocked(&buf, 0, PAGES)
@@ -153,7 +153,7 @@ fn unlocked(_: &Ctx) -> Outcome {
     Ok(())
 }
 
-/// What is thrown away on the device is missing again.
+/// A page that is dropped on the device is missing again.
 fn dontneed(_: &Ctx) -> Outcome {
     let device = Device::open(0)?;
     let buf = Buffer::filled(PAGES, 453)?;
@@ -183,7 +183,7 @@ fn dontneed(_: &Ctx) -> Outcome {
     buf.check(16, PAGES - 16, 453)
 }
 
-/// A process that waits for an answer which never comes can be killed.
+/// A process that waits for an answer that never comes can be killed.
 fn killed(_: &Ctx) -> Outcome {
     for round in 0..4 {
         let (ready, go) = sys::pipe().or_fail("pipe")?;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! userfaultfd(2) on pages of the device: write protection that a migration must keep, and
-//! pages that are put next to them, onto them, or moved away. Small and huge pages.
+//! userfaultfd(2) on pages of the device: write protection that a migration must keep, and pages
+//! that are put beside them, onto them, or moved away. Small and huge pages.
 
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -31,8 +31,8 @@ pub const TESTS: &[Test] = of_each_kind!("uffd":
     "move_onto_huge" => move_onto_huge,
 );
 
-/// Writes a word to each page of a buffer while a thread lifts the protection of each page
-/// that it is asked for; returns those pages.
+/// Writes a word to each page of a buffer while a thread ends the protection of each page for which
+/// it gets an event. Returns those pages.
 fn write_all(uffd: &Uffd, buf: &Buffer, image: &Image) -> Outcome<BTreeSet<usize>> {
     let over = AtomicBool::new(false);
     let (written, asked) = std::thread::scope(|scope| {
@@ -55,7 +55,7 @@ fn write_all(uffd: &Uffd, buf: &Buffer, image: &Image) -> Outcome<BTreeSet<usize
             Ok(asked)
         });
         let written = (0..buf.pages()).try_for_each(|page| {
-            // What is there before the write is what was there before the protection.
+            // Before the write the page has the data from before the protection.
             let old = buf.get(page, 9);
             buf.set(page, 9, !old);
             check_eq!(
@@ -75,7 +75,7 @@ fn write_all(uffd: &Uffd, buf: &Buffer, image: &Image) -> Outcome<BTreeSet<usize
     asked
 }
 
-/// A buffer of which the middle half is to be write-protected.
+/// A buffer whose middle half will be write-protected.
 fn watched(target: &Target, huge: bool, seed: u64) -> Outcome<(Buffer, Uffd, Image)> {
     let buf = filled(huge, seed)?;
     let n = buf.pages();
@@ -89,7 +89,7 @@ fn watched(target: &Target, huge: bool, seed: u64) -> Outcome<(Buffer, Uffd, Ima
     Ok((buf, uffd, Image::new(n, seed)))
 }
 
-/// Checks that writes are seen to exactly the pages of a range.
+/// Checks that writes cause events for exactly the pages of a range.
 fn expect_asked(uffd: &Uffd, buf: &Buffer, image: &Image, first: usize, n: usize) -> Outcome {
     let asked = write_all(uffd, buf, image)?;
     let expected: BTreeSet<usize> = (first..first + n).collect();
@@ -108,7 +108,7 @@ fn expect_asked(uffd: &Uffd, buf: &Buffer, image: &Image, first: usize, n: usize
     Ok(())
 }
 
-/// What is protected is so after the way to the device, and after the way back.
+/// Protected pages stay protected on the way to the device and back.
 fn protect_then_device(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
         for back in [false, true] {
@@ -123,7 +123,7 @@ fn protect_then_device(ctx: &Ctx, node: usize) -> Outcome {
                     target.bring_back(&buf, 0, n)?;
                 }
                 expect_asked(&uffd, &buf, &image, n / 4, n / 2)?;
-                // It is lifted for good.
+                // The protection has ended for good.
                 image.send(target, &buf)?;
                 expect_asked(&uffd, &buf, &image, 0, 0)
             })?;
@@ -132,7 +132,7 @@ fn protect_then_device(ctx: &Ctx, node: usize) -> Outcome {
     Ok(())
 }
 
-/// The same with pages that are on the device when they are protected.
+/// The pages are on the device when they are protected.
 fn protect_on_device(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
         for back in [false, true] {
@@ -140,7 +140,7 @@ fn protect_on_device(ctx: &Ctx, node: usize) -> Outcome {
                 let (buf, uffd, image) = watched(target, huge, 1510)?;
                 let n = buf.pages();
                 image.send(target, &buf)?;
-                // All of it, so that a huge entry can stay one; or a part of it.
+                // Protect the whole buffer, so that a huge entry can stay whole; or a part of it.
                 let (first, len) = if back { (0, n) } else { (n / 4, n / 2) };
                 uffd.protect(&buf, first, len, true)
                     .or_fail("UFFDIO_WRITEPROTECT")?;
@@ -150,7 +150,7 @@ fn protect_on_device(ctx: &Ctx, node: usize) -> Outcome {
                     target.bring_back(&buf, 0, n)?;
                 }
                 expect_asked(&uffd, &buf, &image, first, len)?;
-                // Protected and lifted again without a fault.
+                // Protect the pages and end the protection without a fault.
                 image.send(target, &buf)?;
                 uffd.protect(&buf, 0, n, true)
                     .or_fail("UFFDIO_WRITEPROTECT")?;
@@ -163,7 +163,7 @@ fn protect_on_device(ctx: &Ctx, node: usize) -> Outcome {
     Ok(())
 }
 
-/// A protected huge page is split, by what happens to one page of it: all are protected.
+/// A protected huge page is split by an operation on one of its pages: all stay protected.
 fn protect_huge_part(ctx: &Ctx, node: usize) -> Outcome {
     const N: usize = HUGE_PAGES;
     for page in [0, N / 2, N - 1] {
@@ -173,7 +173,7 @@ fn protect_huge_part(ctx: &Ctx, node: usize) -> Outcome {
                 .or_fail("UFFDIO_WRITEPROTECT")?;
             image.send(target, &buf)?;
             match page {
-                // The entry alone, and the folio as well.
+                // Split only the entry, or the folio as well.
                 0 => {
                     buf.protect(page, 1, libc::PROT_READ)?;
                     buf.protect(page, 1, libc::PROT_READ | libc::PROT_WRITE)?;
@@ -186,7 +186,7 @@ fn protect_huge_part(ctx: &Ctx, node: usize) -> Outcome {
     Ok(())
 }
 
-/// The device must not write past the protection: it cannot wait, and gets an error.
+/// The device must not write to protected pages: it cannot wait, so it gets an error.
 fn protect_device_write(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
         for away in [false, true] {
@@ -212,7 +212,7 @@ fn protect_device_write(ctx: &Ctx, node: usize) -> Outcome {
     Ok(())
 }
 
-/// A page on the device is not missing: nothing is put in its place.
+/// A page on the device is not missing: UFFDIO_COPY does not replace it.
 fn copy_onto(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
         settled(ctx, node, |target| {
@@ -253,7 +253,7 @@ fn copy_beside(ctx: &Ctx, node: usize) -> Outcome {
                 super::target::make_huge(&buf)?;
             }
             target.move_all(&buf, 1550)?;
-            // Two holes: one for the data that was there, one for zeroes.
+            // Of two holes one gets its old data, the other zeroes.
             buf.advise(4, 1, libc::MADV_DONTNEED)?;
             buf.advise(n - 1, 1, libc::MADV_DONTNEED)?;
             uffd.copy(buf.at(4), &from, 4).or_fail("UFFDIO_COPY")?;
@@ -261,7 +261,8 @@ fn copy_beside(ctx: &Ctx, node: usize) -> Outcome {
             target.expect(&buf, 0, n, n - 2)?;
             buf.check(0, n - 1, 1550)?;
             buf.check_zero(n - 1, 1)?;
-            // The page of zeroes would have to be made, which the process wants to know of.
+            // The migration would have to make a page of zeroes, for which the process wants an
+            // event.
             let result = target.to_device(&buf, 0, n);
             expect_errno(
                 result,
@@ -276,8 +277,8 @@ fn copy_beside(ctx: &Ctx, node: usize) -> Outcome {
     Ok(())
 }
 
-/// Pages of the device are moved to holes elsewhere, or the kernel refuses; in no case is
-/// one lost or in two places.
+/// Pages of the device move to holes elsewhere, or the kernel refuses; no page is lost or in two
+/// places.
 fn move_from(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
         settled(ctx, node, |target| {
@@ -291,7 +292,7 @@ fn move_from(ctx: &Ctx, node: usize) -> Outcome {
             let moved = match moved {
                 Ok(moved) => moved,
                 Err(e) => {
-                    // A device private PMD is taken for a hole: ENOENT.
+                    // The kernel takes a device private PMD for a hole: ENOENT.
                     let errnos = [libc::EFAULT, libc::EBUSY, libc::EINVAL, libc::ENOENT];
                     check!(
                         e.raw_os_error().is_some_and(|n| errnos.contains(&n)),
@@ -320,8 +321,8 @@ fn move_from(ctx: &Ctx, node: usize) -> Outcome {
     Ok(())
 }
 
-/// Nothing is moved onto pages of the device. In a process of its own, as it may be that the kernel
-/// tries until that is killed.
+/// Pages are not moved onto pages of the device. The test uses a process, because the kernel may
+/// retry until the process is killed.
 fn onto(ctx: &Ctx, node: usize, make: impl Fn(u64) -> Outcome<Buffer>) -> Outcome {
     let (news, mut say) = sys::pipe().or_fail("pipe")?;
     let child = Child::spawn(|| {
@@ -359,7 +360,7 @@ fn move_onto(ctx: &Ctx, node: usize) -> Outcome {
     })
 }
 
-/// Where one entry maps a huge page.
+/// The target is a huge page with a single entry.
 fn move_onto_huge(ctx: &Ctx, node: usize) -> Outcome {
     settled(ctx, node, |_| onto(ctx, node, |seed| huge_filled(1, seed)))
 }

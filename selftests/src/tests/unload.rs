@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The module goes, or rightly refuses to.
+//! The module is unloaded, or rightly stays.
 
 use super::{Ctx, PAGES};
 use crate::check;
@@ -11,7 +11,7 @@ use crate::module::{self, NAME};
 use crate::proc;
 use crate::sys;
 
-/// An open file holds the module.
+/// An open file keeps the module loaded.
 pub fn busy(ctx: &Ctx) -> Outcome {
     let device = Device::open(0)?;
     let buf = Buffer::filled(PAGES, 110)?;
@@ -28,7 +28,7 @@ pub fn busy(ctx: &Ctx) -> Outcome {
         proc::module_loaded(NAME)?,
         "{NAME}: expected loaded, found gone"
     );
-    // And all is as before.
+    // Everything works as before.
     buf.check(0, PAGES, 110)?;
     device.move_all(&buf, 110)?;
     Device::open(1)?.move_all(&Buffer::filled(2, 111)?, 111)?;
@@ -39,7 +39,7 @@ pub fn idle(ctx: &Ctx) -> Outcome {
     ctx.module.unload()
 }
 
-/// After the close the process has its data, and needs the module no more.
+/// After the close the process has its data, and does not need the module any more.
 pub fn after_migration(ctx: &Ctx) -> Outcome {
     let bufs = [Buffer::filled(PAGES, 112)?, Buffer::filled(PAGES, 113)?];
     for (n, buf) in bufs.iter().enumerate() {
@@ -69,7 +69,7 @@ pub fn reload_10(ctx: &Ctx) -> Outcome {
         device.move_all(&buf, 116)?;
         buf.check(0, 4, 116)?;
         device.to_system(&buf, 4, 2).or_fail("MIGRATE_TO_SYS")?;
-        // Two pages are still there when the file is closed.
+        // Two pages are still on the device when the file is closed.
         drop(device);
         ctx.module.unload()?;
         buf.check(0, 8, 116)?;
@@ -77,7 +77,7 @@ pub fn reload_10(ctx: &Ctx) -> Outcome {
     Ok(())
 }
 
-/// The last test: whatever the others did, the module can go.
+/// The last test: the module can be unloaded, whatever the other tests did.
 pub fn clean(ctx: &Ctx) -> Outcome {
     ctx.module.unload()
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The mapping changes or goes while its pages are on the device.
+//! The mapping changes or ends while its pages are on the device.
 
 use super::target::Target;
 use super::{Ctx, PAGES, expect_present, freed_since};
@@ -48,7 +48,7 @@ pub fn partial<const NODE: usize>(ctx: &Ctx) -> Outcome {
     buf.check(2 * PAGES / 3, PAGES / 3, 51)
 }
 
-/// The entries move to another address, the pages do not.
+/// The entries move to another address; the pages stay where they are.
 pub fn mremap<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let device = Target::open(ctx, NODE)?;
     let buf = Buffer::filled(PAGES, 52)?;
@@ -57,8 +57,8 @@ pub fn mremap<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let buf = buf.move_to_another_place()?;
     check_eq!(device.stats()?.cpu_faults, before.cpu_faults, "CPU faults");
     device.expect(&buf, 0, PAGES, PAGES)?;
-    // The device must not use what it knew of the old address, and must find the
-    // pages at the new one.
+    // The device must not use its entries for the old address, and must find the pages at the new
+    // one.
     let read = device.read(&buf, 0, PAGES).or_fail("READ after mremap")?;
     check_bytes(&read.data, 52, 0, "READ after mremap")?;
     device.to_system(&buf, 0, 8).or_fail("MIGRATE_TO_SYS")?;
@@ -81,14 +81,14 @@ pub fn madvise_dontneed<const NODE: usize>(ctx: &Ctx) -> Outcome {
     buf.check(24, PAGES - 24, 53)
 }
 
-/// Rights that change while the page is away hold when it is back.
+/// Rights that change while the page is on the device hold after its return.
 pub fn mprotect<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let device = Target::open(ctx, NODE)?;
     let buf = Buffer::filled(PAGES, 54)?;
     device.move_all(&buf, 54)?;
     buf.protect(0, PAGES, libc::PROT_READ)?;
     device.expect(&buf, 0, PAGES, PAGES)?;
-    // The first half comes back while read-only.
+    // The first half comes back while it is read-only.
     buf.check(0, PAGES / 2, 54)?;
     for page in [0, PAGES - 1] {
         Child::expect_segv(
@@ -103,7 +103,7 @@ pub fn mprotect<const NODE: usize>(ctx: &Ctx) -> Outcome {
     buf.fill(0, PAGES, 55);
     buf.check(0, PAGES, 55)?;
 
-    // No access at all, and access again: the data waits on the device.
+    // Remove all access and restore it: the data stays on the device meanwhile.
     device.bring_back(&buf, 0, PAGES)?;
     device.move_all(&buf, 55)?;
     buf.protect(0, PAGES, libc::PROT_NONE)?;

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Benchmarks: what each operation costs by the kernel tree's own C driver and by this one.
+//! Benchmarks: the cost of each operation with the kernel tree's own C driver and with this one.
 //!
-//! The two are loaded by turns in one guest, with the same memory, and asked by the same ioctls: one,
-//! the other, the other, the first. A row is the median of all rounds, with the distance of the
-//! quartiles as its spread, beside the time of a plain copy of as many bytes at the same moment. The
-//! ratio is the C driver's time by ours: above 1 this driver is faster. Each row is printed once as
-//! text and once as JSON. Benchmarks run by name only and fail for wrong results, never for slow ones.
+//! The two drivers are loaded in turn in one guest, with the same memory, and get the same ioctls,
+//! in the order C, Rust, Rust, C. A row has the median of all rounds, the distance of the quartiles
+//! as its spread, and the time of a plain copy of as many bytes at the same moment. The ratio is
+//! the C driver's time divided by ours: above 1 this driver is faster. Each row is printed once as
+//! text and once as JSON. Benchmarks run only by name. A wrong result fails them, a slow one does
+//! not.
 
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
@@ -30,37 +31,38 @@ pub const TESTS: &[Test] = &[
     absent(test("versus.private_1m", |ctx| {
         versus(ctx, PRIVATE, 1 << 20)
     })),
-    // Takes longer than a test may, unless the limit is raised: --timeout-factor 6.
+    // This test exceeds the time limit unless the limit is raised: --timeout-factor 6.
     absent(test("versus.private_32m", |ctx| {
         versus(ctx, PRIVATE, 32 << 20)
     })),
 ];
 
 const SEED: u64 = 3000;
-/// Times that each driver is loaded, and that an operation is measured then.
+/// How often each driver is loaded, and how often an operation is measured per load.
 const LOADS: usize = 2;
 const ROUNDS: usize = 3;
-/// Pages that are migrated by one call where the pieces are small: 64 KiB.
+/// The pages of one call in the benchmarks of small pieces: 64 KiB.
 const PIECE: usize = 16;
-/// Opened and closed together, as one is too short to be measured.
+/// The number of files that are opened and closed together, because a single one is too fast to
+/// measure.
 const OPENS: usize = 16;
 
-/// What an operation works on.
+/// The input of an operation.
 struct Bed {
     node: usize,
-    /// Pages that an operation is about.
+    /// The number of pages that an operation works on.
     pages: usize,
-    /// Whether memory is of huge pages.
+    /// Whether the memory consists of huge pages.
     huge: bool,
-    /// What is written, and room for what is read.
+    /// The data to write, and room for the data read.
     data: Vec<u8>,
 }
 
-/// An operation; how long what it is about has taken.
+/// An operation. Returns the time of the measured part.
 type Run = fn(&mut Bed) -> Outcome<Duration>;
 
-/// An operation: its name, whether it is worth while with huge pages, too, and whether only
-/// with memory that the CPU cannot reach.
+/// The description of an operation: its name, whether it is also measured with huge pages, and
+/// whether it applies only to memory that the CPU cannot map.
 struct Operation {
     name: &'static str,
     sizes: bool,
@@ -77,7 +79,7 @@ const fn operation(name: &'static str, run: Run) -> Operation {
     }
 }
 
-/// One that depends on the size of pages.
+/// An operation that depends on the size of pages.
 const fn sized(name: &'static str, run: Run) -> Operation {
     Operation {
         sizes: true,
@@ -156,7 +158,7 @@ const OPERATIONS: &[Operation] = &[
             Ok(time)
         })
     },
-    // The C driver has no fault-around: there each page is a fault of its own.
+    // The C driver has no fault-around: with it each page takes a fault.
     Operation {
         private: true,
         ..operation("CPU access in order, fault-around on", |bed| {
@@ -201,7 +203,8 @@ const OPERATIONS: &[Operation] = &[
         let (one, other) = (bed.device()?, bed.device()?);
         bed.there_and_back(&[&one, &other])
     }),
-    // By who has moved it there: with any other file of a PRIVATE device the C driver oopses.
+    // The file that moved the memory reads it: with another file of a PRIVATE device the C driver
+    // oopses.
     sized("READ of what is on the device", |bed| {
         let (device, buf) = bed.migrated()?;
         bed.take(&device, HMM_READ, &buf)
@@ -228,14 +231,14 @@ const OPERATIONS: &[Operation] = &[
     }),
 ];
 
-/// How long it takes to drop something.
+/// The time that it takes to drop a value.
 fn dropped<T>(it: T) -> Duration {
     let start = Instant::now();
     drop(it);
     start.elapsed()
 }
 
-/// How long it takes the CPU to look at each page.
+/// The time that it takes the CPU to read each page.
 fn touched(buf: &Buffer) -> Duration {
     let start = Instant::now();
     for page in 0..buf.pages() {
@@ -244,12 +247,12 @@ fn touched(buf: &Buffer) -> Duration {
     start.elapsed()
 }
 
-/// How long it takes the CPU to look at each page, in no order.
+/// The time that it takes the CPU to read each page in random order.
 fn touched_at_random(buf: &Buffer) -> Duration {
     let pages = buf.pages();
     let start = Instant::now();
     for n in 0..pages {
-        // Each once: the factor is odd, and the number of pages a power of two.
+        // This visits each page once: the factor is odd, and the number of pages is a power of two.
         buf.get((n * 0x9e37 + 11) % pages, 0);
     }
     start.elapsed()
@@ -264,7 +267,7 @@ impl Bed {
         filled(self.pages, self.huge)
     }
 
-    /// A command for each piece of a buffer, of which the data are thrown away.
+    /// Executes a command for each piece of a buffer, and ignores the returned data.
     fn pieces(&mut self, device: &Device, request: u64, buf: &Buffer) -> Outcome<Duration> {
         let run = || {
             (0..buf.pages()).step_by(PIECE).try_for_each(|first| {
@@ -278,7 +281,7 @@ impl Bed {
         Ok(timed(run)?.1)
     }
 
-    /// A thread for each of `devices` moves its part of the memory there and back.
+    /// One thread for each of `devices` moves its part of the memory to the device and back.
     fn there_and_back(&self, devices: &[&Device]) -> Outcome<Duration> {
         let buf = self.filled()?;
         let part = buf.pages() / devices.len();
@@ -312,14 +315,14 @@ impl Bed {
         Ok(time)
     }
 
-    /// Memory of which all is on the device.
+    /// Makes memory that is entirely on the device.
     fn migrated(&mut self) -> Outcome<(Device, Buffer)> {
         let (device, buf) = (self.device()?, self.filled()?);
         self.take(&device, HMM_MIGRATE_TO_DEV, &buf)?;
         Ok((device, buf))
     }
 
-    /// One of upstream's commands on all of a buffer.
+    /// Executes one of upstream's commands on a whole buffer.
     fn command(&mut self, device: &Device, request: u64, buf: &Buffer) -> Outcome<Duration> {
         let what = format!("ioctl {request:#x}");
         let data = Data::Into(&mut self.data);
@@ -331,7 +334,7 @@ impl Bed {
         Ok(timed(run)?.1)
     }
 
-    /// One that returns the data of all pages.
+    /// Executes a command that returns the data of all pages.
     fn take(&mut self, device: &Device, request: u64, buf: &Buffer) -> Outcome<Duration> {
         self.data.fill(0xa5);
         let time = self.command(device, request, buf)?;
@@ -339,7 +342,7 @@ impl Bed {
         Ok(time)
     }
 
-    /// WRITE of other data.
+    /// Writes other data with WRITE.
     fn give(&mut self, device: &Device, buf: &Buffer) -> Outcome<Duration> {
         let data = pattern_bytes(SEED + 1, 0, buf.pages());
         let data = Data::From(&data);
@@ -354,11 +357,11 @@ impl Bed {
     }
 }
 
-/// An operation, and whether it is on huge pages.
+/// An operation, and whether it uses huge pages.
 type Case = (&'static Operation, bool);
 
-/// What is measured: an operation, with huge pages or without. Of COHERENT memory the C driver has
-/// no huge pages to give.
+/// The cases to measure: operations with small and with huge pages. The C driver has no huge pages
+/// of COHERENT memory.
 fn cases(node: usize, pages: usize) -> Vec<Case> {
     let private = node == PRIVATE;
     let of_size = |huge: bool| {
@@ -369,8 +372,8 @@ fn cases(node: usize, pages: usize) -> Vec<Case> {
     [false, true].into_iter().flat_map(of_size).collect()
 }
 
-/// Times of one operation, and of a copy of as many bytes beside each, which says how busy the
-/// machine was.
+/// The times of one operation, each with the time of a copy of as many bytes, which shows how busy
+/// the machine was.
 #[derive(Clone, Default)]
 struct Samples {
     times: Vec<Duration>,
@@ -393,7 +396,7 @@ impl Samples {
     }
 }
 
-/// Median, and the distance of the quartiles as a part of it.
+/// The median, and the distance of the quartiles as a fraction of it.
 fn median_and_spread(mut sorted: Vec<f64>) -> (f64, f64) {
     sorted.sort_by(f64::total_cmp);
     let at = |part: usize| {
@@ -403,7 +406,7 @@ fn median_and_spread(mut sorted: Vec<f64>) -> (f64, f64) {
     (at(2), (at(3) - at(1)) / at(2))
 }
 
-/// Memory with the pattern of [`SEED`], in huge pages or in small ones.
+/// Memory with the pattern of [`SEED`], huge or small pages.
 fn filled(pages: usize, huge: bool) -> Outcome<Buffer> {
     if huge {
         return huge_filled(pages / HUGE_PAGES, SEED);
@@ -414,7 +417,7 @@ fn filled(pages: usize, huge: bool) -> Outcome<Buffer> {
     Ok(buf)
 }
 
-/// How long it takes the CPU to copy as much as an operation is about.
+/// The time that it takes the CPU to copy as many bytes as the operation works on.
 fn copied(from: &[u8], to: &mut [u8]) -> Duration {
     let start = Instant::now();
     to.copy_from_slice(std::hint::black_box(from));
@@ -422,7 +425,7 @@ fn copied(from: &[u8], to: &mut [u8]) -> Duration {
     start.elapsed()
 }
 
-/// Measures all with the driver that is loaded.
+/// Measures all cases with the loaded driver.
 fn measure(node: usize, pages: usize, cases: &[Case], samples: &mut [Samples]) -> Outcome {
     let mut bed = Bed {
         node,
@@ -431,7 +434,7 @@ fn measure(node: usize, pages: usize, cases: &[Case], samples: &mut [Samples]) -
         data: vec![0; pages * PAGE],
     };
     let (from, mut to) = (vec![1; pages * PAGE], vec![0; pages * PAGE]);
-    // Registering memory is no part of what is measured.
+    // Register memory before measuring.
     bed.migrated()?;
     for ((operation, huge), samples) in cases.iter().zip(samples) {
         bed.huge = *huge;
@@ -453,7 +456,7 @@ struct Row {
 }
 
 impl Row {
-    /// The C driver's time by ours.
+    /// The C driver's time divided by ours.
     fn ratio(&self) -> f64 {
         self.theirs.median().0 / self.ours.median().0
     }
@@ -497,7 +500,8 @@ fn versus(ctx: &Ctx, node: usize, bytes: usize) -> Outcome {
     let mut ours = theirs.clone();
     for load in 0..LOADS {
         let mut drivers = [(&c_driver, &mut theirs), (&ctx.module, &mut ours)];
-        // Neither is always the one that finds the memory as the other has left it.
+        // The two drivers take turns in coming first, so that neither always finds the memory that
+        // the other one has used.
         if load % 2 == 1 {
             drivers.reverse();
         }

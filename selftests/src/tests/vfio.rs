@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Who pins device-dax for devices and for long: VFIO, whose mappings are pins, and io_uring with its
-//! registered buffers. What they pin they must unpin, as the end of a device-dax waits for it.
+//! Users that pin device-dax for devices and for a long time: VFIO, whose mappings are pins, and
+//! io_uring with its registered buffers. They must drop every pin, because the end of a device-dax
+//! waits for it.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -28,22 +29,23 @@ pub const TESTS: &[Test] = &[
     test("dax.io_uring_unbind", io_uring_unbind),
 ];
 
-/// Folios that are mapped.
+/// The number of mapped folios.
 const FOLIOS: usize = 2;
 
-/// The device that is to be given to user space.
+/// The device that is given to user space.
 fn device() -> Outcome<PathBuf> {
     let none = "no device that vfio-pci could have an IOMMU for";
     Vfio::find().ok_or_else(|| Fail::Skip(none.into()))
 }
 
-/// It is made after what is mapped for it, and goes before: the end of a device-dax waits for it.
+/// Opens the device. It must be opened after the memory that is mapped for it, and dropped before:
+/// the end of a device-dax waits for the mapping.
 #[track_caller]
 fn open(device: PathBuf) -> Outcome<Vfio> {
     Vfio::open(device).or_fail("vfio-pci and its container")
 }
 
-/// A device-dax of which some folios are mapped, and the counts of each.
+/// A device-dax with some mapped folios, and the counts of each folio.
 struct Mapped {
     buf: Buffer,
     setup: Setup,
@@ -57,7 +59,7 @@ impl Mapped {
         let pages = FOLIOS * setup.dax.step();
         let buf = setup.dax.map(pages)?;
         buf.fill(0, pages, 7);
-        // The old rule has one reference more.
+        // Under the old rule there is one more reference.
         let idle = setup.idle_refs()?;
         let before = [idle, MAPPED[1], MAPPED[2]];
         setup.expect(0, FOLIOS, before, "mapped")?;
@@ -69,7 +71,7 @@ impl Mapped {
         })
     }
 
-    /// With a pin of each page.
+    /// The counts with a pin of each page.
     fn pinned(&self) -> Counts {
         match self.setup.dax.step() {
             1 => pinned(self.before, 1),
@@ -82,7 +84,8 @@ impl Mapped {
     }
 }
 
-/// Mapped for a device, and unmapped: three times, as a count that is wrong by one may be missed once.
+/// Folios are mapped for a device and unmapped, three times, because a count that is wrong by one
+/// may be missed once.
 fn unmap<const ALIGN: usize>(_: &Ctx) -> Outcome {
     let device = device()?;
     let m = Mapped::new(ALIGN)?;
@@ -97,7 +100,7 @@ fn unmap<const ALIGN: usize>(_: &Ctx) -> Outcome {
     m.buf.check(0, m.pages, 7)
 }
 
-/// The container is closed while something is mapped.
+/// The container is closed while folios are mapped.
 fn close<const ALIGN: usize>(_: &Ctx) -> Outcome {
     let device = device()?;
     let m = Mapped::new(ALIGN)?;
@@ -108,7 +111,8 @@ fn close<const ALIGN: usize>(_: &Ctx) -> Outcome {
     m.expect(m.before, "after the container was closed")
 }
 
-/// The process unmaps first: what the device has stays in use until it is unmapped there.
+/// The process unmaps first: pages that the device has mapped stay in use until the device's
+/// mapping ends, too.
 fn unmapped_first(_: &Ctx) -> Outcome {
     let device = device()?;
     let Mapped {
@@ -126,7 +130,8 @@ fn unmapped_first(_: &Ctx) -> Outcome {
     setup.expect(0, FOLIOS, none, "after the container was closed")
 }
 
-/// The driver of the device-dax goes: it waits for the mapping of the device, and for that only.
+/// The driver of the device-dax is unbound: it waits for the mapping of the device, and for nothing
+/// else.
 fn unbind(_: &Ctx) -> Outcome {
     let device = device()?;
     let Mapped {
@@ -140,7 +145,7 @@ fn unbind(_: &Ctx) -> Outcome {
             "this kernel's device-dax waits for nobody".into(),
         ));
     }
-    // The child is made first, so that it has no copy of what holds the pages.
+    // The child is made first, so that it has no copy of the file that holds the pages.
     let unbinding = Waiting::start(|| Ok(()), || setup.dax.unbind().or_fail("unbind"))?;
     let vfio = open(device)?;
     vfio.map(&buf, 0, pages).or_fail("VFIO_IOMMU_MAP_DMA")?;
@@ -160,7 +165,7 @@ fn unbind(_: &Ctx) -> Outcome {
 /// Registered buffers of io_uring.
 fn io_uring<const ALIGN: usize>(_: &Ctx) -> Outcome {
     let m = Mapped::new(ALIGN)?;
-    // io_uring pins each page, and keeps one pin of those of a large folio.
+    // io_uring pins each page, and keeps one pin for the pages of a large folio.
     let held = match m.setup.dax.step() {
         1 => m.pinned(),
         _ => pinned_large(m.before, 1),
@@ -176,7 +181,7 @@ fn io_uring<const ALIGN: usize>(_: &Ctx) -> Outcome {
     m.buf.check(0, m.pages, 7)
 }
 
-/// The driver of the device-dax waits for a buffer that is registered.
+/// The unbind of the device-dax waits for a registered buffer.
 fn io_uring_unbind(_: &Ctx) -> Outcome {
     let Mapped {
         buf,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! An open file in hands that it was not made for: other processes, other users, killed ones, and
-//! ones that are short of everything.
+//! A device file in unexpected use: by other processes, other users, killed tasks, and tasks
+//! without memory.
 
 use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -32,10 +32,10 @@ pub const TESTS: &[Test] = &[
     test("hostile.odd_areas", odd_areas),
 ];
 
-/// Pages of a range that takes every command long: 1 GiB.
+/// The pages of a range on which every command takes long: 1 GiB.
 const LONG: usize = 1 << 18;
 
-/// What a killed process does for ever.
+/// The command that a process repeats until it is killed.
 type Work = fn(&Device, &Buffer, &Buffer) -> std::io::Result<()>;
 
 fn command(device: &Device, request: u64, buf: &Buffer, data: Data<'_>) -> std::io::Result<()> {
@@ -81,7 +81,7 @@ const WORKS: [(&str, Work); 11] = [
     ("ZDM_AUDIT", |d, _, _| d.try_audit(0).map(drop)),
 ];
 
-/// A process that is killed in the middle of a command is gone soon, whichever it is.
+/// A process that is killed during a command ends soon, whatever the command.
 fn killed_in_each(ctx: &Ctx) -> Outcome {
     let targets = open_all(ctx)?;
     let before = targets
@@ -96,7 +96,7 @@ fn killed_in_each(ctx: &Ctx) -> Outcome {
             let [buf, to] = [Buffer::anon(LONG)?, Buffer::anon(LONG)?];
             std::io::Write::write_all(&mut &say, b"n").or_fail("pipe")?;
             loop {
-                // Whether there was memory for it is not asked here.
+                // There may be no memory for it.
                 let _ = work(&device, &buf, &to);
             }
         })?;
@@ -131,14 +131,14 @@ fn killed_in_each(ctx: &Ctx) -> Outcome {
     works(ctx)
 }
 
-/// A file is of the address space that opened it, whoever uses it; what is not, as pins and the other
-/// end of a copy, is of the caller.
+/// A file belongs to the address space that opened it, whichever process uses it. Pins and the
+/// other end of a copy belong to the caller.
 fn file_of_another(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, PRIVATE)?;
     let buf = Buffer::filled(8, 1620)?;
     target.to_device(&buf, 0, 4).or_fail("MIGRATE_TO_DEV")?;
     as_nobody(|| {
-        // The same address, and another page.
+        // The same address has another page here.
         buf.fill(0, 8, 1621);
         let read = target.read(&buf, 0, 8).or_fail("READ")?;
         check_bytes(&read.data, 1620, 0, "READ of the opener's memory")?;
@@ -157,7 +157,8 @@ fn file_of_another(ctx: &Ctx) -> Outcome {
     buf.check(6, 2, 1622)
 }
 
-/// A file whose opener has ended is good for nothing that wants an address space, and says so.
+/// A file whose opener has ended returns errors for everything that needs the opener's address
+/// space.
 fn opener_has_gone(ctx: &Ctx) -> Outcome {
     let (news, say) = sys::pipe().or_fail("pipe")?;
     let opener = Child::spawn(|| {
@@ -165,7 +166,7 @@ fn opener_has_gone(ctx: &Ctx) -> Outcome {
         let buf = Buffer::filled(4, 1630)?;
         target.move_all(&buf, 1630)?;
         let parent = sys::pid();
-        // An heir, who is not waited for.
+        // A child inherits the file; its parent does not wait for it.
         Child::spawn(|| {
             let gone = sys::wait_until(Duration::from_secs(20), || sys::parent() != parent);
             check!(gone, "end of the opener: expected it in 20 s");
@@ -189,7 +190,7 @@ fn opener_has_gone(ctx: &Ctx) -> Outcome {
                 target.snapshot(&buf, 0, 4).is_err() && target.inspect(&buf, 0, 4).is_err(),
                 "SNAPSHOT and ZDM_INSPECT of nothing: expected errors"
             );
-            // What needs no opener goes on.
+            // Commands that do not need the opener still work.
             let id = target.pin(&buf, 0, 4, 0).or_fail("ZDM_PIN")?;
             buf.check(0, 4, 1630)?;
             target.unpin(id, 0).or_fail("ZDM_UNPIN")?;
@@ -206,7 +207,7 @@ fn opener_has_gone(ctx: &Ctx) -> Outcome {
     works(ctx)
 }
 
-/// A file that one thread closes while others are in the middle of commands on it.
+/// One thread closes a file while others execute commands on it.
 fn closed_in_use(ctx: &Ctx) -> Outcome {
     const THREADS: usize = 3;
     const N: usize = 64;
@@ -248,8 +249,8 @@ fn closed_in_use(ctx: &Ctx) -> Outcome {
     works(ctx)
 }
 
-/// Processes in a cgroup that has too little memory for what they do, so that every allocation has to
-/// wait for pages that are swapped out.
+/// Processes in a cgroup with too little memory: every allocation has to wait until pages are
+/// swapped out.
 fn short_of_memory(ctx: &Ctx) -> Outcome {
     const PAGES: usize = 4096;
     let targets = open_all(ctx)?;
@@ -271,7 +272,7 @@ fn short_of_memory(ctx: &Ctx) -> Outcome {
             fs::write(dir.join("cgroup.procs"), "0").or_fail("cgroup.procs")?;
             let device = Device::open(node)?;
             let buf = Buffer::filled(PAGES, 1650)?;
-            // Nobody reclaims what is on the device.
+            // Reclaim cannot take pages on the device.
             for first in (0..PAGES / 2).step_by(256) {
                 let _ = device.to_device(&buf, first, 256);
             }
@@ -296,12 +297,12 @@ fn short_of_memory(ctx: &Ctx) -> Outcome {
     works(ctx)
 }
 
-/// Capabilities in a namespace of one's own are none here.
+/// Capabilities in a user namespace of the process's own do not count.
 fn user_namespace(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, PRIVATE)?;
     let buf = Buffer::filled(4, 1660)?;
     target.move_all(&buf, 1660)?;
-    // Root of its own namespace, and of the same user as root elsewhere.
+    // The process is root in its own namespace, and has the same user id as root outside.
     Child::spawn(|| {
         if let Err(e) = sys::new_user_namespace() {
             return Err(Fail::Skip(format!("no user namespaces: {e}")));
@@ -335,7 +336,7 @@ fn user_namespace(ctx: &Ctx) -> Outcome {
     .join()
 }
 
-/// Areas with something about them: no rights, a guard, somebody who handles faults, a seal, a pin.
+/// Special areas: no rights, a guard, a userfaultfd, a seal, a pin.
 fn odd_areas(ctx: &Ctx) -> Outcome {
     const N: usize = 8;
     for target in open_all(ctx)? {
@@ -379,7 +380,7 @@ fn odd_areas(ctx: &Ctx) -> Outcome {
         let handled = Buffer::anon(N)?;
         if let Ok(uffd) = Uffd::new() {
             uffd.register(&handled, 0, N).or_fail("UFFDIO_REGISTER")?;
-            // Nobody handles the faults: what waits for that is killed.
+            // No process answers the userfaultfd: the waiting child is killed.
             let child = Child::spawn(|| {
                 let device = Device::open(target.node())?;
                 every_ioctl(&device, handled.at(0), N)
@@ -392,7 +393,7 @@ fn odd_areas(ctx: &Ctx) -> Outcome {
                 "time that a process killed in a fault stays: found {:?}",
                 start.elapsed()
             );
-            // READ does not wait, as the fault may not drop the mmap lock.
+            // READ does not wait, because its fault may not drop the mmap lock.
             expect_errno(
                 target.read(&handled, 0, N),
                 &[EFAULT],

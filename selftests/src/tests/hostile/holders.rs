@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What others hold, and what others wait for.
+//! Pages that other tasks hold, and waits of other tasks.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -48,7 +48,7 @@ pub const TESTS: &[Test] = &[
     ),
 ];
 
-/// Runs `body` while threads migrate there and back.
+/// Runs `body` while threads migrate pages to the device and back.
 fn while_others_migrate(target: &Target, body: impl FnOnce() -> Outcome) -> Outcome {
     let stop = AtomicBool::new(false);
     let buffers: Vec<Buffer> = (0..3)
@@ -73,7 +73,7 @@ fn while_others_migrate(target: &Target, body: impl FnOnce() -> Outcome) -> Outc
         .try_for_each(|buf| buf.check(0, buf.pages(), 1604))
 }
 
-/// A file that used no memory of the device is closed at once.
+/// Closing a file that has no device memory does not wait.
 fn close_does_not_wait_for_others(ctx: &Ctx) -> Outcome {
     const N: usize = 20;
     let target = Target::open(ctx, PRIVATE)?;
@@ -86,7 +86,7 @@ fn close_does_not_wait_for_others(ctx: &Ctx) -> Outcome {
     while_others_migrate(&target, || {
         let mut times = (0..N).map(|_| close()).collect::<Outcome<Vec<_>>>()?;
         times.sort();
-        // Half of them may have lost their processor.
+        // Up to half of the closes may have lost their processor.
         check!(
             times[N / 2] < Duration::from_millis(200),
             "time of a close while others migrate: expected less than 200 ms, found {times:?}"
@@ -95,7 +95,7 @@ fn close_does_not_wait_for_others(ctx: &Ctx) -> Outcome {
     })
 }
 
-/// A page in motion is no violation, however often anybody looks.
+/// Scans during migrations find no violation, however many there are.
 fn audit_while_others_migrate<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, NODE)?;
     let before = target.audit()?.0.total;
@@ -110,8 +110,8 @@ fn audit_while_others_migrate<const NODE: usize>(ctx: &Ctx) -> Outcome {
     })
 }
 
-/// Moves a buffer with a file of its own, lets `hold` take hold of it, and closes the file: the
-/// page stays, and that is nobody's fault. Afterwards `holder` is dropped.
+/// Moves a buffer through a file of its own, makes `hold` take references, and closes the file. The
+/// pages stay, and no violation is reported. In the end the holder is dropped.
 fn held_at_close<T>(ctx: &Ctx, node: usize, hold: impl FnOnce(&Buffer) -> Outcome<T>) -> Outcome {
     let observer = Target::open(ctx, node)?;
     let before = observer.audit()?.0.total;
@@ -121,7 +121,7 @@ fn held_at_close<T>(ctx: &Ctx, node: usize, hold: impl FnOnce(&Buffer) -> Outcom
         target.move_all(&buf, 1605)?;
         hold(&buf)?
     };
-    // As anybody may ask.
+    // The scan is one that any user may ask for.
     let (audit, records) = observer.try_audit(0).or_fail("ZDM_AUDIT")?;
     check_eq!(
         audit.total,
@@ -143,7 +143,7 @@ fn held_at_close<T>(ctx: &Ctx, node: usize, hold: impl FnOnce(&Buffer) -> Outcom
     observer.expect(&buf, 0, 4, 0)
 }
 
-/// Pins of another device's file.
+/// Pins of another device's file are the holder.
 fn pins_outlive_the_file<const NODE: usize>(ctx: &Ctx) -> Outcome {
     held_at_close(ctx, NODE, |buf| {
         let pinner = Device::open(0)?;
@@ -153,7 +153,7 @@ fn pins_outlive_the_file<const NODE: usize>(ctx: &Ctx) -> Outcome {
     })
 }
 
-/// Pages in a pipe.
+/// A pipe is the holder.
 fn splice_outlives_the_file<const NODE: usize>(ctx: &Ctx) -> Outcome {
     held_at_close(ctx, NODE, |buf| {
         let (reader, writer) = sys::pipe().or_fail("pipe")?;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Secrets, and what is counted and charged.
+//! Secrets, limits and charges.
 
 use std::fs;
 use std::time::Duration;
@@ -29,7 +29,7 @@ pub const TESTS: &[Test] = &[
     ),
 ];
 
-/// Page frame numbers are for CAP_SYS_ADMIN, as in /proc/pid/pagemap.
+/// Page frame numbers are only for CAP_SYS_ADMIN, as in /proc/pid/pagemap.
 fn no_secrets(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, PRIVATE)?;
     let buf = Buffer::filled(4, 1601)?;
@@ -59,7 +59,7 @@ fn no_secrets(ctx: &Ctx) -> Outcome {
     })
 }
 
-/// Pins count against RLIMIT_MEMLOCK of the user, in whatever process and file they are.
+/// Pins count against the user's RLIMIT_MEMLOCK, across processes and files.
 fn pins_are_limited(ctx: &Ctx) -> Outcome {
     const MOST: usize = 16;
     let target = Target::open(ctx, PRIVATE)?;
@@ -83,7 +83,7 @@ fn pins_are_limited(ctx: &Ctx) -> Outcome {
             .join()?;
             target.unpin(id, 0).or_fail("ZDM_UNPIN")?;
         }
-        // A failure in the middle counts for nothing.
+        // A pin that fails half-way counts nothing.
         buf.unmap(1, 1)?;
         expect_errno(target.pin(&buf, 0, MOST, 0), &[EFAULT], "ZDM_PIN of a hole")?;
         let id = target.pin(&buf, 2, MOST, 0).or_fail("ZDM_PIN")?;
@@ -91,7 +91,7 @@ fn pins_are_limited(ctx: &Ctx) -> Outcome {
     })
 }
 
-/// A mapping's pages are allocated with the mmap lock held, so there are not too many of them.
+/// The pages of a mapping are allocated with the mmap lock held, so their number is limited.
 fn mapping_is_bounded(_: &Ctx) -> Outcome {
     let device = Device::open(0)?;
     let pages = (65 << 20) / PAGE;
@@ -103,7 +103,7 @@ fn mapping_is_bounded(_: &Ctx) -> Outcome {
     device.map(64, libc::MAP_SHARED).or_fail("mmap").map(drop)
 }
 
-/// What a process maps of the device is charged to its cgroup.
+/// The pages of a mapping of the device are charged to the process's cgroup.
 fn mapping_is_charged(_: &Ctx) -> Outcome {
     const N: usize = 1024;
     let device = Device::open(0)?;
@@ -127,7 +127,7 @@ fn mapping_is_charged(_: &Ctx) -> Outcome {
     Ok(())
 }
 
-/// An allocation that one process wants to fail is not that of another one's CPU fault.
+/// An injected allocation failure does not affect the CPU faults of another process.
 fn fail_alloc_is_not_for_others(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, PRIVATE)?;
     let buf = Buffer::filled(8, 1603)?;

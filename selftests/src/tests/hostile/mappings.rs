@@ -27,15 +27,15 @@ pub const TESTS: &[Test] = &[
     test("hostile.address_space_in_motion", address_space_in_motion),
 ];
 
-/// Where the kernel's own page of code is mapped.
+/// The address of the vDSO.
 fn vdso() -> Outcome<Option<u64>> {
     let maps = fs::read_to_string("/proc/self/maps").or_fail("maps")?;
     let line = maps.lines().find(|line| line.ends_with("[vdso]"));
     Ok(line.and_then(|line| u64::from_str_radix(line.split_once('-')?.0, 16).ok()))
 }
 
-/// Memory that is in no mapping of the kernel's own is no device's to see, as GUP says too. Neither
-/// side of a copy crashes, and the process keeps its secret.
+/// Secret memory, which is not in the kernel's direct map, is not accessible to a device, just as
+/// GUP refuses it. Neither side of a copy crashes, and the process keeps its secret.
 fn secret_memory(ctx: &Ctx) -> Outcome {
     const N: usize = 4;
     let file = match sys::memfd_secret(N as u64 * PAGE as u64) {
@@ -43,7 +43,7 @@ fn secret_memory(ctx: &Ctx) -> Outcome {
         Err(err) => return Err(Fail::Skip(format!("memfd_secret: {err}"))),
     };
     for node in [PRIVATE, COHERENT, GENERIC] {
-        // Not every machine has memory for all kinds.
+        // The machine may lack memory for some kinds of devices.
         let Ok(device) = Device::try_open(node) else {
             continue;
         };
@@ -66,13 +66,13 @@ fn secret_memory(ctx: &Ctx) -> Outcome {
             "MIGRATE_TO_DEV of secret memory: expected an error"
         );
         every_ioctl(&device, buf.at(0), N)?;
-        // What the process itself does with it is its own affair: the other end of a copy, too.
+        // The process itself may use its secret memory as the other end of a copy.
         let plain = Buffer::filled(N, 1613)?;
         device
             .command(HMM_READ, plain.at(0), N as u64, Data::At(&buf, 0))
             .or_fail("READ into secret memory")?;
         buf.check(0, N, 1613)?;
-        // Nor is anything told of a range that ends there.
+        // A range that ends in secret memory returns no part of it.
         let near = Buffer::filled(2, 1614)?;
         Buffer::shared(&file, 1)?.move_pages(0, 1, &near, 1)?;
         let mut room = vec![0; 2 * PAGE];
@@ -86,12 +86,12 @@ fn secret_memory(ctx: &Ctx) -> Outcome {
     works(ctx)
 }
 
-/// Memory that no device is to have, as the driver is told of it by those who may map it.
+/// Memory that devices must not have: each special mapping that user space can make.
 fn foreign_mappings(ctx: &Ctx) -> Outcome {
     let device = Device::open(0)?;
     let mut buffers = Vec::new();
     if let Ok(buf) = Buffer::hugetlb(HUGE_PAGES) {
-        // Without reserved pages the first access is SIGBUS, in a system call EFAULT.
+        // Without reserved pages the first access gives SIGBUS, or EFAULT in a system call.
         buffers.push(buf);
     }
     let uring = Uring::new().ok();
@@ -103,10 +103,10 @@ fn foreign_mappings(ctx: &Ctx) -> Outcome {
     }
     if let Some(addr) = vdso()? {
         every_ioctl(&device, addr, 1)?;
-        // vdso_data in front of it, which is no ordinary memory either.
+        // The pages before the vDSO are its data pages, which are special, too.
         every_ioctl(&device, addr - 4 * PAGE as u64, 4)?;
     }
-    // The vsyscall page, the first page that is the kernel's, and the last one.
+    // The vsyscall page, the first page of the kernel's half, and the last page.
     for addr in [
         0xffff_ffff_ff60_0000,
         0x7fff_ffff_f000,
@@ -118,7 +118,7 @@ fn foreign_mappings(ctx: &Ctx) -> Outcome {
     works(ctx)
 }
 
-/// The device's own mapping, and that of another one.
+/// The device's own mapping, and that of another device.
 fn mappings_of_devices(ctx: &Ctx) -> Outcome {
     let device = Device::open(0)?;
     let other = Device::open(1)?;
@@ -142,7 +142,7 @@ fn any_bytes(ctx: &Ctx) -> Outcome {
     let before = device.audit()?.0.total;
     as_nobody(|| {
         sys::limit(libc::RLIMIT_MEMLOCK, 64 * PAGE as u64).or_fail("setrlimit")?;
-        // Pages behind those that are used are not mapped, so that nothing is written there.
+        // Pages behind the used ones are not mapped, so that nothing is written there.
         let buf = Buffer::filled(PAGES + 64, 1608)?;
         buf.unmap(PAGES, 64)?;
         let own = Device::open(0).or_else(|_| Device::open(0));
@@ -191,7 +191,7 @@ fn any_bytes(ctx: &Ctx) -> Outcome {
         while Instant::now() < end {
             let mut request = numbers.pick(&requests);
             if request & 0x40 != 0 && numbers.next() % 4 == 0 {
-                // Structures are versioned by their size.
+                // The size of a structure is its version.
                 let size = numbers.pick(&[0, 1, 7, 8, 24, 40, 63, 100, 256]);
                 request = (request & !(0x3fff << 16)) | (size << 16);
             }
@@ -207,7 +207,7 @@ fn any_bytes(ctx: &Ctx) -> Outcome {
     works(ctx)
 }
 
-/// Every ioctl while the address space changes below it.
+/// Every ioctl while the address space changes.
 fn address_space_in_motion(ctx: &Ctx) -> Outcome {
     const PAGES: usize = 64;
     let before = Device::open(0)?.audit()?.0.total;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A caller with nothing but an open file, who means harm: nothing that such a caller does breaks
-//! an invariant, tells a secret, takes memory that is not accounted for, or keeps others waiting.
+//! A hostile caller with nothing but an open file. Such a caller must not be able to break an
+//! invariant, learn a secret, take memory without being charged, or delay other tasks.
 
 pub mod files;
 pub mod holders;
@@ -17,7 +17,7 @@ use crate::harness::Child;
 use crate::sys;
 use crate::uapi::*;
 
-/// Every upstream command whose data goes to user space.
+/// Upstream's commands that return data to user space.
 pub(super) const READS: [u64; 4] = [
     HMM_READ,
     HMM_READ_UNLOCKED,
@@ -44,8 +44,8 @@ pub(super) fn as_nobody(body: impl FnOnce() -> Outcome) -> Outcome {
     .join()
 }
 
-/// Tries every ioctl on a range. What each of them returns is not said here, but what the device
-/// wrote is what it read before.
+/// Tries every ioctl on a range. Any result is allowed, but the device must write only data that it
+/// has read before.
 pub(super) fn every_ioctl(device: &Device, addr: u64, npages: usize) -> Outcome {
     let n = npages as u64;
     let mut room = vec![0; npages * PAGE];
@@ -74,7 +74,7 @@ pub(super) fn every_ioctl(device: &Device, addr: u64, npages: usize) -> Outcome 
     Ok(())
 }
 
-/// Checks that a device does its work.
+/// Checks that a device works.
 pub(super) fn works(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, PRIVATE)?;
     let buf = Buffer::filled(4, 1600)?;
@@ -82,7 +82,7 @@ pub(super) fn works(ctx: &Ctx) -> Outcome {
     buf.check(0, 4, 1600)
 }
 
-/// Numbers that look random and are the same every time.
+/// Pseudo-random numbers, the same in each run.
 struct Numbers(u64);
 
 impl Numbers {
@@ -98,7 +98,7 @@ impl Numbers {
     }
 }
 
-/// What the tests of this file promise about their own helpers.
+/// Unit tests of this file's helpers.
 #[cfg(test)]
 mod unit {
     use super::*;

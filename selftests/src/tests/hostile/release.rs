@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Memory that RELEASE cannot have, and faults that cannot be met.
+//! Memory that RELEASE cannot get, and faults that cannot succeed.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use crate::tests::{Ctx, Test, test, with};
 use crate::uapi::*;
 use crate::{check, check_eq};
 
-/// With chunks that are small enough to fill.
+/// The chunks are small enough to fill.
 pub const INJECTING: &[Test] = &[
     with(
         "inject=1 devmem_chunk_mb=2",
@@ -33,7 +33,7 @@ pub const INJECTING: &[Test] = &[
     ),
 ];
 
-/// Fills `n` chunks of 2 MiB, and holds the folio in each of them by a file of its own.
+/// Fills `n` chunks of 2 MiB, and holds the folio in each of them through a file of its own.
 fn hold_chunks(ctx: &Ctx, n: usize) -> Outcome<Vec<(Target, Buffer)>> {
     (0..n)
         .map(|_| {
@@ -48,7 +48,7 @@ fn hold_chunks(ctx: &Ctx, n: usize) -> Outcome<Vec<(Target, Buffer)>> {
         .collect()
 }
 
-/// Lets go of them, and forgets the violations that they were.
+/// Releases the folios, and clears the violations that they were.
 fn let_go(observer: &Target, held: Vec<(Target, Buffer)>) -> Outcome {
     for (target, _) in &held {
         target
@@ -65,7 +65,7 @@ fn let_go(observer: &Target, held: Vec<(Target, Buffer)>) -> Outcome {
         .map(drop)
 }
 
-/// Chunks that cannot be released are waited for all at once.
+/// RELEASE waits for all busy chunks at the same time.
 fn release_of_many_chunks(ctx: &Ctx) -> Outcome {
     const CHUNKS: usize = 16;
     let observer = Target::open(ctx, PRIVATE)?;
@@ -87,12 +87,12 @@ fn release_of_many_chunks(ctx: &Ctx) -> Outcome {
     Ok(())
 }
 
-/// Neither a migration that wants memory nor a signal waits for RELEASE.
+/// Neither a migration that needs memory nor a signal waits for RELEASE.
 fn nobody_waits_for_release(ctx: &Ctx) -> Outcome {
     let observer = Target::open(ctx, PRIVATE)?;
     let held = hold_chunks(ctx, 3)?;
     let child = Child::spawn(|| {
-        // Again and again, so that one is under way whenever the parent looks.
+        // Repeat it, so that a RELEASE is in progress whenever the parent measures.
         loop {
             let _ = observer.release();
         }
@@ -116,7 +116,7 @@ fn nobody_waits_for_release(ctx: &Ctx) -> Outcome {
         migration < Duration::from_millis(700),
         "time of a migration during RELEASE: expected less than 700 ms, found {migration:?}"
     );
-    // Memory that RELEASE is unregistering at that moment is unregistered first.
+    // Memory that RELEASE is just unregistering is unregistered first.
     check!(
         kill < Duration::from_millis(2500),
         "time that a killed process stays in RELEASE: expected less than 2.5 s, found {kill:?}"
@@ -124,7 +124,7 @@ fn nobody_waits_for_release(ctx: &Ctx) -> Outcome {
     buf.check(0, 4, 1612)
 }
 
-/// A fault on a page that is not the first of its folio is judged by the counts of the folio.
+/// A fault on a tail page is judged by the counts of its folio.
 fn fault_on_a_tail(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, PRIVATE)?;
     let buf = huge_filled(1, 1611)?;
@@ -134,7 +134,7 @@ fn fault_on_a_tail(ctx: &Ctx) -> Outcome {
         .or_fail("ZDM_INJECT")?;
     let before = target.audit()?.0.total;
     let exit = Child::spawn(|| {
-        // The folio is shared then, and mapped in small entries.
+        // Now the folio is shared and mapped by small entries.
         let _ = buf.get(5, 0);
         Ok(())
     })?
@@ -150,7 +150,7 @@ fn fault_on_a_tail(ctx: &Ctx) -> Outcome {
         records.len() as u64 > before && found.clone().count() > 0,
         "records of I3: expected some, found {records:x?}"
     );
-    // The folio has its mappings, the fault's reference, and the one that was injected.
+    // The folio has its mappings, the fault's reference, and the injected one.
     check!(
         found.clone().all(|v| v.found == v.expected + 1),
         "references in the records: expected one too many, found {records:x?}"
@@ -162,7 +162,7 @@ fn fault_on_a_tail(ctx: &Ctx) -> Outcome {
     buf.check(0, HUGE_PAGES, 1611)
 }
 
-/// Lines that a caller causes are few, however often they are caused.
+/// The number of log lines that a caller can cause is limited.
 fn log_is_limited(ctx: &Ctx) -> Outcome {
     const ROUNDS: usize = 40;
     let target = Target::open(ctx, PRIVATE)?;
@@ -175,7 +175,7 @@ fn log_is_limited(ctx: &Ctx) -> Outcome {
     }
     let lines = log.rest().or_fail("/dev/kmsg")?;
     let added = lines.iter().filter(|l| l.contains("MB of device memory"));
-    // Ten in five seconds, which may have begun before this test.
+    // Ten lines in five seconds; a window may have begun before this test.
     let most = 10 * (2 + start.elapsed().as_secs() as usize / 5);
     let found = added.count();
     check!(

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Operations on mappings: rights, addresses, and who has them.
+//! Operations on mappings: their rights, addresses and processes.
 
 use super::super::Ctx;
 use super::super::counts::Waiting;
@@ -12,14 +12,14 @@ use crate::uapi::ZDM_FAULT_WRITE;
 use crate::uffd::Uffd;
 use crate::{check, proc};
 
-/// After fork() neither the device nor the CPU changes what the child has, which keeps the
-/// old pages.
+/// After fork() neither a write of the device nor one of the CPU changes the child's data; the
+/// child keeps the old pages.
 pub(super) fn fork(ctx: &Ctx, node: usize) -> Outcome {
     each(ctx, node, 3200, |s| {
         let buf = s.filled()?;
         let n = buf.pages();
         let child = Waiting::start(|| Ok(()), || buf.check(0, n, 3200))?;
-        // The device first: its right to write is gone.
+        // The device writes first: its right to write has been revoked.
         s.target
             .write(&buf, 0, &pattern_bytes(3205, 0, n / 2))
             .or_fail("WRITE")?;
@@ -30,7 +30,7 @@ pub(super) fn fork(ctx: &Ctx, node: usize) -> Outcome {
     })
 }
 
-/// A range, and one page of it, without the right to write; and with it again.
+/// A range, and one page of it, lose the right to write and get it back.
 pub(super) fn mprotect(ctx: &Ctx, node: usize) -> Outcome {
     each(ctx, node, 3210, |s| {
         let buf = s.filled()?;
@@ -53,7 +53,7 @@ pub(super) fn mprotect(ctx: &Ctx, node: usize) -> Outcome {
     })
 }
 
-/// Nothing can be done where the CPU may do nothing.
+/// The device has no access where the CPU has none.
 pub(super) fn prot_none(ctx: &Ctx, node: usize) -> Outcome {
     each(ctx, node, 3220, |s| {
         let buf = s.filled()?;
@@ -80,7 +80,7 @@ pub(super) fn munmap(ctx: &Ctx, node: usize) -> Outcome {
         buf.unmap(0, n)?;
         s.finds_nothing(&buf, 0, 1)?;
         s.finds_nothing(&buf, n - 1, 1)?;
-        // Other memory at the same place.
+        // Map other memory in the same place.
         buf.map_again(0, n)?;
         s.reads_zero(&buf, 0, n)?;
         s.agree(&buf, 0, n)
@@ -122,14 +122,14 @@ pub(super) fn mremap(ctx: &Ctx, node: usize) -> Outcome {
     })
 }
 
-/// The old place stays mapped: it has nothing in it.
+/// The old place stays mapped without pages.
 pub(super) fn mremap_dontunmap(ctx: &Ctx, node: usize) -> Outcome {
     each(ctx, node, 3260, |s| {
         let buf = s.filled()?;
         let n = buf.pages();
         let place = Buffer::anon_huge_aligned(n)?;
         buf.move_contents(0, n, &place, 0)?;
-        // The device asks first.
+        // The device reads first.
         s.reads_zero(&buf, 0, n)?;
         s.reads(&place, 0, n, s.seed)?;
         s.target
@@ -142,7 +142,7 @@ pub(super) fn mremap_dontunmap(ctx: &Ctx, node: usize) -> Outcome {
     })
 }
 
-/// What was at the new place is gone, and the device does not see it any more.
+/// The device no longer sees the pages that the new place had before.
 pub(super) fn mremap_over(ctx: &Ctx, node: usize) -> Outcome {
     each(ctx, node, 3270, |s| {
         let (from, to) = (s.filled()?, s.filled()?);
@@ -154,7 +154,7 @@ pub(super) fn mremap_over(ctx: &Ctx, node: usize) -> Outcome {
     })
 }
 
-/// What moves or is refused does so for the device, too.
+/// The device follows UFFDIO_MOVE, whether it moves pages or refuses.
 pub(super) fn uffd_move(ctx: &Ctx, node: usize) -> Outcome {
     each(ctx, node, 3280, |s| {
         let from = s.filled()?;
@@ -162,7 +162,7 @@ pub(super) fn uffd_move(ctx: &Ctx, node: usize) -> Outcome {
         let to = Buffer::anon_huge_aligned(n)?;
         let uffd = Uffd::new().or_fail("userfaultfd")?;
         uffd.register(&to, 0, n).or_fail("UFFDIO_REGISTER")?;
-        // Whether pages of a device move is the kernel's choice.
+        // The kernel decides whether pages of a device move.
         let moved = match uffd.move_pages(&from, 0, n, &to, 0) {
             Ok(moved) => moved,
             Err(e) => {
@@ -187,7 +187,7 @@ pub(super) fn uffd_move(ctx: &Ctx, node: usize) -> Outcome {
                 .or_fail("WRITE")?;
             to.check(0, moved, s.seed)?;
             s.agree(&to, 0, moved)?;
-            // The rmap finds the pages where they are now.
+            // rmap finds the pages at their new addresses.
             to.fill(0, moved, 3286);
             proc::drain_batches()?;
             s.target
@@ -202,7 +202,7 @@ pub(super) fn uffd_move(ctx: &Ctx, node: usize) -> Outcome {
     })
 }
 
-/// The device does not write past userfaultfd's write protection.
+/// The device respects userfaultfd's write protection.
 pub(super) fn uffd_wp(ctx: &Ctx, node: usize) -> Outcome {
     each(ctx, node, 3290, |s| {
         let buf = s.filled()?;
@@ -217,7 +217,7 @@ pub(super) fn uffd_wp(ctx: &Ctx, node: usize) -> Outcome {
             .or_fail("UFFDIO_WRITEPROTECT")?;
         s.reads(&buf, 0, n, s.seed)?;
         for page in [0, n / 2, n - 1] {
-            // Nobody answers: the write must not happen, now or later.
+            // No task answers: the write must not happen, now or later.
             let data = pattern_bytes(3295, page, 1);
             let result = s.target.write(&buf, page, &data);
             check!(

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The mirror tells the truth (I12): after whatever the CPU does to its page table the device
-//! sees the memory that the CPU sees, with no more rights. A notifier that is missing, late or
-//! too short shows as old data, as a write that nobody sees, or as one that is allowed.
+//! The mirror is right (I12): after any change of the CPU's page table the device sees the same
+//! memory as the CPU, with no more rights. If a notifier is missing, late or too short, the device
+//! reads old data, a write of the device is lost, or a forbidden write succeeds.
 //!
-//! Each operation meets pages in system memory that the device has mapped for writing, pages
-//! on the device, and pages that the other device of the kind has, small and huge.
+//! Each operation meets pages in system memory that the device has mapped for writing, pages on the
+//! device, and pages of the other device of the kind, small and huge.
 
 mod mappings;
 mod pages;
@@ -58,7 +58,7 @@ pub const TESTS: &[Test] = of_each_kind!("mirror":
 const RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
 const DENIED: &[i32] = &[libc::EPERM, libc::EFAULT];
 
-/// Where the pages are that an operation meets.
+/// Where the pages are when an operation begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
     System,
@@ -66,7 +66,7 @@ enum Place {
     Remote,
 }
 
-/// Memory that a device mirrors and has mapped.
+/// The setting of a test: a device that has mapped memory.
 struct Scene<'a> {
     target: &'a Target,
     other: Target,
@@ -76,7 +76,7 @@ struct Scene<'a> {
 }
 
 impl Scene<'_> {
-    /// Has the device map pages that hold the pattern of the scene's seed, for writing.
+    /// Makes the device map pages that hold the pattern of the scene's seed, for writing.
     #[track_caller]
     fn arrange(&self, buf: &Buffer) -> Outcome {
         let n = buf.pages();
@@ -110,7 +110,7 @@ impl Scene<'_> {
         check_bytes(&read.data, seed, first, "READ by the device")
     }
 
-    /// Checks that the device finds zeroes.
+    /// Checks that the device reads zeroes.
     #[track_caller]
     fn reads_zero(&self, buf: &Buffer, first: usize, n: usize) -> Outcome {
         let read = self.target.read(buf, first, n).or_fail("READ")?;
@@ -119,7 +119,7 @@ impl Scene<'_> {
         Ok(())
     }
 
-    /// Checks that the device finds nothing there, neither to read nor to write.
+    /// Checks that the device can neither read nor write the pages.
     #[track_caller]
     fn finds_nothing(&self, buf: &Buffer, first: usize, n: usize) -> Outcome {
         expect_errno(
@@ -137,7 +137,7 @@ impl Scene<'_> {
         expect_errno(result, DENIED, "WRITE without the right")
     }
 
-    /// Both see what the other writes: first the CPU writes, then the device.
+    /// Checks that CPU and device see each other's writes: first the CPU writes, then the device.
     #[track_caller]
     fn agree(&self, buf: &Buffer, first: usize, n: usize) -> Outcome {
         let seed = self.seed + 1;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Operations on pages: given up, swapped out, merged, moved, or somebody's alone.
+//! Operations on pages: they are dropped, swapped out, merged, moved, or made exclusive.
 
 use super::super::ksm::Ksm;
 use super::super::leak::settled;
@@ -14,7 +14,7 @@ use crate::swap::Swap;
 use crate::uapi::{PROT_ERROR, PROT_NONE, ZDM_FAULT_WRITE};
 use crate::{check, check_eq, files, numa, proc, sys};
 
-/// Pages that are given up, all or one by one, are zeroes for the device as well.
+/// Pages that are dropped, all or one by one, are zeroes for the device, too.
 pub(super) fn dontneed(ctx: &Ctx, node: usize) -> Outcome {
     each(ctx, node, 3300, |s| {
         let buf = s.filled()?;
@@ -34,7 +34,7 @@ pub(super) fn dontneed(ctx: &Ctx, node: usize) -> Outcome {
     })
 }
 
-/// Guard markers: nothing is there for the device either.
+/// The device finds nothing behind guard markers.
 pub(super) fn guard(ctx: &Ctx, node: usize) -> Outcome {
     const INSTALL: i32 = 102;
     const REMOVE: i32 = 103;
@@ -52,8 +52,8 @@ pub(super) fn guard(ctx: &Ctx, node: usize) -> Outcome {
     })
 }
 
-/// What is swapped out the device reads from swap, and what the CPU has read back and changed
-/// it sees changed.
+/// The device reads swapped-out pages from swap, and sees the changes that the CPU makes after
+/// reading them back.
 pub(super) fn swapped_out(ctx: &Ctx, node: usize) -> Outcome {
     each(ctx, node, 3320, |s| {
         let _swap = Swap::on()?;
@@ -68,7 +68,7 @@ pub(super) fn swapped_out(ctx: &Ctx, node: usize) -> Outcome {
     })
 }
 
-/// Pages that KSM merges are written to by nobody, the device included.
+/// No write reaches a page that KSM has merged, including writes of the device.
 pub(super) fn ksm(ctx: &Ctx, node: usize) -> Outcome {
     each(ctx, node, 3330, |s| {
         if s.huge {
@@ -86,8 +86,8 @@ pub(super) fn ksm(ctx: &Ctx, node: usize) -> Outcome {
         ksm.scan()?;
         let mut away = 0;
         if s.place != Place::System {
-            // KSM cannot deal with pages that are on the device: no scan until it is known that
-            // the kernel has left them.
+            // KSM cannot handle pages that are on the device: do not scan until it is known that the
+            // kernel has left the merged pages in system memory.
             ksm.pause()?;
             for buf in &bufs {
                 let device = if s.place == Place::Local {
@@ -121,7 +121,7 @@ pub(super) fn ksm(ctx: &Ctx, node: usize) -> Outcome {
     })
 }
 
-/// Small pages become a huge one, and a huge one small ones.
+/// Small pages become a huge one, and a huge one becomes small pages.
 pub(super) fn collapse(ctx: &Ctx, node: usize) -> Outcome {
     each(ctx, node, 3340, |s| {
         let n = HUGE_PAGES;
@@ -129,7 +129,7 @@ pub(super) fn collapse(ctx: &Ctx, node: usize) -> Outcome {
         buf.advise(0, n, libc::MADV_HUGEPAGE)?;
         buf.fill(0, n, s.seed);
         if !s.huge {
-            // One page with other rights splits the entry, and its end does not join it.
+            // Other rights for one page split the entry; restoring them does not join it.
             buf.protect(3, 1, libc::PROT_READ)?;
             buf.protect(3, 1, RW)?;
         }
@@ -153,13 +153,13 @@ pub(super) fn collapse(ctx: &Ctx, node: usize) -> Outcome {
     })
 }
 
-/// Pages that the kernel moves within the system: between nodes, and by compaction.
+/// The kernel moves pages within system memory, between nodes and by compaction.
 pub(super) fn moved(ctx: &Ctx, node: usize) -> Outcome {
     each(ctx, node, 3350, |s| {
         let buf = s.filled()?;
         let n = buf.pages();
         for to in [1, 0] {
-            // A machine with one node has nowhere to move to, and says so of each page.
+            // A machine with one node has no target, and returns an error for each page.
             let _ = numa::move_pages(&buf, 0, n, Some(to));
             s.reads(&buf, 0, n, s.seed)?;
         }
@@ -168,14 +168,14 @@ pub(super) fn moved(ctx: &Ctx, node: usize) -> Outcome {
     })
 }
 
-/// Exclusive access of a device ends as soon as the CPU wants the page, with what the device
-/// wrote; and no other mapping of the device is left.
+/// Exclusive access of a device ends as soon as the CPU accesses the page, which has the device's
+/// data; the device keeps no other mapping.
 pub(super) fn exclusive(ctx: &Ctx, node: usize) -> Outcome {
     each(ctx, node, 3360, |s| {
         let buf = s.filled()?;
         let n = buf.pages();
         if s.place != Place::System && !s.target.cpu_maps() {
-            // There is nothing that the CPU could be kept from.
+            // The CPU maps the page on the device.
             return Ok(());
         }
         let count = n.min(PAGES);
@@ -187,8 +187,8 @@ pub(super) fn exclusive(ctx: &Ctx, node: usize) -> Outcome {
     })
 }
 
-/// The other device gets exclusive access: this one loses what it has mapped, and sees what
-/// the other wrote.
+/// The other device gets exclusive access: this device loses its mapping, and then sees the other
+/// one's writes.
 pub(super) fn exclusive_other(ctx: &Ctx, node: usize) -> Outcome {
     each(ctx, node, 3370, |s| {
         let buf = s.filled()?;
@@ -198,7 +198,7 @@ pub(super) fn exclusive_other(ctx: &Ctx, node: usize) -> Outcome {
         }
         let count = n.min(PAGES);
         s.other.exclusive(&buf, 0, count).or_fail("EXCLUSIVE")?;
-        // Without a fault this device has nothing there.
+        // Without a fault this device has no mapping there.
         let seen = s.target.snapshot(&buf, 0, count).or_fail("SNAPSHOT")?;
         check!(
             seen.iter().all(|p| *p == PROT_NONE || *p == PROT_ERROR),
@@ -213,13 +213,13 @@ pub(super) fn exclusive_other(ctx: &Ctx, node: usize) -> Outcome {
     })
 }
 
-/// The other device takes the pages away.
+/// The other device takes the pages.
 pub(super) fn to_other_device(ctx: &Ctx, node: usize) -> Outcome {
     each(ctx, node, 3380, |s| {
         let buf = s.filled()?;
         let n = buf.pages();
         proc::drain_batches()?;
-        // Those of a device may stay where they are.
+        // Pages of a device may stay where they are.
         if let Err(e) = s.other.to_device(&buf, 0, n) {
             check_eq!(e.raw_os_error(), Some(libc::ENOENT), "MIGRATE_TO_DEV");
         }
@@ -237,7 +237,7 @@ pub(super) fn to_other_device(ctx: &Ctx, node: usize) -> Outcome {
     })
 }
 
-/// A file's pages that are truncated or punched out are not there for the device either.
+/// The device does not find pages that were truncated or punched out of a file.
 pub(super) fn truncate(ctx: &Ctx, node: usize) -> Outcome {
     Target::open(ctx, node)?;
     settled(ctx, node, |target| {

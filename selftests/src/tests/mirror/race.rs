@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The device reads while the CPU changes what is there.
+//! The device reads while the CPU changes the memory.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -14,11 +14,11 @@ use crate::check;
 use crate::check::{Fail, Outcome};
 use crate::device::Buffer;
 
-/// How long a race is run.
+/// The duration of a race.
 const RACE: Duration = Duration::from_millis(700);
 
-/// A word of a page that a thread changes in steps, each said after it is done; the device
-/// must find what was said last before it began, or something later.
+/// A thread changes a word of a page in steps and publishes each step when it is done. The device
+/// must read the step that was published before it began, or a later one.
 fn race(
     ctx: &Ctx,
     node: usize,
@@ -47,14 +47,14 @@ fn race(
             let mut result = Ok(());
             while !over.load(Ordering::SeqCst) {
                 let before = said.load(Ordering::SeqCst);
-                // A migration under way may be in the way.
+                // A migration in progress may make the read fail.
                 let Ok(read) = target.read(&buf, page, 1) else {
                     continue;
                 };
                 reads += 1;
                 let found = read.data[..8].iter().rev();
                 let found = found.fold(0, |n, b| (n << 8) | u64::from(*b));
-                // Between a step's two halves the page may be one of zeroes.
+                // In the middle of a step the page may be a page of zeroes.
                 let after = said.load(Ordering::SeqCst) + 1;
                 if found != 0 && !(before..=after).contains(&found) {
                     result = Err(Fail::failed(format!(
@@ -76,8 +76,8 @@ fn race(
     })
 }
 
-/// The page goes, and another comes in its place: a read that does not wait for the end of an
-/// invalidation maps the old one again.
+/// A page is dropped and another one takes its place: a read that does not wait for the end of an
+/// invalidation maps the old page again.
 pub(super) fn race_dontneed(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
         race(ctx, node, huge, |_, buf, value| {
@@ -90,7 +90,7 @@ pub(super) fn race_dontneed(ctx: &Ctx, node: usize) -> Outcome {
     Ok(())
 }
 
-/// The right to write goes and comes back, which takes the entry away from the device.
+/// The right to write is revoked and given back, which removes the device's entry.
 pub(super) fn race_protect(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
         race(ctx, node, huge, |_, buf, value| {
@@ -104,12 +104,12 @@ pub(super) fn race_protect(ctx: &Ctx, node: usize) -> Outcome {
     Ok(())
 }
 
-/// The page goes to the device and comes back.
+/// The page migrates to the device and back.
 pub(super) fn race_migrate(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
         race(ctx, node, huge, |target, buf, value| {
             let n = buf.pages();
-            // Who uses the page at the same time may keep it where it is.
+            // A concurrent user of the page may keep it in place.
             let _ = target.to_device(buf, 0, n);
             buf.set(n / 2, 0, value);
             if value % 2 == 0 {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Pages of other kinds than plain anonymous ones.
+//! Other kinds of pages than plain anonymous ones.
 
 use std::fs::File;
 
@@ -18,7 +18,7 @@ use crate::swap::Swap;
 use crate::uapi::*;
 use crate::{check, check_eq, proc, sys};
 
-/// Private copies of pages of a file, some of them read-only, beside pages of the file itself.
+/// Private copies of a file's pages, some of them read-only, next to pages of the file itself.
 pub(super) fn file_private(ctx: &Ctx, node: usize) -> Outcome {
     const N: usize = SMALL;
     settled_in(ctx, node, |target, _| {
@@ -69,8 +69,8 @@ pub(super) fn file_private(ctx: &Ctx, node: usize) -> Outcome {
     })
 }
 
-/// The pages of a hole and of the shared page of zeroes that are made on the device have the
-/// rights of the mapping, and are charged and counted like any other.
+/// The pages that the device makes for holes and for the zero page have the rights of the mapping,
+/// and are charged and counted like others.
 fn fresh(ctx: &Ctx, node: usize, touch: bool) -> Outcome {
     for huge in SIZES {
         for prot in [RW, libc::PROT_READ] {
@@ -136,8 +136,8 @@ pub(super) fn zero_pages(ctx: &Ctx, node: usize) -> Outcome {
     fresh(ctx, node, true)
 }
 
-/// Pages that have been read back from swap and are in the swap cache still: they go, with
-/// their marks, and the swap space is theirs no more than before.
+/// Pages that were read back from swap and are still in the swap cache: they migrate with their
+/// marks, and keep no more swap space than before.
 pub(super) fn swap_cache(ctx: &Ctx, node: usize) -> Outcome {
     settled_in(ctx, node, |target, dir| {
         let _swap = Swap::on()?;
@@ -166,16 +166,16 @@ pub(super) fn swap_cache(ctx: &Ctx, node: usize) -> Outcome {
         s.send(3091)?;
         s.bring_back(Back::Request)?;
         s.check(3091)?;
-        // What the program itself allocated meanwhile is more than these may differ by. Those of smaps
-        // are exact.
+        // These counters differ by less than the program's own allocations. Those of smaps are
+        // exact.
         const OWN: &[&str] = &["swapcached", "RssAnon", "nr_anon_pages", "anon"];
         let range = (s.first, s.n);
         s.watch.expect(&s.buf, range, &before, OWN, "after swap")
     })
 }
 
-/// Pages that KSM has merged: those that go are the process's own then, the other's stay as
-/// they were, and nobody may write to what others share.
+/// Pages that KSM has merged: a page that migrates becomes the process's own, the other process's
+/// pages stay the same, and shared pages are not writable.
 pub(super) fn merged_pages(ctx: &Ctx, node: usize) -> Outcome {
     settled_in(ctx, node, |target, _| {
         let ksm = Ksm::start()?;
@@ -185,7 +185,7 @@ pub(super) fn merged_pages(ctx: &Ctx, node: usize) -> Outcome {
         if let Err(e) = target.to_device(&a, 0, n) {
             check_eq!(e.raw_os_error(), Some(libc::ENOENT), "MIGRATE_TO_DEV");
         }
-        // Where a page goes it goes for everybody who maps it.
+        // A page that migrates does so for every process that maps it.
         let in_place = |states: &[State]| -> Vec<State> {
             let place = SCAN_PRESENT | SCAN_SWAPPED;
             let mask = |s: &State| State {

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A migration changes where a page is, and nothing else (I13): its entry's rights and marks,
-//! its owner, who is charged, and every counter are the same on the device, and when it is
-//! back by whichever way. For each kind of memory, small and huge pages, and whatever was
-//! done to the pages before.
+//! A migration changes only the place of a page (I13). The rights and marks of its entry, its
+//! owner, its charge, and every counter are the same on the device, and after every way back. The
+//! tests cover each kind of memory, small and huge pages, and various earlier uses of the pages.
 
 mod kinds;
 
@@ -39,10 +38,10 @@ pub const TESTS: &[Test] = of_each_kind!("place":
 );
 
 const RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
-/// Small pages: more than what counters may be off by, several times.
+/// The number of small pages, which is several times the slack of the counters.
 const SMALL: usize = 192;
 
-/// How pages come back to system memory.
+/// The ways in which pages come back to system memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Back {
     Request,
@@ -52,7 +51,7 @@ enum Back {
 
 const WAYS: [Back; 3] = [Back::Request, Back::Fault, Back::Release];
 
-/// A mapping of private anonymous memory that no neighbour is joined with.
+/// A mapping of private anonymous memory that the kernel does not join with a neighbour.
 struct Scene<'a> {
     target: &'a Target,
     watch: Watch,
@@ -107,12 +106,12 @@ impl<'a> Scene<'a> {
         self.watch.counters(&self.buf, self.first, self.n)
     }
 
-    /// Whether the pages go in small pieces, though they are huge.
+    /// Whether a huge page migrates in small pieces.
     fn falls_back(&self) -> bool {
         self.huge && !self.target.moves_large()
     }
 
-    /// Counters that may differ: what counts huge pages, where there are none any more.
+    /// The counters that may differ: those of huge pages, if the pages do not stay huge.
     fn except(&self) -> &'static [&'static str] {
         const HUGE: &[&str] = &[
             "nr_anon_transparent_hugepages",
@@ -159,7 +158,7 @@ impl<'a> Scene<'a> {
         target.expect(&self.buf, first, n, 0)
     }
 
-    /// Checks that nothing has changed but the place.
+    /// Checks that only the place has changed.
     #[track_caller]
     fn expect(&self, before: &[State], on_device: bool, when: &str) -> Outcome {
         let entries_only = on_device && !self.target.cpu_maps();
@@ -172,8 +171,8 @@ impl<'a> Scene<'a> {
             }
             expected.scan &= mask;
             found.scan &= mask;
-            // remove_migration_pmd() sets the mark with the dirty bit, and says so: it is
-            // never lost.
+            // remove_migration_pmd() sets the mark together with the dirty bit, so the mark may
+            // appear, but never gets lost.
             if self.huge && found.soft_dirty && !expected.soft_dirty {
                 expected.soft_dirty = true;
                 expected.scan |= SCAN_SOFT_DIRTY;
@@ -186,7 +185,7 @@ impl<'a> Scene<'a> {
         Ok(())
     }
 
-    /// Moves the pages to and fro, each time back by another way, and compares.
+    /// Moves the pages back and forth, each time back in another way, and compares.
     #[track_caller]
     fn trips(&self, seed: u64) -> Outcome {
         let before = self.states()?;
@@ -217,7 +216,7 @@ fn each(ctx: &Ctx, node: usize, seed: u64, body: impl Fn(&Scene) -> Outcome) -> 
     for huge in SIZES {
         settled_in(ctx, node, |target, dir| {
             let s = Scene::new(target, dir, huge, seed)?;
-            // What the program allocates the first time only.
+            // The first call allocates memory that the program keeps.
             let _ = (s.states()?, s.counters()?);
             body(&s)
         })?;
@@ -229,7 +228,7 @@ fn written(ctx: &Ctx, node: usize) -> Outcome {
     each(ctx, node, 3000, |s| s.trips(3000))
 }
 
-/// Pages that nobody has written to since the marks were cleared.
+/// Pages that were not written since the marks were cleared.
 fn clean(ctx: &Ctx, node: usize) -> Outcome {
     each(ctx, node, 3010, |s| {
         clear_soft_dirty()?;
@@ -239,12 +238,12 @@ fn clean(ctx: &Ctx, node: usize) -> Outcome {
     })
 }
 
-/// Every third page was written to since: those and no others are marked, also when the marks
-/// are cleared, or set by a write, while the page is on the device.
+/// Every third page was written since: exactly those are marked. The marks are also cleared, and
+/// set by a write, while the page is on the device.
 fn some_written(ctx: &Ctx, node: usize) -> Outcome {
     each(ctx, node, 3020, |s| {
         if s.huge {
-            // One entry has one mark.
+            // A huge entry has only one mark.
             return Ok(());
         }
         clear_soft_dirty()?;
@@ -273,7 +272,7 @@ fn some_written(ctx: &Ctx, node: usize) -> Outcome {
             "marked pages, cleared on the device, back"
         );
         s.send(3020)?;
-        // A write by the CPU, wherever it finds the page.
+        // The CPU writes to the page where it is.
         s.buf.fill(s.first + 5, 1, 3020);
         check_eq!(marked(s)?, vec![5], "marked pages after a write");
         Ok(())
@@ -288,7 +287,7 @@ impl Scene<'_> {
     }
 }
 
-/// Without the right to write, and the right comes back.
+/// Pages without the right to write, which is given back later.
 fn read_only(ctx: &Ctx, node: usize) -> Outcome {
     each(ctx, node, 3030, |s| {
         s.buf.protect(s.first, s.n, libc::PROT_READ)?;
@@ -301,7 +300,8 @@ fn read_only(ctx: &Ctx, node: usize) -> Outcome {
     })
 }
 
-/// Write-protected by userfaultfd: so wherever they are, until the process says otherwise.
+/// Pages that userfaultfd protects against writes stay protected until the process ends the
+/// protection.
 fn uffd_wp(ctx: &Ctx, node: usize) -> Outcome {
     each(ctx, node, 3040, |s| {
         let uffd = Uffd::new().or_fail("userfaultfd")?;
@@ -318,7 +318,7 @@ fn uffd_wp(ctx: &Ctx, node: usize) -> Outcome {
             "write-protected pages: expected the mark and no right to write"
         );
         s.trips(3040)?;
-        // Protected, and not, while they are on the device.
+        // Protect them, and end the protection, while they are on the device.
         s.send(3040)?;
         uffd.protect(&s.buf, s.first, s.n, false)
             .or_fail("UFFDIO_WRITEPROTECT")?;
@@ -333,7 +333,8 @@ fn uffd_wp(ctx: &Ctx, node: usize) -> Outcome {
     })
 }
 
-/// Shared with a child: not exclusive, not writable, and the child's counters are its own.
+/// Pages shared with a child are not exclusive and not writable, and the child's counters are its
+/// own.
 fn shared(ctx: &Ctx, node: usize) -> Outcome {
     each(ctx, node, 3050, |s| {
         let child = Waiting::start(|| Ok(()), || s.check(3050))?;
@@ -344,7 +345,7 @@ fn shared(ctx: &Ctx, node: usize) -> Outcome {
             "pages shared with a child: expected neither exclusive nor writable"
         );
         s.trips(3050)?;
-        // And on the device when it ends.
+        // The child ends while the pages are on the device.
         s.send(3050)?;
         child.join()?;
         s.bring_back(Back::Request)?;
@@ -353,10 +354,10 @@ fn shared(ctx: &Ctx, node: usize) -> Outcome {
     })
 }
 
-/// Locked memory is locked wherever it is.
+/// Locked memory stays locked wherever it is.
 fn locked(ctx: &Ctx, node: usize) -> Outcome {
     each(ctx, node, 3060, |s| {
-        // What counts locked pages needs their list, which device pages are not on.
+        // The kernel counts locked pages by their list, and device pages are on no list.
         let before = s.counters()?;
         s.buf.lock(s.first, s.n, true)?;
         let states = s.states()?;
@@ -399,7 +400,7 @@ fn failed(ctx: &Ctx, node: usize) -> Outcome {
     })
 }
 
-/// What was unmapped on the device is counted nowhere any more.
+/// Pages that were unmapped on the device are not counted any more.
 fn unmapped_counters(ctx: &Ctx, node: usize) -> Outcome {
     each(ctx, node, 3120, |s| {
         s.buf.advise(s.first, s.n, libc::MADV_DONTNEED)?;
@@ -413,7 +414,7 @@ fn unmapped_counters(ctx: &Ctx, node: usize) -> Outcome {
             match round {
                 0 => s.buf.advise(s.first, s.n, libc::MADV_DONTNEED)?,
                 1 => {
-                    // In two steps, of which the first splits a huge page.
+                    // Unmap in two steps; the first one splits a huge page.
                     s.buf.advise(s.first, s.n / 2, libc::MADV_DONTNEED)?;
                     s.buf
                         .advise(s.first + s.n / 2, s.n / 2, libc::MADV_DONTNEED)?;
