@@ -1,30 +1,30 @@
 # SPDX-License-Identifier: GPL-2.0
 #
-# What users type. The module itself is described in Kbuild; the runner, zdvm, is in qemu/.
+# The targets that users type. Kbuild describes the module itself; qemu/ has the runner, zdvm.
 #
-#   KDIR=DIR   a kernel tree of yours, instead of the ones that zdvm builds
-#   O=DIR      its build directory, where that is not KDIR itself
+#   KDIR=DIR   your own kernel tree, instead of the ones that zdvm builds
+#   O=DIR      its build directory, if that is not KDIR itself
 #   EXPECT=K   the kernel of the matrix whose results your tree gives (default: found out)
 #   SOURCE=X   a source tree or tarball for the kernels that zdvm builds, instead of Debian's
-#   MO=DIR     where the module's build output goes (default: beside its source)
+#   MO=DIR     the directory of the module's build output (default: beside its source)
 
 MAKEFLAGS += --no-print-directory
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 
-# Everything runs with the tool set of Debian 13, wherever that comes from.
+# Everything runs with the tool set of Debian 13, in a sysroot or on Debian itself.
 ENV := scripts/toolchain.sh run
-# The same for the program itself, which the wrapper also builds.
+# The wrapper also builds the program.
 RUN := ./zdvm
 
-# Folders whose modules must not import each other in a circle.
+# The modules of these folders must not import each other in a cycle.
 ACYCLIC := rust/audit rust/driver rust/kernel/mm rust/kernel qemu/src qemu/guest/src selftests/src
 
-# On the kernels' side of things these are arguments, not environment.
+# The kernel's make gets these as arguments, not by the environment.
 unexport KDIR O MO
 
 CARGO_TARGET := target
-# The profile of the tests, so that its crates are compiled once.
+# The profile is that of the tests, so that crates are compiled once.
 ZDVM := $(CARGO_TARGET)/debug/zdvm
 ZDVM_SRC := $(shell find qemu/src qemu/guest -name '*.rs' 2>/dev/null) \
 	    $(wildcard Cargo.toml Cargo.lock qemu/Cargo.toml)
@@ -35,7 +35,7 @@ ifneq ($(SOURCE),)
 export ZDM_SOURCE := $(abspath $(SOURCE))
 endif
 
-# The tree to build the module against: the user's, or the patched kernel of zdvm.
+# The tree that the module is built against: the user's, or zdvm's patched kernel.
 ifneq ($(KDIR),)
 build-tree = $(abspath $(or $(O),$(KDIR)))
 need-tree :=
@@ -43,7 +43,7 @@ else
 build-tree = $$($(RUN) path --kernel patched)
 need-tree := $(ZDVM)
 endif
-# The compilers that the tree was built with, where the command line names none.
+# The compilers that the tree was built with, unless the command line names others.
 ifeq ($(filter-out undefined default,$(origin LLVM) $(origin CC)),)
 compilers = $$(scripts/tree-compilers.sh "$$tree")
 endif
@@ -65,15 +65,14 @@ modules_install: $(need-tree)
 rust-analyzer: $(need-tree)
 	@$(kbuild) rust-analyzer
 
-# The whole story: tools, kernel source, patches, build, boot, tests that take a minute, verdict.
+# Everything in one command: tools, kernel source, patches, build, boot, quick tests, verdict.
 run: $(ZDVM)
 	@$(RUN) run $(or $(strip $(kdir-args)),--kernel patched)
 
-# All tests: of the tools on this machine, and of the module on every kernel; a kernel that fails does
-# not keep the others from their turn. The smoke suite runs the tests of the suite hmm once more in
-# upstream's way, for which one kernel is enough. The kernels that clang builds get the quick run. With
-# SHORT=1 the other two get it, and nothing else runs but the pages of 1 GiB, which want a machine of
-# their own.
+# All tests: of the tools on this machine, and of the module on every kernel. A kernel that fails does
+# not stop the others. The smoke suite runs the tests of the suite hmm once more in upstream's way, on
+# one kernel. The kernels that clang builds get the quick run. With SHORT=1 only the other two kernels
+# run, with the quick run, and the test of 1 GiB pages, which needs a machine of its own.
 test: test-host test-boot $(ZDVM)
 ifneq ($(SHORT),)
 	@status=0; \
@@ -96,35 +95,36 @@ test-host:
 	@echo "  TEST    zdvm, zdm-selftests (on this machine)"
 	@$(ENV) cargo test -q --workspace
 
-# Guests that go wrong on purpose: do we notice?
+# Boots guests that go wrong on purpose, and checks that the runner notices.
 test-boot: $(ZDVM)
 	@echo "  TEST    zdvm (in guests that fail)"
 	@tree="$(build-tree)"; ZDVM_TEST_TREE="$$tree" \
 		$(ENV) cargo test -q -p zdvm --test boot -- --ignored --test-threads=2
 
-# N times in a row, going on after a failure; the last lines say how many were clean.
+# Runs N times and continues after a failure; the last lines say how many runs were clean.
 test-repeat: $(ZDVM)
 	@$(RUN) run --full --keep-going --repeat $(or $(N),10) $(or $(strip $(kdir-args)),--kernel patched)
 
-# The kernel tree's own C driver and ours, test by test. WRITE=1 keeps the table.
+# Compares the kernel tree's own C driver and ours, test by test. WRITE=1 writes the table to the
+# documentation.
 test-upstream: $(ZDVM)
 	@$(RUN) compare $(if $(WRITE),--write) $(or $(strip $(kdir-args)),--kernel stock)
 
-# The C driver against this one, and what the oracle costs, as ratios of what is measured side by
-# side in one guest. Once by the clock, once by instructions, which other work cannot disturb.
+# Measures the C driver against this one, and the cost of the oracle, as ratios of times that one guest
+# measures side by side: once by the clock, once by instructions, which other work cannot disturb.
 bench: $(ZDVM)
 	@for accel in auto icount; do \
 		$(RUN) run $(or $(strip $(kdir-args)),--kernel bench) --suite versus --accel $$accel; \
 		$(RUN) run $(or $(strip $(kdir-args)),--kernel bench) --machine private --suite bench --accel $$accel; \
 	done
 
-# How good the tests are: a kernel with one bug at a time. MUTANTS="NAME..." for some of them,
-# WRITE=1 keeps the table. It goes on where it was interrupted.
+# Measures how good the tests are, on a kernel with one bug at a time. MUTANTS="NAME..." selects bugs,
+# WRITE=1 writes the table to the documentation. An interrupted run is resumed.
 mutants: $(ZDVM)
 	@$(RUN) mutants $(MUTANTS) $(if $(WRITE),--write)
 
-# The series one patch after the other, and a boot of the result. Hours the first time, on two
-# processors; it goes on where it was interrupted, and says at once what it has found out before.
+# Checks the series patch by patch, and boots the result. The first run takes hours on two processors;
+# an interrupted run is resumed, and stored results are printed at once.
 patch-check: $(ZDVM)
 	@scripts/toolchain.sh cross powerpc64le-linux-gnu
 	@$(RUN) patch-check $(if $(KERNEL),--kernel $(KERNEL)) $(if $(NOBOOT),--no-boot)
@@ -135,7 +135,7 @@ doctor:
 shell: $(ZDVM)
 	@$(RUN) shell $(kdir-args)
 
-# What is missing in the configuration of a tree of yours, written beside it.
+# Writes a configuration with the symbols that your tree's configuration lacks.
 kconfig: $(ZDVM)
 	@$(if $(KDIR),,$(error make kconfig wants KDIR=DIR, a kernel tree of yours))
 	@$(RUN) kconfig $(dir-args)
@@ -154,7 +154,7 @@ rustfmtcheck:
 	@$(ENV) rustfmt --edition 2021 --check rust/zdmirror.rs $(wildcard samples/compile-fail/*.rs)
 	@$(ENV) cargo fmt --all --check
 
-# A build of its own, or the objects of a plain one would hide the warnings.
+# This is a separate build, because the objects of a plain one would hide the warnings.
 clippy: $(need-tree)
 	@echo "  CLIPPY  zdvm, zdm-selftests"
 	@$(ENV) cargo clippy -q --workspace --all-targets -- -D warnings
@@ -162,7 +162,7 @@ clippy: $(need-tree)
 	@tree="$(build-tree)"; $(ENV) make -C "$$tree" $(compilers) M="$(CURDIR)" \
 		MO="$(CURDIR)/build/clippy" CLIPPY=1 KRUSTFLAGS=-Dwarnings modules
 
-# Misuses of the abstractions that must not compile; one build of the crate for all of them.
+# Checks that misuses of the abstractions do not compile, with one build of the crate for all of them.
 compile-fail: $(need-tree)
 	@echo "  COMPILE-FAIL samples/compile-fail"
 	@mkdir -p build/compile-fail
@@ -182,8 +182,8 @@ htmldocs:
 	@$(ENV) python3 -m sphinx -q -W --keep-going -n -d build/doctrees -b html Documentation build/htmldocs
 	@echo "  DOC     build/htmldocs/index.html"
 
-# checkpatch.pl of the tree that is built against, on the patches and on all C. Commits of the
-# kernel that a message names cannot be looked up without its history.
+# Runs the tree's checkpatch.pl on the patches and on all C files. The commits that a message names
+# cannot be looked up without the kernel's history.
 checkpatch: $(need-tree)
 	@echo "  CHECKPATCH"
 	@for p in $$(find qemu/kernel/patches -name '*.patch'); do \
@@ -197,11 +197,11 @@ checkpatch: $(need-tree)
 	@$(ENV) perl "$(build-tree)/scripts/checkpatch.pl" --strict --quiet --no-tree --file \
 		--ignore CONST_STRUCT,VOLATILE $(wildcard rust/helpers/*.[ch] uapi/*.h)
 
-# No module imports one that imports it.
+# Checks that no modules import each other in a cycle.
 cycles:
 	@python3 scripts/module-cycles.py $(ACYCLIC)
 
-# All unsafe code lives in rust/kernel (and in the generated bindings).
+# Checks that all unsafe code is in rust/kernel (and in the generated bindings).
 unsafe-check:
 	@scripts/unsafe-check.sh
 
@@ -226,8 +226,8 @@ help:
 	@echo '                   WRITE=1 writes Documentation/upstream.rst'
 	@echo 'With KDIR=DIR (and O=DIR) they use your kernel tree, which is brought up to date first.'
 	@echo '  bench          - the C driver against this one; what the oracle costs'
-	@echo '  mutants        - boot a kernel with bugs seeded on purpose, one at a time, and see who'
-	@echo '                   notices; MUTANTS="NAME..." for some, WRITE=1 writes'
+	@echo '  mutants        - boot a kernel with bugs seeded on purpose, one at a time, and see which'
+	@echo '                   tests notice; MUTANTS="NAME..." for some, WRITE=1 writes'
 	@echo '                   Documentation/mutants.rst. An hour or more the first time'
 	@echo '  patch-check    - apply the patches one by one, compile what each touches, checkpatch;'
 	@echo '                   boot the result. Too slow for "test". KERNEL=patched-7.2 for one'
@@ -244,5 +244,5 @@ help:
 	@echo 'Looking around:'
 	@echo '  shell          - boot to a shell with the module loaded'
 	@echo '  kconfig        - KDIR=DIR: write your configuration and what is missing in it'
-	@echo '  doctor         - what this machine lacks, and the command that mends it'
+	@echo '  doctor         - what this machine lacks, and the command that installs it'
 	@echo 'All of these are commands of ./zdvm, which has more options: ./zdvm --help'

@@ -14,7 +14,7 @@ release = version = re.search(r'^version = "(.*)"$', _cargo, re.M).group(1)
 root_doc = "index"
 exclude_patterns = ["_build"]
 extensions = []
-# Code is shown as it stands; what has another language says so.
+# Code is shown without highlighting unless a block names its language.
 highlight_language = "none"
 html_theme = "alabaster"
 html_theme_options = {
@@ -23,6 +23,6 @@ html_theme_options = {
     "sidebar_width": "230px",
     "fixed_sidebar": True,
 }
-# The build must not depend on when and where it is made.
+# The output must not depend on the time and place of the build.
 html_last_updated_fmt = None
 html_show_sphinx = False

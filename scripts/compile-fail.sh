@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: GPL-2.0
 #
-# Misuses of the abstractions that the compiler must refuse: each file of samples/compile-fail names
-# the error that it must meet, and no other may be met. Compiles all of them with the crate at once,
-# by the command that built the module in DIR, up to where errors are found.
+# Checks that the compiler refuses misuses of the abstractions. Each file of samples/compile-fail names
+# the error that it must cause, and must cause no other. All files are compiled with the crate at once,
+# by the command that built the module in DIR, up to the passes that report errors.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

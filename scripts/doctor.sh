@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: GPL-2.0
 #
-# Says what this machine lacks and the one command that mends it, what will be slow and why, and
-# what the first run will download. It changes nothing. Exit status: 0 nothing is missing, 1 else.
+# Prints what this machine lacks with the command that installs it, what will be slow and why, and what
+# the first run will download. It changes nothing. Exit status: 0 if nothing is missing, else 1.
 #
 # ZDM_OS_RELEASE and ZDM_KVM stand for /etc/os-release and /dev/kvm in tests.
 set -euo pipefail
@@ -27,7 +27,7 @@ slow() { printf '  slow      %s\n' "$*"; }
 download() { printf '  download  %s\n' "$*"; }
 lacking() { printf '  MISSING   %s\n' "$*"; missing=1; }
 
-# have COMMAND PACKAGE: the package has the same name wherever it is offered below.
+# have COMMAND PACKAGE: the package has the same name in all distributions that follow.
 have() {
 	if command -v "$1" >/dev/null; then
 		ok "$1"
@@ -51,7 +51,7 @@ echo "This machine ($family${version:+ $version}, $(uname -m)):"
 have git git
 have make make
 
-# Debian's tools come as a sysroot, except on Debian 13 where all of its packages are installed.
+# Debian's tools come as a sysroot, except on Debian 13 with all packages installed.
 case $family in
 debian | ubuntu)
 	if "$here/toolchain.sh" native 2>/dev/null; then
@@ -67,14 +67,14 @@ debian | ubuntu)
 	fi
 	;;
 *)
-	# There is no Debian package manager to make a sysroot with: a container has one.
+	# Without Debian's package manager there is no sysroot; a container has the package manager.
 	have podman podman
 	remedies+=("podman build -t zdmirror . && podman run --rm -it --device /dev/kvm -v zdmirror-cache:/root/.cache zdmirror ./zdvm run")
 	[ -e "$kvm" ] || remedies=("${remedies[@]/--device \/dev\/kvm /}")
 	;;
 esac
 
-# Containers often forbid user namespaces; so does Ubuntu since 24.04.
+# Many containers forbid user namespaces, and so does Ubuntu since 24.04.
 if command -v bwrap >/dev/null && ! bwrap --ro-bind / / true 2>/dev/null; then
 	lacking "permission to make user namespaces, which bwrap needs"
 	if [ "$(cat /proc/sys/kernel/apparmor_restrict_unprivileged_userns 2>/dev/null)" = 1 ]; then
@@ -137,7 +137,7 @@ if [ ! -d "$cache/cargo/registry" ]; then
 fi
 [ "$need" = 1 ] || ok "nothing"
 
-# What only the program knows: which kernels are built, what the last boot found out about KVM.
+# The program knows which kernels are built and what the last boot found out about KVM.
 program=$here/../target/debug/zdvm
 if [ "$missing" = 0 ] && [ "$need" = 0 ] && [ -x "$program" ]; then
 	"$here/toolchain.sh" run "$program" --repo "$here/.." doctor || true

@@ -5,9 +5,9 @@
 #
 #   scripts/kernel-source.sh VERSION     prints the path of the pristine tree
 #
-# ZDM_SOURCE names a source tree, or a tarball of one, to be taken instead; it must be of that version.
+# ZDM_SOURCE names a source tree, or a tarball of one, to use instead; it must have that version.
 #
-# To be run with the tool set (scripts/toolchain.sh run): it needs apt of Debian 13.
+# Run it with the tool set (scripts/toolchain.sh run): it needs the apt of Debian 13.
 set -euo pipefail
 
 ver=${1:?usage: scripts/kernel-source.sh VERSION}
@@ -55,9 +55,9 @@ if [ -r "$newest" ] && [ -e "$(cat "$newest")/.complete" ]; then
 	exit 0
 fi
 
-# Backports is the same archive under another suite; the line of the sysroot (or of this
-# machine, where it is Debian 13) says where the archive is. A private apt state, so that
-# an ordinary user can do this and nothing of the machine's own apt changes.
+# Backports is another suite of the same archive. The apt configuration of the sysroot (or of this
+# machine, if it is Debian 13) has the archive's address. A private apt state lets an ordinary user do
+# this, and leaves the machine's own apt unchanged.
 site=$(apt-get indextargets --format '$(SITE) $(ORIGIN)' 'Created-By: Packages' 2>/dev/null |
 	awk '$2 == "Debian" && $1 !~ /security/ { print $1; exit }')
 [ -n "$site" ] ||

@@ -1,21 +1,21 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: GPL-2.0
 #
-# Run a command with the tool set of Debian 13, which is what Linux 7.3 asks for.
+# Run a command with the tool set of Debian 13, which Linux 7.3 requires.
 #
 #   scripts/toolchain.sh run CMD [ARG...]   run CMD with that tool set
-#   scripts/toolchain.sh check              make it ready, print where it comes from
-#   scripts/toolchain.sh cross TRIPLET      make gcc for another architecture ready, too
-#   scripts/toolchain.sh sphinx             make Sphinx ready, too
+#   scripts/toolchain.sh check              prepare the tool set, print where it comes from
+#   scripts/toolchain.sh cross TRIPLET      prepare gcc for another architecture, too
+#   scripts/toolchain.sh sphinx             prepare Sphinx, too
 #   scripts/toolchain.sh packages           print the package list
 #   scripts/toolchain.sh native             succeed if this machine's own tools are used
 #   scripts/toolchain.sh where              print "native" or the sysroot's directory; make nothing
 #
-# On Debian 13 with the packages installed CMD runs as it is. Anywhere else that
-# has mmdebstrap and bubblewrap (on Debian, root gets them installed) CMD runs in
-# a sysroot below ${XDG_CACHE_HOME:-~/.cache}/zdmirror, which sees the caller's
-# files under their own names. ZDM_TOOLCHAIN=native|sysroot overrides the choice: native takes
-# whatever the caller's PATH has, rustup's programs in ~/.cargo/bin included.
+# On Debian 13 with the packages installed CMD runs directly. On another system with mmdebstrap and
+# bubblewrap (on Debian, root gets them installed) CMD runs in a sysroot below
+# ${XDG_CACHE_HOME:-~/.cache}/zdmirror, which has the caller's files under their own names.
+# ZDM_TOOLCHAIN=native|sysroot overrides the choice: native uses the caller's PATH and rustup's programs
+# in ~/.cargo/bin.
 set -euo pipefail
 
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/zdmirror
@@ -35,12 +35,12 @@ native_ok() {
 	# shellcheck disable=SC2086
 	dpkg-query -W -f '${db:Status-Status}\n' $packages 2>/dev/null |
 		awk '$1 != "installed" { bad = 1 } END { exit bad || NR == 0 }' || return 1
-	# dpkg-query leaves unknown packages out and says so by its status.
+	# dpkg-query leaves out unknown packages, and its status reports that.
 	# shellcheck disable=SC2086
 	dpkg-query -W $packages >/dev/null 2>&1
 }
 
-# The mirror of the machine's own apt configuration, so that a local mirror is honoured.
+# The mirror in the machine's own apt configuration, so that a local mirror is used.
 mirror() {
 	apt-get indextargets --format '$(SITE) $(ORIGIN)' 'Created-By: Packages' 2>/dev/null |
 		awk '$2 == "Debian" && $1 !~ /security/ { print $1; found = 1; exit }
@@ -63,7 +63,7 @@ need_tools() {
 	fi
 }
 
-# A sysroot is keyed by what it was made from; a half-made one never gets the name.
+# A sysroot's name has a key of its contents; an unfinished one never gets the name.
 sysroot_dir() {
 	printf '%s/sysroot-%s-%s' "$cache" "$suite" \
 		"$(printf '%s' "$packages" | tr -s ' \n' ' ' | sha256sum | cut -c1-12)"
@@ -81,7 +81,7 @@ make_sysroot() {
 	tmp=$(mktemp -d "$cache/sysroot.XXXXXX")
 	log=$cache/sysroot.log
 	say "making a $suite sysroot (about 2.5 GB, one to three minutes); log: $log"
-	# A tarball unpacked without ownership serves root and ordinary users alike.
+	# Unpacked without ownership, the tarball works for root and for ordinary users.
 	if ! mmdebstrap --variant=minbase --format=tar --aptopt='Acquire::Retries "3"' \
 		--include="$(echo $packages | tr ' ' ,)" "$suite" - "$site" 2>"$log" |
 		tar -x -C "$tmp" --no-same-owner --exclude='./dev/*'; then
@@ -89,7 +89,7 @@ make_sysroot() {
 		rm -rf "$tmp"
 		die "mmdebstrap failed; the whole log is $log"
 	fi
-	# The machine's own certificates: a site's proxy may have its own authority.
+	# Add the machine's own certificates: a proxy may have its own authority.
 	[ ! -r /etc/ssl/certs/ca-certificates.crt ] ||
 		cp -L /etc/ssl/certs/ca-certificates.crt "$tmp/etc/ssl/certs/ca-certificates.crt"
 	touch "$tmp/.complete"
@@ -115,11 +115,11 @@ ensure() {
 run() {
 	export CARGO_HOME=${ZDM_CARGO_HOME:-$cache/cargo} CCACHE_DIR=${CCACHE_DIR:-$cache/ccache}
 	if [ "${ZDM_TOOLCHAIN:-auto}" = native ]; then
-		# The caller has chosen these tools: no others come before them.
+		# The caller has chosen these tools: put no others before them.
 		export PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 	else
 		export PATH=/usr/lib/ccache:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
-		# rustup's choices on the host mean nothing to Debian's cargo.
+		# Debian's cargo must not see rustup's settings on the host.
 		unset RUSTUP_HOME RUSTUP_TOOLCHAIN RUSTC_WRAPPER
 	fi
 	export RUSTC_BOOTSTRAP=
@@ -129,7 +129,7 @@ run() {
 	fi
 	mkdir -p "$CARGO_HOME" "$CCACHE_DIR"
 	local args=(--bind "$root" / --dev-bind /dev /dev --proc /proc --tmpfs /run) d
-	# Every top directory that the sysroot does not own keeps its name: home, work, tmp, ...
+	# Every top directory that the sysroot does not have keeps its name: home, work, tmp, ...
 	for d in /*; do
 		[ -d "$d" ] && [ ! -L "$d" ] || continue
 		case $d in
@@ -143,12 +143,12 @@ run() {
 	exec bwrap "${args[@]}" --die-with-parent --chdir "$PWD" -- "$@"
 }
 
-# Few need a cross compiler or Sphinx, and the sysroot is keyed by its packages: such a package
-# comes on demand and goes into the sysroot without its package database knowing. Unpacking a
-# package twice does no harm.
+# Few users need a cross compiler or Sphinx, and the sysroot's key has its packages. Such a package is
+# therefore unpacked into the sysroot on demand, without its package database. Unpacking a package twice
+# does no harm.
 #
-# extra NAME PACKAGE CHECK...: NAME for the mark in the sysroot; CHECK is a command that works once
-# the package is there.
+# extra NAME PACKAGE CHECK...: NAME is the mark in the sysroot; CHECK is a command that succeeds once
+# the package is installed.
 extra() {
 	local name=$1 package=$2 tmp
 	shift 2

@@ -1,11 +1,11 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-2.0
 #
-# What make must be told to use the compilers that a kernel was built with.
+# Prints the arguments that make needs to use the compilers that a kernel was built with.
 #
 #   scripts/tree-compilers.sh DIR     DIR is the build directory
 #
-# zdvm looks closer, at versions; this is for `make modules`, which zdvm has no part in.
+# zdvm also checks versions; this script is for `make modules`, which runs without zdvm.
 has() { grep -qsx "$2=y" "$1/.config"; }
 
 if has "$1" CONFIG_CC_IS_CLANG; then

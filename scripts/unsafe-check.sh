@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: GPL-2.0
 #
-# Nothing outside rust/kernel and rust/bindings says unsafe, every file of the driver and of the
-# oracle forbids it, and the abstractions stay below 6 unsafe blocks per 100 lines.
+# Checks that only rust/kernel and rust/bindings have unsafe code, that every file of the driver and of
+# the oracle forbids it, and that the abstractions have less than 6 unsafe blocks per 100 lines.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
