@@ -6,8 +6,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::Ctx;
-use super::target::Target;
+use super::target::{GENERIC, PRIVATE, Target};
+use super::{Ctx, Test, test};
 use crate::check;
 use crate::check::{Fail, OrFail, Outcome};
 use crate::check_eq;
@@ -17,13 +17,20 @@ use crate::proc;
 use crate::sys;
 use crate::uapi::{HMM_MIGRATE_TO_DEV, HMM_MIGRATE_TO_SYS};
 
+pub const TESTS: &[Test] = &[
+    test("account.rss", rss::<PRIVATE>),
+    test("account.memcg", memcg::<PRIVATE>),
+    test("account_generic.rss", rss::<GENERIC>),
+    test("account_generic.memcg", memcg::<GENERIC>),
+];
+
 const N: usize = 256;
 /// The smallest leak, one page per trip, is well above the slack.
 const TRIPS: usize = 10;
 
 /// RssAnon and smaps are the same before and after the migration, and the pages count for the
 /// process while they are on the device.
-pub fn rss<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn rss<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let device = Target::open(ctx, NODE)?;
     // Pages without access at both ends keep the kernel from joining the mapping with a neighbour;
     // smaps would then show both as one.
@@ -128,7 +135,7 @@ pub(super) fn current(dir: &Path) -> Outcome<u64> {
 
 /// A cgroup is charged for pages on the device until they are freed there: by munmap, which never
 /// brings them back, and by exit.
-pub fn memcg<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn memcg<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let dir = new_cgroup()?;
     let work = Child::spawn(|| {
         fs::write(dir.join("cgroup.procs"), "0").or_fail("cgroup.procs")?;

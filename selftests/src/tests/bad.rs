@@ -4,12 +4,28 @@
 
 use libc::{E2BIG, EFAULT, EINVAL, ENOTTY};
 
-use super::{Ctx, PAGES};
+use super::{Ctx, PAGES, Test, absent, test};
 use crate::check;
 use crate::check::{Fail, OrFail, Outcome, expect_errno};
 use crate::check_eq;
 use crate::device::{Buffer, Data, Device, PAGE, pattern_bytes};
 use crate::uapi::*;
+
+pub const TESTS: &[Test] = &[
+    test("bad.unknown_ioctl", unknown_ioctl),
+    test("bad.unaligned", unaligned),
+    test("bad.zero_pages", zero_pages),
+    test("bad.wrap", wrap),
+    test("bad.beyond_task_size", beyond_task_size),
+    test("bad.huge_npages", huge_npages),
+    test("bad.pointer", pointer),
+    test("bad.no_vma", no_vma),
+    test("bad.prot_none", prot_none),
+    test("bad.audit_size", audit_size),
+];
+
+/// Tests that load the module themselves.
+pub const RELOADING: &[Test] = &[absent(test("bad.module_param", module_param))];
 
 /// Upstream's commands that have a range and a result.
 const COMMANDS: [(u64, &str); 4] = [
@@ -52,7 +68,7 @@ fn works(device: &Device) -> Outcome {
 }
 
 /// abi.rst specifies ENOTTY; the C driver returns EINVAL.
-pub fn unknown_ioctl(_: &Ctx) -> Outcome {
+fn unknown_ioctl(_: &Ctx) -> Outcome {
     let device = Device::open(0)?;
     let buf = Buffer::filled(1, 121)?;
     let tcgets = 0x5401;
@@ -75,7 +91,7 @@ pub fn unknown_ioctl(_: &Ctx) -> Outcome {
     works(&device)
 }
 
-pub fn unaligned(_: &Ctx) -> Outcome {
+fn unaligned(_: &Ctx) -> Outcome {
     let device = Device::open(0)?;
     let buf = Buffer::filled(4, 122)?;
     for offset in [1, 8, 2048, 4095] {
@@ -86,7 +102,7 @@ pub fn unaligned(_: &Ctx) -> Outcome {
     works(&device)
 }
 
-pub fn zero_pages(_: &Ctx) -> Outcome {
+fn zero_pages(_: &Ctx) -> Outcome {
     let device = Device::open(0)?;
     let buf = Buffer::filled(1, 123)?;
     refused(&device, buf.at(0), 0, &[EINVAL])?;
@@ -95,7 +111,7 @@ pub fn zero_pages(_: &Ctx) -> Outcome {
     works(&device)
 }
 
-pub fn wrap(_: &Ctx) -> Outcome {
+fn wrap(_: &Ctx) -> Outcome {
     let device = Device::open(0)?;
     let buf = Buffer::filled(1, 124)?;
     let last = u64::MAX - (PAGE as u64 - 1);
@@ -114,7 +130,7 @@ pub fn wrap(_: &Ctx) -> Outcome {
     works(&device)
 }
 
-pub fn beyond_task_size(_: &Ctx) -> Outcome {
+fn beyond_task_size(_: &Ctx) -> Outcome {
     let device = Device::open(0)?;
     let buf = Buffer::filled(1, 125)?;
     // Addresses beyond five-level page tables, and in the kernel's half.
@@ -133,7 +149,7 @@ pub fn beyond_task_size(_: &Ctx) -> Outcome {
 }
 
 /// A huge number of pages gives an error at once: no allocation has the requested size.
-pub fn huge_npages(_: &Ctx) -> Outcome {
+fn huge_npages(_: &Ctx) -> Outcome {
     let device = Device::open(0)?;
     let buf = Buffer::filled(4, 126)?;
     // The pages behind the buffer are not mapped, or the range ends beyond user addresses.
@@ -145,7 +161,7 @@ pub fn huge_npages(_: &Ctx) -> Outcome {
     works(&device)
 }
 
-pub fn pointer(_: &Ctx) -> Outcome {
+fn pointer(_: &Ctx) -> Outcome {
     let device = Device::open(0)?;
     for request in [
         HMM_READ,
@@ -191,7 +207,7 @@ pub fn pointer(_: &Ctx) -> Outcome {
     works(&device)
 }
 
-pub fn no_vma(_: &Ctx) -> Outcome {
+fn no_vma(_: &Ctx) -> Outcome {
     let device = Device::open(0)?;
     let buf = Buffer::anon(4)?;
     buf.unmap(0, 4)?;
@@ -205,7 +221,7 @@ pub fn no_vma(_: &Ctx) -> Outcome {
 }
 
 /// The C driver, too, requires VM_READ.
-pub fn prot_none(_: &Ctx) -> Outcome {
+fn prot_none(_: &Ctx) -> Outcome {
     let device = Device::open(0)?;
     let buf = Buffer::filled(8, 128)?;
     buf.protect(0, 8, libc::PROT_NONE)?;
@@ -224,7 +240,7 @@ pub fn prot_none(_: &Ctx) -> Outcome {
 }
 
 /// The size of a structure is its version.
-pub fn audit_size(_: &Ctx) -> Outcome {
+fn audit_size(_: &Ctx) -> Outcome {
     const FULL: usize = size_of::<Audit>();
     let device = Device::open(0)?;
     let request = |size| ioc(IOC_READ_WRITE, ZDM_AUDIT_NUMBER, size);
@@ -275,7 +291,7 @@ pub fn audit_size(_: &Ctx) -> Outcome {
 }
 
 /// A bad parameter makes loading fail, and nothing stays registered.
-pub fn module_param(ctx: &Ctx) -> Outcome {
+fn module_param(ctx: &Ctx) -> Outcome {
     for parameters in ["audit=bogus", "devmem_chunk_mb=3", "fault_around=513"] {
         match ctx.module.try_load(parameters) {
             Ok(()) => {

@@ -8,8 +8,8 @@ use std::io::{Read, Write};
 use std::os::unix::process::parent_id;
 use std::time::{Duration, Instant};
 
-use super::contention::in_turn;
 use super::counts::Waiting;
+use super::fight::in_turn;
 use super::leak::settled;
 use super::target::{GENERIC, PRIVATE, Target, huge_filled, old_rule, open};
 use super::{Ctx, PAGES, Test};

@@ -3,17 +3,30 @@
 //! Device files are closed and processes end while pages are on the device.
 
 use std::io::{Read, Write};
-use std::time::Duration;
 
-use super::target::Target;
-use super::{Ctx, PAGES, freed_since};
+use super::target::{GENERIC, PRIVATE, Target};
+use super::{Ctx, PAGES, Test, test};
+use crate::check;
 use crate::check::{OrFail, Outcome, expect_errno};
 use crate::device::{Buffer, check_bytes};
 use crate::harness::{Child, note};
-use crate::sys::{self, Exit};
-use crate::{check, check_eq};
+use crate::sys;
 
-pub fn while_migrated<const NODE: usize>(ctx: &Ctx) -> Outcome {
+pub const TESTS: &[Test] = &[
+    test("close.while_migrated", while_migrated::<PRIVATE>),
+    test("close.other_opener_keeps", other_opener_keeps::<PRIVATE>),
+    test("close.after_fork", after_fork::<PRIVATE>),
+    test("close.fd_outlives_mm", fd_outlives_mm::<PRIVATE>),
+    test("close_generic.while_migrated", while_migrated::<GENERIC>),
+    test(
+        "close_generic.other_opener_keeps",
+        other_opener_keeps::<GENERIC>,
+    ),
+    test("close_generic.after_fork", after_fork::<GENERIC>),
+    test("close_generic.fd_outlives_mm", fd_outlives_mm::<GENERIC>),
+];
+
+fn while_migrated<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let device = Target::open(ctx, NODE)?;
     let buf = Buffer::filled(PAGES, 60)?;
     device.move_all(&buf, 60)?;
@@ -29,7 +42,7 @@ pub fn while_migrated<const NODE: usize>(ctx: &Ctx) -> Outcome {
 }
 
 /// Closing a file evicts only its own pages; the C driver evicts the pages of all files.
-pub fn other_opener_keeps<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn other_opener_keeps<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let mine = Target::open(ctx, NODE)?;
     let buf = Buffer::filled(PAGES, 62)?;
     mine.move_all(&buf, 62)?;
@@ -65,7 +78,7 @@ pub fn other_opener_keeps<const NODE: usize>(ctx: &Ctx) -> Outcome {
 }
 
 /// A file that fork shares mirrors the process that opened it.
-pub fn after_fork<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn after_fork<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let device = Target::open(ctx, NODE)?;
     let buf = Buffer::filled(PAGES, 65)?;
     let before = device.stats()?;
@@ -100,7 +113,7 @@ pub fn after_fork<const NODE: usize>(ctx: &Ctx) -> Outcome {
 
 /// The last holder of the file is not the process whose memory it mirrors, and that memory no
 /// longer exists.
-pub fn fd_outlives_mm<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn fd_outlives_mm<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let (mut done, held) = sys::pipe().or_fail("pipe")?;
     let (mut gone, go) = sys::pipe().or_fail("pipe")?;
     let middle = Child::spawn(|| {
@@ -128,58 +141,5 @@ pub fn fd_outlives_mm<const NODE: usize>(ctx: &Ctx) -> Outcome {
     (&go).write_all(b"g").or_fail("pipe")?;
     // The grandchild reports its own failures; its end closes the pipe.
     done.read_to_end(&mut Vec::new()).or_fail("pipe")?;
-    Ok(())
-}
-
-/// The harness's audit would find leftovers; this test also checks that all pages were freed at
-/// once.
-pub fn exit_while_migrated<const NODE: usize>(ctx: &Ctx) -> Outcome {
-    let device = Target::open(ctx, NODE + 1)?;
-    let before = device.stats()?;
-    Child::spawn(|| {
-        let device = Target::open(ctx, NODE + 1)?;
-        let buf = Buffer::filled(PAGES, 68)?;
-        device.move_all(&buf, 68)?;
-        // The exit runs no destructors: neither the file nor the memory is released first.
-        sys::exit_now(0)
-    })?
-    .join()?;
-    let went = device.stats()?.to_device.wrapping_sub(before.to_device);
-    check_eq!(went, PAGES as u64, "pages that the child moved");
-    freed_since(&device, &before, PAGES)?;
-
-    // The file is still open in another process.
-    let before = device.stats()?;
-    let buf = Buffer::filled(PAGES, 69)?;
-    device.move_all(&buf, 69)?;
-    Child::spawn(|| sys::exit_now(0))?.join()?;
-    device.expect(&buf, 0, PAGES, PAGES)?;
-    buf.check(0, PAGES, 69)?;
-    device.bring_back(&buf, 0, PAGES)?;
-    freed_since(&device, &before, PAGES)
-}
-
-/// SIGKILL during a migration: the process ends and leaves nothing behind.
-pub fn exit_killed<const NODE: usize>(ctx: &Ctx) -> Outcome {
-    let device = Target::open(ctx, NODE)?;
-    for round in 0..8 {
-        let before = device.stats()?;
-        let child = Child::spawn(|| {
-            let device = Target::open(ctx, NODE)?;
-            let buf = Buffer::filled(512, 70)?;
-            loop {
-                device.to_device(&buf, 0, 512).or_fail("MIGRATE_TO_DEV")?;
-                device.to_system(&buf, 0, 512).or_fail("MIGRATE_TO_SYS")?;
-            }
-        })?;
-        // Wait until the migration has begun; the point of the signal varies.
-        let begun = sys::wait_until(Duration::from_secs(20), || {
-            device.stats().is_ok_and(|s| s.to_device > before.to_device)
-        });
-        std::thread::sleep(Duration::from_millis(7 * round));
-        let exit = child.kill()?;
-        check!(begun, "migrations of the child: expected some, found none");
-        check_eq!(exit, Exit::Signal(libc::SIGKILL), "end in round {round}");
-    }
     Ok(())
 }

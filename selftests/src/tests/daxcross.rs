@@ -10,7 +10,7 @@ use std::os::unix::fs::FileExt;
 
 use super::counts::{Counts, IDLE, MAPPED, Waiting, pinned};
 use super::fsdax::Setup;
-use super::fsdax_waits::{IN_BREAK, IN_FINAL, expect_waits, expect_woken};
+use super::fsdax::waits::{IN_BREAK, IN_FINAL, expect_waits, expect_woken};
 use super::{Test, test};
 use crate::check::{Fail, OrFail, Outcome};
 use crate::device::{Buffer, PAGE, check_bytes, pattern_bytes};

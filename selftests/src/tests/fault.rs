@@ -4,13 +4,29 @@
 
 use std::io::Read;
 
-use super::target::Target;
-use super::{Ctx, PAGES, expect_present, freed_since};
+use super::target::{GENERIC, PRIVATE, Target};
+use super::{Ctx, PAGES, Test, expect_present, freed_since, test};
 use crate::check::{Fail, OrFail, Outcome};
 use crate::device::{Buffer, PAGE, check_bytes, pattern_bytes};
 use crate::sys;
 use crate::uapi::Stats;
 use crate::{check, check_eq};
+
+pub const TESTS: &[Test] = &[
+    test("fault.cpu_read", cpu_read::<PRIVATE>),
+    test("fault.cpu_write", cpu_write::<PRIVATE>),
+    test("fault.every_other_page", every_other_page::<PRIVATE>),
+    test("fault.from_threads", from_threads::<PRIVATE>),
+    test("fault.syscall_access", syscall_access::<PRIVATE>),
+    test("fault_generic.cpu_read", cpu_read::<GENERIC>),
+    test("fault_generic.cpu_write", cpu_write::<GENERIC>),
+    test(
+        "fault_generic.every_other_page",
+        every_other_page::<GENERIC>,
+    ),
+    test("fault_generic.from_threads", from_threads::<GENERIC>),
+    test("fault_generic.syscall_access", syscall_access::<GENERIC>),
+];
 
 /// Checks that CPU faults alone have brought `n` pages back; or, where the CPU maps device pages,
 /// that there was no fault and the pages have stayed.
@@ -30,7 +46,7 @@ fn faulted_back(device: &Target, before: &Stats, buf: &Buffer, n: usize) -> Outc
     freed_since(device, before, n)
 }
 
-pub fn cpu_read<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn cpu_read<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let device = Target::open(ctx, NODE)?;
     let buf = Buffer::filled(PAGES, 20)?;
     device.move_all(&buf, 20)?;
@@ -42,7 +58,7 @@ pub fn cpu_read<const NODE: usize>(ctx: &Ctx) -> Outcome {
     buf.check(0, PAGES, 21)
 }
 
-pub fn cpu_write<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn cpu_write<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let device = Target::open(ctx, NODE)?;
     let buf = Buffer::filled(PAGES, 22)?;
     device.move_all(&buf, 22)?;
@@ -66,7 +82,7 @@ pub fn cpu_write<const NODE: usize>(ctx: &Ctx) -> Outcome {
     buf.check(0, PAGES, 22)
 }
 
-pub fn every_other_page<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn every_other_page<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let device = Target::open(ctx, NODE)?;
     let buf = Buffer::filled(PAGES, 23)?;
     device.move_all(&buf, 23)?;
@@ -94,7 +110,7 @@ pub fn every_other_page<const NODE: usize>(ctx: &Ctx) -> Outcome {
     buf.check(0, PAGES, 23)
 }
 
-pub fn from_threads<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn from_threads<const NODE: usize>(ctx: &Ctx) -> Outcome {
     const THREADS: usize = 4;
     let device = Target::open(ctx, NODE)?;
     let buf = Buffer::filled(PAGES, 24)?;
@@ -131,7 +147,7 @@ pub fn from_threads<const NODE: usize>(ctx: &Ctx) -> Outcome {
 }
 
 /// The kernel itself faults when the buffer of a system call is on the device.
-pub fn syscall_access<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn syscall_access<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let device = Target::open(ctx, NODE)?;
     let buf = Buffer::filled(PAGES, 25)?;
 

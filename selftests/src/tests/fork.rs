@@ -4,15 +4,25 @@
 
 use std::io::{Read, Write};
 
-use super::target::Target;
-use super::{Ctx, PAGES};
+use super::target::{GENERIC, PRIVATE, Target};
+use super::{Ctx, PAGES, Test, test};
 use crate::check::{OrFail, Outcome};
 use crate::check_eq;
 use crate::device::{Buffer, check_bytes};
 use crate::harness::{Child, note};
 
+pub const TESTS: &[Test] = &[
+    test("fork.cow_while_migrated", cow_while_migrated::<PRIVATE>),
+    test("fork.child_reads", child_reads::<PRIVATE>),
+    test(
+        "fork_generic.cow_while_migrated",
+        cow_while_migrated::<GENERIC>,
+    ),
+    test("fork_generic.child_reads", child_reads::<GENERIC>),
+];
+
 /// Neither process sees the writes of the other.
-pub fn cow_while_migrated<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn cow_while_migrated<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let device = Target::open(ctx, NODE)?;
     let buf = Buffer::filled(PAGES, 80)?;
 
@@ -63,7 +73,7 @@ pub fn cow_while_migrated<const NODE: usize>(ctx: &Ctx) -> Outcome {
     buf.check(0, PAGES, now)
 }
 
-pub fn child_reads<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn child_reads<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let device = Target::open(ctx, NODE)?;
     let buf = Buffer::filled(PAGES, 84)?;
     device.move_all(&buf, 84)?;

@@ -2,13 +2,42 @@
 
 //! Pages migrate to the device and back.
 
-use super::target::Target;
-use super::{Ctx, PAGES, expect_present, freed_since};
+use super::target::{GENERIC, PRIVATE, Target};
+use super::{Ctx, PAGES, Test, expect_present, freed_since, test};
 use crate::check::{Fail, OrFail, Outcome, expect_errno};
 use crate::device::{Buffer, HUGE_PAGES, PAGE, check_bytes};
 use crate::harness::{Child, note};
 use crate::sys;
 use crate::{check, check_eq};
+
+pub const TESTS: &[Test] = &[
+    test("migrate.round_trip", round_trip::<PRIVATE>),
+    test("migrate.one_page", one_page::<PRIVATE>),
+    test("migrate.read_only_mapping", read_only_mapping::<PRIVATE>),
+    test("migrate.untouched_pages", untouched_pages::<PRIVATE>),
+    test("migrate.partial_range", partial_range::<PRIVATE>),
+    test("migrate.twice", twice::<PRIVATE>),
+    test("migrate.large", large::<PRIVATE>),
+    test("migrate.large_nohuge", large_nohuge::<PRIVATE>),
+    test("migrate.two_devices", two_devices::<PRIVATE>),
+    test("migrate.file_backed", file_backed::<PRIVATE>),
+    test("migrate_generic.round_trip", round_trip::<GENERIC>),
+    test("migrate_generic.one_page", one_page::<GENERIC>),
+    test(
+        "migrate_generic.read_only_mapping",
+        read_only_mapping::<GENERIC>,
+    ),
+    test(
+        "migrate_generic.untouched_pages",
+        untouched_pages::<GENERIC>,
+    ),
+    test("migrate_generic.partial_range", partial_range::<GENERIC>),
+    test("migrate_generic.twice", twice::<GENERIC>),
+    test("migrate_generic.large", large::<GENERIC>),
+    test("migrate_generic.large_nohuge", large_nohuge::<GENERIC>),
+    test("migrate_generic.two_devices", two_devices::<GENERIC>),
+    test("migrate_generic.file_backed", file_backed::<GENERIC>),
+];
 
 /// Migrates pages to the device and back by request, and checks every page by every means.
 fn there_and_back(device: &Target, buf: &Buffer, seed: u64) -> Outcome {
@@ -38,7 +67,7 @@ fn there_and_back(device: &Target, buf: &Buffer, seed: u64) -> Outcome {
     buf.check(0, n, seed)
 }
 
-pub fn round_trip<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn round_trip<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let device = Target::open(ctx, NODE)?;
     let buf = Buffer::filled(PAGES, 1)?;
     there_and_back(&device, &buf, 1)?;
@@ -47,7 +76,7 @@ pub fn round_trip<const NODE: usize>(ctx: &Ctx) -> Outcome {
     there_and_back(&device, &buf, 2)
 }
 
-pub fn one_page<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn one_page<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let device = Target::open(ctx, NODE + 1)?;
     let buf = Buffer::filled(3, 3)?;
     let moved = device.to_device(&buf, 1, 1).or_fail("MIGRATE_TO_DEV")?;
@@ -62,7 +91,7 @@ pub fn one_page<const NODE: usize>(ctx: &Ctx) -> Outcome {
 }
 
 /// A read-only page comes back read-only, and is never writable in between.
-pub fn read_only_mapping<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn read_only_mapping<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let device = Target::open(ctx, NODE)?;
     let buf = Buffer::filled(PAGES, 4)?;
     buf.protect(0, PAGES, libc::PROT_READ)?;
@@ -91,7 +120,7 @@ pub fn read_only_mapping<const NODE: usize>(ctx: &Ctx) -> Outcome {
 }
 
 /// Memory that was never touched, and the shared zero page, migrate as zeroes.
-pub fn untouched_pages<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn untouched_pages<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let device = Target::open(ctx, NODE)?;
     let buf = Buffer::anon(PAGES)?;
     // The middle third has the zero page; there is nothing around it.
@@ -120,7 +149,7 @@ pub fn untouched_pages<const NODE: usize>(ctx: &Ctx) -> Outcome {
 }
 
 /// A hole in the range is an error, and does not harm the pages around it.
-pub fn partial_range<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn partial_range<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let device = Target::open(ctx, NODE)?;
     let buf = Buffer::filled(PAGES, 7)?;
     let (hole, len) = (PAGES / 2, 8);
@@ -144,7 +173,7 @@ pub fn partial_range<const NODE: usize>(ctx: &Ctx) -> Outcome {
 /// The C driver returns ENOENT here if memory that ends where the buffer begins was unmapped in
 /// between: its invalidation treats the end as part of the range, and drops the entry of the
 /// buffer's first page.
-pub fn twice<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn twice<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let device = Target::open(ctx, NODE)?;
     let buf = Buffer::filled(PAGES, 8)?;
     // Migrate half of the range first, so that the second call meets both kinds.
@@ -192,7 +221,7 @@ fn eight_megabytes<const NODE: usize>(ctx: &Ctx, advice: i32) -> Outcome {
     expect_present(&buf, 0, pages)
 }
 
-pub fn large<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn large<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let path = "/sys/kernel/mm/transparent_hugepage/enabled";
     let thp = std::fs::read_to_string(path)
         .map_err(|e| Fail::Skip(format!("no transparent huge pages: {path}: {e}")))?;
@@ -203,12 +232,12 @@ pub fn large<const NODE: usize>(ctx: &Ctx) -> Outcome {
     eight_megabytes::<NODE>(ctx, libc::MADV_HUGEPAGE)
 }
 
-pub fn large_nohuge<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn large_nohuge<const NODE: usize>(ctx: &Ctx) -> Outcome {
     eight_megabytes::<NODE>(ctx, libc::MADV_NOHUGEPAGE)
 }
 
 /// Pages of the other device may migrate or not, but no data is lost.
-pub fn two_devices<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn two_devices<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let (zero, one) = (Target::open(ctx, NODE)?, Target::open(ctx, NODE + 1)?);
     let buf = Buffer::filled(PAGES, 10)?;
     zero.move_all(&buf, 10)?;
@@ -236,7 +265,7 @@ pub fn two_devices<const NODE: usize>(ctx: &Ctx) -> Outcome {
 
 /// Core mm does not migrate page cache to device memory. The command fails or moves fewer pages,
 /// and the file stays the same.
-pub fn file_backed<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn file_backed<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let device = Target::open(ctx, NODE)?;
     let file = sys::memfd("zdm-file-backed").or_fail("memfd_create")?;
     file.set_len((PAGES * PAGE) as u64).or_fail("ftruncate")?;

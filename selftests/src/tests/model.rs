@@ -11,7 +11,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::allocator::Random;
-use super::contention::in_turn;
+use super::fight::in_turn;
 use super::leak::settled;
 use super::target::{PRIVATE, Target, open_all};
 use super::{Ctx, Test, test};

@@ -5,12 +5,19 @@
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use super::Ctx;
-use super::target::Target;
+use super::target::{GENERIC, PRIVATE, Target};
+use super::{Ctx, Test, test};
 use crate::check;
 use crate::check::{Fail, OrFail, Outcome};
 use crate::device::{Buffer, Data, PAGE};
 use crate::uapi::HMM_MIGRATE_TO_DEV;
+
+pub const TESTS: &[Test] = &[
+    test("race.munmap_migrate", munmap_migrate::<PRIVATE>),
+    test("race.fault_migrate", fault_migrate::<PRIVATE>),
+    test("race_generic.munmap_migrate", munmap_migrate::<GENERIC>),
+    test("race_generic.fault_migrate", fault_migrate::<GENERIC>),
+];
 
 const ROUNDS: usize = 60;
 const N: usize = 16;
@@ -83,7 +90,7 @@ fn wait_for_call(calls: &AtomicUsize, dead: &AtomicBool) {
     }
 }
 
-pub fn munmap_migrate<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn munmap_migrate<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let device = Target::open(ctx, NODE)?;
     let buf = Buffer::filled(N, 90)?;
     // There is no mapping, or the pages moved away again before the data was read.
@@ -106,7 +113,7 @@ pub fn munmap_migrate<const NODE: usize>(ctx: &Ctx) -> Outcome {
     buf.check(0, N, 90)
 }
 
-pub fn fault_migrate<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn fault_migrate<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let device = Target::open(ctx, NODE)?;
     let buf = Buffer::filled(N, 91)?;
     // The pages were faulted back before the data was read.

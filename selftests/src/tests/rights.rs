@@ -2,7 +2,7 @@
 
 //! Rights, addresses and sizes of mappings change while their pages are on the device: mprotect,
 //! mremap, munmap, with small and huge pages. `unmap.rs` has further tests of unshared pages,
-//! `thp_parts.rs` of parts of huge pages.
+//! `thp/parts.rs` of parts of huge pages.
 
 use super::chain::{Image, SIZES, expect_no_write, filled};
 use super::counts::{MAPPED, Waiting, expect_free, frames};

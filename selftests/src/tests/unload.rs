@@ -2,7 +2,7 @@
 
 //! The module is unloaded, or rightly stays.
 
-use super::{Ctx, PAGES};
+use super::{Ctx, Needs, PAGES, Test, absent, test, unloads};
 use crate::check;
 use crate::check::{Fail, OrFail, Outcome};
 use crate::device::{Buffer, Device};
@@ -11,8 +11,20 @@ use crate::module::{self, NAME};
 use crate::proc;
 use crate::sys;
 
+/// Tests that unload the module; `unload.clean` is the last test of every run.
+pub const TESTS: &[Test] = &[
+    test("unload.busy", busy),
+    unloads(Needs::Loaded(""), test("unload.idle", idle)),
+    unloads(
+        Needs::Loaded(""),
+        test("unload.after_migration", after_migration),
+    ),
+    absent(test("unload.reload_10", reload_10)),
+    unloads(Needs::Any, test("unload.clean", clean)),
+];
+
 /// An open file keeps the module loaded.
-pub fn busy(ctx: &Ctx) -> Outcome {
+fn busy(ctx: &Ctx) -> Outcome {
     let device = Device::open(0)?;
     let buf = Buffer::filled(PAGES, 110)?;
     device.move_all(&buf, 110)?;
@@ -35,12 +47,12 @@ pub fn busy(ctx: &Ctx) -> Outcome {
     buf.check(0, PAGES, 110)
 }
 
-pub fn idle(ctx: &Ctx) -> Outcome {
+fn idle(ctx: &Ctx) -> Outcome {
     ctx.module.unload()
 }
 
 /// After the close the process has its data, and does not need the module any more.
-pub fn after_migration(ctx: &Ctx) -> Outcome {
+fn after_migration(ctx: &Ctx) -> Outcome {
     let bufs = [Buffer::filled(PAGES, 112)?, Buffer::filled(PAGES, 113)?];
     for (n, buf) in bufs.iter().enumerate() {
         Device::open(n)?.move_all(buf, 112 + n as u64)?;
@@ -78,6 +90,6 @@ pub fn reload_10(ctx: &Ctx) -> Outcome {
 }
 
 /// The last test: the module can be unloaded, whatever the other tests did.
-pub fn clean(ctx: &Ctx) -> Outcome {
+fn clean(ctx: &Ctx) -> Outcome {
     ctx.module.unload()
 }

@@ -2,14 +2,27 @@
 
 //! The mapping changes or ends while its pages are on the device.
 
-use super::target::Target;
-use super::{Ctx, PAGES, expect_present, freed_since};
+use super::target::{GENERIC, PRIVATE, Target};
+use super::{Ctx, PAGES, Test, expect_present, freed_since, test};
 use crate::check::{OrFail, Outcome};
 use crate::check_eq;
 use crate::device::{Buffer, check_bytes};
-use crate::harness::Child;
 
-pub fn while_migrated<const NODE: usize>(ctx: &Ctx) -> Outcome {
+pub const TESTS: &[Test] = &[
+    test("unmap.while_migrated", while_migrated::<PRIVATE>),
+    test("unmap.partial_while_migrated", partial::<PRIVATE>),
+    test("unmap.mremap_while_migrated", mremap::<PRIVATE>),
+    test("unmap.madvise_dontneed", madvise_dontneed::<PRIVATE>),
+    test("unmap_generic.while_migrated", while_migrated::<GENERIC>),
+    test("unmap_generic.partial_while_migrated", partial::<GENERIC>),
+    test("unmap_generic.mremap_while_migrated", mremap::<GENERIC>),
+    test(
+        "unmap_generic.madvise_dontneed",
+        madvise_dontneed::<GENERIC>,
+    ),
+];
+
+fn while_migrated<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let device = Target::open(ctx, NODE)?;
     let buf = Buffer::filled(PAGES, 50)?;
     device.move_all(&buf, 50)?;
@@ -28,7 +41,7 @@ pub fn while_migrated<const NODE: usize>(ctx: &Ctx) -> Outcome {
     Ok(())
 }
 
-pub fn partial<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn partial<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let device = Target::open(ctx, NODE)?;
     let buf = Buffer::filled(PAGES, 51)?;
     device.move_all(&buf, 51)?;
@@ -49,7 +62,7 @@ pub fn partial<const NODE: usize>(ctx: &Ctx) -> Outcome {
 }
 
 /// The entries move to another address; the pages stay where they are.
-pub fn mremap<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn mremap<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let device = Target::open(ctx, NODE)?;
     let buf = Buffer::filled(PAGES, 52)?;
     device.move_all(&buf, 52)?;
@@ -66,7 +79,7 @@ pub fn mremap<const NODE: usize>(ctx: &Ctx) -> Outcome {
     buf.check(0, PAGES, 52)
 }
 
-pub fn madvise_dontneed<const NODE: usize>(ctx: &Ctx) -> Outcome {
+fn madvise_dontneed<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let device = Target::open(ctx, NODE)?;
     let buf = Buffer::filled(PAGES, 53)?;
     device.move_all(&buf, 53)?;
@@ -79,34 +92,4 @@ pub fn madvise_dontneed<const NODE: usize>(ctx: &Ctx) -> Outcome {
     buf.check(0, 8, 53)?;
     buf.check_zero(8, 16)?;
     buf.check(24, PAGES - 24, 53)
-}
-
-/// Rights that change while the page is on the device hold after its return.
-pub fn mprotect<const NODE: usize>(ctx: &Ctx) -> Outcome {
-    let device = Target::open(ctx, NODE)?;
-    let buf = Buffer::filled(PAGES, 54)?;
-    device.move_all(&buf, 54)?;
-    buf.protect(0, PAGES, libc::PROT_READ)?;
-    device.expect(&buf, 0, PAGES, PAGES)?;
-    // The first half comes back while it is read-only.
-    buf.check(0, PAGES / 2, 54)?;
-    for page in [0, PAGES - 1] {
-        Child::expect_segv(
-            || {
-                buf.set(page, 0, 1);
-            },
-            &format!("write to read-only page {page}"),
-        )?;
-    }
-    buf.protect(0, PAGES, libc::PROT_READ | libc::PROT_WRITE)?;
-    buf.check(0, PAGES, 54)?;
-    buf.fill(0, PAGES, 55);
-    buf.check(0, PAGES, 55)?;
-
-    // Remove all access and restore it: the data stays on the device meanwhile.
-    device.bring_back(&buf, 0, PAGES)?;
-    device.move_all(&buf, 55)?;
-    buf.protect(0, PAGES, libc::PROT_NONE)?;
-    buf.protect(0, PAGES, libc::PROT_READ)?;
-    buf.check(0, PAGES, 55)
 }

@@ -1,20 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Users that pin device-dax for devices and for a long time: VFIO, whose mappings are pins, and
-//! io_uring with its registered buffers. They must drop every pin, because the end of a device-dax
-//! waits for it.
+//! VFIO pins device-dax for devices and for a long time: its mappings are pins. It must drop every
+//! pin, because the end of a device-dax waits for it.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::counts::{Counts, IDLE, MAPPED, Waiting, pinned, pinned_large};
-use super::dax::Setup;
+use super::counts::{IDLE, MAPPED, Waiting, pinned};
+use super::dax::mapped::{FOLIOS, Mapped};
 use super::{Ctx, Test, test};
 use crate::check;
 use crate::check::{Fail, OrFail, Outcome};
 use crate::dax::{PMD, PTE};
-use crate::memory::Buffer;
-use crate::uring::Uring;
 use crate::vfio::Vfio;
 
 pub const TESTS: &[Test] = &[
@@ -24,13 +21,7 @@ pub const TESTS: &[Test] = &[
     test("vfio.close_pmd", close::<PMD>),
     test("vfio.unmapped_first", unmapped_first),
     test("vfio.unbind", unbind),
-    test("dax.io_uring", io_uring::<PTE>),
-    test("dax.io_uring_pmd", io_uring::<PMD>),
-    test("dax.io_uring_unbind", io_uring_unbind),
 ];
-
-/// The number of mapped folios.
-const FOLIOS: usize = 2;
 
 /// The device that is given to user space.
 fn device() -> Outcome<PathBuf> {
@@ -43,45 +34,6 @@ fn device() -> Outcome<PathBuf> {
 #[track_caller]
 fn open(device: PathBuf) -> Outcome<Vfio> {
     Vfio::open(device).or_fail("vfio-pci and its container")
-}
-
-/// A device-dax with some mapped folios, and the counts of each folio.
-struct Mapped {
-    buf: Buffer,
-    setup: Setup,
-    before: Counts,
-    pages: usize,
-}
-
-impl Mapped {
-    fn new(align: usize) -> Outcome<Self> {
-        let setup = Setup::new(align)?;
-        let pages = FOLIOS * setup.dax.step();
-        let buf = setup.dax.map(pages)?;
-        buf.fill(0, pages, 7);
-        // Under the old rule there is one more reference.
-        let idle = setup.idle_refs()?;
-        let before = [idle, MAPPED[1], MAPPED[2]];
-        setup.expect(0, FOLIOS, before, "mapped")?;
-        Ok(Self {
-            buf,
-            setup,
-            before,
-            pages,
-        })
-    }
-
-    /// The counts with a pin of each page.
-    fn pinned(&self) -> Counts {
-        match self.setup.dax.step() {
-            1 => pinned(self.before, 1),
-            step => pinned_large(self.before, step as i32),
-        }
-    }
-
-    fn expect(&self, counts: Counts, when: &str) -> Outcome {
-        self.setup.expect(0, FOLIOS, counts, when)
-    }
 }
 
 /// Folios are mapped for a device and unmapped, three times, because a count that is wrong by one
@@ -156,55 +108,6 @@ fn unbind(_: &Ctx) -> Outcome {
         "unbind of a device-dax that is mapped for a device: expected it to wait, found its end"
     );
     vfio.unmap(&buf, 0, pages).or_fail("VFIO_IOMMU_UNMAP_DMA")?;
-    unbinding.join()?;
-    drop(buf);
-    setup.dax.bind().or_fail("bind")?;
-    setup.expect(0, FOLIOS, IDLE, "after unbind and bind")
-}
-
-/// Registered buffers of io_uring.
-fn io_uring<const ALIGN: usize>(_: &Ctx) -> Outcome {
-    let m = Mapped::new(ALIGN)?;
-    // io_uring pins each page, and keeps one pin for the pages of a large folio.
-    let held = match m.setup.dax.step() {
-        1 => m.pinned(),
-        _ => pinned_large(m.before, 1),
-    };
-    for _ in 0..3 {
-        let ring = Uring::new().or_fail("io_uring_setup")?;
-        ring.register(&m.buf, 0, m.pages)
-            .or_fail("IORING_REGISTER_BUFFERS")?;
-        m.expect(held, "registered with io_uring")?;
-        ring.unregister().or_fail("IORING_UNREGISTER_BUFFERS")?;
-        m.expect(m.before, "registered no more")?;
-    }
-    m.buf.check(0, m.pages, 7)
-}
-
-/// The unbind of the device-dax waits for a registered buffer.
-fn io_uring_unbind(_: &Ctx) -> Outcome {
-    let Mapped {
-        buf,
-        setup,
-        before,
-        pages,
-    } = Mapped::new(PTE)?;
-    if before != MAPPED {
-        return Err(Fail::Skip(
-            "this kernel's device-dax waits for nobody".into(),
-        ));
-    }
-    let unbinding = Waiting::start(|| Ok(()), || setup.dax.unbind().or_fail("unbind"))?;
-    let ring = Uring::new().or_fail("io_uring_setup")?;
-    ring.register(&buf, 0, pages)
-        .or_fail("IORING_REGISTER_BUFFERS")?;
-    let unbinding = unbinding.release()?;
-    std::thread::sleep(Duration::from_millis(500));
-    check!(
-        unbinding.is_running()?,
-        "unbind of a device-dax in a registered buffer: expected it to wait, found its end"
-    );
-    ring.unregister().or_fail("IORING_UNREGISTER_BUFFERS")?;
     unbinding.join()?;
     drop(buf);
     setup.dax.bind().or_fail("bind")?;
