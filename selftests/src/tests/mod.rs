@@ -201,6 +201,7 @@ pub fn all() -> Vec<&'static Test> {
         lost::TESTS,
         owners::TESTS,
         dax::TESTS,
+        dax::pins::TESTS,
         dax::unbind::TESTS,
         vfio::TESTS,
         dax::uring::TESTS,
