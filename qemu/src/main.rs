@@ -18,6 +18,7 @@ use zdvm::command::mutants::plan::Detector;
 use zdvm::command::mutants::run::{PARAMETER, Wish};
 use zdvm::command::patchcheck;
 use zdvm::command::patchcheck::Tally;
+use zdvm::command::reproduce;
 use zdvm::command::run::{self, Request, Setup};
 use zdvm::job;
 use zdvm::kernel;
@@ -52,6 +53,9 @@ enum Cmd {
     /// Apply series patch by patch, compile the files that each touches, run checkpatch.pl; boot
     /// the result.
     PatchCheck(PatchCheckArgs),
+    /// Show that the cases that series A adds to hmm-tests fail before the fixes and pass after.
+    #[command(after_help = examples::REPRODUCE)]
+    Reproduce(reproduce::Args),
     /// Boot the bugs of the kernel "mutants" one by one, and see whether the tests notice them.
     Mutants(MutantsArgs),
     /// Build kernels only.
@@ -348,7 +352,7 @@ fn run_all(repo: &std::path::Path, args: &RunArgs) -> Result<Tally> {
     if args.list {
         for name in &names {
             let request = args.which.request(name, &suites);
-            list(&matrix.planned(&request.on, &plans, &selection)?);
+            report::say(&matrix.planned(&request.on, &plans, &selection)?.listing());
         }
         return Ok(Tally::default());
     }
@@ -446,34 +450,6 @@ fn cmd_patch_check(repo: &std::path::Path, args: &PatchCheckArgs) -> Result<bool
     Ok(say(tally))
 }
 
-fn list(planned: &zdvm::judge::verdict::Planned) {
-    use zdvm::judge::verdict::Expect;
-    let mut out = format!("kernel {}, machine {}\n", planned.kernel, planned.machine);
-    for suite in &planned.suites {
-        let more = match suite.with_full {
-            0 => String::new(),
-            n => format!(", {n} more with --full"),
-        };
-        let count = suite.tests.len();
-        out += &format!("  suite {} ({count} tests{more}, {})\n", suite.name, suite.source);
-        for test in &suite.tests {
-            out += &match &test.expect {
-                Expect::Pass => format!("    {}\n", test.name),
-                Expect::Fail(known) => {
-                    format!("    {} (expected to fail: {})\n", test.name, known.why)
-                }
-                Expect::Skip(why) => {
-                    format!("    {} (expected to be skipped: {why})\n", test.name)
-                }
-            };
-        }
-    }
-    for (name, count) in &planned.left_out {
-        out += &format!("  suite {name} ({count} tests with --full)\n");
-    }
-    report::say(&out);
-}
-
 fn cmd_compare(repo: &std::path::Path, args: &CompareArgs) -> Result<bool> {
     let matrix = Matrix::load(repo)?;
     let plans = matrix.plans()?;
@@ -529,6 +505,7 @@ fn work(cli: &Cli) -> Result<bool> {
     match &cli.command {
         Cmd::Run(args) => return cmd_run(&repo, args),
         Cmd::Compare(args) => return cmd_compare(&repo, args),
+        Cmd::Reproduce(args) => return reproduce::command(&repo, args),
         Cmd::Mutants(args) => return cmd_mutants(&repo, args),
         Cmd::PatchCheck(args) => return cmd_patch_check(&repo, args),
         Cmd::Completions { .. } | Cmd::Bisect(_) => {}

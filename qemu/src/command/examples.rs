@@ -47,3 +47,11 @@ pub const REPORT: &str = "\
 Examples:
   ./zdvm report build/runs/latest                     writes build/runs/latest/report.html
   ./zdvm report out/stock out/patched --out side.html both kernels on one page";
+
+/// Examples of `zdvm reproduce --help`.
+pub const REPRODUCE: &str = "\
+Examples:
+  ./zdvm reproduce                                    all cases, on stock and on patched
+  ./zdvm reproduce --filter ksm                       the cases about KSM
+
+Exit status: 0 if every case fails before and passes after, 1 if not, 2 usage or environment.";

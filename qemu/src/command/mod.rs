@@ -8,4 +8,5 @@ pub mod examples;
 pub mod gdb;
 pub mod mutants;
 pub mod patchcheck;
+pub mod reproduce;
 pub mod run;

@@ -103,3 +103,33 @@ pub struct Planned {
     /// Taint after the last test.
     pub taint_after: u64,
 }
+
+impl Planned {
+    /// The plan as text, for the terminal.
+    pub fn listing(&self) -> String {
+        let mut out = format!("kernel {}, machine {}\n", self.kernel, self.machine);
+        for suite in &self.suites {
+            let more = match suite.with_full {
+                0 => String::new(),
+                n => format!(", {n} more with --full"),
+            };
+            let count = suite.tests.len();
+            out += &format!("  suite {} ({count} tests{more}, {})\n", suite.name, suite.source);
+            for test in &suite.tests {
+                out += &match &test.expect {
+                    Expect::Pass => format!("    {}\n", test.name),
+                    Expect::Fail(known) => {
+                        format!("    {} (expected to fail: {})\n", test.name, known.why)
+                    }
+                    Expect::Skip(why) => {
+                        format!("    {} (expected to be skipped: {why})\n", test.name)
+                    }
+                };
+            }
+        }
+        for (name, count) in &self.left_out {
+            out += &format!("  suite {name} ({count} tests with --full)\n");
+        }
+        out
+    }
+}

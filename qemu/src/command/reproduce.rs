@@ -1,0 +1,234 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Shows that the reproducers of series A do what they are for: the cases that the series adds to
+//! hmm-tests fail on the kernel without the fixes and pass on the kernel with them.
+//!
+//! Both kernels run the same program, which is built from the tree with the series, with our module.
+//! A case may crash the kernel without the fixes; the remaining cases then run in another guest.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use regex::Regex;
+
+use crate::command::compare::{self, Outcome};
+use crate::command::run::{self, Request, Setup};
+use crate::kernel;
+use crate::plan::expected::{On, Selection};
+use crate::plan::matrix::{Matrix, Plans};
+use crate::plan::planned::{Expect, Planned};
+use crate::report;
+use crate::vm::kvm::Choice;
+
+/// The suite of the matrix that runs hmm-tests.
+const SUITE: &str = "hmm";
+/// The variants that series C adds are no reproducers.
+const OF_SERIES_C: &str = "_device_generic.";
+
+/// The options of the command.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The kernel without the fixes.
+    #[arg(long, default_value = "stock")]
+    before: String,
+    /// The kernel with the fixes.
+    #[arg(long, default_value = "patched")]
+    after: String,
+    /// Run only cases whose name matches this regular expression.
+    #[arg(long)]
+    filter: Option<String>,
+    /// Write the table to Documentation/reproducers.rst.
+    #[arg(long)]
+    write: bool,
+    /// auto, kvm, tcg or icount (TCG, with clocks that count instructions).
+    #[arg(long, default_value = "auto")]
+    accel: String,
+    /// A machine of the matrix.
+    #[arg(long, default_value = "default")]
+    machine: String,
+}
+
+impl Args {
+    fn on(&self, kernel: &str) -> On {
+        On { kernel: kernel.to_owned(), machine: self.machine.clone() }
+    }
+
+    /// The cases that the series adds, all of them expected to pass.
+    fn cases(&self, matrix: &Matrix, plans: &Plans) -> Result<Planned> {
+        let filter = self.filter.as_deref().map(Regex::new).transpose().context("--filter")?;
+        let selection =
+            Selection { suites: vec![SUITE.to_owned()], filter, full: true, config: None };
+        let before = matrix.planned(&self.on(&self.before), plans, &selection)?;
+        let mut after = matrix.planned(&self.on(&self.after), plans, &selection)?;
+        let there =
+            |name: &str| before.suites.iter().flat_map(|s| &s.tests).any(|t| t.name == name);
+        for suite in &mut after.suites {
+            suite.tests.retain(|t| !there(&t.name) && !t.name.contains(OF_SERIES_C));
+            suite.tests.iter_mut().for_each(|t| t.expect = Expect::Pass);
+        }
+        if after.suites.iter().all(|s| s.tests.is_empty()) {
+            bail!("no case matches that {} has and {} lacks", self.after, self.before);
+        }
+        Ok(after)
+    }
+}
+
+/// One variant of a case.
+#[derive(Clone, Debug)]
+struct Row {
+    /// `fixture.variant.case`.
+    name: String,
+    before: Outcome,
+    after: Outcome,
+}
+
+impl Row {
+    fn case(&self) -> &str {
+        self.name.rsplit('.').next().unwrap_or(&self.name)
+    }
+}
+
+/// What is wrong: each case must fail in one of its variants before, and pass in all of them after.
+fn problems(rows: &[Row]) -> Vec<String> {
+    let mut cases: BTreeMap<&str, Vec<&Row>> = BTreeMap::new();
+    for row in rows {
+        cases.entry(row.case()).or_default().push(row);
+    }
+    let mut out = Vec::new();
+    for (case, variants) in cases {
+        if variants.iter().all(|row| row.before.good() || row.before.word == "skip") {
+            out.push(format!("{case}: does not fail without the fixes"));
+        }
+        for row in variants.iter().filter(|row| !row.after.good()) {
+            out.push(format!("{}: {} with the fixes", row.name, row.after.word));
+        }
+    }
+    out
+}
+
+/// The table in reStructuredText. The terminal gets the same text.
+fn table(rows: &[Row]) -> String {
+    let names = rows.iter().map(|r| r.name.len()).max().unwrap_or(0).max(4);
+    let rule = format!("{}  ======  ======  ======  ======\n", "=".repeat(names));
+    let number = |n: usize| if n == 0 { "-".to_owned() } else { n.to_string() };
+    let mut out = rule.clone();
+    let _ = writeln!(out, "{:names$}  before  oops    other   after", "case");
+    out += &rule;
+    for Row { name, before, after } in rows {
+        let (oopses, others) = (number(before.oopses), number(before.warnings));
+        let _ = writeln!(
+            out,
+            "{name:names$}  {:<6}  {oopses:<6}  {others:<6}  {}",
+            before.word, after.word
+        );
+    }
+    out + &rule
+}
+
+fn document(args: &Args, releases: (&str, &str), rows: &[Row]) -> String {
+    let problems = problems(rows);
+    let verdict = match problems.is_empty() {
+        true => {
+            "Every case fails before in at least one variant, and passes after in all.".to_owned()
+        }
+        false => format!("Not as it should be:\n\n- {}", problems.join("\n- ")),
+    };
+    format!(
+        ".. SPDX-License-Identifier: GPL-2.0\n\n\
+         ==================================\n\
+         Reproducers of series A, run twice\n\
+         ==================================\n\n\
+         Written by ``./zdvm reproduce --write``. \"Before\" is Linux {} without the series (kernel\n\
+         ``{}``), \"after\" is Linux {} with it (kernel ``{}``). The module and the program,\n\
+         hmm-tests of the series, are the same. \"oops\" and \"other\" count the reports in the kernel\n\
+         log before; \"died\" means that the kernel did not survive the case.\n\n{verdict}\n\n{}",
+        releases.0,
+        args.before,
+        releases.1,
+        args.after,
+        table(rows)
+    )
+}
+
+/// Runs the cases on both kernels. Returns true if each fails before and passes after.
+pub fn command(repo: &Path, args: &Args) -> Result<bool> {
+    let matrix = Matrix::load(repo)?;
+    let plans = matrix.plans()?;
+    let choice = Choice::new(&args.accel)?;
+    let cases = args.cases(&matrix, &plans)?;
+    let suites = [SUITE.to_owned()];
+    let dir = run::folder(repo, None)?;
+    let setup = |name: &str| -> Result<Setup> {
+        let tree = kernel::build(repo, &matrix, name)?;
+        let request = Request { on: args.on(name), vcpus: None, module: None, suites: &suites };
+        Setup::new(repo, &matrix, tree, &request)
+    };
+    let after = setup(&args.after)?;
+    let mut before = setup(&args.before)?;
+    // The program of the tree without the series does not have the cases.
+    before.programs.clone_from(&after.programs);
+    before.lists.clone_from(&after.lists);
+
+    eprintln!("zdvm: without the fixes");
+    let mut outcomes = compare::theirs(&before, &matrix, &cases, &choice, &dir.join("before"))?;
+    eprintln!("zdvm: with the fixes");
+    let with = compare::theirs(&after, &matrix, &cases, &choice, &dir.join("after"))?;
+    let rows = with.into_iter().filter_map(|(name, after)| {
+        let at = outcomes.iter().position(|(other, _)| *other == name)?;
+        Some(Row { before: outcomes.swap_remove(at).1, name, after })
+    });
+    let rows: Vec<Row> = rows.collect();
+
+    report::say(&format!("\n{}", table(&rows)));
+    let problems = problems(&rows);
+    problems.iter().for_each(|problem| report::say(&format!("  {problem}\n")));
+    if args.write {
+        let path = repo.join("Documentation/reproducers.rst");
+        let releases = (&*before.tree.release()?, &*after.tree.release()?);
+        std::fs::write(&path, document(args, releases, &rows))
+            .with_context(|| format!("writing {}", path.display()))?;
+        report::say("written: Documentation/reproducers.rst\n");
+    }
+    report::say(&format!("zdvm: {} cases, {} problems\n", rows.len(), problems.len()));
+    Ok(problems.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outcome(word: &'static str, oopses: usize) -> Outcome {
+        Outcome { word, seconds: None, oopses, warnings: 0, clean: true }
+    }
+
+    fn row(name: &str, before: Outcome, after: Outcome) -> Row {
+        Row { name: name.to_owned(), before, after }
+    }
+
+    #[test]
+    fn a_case_fails_in_one_variant_and_passes_in_all() {
+        let good = [
+            row("hmm.private.a", outcome("fail", 0), outcome("pass", 0)),
+            row("hmm.coherent.a", outcome("pass", 0), outcome("pass", 0)),
+            row("hmm.private.b", outcome("pass", 1), outcome("pass", 0)),
+        ];
+        assert!(problems(&good).is_empty());
+    }
+
+    #[test]
+    fn a_case_that_never_fails_is_no_reproducer() {
+        let rows = [
+            row("hmm.private.a", outcome("pass", 0), outcome("pass", 0)),
+            row("hmm.coherent.a", outcome("skip", 0), outcome("pass", 0)),
+        ];
+        assert_eq!(problems(&rows), ["a: does not fail without the fixes"]);
+    }
+
+    #[test]
+    fn a_case_that_fails_after_is_named_with_its_variant() {
+        let rows = [row("hmm.private.a", outcome("died", 1), outcome("fail", 0))];
+        assert_eq!(problems(&rows), ["hmm.private.a: fail with the fixes"]);
+        assert!(table(&rows).contains("hmm.private.a  died    1       -       fail"));
+    }
+}
