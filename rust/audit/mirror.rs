@@ -13,6 +13,7 @@ use super::{
 use crate::mm::{
     page::PageView,
     walk::{
+        Change,
         Marks,
         Untruth, //
     }, //
@@ -53,10 +54,19 @@ pub(crate) fn check_mirror(untruth: &Untruth) -> Violation {
     }
 }
 
-/// Whether a migration may leave a page with the marks `now` that had `then`, in an address space that no
-/// other task uses.
-fn is_in_place(then: Marks, now: Marks) -> bool {
-    let (then, now) = (then.bits(), now.bits());
+/// Whether a migration may leave a page as `change` says, in an address space that no other task uses.
+///
+/// Not held against the migration:
+///
+/// - a page that khugepaged has collapsed meanwhile, which is another page;
+/// - an empty page of a large folio: the split of the folio maps the page of zeroes in its place, and the
+///   migration fills that with a new page, which has the area's rights;
+/// - rights that grow as far as the area allows, where the task took a fault: so a swapped page comes back;
+/// - `WRITE` and `EXCLUSIVE` of areas that KSM may look at;
+/// - `SOFT_DIRTY` that is set: `remove_migration_pmd()` does so where the page is dirty;
+/// - `YOUNG` that goes while reclaim looks at pages, or that comes.
+fn is_in_place(change: &Change) -> bool {
+    let (then, now) = (change.then.bits(), change.now.bits());
     let is = |marks, bit| marks & bit != 0;
     if !is(now, Marks::MAPPED) {
         return true;
@@ -65,30 +75,36 @@ fn is_in_place(then: Marks, now: Marks) -> bool {
     if is(now, Marks::WRITE) && !is(now, Marks::AREA_WRITE) {
         return false;
     }
-    // What khugepaged has collapsed is another page.
     let is_collapsed = is(now, Marks::HUGE) && !is(then, Marks::HUGE);
-    if !is(then, Marks::MAPPED) || is_collapsed {
+    let is_refilled = is(then, Marks::LARGE) && change.is_empty;
+    if !is(then, Marks::MAPPED) || is_collapsed || is_refilled {
         return true;
     }
-    // remove_migration_pmd() sets the mark where the page is dirty.
-    let lost = then & !now & Marks::SOFT_DIRTY;
-    let mut same = Marks::UFFD;
+    let both = |bit| is(then & now, bit);
+    let mut kept = Marks::SOFT_DIRTY | Marks::UFFD | Marks::DIRTY;
+    let mut not_gained = Marks::UFFD;
     if !is(now, Marks::MERGEABLE) {
-        same |= Marks::WRITE | Marks::EXCLUSIVE;
+        kept |= Marks::WRITE | Marks::EXCLUSIVE;
+        if !change.is_faulted {
+            not_gained |= Marks::WRITE | Marks::EXCLUSIVE;
+        }
     }
-    lost == 0 && (then ^ now) & same == 0
+    if both(Marks::PRESENT) && !change.is_scanned {
+        kept |= Marks::YOUNG;
+    }
+    then & !now & kept == 0 && now & !then & not_gained == 0
 }
 
-/// I13: page number `index` of an address space, before a migration and after it.
-pub(crate) fn check_in_place(index: usize, then: Marks, now: Marks) -> Option<Violation> {
-    (!is_in_place(then, now)).then(|| Violation {
+/// I13: a page of an address space, before a migration and after it.
+pub(crate) fn check_in_place(change: &Change) -> Option<Violation> {
+    (!is_in_place(change)).then(|| Violation {
         invariant: Invariant::InPlace,
         check: Check::Marks,
-        pfn: index,
+        pfn: change.index,
         memory_type: 0,
         order: 0,
-        expected: then.bits().into(),
-        found: now.bits().into(),
+        expected: change.then.bits().into(),
+        found: change.now.bits().into(),
         last: Transition::NONE,
     })
 }
@@ -116,6 +132,79 @@ pub(crate) fn check_mapped(page: PageView<'_>) -> Option<Violation> {
 #[kunit_tests(zdmirror_audit_mirror)]
 mod tests {
     use super::*;
+    use crate::mm::walk::Passing;
+
+    const PAGE: u32 = Marks::MAPPED | Marks::AREA_WRITE | Marks::EXCLUSIVE | Marks::PRESENT;
+
+    fn change(then: u32, now: u32) -> Change {
+        Change {
+            index: 7,
+            then: Marks::from_bits(then),
+            now: Marks::from_bits(now),
+            is_faulted: false,
+            is_scanned: false,
+            is_empty: false,
+        }
+    }
+
+    #[test]
+    fn what_a_migration_may_change() {
+        let w = PAGE | Marks::WRITE;
+        let away = PAGE & !Marks::PRESENT;
+        let cases = [
+            (w, w, true),
+            (w, PAGE, false),
+            (PAGE, w, false),
+            (w, w & !Marks::EXCLUSIVE, false),
+            (PAGE | Marks::UFFD, PAGE, false),
+            (PAGE, PAGE | Marks::UFFD, false),
+            (w | Marks::SOFT_DIRTY, w, false),
+            (w, w | Marks::SOFT_DIRTY, true),
+            (w | Marks::DIRTY, away | Marks::WRITE, false),
+            (w | Marks::YOUNG, w, false),
+            (w | Marks::YOUNG, away | Marks::WRITE, true),
+            (w, w | Marks::YOUNG, true),
+            // A hole, filled as its area allows, and beyond that.
+            (Marks::AREA_WRITE, w, true),
+            (0, w & !Marks::AREA_WRITE, false),
+            // Gone meanwhile: swapped out, or under way.
+            (w, Marks::AREA_WRITE, true),
+            (PAGE, w | Marks::HUGE, true),
+            (w | Marks::MERGEABLE, PAGE | Marks::MERGEABLE, true),
+        ];
+        for (then, now, is_right) in cases {
+            assert_eq!(is_in_place(&change(then, now)), is_right);
+        }
+    }
+
+    #[test]
+    fn what_explains_a_change() {
+        let w = PAGE | Marks::WRITE;
+        let gained = change(PAGE, w);
+        assert!(is_in_place(&Change {
+            is_faulted: true,
+            ..gained
+        }));
+        let lost = change(w | Marks::YOUNG, w);
+        assert!(is_in_place(&Change {
+            is_scanned: true,
+            ..lost
+        }));
+        // Of a small folio the split maps no page of zeroes.
+        let empty = |then| Change {
+            is_empty: true,
+            ..change(then | Marks::SOFT_DIRTY, w)
+        };
+        assert!(is_in_place(&empty(PAGE | Marks::LARGE)));
+        assert!(!is_in_place(&empty(PAGE)));
+        // Nothing explains a right that the area does not give.
+        let beyond = change(Marks::MAPPED | Marks::LARGE, Marks::MAPPED | Marks::WRITE);
+        assert!(!is_in_place(&Change {
+            is_faulted: true,
+            is_empty: true,
+            ..beyond
+        }));
+    }
 
     #[test]
     fn what_is_untrue() {
@@ -125,7 +214,7 @@ mod tests {
             device_write: true,
             cpu_pfn: Some(0x100),
             cpu_write: false,
-            passes: false,
+            passing: Passing::Nothing,
         };
         for (cpu_pfn, check, expected, found) in [
             (Some(0x100), Check::Rights, 1, 3),

@@ -18,7 +18,11 @@ use crate::{
     },
     mm::{
         task::check_signals,
-        walk::Picture, //
+        walk::{
+            Passing,
+            Picture,
+            Untruth, //
+        }, //
     }, //
 };
 use kernel::time::{
@@ -32,33 +36,82 @@ const TRIES: usize = 50;
 /// Folios whose mappings are counted after an operation. An audit counts those of all.
 const FOLIOS: usize = 128;
 
+/// Suspects of one look; more are left to the next operation.
+const SUSPECTS: usize = 8;
+
+/// Untruths that another task may explain.
+#[derive(Default)]
+struct Suspects {
+    found: [Option<Untruth>; SUSPECTS],
+}
+
+impl Suspects {
+    fn add(&mut self, untruth: Untruth) {
+        if let Some(slot) = self.found.iter_mut().find(|slot| slot.is_none()) {
+            *slot = Some(untruth);
+        }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = Untruth> + '_ {
+        self.found.iter().flatten().copied()
+    }
+
+    /// The one for page number `index`.
+    fn at(&self, index: usize) -> Option<Untruth> {
+        self.iter().find(|untruth| untruth.index == index)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.iter().next().is_none()
+    }
+}
+
 impl Client {
-    /// I12: the device's page table, as it is now. May sleep.
+    /// I12: the device's page table, as it is now. What another task may explain is looked at again, until
+    /// it has gone or become a violation. May sleep.
     pub(super) fn check_mirror(&self) {
+        let mut suspects = Suspects::default();
+        let outcome = self.mirror().compare(|untruth| match untruth.passing {
+            Passing::Nothing => self.tell(check_mirror(&untruth)),
+            _ => suspects.add(untruth),
+        });
+        if outcome.is_err() {
+            return;
+        }
         for _ in 0..TRIES {
-            let mut passing = 0;
-            let outcome = self.mirror().compare(|untruth| {
-                if untruth.passes {
-                    passing += 1;
-                } else {
-                    self.tell(check_mirror(&untruth));
-                }
-            });
-            if outcome.is_err() || passing == 0 {
+            if suspects.is_empty() {
                 return;
             }
             fsleep(Delta::from_millis(1));
+            let mut left = Suspects::default();
+            let outcome = self.mirror().compare(|untruth| {
+                let Some(suspect) = suspects.at(untruth.index) else {
+                    return;
+                };
+                if untruth.passing == Passing::Nothing {
+                    self.tell(check_mirror(&untruth));
+                } else if suspect == untruth {
+                    left.add(untruth);
+                }
+            });
+            // A killed task gets no verdict.
+            if outcome.is_err() {
+                return;
+            }
+            suspects = left;
         }
-        // A killed task gets no verdict.
-        let _ = self
-            .mirror()
-            .compare(|untruth| self.tell(check_mirror(&untruth)));
+        // A migration may wait for memory for as long as it likes.
+        for untruth in suspects.iter() {
+            if untruth.passing == Passing::Exclusive {
+                self.tell(check_mirror(&untruth));
+            }
+        }
     }
 
     /// I13: the pages of `before` are as they were. May sleep.
     pub(super) fn check_in_place(&self, before: &Picture) {
-        self.mirror().compare_picture(before, |index, then, now| {
-            if let Some(violation) = check_in_place(index, then, now) {
+        self.mirror().compare_picture(before, |change| {
+            if let Some(violation) = check_in_place(&change) {
                 self.tell(violation);
             }
         });

@@ -42,6 +42,9 @@ struct zdm_entry {
 	bool uffd;
 	bool exclusive;	/* PageAnonExclusive() */
 	bool zero;	/* the page of zeroes, which is nobody's */
+	bool young;
+	bool dirty;	/* the entry or the page, which is anonymous, or swap has the contents */
+	bool large;	/* a page of a large folio */
 };
 
 struct page *zdm_pfn_to_page(unsigned long pfn);
@@ -155,6 +158,10 @@ void zdm_look_up(struct mm_struct *mm, unsigned long addr, struct zdm_entry *out
 bool zdm_is_alone(struct mm_struct *mm);
 unsigned long zdm_area_flags(struct mm_struct *mm, unsigned long addr);
 int zdm_count_entries(struct page *head);
+unsigned long zdm_faults(void);
+unsigned long zdm_scanned(void);
+bool zdm_page_is_empty(struct page *page);
+bool zdm_may_protect(const struct vm_area_struct *vma);
 extern bool zdm_strict;
 unsigned long zdm_whole_pages(const struct page *page, unsigned long n, unsigned long explained);
 

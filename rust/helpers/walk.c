@@ -5,6 +5,7 @@
  * oracle is to find what these get wrong. Nothing is changed, and no lock is taken but, for
  * the second, that of the anon_vma.
  */
+#include <linux/highmem.h>
 #include <linux/leafops.h>
 #include <linux/mm.h>
 #include <linux/mmap_lock.h>
@@ -12,7 +13,10 @@
 #include <linux/pgtable.h>
 #include <linux/rcupdate.h>
 #include <linux/rmap.h>
+#include <linux/sched.h>
 #include <linux/userfaultfd_k.h>
+#include <linux/version.h>
+#include <linux/vmstat.h>
 
 #include "helpers.h"
 
@@ -24,14 +28,30 @@
 #define pmd_swp_uffd	pmd_swp_uffd_wp
 #endif
 
+/* Anonymous pages of a private file mapping have an index of their own since Linux 7.3. */
+#if LINUX_VERSION_CODE < KERNEL_VERSION(7, 3, 0)
+#define vma_start_anon_pgoff(vma)	((vma)->vm_pgoff)
+#endif
+
 static void of_page(struct zdm_entry *out)
 {
+	const struct folio *folio;
 	const struct page *page;
 
 	if (!pfn_valid(out->pfn))
 		return;
 	page = pfn_to_page(out->pfn);
-	out->exclusive = PageAnon(page) && PageAnonExclusive(page);
+	folio = page_folio(page);
+	out->large = folio_test_large(folio);
+	if (!folio_test_anon(folio)) {
+		/* Writeback cleans what a file backs at any time. */
+		out->dirty = false;
+		return;
+	}
+	out->exclusive = PageAnonExclusive(page);
+	/* Reclaim does not drop what is dirty, or in the swap cache. */
+	if (folio_test_dirty(folio) || folio_test_swapcache(folio))
+		out->dirty = true;
 }
 
 static void of_leaf(softleaf_t entry, struct zdm_entry *out)
@@ -68,6 +88,8 @@ static void of_pte(pte_t pte, struct zdm_entry *out)
 	out->write = pte_write(pte);
 	out->soft_dirty = pte_soft_dirty(pte);
 	out->uffd = pte_uffd(pte);
+	out->young = pte_young(pte);
+	out->dirty = pte_dirty(pte);
 	out->zero = is_zero_pfn(out->pfn);
 	of_page(out);
 }
@@ -88,6 +110,8 @@ static void of_pmd(pmd_t pmd, struct zdm_entry *out)
 	out->write = pmd_write(pmd);
 	out->soft_dirty = pmd_soft_dirty(pmd);
 	out->uffd = pmd_uffd(pmd);
+	out->young = pmd_young(pmd);
+	out->dirty = pmd_dirty(pmd);
 	out->zero = pfn_valid(out->pfn) && zdm_is_huge_zero_page(pfn_to_page(out->pfn));
 	of_page(out);
 }
@@ -136,13 +160,60 @@ static void look_up(struct mm_struct *mm, unsigned long addr, struct zdm_entry *
 	of_pte(ptep_get(table + pte_index(addr)), out);
 }
 
-/* For a caller that holds the mmap lock. */
+/*
+ * For a caller that holds the mmap lock. What was read of the page belongs to the entry only if
+ * the entry is the same afterwards: a migration by another process clears PageAnonExclusive()
+ * when the entry is gone.
+ */
 void zdm_look_up(struct mm_struct *mm, unsigned long addr, struct zdm_entry *out)
 {
+	struct zdm_entry first;
+	int tries = 8;
+
 	mmap_assert_locked(mm);
 	rcu_read_lock();
 	look_up(mm, addr, out);
+	do {
+		first = *out;
+		look_up(mm, addr, out);
+	} while (memcmp(&first, out, sizeof(first)) && --tries);
 	rcu_read_unlock();
+}
+
+/* Faults that the task has taken, on its own account or for a device. */
+unsigned long zdm_faults(void)
+{
+	return current->min_flt + current->maj_flt;
+}
+
+/* Anonymous pages that reclaim has looked at, since the system started. */
+unsigned long zdm_scanned(void)
+{
+	unsigned long events[NR_VM_EVENT_ITEMS] = {};
+
+	all_vm_events(events);
+	return events[PGSCAN_ANON];
+}
+
+/* Whether @page, which has a struct page and contents, holds zeroes only. */
+bool zdm_page_is_empty(struct page *page)
+{
+	void *contents = kmap_local_page(page);
+	bool is_empty = !memchr_inv(contents, 0, PAGE_SIZE);
+
+	kunmap_local(contents);
+	return is_empty;
+}
+
+/* Whether userfaultfd may protect pages of zeroes in @vma, small and huge. */
+bool zdm_may_protect(const struct vm_area_struct *vma)
+{
+	vm_flags_t flags = VM_UFFD_WP;
+
+#ifdef UFFDIO_REGISTER_MODE_RWP
+	flags |= VM_UFFD_RWP;
+#endif
+	return vma->vm_flags & flags;
 }
 
 /*
@@ -166,15 +237,16 @@ unsigned long zdm_area_flags(struct mm_struct *mm, unsigned long addr)
 static unsigned int entries_of(struct vm_area_struct *vma, unsigned long pfn, unsigned long n,
 			       unsigned long pgoff)
 {
-	unsigned long end = vma->vm_pgoff + vma_pages(vma);
-	unsigned long first = max(pgoff, vma->vm_pgoff);
+	unsigned long start = vma_start_anon_pgoff(vma);
+	unsigned long end = start + vma_pages(vma);
+	unsigned long first = max(pgoff, start);
 	unsigned long last = min(pgoff + n, end);
 	struct zdm_entry entry;
 	unsigned int found = 0;
 	unsigned long addr, at;
 
 	while (first < last) {
-		addr = vma->vm_start + ((first - vma->vm_pgoff) << PAGE_SHIFT);
+		addr = vma->vm_start + ((first - start) << PAGE_SHIFT);
 		look_up(vma->vm_mm, addr, &entry);
 		/* The page frame that this place must have. */
 		at = pfn + (first - pgoff);

@@ -380,14 +380,17 @@ impl<'a, S: Stage, M: DeviceMemory> Migration<'a, S, M> {
     }
 
     /// Whether the page table entry of what has moved to entry `i` of a range of an area will be writable:
-    /// as that of the source was, and for a hole, where core mm makes a new one, as the area is.
+    /// as that of the source was, and for a hole, where core mm makes a new one, as the area is. `false` where
+    /// userfaultfd may protect the page of zeroes that was there: core mm keeps that, and does not say so.
     pub(super) fn maps_writable(&self, i: usize) -> bool {
         if is_valid(self.src(i)) {
             return self.src(i) & bindings::MIGRATE_PFN_WRITE != 0;
         }
         NonNull::new(self.args.vma).is_some_and(|vma| {
             // SAFETY: The area is valid, and the mmap lock is held, by the type invariants.
-            unsafe { VmaRef::from_raw(vma.as_ptr()) }.flags() & flags::WRITE != 0
+            let is_writable = unsafe { VmaRef::from_raw(vma.as_ptr()) }.flags() & flags::WRITE != 0;
+            // SAFETY: As above.
+            is_writable && !unsafe { bindings::zdm_may_protect(vma.as_ptr()) }
         })
     }
 

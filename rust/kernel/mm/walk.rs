@@ -48,8 +48,20 @@ pub(crate) struct Untruth {
     pub(crate) cpu_pfn: Option<usize>,
     /// Whether the CPU may write to it.
     pub(crate) cpu_write: bool,
-    /// Whether a task that gets or ends exclusive access explains it for a moment.
-    pub(crate) passes: bool,
+    /// What may explain it for a moment.
+    pub(crate) passing: Passing,
+}
+
+/// What explains, for a moment, that the device's page table differs from the CPU's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Passing {
+    /// Nothing: a notifier was missed.
+    Nothing,
+    /// A task gets or ends exclusive access, in two steps.
+    Exclusive,
+    /// A migration has made the device map the page that it moved the contents to, and the CPU's entry
+    /// still waits for that. If the device maps the page that contents move from, nothing explains that.
+    Migration,
 }
 
 /// What maps an address.
@@ -147,7 +159,13 @@ fn judge(
         // What is exclusive the CPU has no access to.
         cpu_pfn: (!cpu_page.is_null() && !is_exclusive).then(|| number(cpu_page)),
         cpu_write,
-        passes: is_exclusive && cpu_page == page,
+        passing: if is_exclusive && cpu_page == page {
+            Passing::Exclusive
+        } else if kind == bindings::ZDM_ENTRY_MIGRATION && pfn != number(page) {
+            Passing::Migration
+        } else {
+            Passing::Nothing
+        },
     })
 }
 
@@ -172,25 +190,33 @@ fn area_flags(mm: &MmWithUser, index: usize) -> vm_flags_t {
 
 /// What an entry says of a page beside where the page is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Marks(u8);
+pub(crate) struct Marks(u32);
 
 impl Marks {
     /// There is a page, which is not that of zeroes.
-    pub(crate) const MAPPED: u8 = 1;
+    pub(crate) const MAPPED: u32 = 1;
     /// The CPU, or a device on its behalf, may write.
-    pub(crate) const WRITE: u8 = 2;
+    pub(crate) const WRITE: u32 = 2;
     /// It was written to since the mark was cleared.
-    pub(crate) const SOFT_DIRTY: u8 = 4;
+    pub(crate) const SOFT_DIRTY: u32 = 4;
     /// userfaultfd protects it.
-    pub(crate) const UFFD: u8 = 8;
+    pub(crate) const UFFD: u32 = 8;
     /// `PageAnonExclusive()`.
-    pub(crate) const EXCLUSIVE: u8 = 16;
+    pub(crate) const EXCLUSIVE: u32 = 16;
     /// One entry maps it with its neighbours.
-    pub(crate) const HUGE: u8 = 32;
+    pub(crate) const HUGE: u32 = 32;
     /// The area allows to write.
-    pub(crate) const AREA_WRITE: u8 = 64;
+    pub(crate) const AREA_WRITE: u32 = 64;
     /// KSM may look at the area.
-    pub(crate) const MERGEABLE: u8 = 128;
+    pub(crate) const MERGEABLE: u32 = 128;
+    /// The CPU has accessed it lately. Only present entries say so.
+    pub(crate) const YOUNG: u32 = 256;
+    /// It is anonymous, and its contents are nowhere else, or in swap: reclaim must not drop them.
+    pub(crate) const DIRTY: u32 = 512;
+    /// The CPU has access.
+    pub(crate) const PRESENT: u32 = 1024;
+    /// It is a page of a large folio.
+    pub(crate) const LARGE: u32 = 2048;
 
     fn of(entry: &bindings::zdm_entry, area: vm_flags_t) -> Self {
         let is_page = match entry.kind {
@@ -207,6 +233,10 @@ impl Marks {
             (Self::HUGE, entry.order > 0),
             (Self::AREA_WRITE, area & flags::WRITE != 0),
             (Self::MERGEABLE, area & flags::MERGEABLE != 0),
+            (Self::YOUNG, entry.young),
+            (Self::DIRTY, entry.dirty),
+            (Self::PRESENT, entry.kind == bindings::ZDM_ENTRY_PRESENT),
+            (Self::LARGE, entry.large),
         ] {
             if is_set {
                 marks |= bit;
@@ -215,8 +245,14 @@ impl Marks {
         Self(marks)
     }
 
+    /// Marks of these bits, for tests.
+    #[cfg(CONFIG_KUNIT = "y")]
+    pub(crate) fn from_bits(bits: u32) -> Self {
+        Self(bits)
+    }
+
     /// The marks as bits.
-    pub(crate) fn bits(self) -> u8 {
+    pub(crate) fn bits(self) -> u32 {
         self.0
     }
 }
@@ -225,6 +261,24 @@ impl Marks {
 pub(crate) struct Picture {
     range: PageRange,
     marks: KVVec<Marks>,
+    /// Faults that the task had taken, and pages that reclaim had looked at.
+    faults: usize,
+    scanned: usize,
+}
+
+/// The marks of a page in two pictures, and what may have changed them in between.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Change {
+    /// Number of the page in the address space.
+    pub(crate) index: usize,
+    pub(crate) then: Marks,
+    pub(crate) now: Marks,
+    /// The task took faults, for itself or for a device.
+    pub(crate) is_faulted: bool,
+    /// Reclaim looked at anonymous pages.
+    pub(crate) is_scanned: bool,
+    /// The page holds zeroes. Looked at for pages of large folios only.
+    pub(crate) is_empty: bool,
 }
 
 impl HmmMirror {
@@ -238,6 +292,8 @@ impl HmmMirror {
             return None;
         }
         let mut marks = KVVec::with_capacity(range.pages(), GFP_KERNEL).ok()?;
+        // SAFETY: These read counters.
+        let (faults, scanned) = unsafe { (bindings::zdm_faults(), bindings::zdm_scanned()) };
         for batch in range.batches(BATCH) {
             let _guard = mm.mmap_read_lock();
             for address in batch.addresses() {
@@ -247,19 +303,54 @@ impl HmmMirror {
                 marks.push_within_capacity(now).ok()?;
             }
         }
-        Some(Picture { range, marks })
+        Some(Picture {
+            range,
+            marks,
+            faults,
+            scanned,
+        })
     }
 
-    /// Takes the picture `before` again, and calls `f` with the number of each page, its marks before, and
-    /// its marks now. May sleep.
-    pub(crate) fn compare_picture(&self, before: &Picture, mut f: impl FnMut(usize, Marks, Marks)) {
-        let Some(now) = self.picture(before.range) else {
+    /// Takes the picture `before` again, and calls `f` with what has become of each page. May sleep.
+    pub(crate) fn compare_picture(&self, before: &Picture, mut f: impl FnMut(Change)) {
+        let Some(after) = self.picture(before.range) else {
             return;
         };
         let first = before.range.start() >> PAGE_SHIFT;
-        for (i, (then, now)) in before.marks.iter().zip(now.marks.iter()).enumerate() {
-            f(first + i, *then, *now);
+        for (i, (&then, &now)) in before.marks.iter().zip(after.marks.iter()).enumerate() {
+            let index = first + i;
+            let is_looked_at = then != now && then.bits() & Marks::LARGE != 0;
+            f(Change {
+                index,
+                then,
+                now,
+                is_faulted: before.faults != after.faults,
+                is_scanned: before.scanned != after.scanned,
+                is_empty: is_looked_at && self.is_empty(index),
+            });
         }
+    }
+
+    /// Whether page number `index` is in reach of the CPU, or of this device, and holds zeroes. May sleep.
+    fn is_empty(&self, index: usize) -> bool {
+        let Some(mm) = self.mm().mmget_not_zero() else {
+            return false;
+        };
+        let _guard = mm.mmap_read_lock();
+        // Unmapping, which waits for this lock, is what frees a PRIVATE page.
+        let _table = self.notifier.lock();
+        let entry = CpuEntry::look_up(&mm, index);
+        let pfn = entry.pfn(index);
+        // SAFETY: The function takes a number.
+        let is_valid = unsafe { bindings::zdm_pfn_valid(pfn) };
+        let page = match entry.0.kind {
+            // SAFETY: There is a struct page.
+            bindings::ZDM_ENTRY_PRESENT if is_valid => unsafe { bindings::zdm_pfn_to_page(pfn) },
+            bindings::ZDM_ENTRY_PRIVATE => private_contents(self.owner(), pfn),
+            _ => return false,
+        };
+        // SAFETY: The page is in use while the lock of the table is held, and has contents.
+        !page.is_null() && unsafe { bindings::zdm_page_is_empty(page) }
     }
 }
 
@@ -336,7 +427,7 @@ mod tests {
         let (compared, n, last) = untruths(&s)?;
         assert_eq!((compared, n), (PAGES, 1));
         let untruth = last.ok_or(EINVAL)?;
-        assert_eq!((untruth.index, untruth.passes), (index, false));
+        assert_eq!((untruth.index, untruth.passing), (index, Passing::Nothing));
         assert_ne!(untruth.cpu_pfn, Some(untruth.device_pfn));
         Ok(())
     }
@@ -346,10 +437,10 @@ mod tests {
         let s = setting()?;
         let before = s.mirror.picture(s.range).ok_or(EINVAL)?;
         let mut pages = 0;
-        s.mirror.compare_picture(&before, |_, then, now| {
-            assert_eq!(then, now);
-            assert_ne!(then.bits() & Marks::MAPPED, 0);
-            assert_ne!(then.bits() & Marks::WRITE, 0);
+        s.mirror.compare_picture(&before, |change| {
+            assert_eq!(change.then, change.now);
+            let marks = Marks::MAPPED | Marks::WRITE | Marks::DIRTY | Marks::PRESENT;
+            assert_eq!(change.then.bits() & marks, marks);
             pages += 1;
         });
         assert_eq!(pages, PAGES);
