@@ -84,6 +84,8 @@ else
 	@status=0; \
 	$(RUN) run --full --keep-going $(or $(strip $(kdir-args)),--kernel patched --kernel stock) \
 		--suite kunit --suite selftests --suite hmm || status=$$?; \
+	$(RUN) run --machine strict --suite kunit --suite selftests --suite hmm \
+		$(or $(strip $(kdir-args)),--kernel patched) || status=$$?; \
 	$(RUN) run --full $(or $(strip $(kdir-args)),--kernel patched) --suite smoke || status=$$?; \
 	$(if $(KDIR),,$(RUN) run --keep-going --kernel debug --kernel clang || status=$$?;) \
 	$(RUN) run --full --machine pud --suite selftests --filter '^dax\.pud$$' \

@@ -15,7 +15,6 @@
 #include <linux/rmap.h>
 #include <linux/sched.h>
 #include <linux/userfaultfd_k.h>
-#include <linux/version.h>
 #include <linux/vmstat.h>
 
 #include "helpers.h"
@@ -26,10 +25,7 @@
 #define pte_swp_uffd	pte_swp_uffd_wp
 #define pmd_uffd	pmd_uffd_wp
 #define pmd_swp_uffd	pmd_swp_uffd_wp
-#endif
-
-/* Anonymous pages of a private file mapping have an index of their own since Linux 7.3. */
-#if LINUX_VERSION_CODE < KERNEL_VERSION(7, 3, 0)
+/* Since then anonymous pages of a private file mapping have an index of their own. */
 #define vma_start_anon_pgoff(vma)	((vma)->vm_pgoff)
 #endif
 

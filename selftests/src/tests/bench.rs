@@ -97,9 +97,9 @@ fn trip(buf: &Buffer) -> Outcome<[Duration; 2]> {
     Ok(best)
 }
 
-/// Migration with a ledger, without one, and without any checks.
+/// Migration with a ledger, without one, without any checks, and in strict mode.
 fn ledger(ctx: &Ctx) -> Outcome {
-    const KINDS: [&str; 3] = ["ledger=0", "ledger=1", "audit=off ledger=0"];
+    const KINDS: [&str; 4] = ["ledger=0", "ledger=1", "audit=off ledger=0", "strict=1"];
     let bufs = [filled(N, false, 130)?, filled(N, true, 130)?];
     let mut best = [[[Duration::MAX; 2]; 2]; KINDS.len()];
     for _ in 0..3 {
@@ -112,16 +112,17 @@ fn ledger(ctx: &Ctx) -> Outcome {
             ctx.module.unload()?;
         }
     }
-    let [without, with, unchecked] = best;
+    let [without, with, unchecked, strict] = best;
     for (size, folio) in ["4 KiB", "2 MiB"].iter().enumerate() {
         for (way, direction) in ["to the device", "to the system"].iter().enumerate() {
             let seconds = |best: [[Duration; 2]; 2]| best[size][way].as_secs_f64();
             note(&format!(
                 "bench: 8 MiB {direction} in {folio}: {:.0} us without a ledger, ratio with it \
-                 {:.3}, without any checks {:.3}",
+                 {:.3}, without any checks {:.3}, in strict mode {:.2}",
                 micros(without[size][way]),
                 seconds(with) / seconds(without),
                 seconds(unchecked) / seconds(without),
+                seconds(strict) / seconds(without),
             ));
         }
     }
