@@ -20,6 +20,7 @@ use zdvm::command::patchcheck;
 use zdvm::command::patchcheck::Tally;
 use zdvm::command::reproduce;
 use zdvm::command::run::{self, Request, Setup};
+use zdvm::command::select::Select;
 use zdvm::job;
 use zdvm::kernel;
 use zdvm::kernel::Tree;
@@ -205,15 +206,8 @@ struct MutantsArgs {
 struct RunArgs {
     #[command(flatten)]
     which: Which,
-    /// Run only this suite; may be given more than once.
-    #[arg(long = "suite")]
-    suites: Vec<String>,
-    /// Run only tests whose name matches this regular expression.
-    #[arg(long)]
-    filter: Option<String>,
-    /// Run the slow tests, too.
-    #[arg(long)]
-    full: bool,
+    #[command(flatten)]
+    select: Select,
     /// Multiply all time limits by this, in addition to the kernel's own factor.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
     timeout_factor: u64,
@@ -343,9 +337,7 @@ impl Runs {
 fn run_all(repo: &std::path::Path, args: &RunArgs) -> Result<Tally> {
     let matrix = Matrix::load(repo)?;
     let plans = matrix.plans()?;
-    let filter = args.filter.as_deref().map(Regex::new).transpose().context("--filter")?;
-    let mut selection =
-        Selection { suites: args.suites.clone(), filter, full: args.full, config: None };
+    let mut selection = args.select.selection()?;
     let suites = matrix.selected(&selection)?;
     let choice = Choice::new(&args.which.accel)?;
     let names = names(&matrix, &args.which)?;
@@ -432,9 +424,7 @@ fn cmd_patch_check(repo: &std::path::Path, args: &PatchCheckArgs) -> Result<bool
         };
         let run = RunArgs {
             which,
-            suites: Vec::new(),
-            filter: None,
-            full: false,
+            select: Select::default(),
             timeout_factor: 1,
             repeat: 1,
             list: false,

@@ -12,16 +12,16 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Error, Result, bail};
 use clap::ValueEnum;
-use regex::Regex;
 
 use crate::command::run::{self, Request, Setup};
+use crate::command::select::Select;
 use crate::job;
 use crate::judge::verdict::{Status, Verdict};
 use crate::kernel::compiler;
 use crate::kernel::kconfig;
 use crate::kernel::kdir;
 use crate::kernel::{self, Tree};
-use crate::plan::expected::{On, Selection};
+use crate::plan::expected::On;
 use crate::plan::matrix::Matrix;
 use crate::repo;
 use crate::report;
@@ -55,15 +55,8 @@ pub struct Args {
     /// The kernel of the matrix whose configuration and results the tree is expected to have.
     #[arg(long, default_value = "stock")]
     expect: String,
-    /// Run only this suite; may be given more than once.
-    #[arg(long = "suite")]
-    suites: Vec<String>,
-    /// Run only tests whose name matches this regular expression.
-    #[arg(long)]
-    filter: Option<String>,
-    /// Run the slow tests, too.
-    #[arg(long)]
-    full: bool,
+    #[command(flatten)]
+    select: Select,
     /// The verdict on a commit whose kernel or module does not build.
     #[arg(long, value_enum, default_value = "skip")]
     unbuildable: Taken,
@@ -283,9 +276,7 @@ fn say(status: u8) -> u8 {
 fn work(repo: &Path, args: &Args) -> Result<u8> {
     let matrix = Matrix::load(repo)?;
     let plans = matrix.plans()?;
-    let filter = args.filter.as_deref().map(Regex::new).transpose().context("--filter")?;
-    let selection =
-        Selection { suites: args.suites.clone(), filter, full: args.full, config: None };
+    let selection = args.select.selection()?;
     let suites = matrix.selected(&selection)?;
     let choice = Choice::new(&args.accel)?;
     let tree = match build(&matrix, args)? {

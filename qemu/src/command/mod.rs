@@ -10,3 +10,4 @@ pub mod mutants;
 pub mod patchcheck;
 pub mod reproduce;
 pub mod run;
+pub mod select;

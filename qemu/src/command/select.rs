@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The options that select tests.
+
+use anyhow::{Context, Result};
+use regex::Regex;
+
+use crate::plan::expected::Selection;
+
+/// The options that select tests.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct Select {
+    /// Run only this suite; may be given more than once.
+    #[arg(long = "suite")]
+    suites: Vec<String>,
+    /// Run only tests whose name matches this regular expression.
+    #[arg(long)]
+    filter: Option<String>,
+    /// Run the slow tests, too.
+    #[arg(long)]
+    full: bool,
+}
+
+impl Select {
+    /// The selection, for a kernel with any configuration.
+    pub fn selection(&self) -> Result<Selection> {
+        let filter = self.filter.as_deref().map(Regex::new).transpose().context("--filter")?;
+        Ok(Selection { suites: self.suites.clone(), filter, full: self.full, config: None })
+    }
+}
