@@ -26,6 +26,7 @@ mod proc;
 mod swap;
 mod sys;
 mod tests;
+mod threads;
 mod uapi;
 mod uffd;
 mod uring;

@@ -9,6 +9,7 @@ use crate::check::{Fail, OrFail, Outcome, expect_errno};
 use crate::device::{Buffer, Device, HUGE_PAGES, check_bytes};
 use crate::harness::{Child, note};
 use crate::sys;
+use crate::threads;
 use crate::{check, check_eq};
 
 const N: usize = HUGE_PAGES;
@@ -343,18 +344,7 @@ fn work(target: &Target, worker: u64) -> Outcome {
 fn threads<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, NODE)?;
     let before = target.stats()?;
-    let outcomes: Vec<Outcome> = std::thread::scope(|scope| {
-        let target = &target;
-        let handles: Vec<_> = (0..3)
-            .map(|worker| scope.spawn(move || work(target, worker)))
-            .collect();
-        let panicked = |_| Err(Fail::failed("a thread panicked"));
-        handles
-            .into_iter()
-            .map(|h| h.join().unwrap_or_else(panicked))
-            .collect()
-    });
-    outcomes.into_iter().collect::<Outcome<()>>()?;
+    threads::run(3, |worker| work(&target, worker as u64))?;
     let went = target.stats()?.to_device.wrapping_sub(before.to_device);
     check_eq!(went, 3 * 8 * (96 + N as u64), "growth of stats.to_device");
     target.expect_empty()

@@ -13,6 +13,7 @@ use super::target::Target;
 use super::{Ctx, PAGES, Test};
 use crate::check::{Fail, OrFail, Outcome, expect_errno};
 use crate::device::{Buffer, HUGE_PAGES};
+use crate::threads;
 use crate::{check, check_eq, numa, proc};
 
 pub const TESTS: &[Test] = of_each_kind!("beside":
@@ -95,8 +96,7 @@ fn compaction_race(ctx: &Ctx, node: usize) -> Outcome {
                 target.expect(&buf, 0, PAGES, 0)
             });
             over.store(true, Ordering::SeqCst);
-            let panicked = |_| Err(Fail::failed("the compacting thread panicked"));
-            (compacting.join().unwrap_or_else(panicked), moving)
+            (threads::join(compacting), moving)
         });
         moving?;
         let rounds = compacting?;

@@ -16,6 +16,7 @@ use crate::check::{Fail, OrFail, Outcome};
 use crate::device::{Buffer, PAGE, pattern_bytes};
 use crate::harness::Child;
 use crate::module::busy;
+use crate::threads;
 use crate::{check, sys};
 
 pub const TESTS: &[Test] = of_each_kind!("evict":
@@ -125,8 +126,7 @@ fn release(ctx: &Ctx, node: usize) -> Outcome {
                     Ok(())
                 });
                 over.store(true, Ordering::SeqCst);
-                let panicked = |_| Err(Fail::failed("a thread panicked"));
-                released.and(faulting.join().unwrap_or_else(panicked))
+                released.and(threads::join(faulting))
             })?;
             child.join()?;
             image.check(&buf)?;
@@ -196,8 +196,7 @@ fn device_access(ctx: &Ctx, node: usize) -> Outcome {
                 }
             });
             over.store(true, Ordering::SeqCst);
-            let panicked = |_| Err(Fail::failed("the migrating thread panicked"));
-            (moving.join().unwrap_or_else(panicked), using)
+            (threads::join(moving), using)
         });
         match using {
             Err(Fail::Skip(_)) => {}

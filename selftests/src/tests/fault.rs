@@ -6,9 +6,10 @@ use std::io::Read;
 
 use super::target::{GENERIC, PRIVATE, Target};
 use super::{Ctx, PAGES, Test, expect_present, freed_since, test};
-use crate::check::{Fail, OrFail, Outcome};
+use crate::check::{OrFail, Outcome};
 use crate::device::{Buffer, PAGE, check_bytes, pattern_bytes};
 use crate::sys;
+use crate::threads;
 use crate::uapi::Stats;
 use crate::{check, check_eq};
 
@@ -118,21 +119,10 @@ fn from_threads<const NODE: usize>(ctx: &Ctx) -> Outcome {
         device.move_all(&buf, 24)?;
         let before = device.stats()?;
         let start = std::sync::Barrier::new(THREADS);
-        let outcomes: Vec<Outcome> = std::thread::scope(|scope| {
-            let worker = |_| {
-                scope.spawn(|| {
-                    start.wait();
-                    buf.check(0, PAGES, 24)
-                })
-            };
-            let handles: Vec<_> = (0..THREADS).map(worker).collect();
-            let panicked = |_| Err(Fail::failed("a thread panicked"));
-            handles
-                .into_iter()
-                .map(|h| h.join().unwrap_or_else(panicked))
-                .collect()
-        });
-        outcomes.into_iter().collect::<Outcome<()>>()?;
+        threads::run(THREADS, |_| {
+            start.wait();
+            buf.check(0, PAGES, 24)
+        })?;
         if device.cpu_maps() {
             faulted_back(&device, &before, &buf, PAGES)?;
             device.bring_back(&buf, 0, PAGES)?;

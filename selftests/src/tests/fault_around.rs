@@ -6,9 +6,10 @@ use std::io::Read;
 
 use super::target::{PRIVATE, Target, expect_huge, huge_filled};
 use super::{Ctx, PAGES, Test, expect_present, freed_since, test, with};
-use crate::check::{Fail, OrFail, Outcome, expect_errno};
+use crate::check::{OrFail, Outcome, expect_errno};
 use crate::device::{Buffer, HUGE_PAGES};
 use crate::harness::Child;
+use crate::threads;
 use crate::uapi::*;
 use crate::{check, check_eq, proc};
 
@@ -373,25 +374,13 @@ fn threads(ctx: &Ctx) -> Outcome {
         device.move_all(&buf, 1640)?;
         let before = device.stats()?;
         let start = std::sync::Barrier::new(THREADS);
-        let outcomes: Vec<Outcome> = std::thread::scope(|scope| {
-            let worker = |n: usize| {
-                let (buf, start) = (&buf, &start);
-                scope.spawn(move || {
-                    start.wait();
-                    match n % 2 {
-                        0 => buf.check(0, N, 1640),
-                        _ => (0..N).rev().try_for_each(|page| buf.check(page, 1, 1640)),
-                    }
-                })
-            };
-            let handles: Vec<_> = (0..THREADS).map(worker).collect();
-            let panicked = |_| Err(Fail::failed("a thread panicked"));
-            handles
-                .into_iter()
-                .map(|h| h.join().unwrap_or_else(panicked))
-                .collect()
-        });
-        outcomes.into_iter().collect::<Outcome<()>>()?;
+        threads::run(THREADS, |n| {
+            start.wait();
+            match n % 2 {
+                0 => buf.check(0, N, 1640),
+                _ => (0..N).rev().try_for_each(|page| buf.check(page, 1, 1640)),
+            }
+        })?;
         expect_present(&buf, 0, N)?;
         let back = device.stats()?.to_system - before.to_system;
         check_eq!(back, N as u64, "pages that came back in round {round}");

@@ -12,9 +12,10 @@ use super::leak::settled;
 use super::target::{PRIVATE, Target, open_all};
 use super::{Ctx, PAGES, Test, test};
 use crate::check;
-use crate::check::{Fail, OrFail, Outcome};
+use crate::check::{OrFail, Outcome};
 use crate::device::{Buffer, pattern_bytes};
 use crate::harness::note;
+use crate::threads::{self, SetOnDrop};
 
 pub const TESTS: &[Test] = &[
     test("fight.all_devices", all_devices),
@@ -38,15 +39,6 @@ pub fn in_turn<T>(mut access: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     }
 }
 
-/// Sets a flag when dropped, so that the other threads end in any case.
-struct Over<'a>(&'a AtomicBool);
-
-impl Drop for Over<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::SeqCst);
-    }
-}
-
 /// One thread per device moves all pages to its device and writes to its part of them; the CPU
 /// writes to other parts. No write is lost or appears elsewhere.
 fn fight(targets: &[Target], buf: &Buffer, seed: u64) -> Outcome {
@@ -60,13 +52,13 @@ fn fight(targets: &[Target], buf: &Buffer, seed: u64) -> Outcome {
         .map(|t| Ok(t.stats()?.to_device))
         .collect::<Outcome<_>>()?;
     let outcome = std::thread::scope(|scope| {
-        let threads: Vec<_> = targets
+        let handles: Vec<_> = targets
             .iter()
             .enumerate()
             .map(|(i, target)| {
                 let (over, went) = (&over, &went[i]);
                 scope.spawn(move || -> Outcome {
-                    let _over = Over(over);
+                    let _over = SetOnDrop(over);
                     let first = (i + 1) * part;
                     for round in 0.. {
                         if over.load(Ordering::SeqCst) {
@@ -91,7 +83,7 @@ fn fight(targets: &[Target], buf: &Buffer, seed: u64) -> Outcome {
             })
             .collect();
         let cpu = || -> Outcome {
-            let _over = Over(&over);
+            let _over = SetOnDrop(&over);
             let begun = Instant::now();
             for round in 0.. {
                 if over.load(Ordering::SeqCst) || begun.elapsed() > TIME {
@@ -105,11 +97,7 @@ fn fight(targets: &[Target], buf: &Buffer, seed: u64) -> Outcome {
             Ok(())
         };
         let cpu = cpu();
-        let panicked = |_| Err(Fail::failed("a thread panicked"));
-        let ends: Vec<Outcome> = threads
-            .into_iter()
-            .map(|t| t.join().unwrap_or_else(panicked))
-            .collect();
+        let ends: Vec<Outcome> = handles.into_iter().map(threads::join).collect();
         ends.into_iter().fold(cpu, Outcome::and)
     });
     outcome?;

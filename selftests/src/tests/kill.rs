@@ -12,6 +12,7 @@ use crate::check::{Fail, OrFail, Outcome};
 use crate::device::{Buffer, HUGE_PAGES, PAGE, check_bytes, pattern_bytes};
 use crate::harness::{Child, note};
 use crate::sys::{self, Exit};
+use crate::threads;
 use crate::{check, check_eq};
 
 pub const TESTS: &[Test] = &[
@@ -148,8 +149,7 @@ fn threads(ctx: &Ctx) -> Outcome {
                 let other = scope.spawn(|| work(target, FAULT, news));
                 let what = if round % 2 == 0 { MIGRATE } else { HUGE };
                 let outcome = work(target, what, news);
-                let panicked = |_| Err(Fail::failed("a thread panicked"));
-                outcome.and(other.join().unwrap_or_else(panicked))
+                outcome.and(threads::join(other))
             })
         })?;
         target.expect_empty()?;

@@ -28,6 +28,11 @@ pub const TESTS: &[Test] = &[
     absent(test("params.generic_alone", generic_alone)),
 ];
 
+/// The parameters with the addresses of the COHERENT devices.
+const COHERENT_ADDRESSES: [&str; 2] = ["spm_addr_dev0", "spm_addr_dev1"];
+/// The parameters with the addresses of the GENERIC devices.
+const GENERIC_ADDRESSES: [&str; 2] = ["generic_addr_dev0", "generic_addr_dev1"];
+
 /// Checks that the module does not load with these parameters, and that the log names `name` as the
 /// bad one.
 #[track_caller]
@@ -67,20 +72,19 @@ fn words(ctx: &Ctx) -> Outcome {
 }
 
 /// Addresses that no memory can have, and one address without the other.
-fn address(ctx: &Ctx) -> Outcome {
-    let good = "0x110000000";
-    for bad in [
-        "0x100001000",
-        "0x100100000",
-        "1",
-        "0xfff0000000000000",
-        "0xffffffffffe00000",
-    ] {
-        let parameters = format!("spm_addr_dev0={bad} spm_addr_dev1={good}");
-        refused(ctx, &parameters, "spm_addr_dev0")?;
+fn bad_addresses(ctx: &Ctx, names: [&str; 2], good: &str, unaligned: [&str; 2]) -> Outcome {
+    let [first, second] = names;
+    let nowhere = ["1", "0xfff0000000000000", "0xffffffffffe00000"];
+    for bad in unaligned.into_iter().chain(nowhere) {
+        refused(ctx, &format!("{first}={bad} {second}={good}"), first)?;
     }
-    refused(ctx, &format!("spm_addr_dev0={good}"), "spm_addr_dev0")?;
-    refused(ctx, &format!("spm_addr_dev1={good}"), "spm_addr_dev1")
+    refused(ctx, &format!("{first}={good}"), first)?;
+    refused(ctx, &format!("{second}={good}"), second)
+}
+
+fn address(ctx: &Ctx) -> Outcome {
+    let unaligned = ["0x100001000", "0x100100000"];
+    bad_addresses(ctx, COHERENT_ADDRESSES, "0x110000000", unaligned)
 }
 
 /// The start addresses and lengths of System RAM.
@@ -130,11 +134,11 @@ fn addresses_of(ctx: &Ctx, names: [&str; 2], kind: &str) -> Outcome<[u64; 2]> {
 }
 
 fn addresses(ctx: &Ctx) -> Outcome<[u64; 2]> {
-    addresses_of(ctx, ["spm_addr_dev0", "spm_addr_dev1"], "COHERENT")
+    addresses_of(ctx, COHERENT_ADDRESSES, "COHERENT")
 }
 
 fn generic_addresses(ctx: &Ctx) -> Outcome<[u64; 2]> {
-    addresses_of(ctx, ["generic_addr_dev0", "generic_addr_dev1"], "GENERIC")
+    addresses_of(ctx, GENERIC_ADDRESSES, "GENERIC")
 }
 
 /// Memory that two devices would share.
@@ -224,22 +228,9 @@ fn swapped(ctx: &Ctx) -> Outcome {
     works(ctx, &ctx.module.nodes(), (2 << 20) / PAGE)
 }
 
-/// The checks of `address`, for the GENERIC devices.
 fn generic_address(ctx: &Ctx) -> Outcome {
-    let good = "0x130000000";
-    for bad in [
-        "0x120001000",
-        "0x120100000",
-        "1",
-        "0xfff0000000000000",
-        "0xffffffffffe00000",
-    ] {
-        let parameters = format!("generic_addr_dev0={bad} generic_addr_dev1={good}");
-        refused(ctx, &parameters, "generic_addr_dev0")?;
-    }
-    let only = |name: &str| refused(ctx, &format!("{name}={good}"), name);
-    only("generic_addr_dev0")?;
-    only("generic_addr_dev1")
+    let unaligned = ["0x120001000", "0x120100000"];
+    bad_addresses(ctx, GENERIC_ADDRESSES, "0x130000000", unaligned)
 }
 
 fn generic_system_ram(ctx: &Ctx) -> Outcome {

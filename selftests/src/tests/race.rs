@@ -10,6 +10,7 @@ use super::{Ctx, Test, test};
 use crate::check;
 use crate::check::{Fail, OrFail, Outcome};
 use crate::device::{Buffer, Data, PAGE};
+use crate::threads::{self, SetOnDrop};
 use crate::uapi::HMM_MIGRATE_TO_DEV;
 
 pub const TESTS: &[Test] = &[
@@ -21,15 +22,6 @@ pub const TESTS: &[Test] = &[
 
 const ROUNDS: usize = 60;
 const N: usize = 16;
-
-/// Sets a flag when dropped, so that the other thread ends in any case.
-struct Done<'a>(&'a AtomicBool);
-
-impl Drop for Done<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::SeqCst);
-    }
-}
 
 /// Runs a migrating thread, which counts its calls and stops when `other` ends.
 ///
@@ -47,7 +39,7 @@ fn against_migration(
     let mut data = vec![0; N * PAGE];
     let outcome = std::thread::scope(|scope| {
         let migrating = scope.spawn(|| {
-            let _dead = Done(&dead);
+            let _dead = SetOnDrop(&dead);
             while !over.load(Ordering::SeqCst) {
                 let into = Data::Into(&mut data);
                 let result = device.command(HMM_MIGRATE_TO_DEV, buf.at(0), N as u64, into);
@@ -64,14 +56,13 @@ fn against_migration(
             Ok(())
         });
         let outcome = {
-            let _over = Done(&over);
+            let _over = SetOnDrop(&over);
             // A new thread gets memory from mmap, which must not take the place of a buffer that is
             // unmapped for a moment.
             wait_for_call(&calls, &dead);
             other(&calls, &dead)
         };
-        let panicked = |_| Err(Fail::failed("the migrating thread panicked"));
-        outcome.and(migrating.join().unwrap_or_else(panicked))
+        outcome.and(threads::join(migrating))
     });
     outcome?;
     let went = device.stats()?.to_device.wrapping_sub(before.to_device);

@@ -15,9 +15,10 @@ use super::leak::settled;
 use super::swap::swap_out;
 use super::target::{Target, huge_filled};
 use super::{Ctx, Test};
-use crate::check::{Fail, OrFail, Outcome};
+use crate::check::{OrFail, Outcome};
 use crate::device::{Buffer, HUGE_PAGES};
 use crate::swap::Swap;
+use crate::threads::{self, SetOnDrop};
 use crate::{check, check_eq, sys};
 
 pub const TESTS: &[Test] = of_each_kind!("tlb":
@@ -47,15 +48,6 @@ const WORD: usize = 8;
 /// The pages of a buffer of `n` pages that the threads use.
 fn used(n: usize) -> [usize; 3] {
     [0, n / 2, n - 1]
-}
-
-/// Sets a flag when dropped, so that the other threads end in any case.
-struct Over<'a>(&'a AtomicBool);
-
-impl Drop for Over<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::SeqCst);
-    }
 }
 
 /// Counts in the words of writer `me` until `over` is set. Returns the last value.
@@ -112,7 +104,7 @@ fn through(buf: &Buffer, mut operation: impl FnMut(usize) -> Outcome) -> Outcome
             .map(|me| {
                 scope.spawn(move || {
                     // The other threads end if this one does.
-                    let _over = Over(over);
+                    let _over = SetOnDrop(over);
                     write(buf, me, over, ready)
                 })
             })
@@ -121,7 +113,7 @@ fn through(buf: &Buffer, mut operation: impl FnMut(usize) -> Outcome) -> Outcome
         let began = sys::wait_until(Duration::from_secs(20), || {
             ready.load(Ordering::SeqCst) == WRITERS
         });
-        let guard = Over(over);
+        let guard = SetOnDrop(over);
         let start = Instant::now();
         let mut rounds = 0;
         let mut result = Ok(());
@@ -137,11 +129,9 @@ fn through(buf: &Buffer, mut operation: impl FnMut(usize) -> Outcome) -> Outcome
         drop(guard);
         let mut steps = Vec::new();
         for writer in writers {
-            let panicked = |_| Err(Fail::failed("a writer panicked"));
-            steps.push(writer.join().unwrap_or_else(panicked)?);
+            steps.push(threads::join(writer)?);
         }
-        let panicked = |_| Err(Fail::failed("the reader panicked"));
-        reader.join().unwrap_or_else(panicked)?;
+        threads::join(reader)?;
         result?;
         for page in used(buf.pages()) {
             for (me, steps) in steps.iter().enumerate() {
@@ -412,7 +402,7 @@ fn mremap(ctx: &Ctx, node: usize) -> Outcome {
                 }
                 Ok(())
             });
-            let guard = Over(&over);
+            let guard = SetOnDrop(&over);
             let start = Instant::now();
             let mut result = Ok(());
             while start.elapsed() < TIME && result.is_ok() {
@@ -428,8 +418,7 @@ fn mremap(ctx: &Ctx, node: usize) -> Outcome {
                 })();
             }
             drop(guard);
-            let panicked = |_| Err(Fail::failed("the reader panicked"));
-            reader.join().unwrap_or_else(panicked)?;
+            threads::join(reader)?;
             result
         })
     })
@@ -455,7 +444,7 @@ fn zero_page(ctx: &Ctx, node: usize) -> Outcome {
                 }
                 Ok(())
             });
-            let guard = Over(&over);
+            let guard = SetOnDrop(&over);
             let start = Instant::now();
             let mut round = 0;
             let mut result = Ok(());
@@ -478,8 +467,7 @@ fn zero_page(ctx: &Ctx, node: usize) -> Outcome {
                 round += 1;
             }
             drop(guard);
-            let panicked = |_| Err(Fail::failed("the reader panicked"));
-            reader.join().unwrap_or_else(panicked)?;
+            threads::join(reader)?;
             result
         })
     })

@@ -18,6 +18,7 @@ use super::{Ctx, Test, absent, test};
 use crate::check::{Fail, OrFail, Outcome};
 use crate::device::{Buffer, Data, Device, HUGE_PAGES, PAGE, check_bytes, pattern_bytes};
 use crate::harness::note;
+use crate::threads;
 use crate::uapi::*;
 
 pub const TESTS: &[Test] = &[
@@ -305,9 +306,8 @@ impl Bed {
                 .collect();
             begin.wait();
             let start = Instant::now();
-            let panicked = |_| Err(Fail::failed("a thread panicked"));
             for thread in threads {
-                thread.join().unwrap_or_else(panicked)?;
+                threads::join(thread)?;
             }
             Ok(start.elapsed())
         })?;

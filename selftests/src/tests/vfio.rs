@@ -4,12 +4,10 @@
 //! pin, because the end of a device-dax waits for it.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
-use super::counts::{IDLE, MAPPED, Waiting, pinned};
+use super::counts::pinned;
 use super::dax::mapped::{FOLIOS, Mapped};
 use super::{Ctx, Test, test};
-use crate::check;
 use crate::check::{Fail, OrFail, Outcome};
 use crate::dax::{PMD, PTE};
 use crate::vfio::Vfio;
@@ -86,30 +84,12 @@ fn unmapped_first(_: &Ctx) -> Outcome {
 /// else.
 fn unbind(_: &Ctx) -> Outcome {
     let device = device()?;
-    let Mapped {
-        buf,
-        setup,
-        before,
-        pages,
-    } = Mapped::new(PTE)?;
-    if before != MAPPED {
-        return Err(Fail::Skip(
-            "this kernel's device-dax waits for nobody".into(),
-        ));
-    }
-    // The child is made first, so that it has no copy of the file that holds the pages.
-    let unbinding = Waiting::start(|| Ok(()), || setup.dax.unbind().or_fail("unbind"))?;
-    let vfio = open(device)?;
-    vfio.map(&buf, 0, pages).or_fail("VFIO_IOMMU_MAP_DMA")?;
-    let unbinding = unbinding.release()?;
-    std::thread::sleep(Duration::from_millis(500));
-    check!(
-        unbinding.is_running()?,
-        "unbind of a device-dax that is mapped for a device: expected it to wait, found its end"
-    );
-    vfio.unmap(&buf, 0, pages).or_fail("VFIO_IOMMU_UNMAP_DMA")?;
-    unbinding.join()?;
-    drop(buf);
-    setup.dax.bind().or_fail("bind")?;
-    setup.expect(0, FOLIOS, IDLE, "after unbind and bind")
+    Mapped::new(PTE)?.unbind_waits(
+        |buf, pages| {
+            let vfio = open(device)?;
+            vfio.map(buf, 0, pages).or_fail("VFIO_IOMMU_MAP_DMA")?;
+            Ok(vfio)
+        },
+        |vfio, buf, pages| vfio.unmap(buf, 0, pages).or_fail("VFIO_IOMMU_UNMAP_DMA"),
+    )
 }

@@ -18,6 +18,7 @@ use crate::dax::{Dax, PMD, PTE, PUD};
 use crate::device::{Buffer, Device, check_bytes, pattern_bytes};
 use crate::harness::Child;
 use crate::sys::{self, Exit};
+use crate::threads;
 use crate::uapi::*;
 use crate::{check, check_eq};
 
@@ -481,31 +482,18 @@ fn race<const ALIGN: usize>(_: &Ctx) -> Outcome {
     let n = FOLIOS * s.dax.step();
     let work = || -> Outcome {
         let buf = s.dax.map(n)?;
-        let outcomes: Vec<Outcome> = std::thread::scope(|scope| {
-            let worker = |thread: usize| {
-                let buf = &buf;
-                let dax = &s.dax;
-                scope.spawn(move || -> Outcome {
-                    for round in 0..ROUNDS {
-                        let folio = (round + thread) % FOLIOS;
-                        let page = folio * dax.step();
-                        match round % 3 {
-                            0 => buf.set(page, 8 + thread, 1),
-                            1 => drop(buf.get(page, 0)),
-                            _ => buf.advise(page, dax.step(), libc::MADV_DONTNEED)?,
-                        }
-                    }
-                    Ok(())
-                })
-            };
-            let handles: Vec<_> = (0..2).map(worker).collect();
-            let panicked = |_| Err(Fail::failed("a thread panicked"));
-            handles
-                .into_iter()
-                .map(|h| h.join().unwrap_or_else(panicked))
-                .collect()
-        });
-        outcomes.into_iter().collect::<Outcome<()>>()?;
+        threads::run(2, |thread| {
+            for round in 0..ROUNDS {
+                let folio = (round + thread) % FOLIOS;
+                let page = folio * s.dax.step();
+                match round % 3 {
+                    0 => buf.set(page, 8 + thread, 1),
+                    1 => drop(buf.get(page, 0)),
+                    _ => buf.advise(page, s.dax.step(), libc::MADV_DONTNEED)?,
+                }
+            }
+            Ok(())
+        })?;
         touch(&buf, &s.dax, FOLIOS)
     };
     let before = s.idle_refs()?;

@@ -3,13 +3,10 @@
 //! Registered buffers of io_uring pin device-dax for a long time. io_uring must drop every pin,
 //! because the end of a device-dax waits for it.
 
-use std::time::Duration;
-
-use super::mapped::{FOLIOS, Mapped};
-use crate::check;
-use crate::check::{Fail, OrFail, Outcome};
+use super::mapped::Mapped;
+use crate::check::{OrFail, Outcome};
 use crate::dax::{PMD, PTE};
-use crate::tests::counts::{IDLE, MAPPED, Waiting, pinned_large};
+use crate::tests::counts::pinned_large;
 use crate::tests::{Ctx, Test, test};
 use crate::uring::Uring;
 
@@ -40,30 +37,13 @@ fn io_uring<const ALIGN: usize>(_: &Ctx) -> Outcome {
 
 /// The unbind of the device-dax waits for a registered buffer.
 fn io_uring_unbind(_: &Ctx) -> Outcome {
-    let Mapped {
-        buf,
-        setup,
-        before,
-        pages,
-    } = Mapped::new(PTE)?;
-    if before != MAPPED {
-        return Err(Fail::Skip(
-            "this kernel's device-dax waits for nobody".into(),
-        ));
-    }
-    let unbinding = Waiting::start(|| Ok(()), || setup.dax.unbind().or_fail("unbind"))?;
-    let ring = Uring::new().or_fail("io_uring_setup")?;
-    ring.register(&buf, 0, pages)
-        .or_fail("IORING_REGISTER_BUFFERS")?;
-    let unbinding = unbinding.release()?;
-    std::thread::sleep(Duration::from_millis(500));
-    check!(
-        unbinding.is_running()?,
-        "unbind of a device-dax in a registered buffer: expected it to wait, found its end"
-    );
-    ring.unregister().or_fail("IORING_UNREGISTER_BUFFERS")?;
-    unbinding.join()?;
-    drop(buf);
-    setup.dax.bind().or_fail("bind")?;
-    setup.expect(0, FOLIOS, IDLE, "after unbind and bind")
+    Mapped::new(PTE)?.unbind_waits(
+        |buf, pages| {
+            let ring = Uring::new().or_fail("io_uring_setup")?;
+            ring.register(buf, 0, pages)
+                .or_fail("IORING_REGISTER_BUFFERS")?;
+            Ok(ring)
+        },
+        |ring, _, _| ring.unregister().or_fail("IORING_UNREGISTER_BUFFERS"),
+    )
 }

@@ -14,6 +14,7 @@ use crate::check::{Fail, OrFail, Outcome, expect_errno};
 use crate::device::{Buffer, Device, HUGE_PAGES, check_bytes, pattern_bytes};
 use crate::harness::{Child, note};
 use crate::sys::{self, Exit};
+use crate::threads;
 use crate::{check, check_eq, proc};
 
 pub const TESTS: &[Test] = &[
@@ -407,8 +408,7 @@ fn two_openers(_: &Ctx) -> Outcome {
         let (won_a, won_b) = std::thread::scope(|scope| {
             let other = scope.spawn(|| fight(&b));
             let won = fight(&a);
-            let panicked = |_| Err(Fail::failed("a thread panicked"));
-            (won, other.join().unwrap_or_else(panicked))
+            (won, threads::join(other))
         });
         let (won_a, won_b) = (won_a?, won_b?);
         note(&format!(

@@ -12,6 +12,7 @@ use crate::check::{Fail, OrFail, Outcome, expect_errno};
 use crate::device::{Buffer, Device, check_bytes};
 use crate::harness::Child;
 use crate::sys::{self, Exit};
+use crate::threads;
 use crate::uffd::Uffd;
 use crate::{check, check_eq, proc};
 
@@ -67,8 +68,7 @@ fn answered(
         let thread = scope.spawn(|| answer(uffd, buf, from, &count, &stop));
         let outcome = body();
         stop.store(true, Ordering::SeqCst);
-        let panicked = |_| Err(Fail::failed("the answering thread panicked"));
-        (outcome, thread.join().unwrap_or_else(panicked))
+        (outcome, threads::join(thread))
     });
     outcome?;
     thread?;
