@@ -97,31 +97,31 @@ module! {
     },
 }
 
-/// The PRIVATE devices: name, and the parameter that places their memory.
+/// The PRIVATE devices: the name, and the parameter with the place of the memory.
 const PRIVATE: [(&CStr, &str); 2] = [
     (c"hmm_dmirror0", "devmem_chunk_mb"),
     (c"hmm_dmirror1", "devmem_chunk_mb"),
 ];
 
-/// The COHERENT devices, which are present when there is memory for them.
+/// The COHERENT devices, which exist if there is memory for them.
 const COHERENT: [(&CStr, &str); 2] = [
     (c"hmm_dmirror2", "spm_addr_dev0"),
     (c"hmm_dmirror3", "spm_addr_dev1"),
 ];
 
-/// The GENERIC devices, likewise.
+/// The GENERIC devices, which exist if there is memory for them.
 const GENERIC: [(&CStr, &str); 2] = [
     (c"hmm_dmirror4", "generic_addr_dev0"),
     (c"hmm_dmirror5", "generic_addr_dev1"),
 ];
 
-/// A parameter's value, which is a reference before Linux 7.3.
+/// The value of a parameter, which is a reference before Linux 7.3.
 fn given<T: Copy>(value: impl Borrow<T>) -> T {
     *value.borrow()
 }
 
 struct Zdmirror {
-    // Removed before the nodes; each lets go of its device.
+    // The files are removed before the nodes; each drops its device.
     _files: KVec<DebugFiles>,
     _pagemaps: PagemapsFile,
     _nodes: KVec<Pin<KBox<Node<Client>>>>,

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A driver for a device with memory of its own, to start from: processes migrate their pages to
-//! the device by an ioctl, the first CPU access brings them back, and so does the last close.
+//! A driver to start from, for a device with its own memory. Processes migrate their pages to the
+//! device by an ioctl; the first CPU access brings them back, and so does the last close.
 //!
-//! It takes nothing of zdmirror but `rust/kernel`. A real driver has an engine that copies, an
-//! allocator that splits and merges, and large folios.
+//! It uses only `rust/kernel` of zdmirror. A real driver has a copy engine, an allocator that
+//! splits and merges folios, and large folios.
 
 #![forbid(unsafe_code)]
 
@@ -12,10 +12,10 @@ use crate::miscdevice::NodeOps;
 use crate::mm::prelude::*;
 use kernel::{prelude::*, sync::Arc, uaccess};
 
-/// The only command: migrates the pages that two numbers at `arg` name, address and count.
+/// The only command: migrates the range that the two numbers at `arg` name, address and count.
 pub(crate) const MIGRATE: u32 = kernel::ioctl::_IOW::<[u64; 2]>(b'z' as u32, 0x40);
 
-/// The free pages, and what core mm calls this driver for.
+/// The free pages, and the callbacks of core mm.
 pub(crate) struct Pages(FreeStack);
 
 impl PagemapOps for Pages {
@@ -37,8 +37,8 @@ impl PrivateOps for Pages {
     }
 }
 
-/// The CPU copies, to and from the backing of a page. An engine maps the other end for DMA with
-/// `CpuPages::dma_map()`, finds its own by `DevicePages::pfn()`, and is waited for in `fence()`.
+/// The CPU copies to and from the backing of a page. A real engine maps the other end with
+/// `CpuPages::dma_map()`, gets its own from `DevicePages::pfn()`, and is awaited in `fence()`.
 struct Vram;
 
 impl DeviceMemory for Vram {
@@ -62,7 +62,7 @@ pub(crate) struct Chip {
 }
 
 impl Chip {
-    /// A device with `bytes` of memory, a multiple of 2 MiB. May sleep.
+    /// Makes a device with `bytes` of memory, a multiple of 2 MiB. May sleep.
     pub(crate) fn new(bytes: usize) -> Result<Arc<Self>> {
         let owner = PgmapOwner::new()?;
         let pages = |frames| Ok(Pages(FreeStack::new(frames)?));
@@ -73,7 +73,7 @@ impl Chip {
         Ok(Arc::new(Self { memory, owner }, GFP_KERNEL)?)
     }
 
-    /// Any page that is free.
+    /// Allocates a free page.
     fn alloc(&self) -> Option<LockedDeviceFolio> {
         let free = &self.memory.ops().0;
         let backing = Backing::alloc(0).ok()?;
@@ -83,7 +83,7 @@ impl Chip {
         self.memory.hand_out(page, backing).ok()
     }
 
-    /// Brings all pages back, wherever they are mapped. Pages that a task holds stay. May sleep.
+    /// Brings all pages back, wherever they are mapped. Held pages stay. May sleep.
     fn evict(&self) -> Result {
         let mut buffer = PfnBuffer::new(MAX_PAGES)?;
         for part in self.memory.used_pfns()?.chunks(MAX_PAGES) {
@@ -96,7 +96,7 @@ impl Chip {
     }
 }
 
-/// Pages that are not given back keep their memory registered.
+/// Pages that are not given back would keep their memory registered.
 impl Drop for Chip {
     fn drop(&mut self) {
         while let Some(folio) = self.memory.ops().0.pop() {
@@ -134,7 +134,7 @@ impl NodeOps for Context {
     }
 
     fn release(&self) {
-        // Without memory to evict with, the module stays loaded.
+        // If there is no memory for the eviction, the module stays loaded.
         let _ = self.0.evict();
     }
 

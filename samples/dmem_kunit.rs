@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The sample driver at work, in the address space of a KUnit thread.
+//! Runs the sample driver in the address space of a KUnit thread.
 
 #![forbid(unsafe_code)]
 
@@ -34,7 +34,7 @@ mod tests {
 
     const PAGES: usize = 20;
 
-    /// The ioctl, with its arguments in user memory as a process has them.
+    /// Executes the ioctl, with its arguments in user memory as a process has them.
     fn migrate(context: &Context, start: usize, pages: usize) -> Result {
         let arg = mmap_anon(PAGE_SIZE)?;
         let mut writer = UserSlice::new(UserPtr::from_addr(arg), 16).writer();
@@ -61,7 +61,7 @@ mod tests {
             }
             migrate(&context, start, PAGES)?;
             assert_eq!(chip.memory.used(), PAGES);
-            // The first time by CPU faults, the second time by the last close.
+            // CPU faults bring the pages back the first time, the last close does the second time.
             if round == 2 {
                 context.release();
                 assert_eq!(chip.memory.used(), 0);
@@ -88,7 +88,7 @@ mod tests {
         assert_eq!(migrate(&context, start + 1, 1), Err(EINVAL));
         assert_eq!(migrate(&context, start, 0), Err(EINVAL));
         assert_eq!(migrate(&context, 16 * PAGE_SIZE, 1), Err(EFAULT));
-        // There is no room for so much, and nothing is left of the attempt.
+        // There is not enough room, and the failed attempt leaves nothing behind.
         let start = mmap_anon(2 * SZ_2M)?;
         assert_eq!(migrate(&context, start, 1024), Err(ENOSPC));
         context.release();

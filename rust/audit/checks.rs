@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The conditions themselves, one function per moment at which they must hold.
+//! The conditions of the invariants, with one function per moment at which they must hold.
 
 #![forbid(unsafe_code)]
 
@@ -23,7 +23,8 @@ use crate::mm::{
 };
 use kernel::prelude::*;
 
-/// The facts of a page that conditions are about; apart from the page, so that they can be tested.
+/// The facts of a page that the conditions use. They are separate from the page so that they can be
+/// tested.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Facts {
     refs: i32,
@@ -38,7 +39,7 @@ struct Facts {
 }
 
 impl Facts {
-    /// Of a page that is the head of a folio in use.
+    /// The facts of the folio in use whose head is `page`.
     fn of_folio(page: PageView<'_>) -> Self {
         let bits = page.bits();
         Self {
@@ -54,8 +55,8 @@ impl Facts {
         }
     }
 
-    /// Of a page by itself, whatever folio it is, or was until it was freed, a part of: what is
-    /// the folio's is 0 for a tail.
+    /// The facts of a single page, whatever folio it belongs to or belonged to until it was freed.
+    /// Facts of the folio are 0 for a tail.
     fn of_page(page: PageView<'_>) -> Self {
         let bits = page.bits();
         Self {
@@ -76,20 +77,20 @@ impl Facts {
     }
 }
 
-/// What is promised about the moment at which pages are checked.
+/// The guarantee about the moment at which pages are checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Moment {
     /// Nothing migrates, faults or unmaps pages of the device, and no task holds any of them.
     Quiet,
-    /// Nothing is promised. A locked folio is in motion then, for as long as its migration waits
-    /// for memory. Memory that the CPU reaches may have holders that cannot be counted: any task
-    /// may pin what it maps.
+    /// There is no guarantee. A locked folio may be in motion for as long as its migration waits
+    /// for memory. Memory that the CPU can access may have unknown holders, because any task may
+    /// pin pages that it maps.
     Busy,
 }
 
 impl Moment {
-    /// The facts of a folio in use without what the moment explains; `None` when it explains all.
-    /// `is_private` says that only the device reaches the memory.
+    /// The facts of a folio in use that the moment does not explain; `None` if it explains all.
+    /// `is_private` says that only the device can access the memory.
     fn unexplained(self, f: &Facts, is_private: bool) -> Option<Facts> {
         match self {
             Self::Quiet => Some(*f),
@@ -104,21 +105,21 @@ impl Moment {
     }
 }
 
-/// A condition that failed: which, what it asks for, what was there.
+/// A failed condition: the condition, the expected value and the value found.
 type Failed = (Check, u64, u64);
 
 fn expect(check: Check, expected: u64, found: u64) -> Option<Failed> {
     (expected != found).then_some((check, expected, found))
 }
 
-/// A count as the uapi carries it: negative ones keep their sign in 64 bits.
+/// A count in the form of the uapi: negative ones keep their sign in 64 bits.
 fn count(n: i32) -> u64 {
-    // CAST: Sign extension is meant.
+    // CAST: The sign extension is intended.
     i64::from(n) as u64
 }
 
-/// The first condition of a free page that fails. The order of the page does not matter: core mm
-/// leaves a large folio as it is until its pages are handed out again.
+/// The first failed condition of a free page. The order of the page does not matter: core mm leaves
+/// a large folio as it is until its pages are allocated again.
 fn free_page(f: &Facts) -> Option<Failed> {
     expect(Check::Refcount, 0, count(f.refs))
         .or_else(|| expect(Check::Mapcount, 0, count(f.mapcount)))
@@ -129,8 +130,8 @@ fn free_page(f: &Facts) -> Option<Failed> {
         .or_else(|| expect(Check::Memcg, 0, f.memcg as u64))
 }
 
-/// What holds for a folio of `order` right after it was handed out: one reference, which is the
-/// driver's, its lock, and nothing left of what its pages were before.
+/// The conditions of a folio of `order` right after it was allocated: it has one reference, the
+/// driver's; it is locked; and nothing is left of the previous use of its pages.
 fn fresh_folio(f: &Facts, order: u32) -> Option<Failed> {
     expect(Check::Tail, 0, f.tail.into())
         .or_else(|| expect(Check::Order, order.into(), f.order.into()))
@@ -146,8 +147,8 @@ fn fresh_folio(f: &Facts, order: u32) -> Option<Failed> {
         })
 }
 
-/// What holds for a folio of `order` in use at a quiescent point: each reference is that of a page
-/// table entry, since nothing else holds memory of a device that is left alone.
+/// The conditions of a folio of `order` in use at a quiescent point: each reference belongs to a
+/// page table entry, because no task holds a page.
 fn used_folio(f: &Facts, order: u32) -> Option<Failed> {
     if f.refs < 1 {
         return Some((Check::Refcount, 1, count(f.refs)));
@@ -158,13 +159,13 @@ fn used_folio(f: &Facts, order: u32) -> Option<Failed> {
         .or_else(|| expect(Check::Lru, 0, f.lru.into()))
 }
 
-/// What holds for a page of a folio in use other than its first.
+/// The conditions of a page of a folio in use other than its first.
 fn tail_page(f: &Facts) -> Option<Failed> {
     expect(Check::Tail, 1, f.tail.into()).or_else(|| expect(Check::Refcount, 0, count(f.refs)))
 }
 
-/// What holds while a folio that was handed out with `order` is freed: core mm has uncharged and
-/// cleaned it, but owns its lock bit.
+/// The conditions of a folio that was allocated with `order`, while it is freed: core mm has
+/// uncharged and cleaned it, but owns its lock bit.
 fn freed_folio(f: &Facts, order: u32) -> Option<Failed> {
     expect(Check::Refcount, 0, count(f.refs))
         .or_else(|| expect(Check::Order, order.into(), f.order.into()))
@@ -183,7 +184,7 @@ fn violation(
     failed.map(|(check, expected, found)| Violation::on(page, invariant, check, expected, found))
 }
 
-/// A page that must be free, by one look at it, and by a closer one where that is not enough.
+/// Checks a page that must be free, with one read, and more closely if that does not suffice.
 fn check_free(page: PageView<'_>, invariant: Invariant) -> Option<Violation> {
     if page.bits().is_clean() {
         return None;
@@ -191,19 +192,19 @@ fn check_free(page: PageView<'_>, invariant: Invariant) -> Option<Violation> {
     violation(page, invariant, free_page(&Facts::of_page(page)))
 }
 
-/// I1: `page` as registration left it.
+/// I1: checks `page` as registration left it.
 pub(crate) fn check_born(page: PageView<'_>) -> Option<Violation> {
     check_free(page, Invariant::Born).or_else(|| check_whole(page, Whole::Free))
 }
 
-/// I2: `page`, of a folio or by itself, is about to be handed out.
+/// I2: checks `page`, of a folio or alone, before it is allocated.
 pub(crate) fn check_handed_out(page: PageView<'_>) -> Option<Violation> {
     check_free(page, Invariant::HandedOut).or_else(|| check_whole(page, Whole::Free))
 }
 
-/// I2: the folio of `order` that begins with `page` was just handed out.
+/// I2: checks the folio of `order` that begins with `page` after it was allocated.
 pub(crate) fn check_fresh(page: PageView<'_>, order: u32) -> Option<Violation> {
-    // One look tells all but the count.
+    // One read checks everything but the count.
     if order == 0 && page.bits().is_new_small() && page.refs() == 1 {
         return check_whole(page, Whole::Fresh { order });
     }
@@ -212,7 +213,7 @@ pub(crate) fn check_fresh(page: PageView<'_>, order: u32) -> Option<Violation> {
         .or_else(|| check_whole(page, Whole::Fresh { order }))
 }
 
-/// I2: `page` is one of a folio that was just handed out, and not its first.
+/// I2: checks a page other than the first of a folio after it was allocated.
 pub(crate) fn check_fresh_tail(page: PageView<'_>) -> Option<Violation> {
     let bits = page.bits();
     if bits.is_tail() && bits.is_clean() {
@@ -223,8 +224,8 @@ pub(crate) fn check_fresh_tail(page: PageView<'_>) -> Option<Violation> {
     violation(page, Invariant::HandedOut, failed).or_else(|| check_whole_tail(page))
 }
 
-/// I3: the folio of `page` is in use, and `extra` references are known besides those of its
-/// mappings.
+/// I3: checks the folio of `page`, which is in use and has `extra` known references besides those
+/// of its mappings.
 pub(crate) fn check_settled(page: PageView<'_>, extra: i32) -> Option<Violation> {
     let refs = count(page.refs());
     let expected = count(page.mapcount().saturating_add(extra));
@@ -232,36 +233,38 @@ pub(crate) fn check_settled(page: PageView<'_>, extra: i32) -> Option<Violation>
     violation(page, Invariant::Settled, failed)
 }
 
-/// I3: core mm has moved contents to the folio of `page`, and has not finished: nobody else can
-/// reach what is not mapped yet, and the driver's reference is the only one besides the mappings'.
-/// But for KSM, which knows its folios by number: it takes a reference, and waits for the lock.
+/// I3: checks the folio of `page` after core mm has moved contents to it, before the migration is
+/// finalized. No other task can reach an unmapped page, so the driver's reference is the only one
+/// besides those of mappings. KSM is an exception: it finds its folios by number, takes a
+/// reference, and waits for the lock.
 pub(crate) fn check_destination(page: PageView<'_>) -> Option<Violation> {
     check_settled(page, 1).filter(|_| !page.is_ksm())
 }
 
-/// I9: core mm has moved the contents of the folio of `page` away. `held` references on it are
-/// those of who migrates it; with any other one somebody goes on to use what is there. But for KSM,
-/// which may have found the folio just before: it waits for the lock, and then sees that it moved.
+/// I9: checks the folio of `page` after core mm has moved its contents away. The migration holds
+/// `held` references on it; the holder of any other one would continue to use the old page. KSM is
+/// an exception: it may have found the folio just before, waits for the lock, and then sees that
+/// the folio has moved.
 pub(crate) fn check_source(page: PageView<'_>, held: i32) -> Option<Violation> {
     let failed = expect(Check::Refcount, count(held), count(page.refs()));
     violation(page, Invariant::Exclusivity, failed).filter(|_| !page.is_ksm())
 }
 
-/// I6: the pagemap of `page`, its first one, has `excess` references more than are accounted for.
+/// I6: reports that the pagemap of `page`, its first one, has `excess` unexplained references.
 pub(crate) fn check_pagemap(page: PageView<'_>, excess: i64) -> Option<Violation> {
-    // CAST: Sign extension is meant.
+    // CAST: The sign extension is intended.
     let failed = expect(Check::Pagemap, 0, excess as u64);
     violation(page, Invariant::Pagemap, failed)
 }
 
-/// I4: the folio that begins with `page` is in `folio_free`; `handed_out` is the order that it was
-/// handed out with, `None` when it was not. `bits` are those of the page.
+/// I4: checks the folio that begins with `page` in `folio_free`. `handed_out` is the order with
+/// which it was allocated, `None` if it was not. `bits` are those of the page.
 pub(crate) fn check_freed(
     page: PageView<'_>,
     bits: PageBits,
     handed_out: Option<u32>,
 ) -> Option<Violation> {
-    // One look tells all of a small folio.
+    // One read checks all of a small folio.
     if handed_out == Some(0) && bits.is_clean_small() {
         return check_whole(page, Whole::Freed { order: 0 });
     }
@@ -275,25 +278,26 @@ pub(crate) fn check_freed(
     })
 }
 
-/// I4: `page`, which is not the first of a folio that is being freed.
+/// I4: checks `page`, a tail of a folio that is being freed.
 pub(crate) fn check_tail_freed(page: PageView<'_>) -> Option<Violation> {
     check_free(page, Invariant::Freed)
 }
 
-/// I5: `page`, which is not in use, at a quiescent point.
+/// I5: checks `page`, which is not in use, at a quiescent point.
 pub(crate) fn check_idle(page: PageView<'_>) -> Option<Violation> {
     check_free(page, Invariant::Idle).or_else(|| check_whole(page, Whole::Free))
 }
 
-/// I5: the folio of `order` in use that begins with `page`, at a quiescent point.
+/// I5: checks the folio of `order` in use that begins with `page`, at a quiescent point.
 pub(crate) fn check_used(page: PageView<'_>, order: u32, moment: Moment) -> Option<Violation> {
     let is_private = page.memory_type() == MEMORY_DEVICE_PRIVATE;
     let facts = moment.unexplained(&Facts::of_folio(page), is_private)?;
     violation(page, Invariant::Idle, used_folio(&facts, order))
 }
 
-/// I7: the folio of `page` did not leave the device, and `moment` does not explain that. A folio
-/// without holders besides its mappings is a violation, too: it could have moved.
+/// I7: checks the folio of `page`, which did not leave the device, for reasons that `moment` does
+/// not explain. A folio whose only holders are its mappings is a violation, too, because it could
+/// have moved.
 pub(crate) fn check_stuck(page: PageView<'_>, moment: Moment) -> Option<Violation> {
     let facts = Facts::of_folio(page);
     let is_private = page.memory_type() == MEMORY_DEVICE_PRIVATE;
@@ -305,7 +309,7 @@ pub(crate) fn check_stuck(page: PageView<'_>, moment: Moment) -> Option<Violatio
     violation(page, Invariant::Teardown, Some((Check::Stuck, 0, refs)))
 }
 
-/// I5: `page`, which is not the first of a large folio in use, at a quiescent point.
+/// I5: checks `page`, a tail of a large folio in use, at a quiescent point.
 pub(crate) fn check_tail(page: PageView<'_>, moment: Moment) -> Option<Violation> {
     if moment == Moment::Busy && page.head().bits().is_locked() {
         return None;
@@ -462,7 +466,8 @@ mod tests {
     fn freed_folio_conditions() {
         assert_eq!(freed_folio(&FREE, 0), None);
         assert_eq!(freed_folio(&FREE, 9), Some((Check::Order, 9, 0)));
-        // folio_free may meet a locked folio: migration unlocks before it puts, others may not.
+        // folio_free may meet a locked folio: migration unlocks before it puts, other users may
+        // not.
         assert_eq!(
             freed_folio(
                 &Facts {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What must hold for a page of any pagemap, without knowing what its owner does with it.
+//! The conditions that a page of any pagemap must meet, independent of its owner.
 
 #![forbid(unsafe_code)]
 
@@ -13,7 +13,7 @@ use kernel::{
     prelude::*, //
 };
 
-/// What is wrong with a page of somebody's pagemap.
+/// A fault of a page of any pagemap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
     /// The reference count is below 0.
@@ -46,10 +46,10 @@ impl fmt::Display for Fault {
     }
 }
 
-/// Judges one look at the first page of a folio, and at any page that is free. Does not sleep.
+/// Checks the facts of the first page of a folio, or of a free page. Does not sleep.
 ///
-/// fs/dax and device-dax keep `folio->mapping` while nothing maps a folio. Core mm clears the mapping of
-/// a freed folio for PRIVATE and COHERENT memory, so only there is it a fault.
+/// fs/dax and device-dax keep `folio->mapping` while a folio is unmapped. Core mm clears the
+/// mapping of a freed folio only for PRIVATE and COHERENT memory, so only there is it a fault.
 pub(crate) fn check_foreign(facts: &PageFacts) -> Option<Fault> {
     let free = facts.refs == 0;
     let is_cleared = MemoryType::counts_used_pages(facts.memory_type);
@@ -74,10 +74,11 @@ pub(crate) fn check_foreign(facts: &PageFacts) -> Option<Fault> {
     }
 }
 
-/// References that a `dev_pagemap` has for what is known: `None` where that differs between kernels.
+/// The number of explained references of a `dev_pagemap`; `None` if the number differs between
+/// kernels.
 ///
 /// PRIVATE and COHERENT memory has one for its registration and one per page in use. Other types
-/// have one per page from the start, unless the owner is told of freed folios.
+/// have one per page from the start, unless the owner has `folio_free`.
 pub(crate) fn explained_refs(
     memory_type: u32,
     has_folio_free: bool,
@@ -139,7 +140,7 @@ mod tests {
             ..facts(0, 0)
         };
         assert_eq!(check_foreign(&stale), Some(Fault::ExclusiveAtZero));
-        // The memory of another type.
+        // The memory has another type.
         let other = PageFacts {
             memory_type: 0,
             anon_exclusive: true,

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The last thing that happened to each page of a chunk: what, when, to a folio of which order, and
-//! which task did it.
+//! The last transition of each page of a chunk: the event, its time, the order of the folio, and
+//! the task.
 //!
-//! It is kept to be told when something is wrong with the page, and decides nothing. A large folio
-//! is its first page.
+//! The ledger only adds detail to reports; no check depends on it. The record of a large folio is
+//! that of its first page.
 
 #![forbid(unsafe_code)]
 
@@ -19,23 +19,23 @@ use kernel::{
     prelude::*, //
 };
 
-/// What happened to a page: `enum zdm_event` of the uapi.
+/// A transition of a page: `enum zdm_event` of the uapi.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Event {
-    /// Nothing is known.
+    /// No transition is known.
     None = 0,
-    /// Its memory was registered.
+    /// The memory was registered.
     Born = 1,
-    /// It was given to a migration.
+    /// The page was allocated for a migration.
     HandedOut = 2,
-    /// The migration to it is done.
+    /// The migration to the page has finished.
     Settled = 3,
-    /// The large folio that it was part of was split.
+    /// The large folio with the page was split.
     Split = 4,
-    /// The last reference on it was dropped.
+    /// The last reference was dropped.
     Freed = 5,
-    /// It was not fit to be handed out.
+    /// The page failed the free-page checks and was quarantined.
     SetAside = 6,
 }
 
@@ -69,11 +69,11 @@ impl Event {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Transition {
     pub(crate) event: Event,
-    /// Nanoseconds on the clock of the kernel log.
+    /// The time in nanoseconds, by the clock of the kernel log.
     pub(crate) time: u64,
-    /// The task, or the one that an interrupt met.
+    /// The task, or the task that was interrupted.
     pub(crate) pid: u32,
-    /// Order of the folio.
+    /// The order of the folio.
     pub(crate) order: u32,
 }
 
@@ -88,7 +88,7 @@ impl Transition {
 
 impl fmt::Display for Transition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // As the log shows its times.
+        // The log prints its times in microseconds, too.
         let micros = self.time / 1000;
         write!(
             f,
@@ -102,15 +102,15 @@ impl fmt::Display for Transition {
     }
 }
 
-/// What a stamp says of a transition: the event in bits 0 to 7, the order in 8 to 15.
+/// Encodes a transition in a stamp: the event in bits 0 to 7, the order in bits 8 to 15.
 fn word(event: Event, order: u32) -> u32 {
     event as u32 | (order & 0xff) << 8
 }
 
-/// A stamp for each page of a chunk, none where none are kept. Nothing but [`Ledger::new`] sleeps.
+/// A stamp for each page of a chunk, or none without a ledger. Only [`Ledger::new`] sleeps.
 ///
-/// A stamp may be of two transitions where a page has them at the same time: a ledger is told from,
-/// not decided by.
+/// If a page has two transitions at the same time, its stamp may mix them. That is harmless,
+/// because no decision depends on the ledger.
 pub(crate) struct Ledger {
     entries: KVVec<Stamp>,
     recent: RecentTime,
@@ -118,7 +118,7 @@ pub(crate) struct Ledger {
 }
 
 impl Ledger {
-    /// For a chunk of `pages` pages, all of which are born now. May sleep.
+    /// Makes the ledger of a chunk of `pages` pages, which are registered now. May sleep.
     pub(crate) fn new(pages: usize) -> Result<Self> {
         let mut entries = KVVec::with_capacity(pages, GFP_KERNEL)?;
         for _ in 0..pages {
@@ -137,22 +137,23 @@ impl Ledger {
         })
     }
 
-    /// Writes down what happens to page `index`, the first of a folio of `order`, now.
+    /// Records a transition of page `index`, the first of a folio of `order`, with the present
+    /// time.
     pub(crate) fn note(&self, index: usize, event: Event, order: u32) {
         if !self.entries.is_empty() {
             self.note_at(log_clock(), index, event, order);
         }
     }
 
-    /// As [`Ledger::note`], at a time by [`log_clock`]: reading the clock costs more than the rest, so
-    /// that many pages of one migration share a time.
+    /// As [`Ledger::note`], with a time from [`log_clock`]. Reading the clock costs more than the
+    /// rest, so the pages of one migration share a time.
     pub(crate) fn note_at(&self, time: u64, index: usize, event: Event, order: u32) {
         if let Some(entry) = self.entries.get(index) {
             entry.set(time, word(event, order));
         }
     }
 
-    /// As [`Ledger::note`], at the time of the last tick: for what happens to one page at a time, where
+    /// As [`Ledger::note`], with the time of the last tick. For transitions of single pages, where
     /// reading the clock would cost more than the rest.
     pub(crate) fn note_recent(&self, index: usize, event: Event, order: u32) {
         if let Some(entry) = self.entries.get(index) {

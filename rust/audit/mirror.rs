@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! I11, I12 and I13: what page tables must bear out. With the module parameter `strict` only.
+//! I11, I12 and I13: conditions that compare with page tables. Only with the module parameter
+//! `strict`.
 
 #![forbid(unsafe_code)]
 
@@ -20,7 +21,7 @@ use crate::mm::{
 };
 use kernel::prelude::*;
 
-/// Rights as the uapi carries them.
+/// Rights in the form of the uapi.
 fn rights(write: bool) -> u64 {
     if write {
         3
@@ -29,7 +30,7 @@ fn rights(write: bool) -> u64 {
     }
 }
 
-/// I12: what a comparison of a device's page table with the CPU's has found.
+/// I12: makes a violation from a difference between a device's page table and the CPU's.
 pub(crate) fn check_mirror(untruth: &Untruth) -> Violation {
     let same = untruth.cpu_pfn == Some(untruth.device_pfn);
     let (check, expected, found) = if same {
@@ -54,24 +55,24 @@ pub(crate) fn check_mirror(untruth: &Untruth) -> Violation {
     }
 }
 
-/// Whether a migration may leave a page as `change` says, in an address space that no other task uses.
+/// Whether a migration may change a page as `change` says, in an address space that no other task uses.
 ///
-/// Not held against the migration:
+/// Allowed changes, for which the migration is not responsible:
 ///
 /// - a page that khugepaged has collapsed meanwhile, which is another page;
 /// - an empty page of a large folio: the split of the folio maps the page of zeroes in its place, and the
 ///   migration fills that with a new page, which has the area's rights;
-/// - rights that grow as far as the area allows, where the task took a fault: so a swapped page comes back;
+/// - rights that grow as far as the area allows, if the task took a fault, as when a swapped page comes back;
 /// - `WRITE` and `EXCLUSIVE` of areas that KSM may look at;
-/// - `SOFT_DIRTY` that is set: `remove_migration_pmd()` does so where the page is dirty;
-/// - `YOUNG` that goes while reclaim looks at pages, or that comes.
+/// - `SOFT_DIRTY` that is set: `remove_migration_pmd()` sets it if the page is dirty;
+/// - `YOUNG` that reclaim clears, or that an access sets.
 fn is_in_place(change: &Change) -> bool {
     let (then, now) = (change.then.bits(), change.now.bits());
     let is = |marks, bit| marks & bit != 0;
     if !is(now, Marks::MAPPED) {
         return true;
     }
-    // A page that fills a hole, too.
+    // This also holds for a page that fills a hole.
     if is(now, Marks::WRITE) && !is(now, Marks::AREA_WRITE) {
         return false;
     }
@@ -109,12 +110,12 @@ pub(crate) fn check_in_place(change: &Change) -> Option<Violation> {
     })
 }
 
-/// I11: the folio of `page` is in use. Each mapping that it counts is an entry of a page table, which
-/// rmap finds; a count that nothing stands behind passes for a reference that is explained.
+/// I11: checks the folio of `page`, which is in use. Each mapping that the folio counts must be an entry
+/// of a page table that rmap finds, because I3 and I5 accept a reference for each counted mapping.
 pub(crate) fn check_mapped(page: PageView<'_>) -> Option<Violation> {
     let before = page.mapcount();
     let entries = page.entries()?;
-    // Other tasks map and unmap it.
+    // Other tasks map and unmap the folio.
     if entries == before || page.mapcount() != before {
         return None;
     }
@@ -164,10 +165,10 @@ mod tests {
             (w | Marks::YOUNG, w, false),
             (w | Marks::YOUNG, away | Marks::WRITE, true),
             (w, w | Marks::YOUNG, true),
-            // A hole, filled as its area allows, and beyond that.
+            // A hole, filled with the area's rights, and with more.
             (Marks::AREA_WRITE, w, true),
             (0, w & !Marks::AREA_WRITE, false),
-            // Gone meanwhile: swapped out, or under way.
+            // The page is gone: swapped out, or in motion.
             (w, Marks::AREA_WRITE, true),
             (PAGE, w | Marks::HUGE, true),
             (w | Marks::MERGEABLE, PAGE | Marks::MERGEABLE, true),
@@ -190,14 +191,14 @@ mod tests {
             is_scanned: true,
             ..lost
         }));
-        // Of a small folio the split maps no page of zeroes.
+        // The split of a small folio maps no zero page.
         let empty = |then| Change {
             is_empty: true,
             ..change(then | Marks::SOFT_DIRTY, w)
         };
         assert!(is_in_place(&empty(PAGE | Marks::LARGE)));
         assert!(!is_in_place(&empty(PAGE)));
-        // Nothing explains a right that the area does not give.
+        // Nothing explains a right that the area does not have.
         let beyond = change(Marks::MAPPED | Marks::LARGE, Marks::MAPPED | Marks::WRITE);
         assert!(!is_in_place(&Change {
             is_faulted: true,

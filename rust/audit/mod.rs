@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The oracle: what must be true of ZONE_DEVICE pages, and the record of what was not.
+//! The oracle: the conditions that ZONE_DEVICE pages must meet, and the records of violations.
 //!
-//! It reads pages through [`PageView`] only and knows nothing of the
-//! driver; `invariants.md` numbers the invariants.
+//! The oracle reads pages through [`PageView`] only and knows nothing of the driver.
+//! `Documentation/invariants.rst` numbers the invariants.
 
 #![forbid(unsafe_code)]
 
@@ -66,31 +66,32 @@ use kernel::{
     prelude::*, //
 };
 
-/// The rule that was broken; the number is the one that the uapi reports.
+/// A broken rule. The uapi reports its number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub(crate) enum Invariant {
     /// After registration every page has count 0.
     Born = 1,
-    /// A page is handed out only at count 0, unlocked and clean.
+    /// A page is allocated only at count 0, unlocked and clean.
     HandedOut = 2,
-    /// Each reference on a page in use is that of a mapping, or of a task at work on the page.
+    /// Each reference on a page in use belongs to a mapping, or to a task that is working on the
+    /// page.
     Settled = 3,
-    /// `folio_free` runs once per hand-out, at count 0 and on a clean page.
+    /// `folio_free` runs once per allocation, at count 0 and on a clean page.
     Freed = 4,
     /// At a quiescent point a page is free if and only if its count is 0.
     Idle = 5,
-    /// A pagemap has a reference for each page in use, and its own.
+    /// A pagemap has its own reference and one for each page in use.
     Pagemap = 6,
     /// After eviction every count is 0.
     Teardown = 7,
-    /// A page that somebody holds does not move.
+    /// A held page does not migrate.
     Exclusivity = 9,
     /// Each mapping that a folio counts is an entry of a page table.
     Mapped = 11,
-    /// The device has what the CPU has, with no more rights.
+    /// The device maps the CPU's pages, with no more rights.
     Mirror = 12,
-    /// A migration changes where a page is, and nothing else.
+    /// A migration changes only the place of a page.
     InPlace = 13,
     /// Every field of a free or fresh struct page is explained.
     Whole = 14,
@@ -115,7 +116,7 @@ impl Invariant {
     }
 }
 
-/// The condition of an invariant: `enum zdm_check` of the uapi.
+/// The failed condition of an invariant: `enum zdm_check` of the uapi.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub(crate) enum Check {
@@ -186,17 +187,17 @@ pub(crate) struct Violation {
     pub(crate) invariant: Invariant,
     pub(crate) check: Check,
     pub(crate) pfn: usize,
-    /// `enum memory_type`.
+    /// The type of the memory, `enum memory_type`.
     pub(crate) memory_type: u32,
     pub(crate) order: u32,
     pub(crate) expected: u64,
     pub(crate) found: u64,
-    /// The page's last transition, as far as it is known.
+    /// The page's last transition, if it is known.
     pub(crate) last: Transition,
 }
 
 impl Violation {
-    /// A violation on `page`.
+    /// Makes a violation on `page`.
     pub(crate) fn on(
         page: PageView<'_>,
         invariant: Invariant,
@@ -216,13 +217,13 @@ impl Violation {
         }
     }
 
-    /// This violation, of a page whose last transition was `last`.
+    /// Adds the last transition of the page.
     pub(crate) fn after(self, last: Transition) -> Self {
         Self { last, ..self }
     }
 
-    /// This violation without what only `CAP_SYS_ADMIN` may know: page frame numbers, addresses in
-    /// the kernel, and the pid of the last transition.
+    /// Removes everything that only `CAP_SYS_ADMIN` may see: page frame numbers, kernel addresses,
+    /// and the pid of the last transition.
     pub(crate) fn redacted(self) -> Self {
         let (expected, found) = match self.check {
             Check::Mapping | Check::Memcg | Check::Private | Check::Data | Check::Frame => (0, 0),
@@ -240,7 +241,7 @@ impl Violation {
         }
     }
 
-    /// Name of the type of memory.
+    /// The name of the type of memory.
     fn type_name(&self) -> &'static str {
         match self.memory_type {
             MEMORY_DEVICE_PRIVATE => "PRIVATE",
@@ -251,7 +252,7 @@ impl Violation {
         }
     }
 
-    /// As user space reads it.
+    /// Converts the violation for user space.
     pub(crate) fn to_uapi(self) -> ZdmViolation {
         ZdmViolation {
             invariant: self.invariant as u32,
@@ -270,7 +271,7 @@ impl Violation {
     }
 }
 
-/// The text of a violation, in the log and in debugfs.
+/// The text of a violation in the log and in debugfs.
 impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(

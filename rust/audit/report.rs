@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Where violations go: the log, and a bounded list for `ZDM_AUDIT`.
+//! Reports violations: to the log, and to a bounded list for `ZDM_AUDIT`.
 
 #![forbid(unsafe_code)]
 
@@ -22,26 +22,26 @@ use kernel::{
     }, //
 };
 
-/// Records that are kept.
+/// The number of records that are kept.
 const RECORDS: usize = ZDM_AUDIT_MAX_RECORDS as usize;
 
-/// Lines that go to the log for one device until the records are cleared. The count goes on: a
-/// broken kernel must not be able to drown the log.
+/// The number of log lines per device until the records are cleared. The count of violations
+/// continues. The limit keeps a broken kernel from flooding the log.
 const LOG_LINES: u64 = 32;
 
-/// What a broken invariant does: the `audit` module parameter.
+/// The effect of a broken invariant: the `audit` module parameter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Policy {
     /// Nothing is checked.
     Off,
     /// Violations are logged and kept.
     Report,
-    /// The first violation is a panic, with everything as it was.
+    /// The kernel panics at the first violation, with its state unchanged.
     Panic,
 }
 
 impl Policy {
-    /// Reads the parameter; `None` for a word that is none.
+    /// Parses the parameter; `None` for an unknown word.
     pub(crate) fn parse(word: &CStr) -> Option<Self> {
         match word.to_bytes() {
             b"off" => Some(Self::Off),
@@ -52,17 +52,17 @@ impl Policy {
     }
 }
 
-/// A violation, and the stack that met it; a scan, which only finds what was there, has none.
+/// A violation with the stack of the task that met it. A violation that a scan finds has no stack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Record {
     pub(crate) violation: Violation,
     pub(crate) stack: Trace,
 }
 
-/// The newest records, in memory that is there from the start.
+/// The newest records, in preallocated memory.
 struct Records {
     list: KVec<Record>,
-    /// Index of the oldest record, once there is no room left.
+    /// The index of the oldest record once the list is full.
     next: usize,
 }
 
@@ -77,7 +77,7 @@ impl Records {
 
     fn add(&mut self, record: Record) {
         if self.list.len() < RECORDS {
-            // There is room: `new()` made it.
+            // `new()` has made room.
             let _ = self.list.push_within_capacity(record);
             return;
         }
@@ -87,7 +87,7 @@ impl Records {
         self.next = (self.next + 1) % RECORDS;
     }
 
-    /// The `n`th of them, the oldest one first.
+    /// The `n`th record, counted from the oldest one.
     fn get(&self, n: usize) -> Option<Record> {
         let first = if self.list.len() < RECORDS {
             0
@@ -114,8 +114,7 @@ pub(crate) struct Auditor {
 }
 
 impl Auditor {
-    /// An auditor for the device that the log calls `device`.
-    /// May sleep.
+    /// Makes the auditor of the device that the log calls `device`. May sleep.
     pub(crate) fn new(policy: Policy, device: &'static CStr) -> Result<impl PinInit<Self>> {
         let records = Records::new()?;
         Ok(pin_init!(Self {
@@ -126,17 +125,17 @@ impl Auditor {
         }))
     }
 
-    /// Whether checks are to be made.
+    /// Whether checks are switched on.
     pub(crate) fn is_on(&self) -> bool {
         self.policy != Policy::Off
     }
 
-    /// Violations since the module was loaded or the records were cleared.
+    /// The number of violations since the module was loaded or the records were cleared.
     pub(crate) fn total(&self) -> u64 {
         self.total.load(Relaxed)
     }
 
-    /// Takes the outcome of a check, and says whether it was a violation.
+    /// Takes the result of a check. Returns whether it was a violation.
     pub(crate) fn judge(&self, outcome: Option<Violation>) -> bool {
         match outcome {
             Some(violation) => {
@@ -152,7 +151,7 @@ impl Auditor {
         if self.is_on() {
             let record = Record {
                 violation: v,
-                // Without this function.
+                // The stack begins with the caller.
                 stack: Trace::capture(1),
             };
             self.count(&record);
@@ -161,7 +160,7 @@ impl Auditor {
         }
     }
 
-    /// Begins to judge many pages in a row.
+    /// Begins to judge many pages in sequence.
     pub(crate) fn scan(&self) -> Scan<'_> {
         Scan {
             auditor: self,
@@ -191,14 +190,14 @@ impl Auditor {
 
     fn may_panic(&self, v: Violation) {
         if self.policy == Policy::Panic {
-            // PANIC: Asked for with audit=panic.
+            // PANIC: The parameter audit=panic asks for it.
             panic!("{}", fmt!("broken invariant: {}", v));
         }
     }
 
-    /// Copies up to `room` records, the newest ones, oldest of them first. May sleep.
+    /// Copies up to `room` of the newest records, the oldest of them first. May sleep.
     pub(crate) fn records(&self, room: usize) -> Result<KVec<Record>> {
-        // Allocated before the lock, which must not sleep.
+        // Allocate before taking the lock, under which sleeping is forbidden.
         let mut out = KVec::with_capacity(room.min(RECORDS), GFP_KERNEL)?;
         let records = self.records.lock();
         let len = records.list.len();
@@ -210,7 +209,7 @@ impl Auditor {
         Ok(out)
     }
 
-    /// Forgets records and total.
+    /// Clears the records and the total.
     pub(crate) fn clear(&self) {
         let mut records = self.records.lock();
         records.clear();
@@ -218,12 +217,12 @@ impl Auditor {
     }
 }
 
-/// Violations that a scan puts on record together.
+/// The number of violations that a scan records together.
 const SCAN_BATCH: usize = 16;
 
-/// Judges many pages in a row, for a kernel that may break a rule on every one of them: violations
-/// go on record in batches, so that the lock is not what such a scan costs. Dropping it puts what
-/// is left on record. None of its methods sleeps.
+/// Judges many pages in sequence, for a kernel that may break a rule on every one of them.
+/// Violations are recorded in batches, so that the lock does not dominate the cost of such a scan.
+/// Dropping the scan records the rest. Its methods do not sleep.
 pub(crate) struct Scan<'a> {
     auditor: &'a Auditor,
     batch: [Option<Violation>; SCAN_BATCH],
@@ -340,7 +339,7 @@ mod tests {
     #[test]
     fn newest_records_are_kept() -> Result {
         let auditor = auditor(Policy::Report)?;
-        // Filled without the log: a KUnit run is to end with a clean one.
+        // Fill the list without the log, because a KUnit run must end with a clean log.
         for pfn in 0..RECORDS + 3 {
             let record = Scan::record(violation(pfn));
             auditor.records.lock().add(record);
@@ -357,7 +356,7 @@ mod tests {
     #[test]
     fn scan_records_all_that_it_judges() -> Result {
         let auditor = auditor(Policy::Report)?;
-        // As if the log had had its lines: a KUnit run is to end with a clean one.
+        // Pretend that the log has had its lines, because a KUnit run must end with a clean log.
         auditor.total.store(LOG_LINES + 1, Relaxed);
         let mut scan = auditor.scan();
         assert!(!scan.judge(None));

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! I14: all of a struct page. Whatever a page that is free, or that was just handed out, has in
-//! any of its fields must be explained: a mask for each field, and the reason for what is in it.
+//! I14: every field of a struct page. The fields of a free page, or of a page that was just
+//! allocated, must be explained: there is a mask for each field, with the reason for each bit.
 //!
-//! With the module parameter `strict` only: every page is read once more.
+//! Only with the module parameter `strict`, because every page is read once more.
 
 #![forbid(unsafe_code)]
 
@@ -25,16 +25,17 @@ use crate::mm::{
 };
 use kernel::prelude::*;
 
-/// Which page is looked at.
+/// The state of the checked page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Whole {
-    /// It is nobody's.
+    /// The page is free.
     Free,
-    /// It is the first of a folio of this order that was handed out, and nobody has seen it yet.
+    /// The page is the first of a folio of this order that was just allocated; no other task has
+    /// seen it.
     Fresh { order: u32 },
-    /// It is the first of a folio of this order, in `folio_free`.
+    /// The page is the first of a folio of this order, in `folio_free`.
     Freed { order: u32 },
-    /// It is another page of a large folio that was handed out, and nobody has seen it yet.
+    /// The page is a tail of a large folio that was just allocated; no other task has seen it.
     FreshTail { is_second: bool },
 }
 
@@ -59,16 +60,16 @@ const LEFT: u64 = flags::UPTODATE
     | flags::UNEVICTABLE
     | flags::WAITERS;
 
-/// Flags of a free page: those, and `HEAD`, as core mm leaves a large folio as it is until its pages
-/// are handed out.
+/// The flags of a free page: those above, and `HEAD`, because core mm leaves a large folio as it is
+/// until its pages are allocated again.
 const FREE: u64 = ANY | LEFT | flags::HEAD;
 
-/// Flags of the second page of a large folio besides [`ANY`]: the lowest eight bits hold the order,
-/// and `WORKINGSET` is `large_rmappable`.
+/// The flags of the second page of a large folio besides [`ANY`]: the lowest eight bits have the
+/// order, and `WORKINGSET` is `large_rmappable`.
 const SECOND: u64 = 0xff | flags::WORKINGSET;
 
-/// Flags that are explained. `LOCKED`: a fresh folio is handed out locked, and in `folio_free` core mm
-/// owns the lock bit.
+/// The explained flags. `LOCKED`: a folio is locked when it is allocated, and core mm owns the lock
+/// bit in `folio_free`.
 const fn explained(whole: Whole) -> u64 {
     match whole {
         Whole::Free => FREE,
@@ -81,10 +82,10 @@ const fn explained(whole: Whole) -> u64 {
     }
 }
 
-/// `page->page_type` of a page that nobody maps and that has no type.
+/// `page->page_type` of an unmapped page without a type.
 const NO_TYPE: u32 = u32::MAX;
 
-/// Mapping counts of large folios begin with this.
+/// The mapping count of an unmapped large folio.
 const UNMAPPED: i32 = -1;
 
 type Failed = (Check, u64, u64);
@@ -93,22 +94,22 @@ fn expect(check: Check, expected: u64, found: u64) -> Option<Failed> {
     (expected != found).then_some((check, expected, found))
 }
 
-/// A count as the uapi carries it.
+/// A count in the form of the uapi.
 fn count(n: i32) -> u64 {
-    // CAST: Sign extension is meant.
+    // CAST: The sign extension is intended.
     i64::from(n) as u64
 }
 
-/// What is not explained in the fields of a page, first of all its flags.
+/// The first unexplained field of a page; the flags come first.
 fn page_fields(f: &PageFields, whole: Whole) -> Option<Failed> {
     let flags = expect(Check::Flags, 0, f.flags & !explained(whole));
     match whole {
         // The other fields of a tail belong to the folio.
         Whole::FreshTail { .. } => flags,
-        // Where the page was mapped is left until it is handed out again.
+        // The old index stays until the page is allocated again.
         Whole::Free | Whole::Freed { .. } => flags
             .or_else(|| own_fields(f))
-            // The backing leaves the page before the driver sees it freed.
+            // The page loses its backing before the driver sees it freed.
             .or_else(|| expect(Check::Data, 0, f.data)),
         Whole::Fresh { .. } => flags
             .or_else(|| own_fields(f))
@@ -116,14 +117,14 @@ fn page_fields(f: &PageFields, whole: Whole) -> Option<Failed> {
     }
 }
 
-/// Of those, what neither a free nor a fresh page has: buffers or an entry of the swap cache, a type
-/// or mappings.
+/// The fields that are empty in free and fresh pages: buffers or an entry of the swap cache, a
+/// type, or mappings.
 fn own_fields(f: &PageFields) -> Option<Failed> {
     expect(Check::Private, 0, f.private)
         .or_else(|| expect(Check::Type, NO_TYPE.into(), f.page_type.into()))
 }
 
-/// What is not explained in those of a large folio of `order` that nobody maps.
+/// The first unexplained field of an unmapped large folio of `order`.
 fn large_fields(f: &LargeFields, order: u32) -> Option<Failed> {
     expect(Check::Entire, count(UNMAPPED), count(f.entire))
         .or_else(|| expect(Check::Mapcount, count(UNMAPPED), count(f.large)))
@@ -133,7 +134,7 @@ fn large_fields(f: &LargeFields, order: u32) -> Option<Failed> {
         .or_else(|| expect(Check::Deferred, 0, f.deferred.into()))
 }
 
-/// I14, of `page`, where that is wanted.
+/// I14: checks `page`, if strict mode is on.
 #[inline]
 pub(super) fn check_whole(page: PageView<'_>, whole: Whole) -> Option<Violation> {
     if param_strict() {
@@ -146,7 +147,7 @@ pub(super) fn check_whole(page: PageView<'_>, whole: Whole) -> Option<Violation>
 #[cold]
 fn look_at(page: PageView<'_>, whole: Whole) -> Option<Violation> {
     let is_tail = matches!(whole, Whole::FreshTail { .. });
-    // A tail has fields of its folio where other pages have their own.
+    // In a tail some fields belong to its folio.
     if page.bits().is_tail() != is_tail {
         return None;
     }
@@ -161,13 +162,13 @@ fn look_at(page: PageView<'_>, whole: Whole) -> Option<Violation> {
     })
 }
 
-/// I14, of tail page `page` of a folio that was just handed out.
+/// I14: checks tail page `page` of a folio that was just allocated.
 pub(super) fn check_whole_tail(page: PageView<'_>) -> Option<Violation> {
     let is_second = page.pfn() == page.head().pfn() + 1;
     check_whole(page, Whole::FreshTail { is_second })
 }
 
-/// Of the pages from `index` on, up to `n`, how many are free and need no closer look.
+/// How many of the `n` pages from `index` on are free and need no closer check.
 #[inline]
 pub(crate) fn whole_pages<T: PagemapOps>(map: &DevPagemap<T>, index: usize, n: usize) -> usize {
     if param_strict() {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A chunk of device memory: the callbacks of its pagemap.
+//! A chunk of device memory, with the callbacks of its pagemap.
 
 #![forbid(unsafe_code)]
 
@@ -38,9 +38,9 @@ use kernel::{
 /// The driver's data of one pagemap.
 pub(super) struct Chunk {
     core: Arc<Core>,
-    /// Its number in the device.
+    /// The number of the chunk in the device.
     number: usize,
-    /// Folios that were freed and that the allocator did not get yet.
+    /// Freed folios that the allocator has not taken back yet.
     freed: FreeStack,
     ledger: Ledger,
     movers: Movers,
@@ -59,17 +59,17 @@ impl Chunk {
         })
     }
 
-    /// What happened to its pages last.
+    /// The last transitions of its pages.
     pub(super) fn ledger(&self) -> &Ledger {
         &self.ledger
     }
 
-    /// Who moved its pages there.
+    /// The clients that moved its pages to the device.
     pub(super) fn movers(&self) -> &Movers {
         &self.movers
     }
 
-    /// Takes the outcome of a check of page `index`, and says whether it was a violation. Does not
+    /// Takes the result of a check of page `index`. Returns whether it was a violation. Does not
     /// sleep.
     #[inline]
     pub(super) fn judge(&self, index: usize, outcome: Option<Violation>) -> bool {
@@ -82,12 +82,12 @@ impl Chunk {
         self.core.auditor.judge(Some(told))
     }
 
-    /// Its number in the device.
+    /// The number of the chunk in the device.
     pub(super) fn number(&self) -> usize {
         self.number
     }
 
-    /// Folios that were freed and that the allocator did not get yet.
+    /// Freed folios that the allocator has not taken back yet.
     pub(super) fn freed(&self) -> &FreeStack {
         &self.freed
     }
@@ -110,8 +110,8 @@ impl PagemapOps for Chunk {
         if let Some(free) = folio.into_free() {
             self.ledger.note_recent(index, Event::Freed, free.order());
             core.stats.freed.add(free.pages());
-            // The stack has room for all pages of the chunk. A folio that the stack refused would not be
-            // handed out again, and the memory would stay registered.
+            // The stack has room for all pages of the chunk. A refused folio would never be
+            // allocated again, and the memory would stay registered.
             let _ = self.freed.push(free);
         }
     }

@@ -41,14 +41,13 @@ pub(crate) struct Client {
     mirror: HmmMirror,
     device: Arc<Device>,
     id: ClientId,
-    /// Whether a migration to the device, or fault injection, was tried.
+    /// Whether a migration to the device, or a fault injection, was attempted.
     used_memory: AtomicFlag,
     #[pin]
     injection: Injection,
     #[pin]
     pins: Mutex<Pins<Pinned>>,
-    /// Linux 7.2 does not know whose the operations of a misc device are: there the file pins the
-    /// module by this alone.
+    /// In Linux 7.2 the operations of a misc device do not pin the module, so the file pins it.
     _loaded: ModulePin,
 }
 
@@ -57,7 +56,7 @@ impl Client {
     pub(super) fn new(device: &Arc<Device>, mm: &MmWithUser) -> Result<Pin<KBox<Self>>> {
         let loaded = ModulePin::try_take().ok_or(ENODEV)?;
         let id = device.add_opener()?;
-        // Nobody can have seen the number yet.
+        // No other task knows the number yet.
         let set = device.core.around.allow(id, device.config.fault_around);
         if let Err(err) = set {
             device.memory().pool.remove_client(id);
@@ -101,8 +100,8 @@ impl Client {
         self.device.core.fail_alloc.ask(self.id, self.mirror.mm())
     }
 
-    /// Sets the most pages that a CPU fault on the client's pages brings back, and returns what was
-    /// set before.
+    /// Sets the largest number of pages that a CPU fault on the client's pages brings back. Returns
+    /// the previous setting.
     pub(super) fn set_fault_around(&self, most: Most) -> Result<Most> {
         self.device.core.around.allow(self.id, most)
     }
@@ -116,10 +115,10 @@ impl Client {
         &self.pins
     }
 
-    /// Migrates what is in system memory of `range` to the device, as [`Migrator::to_device`].
+    /// Migrates the pages of `range` in system memory to the device, as [`Migrator::to_device`].
     pub(super) fn to_device(&self, range: PageRange) -> Result<usize> {
         self.used_memory.store(true, Relaxed);
-        // Kept or let go of when no lock is held any more.
+        // The injection keeps or drops the folio when no lock is held.
         let mut held = self.injection.armed();
         let mapped = self
             .migrator()
@@ -148,19 +147,19 @@ impl Client {
         self.device.memory().pool.remove_client(self.id);
         // After the eviction, so that the oracle still sees a page that the injection holds.
         self.injection.mend(&self.device);
-        // Looking for leaked references waits for migrations of others. A client that used no
-        // memory of the device has leaked none.
+        // The search for leaked references waits for migrations of other clients. A client that
+        // used no memory of the device has leaked none.
         if self.used_memory.load(Relaxed) {
-            // Once the module is being unloaded it is too late to stay.
+            // Once the module is being unloaded, pinning it is too late.
             self.device.stay_for_leaks();
         }
     }
 
-    /// Lets go of everything, when the file is closed. May sleep.
+    /// Releases all pins when the file is closed. May sleep.
     fn unpin_all(&self) {
         loop {
             let held = self.pins().lock().remove_any();
-            // Dropped without the lock.
+            // The pins are dropped without the lock.
             if held.is_none() {
                 return;
             }
@@ -221,7 +220,7 @@ mod tests {
         }
     }
 
-    /// A page in use would keep the device's memory registered for good.
+    /// A page in use would keep the device's memory registered for ever.
     impl Drop for Setting {
         fn drop(&mut self) {
             if self.device.release_memory().is_err() {
@@ -363,7 +362,7 @@ mod tests {
         Ok(())
     }
 
-    /// Maps zeroes at `address`, by a read of the CPU.
+    /// Maps the zero page at `address`, by a read of the CPU.
     fn touch(address: usize) -> Result {
         let mut byte = [0xff];
         UserSlice::new(UserPtr::from_addr(address), 1)
@@ -381,7 +380,7 @@ mod tests {
         assert_eq!(s.client.mirror().make_exclusive(range)?, PAGES);
         assert!(s.client.mirror().has_exclusive(range)?);
         assert_eq!(s.client.check_exclusive(range).err(), Some(EPERM));
-        // What is exclusive already is left alone, and the device may read it.
+        // Pages that are already exclusive are skipped, and the device may read them.
         assert_eq!(s.client.mirror().make_exclusive(range)?, 0);
         let copy = mmap_anon(bytes(PAGES))?;
         let to = UserPtr::from_addr(copy);
@@ -389,7 +388,7 @@ mod tests {
         assert_eq!((outcome.pages, outcome.faults), (PAGES, 0));
         assert!(s.client.mirror().has_exclusive(range)?);
         assert!(holds_pattern(copy)?);
-        // The first page goes to the CPU, then all.
+        // The CPU takes the first page, then all pages.
         UserSlice::new(UserPtr::from_addr(s.address), 1)
             .writer()
             .write_slice(&[1])?;
@@ -404,7 +403,7 @@ mod tests {
     fn device_writes_what_is_exclusive() -> Result {
         let s = setting()?;
         let range = s.range;
-        // Pages of zeroes are replaced on the way, which invalidates: a second try is needed.
+        // Zero pages are replaced first, which invalidates the range: a second try is needed.
         for page in 0..PAGES / 2 {
             touch(s.address + bytes(page))?;
         }
@@ -474,7 +473,7 @@ mod tests {
             Seen::Absent,
         ];
         assert_eq!(seen, expected);
-        // Nothing was faulted in or brought back, and no other device can see our memory.
+        // No page was faulted in or brought back, and no other device can see our memory.
         assert_eq!(s.device.audit(Moment::Quiet)?.used, 1);
         let stranger = setting()?;
         let mirror = stranger.client.mirror();
@@ -491,7 +490,7 @@ mod tests {
         let copy = mmap_anon(bytes(PAGES))?;
         let to = UserPtr::from_addr(copy);
         fill(s.address)?;
-        // A place that no page was ever mapped at goes along, and may be written.
+        // A place without a page migrates, too, and may be written.
         munmap(s.address + bytes(PAGES - 1), PAGE_SIZE)?;
         let hole = PageRange::new(mmap_anon(PAGE_SIZE)?, 1)?;
         assert_eq!(s.client.to_device(hole)?, 1);
@@ -506,7 +505,7 @@ mod tests {
         assert_eq!((outcome.pages, outcome.faults), (PAGES - 1, 0));
         assert_eq!(s.client.read(range, to, Faulting::Never)?.pages, PAGES - 1);
         assert!(holds_pattern(copy)?);
-        // What is there already is not moved again, so that nothing is known of it.
+        // Pages that are already on the device do not move again, so their state is unknown.
         assert_eq!(s.client.to_device(range)?, 0);
         assert_eq!(s.client.mirror().refresh(range)?, PAGES - 1);
         s.client.to_system(range)?;
@@ -527,7 +526,7 @@ mod tests {
         s.client.fault(range, Access::Read)?;
         assert_eq!(read()?.pages, PAGES);
         assert!(holds_pattern(copy)?);
-        // Half of it is gone; what is left of the table is good.
+        // Half of the range is unmapped; the rest of the table is valid.
         munmap(s.address, bytes(PAGES / 2))?;
         assert_eq!(read().err(), Some(ENOENT));
         assert_eq!(s.client.fault(range, Access::Read), Err(EFAULT));

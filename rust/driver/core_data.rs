@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the chunks of a device share with the device, and what a page may need when it is freed in
-//! atomic context.
+//! The data that the chunks of a device share with the device, and that freeing a page in atomic
+//! context may need.
 
 #![forbid(unsafe_code)]
 
@@ -30,10 +30,10 @@ use kernel::{
     }, //
 };
 
-/// Clients whose next allocation for a migration is to fail: `HMM_DMIRROR_FLAG_FAIL_ALLOC`.
+/// The clients whose next allocation for a migration must fail: `HMM_DMIRROR_FLAG_FAIL_ALLOC`.
 #[pin_data]
 pub(super) struct FailAlloc {
-    /// Entries of `list`, so that an allocation that is to succeed takes no lock.
+    /// The number of entries in `list`, so that other allocations take no lock.
     len: Atomic<u32>,
     /// The client, and the address space that it mirrors.
     #[pin]
@@ -48,8 +48,7 @@ impl FailAlloc {
         })
     }
 
-    /// Makes the next allocation fail that `client` makes, or that a CPU fault in `mm` makes. May
-    /// sleep.
+    /// Makes the next allocation of `client`, or of a CPU fault in `mm`, fail. May sleep.
     pub(super) fn ask(&self, client: ClientId, mm: &Mm) -> Result {
         let mut list = self.list.lock();
         if !list.iter().any(|(other, _)| *other == client) {
@@ -59,7 +58,7 @@ impl FailAlloc {
         Ok(())
     }
 
-    /// Whether an allocation of `client` is to fail. The next one is not, unless the client asks
+    /// Whether an allocation of `client` must fail. The next one succeeds unless the client asks
     /// again. May sleep.
     pub(super) fn take(&self, client: ClientId) -> bool {
         self.take_first(|other, _| other == client)
@@ -70,7 +69,7 @@ impl FailAlloc {
         self.take_first(|_, mm| is_mm(mm))
     }
 
-    /// Whether any allocation is to fail. Changes nothing, and does not sleep.
+    /// Whether any allocation must fail. Changes nothing, and does not sleep.
     pub(super) fn is_asked(&self) -> bool {
         self.len.load(Relaxed) != 0
     }
@@ -90,7 +89,7 @@ impl FailAlloc {
     }
 }
 
-/// What the chunks of a device share.
+/// The data that the chunks of a device share.
 #[pin_data]
 pub(super) struct Core {
     pub(super) stats: Stats,
@@ -105,7 +104,7 @@ pub(super) struct Core {
 }
 
 impl Core {
-    /// For a device called `name`. May sleep.
+    /// Makes the data of the device called `name`. May sleep.
     pub(super) fn new(
         name: &'static CStr,
         policy: Policy,

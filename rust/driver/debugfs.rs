@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! `/sys/kernel/debug/zdmirror/NAME`: `ZDM_STATS` and `ZDM_AUDIT` as text for people.
+//! `/sys/kernel/debug/zdmirror/NAME`: `ZDM_STATS` and `ZDM_AUDIT` as text.
 
 #![forbid(unsafe_code)]
 
@@ -43,8 +43,8 @@ impl DebugFiles {
     }
 }
 
-/// The fields of a structure with their names, but for those behind `..`, which are no numbers; it does
-/// not compile when one is forgotten.
+/// The fields of a structure with their names, except those after `..`, which are no numbers. A
+/// forgotten field is a compile error.
 macro_rules! named {
     ($value:expr, $t:ident { $($field:ident),* .. $($other:ident),* $(,)? }) => {{
         let $t { $($field,)* $($other: _),* } = $value;
@@ -101,7 +101,7 @@ impl Source for Stats {
     }
 }
 
-/// The outcome of a scan, which is made when the file is read, and a line for each record.
+/// The result of a scan, which runs when the file is read, and a line for each record.
 struct Audit(Arc<Device>);
 
 impl Source for Audit {
@@ -187,8 +187,8 @@ mod tests {
     #[test]
     fn files_come_and_go() -> Result {
         let root = Dir::new(c"zdmirror_kunit", None)?;
-        // Debugfs refuses a name that is taken, which is no error for us but one in the log: so
-        // what was made first must be gone.
+        // Debugfs refuses a name that exists. The module ignores that, but the log has an error:
+        // the first files must be gone.
         for _ in 0..2 {
             drop(DebugFiles::new(&root, c"kunit", &device()?)?);
         }

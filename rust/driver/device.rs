@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! One device: its memory, and the way to a page of it.
+//! A device with its memory, and the look-up of its pages.
 
 #![forbid(unsafe_code)]
 
@@ -67,10 +67,11 @@ use kernel::{
     }, //
 };
 
-/// Freed folios of a chunk that the pool takes back before the lock is let go of once.
+/// The number of freed folios of a chunk that the allocator takes back while it holds the lock
+/// once.
 const FREED_PORTION: usize = 1024;
 
-/// Portions that the pool takes back at a time: all pages of a full device.
+/// The number of such portions per call: enough for all pages of a full device.
 const FREED_PORTIONS: usize = 1 << 16;
 
 /// Takes `lock`, unless the task is killed before it is free. May sleep.
@@ -97,16 +98,16 @@ pub(crate) struct Device {
     pub(super) config: Config,
     location: Location,
     max_order: u32,
-    /// What the kernel keeps on a free page, as the chunk shows that came last.
+    /// The references that the kernel keeps on a free page, as seen in the last chunk.
     free_refs: Atomic<i32>,
-    /// Whether the log says that nothing is migrated to the device.
+    /// Whether the log has said that nothing can migrate to the device.
     refused: AtomicFlag,
-    /// Whether the next chunk is to have a page with a reference: fault injection.
+    /// Whether the next chunk gets a page with a reference (fault injection).
     spoilt: AtomicFlag,
-    /// Keeps the module loaded while a pagemap has references too many.
+    /// Keeps the module loaded while a pagemap has excess references.
     #[pin]
     pub(super) leaks: Mutex<Option<ModulePin>>,
-    /// Held while a chunk is added or taken away, and not while its pages are evicted.
+    /// Held while a chunk is added or removed, but not while its pages are evicted.
     #[pin]
     pub(super) growth: Mutex<()>,
     /// Held while all memory is released.
@@ -116,7 +117,7 @@ pub(crate) struct Device {
     memory: SpinLock<Memory>,
 }
 
-/// The chunks of a device, and which of their pages are free.
+/// The chunks of a device, and the allocator of their pages.
 pub(super) struct Memory {
     chunks: [Option<Registration<Chunk>>; MAX_CHUNKS],
     pub(super) pool: Allocator,
@@ -124,8 +125,8 @@ pub(super) struct Memory {
 }
 
 impl Memory {
-    /// Gives the pool up to [`FREED_PORTION`] folios of each chunk that were freed since the last
-    /// call, and returns whether there are more.
+    /// Gives the allocator up to [`FREED_PORTION`] folios of each chunk that were freed since the
+    /// last call. Returns whether there are more.
     fn take_back_freed(&mut self) -> bool {
         let Self {
             chunks,
@@ -138,7 +139,7 @@ impl Memory {
             let first = number * *chunk_pages;
             more |= chunk.ops().freed().take(FREED_PORTION, |folio| {
                 let index = folio.first_pfn() - chunk.first_pfn();
-                // CAST: Page numbers of a device fit `u32`: `Device::grow()` makes sure.
+                // CAST: Page numbers of a device fit `u32`; `Device::grow()` ensures that.
                 if let Err(folio) = pool.put((first + index) as u32, folio) {
                     lost(&folio);
                 }
@@ -147,10 +148,10 @@ impl Memory {
         more
     }
 
-    /// The chunk of page `page`, and the index of the page there.
+    /// The chunk of page `page`, and the page's index in the chunk.
     fn locate(&self, page: u32) -> Option<(PagemapRef<Chunk>, usize)> {
         let page = page as usize;
-        // The pool, which the number comes from, has chunks of more than no pages.
+        // The page number comes from the allocator, whose chunks are not empty.
         let number = page.checked_div(self.chunk_pages)?;
         let chunk = self.chunk(number)?;
         Some((chunk, page - number * self.chunk_pages))
@@ -160,7 +161,7 @@ impl Memory {
         self.chunks.get(number)?.as_ref()?.get()
     }
 
-    /// Takes chunk `number` away, if all of it is free.
+    /// Removes chunk `number` if all of it is free.
     pub(super) fn remove(&mut self, number: usize) -> Option<RemovedChunk> {
         let pages = self.pool.remove_chunk(number)?;
         let registration = self.chunks.get_mut(number)?.take()?;
@@ -172,7 +173,7 @@ impl Memory {
 }
 
 impl Drop for Memory {
-    /// Gives all pages back that are not in use, so that their memory can be unregistered.
+    /// Gives back all free pages, so that their memory can be unregistered.
     fn drop(&mut self) {
         while self.take_back_freed() {}
         for (number, chunk) in self.chunks.iter().enumerate() {
@@ -183,7 +184,7 @@ impl Drop for Memory {
     }
 }
 
-/// A chunk that is a part of no device any more, and its pages.
+/// A chunk that was removed from its device, and its pages.
 #[must_use = "the memory of a chunk that is not unregistered stays registered"]
 pub(super) struct RemovedChunk {
     registration: Registration<Chunk>,
@@ -197,14 +198,14 @@ impl RemovedChunk {
     }
 }
 
-/// Gives `folio` back to `chunk` for good.
+/// Gives `folio` back to `chunk` for unregistering.
 fn retire(chunk: &Registration<Chunk>, folio: FreeFolio) {
     if let Err(folio) = chunk.retire(folio) {
         lost(&folio);
     }
 }
 
-/// Says that nobody knows what `folio` is a part of. Its memory stays registered.
+/// Reports that `folio` belongs to no chunk. Its memory stays registered.
 #[cold]
 fn lost(folio: &FreeFolio) {
     pr_err!("no chunk has the folio at pfn {:#x}\n", folio.first_pfn());
@@ -254,7 +255,7 @@ impl Device {
         )
     }
 
-    /// Its name.
+    /// The name of the device.
     pub(super) fn name(&self) -> &'static str {
         self.name.to_str().unwrap_or("?")
     }
@@ -264,9 +265,9 @@ impl Device {
         self.spoilt.store(true, Relaxed);
     }
 
-    /// The memory, with the pool up to date.
+    /// Locks the memory, after freed pages are given back to the allocator.
     pub(super) fn memory(&self) -> Guard<'_, Memory, SpinLockBackend> {
-        // Bounded, though pages may be freed all the time.
+        // The loop is bounded, because pages may be freed all the time.
         for _ in 0..FREED_PORTIONS {
             let mut memory = self.memory.lock();
             if !memory.take_back_freed() {
@@ -299,7 +300,8 @@ impl Device {
     /// does not migrate to it. The log says which, once.
     pub(super) fn check_migratable(&self) -> Result {
         let memory = self.memory_type();
-        // On other memory such a reference is a violation, which the audit reports, and no rule.
+        // On other memory such a reference is a violation, which the audit reports, and not the
+        // kernel's rule.
         let why = if memory == MemoryType::Generic && self.free_refs() != 0 {
             "keeps a reference on free GENERIC pages"
         } else if !memory.is_migratable() {
@@ -317,7 +319,7 @@ impl Device {
         Err(not_supported())
     }
 
-    /// Chunks that the device may have.
+    /// The number of chunks that the device may have.
     fn max_chunks(&self) -> usize {
         match self.location {
             Location::Anywhere => MAX_CHUNKS,
@@ -325,7 +327,7 @@ impl Device {
         }
     }
 
-    /// Adds a chunk. May sleep; no page may be locked and no mmap lock held, as this takes the
+    /// Adds a chunk. May sleep. No page may be locked and no mmap lock held, because this takes the
     /// memory hotplug lock.
     fn grow(&self) -> Result<(), RegionError> {
         let _growth = lock_killable(&self.growth).map_err(|_| RegionError::NoSpace)?;
@@ -366,7 +368,7 @@ impl Device {
             );
         }
         let mut memory = self.memory();
-        // The allocator gives the pages out from here on.
+        // The allocator may use the pages from here on.
         match memory.pool.add_chunk(new) {
             Ok(first) if first as usize == number * pages => {
                 memory.chunks[number] = Some(chunk);
@@ -389,21 +391,21 @@ impl Device {
     /// Tries to have `pages` free pages, and a whole block for a folio of `order`. May sleep, as
     /// [`Device::grow`].
     pub(super) fn reserve(&self, pages: usize, order: u32) {
-        // Each turn adds a chunk, of which there is a limit.
+        // Each turn adds a chunk, and the number of chunks is limited.
         loop {
             let enough = {
                 let memory = self.memory();
                 let large = order == 0 || memory.pool.free_large() > 0;
                 memory.pool.free() >= pages && large
             };
-            // Short of memory the migration is to move what it can.
+            // If memory is short, the migration moves as many pages as it can.
             if enough || self.grow().is_err() {
                 return;
             }
         }
     }
 
-    /// Numbers a new opener. May sleep.
+    /// Gives a new client a number. May sleep.
     pub(super) fn add_opener(&self) -> Result<ClientId> {
         loop {
             let wanted = {
@@ -441,23 +443,23 @@ impl Device {
             .ok_or(EBUSY)
     }
 
-    /// Chunk `number`, for as long as the result lives. Does not sleep.
+    /// Chunk `number`, which stays registered as long as the result lives. Does not sleep.
     pub(super) fn chunk(&self, number: usize) -> Option<PagemapRef<Chunk>> {
         self.memory.lock().chunk(number)
     }
 
-    /// All chunks, each for as long as it is used. Does not sleep.
+    /// All chunks; each stays registered as long as its item lives. Does not sleep.
     pub(super) fn chunks(&self) -> impl Iterator<Item = PagemapRef<Chunk>> + '_ {
         (0..MAX_CHUNKS).filter_map(|number| self.chunk(number))
     }
 
-    /// The chunk of page `page`, and the index of the page there. Does not sleep, and leaves freed
-    /// pages to the next caller of [`Device::memory`].
+    /// The chunk of page `page`, and the page's index in the chunk. Does not sleep, and does not
+    /// give freed pages back to the allocator.
     pub(super) fn locate(&self, page: u32) -> Option<(PagemapRef<Chunk>, usize)> {
         self.memory.lock().locate(page)
     }
 
-    /// The page with number `pfn`, if it is one of the device.
+    /// The page with page frame number `pfn`, if it belongs to the device.
     pub(super) fn page_of_pfn(&self, pfn: usize) -> Option<u32> {
         let (chunk, index) = self.locate_pfn(pfn)?;
         let pages = self.config.chunk_pages.get();
@@ -465,7 +467,7 @@ impl Device {
         Some((chunk.ops().number() * pages + index) as u32)
     }
 
-    /// The chunk with page frame `pfn`, and the index of the page there. Does not sleep.
+    /// The chunk with page frame `pfn`, and the page's index in the chunk. Does not sleep.
     pub(super) fn locate_pfn(&self, pfn: usize) -> Option<(PagemapRef<Chunk>, usize)> {
         self.chunks().find_map(|chunk| {
             let index = chunk.index_of_pfn(pfn)?;
@@ -473,7 +475,7 @@ impl Device {
         })
     }
 
-    /// The last transition of page frame `pfn`, if the page is one of the device's.
+    /// The last transition of page frame `pfn`, if it belongs to the device.
     pub(super) fn last_of_pfn(&self, pfn: usize) -> Transition {
         self.locate_pfn(pfn)
             .map_or(Transition::NONE, |(chunk, index)| {
@@ -481,10 +483,10 @@ impl Device {
             })
     }
 
-    /// Its counters.
+    /// The counters of the device.
     pub(super) fn stats(&self) -> ZdmStats {
         let violations = self.core.auditor.total();
-        // CAST: Not negative.
+        // CAST: The number is not negative.
         let free_refs = self.free_refs() as u64;
         self.core
             .stats

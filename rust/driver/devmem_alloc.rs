@@ -34,31 +34,31 @@ use crate::{
 };
 use kernel::prelude::*;
 
-/// Pages that are tried before one that is not fit to be handed out counts as none left.
+/// The number of unfit pages in sequence after which the allocation fails.
 const HAND_OUT_TRIES: usize = 16;
 
-/// Pages that are taken from the allocator at a time.
+/// The number of pages that are taken from the allocator at a time.
 const BATCH: usize = 64;
 
-/// Hands out folios for one client, and takes pages from the allocator in batches to do so. Dropping it
+/// Allocates folios for one client, and takes pages from the allocator in batches. Dropping it
 /// returns unused pages to the allocator.
 pub(super) struct DevmemAlloc<'a> {
     device: &'a Device,
     client: ClientId,
-    /// Pages that will be asked for, at most.
+    /// The largest number of pages that will be needed.
     wanted: usize,
-    /// Numbers of the pages of the batch.
+    /// The numbers of the pages of the batch.
     pages: [u32; BATCH],
-    /// The pages of the batch that are not used yet.
+    /// The unused pages of the batch.
     batch: [Option<FreeFolio>; BATCH],
-    /// The first page of the batch that is not used yet, and the end of the batch.
+    /// The first unused page of the batch, and the end of the batch.
     next: usize,
     end: usize,
-    /// When the last pages were taken, by [`log_clock`].
+    /// The time when the last pages were taken, by [`log_clock`].
     taken: u64,
     /// The chunk of the last page.
     chunk: Option<PagemapRef<Chunk>>,
-    /// Base pages that were handed out. The statistics get the sum.
+    /// The number of base pages that were allocated. The statistics get the sum.
     handed_out: usize,
 }
 
@@ -79,13 +79,14 @@ impl<'a> DevmemAlloc<'a> {
         }
     }
 
-    /// Hands out a folio of `order`, locked. May sleep, for its backing.
+    /// Allocates a folio of `order`, locked. May sleep, to allocate the backing.
     ///
-    /// A page that fails the free-page checks is reported and quarantined, and the next one is taken.
+    /// A page that fails the free-page checks is reported and quarantined, and the next one is
+    /// taken.
     pub(super) fn folio(&mut self, order: u32) -> Option<LockedDeviceFolio> {
         let core = &self.device.core;
         let mut backing = PageBacked::alloc(self.device.memory_type(), order).ok()?;
-        // Bounded, so that an allocator that is broken ends in reports.
+        // The loop is bounded, so that a broken allocator causes a limited number of reports.
         for _ in 0..HAND_OUT_TRIES {
             let (page, folio) = self.take(order)?;
             if !self.locate(page) {
@@ -95,7 +96,7 @@ impl<'a> DevmemAlloc<'a> {
             let chunk = self.chunk.as_ref()?;
             let index = chunk.index_of_pfn(folio.first_pfn())?;
             if self.check(chunk, index, order) {
-                // Reported, and not to be used.
+                // The page is reported and must not be used.
                 self.quarantine(chunk, index, page, folio);
                 continue;
             }
@@ -120,7 +121,7 @@ impl<'a> DevmemAlloc<'a> {
         None
     }
 
-    /// Takes a free folio, and its number.
+    /// Takes a free folio, with its number.
     fn take(&mut self, order: u32) -> Option<(u32, FreeFolio)> {
         if order > 0 {
             self.taken = log_clock();
@@ -154,13 +155,13 @@ impl<'a> DevmemAlloc<'a> {
         }
     }
 
-    /// Says that the allocator does not know what `folio` is a part of. Its memory stays registered.
+    /// Reports that `folio` belongs to no chunk. Its memory stays registered.
     #[cold]
     fn lost(&self, folio: &FreeFolio) {
         pr_err!("nobody has the folio at pfn {:#x}\n", folio.first_pfn());
     }
 
-    /// Makes `chunk` the chunk of `page`, and returns whether there is one.
+    /// Makes `chunk` the chunk of `page`. Returns whether there is one.
     fn locate(&mut self, page: u32) -> bool {
         let number = page as usize / self.device.config.chunk_pages;
         let chunk = self.chunk.as_ref();
@@ -170,8 +171,8 @@ impl<'a> DevmemAlloc<'a> {
         self.chunk.is_some()
     }
 
-    /// Reports page `page` as taken once more by the allocator, if it is in use. The type of a free folio
-    /// does not let that happen, so that only fault injection asks for it.
+    /// Reports that the allocator took page `page` again, if it is in use. The type of a free folio
+    /// makes that impossible, so only fault injection asks for this.
     #[cold]
     fn report_twice(&self, page: u32) {
         let Some((chunk, index)) = self.device.locate(page) else {
@@ -183,7 +184,8 @@ impl<'a> DevmemAlloc<'a> {
         }
     }
 
-    /// I2, for each page of the folio of `order` at `index`; whether there was a violation.
+    /// I2: checks each page of the folio of `order` at `index`. Returns whether there was a
+    /// violation.
     fn check(&self, chunk: &PagemapRef<Chunk>, index: usize, order: u32) -> bool {
         let pages = 1 << order;
         // Checking the whole folio at once is cheaper; the per-page check only adds detail.
@@ -198,7 +200,7 @@ impl<'a> DevmemAlloc<'a> {
         found
     }
 
-    /// I2, for a folio that was just handed out, and each of its pages.
+    /// I2: checks a folio that was just allocated, and each of its pages.
     fn check_fresh(&self, chunk: &PagemapRef<Chunk>, index: usize, folio: &LockedDeviceFolio) {
         let order = folio.order();
         let mut broken = chunk.ops().judge(index, check_fresh(folio.page(), order));
@@ -207,7 +209,7 @@ impl<'a> DevmemAlloc<'a> {
             return;
         }
         for i in index + 1..index + (1 << order) {
-            // What is wrong with all of them is said once.
+            // A fault of all pages is reported once.
             if broken {
                 return;
             }
@@ -216,7 +218,7 @@ impl<'a> DevmemAlloc<'a> {
         }
     }
 
-    /// Reports a folio that could not be handed out.
+    /// Reports a folio that could not be allocated.
     #[cold]
     fn refused(&self, chunk: &PagemapRef<Chunk>, cause: HandOutCause) {
         let HandOutCause::NotFree(bad) = cause else {
@@ -225,14 +227,14 @@ impl<'a> DevmemAlloc<'a> {
         let Some(view) = chunk.page(bad) else {
             return;
         };
-        // A page that is clean by itself is part of a folio that is in use.
+        // A page that is clean alone belongs to a folio that is in use.
         if !chunk.ops().judge(bad, check_handed_out(view)) {
             let tail = Violation::on(view, Invariant::HandedOut, Check::Tail, 0, 1);
             chunk.ops().judge(bad, Some(tail));
         }
     }
 
-    /// Keeps a folio from being handed out again.
+    /// Keeps a folio from being allocated again.
     #[cold]
     fn quarantine(&self, chunk: &PagemapRef<Chunk>, index: usize, page: u32, folio: FreeFolio) {
         let order = folio.order();

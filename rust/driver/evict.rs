@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Eviction: device memory goes back to the system, wherever it is mapped.
+//! Eviction: the contents of device memory move back to the system, wherever the pages are mapped.
 
 #![forbid(unsafe_code)]
 
@@ -45,14 +45,14 @@ use kernel::{
     }, //
 };
 
-/// Attempts, 5 ms apart, to move pages that do not move at once. A task that holds a page for a
-/// moment may lose its processor for longer than one attempt on a busy machine.
+/// The number of attempts, 5 ms apart, to move pages that do not move at once. On a busy machine a
+/// task that holds a page for a moment may lose its processor for longer than one attempt.
 const TRIES: usize = 200;
 
-/// Tries that one of a killed task counts as.
+/// The number of attempts that an attempt of a killed task counts as.
 const KILLED_COST: usize = 10;
 
-/// How long an eviction goes on to wait for pages that do not move.
+/// The remaining attempts of an eviction.
 struct Patience(usize);
 
 impl Patience {
@@ -60,8 +60,8 @@ impl Patience {
         Self(TRIES)
     }
 
-    /// Waits for a moment, or returns that it waited often enough. A killed task has less patience,
-    /// as somebody wants it to be gone. May sleep.
+    /// Waits for a moment. Returns false if it has waited often enough. A killed task waits less
+    /// often, because it must end. May sleep.
     fn wait(&mut self) -> bool {
         let cost = if check_signals().is_err() {
             KILLED_COST
@@ -77,7 +77,7 @@ impl Patience {
     }
 }
 
-/// What became of an attempt to release a chunk.
+/// The result of an attempt to release a chunk.
 enum Release {
     /// The chunk is gone.
     Done,
@@ -89,13 +89,13 @@ enum Release {
     Stuck { short: bool },
 }
 
-/// Folios that would not move which are put on record one by one.
+/// The number of stuck folios that are reported one by one.
 const STUCK_RECORDS: usize = 8;
 
-/// Folios that are taken from an opener's list at a time.
+/// The number of folios that are taken from a client's list at a time.
 const BATCH: usize = 128;
 
-/// Page frame numbers of one chunk that are evicted together.
+/// The page frame numbers of one chunk that are evicted together.
 struct Batch {
     chunk: Option<PagemapRef<Chunk>>,
     pfns: KVVec<usize>,
@@ -105,7 +105,7 @@ struct Batch {
 }
 
 impl Batch {
-    /// For up to `pages` pages at a time. May sleep.
+    /// Makes a batch for up to `pages` pages. May sleep.
     fn new(pages: usize) -> Result<Self> {
         Ok(Self {
             chunk: None,
@@ -115,21 +115,21 @@ impl Batch {
         })
     }
 
-    /// Adds the folio of `order` at `index` of chunk `number`, after what was added before is evicted if
-    /// there is no room left. May sleep.
+    /// Adds the folio of `order` at `index` of chunk `number`. If there is no room left, first
+    /// evicts the batch. May sleep.
     fn add(&mut self, device: &Device, number: usize, index: usize, order: u32) {
         let pages = 1 << order;
         let same = |chunk: &PagemapRef<Chunk>| chunk.ops().number() == number;
         let fits = self.pfns.len() + pages <= self.pfns.capacity();
         if !fits || !self.chunk.as_ref().is_some_and(same) {
             self.evict(device);
-            // Looked up once for all folios of the batch.
+            // Look the chunk up once for all folios of the batch.
             self.chunk = device.chunk(number);
         }
         let Some(chunk) = &self.chunk else { return };
         let first = chunk.first_pfn() + index;
-        // Core mm wants room for each page of a large folio, and meets each page by itself where
-        // the folio was split meanwhile.
+        // Core mm needs an entry for each page of a large folio, and handles each page separately
+        // if the folio was split meanwhile.
         for pfn in first..first + pages {
             if self.pfns.push_within_capacity(pfn).is_err() {
                 break;
@@ -137,7 +137,7 @@ impl Batch {
         }
     }
 
-    /// Evicts what was added. May sleep.
+    /// Evicts the batch. May sleep.
     fn evict(&mut self, device: &Device) {
         let Some(chunk) = self.chunk.take() else {
             return;
@@ -153,8 +153,8 @@ impl Batch {
 }
 
 impl Device {
-    /// Returns the pages of `opener` to system memory, at a cost that follows how many there are.
-    /// May sleep, and takes a bounded time: what would not move is put on record and stays.
+    /// Returns the pages of `opener` to system memory, at a cost that grows with their number. May
+    /// sleep, for a bounded time: pages that do not move are reported and stay.
     pub(super) fn evict(&self, opener: ClientId) {
         let mut short = false;
         let moved = self.try_often(
@@ -165,7 +165,7 @@ impl Device {
             },
         );
         if moved {
-            // So that the module can be unloaded as soon as the file is closed.
+            // This lets the module be unloaded as soon as the file is closed.
             self.chunks().for_each(|chunk| chunk.finish_use());
             return;
         }
@@ -205,7 +205,7 @@ impl Device {
         let mut left = [false; MAX_CHUNKS];
         for (number, left) in left.iter_mut().enumerate() {
             *left = self.chunk(number).is_some();
-            // A migration would fill the chunk again as fast as it is emptied.
+            // Otherwise migrations would fill the chunk as fast as the eviction empties it.
             self.memory().pool.close_chunk(number);
         }
         let result = self.release_chunks(&mut left);
@@ -215,7 +215,7 @@ impl Device {
         result
     }
 
-    /// Releases the chunks that `left` marks. Those that it still marks afterwards stay closed.
+    /// Releases the chunks that `left` marks. The chunks that `left` marks afterwards stay closed.
     fn release_chunks(&self, left: &mut [bool; MAX_CHUNKS]) -> Result {
         let mut result = Ok(());
         let mut patience = Patience::new();
@@ -247,7 +247,7 @@ impl Device {
 
     /// Tries once to move all pages of chunk `number` and to unregister it.
     fn release_chunk(&self, number: usize) -> Result<Release> {
-        // The pool counts pages of a migration that is under way, too. They are not in use yet.
+        // The allocator also counts pages that a migration has reserved, but does not use yet.
         let before = self.memory().pool.taken(number);
         let mut short = false;
         if before != 0 {
@@ -261,32 +261,32 @@ impl Device {
                 });
             }
         }
-        // Memory whose pagemap is held stays: it could not be unregistered.
+        // Memory whose pagemap is held could not be unregistered, so it stays.
         if self.report_leak(number) {
             return Ok(Release::Held);
         }
         Ok(if self.remove_chunk(number)? {
             Release::Done
         } else {
-            // A page was freed late, or taken before the chunk was closed.
+            // A page was freed late, or allocated before the chunk was closed.
             Release::Stuck { short }
         })
     }
 
-    /// Puts on record what is left of the chunks that `left` marks.
+    /// Reports what is left of the chunks that `left` marks.
     fn report_left(&self, left: &[bool; MAX_CHUNKS], short: bool) {
         for (number, _) in left.iter().enumerate().filter(|(_, left)| **left) {
             let Some(chunk) = self.chunk(number) else {
                 continue;
             };
-            // Pages that were set aside are neither in use nor free.
+            // Quarantined pages are neither in use nor free.
             if chunk.used() == 0 {
                 self.report_leak(number);
             }
             let used = (0..chunk.pages()).filter(|&i| chunk.order_in_use(i).is_some());
             for index in used.take(STUCK_RECORDS) {
                 self.report_stuck(&chunk, index, short);
-                // A console is slow, and a killed task is to be gone.
+                // A console is slow, and a killed task must end.
                 if check_signals().is_err() {
                     return;
                 }
@@ -294,17 +294,17 @@ impl Device {
         }
     }
 
-    /// Unregisters chunk `number` if all of it is free, and says whether it was.
+    /// Unregisters chunk `number` if all of it is free. Returns whether it was.
     fn remove_chunk(&self, number: usize) -> Result<bool> {
         let growth = lock_killable(&self.growth)?;
-        // Dropped without the locks.
+        // The chunk is dropped without the locks.
         let removed = self.memory().remove(number);
         drop(growth);
         Ok(removed.map(RemovedChunk::unregister).is_some())
     }
 
-    /// Calls `evict` with the number of pages that are `left`, until there are none or they would
-    /// not move for a second. Whether none are left.
+    /// Calls `evict` with the number of pages that are `left`, until none are left or they have not
+    /// moved for a second. Returns whether none are left.
     fn try_often(&self, left: impl Fn() -> usize, mut evict: impl FnMut(usize) -> Result) -> bool {
         let mut patience = Patience::new();
         loop {
@@ -322,7 +322,7 @@ impl Device {
         }
     }
 
-    /// Tries each folio of the `pages` pages of `opener` once, and returns whether memory was short.
+    /// Tries each folio of the `pages` pages of `opener` once. Returns whether memory was short.
     fn evict_owned(&self, opener: ClientId, pages: usize) -> Result<bool> {
         let mut batch = Batch::new(pages)?;
         let mut list = [(0, 0); BATCH];
@@ -375,10 +375,10 @@ impl Device {
             let Some(order) = migration.source(i) else {
                 continue;
             };
-            // Without memory the folio stays; the caller tries again. It is not moved in pages:
-            // core mm does that for a range of an area only.
+            // Without memory the folio stays, and the caller tries again. The folio is not moved in
+            // pages, because core mm does that only for a range of an area.
             match SystemFolio::alloc(order) {
-                // A folio whose contents are lost stays, like one that is held.
+                // A folio with lost contents stays, like one that is held.
                 Ok(folio) => drop(migration.copy_to_system(i, 0, folio)),
                 Err(_) => {
                     stats.failed_alloc.add(1 << order);
@@ -386,7 +386,8 @@ impl Device {
                 }
             }
         }
-        // The memory of the device fails no copy that has begun; the pages would be tried again.
+        // The memory of the device fails no copy that has begun. If it did, the pages would be
+        // tried again.
         let Ok(migration) = migration.copied() else {
             return short;
         };
@@ -395,8 +396,8 @@ impl Device {
         short
     }
 
-    /// Puts page `index` on record, which an eviction leaves behind, unless it was freed since or
-    /// memory was `short`.
+    /// Reports page `index`, which an eviction leaves behind, unless it was freed since or memory
+    /// was `short`.
     fn report_stuck(&self, chunk: &PagemapRef<Chunk>, index: usize, short: bool) {
         if short || chunk.order_in_use(index).is_none() {
             return;

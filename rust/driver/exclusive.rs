@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Exclusive access of the device to pages: the CPU is kept from them until it faults.
+//! Exclusive access of the device to pages: the CPU cannot access them without a fault, which ends
+//! it.
 
 #![forbid(unsafe_code)]
 
@@ -18,14 +19,14 @@ use kernel::{
 };
 
 impl Client {
-    /// Gets exclusive access, and reads what it has got.
+    /// Takes exclusive access, and reads the pages.
     pub(super) fn exclusive(&self, range: PageRange, ptr: UserPtr) -> Result<Outcome> {
         let pages = self.mirror().make_exclusive(range)?;
         self.device().core.stats.exclusive.add(pages);
         self.read(range, ptr, Faulting::Never)
     }
 
-    /// `EPERM` while the CPU is kept from any page of `range`.
+    /// Fails with `EPERM` while the device has exclusive access to any page of `range`.
     pub(super) fn check_exclusive(&self, range: PageRange) -> Result<Outcome> {
         if self.mirror().has_exclusive(range)? {
             return Err(EPERM);

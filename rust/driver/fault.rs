@@ -34,15 +34,16 @@ use kernel::{
     }, //
 };
 
-/// Attempts of a CPU fault to move its page, a millisecond apart.
+/// The number of attempts of a CPU fault to move its page, a millisecond apart.
 const FAULT_TRIES: usize = 500;
 
-/// Looks in a row that must find the same holders before they are a violation.
+/// The number of reads in sequence that must find the same holders before they count as a
+/// violation.
 const FAULT_LOOKS: usize = 50;
 
 impl Core {
-    /// Tries once to move what `fault` is about back, and returns whether any of it moved. `ledger`
-    /// is that of the fault's pagemap.
+    /// Tries once to move the pages of `fault` back. Returns whether any of them moved. `ledger`
+    /// belongs to the pagemap of the fault.
     fn fault_back(
         &self,
         ledger: &Ledger,
@@ -50,7 +51,7 @@ impl Core {
         buffer: &mut PfnBuffer,
     ) -> Result<bool, FaultError> {
         let start = fault.address();
-        // Dropping the migration on failure puts the pages back.
+        // Dropping the migration on failure restores the pages.
         let mut migration = fault.migrate(buffer, &PageBacked)?;
         let alloc = |i: usize, order| {
             if self.fail_alloc.take_for_fault(|mm| fault.is_in(mm)) {
@@ -62,14 +63,14 @@ impl Core {
         let moved = self.finish(migration.copied()?, |pfn| ledger.last(fault.index_of(pfn)));
         self.stats.moved_to_system(moved);
         if moved.pages == 0 && poisoned > 0 {
-            // It stays on the device, where the next access finds it again.
+            // The page stays on the device, where the next access finds it again.
             return Err(FaultError::Poisoned);
         }
         Ok(moved.pages != 0)
     }
 
-    /// Handles `fault` on a page of the pagemap whose transitions `ledger` records, and whose pages
-    /// `movers` says whose they are. May sleep.
+    /// Handles `fault`. `ledger` records the transitions of the fault's pagemap, and `movers` names
+    /// the clients that moved its pages. May sleep.
     pub(super) fn handle_fault(
         &self,
         ledger: &Ledger,
@@ -82,26 +83,26 @@ impl Core {
         }
         let mut buffer = PfnBuffer::new(1 << fault.order())?;
         let mut wrong = None;
-        // Looks in a row that found the same.
+        // The number of reads in sequence that found the same.
         let mut same = 0;
         for _ in 0..FAULT_TRIES {
-            // Another task may have moved or unmapped the page. The CPU looks at the page table
-            // again then.
+            // Another task may have moved or unmapped the page. The CPU then reads the page table
+            // again.
             if self.fault_back(ledger, fault, &mut buffer)? || fault.folio().mapcount() == 0 {
                 return Ok(());
             }
-            // The page has another holder. Returning here would make the CPU fault again at once,
-            // in the middle of a system call even if the task was killed.
+            // The page has another holder. If this returned, the CPU would fault again at once, and
+            // in a system call even a killed task would continue.
             check_signals()?;
             fsleep(Delta::from_millis(1));
-            // The fault has a reference of its own.
+            // The fault has its own reference.
             let found = check_settled(fault.folio(), 1);
-            // A task that is at work on the folio changes its count.
+            // A task that works on the folio changes its count.
             same = if found == wrong { same + 1 } else { 0 };
             wrong = found;
         }
         let Some(violation) = wrong else {
-            // Others have been at work on the page all the time. The CPU tries again.
+            // Other tasks have worked on the page all the time. The CPU tries again.
             return Ok(());
         };
         if same >= FAULT_LOOKS {

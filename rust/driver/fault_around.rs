@@ -2,8 +2,8 @@
 
 //! Fault-around: a CPU fault on device memory may bring back pages around its own.
 //!
-//! How many at most is said for each open file, and only pages that the same file has moved to the
-//! device come along. It is off unless asked for: a fault then brings one folio, as with the kernel
+//! Each open file sets the largest number of pages, and only pages that the same file has moved to
+//! the device come back. The default is off: a fault then brings back one folio, as with the kernel
 //! tree's own driver.
 
 #![forbid(unsafe_code)]
@@ -29,7 +29,7 @@ use kernel::{
     }, //
 };
 
-/// A file for which fault-around is on.
+/// A file with fault-around on.
 struct File {
     most: Most,
     streams: Streams,
@@ -38,11 +38,11 @@ struct File {
 /// The files of a device.
 #[pin_data]
 pub(super) struct FaultAround {
-    /// Those for which it is on, by the numbers of the clients. Nothing sleeps or waits for another
-    /// lock under the array's own.
+    /// The files with fault-around on, by the numbers of the clients. Nothing sleeps or waits for
+    /// another lock under the array's lock.
     #[pin]
     files: XArray<KBox<File>>,
-    /// Whether there was such a file. What a fault looks at first.
+    /// Whether there ever was such a file. A fault checks this first.
     used: Atomic<u32>,
 }
 
@@ -80,23 +80,23 @@ impl FaultAround {
         Ok(old.map_or(Most::ONE, |file| file.most))
     }
 
-    /// Switches it off for `client`, and returns what was set before.
+    /// Switches fault-around off for `client`. Returns the previous setting.
     pub(super) fn forget(&self, client: ClientId) -> Most {
         if !self.is_used() {
             return Most::ONE;
         }
-        // Freed without the lock.
+        // The file is freed without the lock.
         let old = self.files.lock().remove(client.number() as usize);
         old.map_or(Most::ONE, |file| file.most)
     }
 
-    /// Whether any file had it switched on.
+    /// Whether any file ever had fault-around on.
     pub(super) fn is_used(&self) -> bool {
         self.used.load(Relaxed) != 0
     }
 
-    /// Plans what a fault at `place`, on a page of `client`, brings; `None` where it is off. `used`
-    /// counts the pages of a range that the CPU has accessed; it must not sleep.
+    /// Plans the window of a fault at `place`, on a page of `client`; `None` if fault-around is
+    /// off. `used` counts the pages of a range that the CPU has accessed; it must not sleep.
     pub(super) fn plan(
         &self,
         client: u32,
@@ -108,7 +108,7 @@ impl FaultAround {
         Some(file.streams.plan(place, file.most.pages(), used))
     }
 
-    /// The window of `plan` has brought `pages` pages besides that of the fault.
+    /// Records that the window of `plan` has brought back `pages` pages besides that of the fault.
     pub(super) fn brought(&self, client: u32, plan: &Plan, pages: usize) {
         if let Some(file) = self.files.lock().get_mut(client as usize) {
             file.streams.brought(plan, pages);
@@ -116,14 +116,14 @@ impl FaultAround {
     }
 }
 
-/// Who has moved each page of a chunk there last.
+/// The client that last moved each page of a chunk to the device.
 pub(super) struct Movers(KVVec<Atomic<u32>>);
 
 impl Movers {
     /// No client has this number.
     const NOBODY: u32 = u32::MAX;
 
-    /// For a chunk of `pages` pages. May sleep.
+    /// Makes the table of a chunk of `pages` pages. May sleep.
     pub(super) fn new(pages: usize) -> Result<Self> {
         let mut movers = KVVec::with_capacity(pages, GFP_KERNEL)?;
         for _ in 0..pages {
@@ -132,8 +132,8 @@ impl Movers {
         Ok(Self(movers))
     }
 
-    /// The folio of `order` at page `index` is handed out to `client`. A part of it may become a
-    /// folio of its own, so all of its pages are noted.
+    /// Records that the folio of `order` at page `index` was allocated for `client`, for each of
+    /// its pages, because a part of it may become a folio of its own.
     pub(super) fn note(&self, index: usize, order: u32, client: ClientId) {
         if let Some(movers) = self.0.get(index..index + (1 << order)) {
             for mover in movers {
@@ -142,7 +142,7 @@ impl Movers {
         }
     }
 
-    /// Who page `index`, which is in use, was handed out to; `None` beyond the chunk.
+    /// The client for which page `index`, which is in use, was allocated; `None` beyond the chunk.
     pub(super) fn of(&self, index: usize) -> Option<u32> {
         self.0.get(index).map(|mover| mover.load(Relaxed))
     }
@@ -200,7 +200,7 @@ mod tests {
         let [a, b] = clients()?;
         movers.note(512, 9, a);
         movers.note(3, 0, b);
-        // Nothing is noted of what is not in the chunk.
+        // Pages beyond the chunk are ignored.
         movers.note(1024, 0, b);
         for (index, mover) in [
             (2, Some(Movers::NOBODY)),

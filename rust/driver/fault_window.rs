@@ -30,11 +30,11 @@ use crate::{
 use kernel::prelude::*;
 
 impl Core {
-    /// Tries once to move the page of `fault` back with those around it that the same file has moved
-    /// to the device, and returns whether the page moved. `ledger` and `movers` are those of the
+    /// Tries once to move back the page of `fault` with the pages around it that the same file has
+    /// moved to the device. Returns whether the page moved. `ledger` and `movers` belong to the
     /// fault's pagemap. May sleep.
     ///
-    /// `false` as well where fault-around is off, and where the window is of one page.
+    /// Also returns `false` if fault-around is off or the window has one page.
     pub(super) fn fault_around(
         &self,
         ledger: &Ledger,
@@ -64,7 +64,7 @@ impl Core {
         if plan.pages() < 2 {
             return false;
         }
-        // Whatever fails here, the fault may still succeed with its own page.
+        // If anything fails here, the fault may still succeed with its own page.
         let Ok(mut buffer) = PfnBuffer::new(plan.pages()) else {
             return false;
         };
@@ -85,10 +85,10 @@ impl Core {
             }
             let address = plan.window.start + bytes(i);
             let Ok(folio) = SystemFolio::try_alloc_vma(&fault.vma(), address) else {
-                // Not worth waiting for memory.
+                // The other pages are not worth waiting for memory.
                 break;
             };
-            // A page whose contents are lost stays where it is, until somebody wants it.
+            // A page with lost contents stays until it is accessed.
             let _ = migration.copy_to_system(i, 0, folio);
         }
         let Ok(migration) = migration.copied() else {
@@ -117,12 +117,12 @@ impl Core {
         if migration.source(own) != Some(0) || migration.source_pfn(own).is_none() {
             return Err(EBUSY);
         }
-        // Left to the fault itself, which then fails as it would without a window.
+        // The fault itself then fails as it would without a window.
         if self.fail_alloc.is_asked() {
             return Err(ENOMEM);
         }
         let folio = SystemFolio::alloc_vma(&fault.vma(), fault.address(), 0)?;
-        // The fault itself tells a page whose contents are lost from one that is held.
+        // The fault itself distinguishes a page with lost contents from a held one.
         migration
             .copy_to_system(own, 0, folio)
             .map_err(|_: CopyError| EBUSY)

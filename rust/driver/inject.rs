@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Breaking an invariant on purpose, so that the oracle itself can be tested.
+//! Breaks invariants on purpose, so that the oracle itself can be tested.
 
 #![forbid(unsafe_code)]
 
@@ -60,8 +60,8 @@ impl Kind {
 }
 
 impl Client {
-    /// Does what `inject` asks for and writes down which page was touched, 0 where that is not known
-    /// yet. May sleep.
+    /// Executes `inject`, and stores the number of the changed page in it, or 0 if that is not
+    /// known yet. May sleep.
     pub(super) fn inject(&self, inject: &mut ZdmInject) -> Result {
         let kind = Kind::from_uapi(inject.kind)?;
         let address = usize::try_from(inject.addr).map_err(|_| EINVAL)?;

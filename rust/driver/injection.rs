@@ -34,16 +34,16 @@ pub(super) enum End {
     Destination,
 }
 
-/// What a client has broken and not mended yet.
+/// The faults of a client that are not undone yet.
 #[derive(Default)]
 pub(super) struct Broken {
-    /// A folio with a reference too many.
+    /// A folio with an extra reference.
     pub(super) held: Option<FolioRef>,
     /// A free page with a reference.
     pub(super) counted: Option<u32>,
-    /// A free page with a stale field, and what clears that field.
+    /// A free page with a stale field, and the fault that clears the field.
     pub(super) stale: Option<(u32, Corruption)>,
-    /// The end of the next migration to the device that is to be held.
+    /// The end of the next migration to the device that must be held.
     armed: Option<End>,
 }
 
@@ -76,12 +76,12 @@ impl Injection {
         })
     }
 
-    /// What is broken. May sleep; the mmap lock must not be held.
+    /// The injected faults. May sleep; the mmap lock must not be held.
     pub(super) fn broken(&self) -> Guard<'_, Broken, MutexBackend> {
         self.broken.lock()
     }
 
-    /// What a migration that begins now is to hold. May sleep.
+    /// The end that the next migration must hold. May sleep.
     pub(super) fn armed(&self) -> Held {
         Held {
             end: self.broken.lock().armed,
@@ -89,7 +89,8 @@ impl Injection {
         }
     }
 
-    /// Keeps what a migration holds until it is mended. May sleep; the mmap lock must not be held.
+    /// Keeps the folio that a migration holds until the fault is undone. May sleep; the mmap lock
+    /// must not be held.
     pub(super) fn keep(&self, held: Held) {
         if held.folio.is_some() {
             let mut broken = self.broken.lock();
@@ -98,7 +99,7 @@ impl Injection {
         }
     }
 
-    /// Mends what was broken on `device`. A leaked reference of a pagemap stays leaked. May sleep.
+    /// Undoes the faults on `device`. A leaked reference of a pagemap stays leaked. May sleep.
     pub(super) fn mend(&self, device: &Device) {
         let mut broken = self.broken.lock();
         let counted = broken
@@ -122,7 +123,7 @@ impl Broken {
 }
 
 impl Device {
-    /// Spoils or mends page `page`, which must be free.
+    /// Sets or clears a stale field of page `page`, which must be free.
     pub(super) fn corrupt(&self, page: u32, fault: Corruption) -> Result<usize> {
         self.with_free(page, |chunk, folio| chunk.corrupt(folio, fault))
     }
@@ -132,7 +133,7 @@ impl Device {
         self.memory().pool.peek_free().ok_or(ENOSPC)
     }
 
-    /// Spoils a free page.
+    /// Sets a stale field of a free page.
     pub(super) fn corrupt_free(&self, fault: Corruption) -> Result<(u32, usize)> {
         let page = self.free_page()?;
         Ok((page, self.corrupt(page, fault)?))
@@ -147,7 +148,7 @@ impl Device {
         Ok(chunk.first_pfn())
     }
 
-    /// Frees a free page.
+    /// Frees a page that is already free.
     pub(super) fn free_again(&self) -> Result<usize> {
         self.with_free(self.free_page()?, |chunk, folio| chunk.free_again(folio))
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What is known of pages, as `ZDM_INSPECT` says it.
+//! Describes pages for `ZDM_INSPECT`.
 
 #![forbid(unsafe_code)]
 
@@ -60,8 +60,8 @@ impl Client {
     }
 }
 
-/// Calls `look` for pages `0..pages` in batches, each with the number of its first page and room
-/// for it, and copies what it puts there out.
+/// Calls `look` for pages `0..pages` in batches, with the number of the batch's first page and a
+/// buffer, and copies the buffer to user space.
 fn in_batches(
     pages: usize,
     mut to: UserSliceWriter,
@@ -81,7 +81,7 @@ fn in_batches(
     Ok(())
 }
 
-/// What is at an address.
+/// Describes the page at an address.
 fn page_seen(seen: Seen, facts: Option<PageFacts>) -> ZdmPage {
     let (Seen::Page { write, size, .. }, Some(facts)) = (seen, facts) else {
         return ZdmPage {
@@ -105,7 +105,7 @@ fn page_seen(seen: Seen, facts: Option<PageFacts>) -> ZdmPage {
     page
 }
 
-/// What is at a page frame number.
+/// Describes a page frame.
 fn frame(facts: Option<PageFacts>) -> ZdmPage {
     facts.map(describe).unwrap_or_default()
 }
@@ -138,7 +138,7 @@ fn describe(facts: PageFacts) -> ZdmPage {
             .iter()
             .filter(|(is_set, _)| *is_set)
             .fold(0, |flags, (_, flag)| flags | flag),
-        // CAST: Folios have fewer pages.
+        // CAST: A folio has fewer pages.
         index: facts.index as u32,
     }
 }
@@ -236,7 +236,7 @@ mod tests {
         assert_eq!(frame(None).flags, 0);
     }
 
-    /// Count, type and owner of page frame `pfn`, to `owner`.
+    /// The count, type and owner of page frame `pfn`, as `owner` sees it.
     fn at(pfn: usize, owner: &PgmapOwner) -> (u32, i32, u32, u32) {
         let mut out = [ZdmPage::default()];
         inspect_pfns(pfn, &mut out, owner, frame);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What user space may ask for, checked before anything is done.
+//! The ioctls. All arguments are checked before anything is done.
 
 #![forbid(unsafe_code)]
 
@@ -56,7 +56,7 @@ use kernel::{
     }, //
 };
 
-/// Zeroes to be written where user space has more fields than are known here.
+/// Zeroes for the fields that user space has and this module does not know.
 const NOTHING: [u8; 64] = [0; 64];
 
 /// The range that a command is about.
@@ -83,7 +83,7 @@ fn frame_range(first: u64, npages: u64) -> Result<Range<usize>> {
     Ok(first as usize..end as usize)
 }
 
-/// What the flags of `ZDM_PIN` ask for; `EINVAL` for those that are unknown or exclude each other.
+/// Converts the flags of `ZDM_PIN`; `EINVAL` for flags that are unknown or exclude each other.
 fn pin_request(flags: u32) -> Result<PinRequest> {
     let has = |flag| flags & flag != 0;
     let known =
@@ -103,15 +103,15 @@ fn pin_request(flags: u32) -> Result<PinRequest> {
     })
 }
 
-/// A user address as the uapi carries it.
+/// Converts a user address of the uapi.
 fn user_ptr(ptr: u64) -> Result<UserPtr> {
     Ok(UserPtr::from_addr(
         usize::try_from(ptr).map_err(|_| EINVAL)?,
     ))
 }
 
-/// Reads a structure that is versioned by its size, as `copy_struct_from_user()` does: what a
-/// shorter one lacks is zero, and what a longer one has more must be.
+/// Reads a structure whose size is its version, as `copy_struct_from_user()` does: missing fields
+/// are zero, and additional bytes must be zero.
 fn read_versioned<T: UapiStruct>(cmd: u32, arg: usize) -> Result<T> {
     let size = _IOC_SIZE(cmd);
     let known = size.min(size_of::<T>());
@@ -129,7 +129,7 @@ fn read_versioned<T: UapiStruct>(cmd: u32, arg: usize) -> Result<T> {
     Ok(value)
 }
 
-/// Writes as much of a structure as user space knows.
+/// Writes the fields of a structure that user space knows.
 fn write_versioned<T: UapiStruct>(cmd: u32, arg: usize, value: &mut T) -> Result {
     let known = _IOC_SIZE(cmd).min(size_of::<T>());
     UserSlice::new(UserPtr::from_addr(arg), known)
@@ -137,7 +137,7 @@ fn write_versioned<T: UapiStruct>(cmd: u32, arg: usize, value: &mut T) -> Result
         .write_slice(&as_bytes_mut(value)[..known])
 }
 
-/// Whether `cmd` is `known`, of whatever size its structure is.
+/// Whether `cmd` is `known`, for any size of its structure.
 fn is_versioned(cmd: u32, known: u32) -> bool {
     _IOC_TYPE(cmd) == _IOC_TYPE(known) && _IOC_NR(cmd) == _IOC_NR(known) && _IOC_SIZE(cmd) != 0
 }
@@ -148,7 +148,7 @@ impl Client {
         if !param_strict() {
             return self.command(cmd, arg);
         }
-        // Before, as the command may replace what has become untrue.
+        // Check before the command, because it may replace a wrong entry.
         self.check_mirror();
         let result = self.command(cmd, arg);
         self.check_mirror();
@@ -187,7 +187,7 @@ impl Client {
         }
     }
 
-    /// The commands of `test_hmm_uapi.h` that are about a range.
+    /// The commands of `test_hmm_uapi.h` that take a range.
     fn upstream(&self, cmd: u32, arg: usize) -> Result {
         let user = UserSlice::new(UserPtr::from_addr(arg), size_of::<HmmCmd>());
         let (mut reader, mut writer) = user.reader_writer();
@@ -210,7 +210,7 @@ impl Client {
         writer.write(&args)
     }
 
-    /// What such a command does.
+    /// Executes such a command.
     fn range_command(&self, cmd: u32, range: PageRange, ptr: UserPtr) -> Result<Outcome> {
         Ok(match cmd {
             uapi::HMM_DMIRROR_READ => self.read(range, ptr, Faulting::Locked)?,
@@ -229,9 +229,10 @@ impl Client {
         })
     }
 
-    /// Migrates to the device, and reads back from there, all of `range` or none.
+    /// Migrates `range` to the device, and reads it back from there. Fails unless the whole range
+    /// is on the device.
     fn migrate_to_dev(&self, range: PageRange, ptr: UserPtr) -> Result<Outcome> {
-        // What is on the device now is mapped there. Some of it may have been there before.
+        // The device maps all pages on it. Some may have been there before.
         let mapped = self.to_device(range)?;
         if mapped < range.pages() && self.mirror().refresh(range)? < range.pages() {
             return Err(ENOENT);
@@ -239,8 +240,8 @@ impl Client {
         self.read(range, ptr, Faulting::Never)
     }
 
-    /// `HMM_DMIRROR_FLAGS`, whose flags are where other commands have a number of pages. As in the C
-    /// driver what would be no range is refused, and with it 0: a flag cannot be taken back.
+    /// `HMM_DMIRROR_FLAGS`, whose flags take the place of the number of pages. As in the C driver a
+    /// number that is no range is refused, which includes 0: a flag cannot be taken back.
     fn flags(&self, arg: usize) -> Result {
         let user = UserSlice::new(UserPtr::from_addr(arg), size_of::<HmmCmd>());
         let (mut reader, mut writer) = user.reader_writer();
@@ -277,7 +278,7 @@ impl Client {
         }
         // CAST: `usize` has 64 bits.
         let old = self.set_fault_around(Most::new(args.pages as usize)?)?;
-        // CAST: At most what one page of page table entries maps.
+        // CAST: The number is at most that of the entries of a page table.
         args.pages = old.pages() as u32;
         write_versioned(cmd, arg, &mut args)
     }
@@ -395,7 +396,7 @@ impl Client {
             let known = size.min(size_of::<uapi::ZdmViolation>());
             let mut writer = UserSlice::new(at, size).writer();
             writer.write_slice(&as_bytes_mut(&mut violation)[..known])?;
-            // What a larger structure has more is not known here.
+            // The additional bytes of a larger structure are unknown here.
             let mut rest = size - known;
             while rest > 0 {
                 let n = rest.min(NOTHING.len());

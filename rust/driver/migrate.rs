@@ -64,9 +64,9 @@ struct Settled {
 }
 
 impl Settled {
-    /// I3 of this moment; nothing once the folio is no longer what it was.
+    /// I3: checks the folio now; returns nothing if it is no longer the same folio.
     fn check(&self) -> Option<Violation> {
-        // This look is cheaper. Those below only say what a difference means.
+        // This check is cheaper. The checks below only find the reason of a difference.
         if self.chunk.is_settled(self.index) {
             return None;
         }
@@ -74,21 +74,22 @@ impl Settled {
             return None;
         }
         let page = self.chunk.page(self.index)?;
-        // The next migration of the folio has it. That one may wait for memory.
+        // The next migration of the folio holds the lock, and may wait for memory.
         if page.bits().is_locked() {
             return None;
         }
         let violation = check_settled(page, 0)?;
-        // Who can reach a page by its mappings may also hold it, and for long.
+        // A task that can access a page by its mappings may also hold it for a long time.
         let only_mapped = page.memory_type() == MemoryType::PRIVATE;
         (only_mapped || page.refs() < page.mapcount()).then_some(violation)
     }
 }
 
 impl Device {
-    /// Finalizes a migration to the device, checks it, and returns how much moved. May sleep.
+    /// Finalizes a migration to the device and checks it. Returns the number of moved pages. May
+    /// sleep.
     fn finish_to_device(&self, migration: Migration<'_, Copied>) -> Moved {
-        // What is wrong already is said once.
+        // A violation that was already reported is not reported again.
         let check = self
             .core
             .check_moved(&migration, |pfn| self.last_of_pfn(pfn));
@@ -99,7 +100,7 @@ impl Device {
         let mut near: Option<PagemapRef<Chunk>> = None;
         let now = log_clock();
         for (pfn, order) in done.destinations() {
-            // Most are in the same chunk.
+            // Most folios are in the same chunk.
             let known = near
                 .take()
                 .and_then(|chunk| chunk.index_of_pfn(pfn).map(|index| (chunk, index)));
@@ -134,8 +135,8 @@ impl Device {
     }
 }
 
-/// Judges the suspects that each of some looks finds as the one before did: a task that is at work
-/// on a folio changes its count. May sleep for [`TRIES`] milliseconds; a killed task gets no verdict.
+/// Reports the suspects that every read finds in the same state: a task that works on a folio
+/// changes its count. May sleep for [`TRIES`] milliseconds; a killed task reports nothing.
 fn judge_lasting(suspects: &mut [Option<(Settled, Violation)>]) {
     for _ in 0..TRIES {
         if suspects.iter().all(Option::is_none) || check_signals().is_err() {
@@ -192,7 +193,8 @@ impl<'a> Migrator<'a> {
             },
             |migration, watch| {
                 on_copied(&migration);
-                // Without memory for the table the walk says so, if the caller wants one.
+                // If there is no memory for the table, the walk reports that, if the caller needs
+                // the table.
                 mapped += watch.map_or(0, |watch| watch.fill(&migration).unwrap_or(0));
                 self.device.finish_to_device(migration)
             },
@@ -228,8 +230,7 @@ impl<'a> Migrator<'a> {
         )
     }
 
-    /// Gives each source a destination on the device. A page that there is no room for stays where
-    /// it is.
+    /// Gives each source a destination on the device. A page without room stays where it is.
     fn copy_out_to_device(&self, migration: &mut Migration<'_, Setup>) {
         let stats = &self.device.core.stats;
         let mut alloc = DevmemAlloc::new(self.device, self.client, migration.len());
@@ -245,7 +246,7 @@ impl<'a> Migrator<'a> {
                 alloc.folio(order)
             };
             match folio {
-                // A page whose contents are lost stays, and counts as one that would not move.
+                // A page with lost contents stays, and counts as one that does not move.
                 Some(folio) => drop(migration.copy_to_device(i, 0, folio)),
                 None if order == 0 && !self.moves_pieces() => stats.failed_alloc.add(1),
                 None => {
@@ -257,14 +258,14 @@ impl<'a> Migrator<'a> {
         }
     }
 
-    /// Whether pages may be what is left of large folios, which the kernel splits for a device that
-    /// cannot have them. What an allocation that is to fail would have been for is not known then:
-    /// like a large folio the page gets another one.
+    /// Whether pages may be parts of large folios, which the kernel splits for a device without
+    /// large folios. It is then unknown whether an allocation that must fail would be for a large
+    /// folio; the page gets another one, as a large folio would.
     fn moves_pieces(&self) -> bool {
         self.device.max_order() == 0
     }
 
-    /// Gives each of the `pages` pages of the source at `i` a destination of its own.
+    /// Gives each of the `pages` pages of the source at `i` its own destination.
     fn copy_out_in_pages(
         &self,
         migration: &mut Migration<'_, Setup>,
@@ -276,7 +277,7 @@ impl<'a> Migrator<'a> {
         let hole = migration.source(i) == Some(0);
         for part in 0..pages {
             match alloc.folio(0) {
-                // A place without a page is a source by itself.
+                // Each page of a hole is a source of its own.
                 Some(folio) if hole => drop(migration.copy_to_device(i + part, 0, folio)),
                 Some(folio) => drop(migration.copy_to_device(i, part, folio)),
                 None => self.device.core.stats.failed_alloc.add(1),
@@ -284,8 +285,9 @@ impl<'a> Migrator<'a> {
         }
     }
 
-    /// Migrates `range` in batches and returns how many folios moved. `fill` gives the sources of a
-    /// batch their destinations; `finish` finalizes the batch. A migration to the device is watched.
+    /// Migrates `range` in batches. Returns the number of moved folios. `fill` gives the sources of
+    /// a batch their destinations; `finish` finalizes the batch. A migration to the device is
+    /// watched.
     fn each_batch(
         &self,
         range: PageRange,
@@ -301,7 +303,7 @@ impl<'a> Migrator<'a> {
         let mut left = Some(range);
         while let Some(rest) = left {
             check_signals()?;
-            // A batch ends where a large folio may begin, so that it is not cut in two.
+            // A batch ends where a large folio may begin, so that it does not split one.
             let batch = rest.first(MAX_PAGES - (rest.start() >> PAGE_SHIFT) % MAX_PAGES);
             let large = device.max_order() > 0 && batch.pages() == MAX_PAGES;
             if select == Select::System {
@@ -309,7 +311,7 @@ impl<'a> Migrator<'a> {
                 device.reserve(batch.pages(), order);
                 device.check_migratable()?;
             }
-            // Begun before the mmap lock is taken, as it waits for invalidations.
+            // This begins before the mmap lock is taken, because it waits for invalidations.
             let watch = (select == Select::System)
                 .then(|| self.mirror.watch(batch))
                 .flatten();
@@ -328,7 +330,7 @@ impl<'a> Migrator<'a> {
             };
             let mut migration = Migration::of_range(&mut buffer, &request, &PageBacked)?;
             let wanted = migration.selected();
-            // On failure the migration is dropped, which puts the pages back.
+            // On failure the migration is dropped, which restores the pages.
             fill(&mut migration, area, batch.start())?;
             let migration = migration.copied()?;
             let moved = finish(migration, watch.as_ref());

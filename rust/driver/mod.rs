@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The driver: policy only. What is unsafe is in `crate::mm`, what is judged in `crate::audit`.
+//! The driver, which has policy only. Unsafe code is in `crate::mm`, the oracle in `crate::audit`.
 
 #![forbid(unsafe_code)]
 

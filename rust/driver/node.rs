@@ -24,7 +24,7 @@ use kernel::{
     sync::Arc, //
 };
 
-/// Largest mapping of a device, in bytes: its pages are allocated with the mmap lock held.
+/// The largest mapping of a device, in bytes. Its pages are allocated with the mmap lock held.
 const MAX_MAPPING: usize = SZ_64M;
 
 impl NodeOps for Client {
@@ -44,8 +44,8 @@ impl NodeOps for Client {
         self.dispatch(cmd, arg).map(|()| 0)
     }
 
-    /// Maps zeroed pages of the driver's, as a device maps its own, which no LRU list knows. They are
-    /// charged to the memory cgroup of the task.
+    /// Maps zeroed pages of the driver, as a device maps its own pages, which are on no LRU list.
+    /// They are charged to the memory cgroup of the task.
     fn mmap(&self, vma: &VmaNew) -> Result {
         if vma.end() - vma.start() > MAX_MAPPING {
             return Err(ENOMEM);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! `/sys/kernel/debug/zdmirror/pagemaps`: every ZONE_DEVICE pagemap of the system, and what is
-//! broken in it. Each read is a survey of its own; `watch -n 5 cat pagemaps` repeats it.
+//! `/sys/kernel/debug/zdmirror/pagemaps`: every ZONE_DEVICE pagemap of the system, with its broken
+//! pages. Each read is a new survey; `watch -n 5 cat pagemaps` repeats it.
 
 #![forbid(unsafe_code)]
 
@@ -38,10 +38,10 @@ use kernel::{
     }, //
 };
 
-/// Broken pages that are listed per pagemap; all are counted.
+/// The number of broken pages that are listed per pagemap. All of them are counted.
 const LISTED: usize = 16;
 
-/// Milliseconds between the two looks that must find the same fault.
+/// The time in milliseconds between the two reads that must find the same fault.
 const PAUSE_MS: i64 = 2;
 
 /// The file, for as long as it lives.
@@ -59,10 +59,10 @@ impl PagemapsFile {
     }
 }
 
-/// The survey; the owner is nobody's and only stands for the one who asks.
+/// The survey. The owner has no pagemap; it only represents the caller.
 struct Pagemaps(Arc<PgmapOwner>);
 
-/// What a survey counts of one range of a pagemap, in base pages but for `folios`.
+/// The counts of a survey for one range of a pagemap, in base pages except `folios`.
 struct Tally {
     pages: usize,
     free: usize,
@@ -71,7 +71,7 @@ struct Tally {
     mapped: usize,
     folios: [usize; PUD_ORDER as usize + 1],
     broken: usize,
-    /// Page frame, fault and counts of the first broken folios.
+    /// The page frame, fault and counts of the first broken folios.
     list: KVec<(PageFacts, Fault)>,
 }
 
@@ -89,10 +89,10 @@ impl Tally {
         })
     }
 
-    /// Adds one look at a page that is free, or the first of a folio in use.
+    /// Adds the facts of a free page, or of the first page of a folio in use.
     fn add(&mut self, facts: &PageFacts) {
         let unused = facts.refs <= MemoryType::free_refs(facts.memory_type) && facts.mapcount == 0;
-        // A free page may still look like part of the large folio that it was.
+        // A free page may still look like a part of its last large folio.
         let order = if unused { 0 } else { facts.order };
         let pages = 1 << order;
         self.pages += pages;
@@ -111,15 +111,15 @@ impl Tally {
     fn record(&mut self, facts: &PageFacts, fault: Fault) {
         self.broken += 1;
         if self.list.len() < LISTED {
-            // There is room: the list was allocated with it.
+            // The list was allocated with room for it.
             let _full = self.list.push_within_capacity((*facts, fault));
         }
     }
 }
 
 impl Pagemaps {
-    /// Whether a second look, a moment later, finds the same fault with the same counts. Pages
-    /// that are handed out, split or freed meanwhile are in motion, and not broken. May sleep.
+    /// Whether a second read, a moment later, finds the same fault with the same counts. Pages that
+    /// are allocated, split or freed meanwhile are in motion, and not broken. May sleep.
     fn still_broken(&self, first: &PageFacts, fault: Fault) -> bool {
         fsleep(Delta::from_millis(PAUSE_MS));
         let mut again = [None];

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the module parameters say, checked.
+//! The module parameters, checked.
 
 #![forbid(unsafe_code)]
 
@@ -25,26 +25,26 @@ use kernel::{
 
 const PAGES_PER_MB: NonZeroUsize = NonZeroUsize::new(SZ_1M / PAGE_SIZE).unwrap();
 
-/// What all devices have in common.
+/// The settings that all devices share.
 #[derive(Clone, Copy)]
 pub(crate) struct Config {
-    /// What a broken invariant does.
+    /// The effect of a broken invariant.
     pub(crate) policy: Policy,
-    /// Pages of a chunk.
+    /// The number of pages of a chunk.
     pub(crate) chunk_pages: NonZeroUsize,
     /// Whether `ZDM_INJECT` is allowed.
     pub(crate) inject: bool,
-    /// Whether a ledger of pages is kept.
+    /// Whether devices keep a ledger of pages.
     pub(crate) ledger: bool,
-    /// Most pages that a CPU fault brings back, unless the file says otherwise.
+    /// The largest number of pages that a CPU fault brings back, unless the file sets another one.
     pub(crate) fault_around: Most,
 }
 
 impl Config {
-    /// Largest chunk, so that a slip of the finger does not take all memory for struct pages.
+    /// The largest chunk, so that a mistyped size does not use all memory for struct pages.
     const MAX_CHUNK_MB: usize = 16 * 1024;
 
-    /// Checks the parameters; says in the log which one is wrong and why.
+    /// Checks the parameters. The log names the bad one and the reason.
     pub(crate) fn parse(
         audit: &CStr,
         chunk_mb: usize,
@@ -88,14 +88,14 @@ impl Config {
     }
 }
 
-/// Where a device's memory is, and so of what type it is.
+/// The place of a device's memory, which decides its type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Location {
-    /// PRIVATE memory, at addresses that nothing answers to; as many chunks as are wanted.
+    /// PRIVATE memory, at unused addresses; the device gets as many chunks as it needs.
     Anywhere,
     /// COHERENT memory, one chunk at this physical address.
     Coherent(u64),
-    /// GENERIC memory, likewise.
+    /// GENERIC memory, one chunk at this physical address.
     Generic(u64),
 }
 
@@ -122,7 +122,7 @@ impl Location {
     }
 }
 
-/// The values of two parameters, whose names are `name` and a digit, if there are any.
+/// The values of two parameters, whose names are `name` and a digit, if both are given.
 fn both_or_none(name: &str, addresses: [u64; 2]) -> Result<Option<[u64; 2]>> {
     match addresses {
         [0, 0] => Ok(None),
@@ -145,7 +145,7 @@ impl fmt::Display for Location {
 
 #[kunit_tests(zdmirror_params)]
 mod tests {
-    // `Location` is a name of the macro's.
+    // `Location` is also a name in the macro.
     use super::{
         Location as Place,
         MemoryType, //

@@ -29,7 +29,7 @@ impl Client {
         match Pinned::new(range, request) {
             Ok(held) => {
                 let added = self.pins().lock().add(pages, held);
-                // Where there is no place they are let go here, without the lock.
+                // If there is no place, the pages are released here, without the lock.
                 added.map_err(|_| ENOSPC)
             }
             Err(err) => {

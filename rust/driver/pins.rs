@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What `ZDM_PIN` holds for an open file.
+//! The pins that `ZDM_PIN` made for an open file.
 
 #![forbid(unsafe_code)]
 
@@ -18,9 +18,9 @@ use crate::mm::{
 };
 use kernel::prelude::*;
 
-/// Pages that a client holds, and that count against the limit of the user who pinned them.
+/// Pages that a client holds, and that count against the limit of the pinning user.
 pub(super) struct Pinned {
-    // Let go of before they stop counting.
+    // The pages are released before they stop counting.
     pages: PinnedPages,
     _locked: LockedPages,
 }
@@ -39,7 +39,7 @@ impl Pinned {
         })
     }
 
-    /// Makes the pages dirty when they are let go of.
+    /// Makes the pages dirty when they are released.
     pub(super) fn mark_dirty(&mut self) {
         self.pages.mark_dirty();
     }
@@ -52,11 +52,11 @@ impl Pinned {
 /// `list` has room for what is promised, and all of it together is no more than the uapi allows.
 pub(super) struct Pins<T> {
     list: KVec<Held<T>>,
-    /// The number that is tried next. They are counted up, so that none is used again soon.
+    /// The number that is tried next. Numbers increase, so that none is used again soon.
     next_id: u32,
-    /// Pins in the list and those that are promised a place there.
+    /// The number of pins in the list and of promised places.
     places: usize,
-    /// Pages of both.
+    /// The number of pages of both.
     pages: usize,
 }
 
@@ -94,7 +94,7 @@ impl<T> Pins<T> {
         Ok(())
     }
 
-    /// Gives a promise back.
+    /// Takes a promise back.
     pub(super) fn give_up(&mut self, pages: usize) {
         self.places = self.places.saturating_sub(1);
         self.pages = self.pages.saturating_sub(pages);
@@ -123,7 +123,7 @@ impl<T> Pins<T> {
         }
     }
 
-    /// Takes number `id` out.
+    /// Removes pin `id`.
     pub(super) fn remove(&mut self, id: u32) -> Option<T> {
         let place = self.list.iter().position(|held| held.id == id)?;
         let held = self.list.remove(place).ok()?;
@@ -131,7 +131,7 @@ impl<T> Pins<T> {
         Some(held.what)
     }
 
-    /// Takes any out.
+    /// Removes any pin.
     pub(super) fn remove_any(&mut self) -> Option<T> {
         let id = self.list.last()?.id;
         self.remove(id)
@@ -196,7 +196,7 @@ mod tests {
         assert_eq!(pins.remove(first), Some(1));
         assert_eq!(pins.remove(first), None);
         assert_eq!(pin(&mut pins, 1, 3)?, 3);
-        // After the last one they begin anew, without 0 and without what is in use.
+        // After the last number they start again, without 0 and without numbers in use.
         pins.next_id = u32::MAX;
         assert_eq!(pin(&mut pins, 1, 4)?, u32::MAX);
         assert_eq!(pin(&mut pins, 1, 5)?, 1);

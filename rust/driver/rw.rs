@@ -20,29 +20,29 @@ use kernel::{
     }, //
 };
 
-/// Pages that are copied under the table's lock at a time.
+/// The number of pages that are copied under the table's lock at a time.
 const COPY_PAGES: usize = 64;
 
-/// What an access came to.
+/// The result of an access.
 #[derive(Default)]
 pub(super) struct Outcome {
-    /// Pages copied.
+    /// The number of pages copied.
     pub(super) pages: usize,
-    /// Times that the device had to fault.
+    /// How often the device had to fault.
     pub(super) faults: usize,
 }
 
 impl Outcome {
-    /// Of an access that counts pages only.
+    /// The result of an access that only counts pages.
     pub(super) fn pages(pages: usize) -> Self {
         Self { pages, faults: 0 }
     }
 }
 
-/// How the device faults in what it does not map.
+/// The way in which the device faults in pages that it does not map.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Faulting {
-    /// Not at all.
+    /// It does not fault.
     Never,
     /// With the mmap lock held.
     Locked,
@@ -50,8 +50,8 @@ pub(super) enum Faulting {
     Unlocked,
 }
 
-/// Where to put the bytes when user memory has to be faulted in, which must not happen while the
-/// table is locked. Allocated when it is needed first.
+/// A buffer for the bytes when user memory has to be faulted in, which must not happen while the
+/// table is locked. It is allocated on first use.
 struct Bounce(KVVec<u8>);
 
 impl Bounce {
@@ -68,8 +68,8 @@ impl Bounce {
 }
 
 impl Client {
-    /// Copies `range` to user memory at `to`, faulting in what the device does not map as told,
-    /// or `ENOENT` at a page that it does not map. May sleep.
+    /// Copies `range` to user memory at `to`. Faults in pages that the device does not map, as
+    /// `Faulting` says; `ENOENT` for a page that it does not map then. May sleep.
     pub(super) fn read(
         &self,
         range: PageRange,
@@ -111,7 +111,7 @@ impl Client {
         Ok(out)
     }
 
-    /// Copies user memory at `from` to `range`, faulting in what the device may not write. May
+    /// Copies user memory at `from` to `range`. Faults in pages that the device may not write. May
     /// sleep.
     pub(super) fn write(&self, range: PageRange, from: UserPtr) -> Result<Outcome> {
         let mut out = Outcome::default();
@@ -146,7 +146,7 @@ impl Client {
         Ok(out)
     }
 
-    /// Copies `buf` to `range`, which is as long.
+    /// Copies `buf` to `range`, which has the same length.
     fn write_bounced(&self, range: PageRange, buf: &[u8], out: &mut Outcome) -> Result {
         let mut left = Some(range);
         while let Some(rest) = left {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Looking through all of a device's memory for broken invariants.
+//! Scans all of a device's memory for broken invariants.
 
 #![forbid(unsafe_code)]
 
@@ -43,13 +43,13 @@ use kernel::{
     }, //
 };
 
-/// Pages between two looks for a fatal signal.
+/// The number of pages between two checks for a fatal signal.
 const BATCH: usize = 4096;
 
-/// Scans of a chunk, a millisecond apart, before what is wrong with it is taken for what stays.
+/// The number of scans of a chunk, a millisecond apart, before a fault counts as permanent.
 const TRIES: usize = 50;
 
-/// Pages that a scan has seen.
+/// The numbers of pages that a scan has seen.
 #[derive(Default)]
 pub(super) struct AuditCounts {
     pub(super) pages: u64,
@@ -59,7 +59,7 @@ pub(super) struct AuditCounts {
 }
 
 impl Device {
-    /// I1 and I6, of a chunk that was just registered.
+    /// I1 and I6: checks a chunk that was just registered.
     pub(super) fn scan_born(&self, chunk: &DevPagemap<Chunk>) {
         if !self.core.auditor.is_on() {
             return;
@@ -72,15 +72,15 @@ impl Device {
             scan.judge(outcome.map(|v| v.after(chunk.ops().ledger().last(index))));
             index += 1;
         }
-        // Where a free page has a reference so has the pagemap for it.
-        // CAST: Neither is more than the pages of a machine.
+        // If a free page has a reference, so has the pagemap for it. CAST: Neither exceeds the
+        // number of a machine's pages.
         let expected = 1 + i64::from(self.free_refs()) * chunk.pages() as i64;
         let excess = chunk.first_refs() - expected;
         scan.judge(chunk.page(0).and_then(|page| check_pagemap(page, excess)));
     }
 
-    /// What the device knows of the moment of a check that user space did not promise anything
-    /// about. Where faults may be injected the device is under test, and every reference counts.
+    /// The moment of a check about which user space gave no guarantee. If faults may be injected
+    /// the device is under test, and every reference counts.
     pub(super) fn moment(&self) -> Moment {
         if self.config.inject {
             Moment::Quiet
@@ -111,16 +111,16 @@ impl Device {
         Ok(counts)
     }
 
-    /// Scans a chunk until nothing is wrong with it, and judges the pages that were wrong in the
-    /// same way in every scan: khugepaged, for one, brings pages back by itself, and holds them
-    /// meanwhile. May sleep, where something is wrong.
+    /// Scans a chunk until it has no fault, and reports the pages that had the same fault in every
+    /// scan. khugepaged, for example, brings pages back on its own and holds them meanwhile. May
+    /// sleep if there is a fault.
     fn lasting_scan(&self, chunk: &PagemapRef<Chunk>, moment: Moment) -> Result<AuditCounts> {
         let counts = scan_chunk(chunk, moment, |_, outcome| outcome.is_some())?;
         if counts.found == 0 {
             return Ok(counts);
         }
         let ledger = chunk.ops().ledger();
-        // Where every free page has a reference that goes on, there is nothing to wait for.
+        // If every free page has a permanent reference, waiting would not help.
         if self.free_refs() != 0 {
             let mut scan = self.core.auditor.scan();
             return scan_chunk(chunk, moment, |index, outcome| {
@@ -130,7 +130,7 @@ impl Device {
         let mut signs = KVVec::with_capacity(chunk.pages(), GFP_KERNEL_ACCOUNT)?;
         let mut counts = scan_chunk(chunk, moment, |index, outcome| {
             let sign = Sign::of(outcome, || ledger.last(index));
-            // There is room for each page. The scan passes over clean ones.
+            // There is room for each page. The scan skips clean ones.
             while signs.len() <= index {
                 if signs.push_within_capacity(Sign::NONE).is_err() {
                     return false;
@@ -149,7 +149,7 @@ impl Device {
                 if index >= signs.len() {
                     return false;
                 }
-                // Pages that the scan passed over since the last one are clean.
+                // Pages that the scan skipped since the last one are clean.
                 for clean in seen..index {
                     signs[clean] = Sign::NONE;
                 }
@@ -192,19 +192,19 @@ impl Device {
         Ok(counts)
     }
 
-    /// I6, of chunk `number`, which is to go; whether it cannot. May sleep.
+    /// I6: checks chunk `number`, which is to be removed. Returns whether it cannot be. May sleep.
     pub(super) fn report_leak(&self, number: usize) -> bool {
         self.chunk(number)
             .is_some_and(|chunk| chunk.ops().judge(0, leaked(&chunk)))
     }
 
-    /// I6, when a file is closed: a pagemap with an unexplained reference cannot be
+    /// I6: checks when a file is closed. A pagemap with an unexplained reference cannot be
     /// unregistered, so the module stays loaded while there is one. May sleep.
     pub(super) fn stay_for_leaks(&self) {
         if !self.core.auditor.is_on() {
             return;
         }
-        // A killed task leaves it to the next file that is closed.
+        // A killed task leaves this to the next file that is closed.
         let Ok(mut pin) = lock_killable(&self.leaks) else {
             return;
         };
@@ -231,17 +231,17 @@ impl Device {
     }
 }
 
-/// What is wrong with a page, in short, to be compared with what was wrong before.
+/// The fault of a page in a short form that can be compared with an earlier one.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Sign {
     check: u32,
     found: u64,
-    /// When the page had its last transition.
+    /// The time of the page's last transition.
     since: u64,
 }
 
 impl Sign {
-    /// Nothing is wrong. Checks have numbers above 0.
+    /// There is no fault. Checks have numbers above 0.
     const NONE: Self = Self {
         check: 0,
         found: 0,
@@ -257,20 +257,20 @@ impl Sign {
     }
 }
 
-/// Checks every page of a chunk. `judge` gets the index of a page and what is wrong with it, if anything,
-/// and says whether that counts.
+/// Checks every page of a chunk. `judge` gets the index of a page and its fault, if any, and
+/// returns whether the fault counts.
 fn scan_chunk(
     chunk: &PagemapRef<Chunk>,
     moment: Moment,
     mut judge: impl FnMut(usize, Option<Violation>) -> bool,
 ) -> Result<AuditCounts> {
     let mut counts = AuditCounts::default();
-    // Pages left of the large folio in use that was met last.
+    // The remaining pages of the large folio in use that was met last.
     let mut tails = 0;
     let mut index = 0;
     while index < chunk.pages() {
         check_signals()?;
-        // Pages up to here before the next look for a signal.
+        // The scan reads pages up to here before the next check for a signal.
         let end = chunk.pages().min(index + BATCH);
         while index < end {
             if tails == 0 {
@@ -302,13 +302,12 @@ fn scan_chunk(
     Ok(counts)
 }
 
-/// I11, where that is wanted.
+/// I11: checks `page`, if strict mode is on.
 fn check_entries(page: PageView<'_>) -> Option<Violation> {
     param_strict().then(|| check_mapped(page))?
 }
 
-/// I6: the violation of a pagemap that has unexplained references. May sleep if it seems to have
-/// some.
+/// I6: the violation of a pagemap with unexplained references. May sleep if it seems to have some.
 fn leaked(chunk: &PagemapRef<Chunk>) -> Option<Violation> {
     check_pagemap(chunk.page(0)?, chunk.settled_excess()?)
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the device sees of the address space that it mirrors, as `HMM_DMIRROR_SNAPSHOT` says it.
+//! The device's view of the address space that it mirrors, for `HMM_DMIRROR_SNAPSHOT`.
 
 #![forbid(unsafe_code)]
 
@@ -24,7 +24,7 @@ use kernel::{
 };
 
 impl Client {
-    /// Puts down a byte for each page of `range` at `to`, and returns how many. May sleep.
+    /// Writes a byte for each page of `range` to `to`. Returns the number of pages. May sleep.
     pub(super) fn snapshot(&self, range: PageRange, to: UserPtr) -> Result<usize> {
         let mut writer = UserSlice::new(to, range.pages()).writer();
         let mut perms = [0; SNAPSHOT_PAGES];

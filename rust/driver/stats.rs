@@ -40,7 +40,7 @@ impl Counter {
 /// The counters of `struct zdm_stats`, which documents them.
 pub(super) struct Stats {
     pub(super) allocated: Counter,
-    /// The only one that is counted page by page.
+    /// The only counter that is updated page by page.
     pub(super) freed: CacheLine<Counter>,
     pub(super) to_device: Counter,
     pub(super) to_system: Counter,
@@ -60,7 +60,7 @@ pub(super) struct Stats {
     to_system_by_order: [Counter; ORDERS],
 }
 
-// Every order has its place in the uapi.
+// Every order has an element in the uapi.
 const _: () = assert!(ORDERS <= ZDM_STATS_ORDERS as usize);
 
 impl Stats {
@@ -87,35 +87,35 @@ impl Stats {
         }
     }
 
-    /// Something moved to the device.
+    /// Counts folios that moved to the device.
     pub(super) fn moved_to_device(&self, moved: Moved) {
         self.to_device.add(moved.pages);
         self.large_to_device.add(moved.large());
         add_each(&self.to_device_by_order, moved);
     }
 
-    /// A folio of `order` is moved in pages.
+    /// Counts a folio of `order` that is moved in pages.
     pub(super) fn fell_back(&self, order: u32) {
         if order > 0 {
             self.large_fallback.add(1);
         }
     }
 
-    /// Something moved back.
+    /// Counts folios that moved back.
     pub(super) fn moved_to_system(&self, moved: Moved) {
         self.to_system.add(moved.pages);
         self.large_to_system.add(moved.large());
         add_each(&self.to_system_by_order, moved);
     }
 
-    /// Something was evicted.
+    /// Counts folios that were evicted.
     pub(super) fn evicted(&self, moved: Moved) {
         self.evicted.add(moved.pages);
         self.large_to_system.add(moved.large());
         add_each(&self.to_system_by_order, moved);
     }
 
-    /// As user space reads them, with what is not counted here.
+    /// Converts the counters for user space, together with values that are not counted here.
     pub(super) fn to_uapi(&self, violations: u64, max_order: u32, free_refs: u64) -> ZdmStats {
         ZdmStats {
             allocated: self.allocated.get(),
@@ -151,7 +151,7 @@ fn add_each(counters: &[Counter; ORDERS], moved: Moved) {
     }
 }
 
-/// The counts of each order; there are none above those that can move.
+/// The counts of each order; no folio of a larger order can move.
 fn get_each(counters: &[Counter; ORDERS]) -> [u64; ZDM_STATS_ORDERS as usize] {
     core::array::from_fn(|order| counters.get(order).map_or(0, Counter::get))
 }

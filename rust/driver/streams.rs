@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Streams of CPU faults: which pages around the page of a fault the CPU will want next.
+//! Streams of CPU faults predict which pages the CPU will access next.
 //!
 //! A fault starts a stream with its own page. A fault on the page right after (or right before) the
-//! pages of the last one continues the stream, and brings a window of [`MIN_WINDOW`] pages. The
-//! window of each further fault doubles while the CPU has used at least half of what the last one
-//! brought; it shrinks where the CPU has used less than a quarter.
+//! pages of the last one continues the stream, and brings back a window of [`MIN_WINDOW`] pages.
+//! The window of each further fault doubles while the CPU has used at least half of the pages of
+//! the last one; it shrinks if the CPU has used less than a quarter.
 
 #![forbid(unsafe_code)]
 
@@ -21,24 +21,24 @@ use crate::mm::{
 use core::ops::Range;
 use kernel::prelude::*;
 
-/// Most pages of a window: what one page of page table entries maps.
+/// The largest number of pages of a window, which is that of the entries of a page table.
 pub(super) const MAX_WINDOW: usize = MAX_PAGES;
 
-/// Pages of the first window of a stream, where no less are allowed.
+/// The number of pages of a stream's first window, unless the limit is lower.
 pub(super) const MIN_WINDOW: usize = 16;
 
-/// Streams of one file that are followed at a time.
+/// The number of streams of one file that are followed at a time.
 const STREAMS: usize = 8;
 
-/// Most pages that a CPU fault brings, as the parameter and `ZDM_FAULT_AROUND` say it: 0 and 1 for
-/// the page of the fault only.
+/// The largest number of pages that a CPU fault brings back, as in the parameter and in
+/// `ZDM_FAULT_AROUND`: 0 and 1 mean only the page of the fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Most(usize);
 
 impl Most {
     pub(crate) const ONE: Self = Self(1);
 
-    /// `EINVAL` for more than one page of page table entries maps.
+    /// `EINVAL` for more pages than a page table has entries.
     pub(crate) fn new(pages: usize) -> Result<Self> {
         match pages {
             0 | 1 => Ok(Self::ONE),
@@ -52,31 +52,32 @@ impl Most {
     }
 }
 
-/// A fault, as far as streams are concerned. Addresses are in bytes.
+/// The place of a fault. Addresses are in bytes.
 pub(super) struct Place {
-    /// Names the address space.
+    /// Identifies the address space.
     pub(super) mm: usize,
     /// The page of the fault.
     pub(super) address: usize,
-    /// What a window must not leave.
+    /// The limits of a window.
     pub(super) limits: Range<usize>,
     pub(super) order: AccessOrder,
 }
 
-/// What a fault is to bring, and what the window before it was good for.
+/// The window of a fault, and the judgement about the previous window.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Plan {
-    /// Addresses of the window, which has the page of the fault.
+    /// The addresses of the window, which contains the page of the fault.
     pub(super) window: Range<usize>,
     /// The stream, for [`Streams::brought`].
     slot: usize,
-    /// Pages of an earlier window that the CPU has used, and those that it has not.
+    /// The number of pages of an earlier window that the CPU has used, and of those that it has
+    /// not.
     pub(super) hits: usize,
     pub(super) waste: usize,
 }
 
 impl Plan {
-    /// Pages of the window.
+    /// The number of pages of the window.
     pub(super) fn pages(&self) -> usize {
         self.window.len() >> PAGE_SHIFT
     }
@@ -87,9 +88,9 @@ struct Stream {
     mm: usize,
     /// The last window.
     window: Range<usize>,
-    /// Pages that the last window was to have, if nothing had limited it.
+    /// The number of pages that the last window would have had without limits.
     wanted: usize,
-    /// Pages that it brought besides that of its fault, until they are judged.
+    /// The number of pages that it brought besides that of its fault, until they are judged.
     brought: usize,
 }
 
@@ -101,7 +102,7 @@ impl Stream {
         brought: 0,
     };
 
-    /// The size of the next window, when the CPU has used `hits` of the pages that this one brought.
+    /// The size of the next window, if the CPU has used `hits` of the pages that this one brought.
     fn next_size(&self, hits: usize, max: usize) -> usize {
         let wanted = if self.brought == 0 {
             self.wanted.max(MIN_WINDOW)
@@ -119,7 +120,7 @@ impl Stream {
 /// The streams of one file.
 pub(super) struct Streams {
     streams: [Stream; STREAMS],
-    /// The one that a new stream replaces.
+    /// The stream that a new stream replaces.
     oldest: usize,
 }
 
@@ -149,7 +150,8 @@ impl Streams {
         } else if let Some(slot) = find(&precedes) {
             (slot, true, true)
         } else if let Some(slot) = find(&within) {
-            // The page was left behind, or went to the device again: the stream starts anew.
+            // The stream has passed the page, or the page has migrated again: the stream starts
+            // anew.
             (slot, false, false)
         } else {
             let slot = self.oldest;
@@ -159,7 +161,7 @@ impl Streams {
         let stream = &mut self.streams[slot];
         let (mut hits, mut waste) = (0, 0);
         if stream.mm == mm && stream.brought > 0 {
-            // One of the pages that were used is that of the fault.
+            // One of the used pages is that of the fault.
             let accessed = used(stream.window.clone()).saturating_sub(1);
             hits = accessed.min(stream.brought);
             waste = stream.brought - hits;
@@ -190,10 +192,10 @@ impl Streams {
         }
     }
 
-    /// The window of `plan` has brought `pages` pages besides that of the fault.
+    /// Records that the window of `plan` has brought back `pages` pages besides that of the fault.
     pub(super) fn brought(&mut self, plan: &Plan, pages: usize) {
         let stream = &mut self.streams[plan.slot];
-        // Another thread may have gone on from there.
+        // Another thread may have continued the stream.
         if stream.window == plan.window {
             stream.brought = pages;
         }
@@ -204,7 +206,7 @@ impl Streams {
 mod tests {
     use super::*;
 
-    /// Some address below which there is room.
+    /// An address with room below it.
     const BASE: usize = bytes(MAX_WINDOW) * 100;
 
     const fn page(n: usize) -> usize {
@@ -220,7 +222,7 @@ mod tests {
         }
     }
 
-    /// The window of a fault on page `n` in pages, where the CPU has used what was brought.
+    /// The window in pages of a fault on page `n`, if the CPU has used the pages of the last one.
     fn window(streams: &mut Streams, n: usize, order: AccessOrder, max: usize) -> (usize, usize) {
         let plan = streams.plan(&place(n, order), max, |range| range.len() >> PAGE_SHIFT);
         streams.brought(&plan, plan.pages() - 1);
@@ -343,12 +345,12 @@ mod tests {
             assert_eq!(plan.pages(), pages);
             streams.brought(&plan, plan.pages() - 1);
         };
-        // 63 were brought; the page of the fault is one of those that were used.
+        // The window brought 63 pages; the page of the fault is one of the used ones.
         fault(64, 20, 19, 44, 64);
         fault(128, 2, 1, 62, 16);
         fault(144, 1, 0, 15, 4);
         fault(148, 1, 0, 3, 1);
-        // From a single page it tries again.
+        // From a single page the stream starts to grow again.
         fault(149, 1, 0, 0, 16);
         fault(165, 16, 15, 0, 32);
     }

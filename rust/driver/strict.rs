@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the module parameter `strict` adds to an operation of a file: the device's page table is
-//! compared with the CPU's before and after it, and mapping counts with page tables after it.
+//! The additional checks of the module parameter `strict` around an operation of a file: the
+//! device's page table is compared with the CPU's before and after it, and mapping counts with page
+//! tables after it.
 
 #![forbid(unsafe_code)]
 
@@ -33,7 +34,8 @@ use kernel::time::{
 /// Looks, a millisecond apart, before what another task may explain is taken for what stays.
 const TRIES: usize = 50;
 
-/// Folios whose mappings are counted after an operation. An audit counts those of all.
+/// The number of folios whose mappings are counted after an operation. An audit counts those of all
+/// folios.
 const FOLIOS: usize = 128;
 
 /// Suspects of one look; more are left to the next operation.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Checks of every migration, made when core mm has moved the contents.
+//! Checks of every migration after core mm has moved the contents.
 //!
 //! Another task may hold a page for a moment, because the task found the page before the page moved
 //! or after it was mapped again. A wrong count is therefore read again before it is reported.
@@ -30,20 +30,20 @@ use kernel::time::{
     Delta, //
 };
 
-/// Looks, a millisecond apart, before a count is taken for one that stays.
+/// The number of reads, a millisecond apart, before a count is taken as permanent.
 pub(super) const TRIES: usize = 50;
 
-/// Folios of one migration whose counts are read again.
+/// The number of folios of one migration whose counts are read again.
 pub(super) const SUSPECTS: usize = 8;
 
-/// The first violations that one look at the moved folios of `migration` finds.
+/// The first violations that one read of the moved folios of `migration` finds.
 fn suspects(migration: &Migration<'_, Copied>) -> [Option<Violation>; SUSPECTS] {
     let mut found = [None; SUSPECTS];
     let wrong = migration.suspects().flat_map(|folio| {
         let held = folio.source_refs;
         let source = folio.source.and_then(|source| check_source(source, held));
-        // The destination of a hole is mapped already unless it is PRIVATE, and the CPU may be at
-        // work on it.
+        // The destination of a hole is already mapped unless it is PRIVATE, and the CPU may be
+        // accessing it.
         let is_quiet =
             folio.source.is_some() || folio.destination.memory_type() == MemoryType::PRIVATE;
         let destination = check_destination(folio.destination).filter(|_| is_quiet);
@@ -56,10 +56,10 @@ fn suspects(migration: &Migration<'_, Copied>) -> [Option<Violation>; SUSPECTS] 
 }
 
 impl Core {
-    /// Checks I3 and I9 when core mm has moved the contents and nothing is mapped yet, and returns
-    /// whether nothing was wrong. `last` returns the last transition of a page frame of the device.
-    /// May sleep for [`TRIES`] milliseconds, however many folios are suspect; a killed task gets no
-    /// verdict.
+    /// Checks I3 and I9 after core mm has moved the contents and before anything is mapped. Returns
+    /// whether there was no violation. `last` returns the last transition of a page frame of the
+    /// device. May sleep for [`TRIES`] milliseconds, however many folios are suspect; a killed task
+    /// reports nothing.
     pub(super) fn check_moved(
         &self,
         migration: &Migration<'_, Copied>,
@@ -68,7 +68,7 @@ impl Core {
         if !self.auditor.is_on() {
             return false;
         }
-        // Most often there is none, and no room for any is needed.
+        // Usually there is no suspect, and no room is needed for any.
         if migration.suspects().next().is_none() {
             return true;
         }
@@ -81,7 +81,7 @@ impl Core {
                 return false;
             }
             fsleep(Delta::from_millis(1));
-            // A task that is at work on a folio changes its count.
+            // A task that works on a folio changes its count.
             let again = suspects(migration);
             for violation in &mut found {
                 violation.take_if(|v| !again.iter().flatten().any(|other| other == v));
@@ -93,9 +93,8 @@ impl Core {
         false
     }
 
-    /// Moves to the system what `migration` has copied, with all that is to be checked, and says what
-    /// that came to. `last` is that of
-    /// `check_moved()`. May sleep.
+    /// Finalizes the migration to the system of the copied pages of `migration`, with all checks,
+    /// and returns the number of moved pages. `last` is that of `check_moved()`. May sleep.
     pub(super) fn finish(
         &self,
         migration: Migration<'_, Copied>,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 // error: E0505
 
-//! An area is no longer what it was once the mmap lock is dropped.
+//! An area is not valid after the mmap lock is dropped.
 
 #![forbid(unsafe_code)]
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 // error: E0382
 
-//! Handing a folio out consumes its backing.
+//! Allocating a folio consumes its backing.
 
 #![forbid(unsafe_code)]
 

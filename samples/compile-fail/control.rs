@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 // error: none
 
-//! What is right compiles, so that the errors of the others mean something.
+//! Correct code compiles, so that the errors of the other files mean something.
 
 #![forbid(unsafe_code)]
 

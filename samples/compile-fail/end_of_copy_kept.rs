@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 // error: E0521
 
-//! The ends of a copy are good until the function that copies returns.
+//! The ends of a copy are valid only until the copying function returns.
 
 #![forbid(unsafe_code)]
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 // error: E0382
 
-//! Handing a free folio out consumes it.
+//! Allocating a free folio consumes it.
 
 #![forbid(unsafe_code)]
 

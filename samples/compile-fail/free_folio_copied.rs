@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 // error: E0507
 
-//! Whoever borrows a free folio cannot keep it.
+//! A borrowed free folio cannot be kept.
 
 #![forbid(unsafe_code)]
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 // error: E0521
 
-//! A page that is looked at in a set stays free, and stays there.
+//! A page of a set that a closure inspects stays free, and stays in the set.
 
 #![forbid(unsafe_code)]
 

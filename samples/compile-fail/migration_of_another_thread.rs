@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 // error: E0277
 
-//! The thread that took the locks of a migration lets go of them.
+//! The thread that took the locks of a migration must release them.
 
 #![forbid(unsafe_code)]
 

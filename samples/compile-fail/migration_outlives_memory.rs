@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 // error: E0505
 
-//! The memory that a migration copies to stays for as long as the migration.
+//! The memory that a migration copies to lives as long as the migration.
 
 #![forbid(unsafe_code)]
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 // error: E0505
 
-//! A migration of device pages is over before their pagemap is unregistered.
+//! A migration of device pages ends before their pagemap is unregistered.
 
 #![forbid(unsafe_code)]
 

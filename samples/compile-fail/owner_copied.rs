@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 // error: E0507
 
-//! Owners of pagemaps are told apart by their address, so that there are no copies.
+//! The address of an owner is its identity, so an owner cannot be copied.
 
 #![forbid(unsafe_code)]
 

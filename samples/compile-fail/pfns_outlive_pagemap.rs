@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 // error: E0505
 
-//! A list of device pages is good while their pagemap is registered.
+//! A list of device pages is valid while their pagemap is registered.
 
 #![forbid(unsafe_code)]
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 // error: E0423
 
-//! The stages of a migration are types, which nobody makes values of.
+//! The stages of a migration are types without constructors.
 
 #![forbid(unsafe_code)]
 

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The allocator of device pages: which ones are free, and which client has the others.
+//! The allocator of device pages: it knows which pages are free and which client has the others.
 //!
-//! Page `n` of a chunk has the number of the chunk times the size of a chunk plus `n` for its number.
-//! Folios have any order up to [`PMD_ORDER`](crate::mm::PMD_ORDER). Taking or putting one costs the same
-//! whatever the order, and whether it comes back in parts or not.
+//! Page `n` of a chunk has the number of the chunk times the size of a chunk plus `n`. Folios have
+//! any order up to [`PMD_ORDER`](crate::mm::PMD_ORDER). Taking or putting a folio costs the same
+//! for every order, and whether it comes back in parts or not.
 
 #![forbid(unsafe_code)]
 
@@ -28,18 +28,18 @@ use crate::mm::free_folio::{
 use core::num::NonZeroUsize;
 use kernel::prelude::*;
 
-/// Chunks that a device may grow to.
+/// The largest number of chunks of a device.
 pub(in crate::driver) const MAX_CHUNKS: usize = 16;
 
-/// What an allocator needs for a chunk that is not part of it, so that memory is allocated and freed
-/// without the allocator's lock.
+/// The parts of a chunk that the allocator does not own, so that their memory is allocated and
+/// freed without its lock.
 pub(in crate::driver) struct NewChunk {
     slots: KVVec<Slot>,
     blocks: Blocks,
 }
 
 impl NewChunk {
-    /// For a chunk of `pages` pages, without the pages. May sleep.
+    /// Makes room for a chunk of `pages` pages, without the pages. May sleep.
     pub(in crate::driver) fn with_room(pages: usize) -> Result<Self> {
         Ok(Self {
             slots: OwnerLists::new_chunk(pages)?,
@@ -52,7 +52,7 @@ impl NewChunk {
         self.blocks.fill(region);
     }
 
-    /// Calls `f` with each page that is not in use, which is the chunk's no longer.
+    /// Calls `f` with each page that is not in use. `f` becomes the owner of the page.
     pub(in crate::driver) fn drain(&mut self, f: impl FnMut(FreeFolio)) {
         self.blocks.drain(f);
     }
@@ -72,7 +72,7 @@ impl NewChunk {
 pub(in crate::driver) struct Allocator {
     blocks: BlockMap,
     owners: OwnerLists,
-    /// A page in use that is to be reported as if it were taken once more: fault injection.
+    /// A page in use that must be reported as if it were taken once more (fault injection).
     twice: Option<u32>,
 }
 
@@ -109,25 +109,25 @@ impl Allocator {
         }
     }
 
-    /// Hands out nothing of chunk `number` until it is opened again. Costs a look at each of its blocks,
-    /// as opening it does.
+    /// Makes the free pages of chunk `number` unavailable until the chunk is opened again. Closing
+    /// and opening visit each of its blocks.
     pub(in crate::driver) fn close_chunk(&mut self, number: usize) {
         self.blocks.close_chunk(number);
     }
 
-    /// Hands out pages of chunk `number` again, if there is one.
+    /// Makes the free pages of chunk `number` available again, if there is such a chunk.
     pub(in crate::driver) fn open_chunk(&mut self, number: usize) {
         self.blocks.open_chunk(number);
     }
 
-    /// Pages of chunk `number` that are not free, those included that were taken and are not handed
-    /// out yet. Costs as much.
+    /// The number of pages of chunk `number` that are not free, including pages that a migration
+    /// has only reserved. Visits each of its blocks.
     pub(in crate::driver) fn taken(&self, number: usize) -> usize {
         self.blocks.taken(number)
     }
 
-    /// Takes chunk `number` out, whose number is vacant then. `None` when there is no such chunk,
-    /// or when not all of its pages are free; those in quarantine are not.
+    /// Removes chunk `number`, whose number is vacant then. Returns `None` if there is no such
+    /// chunk, or if a page is not free; quarantined pages are not free.
     pub(in crate::driver) fn remove_chunk(&mut self, number: usize) -> Option<NewChunk> {
         let blocks = self.blocks.remove_chunk(number)?;
         Some(NewChunk {
@@ -136,48 +136,48 @@ impl Allocator {
         })
     }
 
-    /// Calls `f` with each page of chunk `number` that is not in use, and forgets the chunk.
+    /// Calls `f` with each page of chunk `number` that is not in use, and removes the chunk.
     pub(in crate::driver) fn drain_chunk(&mut self, number: usize, f: impl FnMut(FreeFolio)) {
         self.blocks.take_chunk(number).drain(f);
         self.owners.remove_chunk(number);
     }
 
-    /// Pages that are free.
+    /// The number of free pages.
     pub(in crate::driver) fn free(&self) -> usize {
         self.blocks.free()
     }
 
-    /// Large folios that could be taken.
+    /// The number of large folios that could be taken.
     pub(in crate::driver) fn free_large(&self) -> usize {
         self.blocks.whole()
     }
 
-    /// A new client; `ENOSPC` when there is no room for one.
+    /// Adds a client; `ENOSPC` if there is no room for one.
     pub(in crate::driver) fn add_client(&mut self) -> Result<ClientId> {
         self.owners.add()
     }
 
-    /// How many clients there are room for without [`Allocator::swap_lists`].
+    /// The number of clients for which there is room without [`Allocator::swap_lists`].
     pub(in crate::driver) fn spare_clients(&self) -> usize {
         self.owners.spare()
     }
 
-    /// Size that room for more clients is to have.
+    /// The size that the room for more clients must have.
     pub(in crate::driver) fn wanted_lists(&self) -> usize {
         self.owners.wanted_lists()
     }
 
-    /// Takes room for more clients, and gives the old room back to be freed without the lock.
+    /// Takes room for more clients. Returns the old room, which the caller frees without the lock.
     pub(in crate::driver) fn swap_lists(&mut self, new: ListRoom) -> ListRoom {
         self.owners.swap_lists(new)
     }
 
-    /// The client is gone. Pages that it still has keep its number until they are freed.
+    /// Removes a client. Pages that it still has keep its number until they are freed.
     pub(in crate::driver) fn remove_client(&mut self, client: ClientId) {
         self.owners.remove(client);
     }
 
-    /// Takes a free folio of order `order` for `client`, and returns the number of its first page, too.
+    /// Takes a free folio of order `order` for `client`, with the number of its first page.
     pub(in crate::driver) fn take(
         &mut self,
         client: ClientId,
@@ -188,8 +188,8 @@ impl Allocator {
         Some((page, folio))
     }
 
-    /// Takes free pages of order 0 for `client`, as many as there is room for, and returns how many
-    /// there were. `pages` gets their numbers.
+    /// Takes free pages of order 0 for `client`, as many as fit. Returns their number. `pages` gets
+    /// the numbers of the pages.
     pub(in crate::driver) fn take_many(
         &mut self,
         client: ClientId,
@@ -231,7 +231,8 @@ impl Allocator {
         self.blocks.quarantine(page, folio)
     }
 
-    /// Takes the folio of order `order` at page `page` from its client, if it is one or part of one.
+    /// Takes the folio of order `order` at page `page` from its client, if the client has it, alone
+    /// or as a part of a larger folio.
     fn end_use(&mut self, page: u32, order: u32) -> bool {
         let Some(entry) = self.owners.entry(page) else {
             return false;
@@ -249,25 +250,26 @@ impl Allocator {
         true
     }
 
-    /// Whether `page` can be taken, `None` when there is no such page. For tests.
+    /// Whether `page` can be taken; `None` if there is no such page. For tests.
     #[cfg(CONFIG_KUNIT = "y")]
     pub(super) fn is_free(&self, page: u32) -> Option<bool> {
         self.blocks.is_free(page)
     }
 
-    /// The folio that page `page` was taken as, or the part of it that did not come back yet. For tests.
+    /// The folio as which page `page` was taken, or the part of it that has not come back yet. For
+    /// tests.
     #[cfg(CONFIG_KUNIT = "y")]
     pub(super) fn entry(&self, page: u32) -> Option<Entry> {
         self.owners.entry(page)
     }
 
-    /// A free page, for fault injection.
+    /// A free page (for fault injection).
     pub(in crate::driver) fn peek_free(&self) -> Option<u32> {
         self.blocks.peek()
     }
 
-    /// Calls `f` with page `page`, if no client has it. The page can be taken neither before `f` returns
-    /// nor by `f`.
+    /// Calls `f` with page `page` if it is free. Neither `f` nor another task can take the page
+    /// until `f` returns.
     pub(in crate::driver) fn with_free<R>(
         &self,
         page: u32,
@@ -276,25 +278,25 @@ impl Allocator {
         self.blocks.with(page, f)
     }
 
-    /// Has `page`, which is in use, reported when the next page is taken. A page cannot be taken twice:
-    /// this is what the report of it is tested with.
+    /// Makes the next allocation report that `page`, which is in use, was taken again. A page
+    /// cannot really be taken twice; tests of the report use this.
     pub(in crate::driver) fn take_twice(&mut self, page: u32) {
         self.twice = Some(page);
     }
 
-    /// The page that is to be reported as taken twice, once.
+    /// Returns the page that must be reported as taken twice, once.
     pub(in crate::driver) fn taken_twice(&mut self) -> Option<u32> {
         self.twice.take()
     }
 
-    /// Base pages that `client` has.
+    /// The number of base pages that `client` has.
     pub(in crate::driver) fn owned(&self, client: ClientId) -> usize {
         self.owners.pages(client)
     }
 
-    /// Writes up to `out.len()` of the folios of `client` to `out`, first page and order, and
-    /// returns how many. Each call gives the next ones, as the list is turned. Core mm may have split
-    /// a folio.
+    /// Writes up to `out.len()` of the folios of `client` to `out`, by first page and order.
+    /// Returns their number. Each call gives the next ones, because it rotates the list. Core mm
+    /// may have split a folio.
     pub(in crate::driver) fn next_owned(
         &mut self,
         client: ClientId,
@@ -320,7 +322,7 @@ mod tests {
         Ok(chunk)
     }
 
-    /// An allocator for chunks of `blocks` blocks, with `chunks` of them.
+    /// An allocator with `chunks` chunks of `blocks` blocks.
     fn allocator(chunks: usize, blocks: usize) -> Result<Allocator> {
         let pages = blocks * BLOCK_PAGES;
         let mut allocator = Allocator::new(NonZeroUsize::new(pages).ok_or(EINVAL)?)?;
@@ -424,7 +426,7 @@ mod tests {
         let mut m = allocator(1, 1)?;
         let a = m.add_client()?;
         let (_, folio) = m.take(a, PMD_ORDER).ok_or(ENOMEM)?;
-        // The client may be gone by then.
+        // The client may be gone at that time.
         m.remove_client(a);
         let first = folio.first_pfn();
         let mut parts = KVec::new();
@@ -498,13 +500,13 @@ mod tests {
             let mut m = allocator(1, 2)?;
             let a = m.add_client()?;
             let (page, folio) = m.take(a, order).ok_or(ENOMEM)?;
-            // Free pages and parts of something else are left alone.
+            // Free pages and parts of other folios are ignored.
             let folio = m.quarantine(page + BLOCK, folio).err().ok_or(EINVAL)?;
             assert_eq!(m.owned(a), 1 << order);
             assert!(m.quarantine(page, folio).is_ok());
             assert_eq!((m.owned(a), m.entry(page)), (0, None));
             assert_eq!(m.is_free(page), Some(false));
-            // The page stays where a repair can find it.
+            // A repair can still find the page.
             assert!(m.with_free(page, |folio| folio.order()).is_some());
             assert_eq!(m.free(), 2 * BLOCK_PAGES - (1 << order));
             let (next, _) = m.take(a, order).ok_or(ENOMEM)?;

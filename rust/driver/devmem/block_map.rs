@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Which device pages are free, by blocks of 2 MiB.
+//! The free device pages, by blocks of 2 MiB.
 //!
-//! A block whose pages are all free is on one list, a block that has some free pages is on another, and
-//! pages are taken from the latter as long as there are any: what was broken once is used up
-//! before more is broken. A block is whole again as soon as its last page is back, so that small
-//! and large folios can come from the same memory for ever.
+//! A block whose pages are all free is on one list, a block with some free pages on another. Pages
+//! are taken from the latter list as long as it has any, so that broken blocks are used up before
+//! whole ones are broken. A block is whole again as soon as its last page is back, so small and
+//! large folios can share the memory for any length of time.
 
 #![forbid(unsafe_code)]
 
@@ -27,11 +27,11 @@ use crate::mm::{
 use core::num::NonZeroUsize;
 use kernel::prelude::*;
 
-/// Blocks with free pages that are searched for a folio of a middle order, before a whole block is
-/// broken for it.
+/// The number of blocks with free pages that are searched for a folio of a middle order before a
+/// whole block is broken.
 const SEARCH: usize = 64;
 
-/// Number of the block of page `page`.
+/// The number of the block of page `page`.
 fn block_of(page: u32) -> u32 {
     page >> PMD_ORDER
 }
@@ -39,16 +39,17 @@ fn block_of(page: u32) -> u32 {
 /// The pages of one block.
 pub(super) struct Block {
     link: Link,
-    /// On no list, and counted by nobody: its chunk is closed.
+    /// Whether the chunk is closed: the block is on no list, and its pages do not count.
     closed: bool,
-    /// Pages that can be taken.
+    /// The pages that can be taken.
     free: FreePages,
-    /// Pages that failed the free-page checks, and are not taken again.
+    /// The pages that failed the free-page checks, and are not taken again.
     quarantined: FreePages,
 }
 
 impl Block {
-    /// All pages of `folio`, which is of [`PMD_ORDER`], free and on no list.
+    /// Makes a block of the free pages of `folio`, which has [`PMD_ORDER`]. The block is on no
+    /// list.
     fn new(folio: FreeFolio) -> Result<Self, FreeFolio> {
         let free = FreePages::new(folio)?;
         Ok(Self {
@@ -63,7 +64,7 @@ impl Block {
         self.free.len() == BLOCK_PAGES
     }
 
-    /// Calls `f` with each page that is free or quarantined, which are the block's no longer.
+    /// Calls `f` with each page that is free or quarantined. `f` becomes the owner of the page.
     fn drain(&mut self, mut f: impl FnMut(FreeFolio)) {
         if let Some(folio) = self.free.take(PMD_ORDER) {
             return f(folio);
@@ -78,12 +79,12 @@ impl Block {
 pub(super) struct Blocks(KVVec<Block>);
 
 impl Blocks {
-    /// Room for a chunk of `pages` pages. May sleep.
+    /// Makes room for a chunk of `pages` pages. May sleep.
     pub(super) fn with_room(pages: usize) -> Result<Self> {
         Ok(Self(KVVec::with_capacity(pages / BLOCK_PAGES, GFP_KERNEL)?))
     }
 
-    /// Adds the pages of `region`. Those that there is no room for are never used.
+    /// Adds the pages of `region`. Pages without room are never used.
     pub(super) fn fill(&mut self, region: FreeRegion) {
         for block in region.map_while(|folio| Block::new(folio).ok()) {
             if self.0.push_within_capacity(block).is_err() {
@@ -92,7 +93,7 @@ impl Blocks {
         }
     }
 
-    /// Calls `f` with each page, which is the chunk's no longer. Pages in use are left out.
+    /// Calls `f` with each page that is not in use. `f` becomes the owner of the page.
     pub(super) fn drain(&mut self, mut f: impl FnMut(FreeFolio)) {
         for block in self.0.iter_mut() {
             block.drain(&mut f);
@@ -119,11 +120,11 @@ impl Linked for Block {
 /// The free pages of a device. Nothing but [`BlockMap::new`] sleeps.
 pub(super) struct BlockMap {
     table: Table<Block>,
-    /// Blocks of which all pages are free.
+    /// The blocks whose pages are all free.
     whole: List,
-    /// Blocks of which some pages are free, those that were full last in front.
+    /// The blocks with some free pages; the block that was full last is in front.
     partial: List,
-    /// Pages that are free.
+    /// The number of free pages.
     free: usize,
 }
 
@@ -146,12 +147,12 @@ impl BlockMap {
         })
     }
 
-    /// Pages that are free.
+    /// The number of free pages.
     pub(super) fn free(&self) -> usize {
         self.free
     }
 
-    /// Blocks that are free as a whole.
+    /// The number of blocks whose pages are all free.
     pub(super) fn whole(&self) -> usize {
         self.whole.len()
     }
@@ -167,7 +168,7 @@ impl BlockMap {
         }
         self.table.replace(number, blocks.0);
         for block in self.table.numbers(number) {
-            // As it was when it went.
+            // The chunk may have been closed when it was removed.
             self.table[block].closed = false;
             self.whole.push_back(&mut self.table, block);
             self.free += BLOCK_PAGES;
@@ -175,7 +176,7 @@ impl BlockMap {
         Ok(())
     }
 
-    /// Takes chunk `number` out if all its pages are free.
+    /// Removes chunk `number` if all its pages are free.
     pub(super) fn remove_chunk(&mut self, number: usize) -> Option<Blocks> {
         let chunk = self.table.chunk(number);
         if chunk.is_empty() || !chunk.iter().all(Block::is_whole) {
@@ -184,20 +185,20 @@ impl BlockMap {
         Some(self.take_chunk(number))
     }
 
-    /// Takes chunk `number` out, whatever its pages are.
+    /// Removes chunk `number`, whether its pages are free or not.
     pub(super) fn take_chunk(&mut self, number: usize) -> Blocks {
-        // From no list any more.
+        // This removes its blocks from the lists.
         self.close_chunk(number);
         Blocks(self.table.replace(number, KVVec::new()))
     }
 
-    /// Pages of chunk `number` that are not free. Costs a look at each of its blocks.
+    /// The number of pages of chunk `number` that are not free. Visits each of its blocks.
     pub(super) fn taken(&self, number: usize) -> usize {
         let taken = |b: &Block| BLOCK_PAGES - b.free.len();
         self.table.chunk(number).iter().map(taken).sum()
     }
 
-    /// Lets no page of chunk `number` that is or becomes free be taken, until it is opened again.
+    /// Makes the free pages of chunk `number` unavailable until the chunk is opened again.
     pub(super) fn close_chunk(&mut self, number: usize) {
         for number in self.table.numbers(number) {
             let open = |block: &Block| (!block.closed).then_some(block.free.len());
@@ -208,9 +209,9 @@ impl BlockMap {
         }
     }
 
-    /// Lets the free pages of chunk `number` be taken again.
+    /// Makes the free pages of chunk `number` available again.
     pub(super) fn open_chunk(&mut self, number: usize) {
-        // The lowest is to be in front in the end.
+        // In the end the lowest block must be in front.
         for number in self.table.numbers(number).rev() {
             let closed = |block: &Block| block.closed.then_some(block.free.len());
             if let Some(free) = self.table.get(number).and_then(closed) {
@@ -220,8 +221,8 @@ impl BlockMap {
         }
     }
 
-    /// Takes free pages for `out`, ascending within a block, and returns how many. `pages` gets the
-    /// number of each.
+    /// Takes free pages for `out`, ascending within a block. Returns their number. `pages` gets the
+    /// number of each page.
     pub(super) fn take_pages(&mut self, pages: &mut [u32], out: &mut [Option<FreeFolio>]) -> usize {
         let mut taken = 0;
         let wanted = pages.len().min(out.len());
@@ -238,15 +239,15 @@ impl BlockMap {
         taken
     }
 
-    /// Takes a folio of `order`, and returns the number of its first page, too. A small one comes from
-    /// a block that has free pages in part, as long as there are any.
+    /// Takes a folio of `order`, with the number of its first page. A small one comes from a partly
+    /// free block as long as there is one.
     pub(super) fn take(&mut self, order: u32) -> Option<(u32, FreeFolio)> {
         let number = self.find(order)?;
         let folio = self.change(number, |free| free.take(order));
         Some((page_of(number, folio.as_ref()), folio?))
     }
 
-    /// A block with a free folio of `order`.
+    /// Finds a block with a free folio of `order`.
     fn find(&self, order: u32) -> Option<u32> {
         let mut next = self.partial.head().filter(|_| order < PMD_ORDER);
         for _ in 0..SEARCH {
@@ -283,7 +284,7 @@ impl BlockMap {
         self.table[block_of(page)].quarantined.put(folio)
     }
 
-    /// Calls `f` with page `page`, if that is free or quarantined. The page stays what it is.
+    /// Calls `f` with page `page` if it is free or quarantined. The page keeps its state.
     pub(super) fn with<R>(&self, page: u32, f: impl FnOnce(&FreeFolio) -> R) -> Option<R> {
         let block = self.table.get(block_of(page))?;
         let pfn = block.free.first_pfn() + page as usize % BLOCK_PAGES;
@@ -295,14 +296,14 @@ impl BlockMap {
         pages.with(pfn, f)
     }
 
-    /// Whether `page` is free, `None` when there is no such page. For tests.
+    /// Whether `page` is free; `None` if there is no such page. For tests.
     #[cfg(CONFIG_KUNIT = "y")]
     pub(super) fn is_free(&self, page: u32) -> Option<bool> {
         let free = &self.table.get(block_of(page))?.free;
         Some(free.contains(free.first_pfn() + page as usize % BLOCK_PAGES, 0))
     }
 
-    /// One of the free pages that are far from being taken.
+    /// One of the free pages that will be taken last.
     pub(super) fn peek(&self) -> Option<u32> {
         let number = self.whole.tail().or(self.partial.tail())?;
         let free = &self.table[number].free;
@@ -310,7 +311,7 @@ impl BlockMap {
         Some((number << PMD_ORDER) + (free.highest()? - free.first_pfn()) as u32)
     }
 
-    /// Changes what is free of a block, and moves it to where it belongs then.
+    /// Changes the free pages of a block, and moves the block to the list where it belongs.
     fn change<R>(&mut self, number: u32, f: impl FnOnce(&mut FreePages) -> R) -> R {
         let block = &mut self.table[number];
         let before = block.free.len();
@@ -322,18 +323,19 @@ impl BlockMap {
         result
     }
 
-    /// Moves a block that had `before` free pages, and has `after`, to the list where it belongs.
+    /// Moves a block whose number of free pages has changed from `before` to `after` to the list
+    /// where it belongs.
     fn relist(&mut self, number: u32, before: usize, after: usize) {
         self.free = self.free - before + after;
-        // A block that stays where it is keeps its place there.
+        // A block that stays on its list keeps its place.
         if Self::is_partial(before) && !Self::is_partial(after) {
             self.partial.remove(&mut self.table, number);
         }
         if Self::is_whole(before) && !Self::is_whole(after) {
             self.whole.remove(&mut self.table, number);
         }
-        // In front: a block that was full is the farthest from being whole, so it is used up first,
-        // and one that has just become whole is broken before others are.
+        // The block goes to the front. A block that was full needs the most pages to become whole,
+        // so it is used up first; a block that has just become whole is broken first.
         if !Self::is_partial(before) && Self::is_partial(after) {
             self.partial.push_front(&mut self.table, number);
         }
@@ -351,7 +353,7 @@ impl BlockMap {
     }
 }
 
-/// Number of the first page of `folio`, which is one of block `block`.
+/// The number of the first page of `folio`, which belongs to block `block`.
 fn page_of(block: u32, folio: Option<&FreeFolio>) -> u32 {
     let index = folio.map_or(0, |folio| folio.first_pfn() % BLOCK_PAGES);
     // CAST: Page numbers of a device fit `u32`.
@@ -364,14 +366,14 @@ mod tests {
 
     const BLOCK: u32 = BLOCK_PAGES as u32;
 
-    /// A map, and what was taken from it, by page number.
+    /// A map, and the folios taken from it, by page number.
     struct Fixture {
         map: BlockMap,
         taken: KVVec<Option<FreeFolio>>,
     }
 
     impl Fixture {
-        /// `chunks` chunks of `n` blocks, of two that there may be.
+        /// A map with room for two chunks, and `chunks` chunks of `n` blocks.
         fn new(chunks: usize, n: usize) -> Result<Self> {
             let pages = NonZeroUsize::new(n * BLOCK_PAGES).ok_or(EINVAL)?;
             let mut taken = KVVec::with_capacity(2 * pages.get(), GFP_KERNEL)?;
@@ -397,7 +399,7 @@ mod tests {
             self.take_order(0)
         }
 
-        /// Takes up to `n` pages, and says which.
+        /// Takes up to `n` pages. Returns their numbers.
         fn take_pages(&mut self, n: usize) -> Result<KVVec<u32>> {
             let mut pages = KVVec::from_elem(0, n, GFP_KERNEL)?;
             let mut out = KVVec::with_capacity(n, GFP_KERNEL)?;
@@ -445,7 +447,7 @@ mod tests {
         assert_eq!(f.take_order(PMD_ORDER), Some(BLOCK));
         assert_eq!(f.take(), Some(1));
         assert_eq!(f.map.whole(), 1);
-        // A folio of a middle order breaks no block either, and is aligned.
+        // A folio of a middle order breaks no whole block, and is aligned.
         assert_eq!(f.take_order(4), Some(16));
         assert_eq!(f.take_order(2), Some(4));
         assert_eq!(f.map.whole(), 1);
@@ -532,7 +534,7 @@ mod tests {
         let folio = f.map.put(2 * BLOCK, folio).err().ok_or(EINVAL)?;
         let folio = f.map.quarantine(2 * BLOCK, folio).err().ok_or(EINVAL)?;
         f.map.quarantine(page, folio).map_err(|_| EINVAL)?;
-        // Out of reach, but still there to be looked at.
+        // The page is unavailable, but can still be inspected.
         assert_eq!(f.take(), Some(8));
         assert_eq!(f.map.with(page, |folio| folio.order()), Some(0));
         assert_eq!(f.map.with(8, |_| ()), None);
@@ -573,7 +575,7 @@ mod tests {
         f.map.close_chunk(0);
         f.map.close_chunk(0);
         assert_eq!((f.map.free(), f.map.whole()), (2 * BLOCK_PAGES, 2));
-        // What comes back stays out of reach.
+        // A page that comes back stays unavailable.
         assert!(f.put(0));
         assert_eq!((f.map.taken(0), f.map.taken(1)), (1, 0));
         assert_eq!(f.take(), Some(2 * BLOCK));
@@ -581,7 +583,8 @@ mod tests {
         f.map.open_chunk(0);
         f.map.open_chunk(0);
         assert_eq!((f.map.free(), f.map.whole()), (3 * BLOCK_PAGES - 2, 1));
-        // Closed, it can go as soon as all of it is back, and is whole when it comes again.
+        // A closed chunk can be removed when all of it is back, and is whole when it is added
+        // again.
         f.map.close_chunk(0);
         assert!(f.map.remove_chunk(0).is_none());
         assert!(f.put(1));

@@ -17,20 +17,21 @@ use kernel::prelude::*;
 /// No element.
 pub(super) const NIL: u32 = u32::MAX;
 
-/// Elements that come and go by the chunk. Those of chunk `n` are numbered from `n * per_chunk`.
+/// Elements that are added and removed by the chunk. Those of chunk `n` have numbers from `n *
+/// per_chunk` on.
 pub(super) struct Table<T> {
-    /// Not zero, so that dividing by it cannot panic.
+    /// The size is not zero, so that dividing by it cannot panic.
     per_chunk: NonZeroUsize,
-    /// Its logarithm, if that is whole: a shift costs less than a division.
+    /// The logarithm of the size, if it is whole: a shift costs less than a division.
     shift: Option<u32>,
     /// A vacant number has an empty chunk.
     chunks: KVec<KVVec<T>>,
 }
 
 impl<T> Table<T> {
-    /// A table for up to `chunks` chunks of `per_chunk` elements, all vacant. May sleep.
+    /// Makes a table for up to `chunks` chunks of `per_chunk` elements, all vacant. May sleep.
     pub(super) fn new(chunks: usize, per_chunk: NonZeroUsize) -> Result<Self> {
-        // Every element has a number, and none is `NIL`.
+        // Every element has a number, and no number is `NIL`.
         let elements = per_chunk.get().checked_mul(chunks).ok_or(EINVAL)?;
         if u32::try_from(elements).map_or(true, |n| n == NIL) {
             return Err(EINVAL);
@@ -48,12 +49,12 @@ impl<T> Table<T> {
         })
     }
 
-    /// Elements of a chunk.
+    /// The number of elements of a chunk.
     pub(super) fn per_chunk(&self) -> usize {
         self.per_chunk.get()
     }
 
-    /// The chunk of element `i`, and the place of the element there.
+    /// The chunk of element `i`, and the index of the element there.
     fn place(&self, i: u32) -> (usize, usize) {
         let i = i as usize;
         match self.shift {
@@ -67,19 +68,19 @@ impl<T> Table<T> {
         self.chunks.iter().position(|chunk| chunk.is_empty())
     }
 
-    /// The elements of chunk `number`, none when that is vacant.
+    /// The elements of chunk `number`; none if it is vacant.
     pub(super) fn chunk(&self, number: usize) -> &[T] {
         self.chunks.get(number).map_or(&[], |chunk| chunk)
     }
 
-    /// Numbers of the elements of chunk `number`.
+    /// The numbers of the elements of chunk `number`.
     pub(super) fn numbers(&self, number: usize) -> Range<u32> {
         let first = number * self.per_chunk.get();
-        // CAST: `new()` made sure that every number fits.
+        // CAST: `new()` checked that every number fits.
         first as u32..(first + self.per_chunk.get()) as u32
     }
 
-    /// Puts `chunk` in the place of chunk `number`, and gives back what was there.
+    /// Replaces chunk `number` by `chunk`. Returns the old chunk.
     pub(super) fn replace(&mut self, number: usize, chunk: KVVec<T>) -> KVVec<T> {
         core::mem::replace(&mut self.chunks[number], chunk)
     }
@@ -94,7 +95,7 @@ impl<T> Table<T> {
 impl<T> Index<u32> for Table<T> {
     type Output = T;
 
-    // PANIC: Only for elements that are known to exist, as those on a list are.
+    // PANIC: Callers pass only elements that exist, such as those on a list.
     fn index(&self, i: u32) -> &T {
         let (chunk, n) = self.place(i);
         &self.chunks[chunk][n]
@@ -102,7 +103,7 @@ impl<T> Index<u32> for Table<T> {
 }
 
 impl<T> IndexMut<u32> for Table<T> {
-    // PANIC: As above.
+    // PANIC: Callers pass only elements that exist, such as those on a list.
     fn index_mut(&mut self, i: u32) -> &mut T {
         let (chunk, n) = self.place(i);
         &mut self.chunks[chunk][n]
@@ -117,7 +118,7 @@ pub(super) struct Link {
 }
 
 impl Link {
-    /// Of an element that is on no list.
+    /// The link of an element that is on no list.
     pub(super) const NONE: Self = Self {
         prev: NIL,
         next: NIL,
@@ -126,10 +127,10 @@ impl Link {
 
 /// An element that can be on one list at a time.
 pub(super) trait Linked {
-    /// Its neighbours, to be read.
+    /// The neighbours, for reading.
     fn peek(&self) -> Link;
 
-    /// Its neighbours, to be changed.
+    /// The neighbours, for writing.
     fn link(&mut self) -> &mut Link;
 }
 
@@ -164,7 +165,7 @@ impl List {
         (next != NIL).then_some(next)
     }
 
-    /// Number of elements.
+    /// The number of elements.
     pub(super) fn len(&self) -> usize {
         self.len as usize
     }

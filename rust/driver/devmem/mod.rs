@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Device memory: which pages are free, and which client has the others.
+//! Device memory: the free pages, and the clients that have the others.
 
 #![forbid(unsafe_code)]
 

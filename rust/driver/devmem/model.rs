@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! KUnit: the allocator against a model of it, an array that says who has each page.
+//! KUnit cases that compare the allocator with a model, an array with the owner of each page.
 
 #![forbid(unsafe_code)]
 
@@ -28,7 +28,7 @@ const PAGES: usize = BLOCKS * BLOCK_PAGES;
 struct Model {
     allocator: Allocator,
     clients: [ClientId; 2],
-    /// Which client has the page.
+    /// The client that has the page.
     pages: KVVec<Option<usize>>,
     /// The folio that begins with the page, if it is taken.
     taken: KVVec<Option<FreeFolio>>,
@@ -54,8 +54,8 @@ impl Model {
         })
     }
 
-    /// A number below `end`, the same ones in every run: the generator of Numerical Recipes, whose
-    /// low bits are poor.
+    /// A pseudo-random number below `end`, the same in every run: the generator of Numerical
+    /// Recipes, whose low bits are poor.
     fn random(&mut self, end: usize) -> usize {
         self.random = self
             .random
@@ -92,8 +92,8 @@ impl Model {
             .any(|run| run.iter().all(|page| page.is_none()))
     }
 
-    /// Puts any page back, with a part of the folio that it is part of, or all of it. `false` where the
-    /// allocator is wrong.
+    /// Puts a part of the folio of a random page, or all of it. Returns `false` if the allocator is
+    /// wrong.
     fn put(&mut self) -> bool {
         let page = self.random(PAGES);
         let Some(head) = self.head(page) else {
@@ -121,7 +121,7 @@ impl Model {
         self.allocator.put(first as u32, part).is_ok()
     }
 
-    /// Notes that client `who` has got `folio` at `page`. `false` where that was not free.
+    /// Records that client `who` got `folio` at `page`. Returns `false` if it was not free.
     fn take(&mut self, who: usize, page: u32, folio: FreeFolio) -> bool {
         let page = page as usize;
         let run = &mut self.pages[page..page + folio.pages()];
@@ -132,7 +132,7 @@ impl Model {
         free && aligned
     }
 
-    /// Takes up to forty small ones. `false` where the allocator is wrong.
+    /// Takes up to forty small folios. Returns `false` if the allocator is wrong.
     fn take_small(&mut self) -> bool {
         let who = self.random(2);
         let (mut pages, mut out) = ([0; 40], [const { None }; 40]);
@@ -150,7 +150,7 @@ impl Model {
             })
     }
 
-    /// Takes one of any order. `false` where the allocator is wrong.
+    /// Takes a folio of a random order. Returns `false` if the allocator is wrong.
     fn take_order(&mut self) -> bool {
         let who = self.random(2);
         let order = match self.random(3) {
@@ -188,7 +188,7 @@ mod tests {
         let mut m = Model::new()?;
         let (mut most, mut least) = (0, PAGES);
         for round in 0..6000 {
-            // In turns the allocator runs empty and fills up.
+            // The allocator alternately runs empty and fills up.
             let puts = if round / 1000 % 2 == 0 { 30 } else { 98 };
             match m.random(100) {
                 op if op < puts => assert!(m.put()),
@@ -201,9 +201,9 @@ mod tests {
             most = most.max(m.allocator.free());
             least = least.min(m.allocator.free());
         }
-        // Or the rounds have not tried much.
+        // Otherwise the rounds have not tried much.
         assert!(least == 0 && most > PAGES / 2);
-        // Everything that is taken is what the lists say.
+        // The lists have exactly the taken pages.
         for (who, client) in m.clients.into_iter().enumerate() {
             let mut out = [(0, 0); 1];
             while m.allocator.next_owned(client, &mut out) != 0 {

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Which client has the device pages in use.
+//! The clients that have the device pages in use.
 //!
 //! The pages of a client are on a list of its own, so that closing a file costs as much as the file
-//! migrated. A large folio is one entry, that of its first page. Core mm may split it into folios of any
-//! order; the entry is cut when the first part comes back.
+//! has migrated. A large folio is one entry, that of its first page. Core mm may split it into
+//! folios of any order; the entry is split when the first part comes back.
 
 #![forbid(unsafe_code)]
 
@@ -18,18 +18,18 @@ use crate::mm::PMD_ORDER;
 use core::num::NonZeroUsize;
 use kernel::prelude::*;
 
-/// Number of a client of a device.
+/// The number of a client of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::driver) struct ClientId(u32);
 
 impl ClientId {
-    /// A number that no other client of the device has at the same time.
+    /// The number, which no other client of the device has at the same time.
     pub(in crate::driver) fn number(self) -> u32 {
         self.0
     }
 }
 
-/// The list that a page is on, and as what.
+/// The client whose list has a page, and the order of the folio.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Owner(u32);
 
@@ -37,7 +37,7 @@ impl Owner {
     /// The page is free, or part of a large folio but not its first page.
     const NOBODY: Self = Self(u32::MAX);
 
-    /// The order is in the bits from here on.
+    /// The bits from here on have the order.
     const ORDER_SHIFT: u32 = 28;
 
     fn new(client: ClientId, order: u32) -> Self {
@@ -69,13 +69,13 @@ impl Linked for Slot {
     }
 }
 
-/// Folios of a client.
+/// The folios of a client.
 #[derive(Clone, Copy)]
 struct Owned {
     entries: List,
-    /// Base pages of the entries.
+    /// The number of base pages in the entries.
     pages: usize,
-    /// The client is not gone.
+    /// Whether the client still exists.
     alive: bool,
 }
 
@@ -86,7 +86,7 @@ impl Owned {
         alive: false,
     };
 
-    /// No client has the number, and no page any more.
+    /// Whether no client has the number, and no page either.
     fn is_vacant(&self) -> bool {
         !self.alive && self.pages == 0
     }
@@ -98,7 +98,7 @@ pub(super) struct Entry {
     /// The first page.
     pub(super) head: u32,
     pub(super) order: u32,
-    /// Whose it is.
+    /// The client that has the folio.
     pub(super) client: ClientId,
 }
 
@@ -106,7 +106,7 @@ pub(super) struct Entry {
 pub(in crate::driver) struct ListRoom(KVVec<Owned>);
 
 impl ListRoom {
-    /// Room for `clients` clients. May sleep.
+    /// Makes room for `clients` clients. May sleep.
     pub(in crate::driver) fn new(clients: usize) -> Result<Self> {
         Ok(Self(KVVec::with_capacity(clients, GFP_KERNEL)?))
     }
@@ -119,7 +119,8 @@ pub(super) struct OwnerLists {
 }
 
 impl OwnerLists {
-    /// No clients and no pages, but numbers for `chunks` chunks of `chunk_pages` pages. May sleep.
+    /// Makes lists without clients and pages, with numbers for `chunks` chunks of `chunk_pages`
+    /// pages. May sleep.
     pub(super) fn new(chunks: usize, chunk_pages: NonZeroUsize) -> Result<Self> {
         Ok(Self {
             slots: Table::new(chunks, chunk_pages)?,
@@ -127,7 +128,7 @@ impl OwnerLists {
         })
     }
 
-    /// Slots for a chunk of `pages` pages. May sleep.
+    /// Makes the slots of a chunk of `pages` pages. May sleep.
     pub(super) fn new_chunk(pages: usize) -> Result<KVVec<Slot>> {
         let slot = Slot {
             link: Link::NONE,
@@ -136,7 +137,7 @@ impl OwnerLists {
         Ok(KVVec::from_elem(slot, pages, GFP_KERNEL)?)
     }
 
-    /// Pages of a chunk.
+    /// The number of pages of a chunk.
     pub(super) fn chunk_pages(&self) -> usize {
         self.slots.per_chunk()
     }
@@ -146,19 +147,19 @@ impl OwnerLists {
         self.slots.vacancy()
     }
 
-    /// Adds the slots of [`OwnerLists::new_chunk`] as chunk `number`, which is vacant, and returns
-    /// the number of its first page.
+    /// Adds the slots of [`OwnerLists::new_chunk`] as chunk `number`, which is vacant. Returns the
+    /// number of its first page.
     pub(super) fn add_chunk(&mut self, number: usize, slots: KVVec<Slot>) -> u32 {
         self.slots.replace(number, slots);
         self.slots.numbers(number).start
     }
 
-    /// Takes chunk `number` out, of which no page is in use.
+    /// Removes chunk `number`, of which no page is in use.
     pub(super) fn remove_chunk(&mut self, number: usize) -> KVVec<Slot> {
         self.slots.replace(number, KVVec::new())
     }
 
-    /// A new client. The list of lists may have to grow, without waiting for memory.
+    /// Adds a client. The list of lists may have to grow, without waiting for memory.
     pub(super) fn add(&mut self) -> Result<ClientId> {
         let number = match self.lists.iter().position(Owned::is_vacant) {
             Some(number) => number,
@@ -173,27 +174,27 @@ impl OwnerLists {
         Ok(ClientId(number as u32))
     }
 
-    /// The client is gone. Pages that it still has keep its number until they are freed.
+    /// Removes a client. Pages that it still has keep its number until they are freed.
     pub(super) fn remove(&mut self, client: ClientId) {
         self.list(client).alive = false;
     }
 
-    /// How many clients there are room for without [`OwnerLists::swap_lists`].
+    /// The number of clients for which there is room without [`OwnerLists::swap_lists`].
     pub(super) fn spare(&self) -> usize {
         let vacant = self.lists.iter().filter(|list| list.is_vacant()).count();
         vacant + self.lists.capacity() - self.lists.len()
     }
 
-    /// Size that room for more clients is to have.
+    /// The size that the room for more clients must have.
     pub(super) fn wanted_lists(&self) -> usize {
         self.lists.capacity() * 2
     }
 
-    /// Takes room for more clients, and gives the old room back to be freed without the lock.
+    /// Takes room for more clients. Returns the old room, which the caller frees without the lock.
     pub(super) fn swap_lists(&mut self, mut new: ListRoom) -> ListRoom {
         if new.0.capacity() > self.lists.capacity() {
             for list in &self.lists {
-                // There is room: the capacity is larger than that of what is copied.
+                // There is room: the new capacity is larger than the number of lists.
                 if new.0.push_within_capacity(*list).is_err() {
                     return new;
                 }
@@ -203,14 +204,15 @@ impl OwnerLists {
         new
     }
 
-    /// Base pages that `client` has.
+    /// The number of base pages that `client` has.
     pub(super) fn pages(&self, client: ClientId) -> usize {
         self.lists[client.0 as usize].pages
     }
 
-    /// The folio that page `page` is part of, `None` when it is free or there is no such page.
+    /// The folio with page `page`; `None` if the page is free or does not exist.
     pub(super) fn entry(&self, page: u32) -> Option<Entry> {
-        // A folio of each order that `page` can be part of begins with another page, the smallest last.
+        // For each order, `page` can belong to one folio, with another first page. The smallest
+        // comes last.
         (0..=PMD_ORDER).find_map(|order| {
             let head = page & !((1 << order) - 1);
             let owner = self.slots.get(head)?.owner;
@@ -223,7 +225,7 @@ impl OwnerLists {
         })
     }
 
-    /// The folio of order `order` at `head`, which was free, is that of `client` now.
+    /// Gives the folio of order `order` at `head`, which was free, to `client`.
     pub(super) fn own(&mut self, client: ClientId, head: u32, order: u32) {
         self.slots[head].owner = Owner::new(client, order);
         let list = &mut self.lists[client.0 as usize];
@@ -231,7 +233,7 @@ impl OwnerLists {
         list.pages += 1 << order;
     }
 
-    /// The folio that `entry` describes is nobody's any more.
+    /// Takes the folio of `entry` from its client.
     pub(super) fn disown(&mut self, entry: Entry) {
         self.slots[entry.head].owner = Owner::NOBODY;
         let list = &mut self.lists[entry.client.0 as usize];
@@ -239,8 +241,8 @@ impl OwnerLists {
         list.pages -= 1 << entry.order;
     }
 
-    /// Cuts `entry` so that the folio of `order` at `head`, which is part of it, is an entry of its own,
-    /// and returns that.
+    /// Splits `entry`, so that the folio of `order` at `head`, a part of it, becomes an entry of
+    /// its own. Returns that entry.
     pub(super) fn split(&mut self, entry: Entry, head: u32, order: u32) -> Entry {
         self.disown(entry);
         let mut part = entry.head;
@@ -262,8 +264,8 @@ impl OwnerLists {
         }
     }
 
-    /// Writes up to `out.len()` of the folios of `client` to `out`, first page and order, and
-    /// returns how many. Each call gives the next ones, as the list is turned.
+    /// Writes up to `out.len()` of the folios of `client` to `out`, by first page and order.
+    /// Returns their number. Each call gives the next ones, because it rotates the list.
     pub(super) fn next(&mut self, client: ClientId, out: &mut [(u32, u32)]) -> usize {
         let Self { slots, lists } = self;
         let entries = &mut lists[client.0 as usize].entries;
@@ -361,7 +363,7 @@ mod tests {
         let n = o.next(b, &mut out);
         let pages: usize = out[..n].iter().map(|&(_, order)| 1 << order).sum();
         assert_eq!((n, pages), (8, 512));
-        // An entry that fits is left as it is.
+        // An entry with the same size is not split.
         assert_eq!(o.split(part, 8, 2), part);
         assert_eq!(o.pages(b), 512);
         Ok(())
@@ -408,7 +410,7 @@ mod tests {
         assert!(o.spare() > 0);
         let a = o.add()?;
         assert_eq!((o.pages(a), o.pages(first)), (0, 1));
-        // Smaller room is of no use and given back.
+        // A smaller room is useless and is given back.
         assert!(o.swap_lists(ListRoom::new(1)?).0.is_empty());
         Ok(())
     }
