@@ -208,11 +208,11 @@ unsafe-check:
 	@scripts/unsafe-check.sh
 
 clean:
-	@rm -rf build
+	@rm -rf build scripts/doctests
 	@find . -path ./target -prune -o -path ./.git -prune -o \( -name '*.o' -o -name '*.ko' \
 		-o -name '*.mod' -o -name '*.mod.c' -o -name '.*.cmd' -o -name '*.rmeta' \
 		-o -name Module.symvers -o -name modules.order -o -name '.module-common.*' \
-		-o -name bindings_generated.rs -o -name rust-project.json \) -type f -exec rm -f {} +
+		-o -name bindings_generated.rs -o -name doctests_generated.rs -o -name rust-project.json \) -type f -exec rm -f {} +
 
 distclean: clean
 	@rm -rf target

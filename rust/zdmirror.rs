@@ -26,6 +26,8 @@ mod bindings;
 #[path = "kernel/debugfs.rs"]
 mod debugfs;
 mod driver;
+#[cfg(CONFIG_KUNIT = "y")]
+mod examples;
 #[path = "kernel/miscdevice.rs"]
 mod miscdevice;
 #[path = "kernel/mm/mod.rs"]
@@ -128,7 +130,7 @@ struct Zdmirror {
 }
 
 impl kernel::Module for Zdmirror {
-    fn init(_module: &'static ThisModule) -> Result<Self> {
+    fn init(module: &'static ThisModule) -> Result<Self> {
         let config = Config::parse(
             mm::module::param_audit(),
             given(module_parameters::devmem_chunk_mb.value()),
@@ -163,7 +165,7 @@ impl kernel::Module for Zdmirror {
         let root = Dir::new(c"zdmirror", None)?;
         let mut files = KVec::with_capacity(nodes.capacity(), GFP_KERNEL)?;
         for (&(name, parameter), location) in devices {
-            let device = Device::new(name, config, location).map_err(|err| {
+            let device = Device::new(name, config, location, module).map_err(|err| {
                 pr_err!("parameter {}: {} {}\n", parameter, location, err.reason());
                 Error::from(err)
             })?;
@@ -174,7 +176,7 @@ impl kernel::Module for Zdmirror {
         pr_info!("loaded; only for testing\n");
         Ok(Self {
             _files: files,
-            _pagemaps: PagemapsFile::new(&root)?,
+            _pagemaps: PagemapsFile::new(&root, module)?,
             _nodes: nodes,
         })
     }

@@ -14,7 +14,10 @@ mod tests {
             NodeOps, //
         },
         mm::{
-            kunit::mmap_anon,
+            kunit::{
+                mmap_anon,
+                this_module, //
+            },
             PAGE_SIZE, //
         },
         sample::{
@@ -46,7 +49,7 @@ mod tests {
 
     #[test]
     fn pages_go_and_come_back() -> Result {
-        let chip = Chip::new(SZ_2M)?;
+        let chip = Chip::new(SZ_2M, this_module())?;
         let node = KBox::try_pin_init(
             Node::<Context>::register(c"zdm_sample", chip.clone()),
             GFP_KERNEL,
@@ -80,7 +83,7 @@ mod tests {
 
     #[test]
     fn bad_arguments_are_refused() -> Result {
-        let chip = Chip::new(SZ_2M)?;
+        let chip = Chip::new(SZ_2M, this_module())?;
         let context = Context::open(&chip)?;
         let start = mmap_anon(PAGE_SIZE)?;
         assert_eq!(context.ioctl(0, 0), Err(ENOTTY));

@@ -15,13 +15,14 @@ cmd=$(sed -nE 's/^savedcmd_[^ ]* := //p' "$out/rust/.zdmirror.o.cmd")
 
 sed -E -e "s|^#\[path = \"|&$top/rust/|" \
 	-e "s|^mod (audit\|bindings\|driver);|#[path = \"$top/rust/\1/mod.rs\"]\nmod \1;|" \
-	rust/zdmirror.rs > "$out/root.rs"
+	-e "s|^mod examples;|#[path = \"$top/rust/examples.rs\"]\n&|" rust/zdmirror.rs > "$out/root.rs"
 for f in "$cases"/*.rs; do
 	printf '#[path = "%s"]\nmod fail_%s;\n' "$f" "$(basename "$f" .rs)" >> "$out/root.rs"
 done
 
 cmd=${cmd%% --out-dir *}
 export RUSTC_BOOTSTRAP=1 ZDM_BINDINGS=$out/rust/bindings/bindings_generated.rs
+export ZDM_DOCTESTS=$out/rust/doctests_generated.rs
 status=0
 cd "$out"
 bash -c "$cmd --emit=metadata=$out/root.rmeta --cap-lints=allow --error-format=short $out/root.rs" \

@@ -54,7 +54,7 @@ pub(crate) struct Client {
 impl Client {
     /// Mirrors `mm` on `device`. May sleep.
     pub(super) fn new(device: &Arc<Device>, mm: &MmWithUser) -> Result<Pin<KBox<Self>>> {
-        let loaded = ModulePin::try_take().ok_or(ENODEV)?;
+        let loaded = ModulePin::try_take(device.owner.module()).ok_or(ENODEV)?;
         let id = device.add_opener()?;
         // No other task knows the number yet.
         let set = device.core.around.allow(id, device.config.fault_around);
@@ -183,7 +183,8 @@ mod tests {
         mm::{
             kunit::{
                 mmap_anon,
-                munmap, //
+                munmap,
+                this_module, //
             },
             mapped::Memory,
             migrate::bytes,
@@ -239,7 +240,7 @@ mod tests {
             ledger: true,
             fault_around: Most::ONE,
         };
-        let device = Device::new(c"kunit", config, Location::Anywhere)?;
+        let device = Device::new(c"kunit", config, Location::Anywhere, this_module())?;
         let task = current!();
         let mm = task.mm().ok_or(EINVAL)?;
         let client = Client::new(&device, mm)?;

@@ -145,6 +145,7 @@ mod tests {
             Config, //
         },
         mm::{
+            kunit::this_module,
             uapi::ZDM_STATS_ORDERS,
             PAGE_SIZE, //
         }, //
@@ -160,7 +161,7 @@ mod tests {
             ledger: true,
             fault_around: Most::ONE,
         };
-        Device::new(c"kunit", config, Place::Anywhere).map_err(Error::from)
+        Device::new(c"kunit", config, Place::Anywhere, this_module()).map_err(Error::from)
     }
 
     #[test]

@@ -221,15 +221,21 @@ impl Device {
         name: &'static CStr,
         config: Config,
         location: Location,
+        module: &'static ThisModule,
     ) -> Result<Arc<Self>, RegionError> {
-        Self::empty(name, config, location)
+        Self::empty(name, config, location, module)
             .map_err(|_| RegionError::NoSpace)
             .and_then(|device| device.grow().map(|()| device))
     }
 
-    fn empty(name: &'static CStr, config: Config, location: Location) -> Result<Arc<Self>> {
+    fn empty(
+        name: &'static CStr,
+        config: Config,
+        location: Location,
+        module: &'static ThisModule,
+    ) -> Result<Arc<Self>> {
         let core = Core::new(name, config.policy, config.ledger)?;
-        let owner = PgmapOwner::new()?;
+        let owner = PgmapOwner::new(module)?;
         let memory = Memory {
             chunks: [const { None }; MAX_CHUNKS],
             pool: Allocator::new(config.chunk_pages)?,

@@ -155,7 +155,10 @@ mod tests {
             Location as Place, //
         },
         mm::{
-            kunit::mmap_anon,
+            kunit::{
+                mmap_anon,
+                this_module, //
+            },
             mapped::Memory,
             owner::PgmapOwner,
             PAGE_SIZE, //
@@ -179,7 +182,7 @@ mod tests {
             ledger: true,
             fault_around: Most::ONE,
         };
-        Device::new(c"kunit", config, Place::Anywhere).map_err(Error::from)
+        Device::new(c"kunit", config, Place::Anywhere, this_module()).map_err(Error::from)
     }
 
     #[test]
@@ -255,7 +258,7 @@ mod tests {
                 at(pfn, &device.owner),
                 (there, 0, private, uapi::ZDM_OWNER_LOCAL)
             );
-            let stranger = PgmapOwner::new()?;
+            let stranger = PgmapOwner::new(this_module())?;
             assert_eq!(
                 at(pfn, &stranger),
                 (there, 0, private, uapi::ZDM_OWNER_REMOTE)

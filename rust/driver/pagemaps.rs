@@ -51,8 +51,8 @@ pub(crate) struct PagemapsFile {
 
 impl PagemapsFile {
     /// Makes the file in `root`. May sleep.
-    pub(crate) fn new(root: &Arc<Dir>) -> Result<Self> {
-        let source = Pagemaps(PgmapOwner::new()?);
+    pub(crate) fn new(root: &Arc<Dir>, module: &'static ThisModule) -> Result<Self> {
+        let source = Pagemaps(PgmapOwner::new(module)?);
         Ok(Self {
             _file: TextFile::new(root.clone(), c"pagemaps", source)?,
         })

@@ -223,7 +223,7 @@ impl Device {
                     "{}: its memory could not be unregistered; the module stays loaded\n",
                     self.name()
                 );
-                *pin = ModulePin::try_take();
+                *pin = ModulePin::try_take(self.owner.module());
             }
             (false, true) => *pin = None,
             _ => {}

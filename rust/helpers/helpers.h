@@ -128,8 +128,8 @@ struct dentry *zdm_debugfs_create_file(const char *name, umode_t mode, struct de
 				       void *data, const struct debugfs_short_fops *fops);
 void zdm_debugfs_remove(struct dentry *dentry);
 
-bool zdm_module_try_get(void);
-void zdm_module_put(void);
+bool zdm_module_try_get(struct module *module);
+void zdm_module_put(struct module *module);
 void zdm_work_init(struct work_struct *work, work_func_t func);
 bool zdm_work_queue(struct work_struct *work);
 const char *zdm_param_audit(void);

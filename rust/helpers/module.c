@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-/* Forwarders that need THIS_MODULE. */
+/* Forwarders for modules and deferred work. */
 #include <linux/module.h>
 #include <linux/workqueue.h>
 
@@ -7,14 +7,14 @@
 
 MODULE_VERSION(ZDM_VERSION);
 
-bool zdm_module_try_get(void)
+bool zdm_module_try_get(struct module *module)
 {
-	return try_module_get(THIS_MODULE);
+	return try_module_get(module);
 }
 
-void zdm_module_put(void)
+void zdm_module_put(struct module *module)
 {
-	module_put(THIS_MODULE);
+	module_put(module);
 }
 
 void zdm_work_init(struct work_struct *work, work_func_t func)

@@ -120,6 +120,26 @@ impl<S: Source> Shared<S> {
 }
 
 /// A file that only its owner may read; removed when dropped, which waits for readers.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::debugfs::{Dir, Source, Text, TextFile};
+///
+/// struct Answer;
+///
+/// impl Source for Answer {
+///     fn write(&self, text: &mut Text) -> Result {
+///         text.line(fmt!("answer {}", 42))
+///     }
+/// }
+///
+/// let dir = Dir::new(c"zdm_example", None)?;
+/// let file = TextFile::new(dir, c"answer", Answer)?;
+/// // File and directory go away together.
+/// drop(file);
+/// # Ok::<(), Error>(())
+/// ```
 pub(crate) struct TextFile<S> {
     // Removed before what its readers use, and before the directory that it is in.
     _dentry: Dentry,

@@ -20,6 +20,32 @@ use kernel::{
 };
 
 /// The state of an open file of a [`Node`], which is what the operations are called on.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::miscdevice::NodeOps;
+///
+/// /// An open file.
+/// struct Context;
+///
+/// impl NodeOps for Context {
+///     /// What all files of the device share.
+///     type Data = u32;
+///
+///     fn open(_limit: &u32) -> Result<Pin<KBox<Self>>> {
+///         Ok(KBox::pin(Self, GFP_KERNEL)?)
+///     }
+///
+///     fn release(&self) {}
+///
+///     fn ioctl(&self, _cmd: u32, _arg: usize) -> Result<isize> {
+///         Err(ENOTTY)
+///     }
+/// }
+/// # assert_eq!(Context::open(&1)?.ioctl(0, 0), Err(ENOTTY));
+/// # Ok::<(), Error>(())
+/// ```
 pub(crate) trait NodeOps: Send + Sync + Sized + 'static {
     /// Data of the device.
     type Data: Send + Sync + 'static;
@@ -41,6 +67,28 @@ pub(crate) trait NodeOps: Send + Sync + Sized + 'static {
 }
 
 /// A registered misc device.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::miscdevice::{Node, NodeOps};
+/// # struct Context;
+/// # impl NodeOps for Context {
+/// #     type Data = u32;
+/// #     fn open(_: &u32) -> Result<Pin<KBox<Self>>> {
+/// #         Ok(KBox::pin(Self, GFP_KERNEL)?)
+/// #     }
+/// #     fn release(&self) {}
+/// #     fn ioctl(&self, _cmd: u32, _arg: usize) -> Result<isize> {
+/// #         Err(ENOTTY)
+/// #     }
+/// # }
+///
+/// let node = KBox::try_pin_init(Node::<Context>::register(c"zdm_example", 7), GFP_KERNEL)?;
+/// // `/dev/zdm_example` goes away with the node.
+/// drop(node);
+/// # Ok::<(), Error>(())
+/// ```
 #[pin_data]
 pub(crate) struct Node<T: NodeOps> {
     // Deregistered before the data goes.

@@ -14,6 +14,16 @@ use kernel::{
 const FRAMES: usize = 10;
 
 /// The innermost frames of a stack; none in a kernel without `CONFIG_STACKTRACE`.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::stacktrace::Trace;
+///
+/// for frame in Trace::capture(0).frames() {
+///     pr_debug!("called from {}\n", frame);
+/// }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Trace {
     frames: [usize; FRAMES],

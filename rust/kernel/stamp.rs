@@ -68,6 +68,18 @@ impl RecentTime {
 /// Room for when something happened, what, and by whom: 16 bytes.
 ///
 /// Who reads it while it is written may get the time of one stamp and the rest of another.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::stamp::{log_clock, Stamp};
+///
+/// const ALLOCATED: u32 = 1;
+/// let stamp = Stamp::new();
+/// stamp.set(log_clock(), ALLOCATED);
+/// let (_time, what, task) = stamp.get();
+/// assert_eq!((what, task), (ALLOCATED, current!().pid() as u32));
+/// ```
 pub(crate) struct Stamp {
     time: Atomic<u64>,
     /// What in bits 0 to 31, the task in 32 to 63.

@@ -6,7 +6,8 @@
 #![forbid(unsafe_code)]
 
 use crate::mm::module::ModulePin;
+use kernel::ThisModule;
 
-fn pin() -> ModulePin {
-    ModulePin(())
+fn pin(module: &'static ThisModule) -> ModulePin {
+    ModulePin(module)
 }

@@ -24,7 +24,8 @@ const ORDER_BITS: usize = 0xf;
 /// # Examples
 ///
 /// ```
-/// # use crate::mm::backing::Backing;
+/// use kernel::mm::backing::Backing;
+///
 /// assert_eq!(Backing::alloc(2)?.order(), 2);
 /// // The device has memory of its own.
 /// assert_eq!(Backing::none(2)?.order(), 2);

@@ -6,6 +6,20 @@
 use core::ops::Deref;
 
 /// Something on cache lines of its own. 64 bytes are a line of x86-64, and of most others.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::{
+///     mm::cache_line::CacheLine,
+///     sync::atomic::{Atomic, Relaxed},
+/// };
+///
+/// let free = CacheLine(Atomic::new(3u32));
+/// free.store(2, Relaxed);
+/// assert_eq!(free.load(Relaxed), 2);
+/// assert_eq!(core::mem::size_of_val(&free) % 64, 0);
+/// ```
 #[repr(align(64))]
 pub(crate) struct CacheLine<T>(pub(crate) T);
 

@@ -20,6 +20,24 @@ use kernel::{
 };
 
 /// Why copying ended.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::mm::{copy::Stop, table::Access};
+/// # use kernel::{mm::{kunit::anon_range, kunit_device::EmulatedDevice}, page::PAGE_SIZE};
+/// # let device = EmulatedDevice::new()?;
+/// # let range = anon_range(2)?;
+/// # let mirror = device.mirror()?;
+///
+/// let mut bytes = KVec::from_elem(1u8, 2 * PAGE_SIZE, GFP_KERNEL)?;
+/// // Nothing is mapped yet for the device.
+/// assert_eq!(mirror.read(range, &mut bytes), (0, Stop::Unmapped));
+/// mirror.fault(range, Access::Read)?;
+/// assert_eq!(mirror.read(range, &mut bytes), (2, Stop::Done));
+/// assert!(bytes.iter().all(|&byte| byte == 0));
+/// # Ok::<(), Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stop {
     /// All pages were copied.

@@ -23,6 +23,21 @@ use core::ptr::NonNull;
 ///
 /// Dropping it unlocks and frees the folio.
 ///
+/// # Examples
+///
+/// ```
+/// # use kernel::mm::kunit_device::EmulatedDevice;
+/// # let device = EmulatedDevice::new()?;
+/// let folio = device.alloc(2)?;
+/// assert!(folio.page().bits().is_locked());
+/// assert_eq!(folio.page().refs(), 1);
+/// assert_eq!(device.memory().used(), 4);
+/// // No migration took the folio: its pages are free again.
+/// drop(folio);
+/// assert_eq!(device.memory().used(), 0);
+/// # Ok::<(), Error>(())
+/// ```
+///
 /// # Invariants
 ///
 /// `page` is the head of a locked folio of `order`, and we own the lock and one reference.
@@ -77,6 +92,19 @@ impl Drop for LockedDeviceFolio {
 }
 
 /// A reference on a folio in use, of device or of system memory.
+///
+/// # Examples
+///
+/// ```
+/// # use kernel::mm::{kunit::anon_range, kunit_device::EmulatedDevice};
+/// # let device = EmulatedDevice::new()?;
+/// # let range = anon_range(1)?;
+/// # let mirror = device.mirror()?;
+/// device.migrate(range)?;
+/// let held = mirror.get_device_folio(range)?;
+/// assert!(device.memory().index_of_pfn(held.pfn()).is_some());
+/// # Ok::<(), Error>(())
+/// ```
 ///
 /// # Invariants
 ///
@@ -135,6 +163,22 @@ impl Drop for FolioRef {
 }
 
 /// Why [`DevPagemap::hand_out`](super::pagemap::DevPagemap::hand_out) refused.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::mm::{backing::Backing, device_folio::HandOutCause};
+/// # use kernel::mm::kunit_device::EmulatedDevice;
+/// # let device = EmulatedDevice::new()?;
+///
+/// let block = device.take().ok_or(ENOSPC)?;
+/// let refused = device.memory().hand_out(block, Backing::none(0)?);
+/// match refused.map_err(|err| (err.cause, err.folio)) {
+///     Err((HandOutCause::Mismatch, folio)) => device.put(folio),
+///     _ => return Err(EINVAL),
+/// }
+/// # Ok::<(), Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum HandOutCause {
     /// The page with this index is free, but has a reference or is locked.
@@ -146,6 +190,23 @@ pub(crate) enum HandOutCause {
 }
 
 /// What [`DevPagemap::hand_out`](super::pagemap::DevPagemap::hand_out) refused, and why.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::mm::backing::Backing;
+/// # use kernel::mm::kunit_device::EmulatedDevice;
+/// # let device = EmulatedDevice::new()?;
+///
+/// let block = device.take().ok_or(ENOSPC)?;
+/// let order = block.order();
+/// // The backing is for another order.
+/// let refused = device.memory().hand_out(block, Backing::alloc(0)?);
+/// let err = refused.err().ok_or(EINVAL)?;
+/// assert_eq!((err.folio.order(), err.backing.order()), (order, 0));
+/// device.put(err.folio);
+/// # Ok::<(), Error>(())
+/// ```
 pub(crate) struct HandOutError {
     /// Why it refused.
     pub(crate) cause: HandOutCause,
@@ -166,6 +227,29 @@ impl HandOutError {
 }
 
 /// A folio in the hands of `folio_free`: no reference is left, and its backing is gone.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::mm::{device_folio::FreedFolio, pagemap_ops::PagemapOps};
+/// # use kernel::mm::free_stack::FreeStack;
+///
+/// struct Pages(FreeStack);
+///
+/// impl PagemapOps for Pages {
+///     fn folio_free(&self, folio: FreedFolio<'_>) {
+///         let index = folio.index();
+///         match folio.into_free() {
+///             Some(free) => drop(self.0.push(free)),
+///             None => pr_warn!("page {} was freed twice\n", index),
+///         }
+///     }
+/// }
+/// # use kernel::mm::region::Frames;
+/// # let pages = Pages(FreeStack::new(Frames::for_test(512))?);
+/// # assert!(pages.0.is_empty());
+/// # Ok::<(), Error>(())
+/// ```
 #[must_use = "the pages of a folio that is not taken out are never handed out again"]
 pub(crate) struct FreedFolio<'a> {
     page: PageView<'a>,

@@ -34,6 +34,37 @@ use kernel::{
 };
 
 /// Why a folio did not become a destination. The folio was freed.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::mm::device_memory::{CopyError, CpuPages, DeviceMemory, DevicePages};
+/// # use kernel::mm::{kunit::{anon_range, touch}, kunit_device::EmulatedDevice};
+/// # let device = EmulatedDevice::new()?;
+/// # let range = anon_range(1)?;
+/// # touch(range)?;
+///
+/// struct Broken;
+///
+/// impl DeviceMemory for Broken {
+///     fn copy_in(&self, _: &mut DevicePages<'_>, _: &CpuPages<'_>) -> Result<(), CopyError> {
+///         Err(CopyError::Device)
+///     }
+/// #     fn copy_out(&self, _: &mut CpuPages<'_>, _: &DevicePages<'_>) -> Result<(), CopyError> {
+/// #         Err(CopyError::Device)
+/// #     }
+/// #     fn clear(&self, _: &mut DevicePages<'_>) -> Result<(), CopyError> {
+/// #         Err(CopyError::Device)
+/// #     }
+/// }
+///
+/// // The page stays where it is.
+/// device.migrate_by(range, &Broken, |migration| {
+///     assert_eq!(migration.moved().pages, 0);
+///     Ok(())
+/// })?;
+/// # Ok::<(), Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CopyError {
     /// There is no such source, or source and destination do not suit each other.
@@ -52,10 +83,9 @@ pub(crate) enum CopyError {
 ///
 /// # Examples
 ///
-/// Memory that the CPU emulates with pages of the system:
-///
 /// ```
-/// # use crate::mm::device_memory::{CopyError, CpuPages, DeviceMemory, DevicePages};
+/// use kernel::mm::device_memory::{CopyError, CpuPages, DeviceMemory, DevicePages};
+///
 /// struct Emulated;
 ///
 /// impl DeviceMemory for Emulated {
@@ -71,7 +101,15 @@ pub(crate) enum CopyError {
 ///         to.clear()
 ///     }
 /// }
-/// # assert!(Emulated.fence().is_ok());
+/// # use kernel::mm::{kunit::{anon_range, touch}, kunit_device::EmulatedDevice};
+/// # let device = EmulatedDevice::new()?;
+/// # let range = anon_range(2)?;
+/// # touch(range.first(1))?;
+/// # device.migrate_by(range, &Emulated, |migration| {
+/// #     assert_eq!(migration.moved().pages, 2);
+/// #     Ok(())
+/// # })?;
+/// # Ok::<(), Error>(())
 /// ```
 pub(crate) trait DeviceMemory {
     /// Begins to copy `from` to the device. Both ends have the same order. May sleep.
@@ -96,6 +134,49 @@ pub(crate) trait DeviceMemory {
 }
 
 /// Pages in a row that the CPU reaches, at one end of a copy.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::mm::device_memory::{CopyError, CpuPages, DeviceMemory, DevicePages};
+/// # use kernel::{mm::{kunit::{anon_range, touch}, kunit_device::EmulatedDevice}, new_mutex, page::PAGE_SIZE, sync::Mutex};
+/// # let device = EmulatedDevice::new()?;
+/// # let range = anon_range(1)?;
+/// # touch(range)?;
+///
+/// /// A device that has a window of one page to its memory.
+/// #[pin_data]
+/// struct Window {
+///     #[pin]
+///     page: Mutex<KBox<[u8; PAGE_SIZE]>>,
+/// }
+///
+/// impl DeviceMemory for Window {
+///     fn copy_in(&self, _: &mut DevicePages<'_>, from: &CpuPages<'_>) -> Result<(), CopyError> {
+///         let mut window = self.page.lock();
+///         for n in 0..1 << from.order() {
+///             from.read_page(n, &mut window).map_err(|_| CopyError::Mismatch)?;
+///         }
+///         Ok(())
+///     }
+/// #     fn copy_out(&self, to: &mut CpuPages<'_>, from: &DevicePages<'_>) -> Result<(), CopyError> {
+/// #         from.copy_to_cpu(to)
+/// #     }
+/// #     fn clear(&self, to: &mut DevicePages<'_>) -> Result<(), CopyError> {
+/// #         to.clear()
+/// #     }
+/// }
+///
+/// # let page = KBox::new([0; PAGE_SIZE], GFP_KERNEL)?;
+/// # let window = KBox::pin_init(pin_init!(Window { page <- new_mutex!(page) }), GFP_KERNEL)?;
+/// device.migrate_by(range, &*window, |migration| {
+///     assert_eq!(migration.moved().pages, 1);
+///     Ok(())
+/// })?;
+/// // The CPU wrote the first byte.
+/// assert_eq!(window.page.lock()[0], 1);
+/// # Ok::<(), Error>(())
+/// ```
 ///
 /// # Invariants
 ///
@@ -218,6 +299,48 @@ impl CpuPages<'_> {
 /// Pages of a [`CpuPages`] that a device reaches by DMA. Dropping it unmaps the pages, which must be
 /// after the device has copied.
 ///
+/// # Examples
+///
+/// ```
+/// use kernel::{
+///     device::{Bound, Device},
+///     dma::DataDirection,
+///     mm::device_memory::{CopyError, CpuPages, DeviceMemory, DevicePages},
+/// };
+/// # use kernel::{mm::{kunit::{anon_range, touch, KunitDevice}, kunit_device::EmulatedDevice}, page::PAGE_SIZE};
+/// # let device = EmulatedDevice::new()?;
+/// # let range = anon_range(1)?;
+/// # touch(range)?;
+///
+/// struct Engine<'a>(&'a Device<Bound>);
+///
+/// impl DeviceMemory for Engine<'_> {
+///     fn copy_in(&self, to: &mut DevicePages<'_>, from: &CpuPages<'_>) -> Result<(), CopyError> {
+///         let dma = from
+///             .dma_map(self.0, DataDirection::ToDevice)
+///             .map_err(|_| CopyError::Device)?;
+///         // Here the engine would copy `dma.bytes()` bytes from `dma.address()`, and be waited for.
+///         assert_eq!(dma.bytes(), PAGE_SIZE << from.order());
+///         assert_eq!(dma.address() % PAGE_SIZE as u64, 0);
+///         drop(dma);
+///         to.copy_from_cpu(from)
+///     }
+/// #     fn copy_out(&self, to: &mut CpuPages<'_>, from: &DevicePages<'_>) -> Result<(), CopyError> {
+/// #         from.copy_to_cpu(to)
+/// #     }
+/// #     fn clear(&self, to: &mut DevicePages<'_>) -> Result<(), CopyError> {
+/// #         to.clear()
+/// #     }
+/// }
+///
+/// # let platform = KunitDevice::new()?;
+/// # device.migrate_by(range, &Engine(platform.device()), |migration| {
+/// #     assert_eq!(migration.moved().pages, 1);
+/// #     Ok(())
+/// # })?;
+/// # Ok::<(), Error>(())
+/// ```
+///
 /// # Invariants
 ///
 /// `address` is a mapping of `bytes` bytes for `dev` that was not unmapped yet.
@@ -250,6 +373,43 @@ impl Drop for DmaPages<'_> {
 }
 
 /// Pages in a row of a device folio, at one end of a copy.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::mm::device_memory::{CopyError, CpuPages, DeviceMemory, DevicePages};
+/// # use kernel::{mm::{kunit::{anon_range, touch}, kunit_device::EmulatedDevice}, page::PAGE_SIZE};
+/// # let device = EmulatedDevice::new()?;
+/// # let range = anon_range(1)?;
+/// # touch(range)?;
+///
+/// /// Page frames of the device are in a row, from this one on.
+/// struct Vram {
+///     first_pfn: usize,
+/// }
+///
+/// impl DeviceMemory for Vram {
+///     fn copy_in(&self, to: &mut DevicePages<'_>, from: &CpuPages<'_>) -> Result<(), CopyError> {
+///         // Where the bytes go, seen from the device.
+///         let offset = (to.pfn() - self.first_pfn) * PAGE_SIZE;
+///         assert!(offset + (PAGE_SIZE << to.order()) <= 2 << 20);
+///         to.copy_from_cpu(from)
+///     }
+/// #     fn copy_out(&self, to: &mut CpuPages<'_>, from: &DevicePages<'_>) -> Result<(), CopyError> {
+/// #         from.copy_to_cpu(to)
+/// #     }
+/// #     fn clear(&self, to: &mut DevicePages<'_>) -> Result<(), CopyError> {
+/// #         to.clear()
+/// #     }
+/// }
+///
+/// let vram = Vram { first_pfn: device.memory().first_pfn() };
+/// device.migrate_by(range, &vram, |migration| {
+///     assert_eq!(migration.moved().pages, 1);
+///     Ok(())
+/// })?;
+/// # Ok::<(), Error>(())
+/// ```
 ///
 /// # Invariants
 ///

@@ -18,6 +18,7 @@ use super::{
     free_stack::FreeStack,
     kunit::{
         mmap_anon,
+        this_module,
         KunitDevice, //
     },
     migrate::{
@@ -210,7 +211,7 @@ mod tests {
     impl Setting {
         /// Pages of which each but the last was written to.
         fn new() -> Result<Self> {
-            let owner = PgmapOwner::new()?;
+            let owner = PgmapOwner::new(this_module())?;
             let driver = |frames: crate::mm::region::Frames| {
                 Ok(Driver {
                     free: FreeStack::new(frames)?,

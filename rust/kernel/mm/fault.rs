@@ -36,6 +36,21 @@ use kernel::{
 };
 
 /// How a fault ends that could not be resolved.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::mm::fault::FaultError;
+/// # use kernel::mm::{kunit::{anon_range, touch}, kunit_device::EmulatedDevice};
+/// # let range = anon_range(1)?;
+///
+/// assert_eq!(FaultError::from(ENOMEM), FaultError::Oom);
+/// // A device that has lost its memory.
+/// let device = EmulatedDevice::with_fault(|_| Err(FaultError::Sigbus))?;
+/// device.migrate(range)?;
+/// assert_eq!(touch(range), Err(EFAULT));
+/// # Ok::<(), Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FaultError {
     /// No memory: the fault is tried again after the OOM killer ran.
@@ -67,6 +82,23 @@ impl From<Error> for FaultError {
 }
 
 /// The order in which a process accesses an area, as it says itself.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::mm::fault::{AccessOrder, FaultError};
+/// # use kernel::mm::{kunit::{anon_range, touch}, kunit_device::EmulatedDevice};
+/// # let range = anon_range(1)?;
+///
+/// let device = EmulatedDevice::with_fault(|fault| match fault.access_order() {
+///     // Here the driver would bring more pages back than the one that was touched.
+///     AccessOrder::Sequential => Err(FaultError::Oom),
+///     AccessOrder::Random | AccessOrder::Unknown => Err(FaultError::Sigbus),
+/// })?;
+/// # device.migrate(range)?;
+/// # assert_eq!(touch(range), Err(EFAULT));
+/// # Ok::<(), Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum AccessOrder {
     /// It has not said.
@@ -78,6 +110,29 @@ pub(crate) enum AccessOrder {
 }
 
 /// A fault on a locked PRIVATE page that is being handled.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::mm::{migrate::PfnBuffer, system_folio::SystemFolio};
+/// # use kernel::mm::{kunit::{anon_range, touch}, kunit_device::{EmulatedDevice, EmulatedMemory}};
+/// # let range = anon_range(1)?;
+///
+/// let device = EmulatedDevice::with_fault(|fault| {
+///     let mut buffer = PfnBuffer::new(1 << fault.order())?;
+///     let mut migration = fault.migrate(&mut buffer, &EmulatedMemory)?;
+///     let (vma, address) = (fault.vma(), fault.address());
+///     migration.fill_system(|order| SystemFolio::alloc_vma(&vma, address, order))?;
+///     drop(migration.copied()?.finalize());
+///     Ok(())
+/// })?;
+/// device.migrate(range)?;
+/// assert_eq!(device.memory().used(), 1);
+/// // The CPU touches the page, and gets it back.
+/// touch(range)?;
+/// assert_eq!(device.memory().used(), 0);
+/// # Ok::<(), Error>(())
+/// ```
 ///
 /// # Invariants
 ///

@@ -30,6 +30,36 @@ use kernel::{
 
 /// A look-out for changes of a range by anybody but the migrations of the current task.
 ///
+/// # Examples
+///
+/// ```
+/// use kernel::mm::{copy::Stop, migrate::{Area, Migration, PfnBuffer, Request}};
+/// # use kernel::{mm::{kunit::{anon_range, touch}, kunit_device::{EmulatedDevice, EmulatedMemory}}, page::PAGE_SIZE};
+/// # let device = EmulatedDevice::new()?;
+/// # let range = anon_range(1)?;
+/// # touch(range)?;
+/// # let mirror = device.mirror()?;
+/// # let task = current!();
+/// # let mm = task.mm().ok_or(EINVAL)?;
+/// # let mut buffer = PfnBuffer::new(1)?;
+///
+/// let watch = mirror.watch(range).ok_or(EAGAIN)?;
+/// let mmap = mm.mmap_read_lock();
+/// let area = Area::lookup(&mmap, range.start()).ok_or(EFAULT)?;
+/// let request = Request::system(area, range, device.owner());
+/// let mut migration = Migration::of_range(&mut buffer, &request, &EmulatedMemory)?;
+/// migration.fill_device(|order| device.alloc(order))?;
+/// let migration = migration.copied()?;
+/// // The device need not fault the page in afterwards.
+/// assert_eq!(watch.fill(&migration)?, 1);
+/// drop(migration.finalize());
+/// # drop(mmap);
+/// # drop(watch);
+/// # let mut bytes = KVec::from_elem(0u8, PAGE_SIZE, GFP_KERNEL)?;
+/// assert_eq!(mirror.read(range, &mut bytes), (1, Stop::Done));
+/// # Ok::<(), Error>(())
+/// ```
+///
 /// # Invariants
 ///
 /// When the watch began no invalidation of the range was under way.

@@ -22,18 +22,11 @@ pub(crate) const BLOCK_PAGES: usize = 1 << PMD_ORDER;
 ///
 /// Dropping it is safe: its pages are not handed out again, and their memory stays registered.
 ///
-/// # Invariants
-///
-/// - The low bits are [`FreeFolio::MARK`] and the order, at most [`PMD_ORDER`]; above them is the number of
-///   the first page frame, which is aligned to the order.
-/// - The pages belong to a registered [`DevPagemap`](super::pagemap::DevPagemap), are not handed out, and no
-///   other value of this module contains one of them. (Values of KUnit cases name frames that no
-///   pagemap can have.)
-///
 /// # Examples
 ///
 /// ```
-/// # use crate::mm::free_folio::FreeFolio;
+/// use kernel::mm::free_folio::FreeFolio;
+///
 /// # fn example(folio: FreeFolio) -> Result<FreeFolio, FreeFolio> {
 /// let order = folio.order();
 /// let (low, high) = folio.split()?;
@@ -43,7 +36,16 @@ pub(crate) const BLOCK_PAGES: usize = 1 << PMD_ORDER;
 /// assert_eq!(folio.order(), order);
 /// # Ok(folio)
 /// # }
+/// # assert!(example(FreeFolio::for_test(0)).is_ok());
 /// ```
+///
+/// # Invariants
+///
+/// - The low bits are [`FreeFolio::MARK`] and the order, at most [`PMD_ORDER`]; above them is the number of
+///   the first page frame, which is aligned to the order.
+/// - The pages belong to a registered [`DevPagemap`](super::pagemap::DevPagemap), are not handed out, and no
+///   other value of this module contains one of them. (Values of KUnit cases name frames that no
+///   pagemap can have.)
 #[derive(Debug, PartialEq, Eq)]
 #[must_use = "the pages of a free folio that is dropped are never handed out again"]
 pub(crate) struct FreeFolio(NonZeroUsize);
@@ -162,6 +164,27 @@ impl FreeFolio {
 /// The pages of a registered region that were not cut into folios yet. Iterating it yields blocks of
 /// [`PMD_ORDER`].
 ///
+/// # Examples
+///
+/// ```
+/// use kernel::{
+///     mm::{free_folio::BLOCK_PAGES, owner::PgmapOwner, registration::Registration},
+///     module::this_module,
+///     sizes::SZ_2M,
+/// };
+/// # use kernel::mm::kunit_device::NoPages;
+///
+/// let owner = PgmapOwner::new(this_module::<LocalModule>())?;
+/// let (map, region) = Registration::private(2 * SZ_2M, owner, |_frames| Ok(NoPages))?;
+/// assert_eq!(region.blocks(), 2);
+/// for folio in region {
+///     assert_eq!(folio.pages(), BLOCK_PAGES);
+///     // An allocator would keep the folio.
+///     map.retire(folio).map_err(|_| EINVAL)?;
+/// }
+/// # Ok::<(), Error>(())
+/// ```
+///
 /// # Invariants
 ///
 /// As those of [`FreeFolio`], for the page frames from `next` to `end`, which are multiples of
@@ -219,6 +242,21 @@ const BITS: usize = u64::BITS as usize;
 const WORDS: usize = BLOCK_PAGES / BITS;
 
 /// Those pages of one block of [`PMD_ORDER`] that are free, as one bit each.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::mm::free_folio::{FreeFolio, FreePages, BLOCK_PAGES};
+/// # let block = FreeFolio::for_test(0);
+///
+/// let mut pages = FreePages::new(block).map_err(|_| EINVAL)?;
+/// let folio = pages.take(4).ok_or(ENOSPC)?;
+/// assert_eq!(pages.len(), BLOCK_PAGES - 16);
+/// assert!(!pages.contains(folio.first_pfn(), 0));
+/// pages.put(folio).map_err(|_| EINVAL)?;
+/// assert_eq!(pages.len(), BLOCK_PAGES);
+/// # Ok::<(), Error>(())
+/// ```
 ///
 /// # Invariants
 ///

@@ -31,13 +31,18 @@ const NIL: u32 = u32::MAX;
 /// # Examples
 ///
 /// ```
-/// # use crate::mm::{free_folio::FreeFolio, free_stack::FreeStack, region::Frames};
-/// # fn example(frames: Frames, folio: FreeFolio) -> Result {
+/// use kernel::mm::free_stack::FreeStack;
+/// # use kernel::mm::{free_folio::{FreeFolio, BLOCK_PAGES}, region::Frames};
+/// # let (frames, folio) = (Frames::for_test(BLOCK_PAGES), FreeFolio::for_test(0));
+///
 /// let stack = FreeStack::new(frames)?;
+/// // In `folio_free()`, in any context:
 /// stack.push(folio).map_err(|_| EINVAL)?;
-/// stack.take(1, |folio| pr_info!("{:#x} is free\n", folio.first_pfn()));
-/// # Ok(())
-/// # }
+/// // In the allocator:
+/// let folio = stack.pop().ok_or(ENOSPC)?;
+/// assert!(stack.is_empty());
+/// # drop(folio);
+/// # Ok::<(), Error>(())
 /// ```
 ///
 /// # Invariants

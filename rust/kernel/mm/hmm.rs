@@ -77,6 +77,27 @@ impl Absent {
 }
 
 /// An address space as one opener of the device sees it.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::mm::{copy::Stop, hmm::HmmMirror, owner::PgmapOwner, table::Access};
+/// # use kernel::{mm::kunit::{anon_range, touch}, module::this_module, page::PAGE_SIZE};
+/// # let range = anon_range(1)?;
+///
+/// let task = current!();
+/// let mm = task.mm().ok_or(EINVAL)?;
+/// let owner = PgmapOwner::new(this_module::<LocalModule>())?;
+/// let mirror = KBox::try_pin_init(HmmMirror::new(mm, owner), GFP_KERNEL)?;
+/// mirror.fault(range, Access::Write)?;
+/// let mut bytes = KVec::from_elem(7u8, PAGE_SIZE, GFP_KERNEL)?;
+/// assert_eq!(mirror.write(range, &bytes), (1, Stop::Done));
+/// // The CPU writes the first byte of the same page.
+/// touch(range)?;
+/// assert_eq!(mirror.read(range, &mut bytes), (1, Stop::Done));
+/// assert_eq!((bytes[0], bytes[1]), (1, 7));
+/// # Ok::<(), Error>(())
+/// ```
 #[pin_data]
 pub(crate) struct HmmMirror {
     #[pin]
@@ -98,7 +119,7 @@ impl HmmMirror {
         owner: Arc<PgmapOwner>,
     ) -> impl PinInit<Self, Error> + 'a {
         try_pin_init!(Self {
-            _loaded: ModulePin::try_take().ok_or(ENODEV)?,
+            _loaded: ModulePin::try_take(owner.module()).ok_or(ENODEV)?,
             notifier <- MmuIntervalNotifier::new(mm, Table::new()),
             owner,
         })

@@ -42,6 +42,25 @@ const TRIES: usize = 20;
 const PAUSE: i64 = 50;
 
 /// Whose pagemap a page is of.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::mm::inspect::Ownership;
+/// # use kernel::mm::{kunit::anon_range, kunit_device::EmulatedDevice};
+/// # let (device, other) = (EmulatedDevice::new()?, EmulatedDevice::new()?);
+/// # let range = anon_range(1)?;
+/// # device.migrate(range)?;
+///
+/// // Two devices look at the same page, which is on the first one.
+/// for (asking, ownership) in [(&device, Ownership::Local), (&other, Ownership::Remote)] {
+///     let mut found = [None];
+///     let mirror = asking.mirror()?;
+///     mirror.inspect(range, &mut found, |_, facts| facts.map(|facts| facts.ownership))?;
+///     assert!(found == [Some(ownership)] || asking.memory().used() == 0);
+/// }
+/// # Ok::<(), Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ownership {
     /// Nobody's: system memory, or a pagemap without an owner, as device-dax has.
@@ -53,6 +72,25 @@ pub(crate) enum Ownership {
 }
 
 /// What one look at a page tells. It is out of date at once unless something keeps the page.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::mm::{inspect::PageFacts, memory_type::MemoryType};
+/// # use kernel::mm::{kunit::anon_range, kunit_device::EmulatedDevice};
+/// # let device = EmulatedDevice::new()?;
+/// # let range = anon_range(1)?;
+/// # let mirror = device.mirror()?;
+///
+/// device.migrate(range)?;
+/// let mut found = [None];
+/// mirror.inspect(range, &mut found, |_, facts| facts)?;
+/// let facts: PageFacts = found[0].ok_or(ENOENT)?;
+/// assert_eq!(facts.memory_type, MemoryType::PRIVATE);
+/// // One page table entry maps the page, and holds its only reference.
+/// assert_eq!((facts.mapcount, facts.refs, facts.pins), (1, 1, 0));
+/// # Ok::<(), Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PageFacts {
     /// Page frame number.
@@ -295,7 +333,10 @@ pub(crate) fn inspect_pfns<T>(
 mod tests {
     use super::*;
     use crate::mm::{
-        kunit::mmap_anon,
+        kunit::{
+            mmap_anon,
+            this_module, //
+        },
         PAGE_SIZE, //
     };
     use kernel::uaccess::{
@@ -374,7 +415,10 @@ mod tests {
         user(start + PAGE_SIZE).writer().write_slice(&[1])?;
         let task = current!();
         let mm = task.mm().ok_or(EINVAL)?;
-        let mirror = KBox::try_pin_init(HmmMirror::new(mm, PgmapOwner::new()?), GFP_KERNEL)?;
+        let mirror = KBox::try_pin_init(
+            HmmMirror::new(mm, PgmapOwner::new(this_module())?),
+            GFP_KERNEL,
+        )?;
         let mut out = [(Seen::Error, None); PAGES];
         let range = PageRange::new(start, PAGES)?;
         mirror.inspect(range, &mut out, |seen, facts| (seen, facts))?;
@@ -402,7 +446,7 @@ mod tests {
     #[test]
     fn frames_beyond_the_last_are_none() -> Result {
         let mut out = [0; 3];
-        let owner = PgmapOwner::new()?;
+        let owner = PgmapOwner::new(this_module())?;
         inspect_pfns(MAX_PFNS - 2, &mut out, &owner, |facts| {
             1 + i32::from(facts.is_some())
         });

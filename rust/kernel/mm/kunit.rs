@@ -4,6 +4,10 @@
 //!
 //! C header: [`include/kunit/test.h`](srctree/include/kunit/test.h)
 
+use super::{
+    range::PageRange,
+    PAGE_SHIFT, //
+};
 use crate::bindings;
 use core::ptr::NonNull;
 use kernel::{
@@ -12,8 +16,20 @@ use kernel::{
         Device, //
     },
     error::to_result,
-    prelude::*, //
+    prelude::*,
+    uaccess::{
+        UserPtr,
+        UserSlice, //
+    }, //
 };
+
+/// The module that the KUnit cases are in.
+pub(crate) fn this_module() -> &'static ThisModule {
+    #[cfg(not(zdm_no_module_type))]
+    return kernel::module::this_module::<crate::LocalModule>();
+    #[cfg(zdm_no_module_type)]
+    return &crate::THIS_MODULE;
+}
 
 /// Maps `bytes` of private anonymous memory in the address space of the KUnit thread, which gets
 /// one where it has none; both go away with the test. May sleep.
@@ -33,7 +49,34 @@ pub(crate) fn mmap_anon(bytes: usize) -> Result<usize> {
     }
 }
 
+/// As [`mmap_anon`], as a range of `pages` pages.
+pub(crate) fn anon_range(pages: usize) -> Result<PageRange> {
+    PageRange::new(mmap_anon(pages << PAGE_SHIFT)?, pages)
+}
+
+/// Has the CPU write to each page of `range` in the address space of the KUnit thread. May sleep.
+pub(crate) fn touch(range: PageRange) -> Result {
+    for address in range.addresses() {
+        let user = UserSlice::new(UserPtr::from_addr(address), 1);
+        user.writer().write_slice(&[1])?;
+    }
+    Ok(())
+}
+
 /// A device that can address all memory, and whose DMA nobody remaps.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::{dma::DataDirection, mm::kunit::KunitDevice};
+///
+/// let device = KunitDevice::new()?;
+/// // As in the probe of a driver.
+/// let bound = device.device();
+/// pr_debug!("direction {:?}\n", DataDirection::ToDevice);
+/// # let _ = bound;
+/// # Ok::<(), Error>(())
+/// ```
 ///
 /// # Invariants
 ///

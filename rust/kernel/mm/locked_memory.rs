@@ -24,6 +24,18 @@ fn counter(user: NonNull<bindings::user_struct>) -> *mut i64 {
 /// A number of pages that the user of the task that made this has locked. They stop counting when
 /// this is dropped, on whatever task.
 ///
+/// # Examples
+///
+/// ```
+/// use kernel::mm::locked_memory::LockedPages;
+///
+/// let charged = LockedPages::charge(16)?;
+/// // The pages count as locked until here.
+/// drop(charged);
+/// assert_eq!(LockedPages::charge(usize::MAX).err(), Some(ENOMEM));
+/// # Ok::<(), Error>(())
+/// ```
+///
 /// # Invariants
 ///
 /// Owns a reference on `user`, whose counter of locked pages includes `pages`.

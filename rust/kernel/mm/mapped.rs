@@ -80,6 +80,25 @@ impl HmmEntry {
 }
 
 /// What kind of memory a page is of, as a device sees it. `local` is memory of the device.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::mm::{mapped::Memory, snapshot::Seen};
+/// # use kernel::mm::{kunit::anon_range, kunit_device::EmulatedDevice};
+/// # let device = EmulatedDevice::new()?;
+/// # let range = anon_range(1)?;
+/// # let mirror = device.mirror()?;
+///
+/// device.migrate(range)?;
+/// let mut on_device = [false];
+/// mirror.snapshot(range, &mut on_device, |seen| match seen {
+///     Seen::Page { memory, .. } => memory == Memory::Private { local: true },
+///     Seen::Error | Seen::Absent => false,
+/// })?;
+/// assert_eq!(on_device, [true]);
+/// # Ok::<(), Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Memory {
     /// Any page that the CPU has and no device.

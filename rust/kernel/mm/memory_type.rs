@@ -8,6 +8,17 @@ use super::PMD_ORDER;
 use crate::bindings;
 
 /// `enum memory_type`, as far as this module registers it.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::mm::{memory_type::MemoryType, PMD_ORDER};
+///
+/// assert!(MemoryType::Private.is_migratable());
+/// // With transparent huge pages this kernel may migrate large folios, too.
+/// assert!(MemoryType::Private.max_order() <= PMD_ORDER);
+/// assert_eq!(MemoryType::name(MemoryType::PRIVATE), "PRIVATE");
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum MemoryType {
     /// Memory that the CPU cannot reach.

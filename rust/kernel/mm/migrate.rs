@@ -53,6 +53,36 @@ pub(crate) use super::{
 
 /// A migration of up to [`MAX_PAGES`] pages, of a range of an area or of a list of device pages.
 ///
+/// # Examples
+///
+/// ```
+/// use kernel::mm::migrate::{Area, Migration, PfnBuffer, Request};
+/// # use kernel::mm::{kunit::{anon_range, touch}, kunit_device::{EmulatedDevice, EmulatedMemory}};
+/// # let device = EmulatedDevice::new()?;
+/// # let memory = EmulatedMemory;
+/// # let range = anon_range(4)?;
+/// # touch(range)?;
+///
+/// let task = current!();
+/// let mm = task.mm().ok_or(EINVAL)?;
+/// let mut buffer = PfnBuffer::new(range.pages())?;
+/// let mmap = mm.mmap_read_lock();
+/// let area = Area::lookup(&mmap, range.start()).ok_or(EFAULT)?;
+/// let request = Request::system(area, range, device.owner());
+/// let mut migration = Migration::of_range(&mut buffer, &request, &memory)?;
+/// for i in 0..migration.len() {
+///     if let Some(order) = migration.source(i) {
+///         // A source that cannot be copied stays where it is.
+///         let _ = migration.copy_to_device(i, 0, device.alloc(order)?);
+///     }
+/// }
+/// let migration = migration.copied()?;
+/// let moved = migration.moved().pages;
+/// drop(migration.finalize());
+/// assert_eq!(device.memory().used(), moved);
+/// # Ok::<(), Error>(())
+/// ```
+///
 /// # Invariants
 ///
 /// - `args.src` and `args.dst` hold at least `len` entries, borrowed for `'a`.

@@ -30,6 +30,7 @@
 //! [`registration::Registration`] is where a driver begins, and [`migrate::Migration`] what it does most.
 //! `samples/dmem.rs` is a whole driver.
 
+pub(crate) mod access;
 pub(crate) mod backing;
 pub(crate) mod cache_line;
 pub(crate) mod copy;
@@ -96,3 +97,5 @@ pub(crate) fn not_supported() -> Error {
 
 #[cfg(CONFIG_KUNIT = "y")]
 pub(crate) mod kunit;
+#[cfg(CONFIG_KUNIT = "y")]
+pub(crate) mod kunit_device;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Keeping the module loaded.
+//! Keeping a module loaded.
 //!
 //! C headers: [`include/linux/module.h`](srctree/include/linux/module.h),
 //! [`include/linux/workqueue.h`](srctree/include/linux/workqueue.h)
@@ -12,22 +12,34 @@ use kernel::{
     types::Opaque, //
 };
 
-/// A reference on this module.
+/// A reference on a module.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::{mm::module::ModulePin, module::this_module};
+///
+/// let pin = ModulePin::try_take(this_module::<LocalModule>()).ok_or(ENODEV)?;
+/// // The module is not unloaded until here.
+/// drop(pin);
+/// # Ok::<(), Error>(())
+/// ```
 ///
 /// # Invariants
 ///
-/// Owns one count of the module's references.
+/// Owns one count of the references of the module in the field.
 #[must_use = "the module may be unloaded again at once"]
-pub(crate) struct ModulePin(());
+pub(crate) struct ModulePin(&'static ThisModule);
 
 impl ModulePin {
-    /// Takes a reference, unless the module is on its way out: its exit function runs, or will.
-    /// Does not sleep.
-    pub(crate) fn try_take() -> Option<Self> {
-        // SAFETY: Code of the module runs, so its `struct module` is there.
-        let taken = unsafe { bindings::zdm_module_try_get() };
-        // INVARIANT: Taken above.
-        taken.then_some(Self(()))
+    /// Takes a reference of `module`, unless the module is on its way out: its exit function runs, or
+    /// will. Code that is not a module's always gets one. Does not sleep.
+    pub(crate) fn try_take(module: &'static ThisModule) -> Option<Self> {
+        // SAFETY: A `ThisModule` is NULL or the `struct module` of the code that has it, by the contract of
+        // `ThisModule::from_ptr()`. That code is running, or about to be run, so that the structure exists.
+        let taken = unsafe { bindings::zdm_module_try_get(module.as_ptr()) };
+        // INVARIANT: The reference was taken above.
+        taken.then_some(Self(module))
     }
 
     /// Forgets the pin without dropping the reference.
@@ -37,17 +49,17 @@ impl ModulePin {
 
     /// # Safety
     ///
-    /// One pin must have been leaked for every call.
-    pub(super) unsafe fn from_leaked() -> Self {
-        // INVARIANT: By the caller's contract.
-        Self(())
+    /// One pin of `module` must have been leaked for every call.
+    pub(super) unsafe fn from_leaked(module: &'static ThisModule) -> Self {
+        // INVARIANT: The leaked pin of `module` owned the reference, by the contract of this function.
+        Self(module)
     }
 }
 
 impl Drop for ModulePin {
     fn drop(&mut self) {
-        // SAFETY: We own a reference by the type invariants.
-        unsafe { bindings::zdm_module_put() };
+        // SAFETY: `self` owns a reference of the module by the type invariants of `ModulePin`.
+        unsafe { bindings::zdm_module_put(self.0.as_ptr()) };
     }
 }
 

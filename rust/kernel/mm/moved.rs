@@ -21,6 +21,26 @@ use core::ptr::NonNull;
 
 /// A folio that core mm has moved the contents of, before the migration is finalized: both ends are
 /// locked, and where they were mapped there are migration entries.
+///
+/// # Examples
+///
+/// ```
+/// # use kernel::mm::{kunit::{anon_range, touch}, kunit_device::{EmulatedDevice, EmulatedMemory}, memory_type::MemoryType};
+/// # let device = EmulatedDevice::new()?;
+/// # let range = anon_range(2)?;
+/// # touch(range.first(1))?;
+/// device.migrate_by(range, &EmulatedMemory, |migration| {
+///     for folio in migration.moved_folios() {
+///         assert_eq!(folio.destination.memory_type(), MemoryType::PRIVATE);
+///         // The second page was never touched: there was nothing to be moved from.
+///         if let Some(source) = folio.source {
+///             assert_eq!(source.mapcount(), 0);
+///         }
+///     }
+///     Ok(())
+/// })?;
+/// # Ok::<(), Error>(())
+/// ```
 pub(crate) struct MovedFolio<'a> {
     /// Where the contents were; `None` for a place that had no page.
     pub(crate) source: Option<PageView<'a>>,
@@ -31,6 +51,23 @@ pub(crate) struct MovedFolio<'a> {
 }
 
 /// What a migration has moved.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::mm::moved::Moved;
+/// # use kernel::mm::{kunit::{anon_range, touch}, kunit_device::{EmulatedDevice, EmulatedMemory}};
+/// # let device = EmulatedDevice::new()?;
+/// # let range = anon_range(2)?;
+/// # touch(range)?;
+///
+/// device.migrate_by(range, &EmulatedMemory, |migration| {
+///     let Moved { pages, folios, .. } = migration.moved();
+///     assert_eq!((pages, folios, migration.moved().large()), (2, 2, 0));
+///     Ok(())
+/// })?;
+/// # Ok::<(), Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Moved {
     /// Base pages that have moved.

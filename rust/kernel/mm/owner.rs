@@ -17,20 +17,28 @@ use kernel::{
 /// # Examples
 ///
 /// ```
-/// # use crate::mm::owner::PgmapOwner;
-/// let (a, b) = (PgmapOwner::new()?, PgmapOwner::new()?);
-/// assert!(!core::ptr::eq(&*a, &*b));
+/// use kernel::{mm::owner::PgmapOwner, module::this_module};
+///
+/// let one = PgmapOwner::new(this_module::<LocalModule>())?;
+/// let other = PgmapOwner::new(this_module::<LocalModule>())?;
+/// assert!(!core::ptr::eq(&*one, &*other));
 /// # Ok::<(), Error>(())
 /// ```
 pub(crate) struct PgmapOwner {
-    // Not zero-sized, for the sake of a unique address.
-    _address: u8,
+    // A field of non-zero size: the address of each owner is unique.
+    module: &'static ThisModule,
 }
 
 impl PgmapOwner {
-    /// Makes a new identity. May sleep.
-    pub(crate) fn new() -> Result<Arc<Self>> {
-        Ok(Arc::new(Self { _address: 0 }, GFP_KERNEL)?)
+    /// Makes a new identity for the driver of `module`, which stays loaded while core mm may call into it
+    /// for memory of this owner. May sleep.
+    pub(crate) fn new(module: &'static ThisModule) -> Result<Arc<Self>> {
+        Ok(Arc::new(Self { module }, GFP_KERNEL)?)
+    }
+
+    /// The module of the driver.
+    pub(crate) fn module(&self) -> &'static ThisModule {
+        self.module
     }
 
     pub(super) fn as_ptr(&self) -> *mut c_void {
@@ -41,10 +49,14 @@ impl PgmapOwner {
 #[kunit_tests(zdmirror_owner)]
 mod tests {
     use super::*;
+    use crate::mm::kunit::this_module;
 
     #[test]
     fn no_two_owners_are_equal() -> Result {
-        let (a, b) = (PgmapOwner::new()?, PgmapOwner::new()?);
+        let (a, b) = (
+            PgmapOwner::new(this_module())?,
+            PgmapOwner::new(this_module())?,
+        );
         assert_ne!(a.as_ptr(), b.as_ptr());
         assert_eq!(a.as_ptr(), a.clone().as_ptr());
         Ok(())

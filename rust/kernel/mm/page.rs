@@ -19,6 +19,18 @@ use kernel::prelude::*;
 /// [`PageBits::is_referenced`] are known: its other fields belong to the folio. A free page may
 /// look like a tail: `zone_device_page_init()` undoes a large folio when the page is handed out,
 /// not when it is freed.
+///
+/// # Examples
+///
+/// ```
+/// # use kernel::mm::kunit_device::EmulatedDevice;
+/// # let device = EmulatedDevice::new()?;
+/// let page = device.memory().page(0).ok_or(EINVAL)?;
+/// assert!(page.bits().is_clean());
+/// let folio = device.alloc(0)?;
+/// assert!(folio.page().bits().is_new_small());
+/// # Ok::<(), Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct PageBits(u32);
 
@@ -109,6 +121,20 @@ pub(super) struct LargeFacts {
 ///
 /// Everything that is read here may change at any time: the values are exact only while nothing
 /// else can reach the page. None of the methods sleeps or takes a lock.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::mm::memory_type::MemoryType;
+/// # use kernel::mm::kunit_device::EmulatedDevice;
+/// # let device = EmulatedDevice::new()?;
+///
+/// let folio = device.alloc(3)?;
+/// let page = folio.page();
+/// assert_eq!(page.memory_type(), MemoryType::PRIVATE);
+/// assert_eq!((page.order(), page.refs(), page.mapcount()), (3, 1, 0));
+/// # Ok::<(), Error>(())
+/// ```
 ///
 /// # Invariants
 ///

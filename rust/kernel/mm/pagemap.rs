@@ -82,6 +82,18 @@ const FOLIO: usize = 1 << 32;
 ///
 /// Folios in use of PRIVATE memory are backed by system memory, in the place of a device's own.
 ///
+/// # Examples
+///
+/// ```
+/// # let device = kernel::mm::kunit_device::EmulatedDevice::new()?; let map = device.memory();
+/// let folio = device.alloc(3)?;
+/// let index = map.index_of_pfn(folio.page().pfn()).ok_or(EINVAL)?;
+/// assert_eq!((map.order_in_use(index), map.used()), (Some(3), 8));
+/// drop(folio);
+/// assert_eq!((map.order_in_use(index), map.used()), (None, 0));
+/// # Ok::<(), Error>(())
+/// ```
+///
 /// # Invariants
 ///
 /// - `pgmap` is registered with `memremap_pages()`, and its `ops` are `raw_ops`, those of `T`.
@@ -354,7 +366,7 @@ impl<T: PagemapOps> DevPagemap<T> {
         if self.pinned.load(Relaxed) {
             return true;
         }
-        let Some(pin) = ModulePin::try_take() else {
+        let Some(pin) = ModulePin::try_take(self.owner.module()) else {
             self.in_use.fetch_sub(FOLIO + pages, Full);
             return false;
         };
@@ -391,7 +403,7 @@ impl<T: PagemapOps> DevPagemap<T> {
     pub(super) fn drop_pin(&self) {
         if self.pinned.xchg(false, Full) {
             // SAFETY: `pinned` owned it by the type invariants.
-            drop(unsafe { ModulePin::from_leaked() });
+            drop(unsafe { ModulePin::from_leaked(self.owner.module()) });
         }
     }
 
@@ -418,7 +430,7 @@ impl<T: PagemapOps> DevPagemap<T> {
                 return;
             }
             // SAFETY: `pinned` owned it by the type invariants.
-            let pin = unsafe { ModulePin::from_leaked() };
+            let pin = unsafe { ModulePin::from_leaked(map.owner.module()) };
             // A folio may have been handed out, or even freed again, by a task that still saw `pinned`.
             let idle = map.folios() == 0 && map.excess_refs() == 0;
             if idle || map.pinned.xchg(true, Full) {

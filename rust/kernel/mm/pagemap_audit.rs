@@ -40,6 +40,25 @@ const SETTLED: usize = 300;
 const STALE_MAPPING: usize = 0xdead_0000_5a5a_5000;
 
 /// A fault to be injected into a free page, or to be taken out again.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::mm::pagemap_audit::Corruption;
+/// # use kernel::mm::kunit_device::EmulatedDevice;
+/// # let device = EmulatedDevice::new()?;
+/// # let map = device.memory();
+///
+/// let folio = device.take().ok_or(ENOSPC)?;
+/// let index = map.index_of_pfn(folio.first_pfn()).ok_or(EINVAL)?;
+/// assert!(map.corrupt(&folio, Corruption::AnonExclusive(true)));
+/// // A check of the free pages stops at the one that was spoilt.
+/// assert_eq!(map.clean_pages(index, 1), 0);
+/// assert!(map.corrupt(&folio, Corruption::AnonExclusive(false)));
+/// assert_eq!(map.clean_pages(index, 1), 1);
+/// device.put(folio);
+/// # Ok::<(), Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Corruption {
     /// Whether it has a reference, which stays until it is taken out again. The page cannot be handed

@@ -17,7 +17,8 @@ use super::{
 /// # Examples
 ///
 /// ```
-/// # use crate::mm::{device_folio::FreedFolio, free_stack::FreeStack, pagemap_ops::PagemapOps};
+/// use kernel::mm::{device_folio::FreedFolio, free_stack::FreeStack, pagemap_ops::PagemapOps};
+///
 /// struct Chunk {
 ///     freed: FreeStack,
 /// }
@@ -31,6 +32,10 @@ use super::{
 ///         }
 ///     }
 /// }
+/// # use kernel::mm::region::Frames;
+/// # let chunk = Chunk { freed: FreeStack::new(Frames::for_test(512))? };
+/// # assert!(chunk.freed.pop().is_none());
+/// # Ok::<(), Error>(())
 /// ```
 pub(crate) trait PagemapOps: Send + Sync + Sized + 'static {
     /// The last reference on a folio is gone, and the folio is given back.
@@ -48,6 +53,34 @@ pub(crate) trait PagemapOps: Send + Sync + Sized + 'static {
 }
 
 /// What the owner of PRIVATE memory is called for besides.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::mm::{
+///     fault::{FaultError, VmFault},
+///     pagemap_ops::PrivateOps,
+/// };
+/// # use kernel::{mm::{device_folio::FreedFolio, owner::PgmapOwner, pagemap_ops::PagemapOps, registration::Registration}, module::this_module, sizes::SZ_2M};
+/// # struct Chunk;
+/// # impl PagemapOps for Chunk {
+/// #     fn folio_free(&self, _: FreedFolio<'_>) {}
+/// # }
+///
+/// impl PrivateOps for Chunk {
+///     fn migrate_to_ram(&self, fault: &VmFault<'_>) -> Result<(), FaultError> {
+///         pr_debug!("page {} is wanted back\n", fault.index());
+///         // A driver migrates the page, as in the example of `VmFault`.
+///         Err(FaultError::Sigbus)
+///     }
+/// }
+/// # let owner = PgmapOwner::new(this_module::<LocalModule>())?;
+/// # let (map, region) = Registration::private(SZ_2M, owner, |_| Ok(Chunk))?;
+/// # for folio in region {
+/// #     map.retire(folio).map_err(|_| EINVAL)?;
+/// # }
+/// # Ok::<(), Error>(())
+/// ```
 pub(crate) trait PrivateOps: PagemapOps {
     /// The CPU touched a folio. The mmap lock is held for reading, and the folio is locked. May
     /// sleep.

@@ -10,6 +10,18 @@ use kernel::prelude::*;
 pub(crate) const MAX_PAGES: usize = 1 << PMD_ORDER;
 
 /// Source and destination entries for migrations of up to [`MAX_PAGES`] pages, to be reused.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::mm::pfn_buffer::{PfnBuffer, MAX_PAGES};
+///
+/// // For the page of a CPU fault, which needs no memory.
+/// assert_eq!(PfnBuffer::new(1)?.capacity(), 1);
+/// // For ranges of any length, in parts.
+/// assert_eq!(PfnBuffer::new(usize::MAX)?.capacity(), MAX_PAGES);
+/// # Ok::<(), Error>(())
+/// ```
 pub(crate) struct PfnBuffer(Entries);
 
 /// The first half is for the source.

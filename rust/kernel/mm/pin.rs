@@ -20,6 +20,23 @@ use kernel::prelude::*;
 const BATCH: usize = 512;
 
 /// What is held of a page.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::mm::pin::{Hold, PinRequest, PinnedPages};
+/// # use kernel::mm::{kunit::anon_range, kunit_device::EmulatedDevice};
+/// # let device = EmulatedDevice::new()?;
+/// # let range = anon_range(1)?;
+///
+/// // Memory of a device cannot be pinned for long: the page is migrated back first.
+/// device.migrate(range)?;
+/// let request = PinRequest { hold: Hold::LongTerm, write: true, fast: false };
+/// let pinned = PinnedPages::new(range, request)?;
+/// assert_eq!(device.memory().used(), 0);
+/// # drop(pinned);
+/// # Ok::<(), Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Hold {
     /// A reference: `FOLL_GET`.
@@ -32,6 +49,23 @@ pub(crate) enum Hold {
 }
 
 /// How pages are to be had.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::mm::pin::{Hold, PinRequest, PinnedPages};
+/// # use kernel::mm::kunit::anon_range;
+/// # let range = anon_range(2)?;
+///
+/// let request = PinRequest {
+///     hold: Hold::Pin,
+///     write: false,
+///     fast: true,
+/// };
+/// let pinned = PinnedPages::new(range, request)?;
+/// # drop(pinned);
+/// # Ok::<(), Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PinRequest {
     /// What is held.
@@ -55,6 +89,21 @@ impl PinRequest {
 }
 
 /// User pages that are held. They are let go when this is dropped, which may sleep.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::mm::pin::{Hold, PinRequest, PinnedPages};
+/// # use kernel::mm::kunit::anon_range;
+/// # let range = anon_range(2)?;
+///
+/// let request = PinRequest { hold: Hold::Pin, write: true, fast: true };
+/// let mut pinned = PinnedPages::new(range, request)?;
+/// // The device writes, and the file system, if there is one, learns of it when the pin is dropped.
+/// pinned.mark_dirty();
+/// drop(pinned);
+/// # Ok::<(), Error>(())
+/// ```
 ///
 /// # Invariants
 ///
@@ -186,7 +235,10 @@ mod tests {
     use crate::mm::{
         hmm::HmmMirror,
         inspect::PageFacts,
-        kunit::mmap_anon,
+        kunit::{
+            mmap_anon,
+            this_module, //
+        },
         owner::PgmapOwner,
         PAGE_SHIFT, //
     };
@@ -212,7 +264,10 @@ mod tests {
         }
         let task = current!();
         let mm = task.mm().ok_or(EINVAL)?;
-        let mirror = KBox::try_pin_init(HmmMirror::new(mm, PgmapOwner::new()?), GFP_KERNEL)?;
+        let mirror = KBox::try_pin_init(
+            HmmMirror::new(mm, PgmapOwner::new(this_module())?),
+            GFP_KERNEL,
+        )?;
         Ok((start, mirror))
     }
 

@@ -17,19 +17,22 @@ pub(crate) fn task_size() -> usize {
 
 /// Whole pages of user addresses, at least one.
 ///
-/// # Invariants
-///
-/// - `start` and `end` are multiples of [`PAGE_SIZE`], and `start < end`.
-/// - `end` is at most [`task_size`].
-///
 /// # Examples
 ///
 /// ```
+/// use kernel::mm::range::PageRange;
+///
 /// let range = PageRange::new(0x10000, 3)?;
 /// assert_eq!((range.start(), range.end(), range.pages()), (0x10000, 0x13000, 3));
 /// assert_eq!(range.skip(1), PageRange::new(0x11000, 2).ok());
 /// assert!(PageRange::new(0x10001, 1).is_err());
+/// # Ok::<(), Error>(())
 /// ```
+///
+/// # Invariants
+///
+/// - `start` and `end` are multiples of [`PAGE_SIZE`], and `start < end`.
+/// - `end` is at most [`task_size`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PageRange {
     start: usize,

@@ -17,6 +17,20 @@ use kernel::{
 const NAME: &str = "hmm_dmirror";
 
 /// Why a range cannot be had.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::mm::{owner::PgmapOwner, region::RegionError, registration::Registration};
+/// # use kernel::{mm::kunit_device::NoPages, module::this_module};
+///
+/// let owner = PgmapOwner::new(this_module::<LocalModule>())?;
+/// let refused = Registration::private(4096, owner, |_frames| Ok(NoPages));
+/// let err = refused.err().ok_or(EINVAL)?;
+/// assert_eq!(err, RegionError::Unaligned);
+/// assert_eq!(Error::from(err), EINVAL);
+/// # Ok::<(), Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RegionError {
     /// Start or length is no multiple of 2 MiB, or there is nothing in it.
@@ -54,6 +68,20 @@ impl From<RegionError> for Error {
 }
 
 /// A range of page frames.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::mm::{free_stack::FreeStack, region::Frames};
+///
+/// /// What a driver keeps of its free pages.
+/// fn new_pages(frames: Frames) -> Result<FreeStack> {
+///     pr_debug!("{} pages from {:#x} on\n", frames.pages(), frames.first_pfn());
+///     FreeStack::new(frames)
+/// }
+/// # assert!(new_pages(Frames::for_test(512))?.is_empty());
+/// # Ok::<(), Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Frames {
     first_pfn: usize,

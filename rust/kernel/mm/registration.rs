@@ -47,17 +47,22 @@ use kernel::{
 /// # Examples
 ///
 /// ```
-/// # use crate::mm::{owner::PgmapOwner, pagemap_ops::PrivateOps, registration::Registration};
-/// # use kernel::sizes::SZ_2M;
-/// # fn example<T: PrivateOps>(ops: T) -> Result {
-/// let owner = PgmapOwner::new()?;
-/// let (map, free) = Registration::private(SZ_2M, owner, |_frames| Ok(ops))?;
-/// for folio in free {
+/// use kernel::{
+///     mm::{owner::PgmapOwner, registration::Registration},
+///     module::this_module,
+///     sizes::SZ_2M,
+/// };
+/// # use kernel::mm::kunit_device::NoPages as Pages;
+///
+/// let owner = PgmapOwner::new(this_module::<LocalModule>())?;
+/// let (map, region) = Registration::private(SZ_2M, owner, |_frames| Ok(Pages))?;
+/// for folio in region {
 ///     // An allocator would keep the folio, until `hand_out()` consumes it.
 ///     map.retire(folio).map_err(|_| EINVAL)?;
 /// }
-/// # Ok(())
-/// # }
+/// // All pages are home, so that dropping the registration unregisters the memory.
+/// assert_eq!(map.away(), 0);
+/// # Ok::<(), Error>(())
 /// ```
 ///
 /// # Invariants
@@ -186,7 +191,7 @@ impl<T: PagemapOps> Drop for Registration<T> {
                 self.away() - self.used().min(self.away())
             );
             // Folios in use pin the module. Nothing calls into it for those that are free.
-            if let Some(pin) = ModulePin::try_take() {
+            if let Some(pin) = ModulePin::try_take(self.map.owner.module()) {
                 pin.leak();
             }
             return;
@@ -222,6 +227,19 @@ impl<T: PagemapOps> Drop for Registration<T> {
 
 /// A reference on a pagemap that is registered. To be held for a bounded time: unregistering it
 /// waits.
+///
+/// # Examples
+///
+/// ```
+/// # use kernel::mm::kunit_device::EmulatedDevice;
+/// # let device = EmulatedDevice::new()?;
+/// # let registration = device.memory();
+/// let map = registration.get().ok_or(ENODEV)?;
+/// // Whoever unregisters the memory waits until here.
+/// assert_eq!(map.used(), 0);
+/// drop(map);
+/// # Ok::<(), Error>(())
+/// ```
 ///
 /// # Invariants
 ///
@@ -264,6 +282,7 @@ mod tests {
             BLOCK_PAGES, //
         },
         free_stack::FreeStack,
+        kunit::this_module,
         pagemap_audit::Corruption,
         PMD_ORDER, //
     };
@@ -308,7 +327,7 @@ mod tests {
                 freed: FreeStack::new(frames)?,
             })
         };
-        let (map, mut free) = Registration::private(SZ_2M, PgmapOwner::new()?, ops)?;
+        let (map, mut free) = Registration::private(SZ_2M, PgmapOwner::new(this_module())?, ops)?;
         assert_eq!((map.away(), free.blocks()), (BLOCK_PAGES, 1));
         Ok((map, free.next().ok_or(EINVAL)?))
     }

@@ -17,6 +17,33 @@ use kernel::mm::{
 };
 
 /// Which pages of a range a migration takes.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::mm::{memory_type::MemoryType, migrate::{Area, Migration, PfnBuffer, Request, Select}};
+/// # use kernel::mm::{kunit::anon_range, kunit_device::{EmulatedDevice, EmulatedMemory}, system_folio::SystemFolio};
+/// # let device = EmulatedDevice::new()?;
+/// # let range = anon_range(1)?;
+/// # device.migrate(range)?;
+/// # let task = current!();
+/// # let mm = task.mm().ok_or(EINVAL)?;
+/// # let mut buffer = PfnBuffer::new(1)?;
+/// # let mmap = mm.mmap_read_lock();
+/// # let area = Area::lookup(&mmap, range.start()).ok_or(EFAULT)?;
+///
+/// // What the device has of the range is brought back.
+/// let request = Request {
+///     select: Select::Device(MemoryType::Private),
+///     ..Request::system(area, range, device.owner())
+/// };
+/// let mut migration = Migration::of_range(&mut buffer, &request, &EmulatedMemory)?;
+/// migration.fill_system(SystemFolio::alloc)?;
+/// drop(migration.copied()?.finalize());
+/// assert_eq!(device.memory().used(), 0);
+/// # drop(mmap);
+/// # Ok::<(), Error>(())
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Select {
     /// Pages in system memory, and holes: addresses that no page was ever mapped at.
@@ -39,6 +66,21 @@ impl Select {
 ///
 /// A [`VmaRef`] may also be of an area that only its own lock protects, which is too little for a
 /// migration.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::mm::migrate::Area;
+/// # use kernel::mm::kunit::anon_range;
+/// # let range = anon_range(1)?;
+///
+/// let task = current!();
+/// let mm = task.mm().ok_or(EINVAL)?;
+/// let mmap = mm.mmap_read_lock();
+/// let area = Area::lookup(&mmap, range.start()).ok_or(EFAULT)?;
+/// assert!(area.start() <= range.start() && range.end() <= area.end());
+/// # Ok::<(), Error>(())
+/// ```
 ///
 /// # Invariants
 ///
@@ -71,6 +113,28 @@ impl Deref for Area<'_> {
 }
 
 /// A range of an area, and what of it is to be migrated.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::mm::migrate::{Area, Migration, PfnBuffer, Request};
+/// # use kernel::mm::{kunit::anon_range, kunit_device::{EmulatedDevice, EmulatedMemory}};
+/// # let device = EmulatedDevice::new()?;
+/// # let range = anon_range(2)?;
+/// # let task = current!();
+/// # let mm = task.mm().ok_or(EINVAL)?;
+/// # let mut buffer = PfnBuffer::new(2)?;
+/// # let mmap = mm.mmap_read_lock();
+///
+/// let area = Area::lookup(&mmap, range.start()).ok_or(EFAULT)?;
+/// let request = Request::system(area, range, device.owner());
+/// let migration = Migration::of_range(&mut buffer, &request, &EmulatedMemory)?;
+/// assert_eq!(migration.selected(), 2);
+/// // Nothing moves: a migration that is dropped puts the pages back.
+/// drop(migration);
+/// assert_eq!(device.memory().used(), 0);
+/// # Ok::<(), Error>(())
+/// ```
 pub(crate) struct Request<'a> {
     /// The area.
     pub(crate) area: Area<'a>,
@@ -98,6 +162,29 @@ impl<'a> Request<'a> {
 }
 
 /// Page frame numbers of pages of one registered pagemap.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::mm::{
+///     migrate::{Migration, PfnBuffer, MAX_PAGES},
+///     system_folio::SystemFolio,
+/// };
+/// # use kernel::mm::{kunit::anon_range, kunit_device::{EmulatedDevice, EmulatedMemory}};
+/// # let device = EmulatedDevice::new()?;
+/// # let range = anon_range(2)?;
+/// # device.migrate(range)?;
+/// # let mut buffer = PfnBuffer::new(MAX_PAGES)?;
+///
+/// // All pages are brought back, wherever they are mapped.
+/// let pfns = device.memory().used_pfns()?;
+/// let list = device.memory().device_pfns(&pfns).ok_or(EINVAL)?;
+/// let mut migration = Migration::of_device_pages(&mut buffer, &list, &EmulatedMemory)?;
+/// migration.fill_system(SystemFolio::alloc)?;
+/// drop(migration.copied()?.finalize());
+/// assert_eq!(device.memory().used(), 0);
+/// # Ok::<(), Error>(())
+/// ```
 ///
 /// # Invariants
 ///

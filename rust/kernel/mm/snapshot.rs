@@ -39,6 +39,22 @@ use kernel::prelude::*;
 pub(crate) const SNAPSHOT_PAGES: usize = 2 * BATCH;
 
 /// Size of the page table entry that maps a page.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::mm::snapshot::{MapSize, Seen};
+/// # use kernel::mm::{kunit::{anon_range, touch}, kunit_device::EmulatedDevice};
+/// # let device = EmulatedDevice::new()?;
+/// # let range = anon_range(1)?;
+/// # let mirror = device.mirror()?;
+///
+/// touch(range)?;
+/// let mut sizes = [None];
+/// mirror.snapshot(range, &mut sizes, Seen::size)?;
+/// assert_eq!(sizes, [Some(MapSize::Base)]);
+/// # Ok::<(), Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum MapSize {
     /// That of a page, or any that the others are not.
@@ -50,6 +66,23 @@ pub(crate) enum MapSize {
 }
 
 /// What a snapshot sees of an address.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::mm::snapshot::Seen;
+/// # use kernel::mm::{kunit::{anon_range, touch}, kunit_device::EmulatedDevice};
+/// # let device = EmulatedDevice::new()?;
+/// # let range = anon_range(2)?;
+/// # let mirror = device.mirror()?;
+///
+/// touch(range.first(1))?;
+/// let mut seen = [Seen::Error; 2];
+/// mirror.snapshot(range, &mut seen, |seen| seen)?;
+/// assert!(matches!(seen[0], Seen::Page { write: true, .. }));
+/// assert_eq!(seen[1], Seen::Absent);
+/// # Ok::<(), Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Seen {
     /// Nothing that could be accessed.

@@ -39,6 +39,27 @@ const SUBSECTION: usize = bindings::ZDM_PAGES_PER_SUBSECTION;
 const STEPS: usize = 4096;
 
 /// What a pagemap says of itself. Out of date as soon as it is returned.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::mm::{memory_type::MemoryType, survey};
+/// # use kernel::mm::kunit_device::EmulatedDevice;
+/// # let device = EmulatedDevice::new()?;
+/// # let first = device.memory().first_pfn();
+///
+/// let range = survey::find()?.into_iter().find(|range| range.contains(&first));
+/// let range = range.ok_or(ENOENT)?;
+/// let mut pages = 0;
+/// let facts = survey::examine(&range, device.owner(), |_page| {
+///     pages += 1;
+///     Ok(())
+/// })?;
+/// let facts = facts.ok_or(ENODEV)?;
+/// assert_eq!((facts.memory_type, pages), (MemoryType::PRIVATE, range.len()));
+/// assert!(facts.has_folio_free);
+/// # Ok::<(), Error>(())
+/// ```
 #[derive(Clone, Copy)]
 pub(crate) struct PagemapFacts {
     /// `enum memory_type`.
@@ -222,6 +243,7 @@ impl AnyPagemap {
 #[kunit_tests(zdmirror_survey)]
 mod tests {
     use super::*;
+    use crate::mm::kunit::this_module;
 
     #[test]
     fn ranges_are_apart() -> Result {
@@ -236,7 +258,7 @@ mod tests {
 
     #[test]
     fn a_range_that_is_none_is_gone() -> Result {
-        let owner = PgmapOwner::new()?;
+        let owner = PgmapOwner::new(this_module())?;
         // Page frame 0 is System RAM or nothing at all.
         assert!(examine(&(0..1), &owner, |_| Ok(()))?.is_none());
         Ok(())

@@ -14,6 +14,17 @@ use kernel::{
 
 /// An owned folio of system memory that nobody else knows.
 ///
+/// # Examples
+///
+/// ```
+/// use kernel::mm::system_folio::SystemFolio;
+///
+/// let folio = SystemFolio::alloc(2)?;
+/// assert_eq!(folio.order(), 2);
+/// assert_eq!(SystemFolio::alloc(64).err(), Some(EINVAL));
+/// # Ok::<(), Error>(())
+/// ```
+///
 /// # Invariants
 ///
 /// `page` is the head of a folio of order `order` and `self` owns its only reference.

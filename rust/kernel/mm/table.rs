@@ -27,14 +27,7 @@ use kernel::{
     types::Opaque, //
 };
 
-/// What the device wants to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Access {
-    /// Load.
-    Read,
-    /// Store.
-    Write,
-}
+pub(crate) use super::access::Access;
 
 /// What an entry allows, as its tag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

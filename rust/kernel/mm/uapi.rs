@@ -98,6 +98,17 @@ pub(crate) use bindings::{
 };
 
 /// A structure that user space and the module exchange.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::mm::uapi::{as_bytes_mut, ZdmFault};
+///
+/// let mut arg = ZdmFault::default();
+/// // As a `UserSliceReader` would fill it.
+/// as_bytes_mut(&mut arg).fill(0);
+/// assert_eq!((arg.addr, arg.npages), (0, 0));
+/// ```
 pub(crate) trait UapiStruct: AsBytes + FromBytes + Default {}
 
 macro_rules! uapi_struct {

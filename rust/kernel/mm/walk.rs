@@ -35,6 +35,23 @@ const BATCH: usize = 256;
 pub(crate) const PICTURE_PAGES: usize = 1 << 14;
 
 /// An entry of the device's page table that the CPU's page table does not bear out.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::mm::{table::Access, walk::Untruth};
+/// # use kernel::mm::{kunit::anon_range, kunit_device::EmulatedDevice};
+/// # let device = EmulatedDevice::new()?;
+/// # let range = anon_range(2)?;
+/// # let mirror = device.mirror()?;
+///
+/// mirror.fault(range, Access::Read)?;
+/// let compared = mirror.compare(|untruth: Untruth| {
+///     pr_err!("page {:#x} is another one for the device\n", untruth.index);
+/// })?;
+/// assert_eq!(compared, 2);
+/// # Ok::<(), Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Untruth {
     /// Number of the page in the address space.
@@ -189,6 +206,24 @@ fn area_flags(mm: &MmWithUser, index: usize) -> vm_flags_t {
 }
 
 /// What an entry says of a page beside where the page is.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::mm::walk::Marks;
+/// # use kernel::mm::{kunit::{anon_range, touch}, kunit_device::EmulatedDevice};
+/// # let device = EmulatedDevice::new()?;
+/// # let range = anon_range(1)?;
+/// # touch(range)?;
+/// # let mirror = device.mirror()?;
+///
+/// let before = mirror.picture(range).ok_or(EBUSY)?;
+/// mirror.compare_picture(&before, |_index, then, now| {
+///     assert_eq!(then, now);
+///     assert!(now.bits() & Marks::MAPPED != 0);
+/// });
+/// # Ok::<(), Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Marks(u32);
 
@@ -258,6 +293,25 @@ impl Marks {
 }
 
 /// The marks of the pages of a range at one moment.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::mm::walk::Picture;
+/// # use kernel::mm::{kunit::{anon_range, touch}, kunit_device::EmulatedDevice};
+/// # let device = EmulatedDevice::new()?;
+/// # let range = anon_range(2)?;
+/// # let mirror = device.mirror()?;
+///
+/// touch(range.first(1))?;
+/// let before: Picture = mirror.picture(range).ok_or(EBUSY)?;
+/// // What happens in between must change the second page only.
+/// touch(range)?;
+/// let mut changed = 0;
+/// mirror.compare_picture(&before, |_index, then, now| changed += usize::from(then != now));
+/// assert_eq!(changed, 1);
+/// # Ok::<(), Error>(())
+/// ```
 pub(crate) struct Picture {
     range: PageRange,
     marks: KVVec<Marks>,
@@ -370,7 +424,10 @@ impl PageView<'_> {
 mod tests {
     use super::*;
     use crate::mm::{
-        kunit::mmap_anon,
+        kunit::{
+            mmap_anon,
+            this_module, //
+        },
         table::Access,
         PAGE_SIZE, //
     };
@@ -392,7 +449,7 @@ mod tests {
         let range = PageRange::new(mmap_anon(PAGES * PAGE_SIZE)?, PAGES)?;
         let task = current!();
         let mm = task.mm().ok_or(EINVAL)?;
-        let owner: Arc<PgmapOwner> = PgmapOwner::new()?;
+        let owner: Arc<PgmapOwner> = PgmapOwner::new(this_module())?;
         let mirror = KBox::try_pin_init(HmmMirror::new(mm, owner), GFP_KERNEL)?;
         mirror.fault(range, Access::Write)?;
         Ok(Setting { mirror, range })

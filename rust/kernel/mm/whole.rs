@@ -43,6 +43,21 @@ pub(crate) mod flags {
 }
 
 /// The fields of a struct page that its accessors do not tell.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::mm::whole::{flags, PageFields};
+/// # use kernel::mm::kunit_device::EmulatedDevice;
+/// # let device = EmulatedDevice::new()?;
+///
+/// let folio = device.alloc(0)?;
+/// let fields: PageFields = folio.page().fields();
+/// assert!(fields.flags & flags::LOCKED != 0);
+/// // The address of the backing.
+/// assert!(fields.data != 0);
+/// # Ok::<(), Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct PageFields {
     /// `page->flags` as in [`flags`].
@@ -58,6 +73,21 @@ pub(crate) struct PageFields {
 }
 
 /// Those of a large folio that are in its second page and the ones after it.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::mm::whole::LargeFields;
+/// # use kernel::mm::kunit_device::EmulatedDevice;
+/// # let device = EmulatedDevice::new()?;
+///
+/// let folio = device.alloc(4)?;
+/// let fields: LargeFields = folio.page().large_fields().ok_or(EINVAL)?;
+/// // No entry maps the folio, which is counted from -1 on.
+/// assert_eq!((fields.nr_pages, fields.entire, fields.large), (16, -1, -1));
+/// assert!(!fields.deferred);
+/// # Ok::<(), Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct LargeFields {
     /// `folio->_entire_mapcount`.
