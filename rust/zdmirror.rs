@@ -32,6 +32,8 @@ mod examples;
 mod miscdevice;
 #[path = "kernel/mm/mod.rs"]
 mod mm;
+#[path = "kernel/params.rs"]
+mod params;
 #[cfg(CONFIG_KUNIT = "y")]
 #[path = "../samples/dmem.rs"]
 mod sample;
@@ -132,10 +134,10 @@ struct Zdmirror {
 impl kernel::Module for Zdmirror {
     fn init(module: &'static ThisModule) -> Result<Self> {
         let config = Config::parse(
-            mm::module::param_audit(),
+            params::param_audit(),
             given(module_parameters::devmem_chunk_mb.value()),
-            mm::module::param_inject(),
-            mm::module::param_ledger(),
+            params::param_inject(),
+            params::param_ledger(),
             given(module_parameters::fault_around.value()),
         )?;
         let wanted = given(module_parameters::devices.value());

@@ -13,7 +13,6 @@ use super::{
     Violation, //
 };
 use crate::mm::{
-    module::param_strict,
     page::PageView,
     pagemap::DevPagemap,
     pagemap_ops::PagemapOps,
@@ -23,6 +22,7 @@ use crate::mm::{
         PageFields, //
     }, //
 };
+use crate::params::param_strict;
 use kernel::prelude::*;
 
 /// The state of the checked page.

@@ -33,9 +33,6 @@ const unsigned long RUST_CONST_HELPER_MIGRATE_VMA_SELECT_COMPOUND = MIGRATE_VMA_
 const unsigned long RUST_CONST_HELPER_MIGRATE_PFN_COMPOUND = MIGRATE_PFN_COMPOUND;
 const gfp_t RUST_CONST_HELPER_XA_FLAGS_ACCOUNT = XA_FLAGS_ACCOUNT;
 const unsigned long RUST_CONST_HELPER_ZONES_PGSHIFT = ZONES_PGSHIFT;
-const unsigned long RUST_CONST_HELPER_ZONES_MASK = ZONES_MASK;
-const unsigned long RUST_CONST_HELPER_FOLIO_MAPPING_ANON = FOLIO_MAPPING_ANON;
-const unsigned int RUST_CONST_HELPER_PMD_ORDER = PMD_ORDER;
 const unsigned int RUST_CONST_HELPER_HMM_RANGE_DEFAULT_TIMEOUT = HMM_RANGE_DEFAULT_TIMEOUT;
 /* Flags of the top bits, which bindgen makes nothing of, by the numbers of their bits. */
 const unsigned int RUST_CONST_HELPER_HMM_PFN_VALID_BIT = __builtin_ctzl(HMM_PFN_VALID);
@@ -43,8 +40,6 @@ const unsigned int RUST_CONST_HELPER_HMM_PFN_WRITE_BIT = __builtin_ctzl(HMM_PFN_
 const unsigned int RUST_CONST_HELPER_HMM_PFN_ERROR_BIT = __builtin_ctzl(HMM_PFN_ERROR);
 const unsigned int RUST_CONST_HELPER_HMM_PFN_FLAGS_BIT = __builtin_ctzl(HMM_PFN_FLAGS);
 const unsigned long RUST_CONST_HELPER_ZDM_PAGES_PER_SUBSECTION = PAGES_PER_SUBSECTION;
-const unsigned int RUST_CONST_HELPER_PUD_ORDER = PUD_SHIFT - PAGE_SHIFT;
-const int RUST_CONST_HELPER_GUP_PIN_COUNTING_BIAS = GUP_PIN_COUNTING_BIAS;
 const unsigned long RUST_CONST_HELPER_VM_SEQ_READ = VM_SEQ_READ;
 const unsigned long RUST_CONST_HELPER_VM_RAND_READ = VM_RAND_READ;
 /* Bits of page->flags, which the configuration numbers. Without one of them it is beyond the last. */

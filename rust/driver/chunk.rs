@@ -94,6 +94,8 @@ impl Chunk {
 }
 
 impl PagemapOps for Chunk {
+    const NAME: &'static CStr = c"hmm_dmirror";
+
     fn folio_free(&self, folio: FreedFolio<'_>) {
         let core = &self.core;
         let index = folio.index();

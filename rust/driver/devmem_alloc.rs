@@ -27,10 +27,10 @@ use crate::{
             LockedDeviceFolio, //
         },
         free_folio::FreeFolio,
-        module::param_strict,
         registration::PagemapRef, //
     },
-    stamp::log_clock,
+    params::param_strict,
+    stamp::log_clock, //
 };
 use kernel::prelude::*;
 

@@ -15,7 +15,6 @@ use super::{
 use crate::audit::Moment;
 use crate::mm::{
     inspect::MAX_PFNS,
-    module::param_strict,
     pin::{
         Hold,
         PinRequest, //
@@ -39,6 +38,7 @@ use crate::mm::{
     },
     PAGE_SIZE, //
 };
+use crate::params::param_strict;
 use core::{
     mem::size_of,
     ops::Range, //

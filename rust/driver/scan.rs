@@ -25,15 +25,13 @@ use crate::{
         Violation, //
     },
     mm::{
-        module::{
-            param_strict,
-            ModulePin, //
-        },
+        module::ModulePin,
         page::PageView,
         pagemap::DevPagemap,
         registration::PagemapRef,
         task::check_signals, //
     },
+    params::param_strict, //
 };
 use kernel::{
     prelude::*,

@@ -1,45 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
-/* Forwarders for the oracle: references of a pagemap, the log's clock, stacks, and faults. */
-#include <linux/highmem.h>
+/* Forwarders for the oracle: the log's clock, and stacks. */
 #include <linux/jiffies.h>
-#include <linux/memremap.h>
-#include <linux/mm.h>
-#include <linux/percpu-refcount.h>
 #include <linux/ratelimit.h>
 #include <linux/sched/clock.h>
 #include <linux/stacktrace.h>
 
 #include "helpers.h"
-
-/*
- * The top bit is percpu_ref's own while it counts by processor, and means nothing here: what is
- * below it is the count, or its lower bits where there were more puts than gets.
- */
-static long zdm_ref_value(unsigned long count)
-{
-	return (long)(count << 1) >> 1;
-}
-
-/*
- * References on a pagemap; exact while nobody takes or drops one. To have it count in one place
- * would be exact at any time, and the end of the pagemap: its percpu_ref is not one that can be
- * switched back (no PERCPU_REF_ALLOW_REINIT).
- */
-long zdm_pgmap_refs(struct dev_pagemap *pgmap)
-{
-	struct percpu_ref *ref = &pgmap->ref;
-	unsigned long __percpu *counts;
-	unsigned long sum;
-	int cpu;
-
-	rcu_read_lock();
-	sum = atomic_long_read(&ref->data->count);
-	if (__ref_is_percpu(ref, &counts))
-		for_each_possible_cpu(cpu)
-			sum += READ_ONCE(*per_cpu_ptr(counts, cpu));
-	rcu_read_unlock();
-	return zdm_ref_value(sum);
-}
 
 u64 zdm_log_clock(void)
 {
@@ -95,26 +61,4 @@ unsigned int zdm_stack(unsigned long *entries, unsigned int room, unsigned int s
 int zdm_symbol(char *buf, size_t size, unsigned long address)
 {
 	return scnprintf(buf, size, "%pB", (void *)address);
-}
-
-/* For fault injection. */
-void zdm_set_page_mapping(struct page *page, unsigned long mapping)
-{
-	WRITE_ONCE(page->mapping, (struct address_space *)mapping);
-}
-
-void zdm_set_anon_exclusive(struct page *page, bool set)
-{
-	if (set)
-		set_bit(PG_anon_exclusive, &page->flags.f);
-	else
-		clear_bit(PG_anon_exclusive, &page->flags.f);
-}
-
-void zdm_flip_bit(struct page *page)
-{
-	char *data = kmap_local_page(page);
-
-	data[0] ^= 1;
-	kunmap_local(data);
 }

@@ -112,7 +112,10 @@ int zdm_large_mapcount(const struct page *head);
 int zdm_large_pins(const struct page *head);
 bool zdm_is_huge_zero_page(const struct page *page);
 
-long zdm_pgmap_refs(struct dev_pagemap *pgmap);
+unsigned long zdm_pgmap_counts(struct dev_pagemap *pgmap);
+unsigned long zdm_pgmap_cpu_count(unsigned long counts, unsigned int cpu);
+unsigned long zdm_pgmap_count(struct dev_pagemap *pgmap);
+unsigned int zdm_next_possible_cpu(int cpu);
 u64 zdm_log_clock(void);
 bool zdm_may_log(unsigned int topic);
 void zdm_stamp(u64 *time, u64 *rest, u64 when, u32 what);

@@ -5,7 +5,9 @@
 
 #include "helpers.h"
 
+#ifdef ZDM_VERSION
 MODULE_VERSION(ZDM_VERSION);
+#endif
 
 bool zdm_module_try_get(struct module *module)
 {
@@ -27,9 +29,13 @@ bool zdm_work_queue(struct work_struct *work)
 	return queue_work(system_unbound_wq, work);
 }
 
-/* A kernel whose migration handles large COHERENT folios has this; a stock one does not. */
+/*
+ * A kernel whose migration handles large COHERENT folios has a function that says so. Out of
+ * the tree the same module is for kernels with the function and without.
+ */
 int zdm_migrate_device_max_order(enum memory_type type)
 {
+#ifdef ZDM_VERSION
 	unsigned int (*max_order)(enum memory_type type);
 	int order;
 
@@ -39,4 +45,7 @@ int zdm_migrate_device_max_order(enum memory_type type)
 	order = max_order(type);
 	__symbol_put("migrate_device_max_order");
 	return order;
+#else
+	return -EOPNOTSUPP;
+#endif
 }

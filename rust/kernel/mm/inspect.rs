@@ -119,7 +119,7 @@ pub(crate) struct PageFacts {
 
 /// Pins that the references of a small folio may be of: one is as many as a driver takes who pins.
 fn pins_of(refs: i32) -> i32 {
-    refs.max(0) / bindings::GUP_PIN_COUNTING_BIAS
+    refs.max(0) / bindings::GUP_PIN_COUNTING_BIAS as i32
 }
 
 /// What the pagemap of a page tells.

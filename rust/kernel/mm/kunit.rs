@@ -24,11 +24,15 @@ use kernel::{
 };
 
 /// The module that the KUnit cases are in.
+#[cfg(not(zdm_no_module_type))]
 pub(crate) fn this_module() -> &'static ThisModule {
-    #[cfg(not(zdm_no_module_type))]
-    return kernel::module::this_module::<crate::LocalModule>();
-    #[cfg(zdm_no_module_type)]
-    return &crate::THIS_MODULE;
+    kernel::module::this_module::<crate::LocalModule>()
+}
+
+/// The same before Linux 7.3.
+#[cfg(zdm_no_module_type)]
+pub(crate) fn this_module() -> &'static ThisModule {
+    &crate::THIS_MODULE
 }
 
 /// Maps `bytes` of private anonymous memory in the address space of the KUnit thread, which gets

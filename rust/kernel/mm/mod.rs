@@ -59,6 +59,7 @@ pub(crate) mod pagemap;
 pub(crate) mod pagemap_audit;
 pub(crate) mod pagemap_ops;
 mod pagemap_pfns;
+mod pagemap_refs;
 pub(crate) mod pfn_buffer;
 pub(crate) mod pin;
 #[cfg(CONFIG_KUNIT = "y")]

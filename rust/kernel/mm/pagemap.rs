@@ -32,6 +32,7 @@ use super::{
         PagemapOps,
         PrivateOps, //
     },
+    pagemap_refs,
     region::{
         Frames,
         MemRegion,
@@ -78,9 +79,7 @@ fn order_in_use(state: i8) -> Option<u32> {
 /// What a folio counts in `in_use`. No pagemap has as many pages.
 const FOLIO: usize = 1 << 32;
 
-/// A chunk of ZONE_DEVICE memory.
-///
-/// Folios in use of PRIVATE memory are backed by system memory, in the place of a device's own.
+/// A chunk of ZONE_DEVICE memory. Folios in use of PRIVATE memory may be backed by system memory.
 ///
 /// # Examples
 ///
@@ -208,7 +207,7 @@ impl<T: PagemapOps> DevPagemap<T> {
                 unpin <- unsafe { Work::new(Self::unpin) },
                 guards: Atomic::new(0),
                 // SAFETY: The pagemap was registered just now.
-                first_refs: unsafe { bindings::zdm_pgmap_refs(pgmap.get()) } as i64,
+                first_refs: unsafe { pagemap_refs::refs(pgmap.get()) },
                 leaked: Atomic::new(0),
                 closed: AtomicFlag::new(false),
                 owner,
@@ -237,7 +236,7 @@ impl<T: PagemapOps> DevPagemap<T> {
         folio_split: Some(Self::folio_split),
     };
 
-    /// The data of the owner.
+    /// The owner's data.
     pub(crate) fn ops(&self) -> &T {
         &self.ops
     }

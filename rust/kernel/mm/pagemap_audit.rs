@@ -11,6 +11,7 @@ use super::{
         FREE, //
     },
     pagemap_ops::PagemapOps,
+    pagemap_refs,
     struct_page, //
 };
 use crate::bindings;
@@ -100,7 +101,7 @@ impl<T: PagemapOps> DevPagemap<T> {
     /// the other: exact at a quiescent point only. Does not sleep.
     pub(crate) fn excess_refs(&self) -> i64 {
         // SAFETY: The pagemap is registered by the type invariants.
-        let refs = unsafe { bindings::zdm_pgmap_refs(self.raw()) } as i64;
+        let refs = unsafe { pagemap_refs::refs(self.raw()) };
         let own = self.used() + self.guards.load(Relaxed);
         // CAST: Both are less than the pages of a machine.
         refs - self.first_refs - own as i64

@@ -11,6 +11,7 @@ use super::{
         VmFault, //
     }, //
 };
+use kernel::prelude::*;
 
 /// What the owner of a pagemap is called for: `struct dev_pagemap_ops`.
 ///
@@ -38,6 +39,9 @@ use super::{
 /// # Ok::<(), Error>(())
 /// ```
 pub(crate) trait PagemapOps: Send + Sync + Sized + 'static {
+    /// What the memory is called in `/proc/iomem`.
+    const NAME: &'static CStr = c"device memory";
+
     /// The last reference on a folio is gone, and the folio is given back.
     ///
     /// Called by the task that dropped the reference, in any context, interrupts included: must not

@@ -295,7 +295,7 @@ mod tests {
         for hold in [Hold::Get, Hold::Pin, Hold::LongTerm] {
             let own = match hold {
                 Hold::Get => 1,
-                Hold::Pin | Hold::LongTerm => bindings::GUP_PIN_COUNTING_BIAS,
+                Hold::Pin | Hold::LongTerm => bindings::GUP_PIN_COUNTING_BIAS as i32,
             };
             for (write, fast) in [(false, false), (true, false), (false, true), (true, true)] {
                 let request = PinRequest { hold, write, fast };

@@ -13,9 +13,6 @@ use kernel::{
     str::CString, //
 };
 
-/// Name of the ranges in `/proc/iomem`.
-const NAME: &str = "hmm_dmirror";
-
 /// Why a range cannot be had.
 ///
 /// # Examples
@@ -120,15 +117,11 @@ pub(super) struct MemRegion {
     bytes: u64,
     /// As it is registered, which may be more.
     registered: u64,
-    /// What it is called there: not the module's, as a region that cannot be given back outlives it.
+    /// What it is called there. It is a copy, as a region that cannot be given back outlives the module.
     _name: CString,
 }
 
 impl MemRegion {
-    fn name() -> Result<CString, RegionError> {
-        CString::try_from_fmt(fmt!("{}", NAME)).map_err(|_| RegionError::NoSpace)
-    }
-
     fn check(start: u64, bytes: usize) -> Result<u64, RegionError> {
         // CAST: `usize` has 64 bits.
         let len = bytes as u64;
@@ -139,12 +132,13 @@ impl MemRegion {
         Ok(len)
     }
 
-    /// Takes `bytes`, a multiple of 2 MiB, that no memory of the machine answers to. May sleep.
+    /// Takes `bytes`, a multiple of 2 MiB, that no memory of the machine answers to, and calls the range
+    /// `name`. May sleep.
     ///
     /// Wraps `request_free_mem_region()`, which rounds up to whole sections.
-    pub(super) fn request_free(bytes: usize) -> Result<Self, RegionError> {
+    pub(super) fn request_free(bytes: usize, name: &CStr) -> Result<Self, RegionError> {
         let len = Self::check(0, bytes)?;
-        let name = Self::name()?;
+        let name = CString::try_from(name).map_err(|_| RegionError::NoSpace)?;
         let raw = name.as_char_ptr();
         // SAFETY: `iomem_resource` is a static of the kernel, the name lives as long as the region.
         let res = from_err_ptr(unsafe {
@@ -166,7 +160,7 @@ impl MemRegion {
     /// system does not use. May sleep.
     ///
     /// Wraps `request_mem_region()`.
-    pub(super) fn request(start: u64, bytes: usize) -> Result<Self, RegionError> {
+    pub(super) fn request(start: u64, bytes: usize, name: &CStr) -> Result<Self, RegionError> {
         let len = Self::check(start, bytes)?;
         let end = start.checked_add(len).ok_or(RegionError::OutOfRange)?;
         // SAFETY: Always safe.
@@ -177,7 +171,7 @@ impl MemRegion {
         if unsafe { bindings::zdm_is_system_ram(start, bytes) } {
             return Err(RegionError::SystemRam);
         }
-        let name = Self::name()?;
+        let name = CString::try_from(name).map_err(|_| RegionError::NoSpace)?;
         // SAFETY: The name lives as long as the region.
         if !unsafe { bindings::zdm_request_mem_region(start, len, name.as_char_ptr()) } {
             return Err(RegionError::Busy);

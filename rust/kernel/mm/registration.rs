@@ -92,7 +92,7 @@ impl<T: PagemapOps> Registration<T> {
     where
         T: PrivateOps,
     {
-        let region = MemRegion::request_free(bytes)?;
+        let region = MemRegion::request_free(bytes, T::NAME)?;
         let raw_ops = DevPagemap::<T>::PRIVATE_OPS;
         // SAFETY: These are the operations of PRIVATE memory, of this `T`.
         unsafe { Self::new(region, MemoryType::Private, raw_ops, owner, ops) }
@@ -133,7 +133,7 @@ impl<T: PagemapOps> Registration<T> {
         owner: Arc<PgmapOwner>,
         ops: impl FnOnce(Frames) -> Result<T>,
     ) -> Result<(Self, FreeRegion), RegionError> {
-        let region = MemRegion::request(start, bytes)?;
+        let region = MemRegion::request(start, bytes, T::NAME)?;
         let raw_ops = DevPagemap::<T>::OPS;
         // SAFETY: These are the operations of memory that the CPU can reach, of this `T`.
         unsafe { Self::new(region, memory, raw_ops, owner, ops) }

@@ -112,7 +112,7 @@ pub(super) unsafe fn head(page: *mut bindings::page) -> *mut bindings::page {
 #[inline]
 pub(super) unsafe fn is_zone_device(page: *const bindings::page) -> bool {
     // SAFETY: `page` points to a `struct page` by the contract of this function.
-    let zone = unsafe { flags(page) } >> bindings::ZONES_PGSHIFT & bindings::ZONES_MASK;
+    let zone = unsafe { flags(page) } >> bindings::ZONES_PGSHIFT & bindings::ZONES_MASK as usize;
     zone == bindings::zone_type_ZONE_DEVICE as usize
 }
 
@@ -286,7 +286,7 @@ pub(super) unsafe fn bits(page: *const bindings::page) -> u32 {
         | flag(bindings::pageflags_PG_head, HEAD)
         | bit(mapcount != -1, MAPPED)
         | bit(mapping != 0, MAPPING)
-        | bit(mapping & bindings::FOLIO_MAPPING_ANON != 0, ANON)
+        | bit(mapping & bindings::FOLIO_MAPPING_ANON as usize != 0, ANON)
         | bit(memcg != 0, CHARGED)
 }
 

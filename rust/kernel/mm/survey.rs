@@ -16,6 +16,7 @@ use super::{
         MAX_PFNS, //
     },
     owner::PgmapOwner,
+    pagemap_refs,
     task::check_signals,
     PAGE_SHIFT, //
 };
@@ -232,8 +233,8 @@ impl AnyPagemap {
         PagemapFacts {
             // SAFETY: Registered by the type invariants.
             memory_type: unsafe { (*self.as_ptr()).type_ },
-            // SAFETY: As above: registered by the type invariants.
-            refs: unsafe { bindings::zdm_pgmap_refs(self.as_ptr()) } as i64 - 1,
+            // SAFETY: The pagemap is registered by the type invariants of `AnyPagemap`.
+            refs: unsafe { pagemap_refs::refs(self.as_ptr()) } - 1,
             function: ops.and_then(address).map(Symbol::of),
             has_folio_free: ops.is_some_and(|ops| ops.folio_free.is_some()),
         }
