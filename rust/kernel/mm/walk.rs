@@ -70,6 +70,22 @@ pub(crate) struct Untruth {
 }
 
 /// What explains, for a moment, that the device's page table differs from the CPU's.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::mm::{table::Access, walk::Passing};
+/// # use kernel::mm::{kunit::anon_range, kunit_device::EmulatedDevice};
+/// # let device = EmulatedDevice::new()?;
+/// # let range = anon_range(2)?;
+/// # let mirror = device.mirror()?;
+///
+/// mirror.fault(range, Access::Read)?;
+/// let mut missed = 0;
+/// mirror.compare(|untruth| missed += usize::from(untruth.passing == Passing::Nothing))?;
+/// assert_eq!(missed, 0);
+/// # Ok::<(), Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Passing {
     /// Nothing: a notifier was missed.
@@ -213,14 +229,14 @@ fn area_flags(mm: &MmWithUser, index: usize) -> vm_flags_t {
 /// use kernel::mm::walk::Marks;
 /// # use kernel::mm::{kunit::{anon_range, touch}, kunit_device::EmulatedDevice};
 /// # let device = EmulatedDevice::new()?;
-/// # let range = anon_range(1)?;
-/// # touch(range)?;
+/// # let range = anon_range(2)?;
 /// # let mirror = device.mirror()?;
+/// # touch(range)?;
 ///
 /// let before = mirror.picture(range).ok_or(EBUSY)?;
-/// mirror.compare_picture(&before, |_index, then, now| {
-///     assert_eq!(then, now);
-///     assert!(now.bits() & Marks::MAPPED != 0);
+/// mirror.compare_picture(&before, |change| {
+///     assert_eq!(change.then, change.now);
+///     assert!(change.now.bits() & Marks::MAPPED != 0);
 /// });
 /// # Ok::<(), Error>(())
 /// ```
@@ -308,7 +324,7 @@ impl Marks {
 /// // What happens in between must change the second page only.
 /// touch(range)?;
 /// let mut changed = 0;
-/// mirror.compare_picture(&before, |_index, then, now| changed += usize::from(then != now));
+/// mirror.compare_picture(&before, |change| changed += usize::from(change.then != change.now));
 /// assert_eq!(changed, 1);
 /// # Ok::<(), Error>(())
 /// ```
@@ -321,6 +337,25 @@ pub(crate) struct Picture {
 }
 
 /// The marks of a page in two pictures, and what may have changed them in between.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::mm::walk::{Change, Marks};
+/// # use kernel::mm::{kunit::{anon_range, touch}, kunit_device::EmulatedDevice};
+/// # let device = EmulatedDevice::new()?;
+/// # let range = anon_range(2)?;
+/// # let mirror = device.mirror()?;
+///
+/// let before = mirror.picture(range).ok_or(EBUSY)?;
+/// touch(range)?;
+/// mirror.compare_picture(&before, |change: Change| {
+///     assert_eq!(change.then.bits() & Marks::MAPPED, 0);
+///     assert!(change.now.bits() & Marks::MAPPED != 0);
+///     assert!(change.is_faulted);
+/// });
+/// # Ok::<(), Error>(())
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Change {
     /// Number of the page in the address space.
