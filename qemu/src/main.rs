@@ -13,6 +13,7 @@ use zdvm::command::compare;
 use zdvm::command::doctor;
 use zdvm::command::examples;
 use zdvm::command::gdb;
+use zdvm::command::in_tree;
 use zdvm::command::mutants;
 use zdvm::command::mutants::plan::Detector;
 use zdvm::command::mutants::run::{PARAMETER, Wish};
@@ -54,6 +55,8 @@ enum Cmd {
     /// Apply series patch by patch, compile the files that each touches, run checkpatch.pl; boot
     /// the result.
     PatchCheck(PatchCheckArgs),
+    /// Write the abstractions as a series over the kernel; build and boot a kernel with them.
+    InTree(in_tree::Args),
     /// Show that the cases that series A adds to hmm-tests fail before the fixes and pass after.
     #[command(after_help = examples::REPRODUCE)]
     Reproduce(reproduce::Args),
@@ -497,6 +500,7 @@ fn work(cli: &Cli) -> Result<bool> {
         Cmd::Compare(args) => return cmd_compare(&repo, args),
         Cmd::Reproduce(args) => return reproduce::command(&repo, args),
         Cmd::Mutants(args) => return cmd_mutants(&repo, args),
+        Cmd::InTree(args) => return in_tree::command(&repo, args),
         Cmd::PatchCheck(args) => return cmd_patch_check(&repo, args),
         Cmd::Completions { .. } | Cmd::Bisect(_) => {}
         Cmd::Report(args) => html::command(args)?,

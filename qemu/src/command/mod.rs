@@ -6,6 +6,7 @@ pub mod compare;
 pub mod doctor;
 pub mod examples;
 pub mod gdb;
+pub mod in_tree;
 pub mod mutants;
 pub mod patchcheck;
 pub mod reproduce;

@@ -139,7 +139,8 @@ pub(crate) trait DeviceMemory {
 ///
 /// ```
 /// use kernel::mm::device_memory::{CopyError, CpuPages, DeviceMemory, DevicePages};
-/// # use kernel::{mm::{kunit::{anon_range, touch}, kunit_device::EmulatedDevice}, new_mutex, page::PAGE_SIZE, sync::Mutex};
+/// # use kernel::mm::{kunit::{anon_range, touch}, kunit_device::EmulatedDevice};
+/// # use kernel::{new_mutex, page::PAGE_SIZE, sync::Mutex};
 /// # let device = EmulatedDevice::new()?;
 /// # let range = anon_range(1)?;
 /// # touch(range)?;
@@ -159,7 +160,7 @@ pub(crate) trait DeviceMemory {
 ///         }
 ///         Ok(())
 ///     }
-/// #     fn copy_out(&self, to: &mut CpuPages<'_>, from: &DevicePages<'_>) -> Result<(), CopyError> {
+/// #   fn copy_out(&self, to: &mut CpuPages<'_>, from: &DevicePages<'_>) -> Result<(), CopyError> {
 /// #         from.copy_to_cpu(to)
 /// #     }
 /// #     fn clear(&self, to: &mut DevicePages<'_>) -> Result<(), CopyError> {
@@ -307,7 +308,8 @@ impl CpuPages<'_> {
 ///     dma::DataDirection,
 ///     mm::device_memory::{CopyError, CpuPages, DeviceMemory, DevicePages},
 /// };
-/// # use kernel::{mm::{kunit::{anon_range, touch, KunitDevice}, kunit_device::EmulatedDevice}, page::PAGE_SIZE};
+/// # use kernel::mm::{kunit::{anon_range, touch, KunitDevice}, kunit_device::EmulatedDevice};
+/// # use kernel::page::PAGE_SIZE;
 /// # let device = EmulatedDevice::new()?;
 /// # let range = anon_range(1)?;
 /// # touch(range)?;
@@ -319,13 +321,13 @@ impl CpuPages<'_> {
 ///         let dma = from
 ///             .dma_map(self.0, DataDirection::ToDevice)
 ///             .map_err(|_| CopyError::Device)?;
-///         // Here the engine would copy `dma.bytes()` bytes from `dma.address()`, and be waited for.
+///         // The engine would copy `dma.bytes()` bytes from `dma.address()`, and be waited for.
 ///         assert_eq!(dma.bytes(), PAGE_SIZE << from.order());
 ///         assert_eq!(dma.address() % PAGE_SIZE as u64, 0);
 ///         drop(dma);
 ///         to.copy_from_cpu(from)
 ///     }
-/// #     fn copy_out(&self, to: &mut CpuPages<'_>, from: &DevicePages<'_>) -> Result<(), CopyError> {
+/// #   fn copy_out(&self, to: &mut CpuPages<'_>, from: &DevicePages<'_>) -> Result<(), CopyError> {
 /// #         from.copy_to_cpu(to)
 /// #     }
 /// #     fn clear(&self, to: &mut DevicePages<'_>) -> Result<(), CopyError> {
@@ -395,7 +397,7 @@ impl Drop for DmaPages<'_> {
 ///         assert!(offset + (PAGE_SIZE << to.order()) <= 2 << 20);
 ///         to.copy_from_cpu(from)
 ///     }
-/// #     fn copy_out(&self, to: &mut CpuPages<'_>, from: &DevicePages<'_>) -> Result<(), CopyError> {
+/// #   fn copy_out(&self, to: &mut CpuPages<'_>, from: &DevicePages<'_>) -> Result<(), CopyError> {
 /// #         from.copy_to_cpu(to)
 /// #     }
 /// #     fn clear(&self, to: &mut DevicePages<'_>) -> Result<(), CopyError> {

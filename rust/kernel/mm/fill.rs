@@ -34,7 +34,8 @@ use kernel::{
 ///
 /// ```
 /// use kernel::mm::{copy::Stop, migrate::{Area, Migration, PfnBuffer, Request}};
-/// # use kernel::{mm::{kunit::{anon_range, touch}, kunit_device::{EmulatedDevice, EmulatedMemory}}, page::PAGE_SIZE};
+/// # use kernel::mm::{kunit::{anon_range, touch}, kunit_device::{EmulatedDevice, EmulatedMemory}};
+/// # use kernel::page::PAGE_SIZE;
 /// # let device = EmulatedDevice::new()?;
 /// # let range = anon_range(1)?;
 /// # touch(range)?;

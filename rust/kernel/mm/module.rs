@@ -91,8 +91,10 @@ impl Work {
     ) -> impl PinInit<Self> {
         // INVARIANT: The work is initialised here; the rest is the caller's contract.
         pin_init!(Self {
-            // SAFETY: `work` is valid for writes.
-            work <- Opaque::ffi_init(move |work| unsafe { bindings::zdm_work_init(work, Some(f)) }),
+            work <- Opaque::ffi_init(move |work| {
+                // SAFETY: `work` is valid for writes.
+                unsafe { bindings::zdm_work_init(work, Some(f)) }
+            }),
         })
     }
 

@@ -25,7 +25,8 @@ use core::ptr::NonNull;
 /// # Examples
 ///
 /// ```
-/// # use kernel::mm::{kunit::{anon_range, touch}, kunit_device::{EmulatedDevice, EmulatedMemory}, memory_type::MemoryType};
+/// # use kernel::mm::{kunit::{anon_range, touch}, kunit_device::{EmulatedDevice, EmulatedMemory}};
+/// # use kernel::mm::memory_type::MemoryType;
 /// # let device = EmulatedDevice::new()?;
 /// # let range = anon_range(2)?;
 /// # touch(range.first(1))?;

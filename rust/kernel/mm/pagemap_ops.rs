@@ -27,8 +27,8 @@ use kernel::prelude::*;
 /// impl PagemapOps for Chunk {
 ///     fn folio_free(&self, folio: FreedFolio<'_>) {
 ///         if let Some(free) = folio.into_free() {
-///             // The allocator takes the folio off the stack. A folio that the stack refuses is not
-///             // handed out again.
+///             // The allocator takes the folio off the stack. A folio that the stack refuses
+///             // is not handed out again.
 ///             let _ = self.freed.push(free);
 ///         }
 ///     }
@@ -65,7 +65,8 @@ pub(crate) trait PagemapOps: Send + Sync + Sized + 'static {
 ///     fault::{FaultError, VmFault},
 ///     pagemap_ops::PrivateOps,
 /// };
-/// # use kernel::{mm::{device_folio::FreedFolio, owner::PgmapOwner, pagemap_ops::PagemapOps, registration::Registration}, module::this_module, sizes::SZ_2M};
+/// # use kernel::mm::{device_folio::FreedFolio, owner::PgmapOwner, pagemap_ops::PagemapOps};
+/// # use kernel::{mm::registration::Registration, module::this_module, sizes::SZ_2M};
 /// # struct Chunk;
 /// # impl PagemapOps for Chunk {
 /// #     fn folio_free(&self, _: FreedFolio<'_>) {}

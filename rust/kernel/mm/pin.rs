@@ -99,7 +99,7 @@ impl PinRequest {
 ///
 /// let request = PinRequest { hold: Hold::Pin, write: true, fast: true };
 /// let mut pinned = PinnedPages::new(range, request)?;
-/// // The device writes, and the file system, if there is one, learns of it when the pin is dropped.
+/// // The device writes. A file system, if there is one, learns of it when the pin is dropped.
 /// pinned.mark_dirty();
 /// drop(pinned);
 /// # Ok::<(), Error>(())

@@ -21,8 +21,10 @@ use kernel::mm::{
 /// # Examples
 ///
 /// ```
-/// use kernel::mm::{memory_type::MemoryType, migrate::{Area, Migration, PfnBuffer, Request, Select}};
-/// # use kernel::mm::{kunit::anon_range, kunit_device::{EmulatedDevice, EmulatedMemory}, system_folio::SystemFolio};
+/// use kernel::mm::memory_type::MemoryType;
+/// use kernel::mm::migrate::{Area, Migration, PfnBuffer, Request, Select};
+/// # use kernel::mm::{kunit::anon_range, kunit_device::{EmulatedDevice, EmulatedMemory}};
+/// # use kernel::mm::system_folio::SystemFolio;
 /// # let device = EmulatedDevice::new()?;
 /// # let range = anon_range(1)?;
 /// # device.migrate(range)?;

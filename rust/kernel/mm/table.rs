@@ -138,8 +138,10 @@ impl Table {
     pub(super) fn new() -> impl PinInit<Self> {
         // INVARIANT: There are no entries.
         pin_init!(Self {
-            // SAFETY: `xa` is valid for writes; an empty array needs no flags.
-            xa <- Opaque::ffi_init(|xa| unsafe { bindings::xa_init_flags(xa, bindings::XA_FLAGS_ACCOUNT) }),
+            xa <- Opaque::ffi_init(|xa| {
+                // SAFETY: `xa` is valid for writes; an empty array needs no flags.
+                unsafe { bindings::xa_init_flags(xa, bindings::XA_FLAGS_ACCOUNT) }
+            }),
             recent: Cell::new(None),
             watches: [const { Cell::new(None) }; WATCHES],
         })
