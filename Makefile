@@ -51,7 +51,7 @@ kbuild = tree="$(build-tree)"; \
 	$(ENV) make -C "$$tree" $(compilers) M="$(CURDIR)" $(if $(MO),MO="$(abspath $(MO))")
 
 .PHONY: all modules modules_install clean distclean run test test-host test-boot test-repeat test-upstream \
-	bench mutants patch-check shell kconfig help doctor \
+	bench mutants patch-check in-tree shell kconfig help doctor \
 	compile-fail rust-analyzer rustfmt rustfmtcheck clippy rustdoc htmldocs checkpatch unsafe-check cycles
 
 all: modules
@@ -130,6 +130,11 @@ mutants: $(ZDVM)
 patch-check: $(ZDVM)
 	@scripts/toolchain.sh cross powerpc64le-linux-gnu
 	@$(RUN) patch-check $(if $(KERNEL),--kernel $(KERNEL)) $(if $(NOBOOT),--no-boot)
+
+# The abstractions as patches over the kernel, in build/in-tree. BUILD=1 also builds a kernel with
+# them, BOOT=1 also boots it, which runs every example.
+in-tree: $(ZDVM)
+	@$(RUN) in-tree $(if $(BUILD),--build) $(if $(BOOT),--boot)
 
 doctor:
 	@$(RUN) doctor
@@ -234,6 +239,8 @@ help:
 	@echo '  patch-check    - apply the patches one by one, compile what each touches, checkpatch;'
 	@echo '                   boot the result. Too slow for "test". KERNEL=patched-7.2 for one'
 	@echo '                   series, NOBOOT=1 without the boot'
+	@echo '  in-tree        - write the abstractions as patches over the kernel; BUILD=1 builds a kernel'
+	@echo '                   with them, BOOT=1 boots it'
 	@echo
 	@echo 'Module:'
 	@echo '  modules        - build zdmirror.ko (the default)'
