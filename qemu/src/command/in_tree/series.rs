@@ -261,8 +261,7 @@ use crate::page::{
                 })
             }
             "rust/kernel/miscdevice.rs" => {
-                let text = text
-                    .replace("use kernel::{", "use crate::{");
+                let text = text.replace("use kernel::{", "use crate::{");
                 let text = rustfmt(&text::rust(&text)?)?;
                 self.now.insert("rust/kernel/miscdevice/node.rs".to_owned(), text);
                 self.change("rust/kernel/miscdevice.rs", |text| {
