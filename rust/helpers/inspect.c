@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Forwarders for a look at a page in whatever state it is. A page of a pagemap may be
+ * Forwarders for a look at a page in any state. A page of a pagemap may be
  * handed out, split or freed meanwhile: the accessors of core mm insist on a folio that
  * is not.
  */

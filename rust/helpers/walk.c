@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Page table entries, for the oracle: what an address is mapped by, and how many entries map
- * a folio. walk_page_range(), folio_walk_start() and rmap_walk() are not exported, and the
+ * Page table entries, for the oracle: the entry that maps an address, and the number of entries that
+ * map a folio. walk_page_range(), folio_walk_start() and rmap_walk() are not exported, and the
  * oracle is to find what these get wrong. Nothing is changed, and no lock is taken but, for
  * the second, that of the anon_vma.
  */
@@ -213,8 +213,8 @@ bool zdm_may_protect(const struct vm_area_struct *vma)
 }
 
 /*
- * Whether the task at work is the only one that can change what @mm maps: nobody else uses
- * it, but the reference that the caller holds.
+ * Whether the current task is the only user of @mm: of the two references, one is the task's, the
+ * other the caller's.
  */
 bool zdm_is_alone(struct mm_struct *mm)
 {
@@ -257,7 +257,7 @@ static unsigned int entries_of(struct vm_area_struct *vma, unsigned long pfn, un
 
 /*
  * Page table entries that map the anonymous folio of @head where its index says that they are,
- * in any address space: what folio_mapcount() must be. -EAGAIN where somebody is at work on it,
+ * in any address space: what folio_mapcount() must be. -EAGAIN where another task changes it,
  * -EOPNOTSUPP where it is not anonymous, or merged by KSM, which keeps its own lists.
  */
 int zdm_count_entries(struct page *head)

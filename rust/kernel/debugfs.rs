@@ -33,7 +33,7 @@ use kernel::{
 /// takes that everywhere. Not removed yet, and so the directory that it is in is not either.
 struct Dentry(*mut bindings::dentry);
 
-// SAFETY: debugfs locks by itself, and an entry belongs to no thread.
+// SAFETY: debugfs has its own locking, and an entry belongs to no thread.
 unsafe impl Send for Dentry {}
 // SAFETY: debugfs locks by itself, so that several threads may use an entry.
 unsafe impl Sync for Dentry {}
@@ -69,7 +69,7 @@ impl Dir {
     }
 }
 
-/// What is read from a file.
+/// The content of a file.
 pub(crate) trait Source: Send + Sync + 'static {
     /// Writes the text, when a file is read from its start. May sleep.
     fn write(&self, text: &mut Text) -> Result;
@@ -99,11 +99,11 @@ impl fmt::Write for Text {
     }
 }
 
-/// What readers of a file share.
+/// The state that the readers of a file share.
 #[pin_data]
 struct Shared<S> {
     source: S,
-    /// The text that a reader has begun, as one may read it in pieces.
+    /// The text of a read in progress, because a reader may read it in pieces.
     #[pin]
     text: Mutex<Text>,
 }
@@ -194,7 +194,7 @@ impl<S: Source> TextFile<S> {
         // SAFETY: `simple_open()` put the data there that the file was made with. The file is not
         // removed before this returns, so it is alive.
         let shared = unsafe { &*(*file).private_data.cast::<Shared<S>>() };
-        // SAFETY: The caller's position, which nobody else uses.
+        // SAFETY: This is the caller's position, which no other task uses.
         let pos = unsafe { &mut *pos };
         let out = UserSlice::new(UserPtr::from_ptr(buffer.cast()), len).writer();
         match shared.read(out, pos) {

@@ -19,7 +19,7 @@ use kernel::{
     prelude::*, //
 };
 
-/// The state of an open file of a [`Node`], which is what the operations are called on.
+/// The state of an open file of a [`Node`], on which the operations are called.
 ///
 /// # Examples
 ///
@@ -108,8 +108,8 @@ impl<T: NodeOps> Node<T> {
     }
 }
 
-/// Carries the operations. The type is private to this file, so that nobody can register it but
-/// [`Node::register`].
+/// Carries the operations. The type is private to this file, so that only [`Node::register`] can
+/// register it.
 struct Shim<T>(PhantomData<T>);
 
 #[vtable]

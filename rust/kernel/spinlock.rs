@@ -31,8 +31,8 @@ mod compat {
     /// A spinlock under which interrupts are disabled on this CPU.
     pub(crate) type SpinLockIrq<T> = Lock<T, SpinLockIrqBackend>;
 
-    /// A `spinlock_t` that is taken with interrupts disabled. What is kept while it is held is
-    /// whether they were disabled before.
+    /// A `spinlock_t` that is taken with interrupts disabled. While the lock is held, the value
+    /// keeps whether interrupts were disabled before.
     pub(crate) struct SpinLockIrqBackend;
 
     // SAFETY: `SpinLockBackend` ensures mutual exclusion, in the same memory. `relock` is the

@@ -67,7 +67,7 @@ impl RecentTime {
 
 /// Room for when something happened, what, and by whom: 16 bytes.
 ///
-/// Who reads it while it is written may get the time of one stamp and the rest of another.
+/// A read during a write may get the time of one stamp and the rest of another.
 ///
 /// # Examples
 ///

@@ -2,7 +2,7 @@
 
 //! Loads and stores of a device.
 
-/// What the device wants to do.
+/// The access that the device wants.
 ///
 /// # Examples
 ///

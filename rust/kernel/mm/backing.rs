@@ -41,7 +41,7 @@ pub(crate) struct Backing {
     order: u32,
 }
 
-// SAFETY: A block that nobody else knows may change threads.
+// SAFETY: No other value refers to the block, so it may change threads.
 unsafe impl Send for Backing {}
 
 impl Backing {
@@ -132,9 +132,10 @@ impl RawBacking {
     ///
     /// # Safety
     ///
-    /// As [`RawBacking::of`], and nobody else may look at `head`'s backing meanwhile.
+    /// As [`RawBacking::of`], and no other task may read `head`'s backing meanwhile.
     pub(super) unsafe fn store(self, head: *mut bindings::page) {
-        // SAFETY: By the caller's contract.
+        // SAFETY: `head` is a head page whose backing no other task uses, by the contract of this
+        // function.
         unsafe { bindings::zdm_set_zone_device_data(head, self.0 as *mut _) };
     }
 
@@ -152,7 +153,7 @@ impl RawBacking {
     ///
     /// # Safety
     ///
-    /// Nobody else may free or split the block meanwhile.
+    /// No other task may free or split the block meanwhile.
     pub(super) unsafe fn split(self) -> Self {
         let order = (self.0 & ORDER_BITS) as u32;
         if order > 0 {
@@ -193,7 +194,7 @@ impl RawBacking {
 ///
 /// # Safety
 ///
-/// `page` must be a page in use that nobody frees or splits meanwhile and, where it is PRIVATE,
+/// `page` must be a page in use that no task frees or splits meanwhile and, where it is PRIVATE,
 /// one of a [`DevPagemap`](super::pagemap::DevPagemap).
 pub(super) unsafe fn contents(page: *mut bindings::page) -> *mut bindings::page {
     // SAFETY: The page is in use, and its folio whole, by the contract of this function.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Words that many processors write have a cache line of their own, so that they do not slow down those
-//! that read what would lie beside them.
+//! Words that many processors write get a cache line of their own, so that they do not slow down
+//! reads of neighbouring words.
 
 use core::ops::Deref;
 

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the device reads and writes of the address space that it mirrors.
+//! The device's reads and writes of the address space that it mirrors.
 //!
-//! Bytes that the CPU may write at the same time are the user's, as they are with any device.
+//! The CPU may write the same bytes at the same time. As with any device, user space has to order
+//! these accesses.
 
 use super::{
     hmm::HmmMirror,
@@ -44,7 +45,7 @@ pub(crate) enum Stop {
     Done,
     /// The device does not map the next page, or not for this access.
     Unmapped,
-    /// The user memory at the other end is not there, or not now.
+    /// The user memory at the other end is not accessible now.
     UserFault,
     /// The next page is mapped, but the kernel cannot reach its contents: the hardware has lost them.
     Unreachable,

@@ -134,12 +134,13 @@ impl FolioRef {
     /// Flips a bit of the page's data. Only for fault injection. May sleep.
     pub(crate) fn flip_bit(&self) {
         let page = self.page.as_ptr();
-        // Whoever migrates the page has it locked, and copies it then.
+        // A migrating task locks the page while it copies it.
         // SAFETY: The page is valid by the type invariants.
         unsafe { bindings::zdm_folio_lock(page) };
-        // SAFETY: As above, and locked, so that nobody splits it.
+        // SAFETY: The page is valid by the type invariants, and locked, so that no task splits its
+        // folio.
         if let Some(data) = NonNull::new(unsafe { contents(page) }) {
-            // SAFETY: What holds the contents lives as long as the page.
+            // SAFETY: The memory that holds the contents lives as long as the page.
             unsafe { bindings::zdm_flip_bit(data.as_ptr()) };
         }
         // SAFETY: Locked above.
@@ -226,7 +227,7 @@ impl HandOutError {
     }
 }
 
-/// A folio in the hands of `folio_free`: no reference is left, and its backing is gone.
+/// A folio in `folio_free`: no reference is left, and its backing is gone.
 ///
 /// # Examples
 ///
@@ -260,8 +261,8 @@ pub(crate) struct FreedFolio<'a> {
 }
 
 impl<'a> FreedFolio<'a> {
-    /// The folio of `order` that begins with `page`, which has number `index` in its pagemap. `free` is
-    /// what is given back.
+    /// The folio of `order` that begins with `page`, which has number `index` in its pagemap.
+    /// `free` is the value that goes back to the owner.
     pub(super) fn new(
         page: PageView<'a>,
         bits: PageBits,
@@ -289,7 +290,7 @@ impl<'a> FreedFolio<'a> {
         self.page
     }
 
-    /// What a look at the head page said when `folio_free` began.
+    /// The bits of the head page that were read when `folio_free` began.
     pub(crate) fn bits(&self) -> PageBits {
         self.bits
     }

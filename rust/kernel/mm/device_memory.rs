@@ -67,7 +67,7 @@ use kernel::{
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CopyError {
-    /// There is no such source, or source and destination do not suit each other.
+    /// There is no such source, or source and destination do not fit each other.
     Mismatch,
     /// The kernel cannot read the source, which stays where it is: the hardware has lost the
     /// contents, or they are secret.
@@ -193,7 +193,7 @@ impl CpuPages<'_> {
     /// # Safety
     ///
     /// For the lifetime that the caller picks the `1 << order` pages from `page` on must be of a folio that
-    /// the CPU reaches, that nobody frees or splits, and that nobody writes to.
+    /// the CPU reaches, that no task frees or splits, and that no task writes to.
     #[inline]
     pub(super) unsafe fn from_raw(page: NonNull<bindings::page>, order: u32) -> Self {
         // INVARIANT: The contract of this function says the same.
@@ -266,7 +266,7 @@ impl CpuPages<'_> {
         // the type invariants of `CpuPages`.
         let address =
             unsafe { bindings::dma_map_page_attrs(raw, page, 0, bytes, direction.into(), 0) };
-        // SAFETY: `address` is what the function returned for `dev`.
+        // SAFETY: `address` was returned by the function for `dev`.
         if unsafe { bindings::zdm_dma_mapping_error(raw, address) } {
             return Err(ENOMEM);
         }
@@ -427,7 +427,7 @@ impl DevicePages<'_> {
     /// # Safety
     ///
     /// For the lifetime that the caller picks the `1 << order` pages from `page` on must be of a folio of a
-    /// [`DevPagemap`](super::pagemap::DevPagemap) that nobody frees or splits.
+    /// [`DevPagemap`](super::pagemap::DevPagemap) that no task frees or splits.
     #[inline]
     pub(super) unsafe fn from_raw(page: NonNull<bindings::page>, order: u32) -> Self {
         // INVARIANT: The contract of this function says the same.

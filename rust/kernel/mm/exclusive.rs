@@ -98,8 +98,9 @@ impl HmmMirror {
             let Err(err) = result else {
                 return Ok(true);
             };
-            // Before the sequence begins anew: `make_device_exclusive()` takes back first what is
-            // exclusive, and that is an invalidation, which would make each try fail the next.
+            // This precedes the start of the sequence: `make_device_exclusive()` first takes
+            // exclusive pages back, which is an invalidation, and would make each try fail the
+            // next.
             give_back(mm, address);
             if err != EBUSY || deadline.passed() {
                 return Err(err);
@@ -123,9 +124,10 @@ impl HmmMirror {
 fn give_back(mm: &MmWithUser, address: usize) {
     let flags = bindings::fault_flag_FAULT_FLAG_WRITE | bindings::fault_flag_FAULT_FLAG_REMOTE;
     let _guard = mm.mmap_read_lock();
-    // Where it fails the area has changed, which the next try finds out too; what is exclusive
-    // and unknown to the table is nobody's loss, as the next access of the CPU ends it.
-    // SAFETY: The mmap lock is held, and not dropped as no pointer is given to say so by.
+    // A failure means that the area has changed, which the next try finds out too. An exclusive
+    // entry that the table does not know does no harm, because the next access of the CPU ends it.
+    // SAFETY: The mmap lock is held, and the callee does not drop it, because the last argument is
+    // NULL.
     unsafe {
         bindings::fixup_user_fault(mm.as_raw(), address, flags, core::ptr::null_mut());
     }

@@ -81,7 +81,7 @@ impl From<Error> for FaultError {
     }
 }
 
-/// The order in which a process accesses an area, as it says itself.
+/// The order in which a process accesses an area, as set by `madvise()`.
 ///
 /// # Examples
 ///
@@ -101,7 +101,7 @@ impl From<Error> for FaultError {
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum AccessOrder {
-    /// It has not said.
+    /// The process has not set it.
     Unknown,
     /// `MADV_SEQUENTIAL`.
     Sequential,
@@ -164,7 +164,7 @@ impl<'a> VmFault<'a> {
         }
     }
 
-    /// Index in the pagemap of the first page of the folio that the fault is about.
+    /// Index in the pagemap of the first page of the faulting folio.
     pub(crate) fn index(&self) -> usize {
         self.index_of(self.page().head().pfn())
     }
@@ -174,7 +174,7 @@ impl<'a> VmFault<'a> {
         pfn.wrapping_sub(self.first_pfn)
     }
 
-    /// Order of what the fault is about: that of the folio where one entry maps all of it, else 0.
+    /// Order of the faulting range: that of the folio if one entry maps all of it, else 0.
     pub(crate) fn order(&self) -> u32 {
         // A folio mapped by more than one entry may be mapped in part only.
         if self.vmf.pte.is_null() {
@@ -184,7 +184,7 @@ impl<'a> VmFault<'a> {
         }
     }
 
-    /// Address of the first page of what the fault is about, in bytes.
+    /// Address of the first page of the faulting range, in bytes.
     pub(crate) fn address(&self) -> usize {
         self.vmf.__bindgen_anon_1.address & !((PAGE_SIZE << self.order()) - 1)
     }
@@ -196,13 +196,13 @@ impl<'a> VmFault<'a> {
         unsafe { Area::from_locked(VmaRef::from_raw(self.vmf.__bindgen_anon_1.vma)) }
     }
 
-    /// What the address space is known by: no two that live at the same time have the same number.
+    /// Identifies the address space: no two that live at the same time have the same number.
     pub(crate) fn mm_id(&self) -> usize {
         // SAFETY: The area is valid by the type invariants.
         unsafe { (*self.vma().as_ptr()).vm_mm as usize }
     }
 
-    /// What `madvise()` said of the order in which the area is accessed.
+    /// The access order that `madvise()` has set for the area.
     pub(crate) fn access_order(&self) -> AccessOrder {
         let flags = self.vma().flags();
         if flags & bindings::VM_RAND_READ != 0 {
@@ -228,7 +228,7 @@ impl<'a> VmFault<'a> {
         unsafe { bindings::zdm_accessed_pages(self.vma().as_ptr(), range.start, range.end) }
     }
 
-    /// Whether the fault is about a small folio, around which others may be migrated, too.
+    /// Whether the faulting folio is small, so that others around it may be migrated, too.
     ///
     /// Not around a large folio: core mm would split it with its lock held, and then wait for the
     /// locks of other large folios in order to split them.
@@ -255,7 +255,7 @@ impl<'a> VmFault<'a> {
         core::ptr::eq(vm_mm, mm.as_raw())
     }
 
-    /// Starts to migrate what the fault is about back. May sleep.
+    /// Starts to migrate the faulting range back. May sleep.
     pub(crate) fn migrate<'b, M: DeviceMemory>(
         &'b self,
         buffer: &'b mut PfnBuffer,
@@ -266,10 +266,10 @@ impl<'a> VmFault<'a> {
         self.migrate_range(buffer, range, order > 0, memory)
     }
 
-    /// Starts to migrate the device's small folios of `range` back, with the one that the fault is
-    /// about. May sleep.
+    /// Starts to migrate the device's small folios of `range` back, together with the faulting
+    /// folio. May sleep.
     ///
-    /// Pages that somebody else has locked are passed over. A large folio in the range that is mapped
+    /// Pages that another task has locked are skipped. A large folio in the range that is mapped
     /// page by page is split.
     ///
     /// # Errors

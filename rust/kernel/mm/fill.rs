@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A migration fills the device's page table with what it has moved, so that nobody has to walk the
-//! CPU's table for that afterwards.
+//! A migration fills the device's page table with the pages that it has moved, so that the device
+//! need not walk the CPU's table for them afterwards.
 //!
 //! This is done when core mm has moved the contents and the CPU's table holds migration entries. The
 //! sequence of an interval notifier cannot say then whether an entry is good: the migration itself has
@@ -28,7 +28,7 @@ use kernel::{
     types::NotThreadSafe, //
 };
 
-/// A look-out for changes of a range by anybody but the migrations of the current task.
+/// Records changes of a range, except those by migrations of the current task.
 ///
 /// # Examples
 ///
@@ -94,7 +94,7 @@ impl HmmMirror {
 
 impl Watch<'_> {
     /// Makes the table map the pages of the watched range that `migration` has moved, and returns how many
-    /// it maps: none if anybody else has changed the range meanwhile. May sleep.
+    /// it maps: none if another task has changed the range meanwhile. May sleep.
     ///
     /// The migration must be one of the current task that began after the watch.
     pub(crate) fn fill<M: DeviceMemory>(
@@ -113,8 +113,8 @@ impl Watch<'_> {
             if address < self.range.start() || address >= self.range.end() {
                 continue;
             }
-            // SAFETY: The destination is locked and referenced until the migration is finalized, so that
-            // nobody frees or splits it. It is of a `DevPagemap` or no PRIVATE page.
+            // SAFETY: The destination is locked and referenced until the migration is finalized, so
+            // that no task frees or splits it. It is of a `DevPagemap` or no PRIVATE page.
             let page = page_of(migration.dst(i)).map(|page| unsafe { contents(page.as_ptr()) });
             let Some(page) = page.and_then(NonNull::new) else {
                 continue;
@@ -123,10 +123,10 @@ impl Watch<'_> {
             let grant = Grant::shared(migration.maps_writable(i));
             // Each entry below is true until it is invalidated, which waits for the lock of the table:
             //
-            // - when the watch began nobody was changing the range;
+            // - when the watch began no task was changing the range;
             // - since then only the current task's migration has, and it has ended its invalidations;
             // - the migration has the folios locked, and puts them where the sources were mapped, with
-            //   their permission, unless somebody changes the range again.
+            //   their permission, unless a task changes the range again.
             if order == PMD_ORDER && index % (1 << PMD_ORDER) == 0 {
                 // SAFETY: See above. The folio and its contents are of that many pages in a row.
                 unsafe { table.store_block(index, page, grant) }?;

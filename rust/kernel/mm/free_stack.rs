@@ -95,11 +95,11 @@ impl FreeStack {
         let node = index as u32 | (folio.order() << ORDER_SHIFT);
         let mut head = self.head.load(Relaxed);
         loop {
-            // INVARIANT: The folio is consumed, so that nobody else uses its link.
+            // INVARIANT: The folio is consumed, so that no other value uses its link.
             link.store(head, Relaxed);
-            // Release: who finds the folio on the stack finds its link, and what was done to its pages
-            // before. Folios below it were published likewise, and stay so: an exchange carries on the
-            // release sequence of the one whose value it replaces.
+            // Release: a task that finds the folio on the stack also finds its link, and earlier
+            // writes to its pages. The folios below were published in the same way, and stay so: an
+            // exchange continues the release sequence of the one whose value it replaces.
             match self.head.cmpxchg(head, node, Release) {
                 Ok(_) => return Ok(()),
                 Err(now) => head = now,
@@ -148,13 +148,14 @@ impl FreeStack {
     fn take_off(&self, node: &mut u32) -> FreeFolio {
         let index = (*node & ((1 << ORDER_SHIFT) - 1)) as usize;
         let order = *node >> ORDER_SHIFT;
-        // The link is read before anybody gets the folio, which may be pushed again from then on.
+        // The link is read before another task gets the folio, which may be pushed again from then
+        // on.
         *node = self.links[index].load(Relaxed);
         // SAFETY: By the invariants the folio was in no other place than the chain, which it was taken off.
         unsafe { FreeFolio::from_raw(self.first_pfn + index, order) }
     }
 
-    /// Whether nothing is on the stack. A hint unless the caller knows that nobody pushes.
+    /// Whether the stack is empty. This is a hint unless the caller knows that no task pushes.
     pub(crate) fn is_empty(&self) -> bool {
         // A folio that is missed here is met the next time.
         self.head.load(Relaxed) == NIL
@@ -223,7 +224,7 @@ mod tests {
         assert!(!stack.take(2, &mut see));
         assert_eq!(seen[..], [4, 3, 2, 1, 0]);
         assert_eq!(pages.len(), BLOCK_PAGES);
-        // A call that has taken the rest goes on with what was pushed meanwhile.
+        // A call that has taken the rest continues with the folios that were pushed meanwhile.
         for _ in 0..3 {
             let page = pages.take(0).ok_or(EINVAL)?;
             stack.push(page).map_err(|_| EINVAL)?;

@@ -48,14 +48,14 @@ use kernel::{
 /// Pages that one call of `hmm_range_fault()` asks for; the array lives on the stack.
 pub(super) const BATCH: usize = 64;
 
-/// What becomes of pages that are not there.
+/// The treatment of pages that are not present.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Absent {
-    /// They are passed over.
+    /// They are skipped.
     Skip,
     /// They are faulted in, with the mmap lock held all the time.
     Fault(Access),
-    /// They are faulted in, and who handles the fault may drop the mmap lock meanwhile.
+    /// They are faulted in, and the handler of the fault may drop the mmap lock meanwhile.
     FaultUnlocked(Access),
 }
 
@@ -130,7 +130,7 @@ impl HmmMirror {
         self.notifier.mm()
     }
 
-    /// Whose memory is the device's own.
+    /// The owner of the device's own memory.
     pub(crate) fn owner(&self) -> &PgmapOwner {
         &self.owner
     }
@@ -158,8 +158,8 @@ impl HmmMirror {
         self.walk(range, Absent::FaultUnlocked(access), |_, _| {})
     }
 
-    /// Maps what is present of `range`, without faulting anything in, and returns how many pages
-    /// of it are on the device. May sleep.
+    /// Maps the present pages of `range`, without faulting anything in, and returns how many of
+    /// them are on the device. May sleep.
     pub(crate) fn refresh(&self, range: PageRange) -> Result<usize> {
         let mut found = 0;
         self.walk(range, Absent::Skip, |page, pages| {
@@ -216,8 +216,8 @@ impl HmmMirror {
         let pages = range.pages();
         let mut owner = self.owner.as_ptr();
         let deadline = Deadline::after_ms(bindings::HMM_RANGE_DEFAULT_TIMEOUT);
-        // Who handles a fault in user space may take longer than the deadline; then there is one
-        // for what comes after the fault, in the C function.
+        // A fault that user space handles may take longer than the deadline. The C function then
+        // sets a deadline for the rest after the fault.
         let unlocked = matches!(absent, Absent::FaultUnlocked(_));
         loop {
             check_signals()?;
@@ -255,9 +255,9 @@ impl HmmMirror {
             };
             let entries = || pfns[..pages].iter().map(|&raw| HmmEntry::new(raw));
             if absent.is_write() && !entries().all(HmmEntry::is_writable) {
-                // A PRIVATE page of the owner's is reported as it is, without the write fault that
-                // was asked for. As nobody's it is brought back and its sharing broken (or the
-                // write refused), like any other page.
+                // A PRIVATE page of the owner is reported unchanged, without the requested write
+                // fault. Without an owner it is brought back and its sharing broken (or the write
+                // refused), like any other page.
                 owner = core::ptr::null_mut();
                 continue;
             }
@@ -265,7 +265,8 @@ impl HmmMirror {
             while done < pages {
                 let (address, entry) =
                     (range.start() + done * PAGE_SIZE, HmmEntry::new(pfns[done]));
-                // Pages that the same entry of the CPU's table maps, up to the end of what is walked.
+                // Pages that the same entry of the CPU's table maps, up to the end of the walked
+                // range.
                 let mut mapped = 1;
                 // SAFETY: The lock of the notifier is held until the end of the loop, under which the
                 // sequence was checked. `owner` owns the memory of `DevPagemap`s, or is none.

@@ -41,7 +41,7 @@ const TRIES: usize = 20;
 /// Time between two of them, in microseconds.
 const PAUSE: i64 = 50;
 
-/// Whose pagemap a page is of.
+/// The owner of a page's pagemap, relative to the caller.
 ///
 /// # Examples
 ///
@@ -63,15 +63,15 @@ const PAUSE: i64 = 50;
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ownership {
-    /// Nobody's: system memory, or a pagemap without an owner, as device-dax has.
+    /// There is none: system memory, or a pagemap without an owner, such as that of device-dax.
     Nobody,
-    /// That of the device that asks.
+    /// The calling device.
     Local,
-    /// Somebody else's.
+    /// Another owner.
     Remote,
 }
 
-/// What one look at a page tells. It is out of date at once unless something keeps the page.
+/// The result of one look at a page. It is out of date at once unless something keeps the page.
 ///
 /// # Examples
 ///
@@ -107,22 +107,23 @@ pub(crate) struct PageFacts {
     pub(crate) index: usize,
     /// `enum memory_type` of the pagemap, 0 for system memory.
     pub(crate) memory_type: u32,
-    /// Whose pagemap it is.
+    /// The owner of the page's pagemap.
     pub(crate) ownership: Ownership,
     /// Those of the first page of the folio.
     pub(crate) bits: PageBits,
     /// `PG_anon_exclusive` of the page itself.
     pub(crate) anon_exclusive: bool,
-    /// It is of the zeroes, small or huge, that reads of untouched memory see.
+    /// The page is the zero page, small or huge, that reads of untouched memory see.
     pub(crate) zero: bool,
 }
 
-/// Pins that the references of a small folio may be of: one is as many as a driver takes who pins.
+/// Pins that the references of a small folio may stand for: a pin takes
+/// `GUP_PIN_COUNTING_BIAS` references.
 fn pins_of(refs: i32) -> i32 {
     refs.max(0) / bindings::GUP_PIN_COUNTING_BIAS as i32
 }
 
-/// What the pagemap of a page tells.
+/// The pagemap of a page, as far as a [`PageFacts`] needs it.
 #[derive(Clone, Copy)]
 struct Origin {
     memory_type: u32,
@@ -245,7 +246,7 @@ impl AnyPagemap {
         self.0.as_ptr()
     }
 
-    /// What it tells of its pages.
+    /// The pagemap's part of the facts of its pages.
     fn origin(&self, asking: &PgmapOwner) -> Origin {
         // SAFETY: Registered by the type invariants.
         let memory_type = unsafe { (*self.0.as_ptr()).type_ };
@@ -260,7 +261,7 @@ impl AnyPagemap {
         unsafe { bindings::zdm_pgmap_pfn_valid(self.0.as_ptr(), pfn) }
     }
 
-    /// What is known of the page of `pfn`, `None` where there is none or not yet. May sleep.
+    /// The facts about the page of `pfn`, `None` where there is no page or not yet. May sleep.
     pub(super) fn facts(&self, pfn: usize, asking: &PgmapOwner) -> Option<PageFacts> {
         let mut facts = None;
         for attempt in 0..TRIES {
@@ -310,9 +311,9 @@ impl Drop for AnyPagemap {
     }
 }
 
-/// Looks at the page frames from `first` on, as many as `out` has elements, and puts down what `f`
-/// makes of each, of `None` where there is no page of a pagemap. `owner` is who asks. May sleep; the
-/// frames must be below [`MAX_PFNS`].
+/// Looks at the page frames from `first` on, as many as `out` has elements, and stores the result
+/// of `f` for each; `f` gets `None` where there is no page of a pagemap. `owner` is the caller's.
+/// May sleep; the frames must be below [`MAX_PFNS`].
 pub(crate) fn inspect_pfns<T>(
     first: usize,
     out: &mut [T],

@@ -67,7 +67,7 @@ pub(crate) fn touch(range: PageRange) -> Result {
     Ok(())
 }
 
-/// A device that can address all memory, and whose DMA nobody remaps.
+/// A device that can address all memory, and whose DMA addresses are not translated.
 ///
 /// # Examples
 ///

@@ -79,7 +79,7 @@ impl HmmEntry {
     }
 }
 
-/// What kind of memory a page is of, as a device sees it. `local` is memory of the device.
+/// The kind of memory of a page, as a device sees it. `local` is memory of the device.
 ///
 /// # Examples
 ///
@@ -103,7 +103,7 @@ impl HmmEntry {
 pub(crate) enum Memory {
     /// Any page that the CPU has and no device.
     System,
-    /// The page of zeroes that reads of untouched memory see.
+    /// The zero page, which reads of untouched memory see.
     Zero,
     /// MEMORY_DEVICE_PRIVATE.
     Private {

@@ -30,7 +30,8 @@ pub(crate) enum MemoryType {
 }
 
 impl MemoryType {
-    /// What [`PageView::memory_type`](super::page::PageView::memory_type) says of PRIVATE memory.
+    /// The result of [`PageView::memory_type`](super::page::PageView::memory_type) for PRIVATE
+    /// memory.
     pub(crate) const PRIVATE: u32 = bindings::MEMORY_DEVICE_PRIVATE;
 
     /// The name of `enum memory_type` value `raw`, without its prefix.

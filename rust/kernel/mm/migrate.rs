@@ -226,9 +226,9 @@ impl<'a, M: DeviceMemory> Migration<'a, Setup, M> {
 
     /// Order of the source that starts at entry `i`; `None` where there is none to be moved.
     ///
-    /// Core mm selects the holes of a range whatever else it is asked to select. A hole is a source
-    /// on the way to the device only, where the first access may as well be the device's. On the way
-    /// back a destination would populate memory that nobody has touched.
+    /// Core mm always selects the holes of a range. A hole is a source on the way to the device
+    /// only, where the first access may as well be the device's. On the way back a destination
+    /// would populate memory that no task has touched.
     pub(crate) fn source(&self, i: usize) -> Option<u32> {
         if !self.is_selected(i) || self.is_moving(i) || !self.holes && self.is_hole(i) {
             None
@@ -248,9 +248,9 @@ impl<'a, M: DeviceMemory> Migration<'a, Setup, M> {
         (i < self.len && !self.is_hole(i)).then(|| self.src(i) >> bindings::MIGRATE_PFN_SHIFT)
     }
 
-    /// Whether somebody else has moved the contents of the source at `i` away, with its charge, and
-    /// has yet to drop the last reference. A list of device pages may name such a page; core mm would
-    /// move it once more, and warn that nobody is charged for it.
+    /// Whether another migration has moved the contents of the source at `i` away, with its charge,
+    /// and has yet to drop the last reference. A list of device pages may name such a page; core mm
+    /// would move it once more, and warn that it is not charged.
     fn is_moving(&self, i: usize) -> bool {
         !self.vma
             && page_of(self.src(i)).is_some_and(|page| {
@@ -356,7 +356,7 @@ impl<'a, S: Stage, M: DeviceMemory> Migration<'a, S, M> {
             finalized,
             _p: PhantomData,
         };
-        // What is left to be done is the duty of `next`.
+        // `next` takes over the remaining work.
         self.finalized = true;
         next
     }
@@ -419,7 +419,7 @@ impl<'a, S: Stage, M: DeviceMemory> Migration<'a, S, M> {
         NonNull::new(self.args.vma).is_some_and(|vma| {
             // SAFETY: The area is valid, and the mmap lock is held, by the type invariants.
             let is_writable = unsafe { VmaRef::from_raw(vma.as_ptr()) }.flags() & flags::WRITE != 0;
-            // SAFETY: As above.
+            // SAFETY: The area is valid, and the mmap lock is held, by the type invariants.
             is_writable && !unsafe { bindings::zdm_may_protect(vma.as_ptr()) }
         })
     }

@@ -68,8 +68,8 @@ impl<M: DeviceMemory> Migration<'_, Setup, M> {
     ) -> Result<(), CopyError> {
         let order = folio.order();
         self.check_fit(i, part, order)?;
-        // SAFETY: The folio is of this order, and nobody else knows it, by the invariants of `SystemFolio`.
-        // The result does not outlive `folio`.
+        // SAFETY: The folio is of this order, and no other value refers to it, by the invariants of
+        // `SystemFolio`. The result does not outlive `folio`.
         let mut to = unsafe { CpuPages::from_raw(folio.as_non_null(), order) };
         let copied = match self.part(i, part) {
             None => {
@@ -93,7 +93,7 @@ impl<M: DeviceMemory> Migration<'_, Setup, M> {
         };
         self.check_copied(copied)?;
         let page = folio.into_raw();
-        // SAFETY: The folio is new and nobody else's, so the lock is free.
+        // SAFETY: The folio is new and no other task knows it, so the lock is free.
         unsafe { bindings::zdm_folio_lock(page) };
         self.set_destination(i, part, page, order);
         Ok(())

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a migration has moved, before it is finalized.
+//! The pages that a migration has moved, before it is finalized.
 //!
 //! C header: [`include/linux/migrate.h`](srctree/include/linux/migrate.h)
 
@@ -51,7 +51,7 @@ pub(crate) struct MovedFolio<'a> {
     pub(crate) destination: PageView<'a>,
 }
 
-/// What a migration has moved.
+/// The pages that a migration has moved.
 ///
 /// # Examples
 ///
@@ -90,7 +90,7 @@ impl Moved {
 }
 
 impl<M: DeviceMemory> Migration<'_, Copied, M> {
-    /// What has moved.
+    /// The pages that have moved so far.
     pub(crate) fn moved(&self) -> Moved {
         let mut moved = Moved::default();
         for (_, order) in self.moved_entries() {
@@ -148,7 +148,7 @@ impl<M: DeviceMemory> Migration<'_, Copied, M> {
         unsafe { struct_page::refs(to.as_ptr()) != struct_page::folio_mapcount(to.as_ptr()) + 1 }
     }
 
-    /// What entry `i` says of a folio that has moved.
+    /// Both ends of entry `i`, of a folio that has moved.
     fn moved_folio(&self, i: usize) -> Option<MovedFolio<'_>> {
         // SAFETY: Both ends are locked and referenced until the migration is finalized.
         let view = |page| unsafe { PageView::from_raw(page) };
@@ -160,7 +160,7 @@ impl<M: DeviceMemory> Migration<'_, Copied, M> {
         })
     }
 
-    /// Whether `page` is the first page of the folio that the fault of this migration is about.
+    /// Whether `page` is the first page of the folio that caused the fault of this migration.
     fn is_fault_folio(&self, page: PageView<'_>) -> bool {
         let fault = NonNull::new(self.fault_page()).map(|fault| {
             // SAFETY: The fault has a reference on its page.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Being told when a range of an address space changes.
+//! Notification of changes to a range of an address space.
 //!
 //! C header: [`include/linux/mmu_notifier.h`](srctree/include/linux/mmu_notifier.h)
 
@@ -23,9 +23,10 @@ use kernel::{
     types::Opaque, //
 };
 
-/// What a driver has learnt of a range of an address space, and a notifier protects with its lock.
+/// State that a driver has derived from a range of an address space, and that a notifier protects
+/// with its lock.
 pub(super) trait IntervalOps: Send + 'static {
-    /// The range is about to change: forget what was learnt of it.
+    /// The range is about to change: forget the state derived from it.
     ///
     /// The notifier calls this with its lock held, after it has set the sequence. Must not sleep,
     /// and must not allocate: core mm may call in reclaim.
@@ -102,7 +103,7 @@ impl ReadSeq<'_> {
 /// A subscription to the changes of an address space, or of a range of it, and what was learnt of
 /// that range.
 ///
-/// What was learnt is behind the lock that an invalidation takes before it sets the sequence.
+/// The derived state is behind the lock that an invalidation takes before it sets the sequence.
 /// [`MmuIntervalNotifier::lock_if_fresh`] is the only way to learn that nothing has changed, and
 /// gives the locked data at the same time, so that neither half of the protocol of
 /// `Documentation/mm/hmm.rst` can be left out.
@@ -175,14 +176,14 @@ impl<T: IntervalOps> MmuIntervalNotifier<T> {
         &self.mm
     }
 
-    /// Locks what was learnt, which may be stale. May sleep. Nothing may be waited for under the lock
-    /// that waits for an invalidation.
+    /// Locks the derived state, which may be stale. May sleep. Under this lock nothing may be
+    /// waited for that waits for an invalidation.
     pub(super) fn lock(&self) -> MutexGuard<'_, T> {
         self.data.lock()
     }
 
-    /// Locks what was learnt, `None` if anything has changed since `seq`: then what was read since
-    /// must not be used. May sleep.
+    /// Locks the derived state, `None` if anything has changed since `seq`: then the caller must
+    /// not use what it has read since. May sleep.
     pub(super) fn lock_if_fresh(&self, seq: ReadSeq<'_>) -> Option<MutexGuard<'_, T>> {
         let guard = self.data.lock();
         // SAFETY: The subscription is inserted by the type invariants. An invalidation sets the
@@ -237,7 +238,7 @@ impl<T: IntervalOps> MmuIntervalNotifier<T> {
         // SAFETY: Core mm gives a range that is valid during the callback.
         let range = NotifierRange(unsafe { &*range });
         if range.event() == Event::Exclusive && range.is_owner(this.exclusive_owner()) {
-            // The page stays where it is, and only the CPU loses access: what was learnt of it stays
+            // The page stays where it is, and only the CPU loses access: the derived state stays
             // true, and the task that gets the access need not try again.
             return true;
         }
@@ -298,7 +299,7 @@ mod tests {
         )
     }
 
-    /// Invalidations so far, and whether what was read since `seq` is stale.
+    /// Invalidations so far, and whether a read that began at `seq` is stale.
     fn state(watch: &MmuIntervalNotifier<Watch>, seq: ReadSeq<'_>) -> (usize, bool) {
         let stale = watch.lock_if_fresh(seq).is_none();
         (watch.lock().0.load(Relaxed), stale)

@@ -13,7 +13,7 @@ use core::{
 };
 use kernel::prelude::*;
 
-/// What one look at a page says of the page itself, in whatever folio it is.
+/// Properties of a page itself, from one look at it, whatever folio it is in.
 ///
 /// Of a tail page only [`PageBits::is_tail`], [`PageBits::is_anon_exclusive`] and
 /// [`PageBits::is_referenced`] are known: its other fields belong to the folio. A free page may
@@ -109,7 +109,7 @@ impl PageBits {
     }
 }
 
-/// What only a large folio has of its own.
+/// Fields that only a large folio has.
 #[derive(Clone, Copy)]
 pub(super) struct LargeFacts {
     pub(super) order: u32,
@@ -242,16 +242,16 @@ impl<'a> PageView<'a> {
         NonNull::new(page).map(|page| Self { page, ..*self })
     }
 
-    /// What a large folio that begins with this page has besides; `None` where none does.
+    /// The further fields of a large folio that begins with this page; `None` where there is none.
     pub(super) fn large(&self) -> Option<LargeFacts> {
         let head = self.as_ptr();
         // The first page of a large folio has a second one, which these are in.
         self.bits().is_head().then(|| LargeFacts {
-            // SAFETY: As said above.
+            // SAFETY: The page is the head of a large folio, which has a second page.
             order: unsafe { bindings::zdm_large_order(head) },
-            // SAFETY: As above.
+            // SAFETY: The page is the head of a large folio, which has a second page.
             mapcount: unsafe { bindings::zdm_large_mapcount(head) },
-            // SAFETY: As above.
+            // SAFETY: The page is the head of a large folio, which has a second page.
             pins: unsafe { bindings::zdm_large_pins(head) },
         })
     }

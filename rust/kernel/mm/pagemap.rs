@@ -65,7 +65,7 @@ pub(super) const FREE: i8 = 0;
 /// The page is the head of a folio that `folio_free` is taking apart.
 const FREEING: i8 = -1;
 
-/// What `state` holds for the head of a folio in use.
+/// The value of `state` for the head of a folio in use.
 fn in_use(order: u32) -> i8 {
     // CAST: Orders are at most `PMD_ORDER`.
     order as i8 + 1
@@ -76,7 +76,7 @@ fn order_in_use(state: i8) -> Option<u32> {
     u32::try_from(state).ok()?.checked_sub(1)
 }
 
-/// What a folio counts in `in_use`. No pagemap has as many pages.
+/// The amount that a folio adds to `in_use`. No pagemap has as many pages.
 const FOLIO: usize = 1 << 32;
 
 /// A chunk of ZONE_DEVICE memory. Folios in use of PRIVATE memory may be backed by system memory.
@@ -117,7 +117,7 @@ pub(crate) struct DevPagemap<T: PagemapOps> {
     away: Atomic<usize>,
     /// Whether a reference of the module is held for the folios.
     pinned: AtomicFlag,
-    /// Lets go of the reference of the module.
+    /// Drops the reference of the module.
     #[pin]
     unpin: Work,
     /// References of the `dev_pagemap` that live [`PagemapRef`](super::registration::PagemapRef)s
@@ -129,8 +129,8 @@ pub(crate) struct DevPagemap<T: PagemapOps> {
     pub(super) leaked: Atomic<u32>,
     /// The `dev_pagemap` cannot be unregistered and was given up: nothing may use it any more.
     pub(super) closed: AtomicFlag,
-    /// What `pgmap.ops` points to. It is no static of the module: a pagemap that stays registered
-    /// outlives the module.
+    /// `pgmap.ops` points to this. It is no static of the module, because a pagemap that stays
+    /// registered outlives the module.
     raw_ops: bindings::dev_pagemap_ops,
     pub(super) owner: Arc<PgmapOwner>,
     pub(super) ops: T,
@@ -182,7 +182,7 @@ impl<T: PagemapOps> DevPagemap<T> {
                 pgmap <- Opaque::try_ffi_init(move |pgmap: *mut bindings::dev_pagemap| {
                     // SAFETY: `pgmap` is valid for writes; all zeroes is its initial state.
                     unsafe { pgmap.write_bytes(0, 1) };
-                    // SAFETY: `pgmap` is valid, initialised above, and nobody else knows it.
+                    // SAFETY: `pgmap` is valid, initialised above, and no other task knows it.
                     let raw = unsafe { &mut *pgmap };
                     raw.type_ = memory.raw();
                     raw.flags = memory.pagemap_flags();
@@ -346,10 +346,11 @@ impl<T: PagemapOps> DevPagemap<T> {
         // INVARIANT: `folio` is consumed, and from here on its pages are those of a folio in use.
         self.state[index].store(in_use(order), Relaxed);
         let page = head.as_ptr();
-        // SAFETY: By the invariants of `folio` nobody else uses its pages, and no page has a reference.
+        // SAFETY: By the invariants of `folio` no other task uses its pages, and no page has a
+        // reference.
         unsafe { bindings::zdm_folio_init(page, self.pgmap.get(), order) };
         // INVARIANT: `zone_device_data` owns the backing while the folio is in use.
-        // SAFETY: The folio is ours, so that nobody looks at its backing meanwhile.
+        // SAFETY: The folio is ours, so that no other task reads its backing meanwhile.
         unsafe { backing.into_raw().store(page) };
         let page = head.as_non_null();
         // SAFETY: `zone_device_folio_init()` left the folio locked and with one reference.
@@ -417,11 +418,11 @@ impl<T: PagemapOps> DevPagemap<T> {
         let map = unsafe { &*kernel::container_of!(Work::of_raw(work), Self, unpin) };
         while map.folios() == 0 && map.pinned.load(Relaxed) {
             if map.closed.load(Relaxed) {
-                // Nobody would wait for this work: the module stays loaded.
+                // The module stays loaded, because no task would wait for this work.
                 return;
             }
             if map.settled_excess() != Some(0) {
-                // Somebody holds a reference of the pagemap: it could not be unregistered.
+                // A task holds a reference of the pagemap, which could not be unregistered.
                 map.unpin.queue();
                 return;
             }
@@ -517,7 +518,8 @@ impl<T: PagemapOps> DevPagemap<T> {
         let free = order.map(|order| {
             // SAFETY: `page` is the head of a folio of a `DevPagemap`.
             let backing = unsafe { RawBacking::of(page) };
-            // SAFETY: `take_used()` made the folio ours, so that nobody looks at its backing meanwhile.
+            // SAFETY: `take_used()` made the folio ours, so that no other task reads its backing
+            // meanwhile.
             unsafe { RawBacking::NONE.store(page) };
             // SAFETY: The folio owned the backing by the type invariants, and is gone.
             unsafe { backing.free(order) };
@@ -528,7 +530,7 @@ impl<T: PagemapOps> DevPagemap<T> {
             unsafe { FreeFolio::from_raw(map.first_pfn() + index, order) }
         });
         let pages = free.as_ref().map(FreeFolio::pages);
-        // What a page that is free says of its order may be left over.
+        // The order in a free page may be left over from an earlier use.
         let order = order.unwrap_or(0);
         map.ops
             .folio_free(FreedFolio::new(view, bits, index, order, free));
@@ -548,7 +550,7 @@ impl<T: PagemapOps> DevPagemap<T> {
         // SAFETY: Core mm has the folio locked and frozen, which keeps it and its pagemap.
         let map = unsafe { Self::of_page(page) };
         let target: *mut bindings::page = if tail.is_null() { page } else { tail.cast() };
-        // SAFETY: Both folios are frozen: core mm is the only one who uses them.
+        // SAFETY: Both folios are frozen: only core mm uses them.
         let order = unsafe { bindings::zdm_folio_order(target) };
         let index = map.index_of(target);
         map.state[index].store(in_use(order), Relaxed);
@@ -556,18 +558,18 @@ impl<T: PagemapOps> DevPagemap<T> {
         if tail.is_null() {
             return;
         }
-        // SAFETY: Both folios are frozen, so that nobody reads these fields meanwhile.
+        // SAFETY: Both folios are frozen, so that no other task reads these fields meanwhile.
         unsafe { bindings::zdm_folio_inherit(tail, head) };
         // SAFETY: `page` is the head of the folio that is being split.
         let whole = unsafe { RawBacking::of(page) };
-        // SAFETY: The folio owns the backing by the type invariants, and is frozen, so that nobody frees or
-        // splits the backing meanwhile.
+        // SAFETY: The folio owns the backing by the type invariants, and is frozen, so that no
+        // other task frees or splits the backing meanwhile.
         let backing = unsafe { whole.split() };
-        // SAFETY: The folio is frozen, so that nobody looks at its backing meanwhile.
+        // SAFETY: The folio is frozen, so that no other task reads its backing meanwhile.
         unsafe { backing.store(page) };
         let part = backing.part(index - map.index_of(page));
         // INVARIANT: The tail owns its part of the block from here on.
-        // SAFETY: The tail is frozen, so that nobody looks at its backing meanwhile.
+        // SAFETY: The tail is frozen, so that no other task reads its backing meanwhile.
         unsafe { part.store(target) };
         // The tail is a folio in use of its own. The module is pinned for the folio that is being split, or
         // `unpin()` is about to see that folio.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What an oracle asks of a pagemap, and faults that it is tested with.
+//! The interface of a pagemap to an oracle, and faults that test the oracle.
 //!
 //! C header: [`include/linux/memremap.h`](srctree/include/linux/memremap.h)
 
@@ -28,7 +28,7 @@ use kernel::{
     }, //
 };
 
-/// Looks at the references of a `dev_pagemap`, a millisecond apart, after which somebody is at work
+/// Looks at the references of a `dev_pagemap`, a millisecond apart, after which a task is at work
 /// on it.
 const SETTLE_TRIES: usize = 1000;
 
@@ -73,9 +73,9 @@ pub(crate) enum Corruption {
 
 /// Fault injection has not taken a reference.
 const NONE: u32 = 0;
-/// Fault injection is about to take one.
+/// Fault injection is about to take a reference.
 const TAKING: u32 = 1;
-/// Fault injection has taken one.
+/// Fault injection has taken a reference.
 const LEAKED: u32 = 2;
 
 impl<T: PagemapOps> DevPagemap<T> {
@@ -107,8 +107,8 @@ impl<T: PagemapOps> DevPagemap<T> {
         refs - self.first_refs - own as i64
     }
 
-    /// [`DevPagemap::excess_refs`], once it does not change any more; `None` where it goes on to change,
-    /// as somebody is at work. May sleep, where it is not 0 at once.
+    /// [`DevPagemap::excess_refs`], once it no longer changes; `None` where it continues to change,
+    /// because a task is at work. May sleep, where it is not 0 at once.
     pub(crate) fn settled_excess(&self) -> Option<i64> {
         let mut excess = self.excess_refs();
         let mut same = 0;
@@ -123,8 +123,8 @@ impl<T: PagemapOps> DevPagemap<T> {
         None
     }
 
-    /// Takes a reference of the `dev_pagemap` that nobody owns, or drops it again, and says whether it
-    /// did. Only for fault injection.
+    /// Takes a reference of the `dev_pagemap` that has no owner, or drops it again, and returns
+    /// whether it did. Only for fault injection.
     pub(crate) fn leak_ref(&self, leak: bool) -> bool {
         if self.closed.load(Relaxed) {
             return false;
@@ -132,7 +132,8 @@ impl<T: PagemapOps> DevPagemap<T> {
         if !leak {
             let some = self.leaked.cmpxchg(LEAKED, NONE, Full).is_ok();
             if some {
-                // SAFETY: `LEAKED` says that a reference was taken below, and nobody else sees it now.
+                // SAFETY: `LEAKED` tells that a reference was taken below, and no other task sees
+                // it now.
                 unsafe { bindings::zdm_pgmap_put(self.raw()) };
             }
             return some;
@@ -211,7 +212,8 @@ impl<T: PagemapOps> DevPagemap<T> {
                 unsafe { bindings::zdm_set_page_mapping(page, mapping) }
             }
             Corruption::AnonExclusive(set) => {
-                // SAFETY: `folio` is borrowed, so that its pages are free, and nobody relies on the flag.
+                // SAFETY: `folio` is borrowed, so that its pages are free, and no code relies on
+                // the flag.
                 unsafe { bindings::zdm_set_anon_exclusive(page, set) }
             }
         }

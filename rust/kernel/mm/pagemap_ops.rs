@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the owner of a pagemap is called for: `struct dev_pagemap_ops`.
+//! The callbacks of the owner of a pagemap: `struct dev_pagemap_ops`.
 //!
 //! C header: [`include/linux/memremap.h`](srctree/include/linux/memremap.h)
 
@@ -13,7 +13,7 @@ use super::{
 };
 use kernel::prelude::*;
 
-/// What the owner of a pagemap is called for: `struct dev_pagemap_ops`.
+/// The callbacks of the owner of a pagemap: `struct dev_pagemap_ops`.
 ///
 /// # Examples
 ///
@@ -49,14 +49,14 @@ pub(crate) trait PagemapOps: Send + Sync + Sized + 'static {
     /// handed out again as soon as the owner's allocator has it.
     fn folio_free(&self, folio: FreedFolio<'_>);
 
-    /// A large folio was split, and page `index` is the head of what is now a folio of `order`, which
-    /// may be any order below that of the large folio.
+    /// A large folio was split, and page `index` is now the head of a folio of `order`, which may
+    /// be any order below that of the large folio.
     ///
     /// Called for each part, with the folio locked and frozen; must not sleep. By default it does nothing.
     fn folio_split(&self, _index: usize, _order: u32) {}
 }
 
-/// What the owner of PRIVATE memory is called for besides.
+/// The further callbacks of the owner of PRIVATE memory.
 ///
 /// # Examples
 ///

@@ -19,7 +19,7 @@ use kernel::prelude::*;
 /// Pages that one call of core mm takes.
 const BATCH: usize = 512;
 
-/// What is held of a page.
+/// The kind of reference that is held on a page.
 ///
 /// # Examples
 ///
@@ -68,7 +68,7 @@ pub(crate) enum Hold {
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PinRequest {
-    /// What is held.
+    /// The kind of reference.
     pub(crate) hold: Hold,
     /// Whether it is for writing, so that no copy-on-write can come between: `FOLL_WRITE`.
     pub(crate) write: bool,
@@ -141,7 +141,7 @@ impl PinnedPages {
             write: request.write,
             dirty: false,
         };
-        // On failure what is held already is dropped.
+        // On failure the references taken so far are dropped.
         while held.pages.len() < pages {
             check_signals()?;
             let start = range.start() + held.pages.len() * PAGE_SIZE;
@@ -320,7 +320,7 @@ mod tests {
     fn all_or_nothing() -> Result {
         let (start, mirror) = setting()?;
         let before = facts(&mirror, start)?;
-        // Nobody maps so much.
+        // No process maps so many pages.
         let beyond = PageRange::new(start, 2 + (1 << (30 - PAGE_SHIFT)))?;
         for fast in [false, true] {
             let request = PinRequest {

@@ -32,11 +32,11 @@ use kernel::{
 pub(crate) enum RegionError {
     /// Start or length is no multiple of 2 MiB, or there is nothing in it.
     Unaligned,
-    /// It is beyond what the machine can address.
+    /// The region is beyond the addresses that the machine has.
     OutOfRange,
     /// Some of it is the system's own memory.
     SystemRam,
-    /// Some of it belongs to somebody else.
+    /// Part of the region has another owner.
     Busy,
     /// No addresses or no memory are left.
     NoSpace,
@@ -117,7 +117,7 @@ pub(super) struct MemRegion {
     bytes: u64,
     /// As it is registered, which may be more.
     registered: u64,
-    /// What it is called there. It is a copy, as a region that cannot be given back outlives the module.
+    /// The name there. It is a copy, because a region that cannot be given back outlives the module.
     _name: CString,
 }
 

@@ -38,9 +38,10 @@ use kernel::{
 ///
 /// Dropping it calls `memunmap_pages()` if all pages are home, that is if every [`FreeFolio`] that came
 /// from the region was given back with [`DevPagemap::retire`]. Otherwise the memory stays registered for
-/// good, and the module stays loaded: `memunmap_pages()` would wait forever for a page in use, and the
-/// pages of a [`FreeFolio`] could be handed out afterwards. With references of the `dev_pagemap` that
-/// nobody accounts for the memory stays registered, too, without the module. May sleep.
+/// good, and the module stays loaded: `memunmap_pages()` would wait forever for a page in use, and
+/// the pages of a [`FreeFolio`] could be handed out afterwards. With references of the
+/// `dev_pagemap` that have no known owner the memory stays registered, too, without the module. May
+/// sleep.
 ///
 /// [`FreeFolio`]: super::free_folio::FreeFolio
 ///

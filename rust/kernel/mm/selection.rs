@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a migration takes: a range of an area, or a list of device pages.
+//! The source of a migration: a range of an area, or a list of device pages.
 //!
 //! C header: [`include/linux/migrate.h`](srctree/include/linux/migrate.h)
 
@@ -142,7 +142,7 @@ pub(crate) struct Request<'a> {
     pub(crate) area: Area<'a>,
     /// The pages, all of which must be within the area.
     pub(crate) range: PageRange,
-    /// What is taken.
+    /// The selected kinds of memory.
     pub(crate) select: Select,
     /// Whether large folios are taken in one piece; otherwise core mm splits them first.
     pub(crate) large: bool,
@@ -151,7 +151,7 @@ pub(crate) struct Request<'a> {
 }
 
 impl<'a> Request<'a> {
-    /// What is in system memory of `range`, page by page, for a device whose memory `owner` owns.
+    /// The pages of `range` in system memory, page by page, for a device whose memory `owner` owns.
     pub(crate) fn system(area: Area<'a>, range: PageRange, owner: &'a PgmapOwner) -> Self {
         Self {
             area,

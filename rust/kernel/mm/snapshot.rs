@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What an address space maps at one moment, without touching it.
+//! The mappings of an address space at one moment, read without touching them.
 //!
 //! C header: [`include/linux/hmm.h`](srctree/include/linux/hmm.h)
 
@@ -65,7 +65,7 @@ pub(crate) enum MapSize {
     Pud,
 }
 
-/// What a snapshot sees of an address.
+/// The state of an address in a snapshot.
 ///
 /// # Examples
 ///
@@ -91,7 +91,7 @@ pub(crate) enum Seen {
     Absent,
     /// A page that may be read.
     Page {
-        /// What it is of.
+        /// The kind of memory of the page.
         memory: Memory,
         /// Whether it may be written.
         write: bool,
@@ -137,7 +137,7 @@ impl<'a> Place<'a> {
         unsafe { MappedPage::new(self.entry, self.address) }
     }
 
-    /// What there is to be seen.
+    /// The state of the address.
     fn seen(&self, owner: &PgmapOwner) -> Seen {
         if !self.entry.is_valid() {
             return if self.entry.is_error() {

@@ -39,7 +39,7 @@ const SUBSECTION: usize = bindings::ZDM_PAGES_PER_SUBSECTION;
 /// Subsections that are searched before the task gives others a turn.
 const STEPS: usize = 4096;
 
-/// What a pagemap says of itself. Out of date as soon as it is returned.
+/// The properties of a pagemap. They are out of date as soon as they are returned.
 ///
 /// # Examples
 ///
@@ -220,7 +220,7 @@ impl AnyPagemap {
         })
     }
 
-    /// What it says of itself.
+    /// The properties of the pagemap.
     fn says(&self) -> PagemapFacts {
         // SAFETY: Registered by the type invariants, and `ops` outlives the registration.
         let ops = unsafe { (*self.as_ptr()).ops.as_ref() };

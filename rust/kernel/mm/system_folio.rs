@@ -12,7 +12,7 @@ use kernel::{
     prelude::*, //
 };
 
-/// An owned folio of system memory that nobody else knows.
+/// An owned folio of system memory that no other value refers to.
 ///
 /// # Examples
 ///
@@ -33,7 +33,7 @@ pub(crate) struct SystemFolio {
     order: u32,
 }
 
-// SAFETY: A folio that nobody else knows may change threads.
+// SAFETY: No other value refers to the folio, so it may change threads.
 unsafe impl Send for SystemFolio {}
 
 // Core mm cannot split a folio for which a CPU fault or an eviction asks, so that large ones are
@@ -57,8 +57,8 @@ impl SystemFolio {
         })
     }
 
-    /// As [`SystemFolio::alloc_vma`] with a page that nobody waits for, and for which nothing that is
-    /// in use is to be given up.
+    /// As [`SystemFolio::alloc_vma`], for a page that no task waits for. The allocation reclaims
+    /// little.
     pub(crate) fn try_alloc_vma(vma: &VmaRef, address: usize) -> Result<Self> {
         let gfp = bindings::GFP_HIGHUSER_MOVABLE | bindings::GFP_NORETRY | bindings::__GFP_NOWARN;
         // SAFETY: `vma` is valid and read-locked for the call.
@@ -101,7 +101,7 @@ impl SystemFolio {
     }
 }
 
-/// Nobody asks for larger folios, and the page allocator has no order that does not fit a word.
+/// No caller asks for larger folios, and the page allocator has no order that does not fit a word.
 fn check_order(order: u32) -> Result {
     if order > PMD_ORDER {
         Err(EINVAL)

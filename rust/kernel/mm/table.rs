@@ -2,9 +2,9 @@
 
 //! A device's page table, kept up to date by an interval notifier.
 //!
-//! Entries hold no reference on their pages. What keeps them valid is the protocol of
-//! `Documentation/mm/hmm.rst`: they are stored under the table's lock after the sequence was
-//! checked, and removed under it before the CPU's page tables change.
+//! Entries hold no reference on their pages. The protocol of `Documentation/mm/hmm.rst` keeps them
+//! valid: they are stored under the table's lock after the sequence was checked, and removed under
+//! the lock before the CPU's page tables change.
 
 use super::{
     notifier::{
@@ -29,7 +29,7 @@ use kernel::{
 
 pub(crate) use super::access::Access;
 
-/// What an entry allows, as its tag.
+/// The access that an entry allows, as its tag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Grant {
     /// Loads.
@@ -71,7 +71,7 @@ type Leaf = [usize; BLOCK];
 /// Marks a pointer to the first page of a block that one entry stands for. Pointers to leaves and pages
 /// are aligned to more.
 const WHOLE: usize = 4;
-/// What is granted of such a block, shifted to where it is kept.
+/// The position of the grant of such a block.
 const WHOLE_SHIFT: u32 = 3;
 
 /// A block of page numbers.
@@ -154,7 +154,7 @@ impl Table {
         // SAFETY: The array is initialised.
         let block = Block::of_raw(unsafe { bindings::xa_load(self.xa.get(), number) } as usize);
         if let Block::Leaf(leaf) = block {
-            // INVARIANT: This is what the array has.
+            // INVARIANT: The array has this leaf.
             self.recent.set(Some((number, leaf)));
         }
         block
@@ -291,7 +291,7 @@ impl Table {
         }
         let leaf = KBox::into_raw(leaf);
         if let Err(err) = self.store_raw(number, leaf as usize) {
-            // SAFETY: The leaf is a `KBox` that nobody else knows.
+            // SAFETY: The leaf is a `KBox` that no other value refers to.
             drop(unsafe { KBox::from_raw(leaf) });
             return Err(err);
         }
@@ -299,14 +299,14 @@ impl Table {
         NonNull::new(leaf).ok_or(ENOMEM)
     }
 
-    /// Stores what the array has for block `number`, in which there is no leaf.
+    /// Stores the array's entry for block `number`, in which there is no leaf.
     fn store_raw(&self, number: usize, raw: usize) -> Result {
         // SAFETY: The array is initialised, and the entry is an aligned pointer, whose lowest two bits are
         // not set.
         let old = unsafe {
             bindings::xa_store(self.xa.get(), number, raw as *mut _, bindings::GFP_ATOMIC)
         };
-        // SAFETY: What `xa_store()` returns is what `xa_err()` takes.
+        // SAFETY: `xa_err()` takes the result of `xa_store()`.
         to_result(unsafe { bindings::xa_err(old) })
     }
 
@@ -315,7 +315,7 @@ impl Table {
     fn erase(&self, first: usize, last: usize) {
         let end = last >> PMD_ORDER;
         let mut number = first >> PMD_ORDER;
-        // What a fault is about: a few pages of the block that was used last.
+        // A fault concerns a few pages of the block that was used last.
         let recent = self.recent_leaf(number).filter(|_| number == end);
         if let (Some(mut leaf), true) = (recent, last - first < BLOCK - 1) {
             // SAFETY: The leaf is the table's, and a borrowed table is locked.
@@ -388,8 +388,8 @@ impl Table {
     }
 }
 
-/// Stores an entry for `page`. One that is exclusive stays so: who stores another looked at the page before
-/// the device was granted it exclusively, which takes no right away.
+/// Stores an entry for `page`. An exclusive entry for the page stays: the caller looked at the page
+/// before the device was granted exclusive access, which takes no right away.
 fn set_entry(entry: &mut usize, page: NonNull<bindings::page>, grant: Grant) {
     let pointer = page.as_ptr() as usize;
     if *entry != pointer | Grant::Exclusive as usize {
@@ -409,10 +409,10 @@ impl PinnedDrop for Table {
 impl IntervalOps for Table {
     /// Forgets the range.
     ///
-    /// Migrations of our own are no exception, unlike with `lib/test_hmm.c`. Where a page moves,
-    /// its entry points at what is about to be freed. And those who walk the page tables at the
-    /// same time, which the callback also is for, must try again. What does not move is looked up
-    /// again when it is wanted.
+    /// This includes our own migrations, unlike with `lib/test_hmm.c`. When a page moves, its entry
+    /// points to a page that is about to be freed. Besides, tasks that walk the page tables at the
+    /// same time must try again, which the callback also causes. A page that does not move is
+    /// looked up again when the device accesses it.
     fn invalidate(&self, range: &NotifierRange<'_>) {
         let (first, last) = (range.start() >> PAGE_SHIFT, (range.end() - 1) >> PAGE_SHIFT);
         for slot in &self.watches {
@@ -565,7 +565,7 @@ mod tests {
         unsafe { table.store_block(index, first, Grant::Read) }?;
         assert!(table.is_exclusive(index) && !table.is_exclusive(index + 1));
         assert!(table.load(index + 1, Access::Write).is_none());
-        // What is forgotten in part is forgotten as a whole, where one entry stands for it.
+        // A block with one entry is erased as a whole, even where the range covers a part of it.
         table.erase(index + 1, index + BLOCK - 1);
         assert!(table.is_exclusive(index));
         table.erase(index, index);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What long loops ask about the task they run for.
+//! Reschedules, checks for fatal signals, and measures deadlines, in long loops.
 //!
 //! C headers: [`include/linux/sched/signal.h`](srctree/include/linux/sched/signal.h),
 //! [`include/linux/jiffies.h`](srctree/include/linux/jiffies.h)

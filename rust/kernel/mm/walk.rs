@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What page tables say, for the oracle, beside what `hmm_range_fault()`, `folio_mapcount()` and
-//! interval notifiers say.
+//! Reads page tables, so that the oracle can compare them with the results of `hmm_range_fault()`,
+//! `folio_mapcount()` and interval notifiers.
 //!
 //! C header: [`include/linux/leafops.h`](srctree/include/linux/leafops.h)
 
@@ -65,11 +65,11 @@ pub(crate) struct Untruth {
     pub(crate) cpu_pfn: Option<usize>,
     /// Whether the CPU may write to it.
     pub(crate) cpu_write: bool,
-    /// What may explain it for a moment.
+    /// A change in progress that may explain the difference.
     pub(crate) passing: Passing,
 }
 
-/// What explains, for a moment, that the device's page table differs from the CPU's.
+/// A change in progress because of which the device's page table differs from the CPU's.
 ///
 /// # Examples
 ///
@@ -97,7 +97,7 @@ pub(crate) enum Passing {
     Migration,
 }
 
-/// What maps an address.
+/// The entry that maps an address.
 struct CpuEntry(bindings::zdm_entry);
 
 impl CpuEntry {
@@ -105,7 +105,7 @@ impl CpuEntry {
     fn look_up(mm: &MmWithUser, index: usize) -> Self {
         let mut entry = bindings::zdm_entry::default();
         // SAFETY: `mm` has users, and `entry` is valid for writes. A caller without the mmap lock is
-        // reported by lockdep, and reads what is about to change.
+        // reported by lockdep, and reads an entry that is about to change.
         unsafe { bindings::zdm_look_up(mm.as_raw(), index << PAGE_SHIFT, &mut entry) };
         Self(entry)
     }
@@ -153,8 +153,8 @@ impl HmmMirror {
     }
 }
 
-/// What is untrue of the entry with `page` and `grant` for page number `index` of `mm`, whose mmap lock
-/// is held, and the lock of the table.
+/// The difference between the CPU's table and the entry with `page` and `grant` for page number
+/// `index` of `mm`, whose mmap lock is held, as is the lock of the table.
 fn judge(
     mm: &MmWithUser,
     owner: &PgmapOwner,
@@ -189,7 +189,7 @@ fn judge(
         index,
         device_pfn: number(page),
         device_write,
-        // What is exclusive the CPU has no access to.
+        // The CPU has no access to an exclusive page.
         cpu_pfn: (!cpu_page.is_null() && !is_exclusive).then(|| number(cpu_page)),
         cpu_write,
         passing: if is_exclusive && cpu_page == page {
@@ -221,7 +221,7 @@ fn area_flags(mm: &MmWithUser, index: usize) -> vm_flags_t {
     unsafe { bindings::zdm_area_flags(mm.as_raw(), index << PAGE_SHIFT) }
 }
 
-/// What an entry says of a page beside where the page is.
+/// The properties of a page in its entry, without the place of the page.
 ///
 /// # Examples
 ///

@@ -150,7 +150,7 @@ impl<T: PagemapOps> DevPagemap<T> {
     /// As [`DevPagemap::clean_pages`], of pages that have no flag besides those of `explained`, and
     /// nothing in the fields that a free page leaves empty.
     pub(crate) fn whole_pages(&self, index: usize, most: usize, explained: u64) -> usize {
-        // What is read twice is bounded, however many of the pages are not whole.
+        // The number of pages that are read twice is bounded, however many of them are not whole.
         let n = self.clean_pages(index, most.min(TWICE));
         let Some(page) = self.page(index) else {
             return 0;
