@@ -18,14 +18,14 @@ use std::{
     process::ExitCode, //
 };
 
-/// What becomes of an example.
+/// The treatment of an example.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// It is compiled and run.
     Run,
     /// It is compiled.
     NoRun,
-    /// It must not compile, or it is not looked at.
+    /// It must not compile, or is ignored.
     Skip,
 }
 
@@ -36,11 +36,11 @@ pub struct Example {
     pub file: String,
     /// Number of the line with the fence, from 1 on.
     pub line: usize,
-    /// The item that the comment is of.
+    /// The item that the comment documents.
     pub item: String,
-    /// What becomes of it.
+    /// The treatment of the example.
     pub kind: Kind,
-    /// Its lines, without what makes them a comment.
+    /// The lines of the example, without the marks of the comment.
     pub code: Vec<String>,
 }
 
@@ -49,13 +49,13 @@ pub struct Example {
 pub struct Type {
     /// Path from the folder that `rust/kernel` is in.
     pub file: String,
-    /// Its name.
+    /// The name of the type.
     pub name: String,
     /// Whether the comment has an example that is compiled.
     pub has_example: bool,
 }
 
-/// What a source file has.
+/// The examples and types of a source file.
 #[derive(Default)]
 pub struct Found {
     /// The examples, in order.
@@ -83,7 +83,7 @@ pub fn files(src: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// The text of a line of a doc comment, without the space that sets it off.
+/// The text of a line of a doc comment, without the space in front.
 fn doc(line: &str) -> Option<&str> {
     let line = line.trim_start();
     let text = line
@@ -92,7 +92,7 @@ fn doc(line: &str) -> Option<&str> {
     Some(text.strip_prefix(' ').unwrap_or(text))
 }
 
-/// What the words behind a fence make of its block; `None` for text.
+/// The kind of a block, from the words behind its fence; `None` for text.
 fn kind(info: &str) -> Option<Kind> {
     let mut kind = Kind::Run;
     for word in info.split(',').map(str::trim) {
@@ -129,7 +129,7 @@ pub fn scan(file: &str, text: &str) -> Found {
     let mut found = Found::default();
     let stem = Path::new(file).file_stem().and_then(|stem| stem.to_str());
     let stem = stem.unwrap_or_default();
-    // Examples of the comment that is being read.
+    // The examples of the current comment.
     let mut pending: Vec<Example> = Vec::new();
     let mut open: Option<(usize, Option<Kind>, Vec<String>)> = None;
     for (n, line) in text.lines().enumerate() {
@@ -176,7 +176,7 @@ pub fn scan(file: &str, text: &str) -> Found {
     found
 }
 
-/// All that the files below `rust/kernel` of `src` have.
+/// The examples and types of all files below `rust/kernel` of `src`.
 pub fn scan_all(src: &Path) -> io::Result<Found> {
     let mut all = Found::default();
     for path in files(src)? {
@@ -188,7 +188,7 @@ pub fn scan_all(src: &Path) -> io::Result<Found> {
     Ok(all)
 }
 
-/// The code of a line, with hidden lines shown, and the crate named as it is outside of it.
+/// The code of a line, with hidden lines shown, and `kernel` replaced by a module of ours.
 fn code(line: &str) -> String {
     let line = match line.trim_start() {
         "#" => "",

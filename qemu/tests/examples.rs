@@ -37,7 +37,7 @@ fn each_example_is_one_case() {
     let cases = run_names(&examples);
     assert_eq!(suite.matches("#[test]\n").count(), cases.len());
     assert_eq!(cases.iter().collect::<BTreeSet<_>>().len(), cases.len(), "a name is there twice");
-    // What is not run says so, with a reason.
+    // An example that is not run states the reason.
     for example in examples.iter().filter(|example| example.kind == Kind::NoRun) {
         let reason = example.code.iter().any(|line| line.trim_start().starts_with("# // no_run: "));
         assert!(reason, "{}:{} is not run, and does not say why", example.file, example.line);
@@ -57,7 +57,7 @@ fn each_case_is_expected() {
     assert_eq!(expected, cases);
 }
 
-/// Examples are to be good in the kernel tree, too, where there is no crate but `kernel`.
+/// Examples must also compile in the kernel tree, which has no crate but `kernel`.
 #[test]
 fn examples_know_the_kernel_crate_only() {
     for example in scan_all(&repo()).unwrap().examples {

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Shows that the reproducers of series A do what they are for: the cases that the series adds to
-//! hmm-tests fail on the kernel without the fixes and pass on the kernel with them.
+//! Shows that the reproducers of series A work: the cases that the series adds to hmm-tests fail on
+//! the kernel without the fixes and pass on the kernel with them.
 //!
-//! Both kernels run the same program, which is built from the tree with the series, with our module.
-//! A case may crash the kernel without the fixes; the remaining cases then run in another guest.
+//! Both kernels run the same program, which is built from the tree with the series, with our
+//! module. A case may crash the kernel without the fixes; the remaining cases then run in another
+//! guest.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -89,7 +90,8 @@ impl Row {
     }
 }
 
-/// What is wrong: each case must fail in one of its variants before, and pass in all of them after.
+/// The cases that do not show their fix: each must fail in one of its variants before, and pass in
+/// all of them after.
 fn problems(rows: &[Row]) -> Vec<String> {
     let mut cases: BTreeMap<&str, Vec<&Row>> = BTreeMap::new();
     for row in rows {

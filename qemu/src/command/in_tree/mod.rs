@@ -24,11 +24,11 @@ use crate::report;
 /// The longest time for the boot with all examples, in seconds.
 const BOOT_SECONDS: u64 = 900;
 
-/// The options of checkpatch.pl. The first patch says who maintains the files of the others.
+/// The options of checkpatch.pl. The first patch adds the maintainer of the files of the others.
 const CHECKPATCH: [&str; 6] =
     ["--strict", "--quiet", "--no-tree", "--ignore", "FILE_PATH_CHANGES", "-"];
 
-/// What the kernel needs besides what is in the fragments of the matrix.
+/// Options of the kernel besides those of the fragments of the matrix.
 const CONFIG: &str = "CONFIG_RUST_KERNEL_DOCTESTS=y\nCONFIG_SAMPLES=y\nCONFIG_SAMPLES_RUST=y\n\
                       CONFIG_SAMPLE_RUST_DMEM=y\n";
 
@@ -44,7 +44,7 @@ pub struct Args {
     /// The kernel of the matrix that the build begins with.
     #[arg(long, value_name = "NAME", default_value = "stock")]
     pub kernel: String,
-    /// Where the patches go.
+    /// The directory for the patches.
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
 }
@@ -61,8 +61,8 @@ fn checkpatch(source: &Path, patch: &Path) -> Result<String> {
     Ok(said + &String::from_utf8_lossy(&out.stderr))
 }
 
-/// Writes the patches, checks them, and builds and boots as the options say. Returns whether all is
-/// well.
+/// Writes the patches, checks them, and builds and boots as the options ask. Returns whether every
+/// step passed.
 pub fn command(repo: &Path, args: &Args) -> Result<bool> {
     let matrix = Matrix::load(repo)?;
     let source = kernel::pristine(repo, &matrix.kernel(&args.kernel)?.source)?;
@@ -86,7 +86,8 @@ pub fn command(repo: &Path, args: &Args) -> Result<bool> {
     Ok(good)
 }
 
-/// Builds the kernel, in a copy of one of the matrix in which only what the series changes is new.
+/// Builds the kernel, in a copy of a tree of the matrix, so that make builds only the changed
+/// files.
 fn build(repo: &Path, matrix: &Matrix, name: &str, files: &series::Files) -> Result<Tree> {
     let seed = kernel::build(repo, matrix, name)?;
     let base = repo::cache("in-tree")?;
@@ -102,7 +103,7 @@ fn build(repo: &Path, matrix: &Matrix, name: &str, files: &series::Files) -> Res
     }
     for (file, text) in &files.files {
         let path = dir.join(file);
-        // What is the same keeps its time, so that make has nothing to do for it.
+        // An unchanged file keeps its time, so that make does not build it again.
         if fs::read_to_string(&path).ok().as_ref() != Some(text) {
             if let Some(above) = path.parent() {
                 fs::create_dir_all(above)?;
@@ -138,8 +139,8 @@ fn build(repo: &Path, matrix: &Matrix, name: &str, files: &series::Files) -> Res
     Ok(tree)
 }
 
-/// Boots the kernel, which runs its KUnit cases and then panics for want of a root file system, and
-/// judges the suites of the examples and of the new files.
+/// Boots the kernel, which runs its KUnit cases and then panics because it has no root file system,
+/// and judges the suites of the examples and of the new files.
 fn boot(tree: &Tree, dir: &Path) -> Result<bool> {
     let console = dir.join("console.log");
     let mut command = job::command("qemu-system-x86_64");

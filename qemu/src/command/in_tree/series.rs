@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The patches, made of the files of the module.
+//! Makes the patches of the files of the module.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -23,11 +23,11 @@ const CONDITION: &str = "CONFIG_DEVICE_PRIVATE, CONFIG_HMM_MIRROR";
 pub struct Spec {
     /// The author of the patches.
     author: String,
-    /// Files of `rust/kernel/mm` that stay out.
+    /// Files of `rust/kernel/mm` that the series leaves out.
     pub out_of_tree: Vec<String>,
     /// Macros that are defined in the kernel.
     defined: Vec<String>,
-    /// Macros that are not.
+    /// Macros that are not defined in the kernel.
     undefined: Vec<String>,
     /// The patches, in order.
     pub patch: Vec<PatchSpec>,
@@ -50,7 +50,7 @@ pub struct PatchSpec {
     other: Vec<String>,
 }
 
-/// What was written.
+/// The series that was written.
 #[derive(Debug)]
 pub struct Files {
     /// The names of the patches, in order.
@@ -159,7 +159,8 @@ impl Maker<'_> {
             names = new;
             Ok(text)
         })?;
-        // bindgen can evaluate some of them itself, with another type: there must be one of each.
+        // bindgen can evaluate some of them itself, with another type, and there must be one of
+        // each.
         self.change("rust/bindgen_parameters", |text| {
             let mut text = format!(
                 "{text}\n# Constants of rust/bindings/bindings_helper.h for device memory.\n"
@@ -228,7 +229,7 @@ use crate::page::{
         match file {
             "samples/dmem.rs" => {
                 let tail = read(&self.repo.join("qemu/kernel/in-tree/rust_dmem.tail"))?;
-                // What module! makes has unsafe code; the driver itself has none.
+                // The expansion of `module!` has unsafe code; the driver itself has none.
                 let text = text
                     .replace(
                         "//! It takes nothing of zdmirror but `rust/kernel`. A real",
@@ -277,7 +278,7 @@ use crate::page::{
     }
 }
 
-/// The header that bindgen reads, with what the modules use of ours.
+/// The header for bindgen, with our headers, and those of our constants that the modules use.
 fn bindings(text: &str, ours: &str, used: &str) -> Result<(String, Vec<String>)> {
     let mut out = text.to_owned();
     for line in ours.lines().filter(|line| line.starts_with("#include <linux/")) {
@@ -307,7 +308,7 @@ fn bindings(text: &str, ours: &str, used: &str) -> Result<(String, Vec<String>)>
     Ok((format!("{}{new}\n{}", &out[..at], &out[at..]), names))
 }
 
-/// The difference of two texts of a file as a patch has it.
+/// The difference of two texts of a file, in the format of a patch.
 fn diff(file: &str, old: Option<&str>, new: &str) -> Result<String> {
     let dir = tempfile::tempdir()?;
     let (a, b) = (dir.path().join("a"), dir.path().join("b"));
@@ -339,7 +340,7 @@ fn file_name(number: usize, subject: &str) -> String {
     format!("{number:04}-{}.patch", name.trim_end_matches('-'))
 }
 
-/// Makes the series in a directory, and sees that it applies to the source.
+/// Makes the series in a directory, and checks that it applies to the source.
 pub fn write(repo: &Path, source: &Path, dir: &Path) -> Result<Files> {
     let spec = spec(repo)?;
     let mut maker = Maker { repo, source, spec: &spec, now: BTreeMap::new() };

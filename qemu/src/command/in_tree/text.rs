@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use anyhow::{Context, Result};
 use regex::Regex;
 
-/// The longest line that checkpatch.pl takes.
+/// The longest line that checkpatch.pl accepts.
 const WIDTH: usize = 100;
 /// The name of the helpers in the kernel tree, in the place of `zdm`.
 const PREFIX: &str = "devmem";
@@ -50,7 +50,7 @@ fn fill(text: &str) -> String {
         if words.trim_start().starts_with("```") {
             fenced = !fenced;
         }
-        // What follows in the same paragraph.
+        // The following lines of the same paragraph.
         let mut end = at + 1;
         while !fenced
             && end < lines.len()
@@ -94,7 +94,8 @@ pub fn rust(text: &str) -> Result<String> {
     let mut out = String::new();
     let mut lines = text.lines();
     while let Some(line) = lines.next() {
-        // What older kernels need is left out, and what newer ones need is always there.
+        // Items for older kernels, under `cfg(zdm_...)`, are left out, and items for newer ones
+        // always stay.
         if line.trim_start().starts_with("#[cfg(not(zdm_") {
             continue;
         }
@@ -125,9 +126,10 @@ pub fn rust(text: &str) -> Result<String> {
     Ok(fill(&out).replace("\n\n\n", "\n\n"))
 }
 
-/// Text of C without what is under conditions that are false, and the conditions that are known.
+/// Text of C, without the parts under false conditions, and without the known conditions
+/// themselves.
 fn unifdef(text: &str, defined: &[String], undefined: &[String]) -> String {
-    /// What is known of a condition.
+    /// The value of a condition, as far as it is known.
     #[derive(Clone, Copy, PartialEq)]
     enum State {
         Unknown,
