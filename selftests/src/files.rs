@@ -12,6 +12,9 @@ use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use linux_raw_sys::ioctl::FICLONE;
+use linux_raw_sys::mempolicy::MPOL_MF_MOVE;
+
 use crate::memory::{Buffer, PAGE};
 use crate::sys::cvt;
 
@@ -66,9 +69,8 @@ pub fn punch(file: &File, first: usize, n: usize) -> io::Result<()> {
 
 /// Makes `to` share the blocks of `from`, with FICLONE.
 pub fn clone(from: &File, to: &File) -> io::Result<()> {
-    const FICLONE: u64 = 0x4004_9409;
     // SAFETY: The call takes only numbers.
-    cvt(unsafe { libc::ioctl(to.as_raw_fd(), FICLONE, from.as_raw_fd()) }.into()).map(drop)
+    cvt(unsafe { libc::ioctl(to.as_raw_fd(), FICLONE.into(), from.as_raw_fd()) }.into()).map(drop)
 }
 
 /// Calls madvise(2), which may fail.
@@ -100,8 +102,6 @@ pub fn read_process(
 /// Asks move_pages(2) to move pages of the caller to node 0. Returns the status of each page, 0 or
 /// a negative errno.
 pub fn move_to_node(buf: &Buffer, first: usize, n: usize) -> io::Result<Vec<i32>> {
-    /// Defined in linux/mempolicy.h.
-    const MPOL_MF_MOVE: i32 = 2;
     let pages: Vec<u64> = (first..first + n).map(|page| buf.at(page)).collect();
     let nodes = vec![0i32; n];
     let mut status = vec![i32::MAX; n];
@@ -118,28 +118,6 @@ pub fn move_to_node(buf: &Buffer, first: usize, n: usize) -> io::Result<Vec<i32>
         )
     };
     cvt(ret).map(|_| status)
-}
-
-/// Registers pages as a buffer of a new io_uring, which pins them for a long time. Closing the
-/// returned file ends the pin.
-pub fn register_with_uring(buf: &Buffer, first: usize, n: usize) -> io::Result<File> {
-    use std::os::fd::{FromRawFd, OwnedFd};
-    const REGISTER_BUFFERS: u32 = 0;
-    // struct io_uring_params has 120 bytes; all zeroes request nothing special.
-    let mut params = [0u64; 15];
-    // SAFETY: `params` is as large as the kernel's structure and outlives the call.
-    let fd = cvt(unsafe { libc::syscall(libc::SYS_io_uring_setup, 1, params.as_mut_ptr()) })?;
-    // CAST: Descriptors fit an int.
-    // SAFETY: The kernel has just made this descriptor, and nothing else owns it.
-    let ring = File::from(unsafe { OwnedFd::from_raw_fd(fd as i32) });
-    let vec = libc::iovec {
-        iov_base: buf.at(first) as *mut c_void,
-        iov_len: n * PAGE,
-    };
-    let fd = ring.as_raw_fd();
-    // SAFETY: The iovec is valid, and the kernel checks the address in it.
-    cvt(unsafe { libc::syscall(libc::SYS_io_uring_register, fd, REGISTER_BUFFERS, &vec, 1) })?;
-    Ok(ring)
 }
 
 /// Catches a signal with a handler that does nothing; `restart` sets SA_RESTART.

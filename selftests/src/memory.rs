@@ -10,6 +10,8 @@ use std::os::fd::AsRawFd;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use linux_raw_sys::general::__NR_mseal;
+
 use crate::check;
 use crate::check::{Fail, OrFail, Outcome};
 use crate::sys::cvt;
@@ -144,9 +146,8 @@ impl Buffer {
     /// Calls mseal(2): from now on the pages cannot be unmapped and keep their rights, even when
     /// the buffer is dropped.
     pub fn seal(&self) -> io::Result<()> {
-        const SYS_MSEAL: libc::c_long = 462;
         // SAFETY: The call takes only numbers, and only removes rights to change the mapping.
-        cvt(unsafe { libc::syscall(SYS_MSEAL, self.at(0), self.pages * PAGE, 0) })?;
+        cvt(unsafe { libc::syscall(__NR_mseal.into(), self.at(0), self.pages * PAGE, 0) })?;
         self.mark_gone(0, self.pages, true);
         Ok(())
     }

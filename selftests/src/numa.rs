@@ -7,14 +7,12 @@
 use std::fs;
 use std::io;
 
+use linux_raw_sys::mempolicy::{MPOL_BIND, MPOL_MF_MOVE, MPOL_MF_MOVE_ALL, MPOL_MF_STRICT};
+
 use crate::check::{Fail, Outcome};
 use crate::memory::{Buffer, PAGE};
 use crate::sys::cvt;
 
-const MPOL_BIND: libc::c_int = 2;
-const MPOL_MF_STRICT: libc::c_uint = 1;
-const MPOL_MF_MOVE: libc::c_uint = 2;
-const MPOL_MF_MOVE_ALL: libc::c_uint = 4;
 /// The number of bits in a set of nodes.
 const BITS: libc::c_ulong = 64;
 
@@ -58,9 +56,9 @@ pub fn bind(buf: &Buffer, first: usize, n: usize, node: i32, strict: bool) -> io
     let nodes: u64 = 1 << node;
     let strict = if strict { MPOL_MF_STRICT } else { 0 };
     let flags = MPOL_MF_MOVE | MPOL_MF_MOVE_ALL | strict;
-    let (addr, len) = (buf.at(first), n * PAGE);
+    let (addr, len, mode) = (buf.at(first), n * PAGE, MPOL_BIND as libc::c_int);
     // SAFETY: The set of nodes outlives the call; memory keeps its contents.
-    let ret = unsafe { libc::syscall(libc::SYS_mbind, addr, len, MPOL_BIND, &nodes, BITS, flags) };
+    let ret = unsafe { libc::syscall(libc::SYS_mbind, addr, len, mode, &nodes, BITS, flags) };
     cvt(ret).map(drop)
 }
 

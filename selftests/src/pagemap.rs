@@ -8,34 +8,25 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 
+use linux_raw_sys::general::{
+    PAGE_IS_FILE, PAGE_IS_HUGE, PAGE_IS_PFNZERO, PAGE_IS_PRESENT, PAGE_IS_SOFT_DIRTY,
+    PAGE_IS_SWAPPED, PAGE_IS_WRITTEN, pm_scan_arg,
+};
+
 use crate::memory::PAGE;
-use crate::sys::cvt;
+use crate::sys::{self, cvt};
 
-/// `struct pm_scan_arg` of linux/fs.h.
-#[repr(C)]
-struct ScanArg {
-    size: u64,
-    flags: u64,
-    start: u64,
-    end: u64,
-    walk_end: u64,
-    vec: u64,
-    vec_len: u64,
-    max_pages: u64,
-    category_inverted: u64,
-    category_mask: u64,
-    category_anyof_mask: u64,
-    return_mask: u64,
-}
+/// linux-raw-sys lacks this number, which linux/fs.h composes.
+const PAGEMAP_SCAN: u32 = sys::iowr::<pm_scan_arg>(b'f' as u32, 16);
 
-/// The bits of PAGEMAP_SCAN, `PAGE_IS_*` of linux/fs.h.
-pub const SCAN_WRITTEN: u64 = 1 << 1;
-pub const SCAN_FILE: u64 = 1 << 2;
-pub const SCAN_PRESENT: u64 = 1 << 3;
-pub const SCAN_SWAPPED: u64 = 1 << 4;
-pub const SCAN_ZERO: u64 = 1 << 5;
-pub const SCAN_HUGE: u64 = 1 << 6;
-pub const SCAN_SOFT_DIRTY: u64 = 1 << 7;
+/// The bits of PAGEMAP_SCAN.
+pub const SCAN_WRITTEN: u64 = PAGE_IS_WRITTEN as u64;
+pub const SCAN_FILE: u64 = PAGE_IS_FILE as u64;
+pub const SCAN_PRESENT: u64 = PAGE_IS_PRESENT as u64;
+pub const SCAN_SWAPPED: u64 = PAGE_IS_SWAPPED as u64;
+pub const SCAN_ZERO: u64 = PAGE_IS_PFNZERO as u64;
+pub const SCAN_HUGE: u64 = PAGE_IS_HUGE as u64;
+pub const SCAN_SOFT_DIRTY: u64 = PAGE_IS_SOFT_DIRTY as u64;
 
 /// Scans an open /proc/PID/pagemap. Returns the ranges within `start..end` whose pages have all of
 /// the bits `wanted`, each with the bits of `returned` that its pages have.
@@ -46,12 +37,11 @@ pub fn scan(
     wanted: u64,
     returned: u64,
 ) -> io::Result<Vec<[u64; 3]>> {
-    const PAGEMAP_SCAN: u64 = 0xc060_6610;
     // The kernel joins neighbours that are alike. There is at most one range per page.
     let pages = (end - start) / PAGE as u64;
     let mut found = vec![[0u64; 3]; pages as usize + 1];
-    let mut arg = ScanArg {
-        size: size_of::<ScanArg>() as u64,
+    let mut arg = pm_scan_arg {
+        size: size_of::<pm_scan_arg>() as u64,
         flags: 0,
         start,
         end,
@@ -67,7 +57,7 @@ pub fn scan(
     let (fd, arg) = (pagemap.as_raw_fd(), std::ptr::from_mut(&mut arg));
     // SAFETY: `arg` and the vector that it points to outlive the call and have the sizes that `arg`
     // says.
-    let n = cvt(unsafe { libc::ioctl(fd, PAGEMAP_SCAN, arg) }.into())?;
+    let n = cvt(unsafe { libc::ioctl(fd, PAGEMAP_SCAN.into(), arg) }.into())?;
     found.truncate(n as usize);
     Ok(found)
 }

@@ -13,6 +13,12 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::time::{Duration, Instant};
 
+/// Composes an ioctl number that reads and writes `T`, like the C macro `_IOWR`.
+pub const fn iowr<T>(kind: u32, number: u32) -> u32 {
+    // CAST: The structures of ioctls are far smaller than 14 bits allow.
+    (3 << 30) | ((size_of::<T>() as u32) << 16) | (kind << 8) | number
+}
+
 /// Turns the -1 of a system call into the errno.
 pub fn cvt(ret: libc::c_long) -> io::Result<libc::c_long> {
     match ret {
@@ -301,5 +307,19 @@ pub fn wait_until(timeout: Duration, mut done: impl FnMut() -> bool) -> bool {
             return false;
         }
         std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[cfg(test)]
+mod unit {
+    use linux_raw_sys::general::{_UFFDIO_COPY, UFFDIO, uffdio_copy};
+    use linux_raw_sys::ioctl::UFFDIO_COPY;
+
+    #[test]
+    fn numbers_of_ioctls() {
+        assert_eq!(
+            super::iowr::<uffdio_copy>(UFFDIO, _UFFDIO_COPY),
+            UFFDIO_COPY
+        );
     }
 }

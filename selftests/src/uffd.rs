@@ -9,21 +9,22 @@ use std::io::{self, Read};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
+use linux_raw_sys::general::{
+    _UFFDIO_MOVE, UFFD_API, UFFD_EVENT_PAGEFAULT, UFFD_PAGEFAULT_FLAG_WP, UFFDIO,
+    UFFDIO_REGISTER_MODE_MISSING, UFFDIO_REGISTER_MODE_WP, uffdio_api, uffdio_copy, uffdio_move,
+    uffdio_range, uffdio_register, uffdio_writeprotect, uffdio_zeropage,
+};
+use linux_raw_sys::ioctl::{
+    UFFDIO_API, UFFDIO_COPY, UFFDIO_REGISTER, UFFDIO_WRITEPROTECT, UFFDIO_ZEROPAGE,
+};
+
 use crate::memory::{Buffer, PAGE};
 use crate::sys::{self, cvt};
 
-const UFFD_API: u64 = 0xaa;
-const UFFDIO_API: u64 = 0xc018_aa3f;
-const UFFDIO_REGISTER: u64 = 0xc020_aa00;
-const UFFDIO_COPY: u64 = 0xc028_aa03;
-const UFFDIO_ZEROPAGE: u64 = 0xc020_aa04;
-const UFFDIO_MOVE: u64 = 0xc028_aa05;
-const UFFDIO_WRITEPROTECT: u64 = 0xc018_aa06;
-const REGISTER_MODE_MISSING: u64 = 1;
-const REGISTER_MODE_WP: u64 = 2;
-const EVENT_PAGEFAULT: u8 = 0x12;
-const WRITEPROTECT_MODE_WP: u64 = 1;
-const PAGEFAULT_FLAG_WP: u64 = 2;
+/// linux-raw-sys lacks this number, which linux/userfaultfd.h composes.
+const UFFDIO_MOVE: u32 = sys::iowr::<uffdio_move>(UFFDIO, _UFFDIO_MOVE);
+/// linux-raw-sys lacks this flag of linux/userfaultfd.h.
+const UFFDIO_WRITEPROTECT_MODE_WP: u64 = 1;
 
 /// A fault that the process has to resolve.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,35 +48,45 @@ impl Uffd {
         // SAFETY: The kernel has just made this descriptor, and nothing else owns it.
         let file = File::from(unsafe { OwnedFd::from_raw_fd(fd as i32) });
         let uffd = Self { file };
-        uffd.ioctl(UFFDIO_API, &mut [UFFD_API, 0, 0])?;
+        let mut api = uffdio_api {
+            api: UFFD_API.into(),
+            features: 0,
+            ioctls: 0,
+        };
+        uffd.ioctl(UFFDIO_API, &mut api)?;
         Ok(uffd)
     }
 
-    /// Executes an ioctl. `arg` has the length that the size in `request` says.
-    fn ioctl<const N: usize>(&self, request: u64, arg: &mut [u64; N]) -> io::Result<()> {
+    /// Executes an ioctl. `arg` has the size that `request` has.
+    fn ioctl<T>(&self, request: u32, arg: &mut T) -> io::Result<()> {
         let size = (request >> 16) as usize & 0x3fff;
-        if size != size_of_val(arg) {
+        if size != size_of::<T>() {
             return Err(io::Error::other("argument is not what its ioctl says"));
         }
+        let (fd, arg) = (self.file.as_raw_fd(), std::ptr::from_mut(arg));
         // SAFETY: `arg` outlives the call and has the right size, which is checked above. The
         // addresses in it are those of `Buffer`s, whose accesses are all volatile.
-        let ret = unsafe { libc::ioctl(self.file.as_raw_fd(), request, arg.as_mut_ptr()) };
+        let ret = unsafe { libc::ioctl(fd, request.into(), arg) };
         cvt(ret.into()).map(drop)
     }
 
     /// Makes the kernel report faults on missing pages of the buffer.
     pub fn register(&self, buf: &Buffer, first: usize, n: usize) -> io::Result<()> {
-        self.register_for(buf, first, n, REGISTER_MODE_MISSING)
+        self.register_for(buf, first, n, UFFDIO_REGISTER_MODE_MISSING)
     }
 
     /// Makes the kernel report writes to pages that `protect` has protected.
     pub fn register_writes(&self, buf: &Buffer, first: usize, n: usize) -> io::Result<()> {
-        self.register_for(buf, first, n, REGISTER_MODE_WP)
+        self.register_for(buf, first, n, UFFDIO_REGISTER_MODE_WP)
     }
 
-    fn register_for(&self, buf: &Buffer, first: usize, n: usize, mode: u64) -> io::Result<()> {
-        let len = (n * PAGE) as u64;
-        self.ioctl(UFFDIO_REGISTER, &mut [buf.at(first), len, mode, 0])
+    fn register_for(&self, buf: &Buffer, first: usize, n: usize, mode: u32) -> io::Result<()> {
+        let mut arg = uffdio_register {
+            range: range(buf, first, n),
+            mode: mode.into(),
+            ioctls: 0,
+        };
+        self.ioctl(UFFDIO_REGISTER, &mut arg)
     }
 
     /// Waits for a fault on a missing page and returns its address, or `None` after `timeout`.
@@ -90,7 +101,7 @@ impl Uffd {
         }
         let mut message = [0u8; 32];
         let n = (&self.file).read(&mut message)?;
-        if n != message.len() || message[0] != EVENT_PAGEFAULT {
+        if n != message.len() || u32::from(message[0]) != UFFD_EVENT_PAGEFAULT {
             return Err(io::Error::other(format!(
                 "event of {n} bytes: {message:x?}"
             )));
@@ -101,20 +112,28 @@ impl Uffd {
         };
         Ok(Some(Fault {
             address: number(16),
-            protected: number(8) & PAGEFAULT_FLAG_WP != 0,
+            protected: number(8) & u64::from(UFFD_PAGEFAULT_FLAG_WP) != 0,
         }))
     }
 
     /// Write-protects pages, or ends the protection, which wakes the waiting tasks.
     pub fn protect(&self, buf: &Buffer, first: usize, n: usize, how: bool) -> io::Result<()> {
-        let mode = if how { WRITEPROTECT_MODE_WP } else { 0 };
-        let len = (n * PAGE) as u64;
-        self.ioctl(UFFDIO_WRITEPROTECT, &mut [buf.at(first), len, mode])
+        let mode = if how { UFFDIO_WRITEPROTECT_MODE_WP } else { 0 };
+        let range = range(buf, first, n);
+        self.ioctl(
+            UFFDIO_WRITEPROTECT,
+            &mut uffdio_writeprotect { range, mode },
+        )
     }
 
     /// Provides a page of zeroes for a missing page.
     pub fn zero(&self, buf: &Buffer, page: usize) -> io::Result<()> {
-        self.ioctl(UFFDIO_ZEROPAGE, &mut [buf.at(page), PAGE as u64, 0, 0])
+        let mut arg = uffdio_zeropage {
+            range: range(buf, page, 1),
+            mode: 0,
+            zeropage: 0,
+        };
+        self.ioctl(UFFDIO_ZEROPAGE, &mut arg)
     }
 
     /// Moves pages of a process into a hole. Returns the number of moved pages.
@@ -126,13 +145,17 @@ impl Uffd {
         to: &Buffer,
         at: usize,
     ) -> io::Result<usize> {
-        let len = (n * PAGE) as u64;
-        let mut arg = [to.at(at), from.at(first), len, 0, 0];
+        let mut arg = uffdio_move {
+            dst: to.at(at),
+            src: from.at(first),
+            len: (n * PAGE) as u64,
+            mode: 0,
+            move_: 0,
+        };
         let result = self.ioctl(UFFDIO_MOVE, &mut arg);
         // The field has the number of moved bytes, or a negative errno. If an error comes after
         // some bytes, the call itself only fails with EAGAIN.
-        // CAST: The kernel stores a signed number in the field.
-        match (result, usize::try_from(arg[4] as i64)) {
+        match (result, usize::try_from(arg.move_)) {
             (_, Ok(bytes)) if bytes > 0 => Ok(bytes / PAGE),
             (Err(e), _) => Err(e),
             (Ok(()), _) => Ok(0),
@@ -141,10 +164,21 @@ impl Uffd {
 
     /// Provides the contents of a page of `from` for a missing page.
     pub fn copy(&self, address: u64, from: &Buffer, page: usize) -> io::Result<()> {
-        let address = address & !(PAGE as u64 - 1);
-        self.ioctl(
-            UFFDIO_COPY,
-            &mut [address, from.at(page), PAGE as u64, 0, 0],
-        )
+        let mut arg = uffdio_copy {
+            dst: address & !(PAGE as u64 - 1),
+            src: from.at(page),
+            len: PAGE as u64,
+            mode: 0,
+            copy: 0,
+        };
+        self.ioctl(UFFDIO_COPY, &mut arg)
+    }
+}
+
+/// The range of pages of a buffer.
+fn range(buf: &Buffer, first: usize, n: usize) -> uffdio_range {
+    uffdio_range {
+        start: buf.at(first),
+        len: (n * PAGE) as u64,
     }
 }

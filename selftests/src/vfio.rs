@@ -10,6 +10,10 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
+use linux_raw_sys::ioctl::{
+    VFIO_GROUP_SET_CONTAINER, VFIO_IOMMU_MAP_DMA, VFIO_IOMMU_UNMAP_DMA, VFIO_SET_IOMMU,
+};
+
 use crate::memory::{Buffer, PAGE};
 use crate::sys::cvt;
 
@@ -18,10 +22,7 @@ const VENDOR: &str = "0x1b36";
 const DEVICE: &str = "0x0005";
 const DRIVER: &str = "/sys/bus/pci/drivers/vfio-pci";
 
-const SET_IOMMU: u64 = 0x3b66;
-const GROUP_SET_CONTAINER: u64 = 0x3b68;
-const MAP_DMA: u64 = 0x3b71;
-const UNMAP_DMA: u64 = 0x3b72;
+/// linux-raw-sys lacks this and the following constant of linux/vfio.h.
 const TYPE1V2: u64 = 3;
 const READ_WRITE: u64 = 3;
 
@@ -72,17 +73,18 @@ impl Vfio {
             .group
             .insert(open(&Path::new("/dev/vfio").join(group))?);
         let fd = container.as_raw_fd();
+        let set = VFIO_GROUP_SET_CONTAINER.into();
         // SAFETY: The command reads an int.
-        cvt(unsafe { libc::ioctl(group.as_raw_fd(), GROUP_SET_CONTAINER, &raw const fd) }.into())?;
+        cvt(unsafe { libc::ioctl(group.as_raw_fd(), set, &raw const fd) }.into())?;
         // SAFETY: The command takes a number.
-        cvt(unsafe { libc::ioctl(fd, SET_IOMMU, TYPE1V2) }.into())?;
+        cvt(unsafe { libc::ioctl(fd, VFIO_SET_IOMMU.into(), TYPE1V2) }.into())?;
         Ok(vfio)
     }
 
-    fn call(&self, command: u64, arg: *mut u64) -> io::Result<()> {
+    fn call(&self, command: u32, arg: *mut u64) -> io::Result<()> {
         let fd = self.container.as_ref().map_or(-1, File::as_raw_fd);
         // SAFETY: The callers pass the memory that the command reads and writes.
-        cvt(unsafe { libc::ioctl(fd, command, arg) }.into()).map(drop)
+        cvt(unsafe { libc::ioctl(fd, command.into(), arg) }.into()).map(drop)
     }
 
     /// Maps pages for the device, at the same addresses as in the process.
@@ -90,12 +92,12 @@ impl Vfio {
         let (at, size) = (buf.at(first), (n * PAGE) as u64);
         // The size of the structure and the flags have 32 bits each.
         let mut arg = [32 | (READ_WRITE << 32), at, at, size];
-        self.call(MAP_DMA, arg.as_mut_ptr())
+        self.call(VFIO_IOMMU_MAP_DMA, arg.as_mut_ptr())
     }
 
     pub fn unmap(&self, buf: &Buffer, first: usize, n: usize) -> io::Result<()> {
         let mut arg = [24, buf.at(first), (n * PAGE) as u64];
-        self.call(UNMAP_DMA, arg.as_mut_ptr())
+        self.call(VFIO_IOMMU_UNMAP_DMA, arg.as_mut_ptr())
     }
 
     /// Closes the container, which ends all mappings.

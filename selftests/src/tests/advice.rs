@@ -8,6 +8,8 @@
 
 use std::fs;
 
+use linux_raw_sys::general::{MADV_GUARD_INSTALL, MADV_GUARD_REMOVE};
+
 use super::chain::{SIZES, filled};
 use super::counts::{expect_free, frames};
 use super::leak::settled;
@@ -33,9 +35,6 @@ pub const TESTS: &[Test] = of_each_kind!("advice":
 );
 
 const N: usize = HUGE_PAGES;
-/// Defined in linux/mman.h since 6.13.
-const MADV_GUARD_INSTALL: i32 = 102;
-const MADV_GUARD_REMOVE: i32 = 103;
 
 /// A buffer with the pattern of `seed`, whose middle half is on the device.
 #[track_caller]
@@ -270,7 +269,7 @@ fn guard(ctx: &Ctx, node: usize) -> Outcome {
             let buf = mixed(target, huge, 1350)?;
             let n = buf.pages();
             let before = target.stats()?;
-            buf.advise(n / 4 - 2, 6, MADV_GUARD_INSTALL)?;
+            buf.advise(n / 4 - 2, 6, MADV_GUARD_INSTALL as i32)?;
             freed_since(target, &before, 4)?;
             Child::expect_segv(
                 || {
@@ -283,7 +282,7 @@ fn guard(ctx: &Ctx, node: usize) -> Outcome {
             // Pages with a guard do not migrate, the others do.
             let _ = target.to_device(&buf, 0, n);
             target.expect(&buf, n / 4 - 2, 6, 0)?;
-            buf.advise(n / 4 - 2, 6, MADV_GUARD_REMOVE)?;
+            buf.advise(n / 4 - 2, 6, MADV_GUARD_REMOVE as i32)?;
             buf.check_zero(n / 4 - 2, 6)?;
             buf.check(0, n / 4 - 2, 1350)?;
             buf.check(n / 4 + 4, n - n / 4 - 4, 1350)

@@ -19,6 +19,7 @@ use crate::device::{Buffer, Device, HUGE_PAGES, PAGE, check_bytes, pattern_bytes
 use crate::fsdax::{self, EXT4, Mounted, REFLINK, XFS};
 use crate::gup::LongTermPin;
 use crate::uapi::*;
+use crate::uring::Uring;
 use crate::{check, check_eq, files};
 
 pub const TESTS: &[Test] = &[
@@ -311,7 +312,7 @@ fn long_term<const KIND: usize>(_: &Ctx) -> Outcome {
             expect_errno(result, refused, &format!("{what}, of a private mapping"))?;
         }
         // io_uring is a user of long-term pins within the kernel.
-        let result = files::register_with_uring(&buf, 0, 1);
+        let result = Uring::with_buffer(&buf, 0, 1);
         expect_errno(result, refused, "a registered buffer of io_uring")?;
         if let Ok(mut gup) = LongTermPin::open(GUP_TEST.as_ref()) {
             for fast in [false, true] {
@@ -321,7 +322,7 @@ fn long_term<const KIND: usize>(_: &Ctx) -> Outcome {
         }
         // Anonymous memory can be registered: the call itself is right.
         let anon = Buffer::filled(1, 821)?;
-        drop(files::register_with_uring(&anon, 0, 1).or_fail("a registered buffer of memory")?);
+        drop(Uring::with_buffer(&anon, 0, 1).or_fail("a registered buffer of memory")?);
         drop(private);
         s.expect(&buf, MAPPED, "after refusals")?;
         drop((file, buf));
