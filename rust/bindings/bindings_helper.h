@@ -11,6 +11,7 @@
 #include <linux/mman.h>
 #include <linux/mmu_notifier.h>
 #include <linux/rmap.h>
+#include <linux/shrinker.h>
 
 #include <test_hmm_uapi.h>
 

@@ -22,11 +22,16 @@ use crate::{
         Violation, //
     },
     mm::{
+        backing::{
+            Backing,
+            BackingBatch, //
+        },
         device_folio::{
             HandOutCause,
             LockedDeviceFolio, //
         },
         free_folio::FreeFolio,
+        memory_type::MemoryType,
         registration::PagemapRef, //
     },
     params::param_strict,
@@ -56,6 +61,8 @@ pub(super) struct DevmemAlloc<'a> {
     end: usize,
     /// The time when the last pages were taken, by [`log_clock`].
     taken: u64,
+    /// Blocks for pages that have kept none.
+    backing: BackingBatch,
     /// The chunk of the last page.
     chunk: Option<PagemapRef<Chunk>>,
     /// The number of base pages that were allocated. The statistics get the sum.
@@ -74,6 +81,7 @@ impl<'a> DevmemAlloc<'a> {
             next: 0,
             end: 0,
             taken: 0,
+            backing: BackingBatch::new(),
             chunk: None,
             handed_out: 0,
         }
@@ -85,8 +93,11 @@ impl<'a> DevmemAlloc<'a> {
     /// taken.
     pub(super) fn folio(&mut self, order: u32) -> Option<LockedDeviceFolio> {
         let core = &self.device.core;
-        let mut backing = PageBacked::alloc(self.device.memory_type(), order).ok()?;
-        // The loop is bounded, so that a broken allocator causes a limited number of reports.
+        let mut backing = None;
+        if order > 0 {
+            backing = Some(PageBacked::alloc(self.device.memory_type(), order).ok()?);
+        }
+        // Bounded, so that an allocator that is broken ends in reports.
         for _ in 0..HAND_OUT_TRIES {
             let (page, folio) = self.take(order)?;
             if !self.locate(page) {
@@ -100,7 +111,28 @@ impl<'a> DevmemAlloc<'a> {
                 self.quarantine(chunk, index, page, folio);
                 continue;
             }
-            match chunk.hand_out(folio, backing) {
+            let kept = if backing.is_none() {
+                chunk.hand_out_kept(folio)
+            } else {
+                Err((folio, None))
+            };
+            let result = match kept {
+                Ok(folio) => Ok(folio),
+                Err((folio, Some(cause))) => Err((folio, cause)),
+                Err((folio, None)) => {
+                    let Some(own) = backing.take().or_else(|| self.alloc_backing(order)) else {
+                        self.put(page, folio);
+                        return None;
+                    };
+                    let chunk = self.chunk.as_ref()?;
+                    chunk.hand_out(folio, own).map_err(|err| {
+                        backing = Some(err.backing);
+                        (err.folio, err.cause)
+                    })
+                }
+            };
+            let chunk = self.chunk.as_ref()?;
+            match result {
                 Ok(folio) => {
                     let ledger = chunk.ops().ledger();
                     ledger.note_at(self.taken, index, Event::HandedOut, order);
@@ -111,17 +143,29 @@ impl<'a> DevmemAlloc<'a> {
                     self.handed_out += 1 << order;
                     return Some(folio);
                 }
-                Err(err) => {
-                    self.refused(chunk, err.cause);
-                    self.quarantine(chunk, index, page, err.folio);
-                    backing = err.backing;
+                Err((folio, cause)) => {
+                    self.refused(chunk, cause);
+                    self.quarantine(chunk, index, page, folio);
                 }
             }
         }
         None
     }
 
-    /// Takes a free folio, with its number.
+    /// Memory for a folio of `order`. May sleep.
+    fn alloc_backing(&mut self, order: u32) -> Option<Backing> {
+        let memory = self.device.memory_type();
+        if order > 0 || memory != MemoryType::Private {
+            return PageBacked::alloc(memory, order).ok();
+        }
+        // Of the pages that are at hand, this one included, how many need as much.
+        let has_kept = |folio: &FreeFolio| self.chunk.as_ref().is_some_and(|c| c.has_kept(folio));
+        let others = self.batch[self.next..self.end].iter().flatten();
+        let wanted = 1 + others.filter(|folio| !has_kept(folio)).count();
+        Backing::alloc_from(&mut self.backing, wanted).ok()
+    }
+
+    /// Takes a free folio, and its number.
     fn take(&mut self, order: u32) -> Option<(u32, FreeFolio)> {
         if order > 0 {
             self.taken = log_clock();

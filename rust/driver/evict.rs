@@ -29,7 +29,10 @@ use crate::{
             MAX_PAGES, //
         },
         registration::PagemapRef,
-        system_folio::SystemFolio,
+        system_folio::{
+            SystemFolio,
+            SystemFolios, //
+        },
         task::check_signals, //
     },
     stamp::{
@@ -371,14 +374,19 @@ impl Device {
     fn evict_pages(&self, mut migration: Migration<'_, Setup>) -> bool {
         let stats = &self.core.stats;
         let mut short = false;
+        let mut pages = SystemFolios::anywhere(migration.len());
         for i in 0..migration.len() {
             let Some(order) = migration.source(i) else {
                 continue;
             };
-            // Without memory the folio stays, and the caller tries again. The folio is not moved in
-            // pages, because core mm does that only for a range of an area.
-            match SystemFolio::alloc(order) {
-                // A folio with lost contents stays, like one that is held.
+            // Without memory the folio stays; the caller tries again. It is not moved in pages:
+            // core mm does that for a range of an area only.
+            let folio = match order {
+                0 => pages.alloc(0),
+                _ => SystemFolio::alloc(order),
+            };
+            match folio {
+                // A folio whose contents are lost stays, like one that is held.
                 Ok(folio) => drop(migration.copy_to_system(i, 0, folio)),
                 Err(_) => {
                     stats.failed_alloc.add(1 << order);

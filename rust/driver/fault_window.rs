@@ -23,7 +23,10 @@ use crate::{
             PfnBuffer,
             Setup, //
         },
-        system_folio::SystemFolio,
+        system_folio::{
+            SystemFolio,
+            SystemFolios, //
+        },
         PAGE_SHIFT, //
     }, //
 };
@@ -76,6 +79,8 @@ impl Core {
         if self.copy_own(&mut migration, fault, own).is_err() {
             return false;
         }
+        let vma = fault.vma();
+        let mut pages = SystemFolios::try_for_vma(&vma, migration.len() - 1);
         for i in (0..migration.len()).filter(|&i| i != own) {
             let ours = migration
                 .source_pfn(i)
@@ -84,8 +89,8 @@ impl Core {
                 continue;
             }
             let address = plan.window.start + bytes(i);
-            let Ok(folio) = SystemFolio::try_alloc_vma(&fault.vma(), address) else {
-                // The other pages are not worth waiting for memory.
+            let Ok(folio) = pages.alloc(address) else {
+                // Not worth waiting for memory.
                 break;
             };
             // A page with lost contents stays until it is accessed.

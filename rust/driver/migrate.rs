@@ -41,7 +41,10 @@ use crate::{
         moved::Moved,
         range::PageRange,
         registration::PagemapRef,
-        system_folio::SystemFolio,
+        system_folio::{
+            SystemFolio,
+            SystemFolios, //
+        },
         task::check_signals,
         PAGE_SHIFT, //
     },
@@ -187,7 +190,7 @@ impl<'a> Migrator<'a> {
         self.each_batch(
             range,
             Select::System,
-            |migration, _, _| {
+            |migration, _, _, _| {
                 self.copy_out_to_device(migration);
                 Ok(())
             },
@@ -214,12 +217,18 @@ impl<'a> Migrator<'a> {
         self.each_batch(
             range,
             select,
-            |migration, area, start| {
+            |migration, area, start, wanted| {
+                let may_fail = self.device.core.fail_alloc.is_asked();
+                let mut pages = SystemFolios::for_vma(&area, wanted);
                 let alloc = |i: usize, order| {
-                    if self.device.core.fail_alloc.take(self.client) {
+                    if may_fail && self.device.core.fail_alloc.take(self.client) {
                         return Err(ENOMEM);
                     }
-                    SystemFolio::alloc_vma(&area, start + (i << PAGE_SHIFT), order)
+                    let address = start + (i << PAGE_SHIFT);
+                    match order {
+                        0 => pages.alloc(address),
+                        _ => SystemFolio::alloc_vma(&area, address, order),
+                    }
                 };
                 copy_back(migration, stats, self.moves_pieces(), alloc).map(|_| ())
             },
@@ -234,13 +243,14 @@ impl<'a> Migrator<'a> {
     fn copy_out_to_device(&self, migration: &mut Migration<'_, Setup>) {
         let stats = &self.device.core.stats;
         let mut alloc = DevmemAlloc::new(self.device, self.client, migration.len());
+        let may_fail = self.device.core.fail_alloc.is_asked();
         let mut i = 0;
         while i < migration.len() {
             let Some(order) = migration.source(i) else {
                 i += 1;
                 continue;
             };
-            let folio = if self.device.core.fail_alloc.take(self.client) {
+            let folio = if may_fail && self.device.core.fail_alloc.take(self.client) {
                 None
             } else {
                 alloc.folio(order)
@@ -285,14 +295,14 @@ impl<'a> Migrator<'a> {
         }
     }
 
-    /// Migrates `range` in batches. Returns the number of moved folios. `fill` gives the sources of
-    /// a batch their destinations; `finish` finalizes the batch. A migration to the device is
-    /// watched.
+    /// Migrates `range` in batches and returns how many folios moved. `fill` gives the sources of a
+    /// batch their destinations, and is told how many pages they have; `finish` finalizes the batch. A
+    /// migration to the device is watched.
     fn each_batch(
         &self,
         range: PageRange,
         select: Select,
-        mut fill: impl FnMut(&mut Migration<'_, Setup>, Area<'_>, usize) -> Result,
+        mut fill: impl FnMut(&mut Migration<'_, Setup>, Area<'_>, usize, usize) -> Result,
         mut finish: impl FnMut(Migration<'_, Copied>, Option<&Watch<'_>>) -> Moved,
     ) -> Result<usize> {
         let device = self.device;
@@ -330,8 +340,8 @@ impl<'a> Migrator<'a> {
             };
             let mut migration = Migration::of_range(&mut buffer, &request, &PageBacked)?;
             let wanted = migration.selected();
-            // On failure the migration is dropped, which restores the pages.
-            fill(&mut migration, area, batch.start())?;
+            // On failure the migration is dropped, which puts the pages back.
+            fill(&mut migration, area, batch.start(), wanted)?;
             let migration = migration.copied()?;
             let moved = finish(migration, watch.as_ref());
             match select {

@@ -65,10 +65,13 @@ void zdm_folio_lock(struct page *page);
 void zdm_folio_unlock(struct page *page);
 bool zdm_page_is_reachable(struct page *page);
 int zdm_copy_mc_highpage(struct page *to, struct page *from);
+int zdm_copy_device_page(struct page *to, struct page *from);
 void zdm_clear_highpage(struct page *page);
 bool zdm_dma_mapping_error(struct device *dev, dma_addr_t address);
 struct page *zdm_alloc_pages(gfp_t gfp, unsigned int order);
 struct page *zdm_alloc_folio(gfp_t gfp, unsigned int order);
+unsigned long zdm_alloc_pages_bulk(gfp_t gfp, int n, struct page **pages);
+bool zdm_has_mempolicy(const struct vm_area_struct *vma);
 struct page *zdm_alloc_folio_vma(gfp_t gfp, unsigned int order, struct vm_area_struct *vma,
 				 unsigned long addr);
 bool zdm_request_mem_region(resource_size_t start, resource_size_t n, const char *name);

@@ -123,24 +123,37 @@ bool zdm_page_is_reachable(struct page *page)
 }
 
 /*
- * A page that cannot be reached is not read at all: copy_mc_highpage() would report it as
- * a failure of the memory.
+ * On x86 copy_mc_highpage() is a memcpy(), which is slower than to copy a page. What recovers
+ * from broken memory has ERMS.
  */
-int zdm_copy_mc_highpage(struct page *to, struct page *from)
+static int copy_mc(struct page *to, struct page *from)
 {
-	if (!zdm_page_is_reachable(from))
-		return -EFAULT;
 #ifdef CONFIG_X86
-	/*
-	 * There copy_mc_highpage() is a memcpy(), which is slower than to copy a page. What
-	 * recovers from broken memory has ERMS.
-	 */
 	if (!boot_cpu_has(X86_FEATURE_ERMS)) {
 		copy_highpage(to, from);
 		return 0;
 	}
 #endif
 	return copy_mc_highpage(to, from);
+}
+
+/*
+ * A page that cannot be reached is not read at all: copy_mc_highpage() would report it as
+ * a failure of the memory. Anonymous memory is never taken out of the direct map.
+ */
+int zdm_copy_mc_highpage(struct page *to, struct page *from)
+{
+	if (PageAnon(from) ? PageHWPoison(from) : !zdm_page_is_reachable(from))
+		return -EFAULT;
+	return copy_mc(to, from);
+}
+
+/* From memory of a device, or what emulates it, which stays in the direct map. */
+int zdm_copy_device_page(struct page *to, struct page *from)
+{
+	if (PageHWPoison(from))
+		return -EFAULT;
+	return copy_mc(to, from);
 }
 
 bool zdm_dma_mapping_error(struct device *dev, dma_addr_t address)
@@ -161,6 +174,21 @@ struct page *zdm_alloc_pages(gfp_t gfp, unsigned int order)
 struct page *zdm_alloc_folio(gfp_t gfp, unsigned int order)
 {
 	return (struct page *)folio_alloc(gfp, order);
+}
+
+unsigned long zdm_alloc_pages_bulk(gfp_t gfp, int n, struct page **pages)
+{
+	return alloc_pages_bulk(gfp, n, pages);
+}
+
+/* Whether a memory policy says where the current task, or @vma if there is one, has its memory. */
+bool zdm_has_mempolicy(const struct vm_area_struct *vma)
+{
+#ifdef CONFIG_NUMA
+	return current->mempolicy || (vma && (vma->vm_policy || vma->vm_ops));
+#else
+	return false;
+#endif
 }
 
 struct page *zdm_alloc_folio_vma(gfp_t gfp, unsigned int order, struct vm_area_struct *vma,

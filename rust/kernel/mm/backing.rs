@@ -8,6 +8,7 @@
 //! C header: [`include/linux/gfp.h`](srctree/include/linux/gfp.h)
 
 use super::{
+    page_batch::PageBatch,
     struct_page,
     PMD_ORDER, //
 };
@@ -18,6 +19,11 @@ use kernel::prelude::*;
 /// Low bits of [`RawBacking`] that hold the order of a block in one piece. Struct pages are
 /// aligned to more than that.
 const ORDER_BITS: usize = 0xf;
+
+/// What those bits hold of a single page that is to be kept. No block is of this order.
+const KEPT: usize = 0xf;
+
+const _: () = assert!(PMD_ORDER < KEPT as u32);
 
 /// Memory for a device folio that is not handed out yet.
 ///
@@ -62,6 +68,25 @@ impl Backing {
             block: Some(NonNull::new(page).ok_or(ENOMEM)?),
             order: none.order,
         })
+    }
+
+    /// A block for a PRIVATE folio of order 0 out of `batch`, which gets new blocks together if it is empty
+    /// and `wanted`, with this one, are. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM` when memory is short.
+    pub(crate) fn alloc_from(batch: &mut BackingBatch, wanted: usize) -> Result<Self> {
+        let gfp = bindings::GFP_HIGHUSER | bindings::__GFP_NOWARN;
+        batch.0.refill(wanted, gfp, None);
+        match batch.0.pop() {
+            // INVARIANT: The page is new, and its only reference ours.
+            Some(page) => Ok(Self {
+                block: Some(page),
+                order: 0,
+            }),
+            None => Self::alloc(0),
+        }
     }
 
     /// No block, for a folio of `order` whose contents are in the device's own memory, or in memory
@@ -109,8 +134,19 @@ impl Drop for Backing {
     }
 }
 
+/// Blocks of order 0 for [`Backing::alloc_from`]. Dropping it frees those that were not taken.
+pub(crate) struct BackingBatch(PageBatch);
+
+impl BackingBatch {
+    /// None yet.
+    pub(crate) const fn new() -> Self {
+        Self(PageBatch::new())
+    }
+}
+
 /// A block as `zone_device_data` of the head page carries it: the address of the first page and
-/// the order in which it is in one piece, 0 after a split. All zeroes is none.
+/// the order in which it is in one piece, 0 after a split, [`KEPT`] for a page that is kept when its
+/// folio is freed. All zeroes is none.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct RawBacking(usize);
 
@@ -137,6 +173,26 @@ impl RawBacking {
         // SAFETY: `head` is a head page whose backing no other task uses, by the contract of this
         // function.
         unsafe { bindings::zdm_set_zone_device_data(head, self.0 as *mut _) };
+    }
+
+    /// Whether it is a block of one page, not to be kept so far.
+    pub(super) fn is_single(self) -> bool {
+        self.0 != 0 && self.0 & ORDER_BITS == 0
+    }
+
+    /// The same block of one page, to be kept.
+    pub(super) fn marked(self) -> Self {
+        Self(self.0 | KEPT)
+    }
+
+    /// Something to keep the block as; `None` for one that is not to be kept.
+    pub(super) fn to_kept(self) -> Option<usize> {
+        (self.0 & ORDER_BITS == KEPT).then_some(self.0)
+    }
+
+    /// The block that is kept as `kept`, which is not 0.
+    pub(super) fn from_kept(kept: usize) -> Self {
+        Self(kept)
     }
 
     /// Page `i` of the block, NULL when there is none.

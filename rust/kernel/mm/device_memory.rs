@@ -286,7 +286,14 @@ impl CpuPages<'_> {
             return Err(CopyError::Mismatch);
         }
         // SAFETY: There are `1 << order` pages at both ends by the type invariants of `CpuPages`.
-        unsafe { copy(self.page, from.page, self.order) }
+        unsafe {
+            copy(
+                self.page,
+                from.page,
+                self.order,
+                bindings::zdm_copy_mc_highpage,
+            )
+        }
     }
 
     /// Fills the pages with zeroes. May sleep.
@@ -473,7 +480,7 @@ impl DevicePages<'_> {
         }
         // SAFETY: There are `1 << order` pages at `from` by the type invariants of `CpuPages`, and as many
         // hold the contents of a `DevicePages` of the order.
-        unsafe { copy(to, from.page, self.order) }
+        unsafe { copy(to, from.page, self.order, bindings::zdm_copy_mc_highpage) }
     }
 
     /// Copies the pages to `to` by the CPU. May sleep.
@@ -489,7 +496,7 @@ impl DevicePages<'_> {
         }
         // SAFETY: There are `1 << order` pages at `to` by the type invariants of `CpuPages`, and as many
         // hold the contents of a `DevicePages` of the order.
-        unsafe { copy(to.page, from, self.order) }
+        unsafe { copy(to.page, from, self.order, bindings::zdm_copy_device_page) }
     }
 
     /// Fills the pages with zeroes by the CPU. May sleep.
@@ -506,16 +513,19 @@ impl DevicePages<'_> {
     }
 }
 
-/// Copies `1 << order` pages. May sleep.
+/// Copies `1 << order` pages, each by `copy_page`, which is not 0 where the kernel cannot read it. May
+/// sleep.
 ///
 /// # Safety
 ///
-/// There must be that many valid pages in a row at both ends.
+/// There must be that many valid pages in a row at both ends. `copy_page` must be a function that copies
+/// from such a page as `from` is one of.
 #[inline]
 unsafe fn copy(
     to: NonNull<bindings::page>,
     from: NonNull<bindings::page>,
     order: u32,
+    copy_page: unsafe extern "C" fn(*mut bindings::page, *mut bindings::page) -> c_int,
 ) -> Result<(), CopyError> {
     for n in 0..1 << order {
         // SAFETY: There are so many pages at `to` by the contract of this function.
@@ -523,7 +533,7 @@ unsafe fn copy(
         // SAFETY: There are so many pages at `from` by the contract of this function.
         let from = unsafe { from.as_ptr().add(n) };
         // SAFETY: Both pages are valid by the contract of this function.
-        if unsafe { bindings::zdm_copy_mc_highpage(to, from) } != 0 {
+        if unsafe { copy_page(to, from) } != 0 {
             return Err(CopyError::Poisoned);
         }
     }

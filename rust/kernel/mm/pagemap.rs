@@ -5,21 +5,17 @@
 //! C header: [`include/linux/memremap.h`](srctree/include/linux/memremap.h)
 
 use super::{
-    backing::{
-        Backing,
-        RawBacking, //
-    },
+    backing::RawBacking,
     cache_line::CacheLine,
-    device_folio::{
-        FreedFolio,
-        HandOutCause,
-        HandOutError,
-        LockedDeviceFolio, //
-    },
+    device_folio::FreedFolio,
     fault::VmFault,
     free_folio::{
         FreeFolio,
         FreeRegion, //
+    },
+    kept::{
+        Keeper,
+        Kept, //
     },
     memory_type::MemoryType,
     module::{
@@ -65,8 +61,8 @@ pub(super) const FREE: i8 = 0;
 /// The page is the head of a folio that `folio_free` is taking apart.
 const FREEING: i8 = -1;
 
-/// The value of `state` for the head of a folio in use.
-fn in_use(order: u32) -> i8 {
+/// What `state` holds for the head of a folio in use.
+pub(super) fn in_use(order: u32) -> i8 {
     // CAST: Orders are at most `PMD_ORDER`.
     order as i8 + 1
 }
@@ -106,9 +102,11 @@ const FOLIO: usize = 1 << 32;
 ///   `raw_ops` for folios in use only, so that they may be in the text of the module.
 #[pin_data]
 pub(crate) struct DevPagemap<T: PagemapOps> {
+    // Dropped first, as its shrinker looks at other fields.
+    pub(super) kept: Kept,
     #[pin]
     pub(super) pgmap: Opaque<bindings::dev_pagemap>,
-    memory: MemoryType,
+    pub(super) memory: MemoryType,
     pub(super) frames: Frames,
     pub(super) state: KVVec<Atomic<i8>>,
     /// Folios in use or in the hands of `folio_free`, times [`FOLIO`], and their base pages.
@@ -173,11 +171,18 @@ impl<T: PagemapOps> DevPagemap<T> {
                 .push_within_capacity(Atomic::new(FREE))
                 .map_err(|_| RegionError::NoSpace)?;
         }
+        let backed = if memory == MemoryType::Private {
+            frames.pages()
+        } else {
+            0
+        };
+        let kept = Kept::new(backed).map_err(|_| RegionError::NoSpace)?;
         let raw_owner = owner.as_ptr();
         // INVARIANT: The pagemap is registered here, no page was handed out, and all pages are in the
         // `FreeRegion` that is returned.
         let map = KBox::try_pin_init(
             try_pin_init!(&this in Self {
+                kept,
                 raw_ops,
                 pgmap <- Opaque::try_ffi_init(move |pgmap: *mut bindings::dev_pagemap| {
                     // SAFETY: `pgmap` is valid for writes; all zeroes is its initial state.
@@ -216,6 +221,8 @@ impl<T: PagemapOps> DevPagemap<T> {
             GFP_KERNEL,
         )
         .map_err(|_| RegionError::NoSpace)?;
+        // SAFETY: The pagemap is pinned, and its field `kept` is dropped before it is gone.
+        unsafe { map.kept.start(core::ptr::from_ref(&*map)) };
         // SAFETY: The region was registered just now, it is aligned to blocks, and no page is in any other
         // value.
         let free = unsafe { FreeRegion::from_raw(frames) };
@@ -270,16 +277,13 @@ impl<T: PagemapOps> DevPagemap<T> {
     /// never drops `self` then.
     pub(super) fn close(&self) {
         self.closed.store(true, Release);
+        // The shrinker would call into the module.
+        self.kept.stop();
     }
 
     /// Base pages that are handed out.
     pub(crate) fn used(&self) -> usize {
         self.in_use.load(Relaxed) % FOLIO
-    }
-
-    /// Folios in use, or in the hands of `folio_free`.
-    fn folios(&self) -> usize {
-        self.in_use.load(Relaxed) / FOLIO
     }
 
     /// Page frame number of page 0.
@@ -310,57 +314,10 @@ impl<T: PagemapOps> DevPagemap<T> {
         order_in_use(self.state.get(index)?.load(Relaxed))
     }
 
-    /// Hands `folio` out. `backing` holds its contents where the CPU cannot reach the memory.
-    ///
-    /// Wraps `zone_device_folio_init()`. Does not sleep.
-    ///
-    /// # Errors
-    ///
-    /// Gives folio and backing back when they do not suit each other or this pagemap, when something
-    /// refers to a page of the folio, which a free page must not have, and when the module is on its way
-    /// out.
-    pub(crate) fn hand_out(
-        &self,
-        folio: FreeFolio,
-        backing: Backing,
-    ) -> Result<LockedDeviceFolio, HandOutError> {
-        let (order, pages) = (folio.order(), folio.pages());
-        let suits = backing.order() == order
-            && (self.memory == MemoryType::Private || !backing.is_some())
-            && !self.closed.load(Relaxed);
-        let index = self.index_of_pfn(folio.first_pfn()).filter(|_| suits);
-        let Some((index, head)) = index.and_then(|i| Some((i, self.page(i)?))) else {
-            return Err(HandOutError::new(HandOutCause::Mismatch, folio, backing));
-        };
-        // SAFETY: The folio is one of this pagemap, so that there are struct pages for all of it.
-        let idle = unsafe { struct_page::idle_pages(head.as_ptr(), pages) };
-        for i in index + idle..index + pages {
-            if !self.page(i).is_some_and(|page| self.is_idle(page)) {
-                return Err(HandOutError::new(HandOutCause::NotFree(i), folio, backing));
-            }
-        }
-        // INVARIANT: The module is pinned before the folio is in use.
-        if !self.begin_use(pages) {
-            return Err(HandOutError::new(HandOutCause::Unloading, folio, backing));
-        }
-        // INVARIANT: `folio` is consumed, and from here on its pages are those of a folio in use.
-        self.state[index].store(in_use(order), Relaxed);
-        let page = head.as_ptr();
-        // SAFETY: By the invariants of `folio` no other task uses its pages, and no page has a
-        // reference.
-        unsafe { bindings::zdm_folio_init(page, self.pgmap.get(), order) };
-        // INVARIANT: `zone_device_data` owns the backing while the folio is in use.
-        // SAFETY: The folio is ours, so that no other task reads its backing meanwhile.
-        unsafe { backing.into_raw().store(page) };
-        let page = head.as_non_null();
-        // SAFETY: `zone_device_folio_init()` left the folio locked and with one reference.
-        Ok(unsafe { LockedDeviceFolio::from_raw(page, order) })
-    }
-
     /// Counts a folio that will be in use, and `pages` base pages that it has more than before; the first
     /// folio pins the module for all of them. `false` when the module is on its way out and no folio is
     /// in use. Does not sleep.
-    fn begin_use(&self, pages: usize) -> bool {
+    pub(super) fn begin_use(&self, pages: usize) -> bool {
         self.in_use.fetch_add(FOLIO + pages, Full);
         // Ordered after the count, so that `unpin()` sees the folio or this sees what `unpin()` did.
         if self.pinned.load(Relaxed) {
@@ -380,7 +337,7 @@ impl<T: PagemapOps> DevPagemap<T> {
     ///
     /// `folio_free` must not drop the last reference of the module itself, as it returns through the text
     /// of the module afterwards.
-    fn end_use(&self, pages: usize) {
+    pub(super) fn end_use(&self, pages: usize) {
         if self.in_use.fetch_sub(FOLIO + pages, Full) == FOLIO + pages {
             self.unpin.queue();
         }
@@ -443,24 +400,6 @@ impl<T: PagemapOps> DevPagemap<T> {
         }
     }
 
-    /// Whether nothing refers to `page`, so that it may be initialised.
-    fn is_idle(&self, page: PageView<'_>) -> bool {
-        let bits = page.bits();
-        if bits.is_referenced() || bits.is_locked() {
-            return false;
-        }
-        if !bits.is_tail() {
-            return true;
-        }
-        // A tail has no references of its own: what matters is whether its folio is still there.
-        // SAFETY: The page is valid, and the head of a folio of ours is a page of ours.
-        let head = self.index_of(unsafe { struct_page::head(page.as_ptr()) });
-        let end = self
-            .order_in_use(head)
-            .map_or(0, |order| head + (1 << order));
-        end <= self.index_of(page.as_ptr())
-    }
-
     /// # Safety
     ///
     /// `page` must be a page in use of a registered `DevPagemap<T>` that outlives `'a`, and its folio must
@@ -480,7 +419,7 @@ impl<T: PagemapOps> DevPagemap<T> {
     }
 
     /// Index of `page`, which may be one of another pagemap.
-    fn index_of(&self, page: *mut bindings::page) -> usize {
+    pub(super) fn index_of(&self, page: *mut bindings::page) -> usize {
         // SAFETY: This is arithmetic on the address of a struct page.
         unsafe { bindings::zdm_page_to_pfn(page) }.wrapping_sub(self.first_pfn())
     }
@@ -521,8 +460,11 @@ impl<T: PagemapOps> DevPagemap<T> {
             // SAFETY: `take_used()` made the folio ours, so that no other task reads its backing
             // meanwhile.
             unsafe { RawBacking::NONE.store(page) };
-            // SAFETY: The folio owned the backing by the type invariants, and is gone.
-            unsafe { backing.free(order) };
+            // SAFETY: The folio owned the backing by the type invariants, and is gone. Its page is ours.
+            if !unsafe { map.kept.put(index, backing) } {
+                // SAFETY: As above, and nobody keeps it.
+                unsafe { backing.free(order) };
+            }
             // INVARIANT: The pages are in the `FreeFolio` from here on.
             map.state[index].store(FREE, Release);
             // SAFETY: `take_used()` says that the pages were a folio in use of this order, so that they are in
@@ -574,6 +516,17 @@ impl<T: PagemapOps> DevPagemap<T> {
         // The tail is a folio in use of its own. The module is pinned for the folio that is being split, or
         // `unpin()` is about to see that folio.
         map.begin_use(0);
+    }
+}
+
+impl<T: PagemapOps> Keeper for DevPagemap<T> {
+    fn kept(&self) -> &Kept {
+        &self.kept
+    }
+
+    /// Or in the hands of `folio_free`.
+    fn folios(&self) -> usize {
+        self.in_use.load(Relaxed) / FOLIO
     }
 }
 

@@ -4,7 +4,10 @@
 //!
 //! C header: [`include/linux/gfp.h`](srctree/include/linux/gfp.h)
 
-use super::PMD_ORDER;
+use super::{
+    page_batch::PageBatch,
+    PMD_ORDER, //
+};
 use crate::bindings;
 use core::ptr::NonNull;
 use kernel::{
@@ -57,19 +60,6 @@ impl SystemFolio {
         })
     }
 
-    /// As [`SystemFolio::alloc_vma`], for a page that no task waits for. The allocation reclaims
-    /// little.
-    pub(crate) fn try_alloc_vma(vma: &VmaRef, address: usize) -> Result<Self> {
-        let gfp = bindings::GFP_HIGHUSER_MOVABLE | bindings::GFP_NORETRY | bindings::__GFP_NOWARN;
-        // SAFETY: `vma` is valid and read-locked for the call.
-        let page = unsafe { bindings::zdm_alloc_folio_vma(gfp, 0, vma.as_ptr(), address) };
-        // INVARIANT: As in `alloc_vma()`.
-        Ok(Self {
-            page: NonNull::new(page).ok_or(ENOMEM)?,
-            order: 0,
-        })
-    }
-
     /// Allocates a movable folio for user data whose address is not known. May sleep.
     pub(crate) fn alloc(order: u32) -> Result<Self> {
         check_order(order)?;
@@ -101,7 +91,73 @@ impl SystemFolio {
     }
 }
 
-/// No caller asks for larger folios, and the page allocator has no order that does not fit a word.
+/// Folios of one page each for one purpose, allocated together where no memory policy says where each
+/// has to be. Dropping it frees those that were not taken.
+pub(crate) struct SystemFolios<'a> {
+    vma: Option<&'a VmaRef>,
+    gfp: bindings::gfp_t,
+    /// Folios that will be asked for, at most.
+    wanted: usize,
+    batch: PageBatch,
+}
+
+impl<'a> SystemFolios<'a> {
+    /// Up to `wanted` movable folios for `vma`. Does not sleep.
+    pub(crate) fn for_vma(vma: &'a VmaRef, wanted: usize) -> Self {
+        Self {
+            vma: Some(vma),
+            gfp: bindings::GFP_HIGHUSER_MOVABLE | bindings::__GFP_NOWARN,
+            wanted,
+            batch: PageBatch::new(),
+        }
+    }
+
+    /// As [`SystemFolios::for_vma`] with folios that nobody waits for, and for which nothing that is in use
+    /// is to be given up.
+    pub(crate) fn try_for_vma(vma: &'a VmaRef, wanted: usize) -> Self {
+        let mut folios = Self::for_vma(vma, wanted);
+        folios.gfp |= bindings::GFP_NORETRY;
+        folios
+    }
+
+    /// Up to `wanted` movable folios for user data whose address is not known. Does not sleep.
+    pub(crate) fn anywhere(wanted: usize) -> Self {
+        Self {
+            vma: None,
+            gfp: bindings::GFP_HIGHUSER_MOVABLE | bindings::__GFP_NOWARN,
+            wanted,
+            batch: PageBatch::new(),
+        }
+    }
+
+    /// A folio, for `address` if an area was given. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub(crate) fn alloc(&mut self, address: usize) -> Result<SystemFolio> {
+        self.batch.refill(self.wanted, self.gfp, self.vma);
+        self.wanted = self.wanted.saturating_sub(1);
+        let page = self.batch.pop().or_else(|| {
+            NonNull::new(match self.vma {
+                // SAFETY: `vma` is valid and locked while it is borrowed. Core mm uses `address` to choose a
+                // node only, and accepts any.
+                Some(vma) => unsafe {
+                    bindings::zdm_alloc_folio_vma(self.gfp, 0, vma.as_ptr(), address)
+                },
+                // SAFETY: The caller may sleep.
+                None => unsafe { bindings::zdm_alloc_folio(self.gfp, 0) },
+            })
+        });
+        // INVARIANT: A new page is a folio of order 0, and its one reference is ours.
+        Ok(SystemFolio {
+            page: page.ok_or(ENOMEM)?,
+            order: 0,
+        })
+    }
+}
+
+/// Nobody asks for larger folios, and the page allocator has no order that does not fit a word.
 fn check_order(order: u32) -> Result {
     if order > PMD_ORDER {
         Err(EINVAL)

@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! How free pages of a pagemap become folios in use.
+//!
+//! C header: [`include/linux/memremap.h`](srctree/include/linux/memremap.h), `zone_device_folio_init()`
+
+use super::{
+    backing::{
+        Backing,
+        RawBacking, //
+    },
+    device_folio::{
+        HandOutCause,
+        HandOutError,
+        LockedDeviceFolio, //
+    },
+    free_folio::FreeFolio,
+    memory_type::MemoryType,
+    page::PageView,
+    pagemap::{
+        in_use,
+        DevPagemap, //
+    },
+    pagemap_ops::PagemapOps,
+    struct_page, //
+};
+use crate::bindings;
+use kernel::{
+    prelude::*,
+    sync::atomic::Relaxed, //
+};
+
+impl<T: PagemapOps> DevPagemap<T> {
+    /// Hands `folio` out. `backing` holds its contents where the CPU cannot reach the memory.
+    ///
+    /// Wraps `zone_device_folio_init()`. Does not sleep.
+    ///
+    /// # Errors
+    ///
+    /// Gives folio and backing back when they do not suit each other or this pagemap, when something
+    /// refers to a page of the folio, which a free page must not have, and when the module is on its way
+    /// out.
+    pub(crate) fn hand_out(
+        &self,
+        folio: FreeFolio,
+        backing: Backing,
+    ) -> Result<LockedDeviceFolio, HandOutError> {
+        let suits = backing.order() == folio.order()
+            && (self.memory == MemoryType::Private || !backing.is_some());
+        let begun = if suits {
+            self.begin_hand_out(&folio)
+        } else {
+            Err(HandOutCause::Mismatch)
+        };
+        match begun {
+            Ok((index, head)) => {
+                let backing = self.kept.mark(index, backing.into_raw());
+                Ok(self.end_hand_out(folio, index, head, backing))
+            }
+            Err(cause) => Err(HandOutError::new(cause, folio, backing)),
+        }
+    }
+
+    /// Whether the memory that the last folio at `folio` had is kept, so that
+    /// [`DevPagemap::hand_out_kept`] is worth a try.
+    pub(crate) fn has_kept(&self, folio: &FreeFolio) -> bool {
+        let index = folio.first_pfn().wrapping_sub(self.first_pfn());
+        folio.order() == 0 && self.kept.has(index)
+    }
+
+    /// As [`DevPagemap::hand_out`], with the memory that the last folio there had. Does not sleep.
+    ///
+    /// # Errors
+    ///
+    /// Gives the folio back, with a cause unless no memory was kept.
+    pub(crate) fn hand_out_kept(
+        &self,
+        folio: FreeFolio,
+    ) -> Result<LockedDeviceFolio, (FreeFolio, Option<HandOutCause>)> {
+        if !self.has_kept(&folio) {
+            return Err((folio, None));
+        }
+        let (index, head) = match self.begin_hand_out(&folio) {
+            Ok(begun) => begun,
+            Err(cause) => return Err((folio, Some(cause))),
+        };
+        match self.kept.take(index) {
+            Some(backing) => Ok(self.end_hand_out(folio, index, head, backing)),
+            None => {
+                self.end_use(1);
+                Err((folio, None))
+            }
+        }
+    }
+
+    /// Makes sure that `folio` can be handed out, and counts it as in use. Returns the index of its first
+    /// page, and the page.
+    fn begin_hand_out(&self, folio: &FreeFolio) -> Result<(usize, PageView<'_>), HandOutCause> {
+        let pages = folio.pages();
+        let index = self
+            .index_of_pfn(folio.first_pfn())
+            .filter(|_| !self.closed.load(Relaxed));
+        let Some((index, head)) = index.and_then(|i| Some((i, self.page(i)?))) else {
+            return Err(HandOutCause::Mismatch);
+        };
+        // SAFETY: The folio is one of this pagemap, so that there are struct pages for all of it.
+        let idle = unsafe { struct_page::idle_pages(head.as_ptr(), pages) };
+        for i in index + idle..index + pages {
+            if !self.page(i).is_some_and(|page| self.is_idle(page)) {
+                return Err(HandOutCause::NotFree(i));
+            }
+        }
+        // INVARIANT: The module is pinned before the folio is in use.
+        if self.begin_use(pages) {
+            Ok((index, head))
+        } else {
+            Err(HandOutCause::Unloading)
+        }
+    }
+
+    /// Hands out what [`DevPagemap::begin_hand_out`] has begun to.
+    fn end_hand_out(
+        &self,
+        folio: FreeFolio,
+        index: usize,
+        head: PageView<'_>,
+        backing: RawBacking,
+    ) -> LockedDeviceFolio {
+        let order = folio.order();
+        // INVARIANT: `folio` is consumed, and from here on its pages are those of a folio in use.
+        self.state[index].store(in_use(order), Relaxed);
+        let page = head.as_ptr();
+        // SAFETY: By the invariants of `folio` nobody else uses its pages, and no page has a reference.
+        unsafe { bindings::zdm_folio_init(page, self.pgmap.get(), order) };
+        // INVARIANT: `zone_device_data` owns the backing while the folio is in use.
+        // SAFETY: The folio is ours, so that nobody looks at its backing meanwhile.
+        unsafe { backing.store(page) };
+        let page = head.as_non_null();
+        // SAFETY: `zone_device_folio_init()` left the folio locked and with one reference.
+        unsafe { LockedDeviceFolio::from_raw(page, order) }
+    }
+
+    /// Whether nothing refers to `page`, so that it may be initialised.
+    fn is_idle(&self, page: PageView<'_>) -> bool {
+        let bits = page.bits();
+        if bits.is_referenced() || bits.is_locked() {
+            return false;
+        }
+        if !bits.is_tail() {
+            return true;
+        }
+        // A tail has no references of its own: what matters is whether its folio is still there.
+        // SAFETY: The page is valid, and the head of a folio of ours is a page of ours.
+        let head = self.index_of(unsafe { struct_page::head(page.as_ptr()) });
+        let end = self
+            .order_in_use(head)
+            .map_or(0, |order| head + (1 << order));
+        end <= self.index_of(page.as_ptr())
+    }
+}
