@@ -5,6 +5,7 @@
 //! C header: [`include/linux/rmap.h`](srctree/include/linux/rmap.h), `make_device_exclusive()`
 
 use super::{
+    changes::Span,
     hmm::HmmMirror,
     range::PageRange,
     table::Grant,
@@ -79,10 +80,14 @@ impl HmmMirror {
 
     fn make_page_exclusive(&self, mm: &MmWithUser, address: usize) -> Result<bool> {
         let index = address >> PAGE_SHIFT;
+        let span = Span {
+            first: index,
+            last: index,
+        };
         let deadline = Deadline::after_ms(bindings::HMM_RANGE_DEFAULT_TIMEOUT);
         loop {
             check_signals()?;
-            let seq = self.notifier.read_begin();
+            let seq = self.notifier.read_begin(span);
             if self.notifier.lock().is_exclusive(index) {
                 return Ok(false);
             }

@@ -10,6 +10,7 @@
 
 use super::{
     backing::contents,
+    changes::Span,
     device_memory::DeviceMemory,
     hmm::HmmMirror,
     migrate::{
@@ -77,10 +78,10 @@ impl HmmMirror {
     /// migrations are watched. Waits for invalidations that are under way: may sleep, and no lock may be
     /// held that an invalidation waits for.
     pub(crate) fn watch(&self, range: PageRange) -> Option<Watch<'_>> {
-        let seq = self.notifier.read_begin();
+        let span = Span::of(range);
+        let seq = self.notifier.read_begin(span);
         let table = self.notifier.lock_if_fresh(seq)?;
-        let last = (range.end() - 1) >> PAGE_SHIFT;
-        let slot = table.watch(range.start() >> PAGE_SHIFT, last)?;
+        let slot = table.watch(span.first, span.last)?;
         drop(table);
         // INVARIANT: The sequence was checked under the lock that the watch began under.
         Some(Watch {

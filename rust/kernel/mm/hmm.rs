@@ -9,6 +9,7 @@
 //! `copy.rs`.
 
 use super::{
+    changes::Span,
     device_folio::FolioRef,
     mapped::{
         HmmEntry,
@@ -214,6 +215,8 @@ impl HmmMirror {
         let mut pfns = [0usize; BATCH];
         let range = all.first(BATCH);
         let pages = range.pages();
+        // What one entry maps is stored for all of its block.
+        let span = Span::of(range).aligned(PMD_ORDER);
         let mut owner = self.owner.as_ptr();
         let deadline = Deadline::after_ms(bindings::HMM_RANGE_DEFAULT_TIMEOUT);
         // A fault that user space handles may take longer than the deadline. The C function then
@@ -235,12 +238,13 @@ impl HmmMirror {
                 dev_private_owner: owner,
             };
             let seq = if unlocked {
+                let begun = self.notifier.before_read(span);
                 // SAFETY: `pfns` has an entry for each page of the range. The notifier is of `mm`,
                 // which has users while it is borrowed, and whose mmap lock is not held.
                 unsafe { range_fault_unlocked(&mut hmm_range) }
-                    .and_then(|()| self.notifier.read_by(&hmm_range).ok_or(EFAULT))
+                    .and_then(|()| self.notifier.read_by(&hmm_range, begun).ok_or(EFAULT))
             } else {
-                let seq = self.notifier.read_begin();
+                let seq = self.notifier.read_begin(span);
                 hmm_range.notifier_seq = seq.number();
                 // SAFETY: `pfns` has an entry for each page of the range. The notifier is of `mm`,
                 // and the number in `hmm_range` is of a sequence that was begun with it.

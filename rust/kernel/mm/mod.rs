@@ -33,6 +33,7 @@
 pub(crate) mod access;
 pub(crate) mod backing;
 pub(crate) mod cache_line;
+mod changes;
 pub(crate) mod copy;
 pub(crate) mod device_folio;
 pub(crate) mod device_memory;

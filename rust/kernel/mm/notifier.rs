@@ -4,9 +4,19 @@
 //!
 //! C header: [`include/linux/mmu_notifier.h`](srctree/include/linux/mmu_notifier.h)
 
-use super::range::PageRange;
+use super::{
+    changes::{
+        Changes,
+        Span, //
+    },
+    range::PageRange,
+    PAGE_SHIFT, //
+};
 use crate::bindings;
-use core::marker::PhantomData;
+use core::{
+    marker::PhantomData,
+    ops::Deref, //
+};
 use kernel::{
     error::to_result,
     mm::{
@@ -78,6 +88,14 @@ impl NotifierRange<'_> {
         self.0.end
     }
 
+    /// The pages.
+    pub(super) fn span(&self) -> Span {
+        Span {
+            first: self.start() >> PAGE_SHIFT,
+            last: (self.end() - 1) >> PAGE_SHIFT,
+        }
+    }
+
     /// Whether the callback may sleep.
     fn is_blockable(&self) -> bool {
         // SAFETY: The reference is valid.
@@ -85,11 +103,12 @@ impl NotifierRange<'_> {
     }
 }
 
-/// A point in the sequence of invalidations of one notifier, which it borrows.
+/// A point in the sequence of invalidations of one notifier, which it borrows, for a reader of some pages.
 #[derive(Clone, Copy)]
 pub(super) struct ReadSeq<'a> {
     sub: *mut bindings::mmu_interval_notifier,
     seq: usize,
+    begun: Begun,
     _notifier: PhantomData<&'a ()>,
 }
 
@@ -100,10 +119,43 @@ impl ReadSeq<'_> {
     }
 }
 
+/// What a reader of some pages keeps in mind from before it begins.
+#[derive(Clone, Copy)]
+pub(super) struct Begun {
+    span: Span,
+    /// Invalidations so far.
+    count: usize,
+}
+
+/// What the lock of a notifier protects.
+#[pin_data]
+struct Protected<T> {
+    changes: Changes,
+    #[pin]
+    data: T,
+}
+
+/// What was learnt, locked.
+#[must_use = "the lock is released at once"]
+pub(super) struct Locked<'a, T>(MutexGuard<'a, Protected<T>>);
+
+impl<T> Deref for Locked<'_, T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.0.data
+    }
+}
+
 /// A subscription to the changes of an address space, or of a range of it, and what was learnt of
 /// that range.
 ///
-/// The derived state is behind the lock that an invalidation takes before it sets the sequence.
+/// A reader waits for invalidations of the pages that it reads only. Core mm has one sequence for all of the
+/// subscription, which `mmu_interval_set_seq()` is said to be called for in each invalidation. Here an
+/// invalidation is written down in [`Changes`], and the sequence is set by the first reader of the pages that
+/// may have to wait for it: one that no reader meets would make readers of other pages wait.
+///
+/// What was learnt is behind the lock that an invalidation takes before it sets the sequence.
 /// [`MmuIntervalNotifier::lock_if_fresh`] is the only way to learn that nothing has changed, and
 /// gives the locked data at the same time, so that neither half of the protocol of
 /// `Documentation/mm/hmm.rst` can be left out.
@@ -118,7 +170,7 @@ pub(super) struct MmuIntervalNotifier<T: IntervalOps> {
     sub: Opaque<bindings::mmu_interval_notifier>,
     mm: ARef<Mm>,
     #[pin]
-    data: Mutex<T>,
+    data: Mutex<Protected<T>>,
 }
 
 // SAFETY: The subscription may be used and removed on any thread, and `T` is `Send`.
@@ -160,7 +212,13 @@ impl<T: IntervalOps> MmuIntervalNotifier<T> {
         let raw_mm = mm.as_raw();
         // The callback may run as soon as the subscription is in, so it comes last.
         try_pin_init!(Self {
-            data <- new_mutex!(data, "MmuIntervalNotifier::data"),
+            data <- new_mutex!(
+                pin_init!(Protected {
+                    changes: Changes::new(),
+                    data <- data,
+                }),
+                "MmuIntervalNotifier::data"
+            ),
             mm: ARef::from(&**mm),
             sub <- Opaque::try_ffi_init(move |sub: *mut bindings::mmu_interval_notifier| {
                 // SAFETY: The borrowed `mm` has users. `sub` stays pinned until `drop` removes it.
@@ -176,21 +234,37 @@ impl<T: IntervalOps> MmuIntervalNotifier<T> {
         &self.mm
     }
 
-    /// Locks the derived state, which may be stale. May sleep. Under this lock nothing may be
-    /// waited for that waits for an invalidation.
-    pub(super) fn lock(&self) -> MutexGuard<'_, T> {
-        self.data.lock()
+    /// Locks what was learnt, which may be stale. May sleep. Nothing may be waited for under the lock
+    /// that waits for an invalidation.
+    pub(super) fn lock(&self) -> Locked<'_, T> {
+        Locked(self.data.lock())
     }
 
-    /// Locks the derived state, `None` if anything has changed since `seq`: then the caller must
-    /// not use what it has read since. May sleep.
-    pub(super) fn lock_if_fresh(&self, seq: ReadSeq<'_>) -> Option<MutexGuard<'_, T>> {
-        let guard = self.data.lock();
-        // SAFETY: The subscription is inserted by the type invariants. An invalidation sets the
-        // sequence under the lock that `guard` holds.
-        let stale = unsafe { bindings::zdm_mmu_interval_read_retry(self.as_raw(), seq.seq) };
+    /// Locks what was learnt, `None` if any of the pages of `seq` has changed since: then what was read of
+    /// them since must not be used. May sleep.
+    pub(super) fn lock_if_fresh(&self, seq: ReadSeq<'_>) -> Option<Locked<'_, T>> {
         // A number of another notifier says nothing about this one.
-        (core::ptr::eq(seq.sub, self.as_raw()) && !stale).then_some(guard)
+        if !core::ptr::eq(seq.sub, self.as_raw()) {
+            return None;
+        }
+        let guard = self.data.lock();
+        // SAFETY: The subscription is inserted by the type invariants. The sequence is set under the lock
+        // that `guard` holds.
+        let set = unsafe { bindings::zdm_mmu_interval_read_retry(self.as_raw(), seq.seq) };
+        let changed = guard.changes.changed(&seq.begun.span, seq.begun.count);
+        (!set && !changed).then_some(Locked(guard))
+    }
+
+    /// Sets the sequence to `seq`.
+    ///
+    /// # Safety
+    ///
+    /// The caller must hold the lock of `data`, and core mm must have given `seq` to an invalidation of
+    /// this subscription.
+    unsafe fn set_seq(&self, seq: usize) {
+        // SAFETY: The caller holds the lock that `lock_if_fresh()` takes, and `seq` is one of this
+        // subscription, by the contract of this function.
+        unsafe { bindings::zdm_mmu_interval_set_seq(self.as_raw(), seq) };
     }
 
     pub(super) fn as_raw(&self) -> *mut bindings::mmu_interval_notifier {
@@ -204,23 +278,38 @@ impl<T: IntervalOps> MmuIntervalNotifier<T> {
         core::ptr::from_ref(self).cast_mut().cast()
     }
 
-    /// Begins to read the range; waits for invalidations that are under way. May sleep.
-    pub(super) fn read_begin(&self) -> ReadSeq<'_> {
+    /// Begins to read the pages of `span`; waits for invalidations of them that are under way. May sleep.
+    pub(super) fn read_begin(&self, span: Span) -> ReadSeq<'_> {
+        let begun = self.before_read(span);
         // SAFETY: The subscription is inserted by the type invariants.
         let seq = unsafe { bindings::mmu_interval_read_begin(self.as_raw()) };
-        self.begun(seq)
+        self.begun(seq, begun)
     }
 
-    /// The sequence that core mm itself has begun to read for `range`, once it has filled `range`.
-    /// `None` if that is of another notifier.
-    pub(super) fn read_by(&self, range: &bindings::hmm_range) -> Option<ReadSeq<'_>> {
-        core::ptr::eq(range.notifier, self.as_raw()).then(|| self.begun(range.notifier_seq))
+    /// To be called before core mm itself begins to read `span`, for [`MmuIntervalNotifier::read_by`]. May
+    /// sleep.
+    pub(super) fn before_read(&self, span: Span) -> Begun {
+        let guard = self.data.lock();
+        if let Some(seq) = guard.changes.begin(&span) {
+            // What is under way in the span is waited for, as any reader of this sequence waits.
+            // SAFETY: `guard` is the lock of `data`, and `changes` has what core mm gave to `invalidate()`.
+            unsafe { self.set_seq(seq) };
+        }
+        let count = guard.changes.count();
+        Begun { span, count }
     }
 
-    fn begun(&self, seq: usize) -> ReadSeq<'_> {
+    /// The sequence that core mm itself has begun to read for `range`, once it has filled `range`, after
+    /// `begun`. `None` if that is of another notifier.
+    pub(super) fn read_by(&self, range: &bindings::hmm_range, begun: Begun) -> Option<ReadSeq<'_>> {
+        core::ptr::eq(range.notifier, self.as_raw()).then(|| self.begun(range.notifier_seq, begun))
+    }
+
+    fn begun(&self, seq: usize, begun: Begun) -> ReadSeq<'_> {
         ReadSeq {
             sub: self.as_raw(),
             seq,
+            begun,
             _notifier: PhantomData,
         }
     }
@@ -249,10 +338,11 @@ impl<T: IntervalOps> MmuIntervalNotifier<T> {
         } else {
             return false;
         };
-        // SAFETY: The subscription is the one that core mm calls, with the sequence that it gave.
-        // The lock is held that `lock_if_fresh()` takes.
-        unsafe { bindings::zdm_mmu_interval_set_seq(sub, seq) };
-        data.invalidate(&range);
+        if let Some(seq) = data.changes.add(range.span(), seq) {
+            // SAFETY: Core mm calls with the sequence, and the lock of `data` is held.
+            unsafe { this.set_seq(seq) };
+        }
+        data.data.invalidate(&range);
         true
     }
 }
@@ -302,7 +392,9 @@ mod tests {
     /// Invalidations so far, and whether a read that began at `seq` is stale.
     fn state(watch: &MmuIntervalNotifier<Watch>, seq: ReadSeq<'_>) -> (usize, bool) {
         let stale = watch.lock_if_fresh(seq).is_none();
-        (watch.lock().0.load(Relaxed), stale)
+        let locked = watch.lock();
+        let Watch(count) = &*locked;
+        (count.load(Relaxed), stale)
     }
 
     #[test]
@@ -310,15 +402,37 @@ mod tests {
         let start = mmap_anon(4 * PAGE_SIZE)?;
         let end = start + 4 * PAGE_SIZE;
         let watch = watch(start + PAGE_SIZE, 2)?;
-        let seq = watch.read_begin();
+        let all = Span::of(PageRange::new(start, 4)?);
+        let seq = watch.read_begin(all);
         assert_eq!(state(&watch, seq), (0, false));
         munmap(start, PAGE_SIZE)?;
         munmap(end - PAGE_SIZE, PAGE_SIZE)?;
         assert_eq!(state(&watch, seq), (0, false));
         munmap(end - 2 * PAGE_SIZE, PAGE_SIZE)?;
         assert_eq!(state(&watch, seq), (1, true));
-        let seq = watch.read_begin();
+        let seq = watch.read_begin(all);
         assert_eq!(state(&watch, seq), (1, false));
+        Ok(())
+    }
+
+    #[test]
+    fn reader_of_other_pages_is_not_disturbed() -> Result {
+        let start = mmap_anon(4 * PAGE_SIZE)?;
+        let watch = watch(start, 4)?;
+        let low = Span::of(PageRange::new(start, 2)?);
+        let high = Span::of(PageRange::new(start + 2 * PAGE_SIZE, 2)?);
+        let (one, other) = (watch.read_begin(low), watch.read_begin(high));
+        munmap(start, PAGE_SIZE)?;
+        assert_eq!(
+            (state(&watch, one), state(&watch, other)),
+            ((1, true), (1, false))
+        );
+        // A reader of what has changed sets the sequence, which is that of all readers.
+        let one = watch.read_begin(low);
+        assert_eq!(
+            (state(&watch, one), state(&watch, other)),
+            ((1, false), (1, true))
+        );
         Ok(())
     }
 
@@ -326,8 +440,9 @@ mod tests {
     fn sequence_of_another_notifier_is_stale() -> Result {
         let start = mmap_anon(2 * PAGE_SIZE)?;
         let (one, other) = (watch(start, 1)?, watch(start, 1)?);
-        assert_eq!(state(&one, one.read_begin()), (0, false));
-        assert_eq!(state(&one, other.read_begin()), (0, true));
+        let page = Span::of(PageRange::new(start, 1)?);
+        assert_eq!(state(&one, one.read_begin(page)), (0, false));
+        assert_eq!(state(&one, other.read_begin(page)), (0, true));
         Ok(())
     }
 }

@@ -5,6 +5,7 @@
 //! C header: [`include/linux/hmm.h`](srctree/include/linux/hmm.h)
 
 use super::{
+    changes::Span,
     hmm::{
         range_fault,
         HmmMirror,
@@ -201,7 +202,7 @@ impl HmmMirror {
             if deadline.passed() {
                 return Err(EBUSY);
             }
-            let seq = notifier.read_begin();
+            let seq = notifier.read_begin(Span::of(range));
             let mut hmm_range = bindings::hmm_range {
                 notifier: notifier.as_raw(),
                 notifier_seq: seq.number(),

@@ -7,11 +7,11 @@
 //! the lock before the CPU's page tables change.
 
 use super::{
+    changes::Span,
     notifier::{
         IntervalOps,
         NotifierRange, //
     },
-    PAGE_SHIFT,
     PMD_ORDER, //
 };
 use crate::bindings;
@@ -414,7 +414,7 @@ impl IntervalOps for Table {
     /// same time must try again, which the callback also causes. A page that does not move is
     /// looked up again when the device accesses it.
     fn invalidate(&self, range: &NotifierRange<'_>) {
-        let (first, last) = (range.start() >> PAGE_SHIFT, (range.end() - 1) >> PAGE_SHIFT);
+        let Span { first, last } = range.span();
         for slot in &self.watches {
             let Some(watched) = slot.get() else { continue };
             let own = range.is_migration() && watched.task == Task::current_raw();
