@@ -37,6 +37,7 @@ use crate::{
     params::param_strict,
     stamp::log_clock, //
 };
+use core::ops::Range;
 use kernel::prelude::*;
 
 /// The number of unfit pages in sequence after which the allocation fails.
@@ -65,7 +66,9 @@ pub(super) struct DevmemAlloc<'a> {
     backing: BackingBatch,
     /// The chunk of the last page.
     chunk: Option<PagemapRef<Chunk>>,
-    /// The number of base pages that were allocated. The statistics get the sum.
+    /// Pages of `chunk` that were found fit to be handed out.
+    clean: Range<usize>,
+    /// Base pages that were handed out. The statistics get the sum.
     handed_out: usize,
 }
 
@@ -83,6 +86,7 @@ impl<'a> DevmemAlloc<'a> {
             taken: 0,
             backing: BackingBatch::new(),
             chunk: None,
+            clean: 0..0,
             handed_out: 0,
         }
     }
@@ -106,8 +110,13 @@ impl<'a> DevmemAlloc<'a> {
             }
             let chunk = self.chunk.as_ref()?;
             let index = chunk.index_of_pfn(folio.first_pfn())?;
-            if self.check(chunk, index, order) {
-                // The page is reported and must not be used.
+            if order == 0 && !self.clean.contains(&index) {
+                let pages = self.run(&folio);
+                self.clean = index..index + self.clean_pages(chunk, index, pages);
+            }
+            let is_clean = order == 0 && self.clean.contains(&index);
+            if !is_clean && self.check(chunk, index, order) {
+                // Reported, and not to be used.
                 self.quarantine(chunk, index, page, folio);
                 continue;
             }
@@ -211,6 +220,7 @@ impl<'a> DevmemAlloc<'a> {
         let chunk = self.chunk.as_ref();
         if chunk.is_none_or(|chunk| chunk.ops().number() != number) {
             self.chunk = self.device.chunk(number);
+            self.clean = 0..0;
         }
         self.chunk.is_some()
     }
@@ -228,8 +238,25 @@ impl<'a> DevmemAlloc<'a> {
         }
     }
 
-    /// I2: checks each page of the folio of `order` at `index`. Returns whether there was a
-    /// violation.
+    /// Pages in a row from `folio` on that are taken next, with `folio`.
+    fn run(&self, folio: &FreeFolio) -> usize {
+        let next = self.batch[self.next..self.end].iter().flatten();
+        let follows =
+            |(n, other): &(usize, &FreeFolio)| other.first_pfn() == folio.first_pfn() + 1 + n;
+        1 + next.enumerate().take_while(follows).count()
+    }
+
+    /// I2, for up to `pages` pages from `index` on by one look: how many are as they must be, before the
+    /// first one that needs a closer look.
+    fn clean_pages(&self, chunk: &PagemapRef<Chunk>, index: usize, pages: usize) -> usize {
+        if self.device.core.auditor.is_on() {
+            whole_pages(chunk, index, pages)
+        } else {
+            0
+        }
+    }
+
+    /// I2, for each page of the folio of `order` at `index`; whether there was a violation.
     fn check(&self, chunk: &PagemapRef<Chunk>, index: usize, order: u32) -> bool {
         let pages = 1 << order;
         // Checking the whole folio at once is cheaper; the per-page check only adds detail.

@@ -103,33 +103,35 @@ impl Device {
         let mut near: Option<PagemapRef<Chunk>> = None;
         let now = log_clock();
         for (pfn, order) in done.destinations() {
-            // Most folios are in the same chunk.
-            let known = near
-                .take()
-                .and_then(|chunk| chunk.index_of_pfn(pfn).map(|index| (chunk, index)));
-            let Some((chunk, index)) = known.or_else(|| self.locate_pfn(pfn)) else {
+            // Most are in the same chunk.
+            let mut index = near.as_ref().and_then(|chunk| chunk.index_of_pfn(pfn));
+            if index.is_none() {
+                let Some(located) = self.locate_pfn(pfn) else {
+                    continue;
+                };
+                index = Some(located.1);
+                near = Some(located.0);
+            }
+            let Some((chunk, index)) = near.as_ref().zip(index) else {
                 continue;
             };
-            chunk
-                .ops()
-                .ledger()
-                .note_at(now, index, Event::Settled, order);
+            let ledger = chunk.ops().ledger();
+            ledger.note_at(now, index, Event::Settled, order);
+            // This look is cheaper. Those of `Settled` only say what a difference means.
+            if !check || found >= SUSPECTS || chunk.is_settled(index) {
+                continue;
+            }
+            let Some(chunk) = self.chunk(chunk.ops().number()) else {
+                continue;
+            };
             let settled = Settled {
                 chunk,
                 index,
                 order,
             };
-            let violation = if check && found < SUSPECTS {
-                settled.check()
-            } else {
-                None
-            };
-            if let Some(violation) = violation {
-                near = self.chunk(settled.chunk.ops().number());
+            if let Some(violation) = settled.check() {
                 suspects[found] = Some((settled, violation));
                 found += 1;
-            } else {
-                near = Some(settled.chunk);
             }
         }
         drop(done);

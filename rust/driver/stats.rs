@@ -90,7 +90,7 @@ impl Stats {
     /// Counts folios that moved to the device.
     pub(super) fn moved_to_device(&self, moved: Moved) {
         self.to_device.add(moved.pages);
-        self.large_to_device.add(moved.large());
+        add_some(&self.large_to_device, moved.large());
         add_each(&self.to_device_by_order, moved);
     }
 
@@ -104,7 +104,7 @@ impl Stats {
     /// Counts folios that moved back.
     pub(super) fn moved_to_system(&self, moved: Moved) {
         self.to_system.add(moved.pages);
-        self.large_to_system.add(moved.large());
+        add_some(&self.large_to_system, moved.large());
         add_each(&self.to_system_by_order, moved);
     }
 
@@ -143,9 +143,20 @@ impl Stats {
     }
 }
 
+/// Counts `n`, which is 0 most often.
+fn add_some(counter: &Counter, n: usize) {
+    if n > 0 {
+        counter.add(n);
+    }
+}
+
 /// Counts the folios of each order.
 fn add_each(counters: &[Counter; ORDERS], moved: Moved) {
-    let moved = counters.iter().zip(moved.by_order);
+    counters[0].add(moved.by_order[0]);
+    if moved.large() == 0 {
+        return;
+    }
+    let moved = counters.iter().zip(moved.by_order).skip(1);
     for (counter, folios) in moved.filter(|(_, folios)| *folios > 0) {
         counter.add(folios);
     }

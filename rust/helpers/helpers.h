@@ -62,6 +62,7 @@ void zdm_set_zone_device_data(struct page *page, void *data);
 bool zdm_folio_try_get(struct page *page);
 void zdm_folio_put(struct page *page);
 void zdm_folio_lock(struct page *page);
+void zdm_folio_set_locked(struct page *page);
 void zdm_folio_unlock(struct page *page);
 bool zdm_page_is_reachable(struct page *page);
 int zdm_copy_mc_highpage(struct page *to, struct page *from);

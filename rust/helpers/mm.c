@@ -13,6 +13,9 @@
 
 #include "helpers.h"
 
+/* What rust/kernel/mm/struct_page.rs knows of the array of struct pages. */
+static_assert(IS_ENABLED(CONFIG_SPARSEMEM_VMEMMAP));
+
 struct page *zdm_pfn_to_page(unsigned long pfn)
 {
 	return pfn_to_page(pfn);
@@ -99,6 +102,12 @@ void zdm_folio_put(struct page *page)
 void zdm_folio_lock(struct page *page)
 {
 	folio_lock(page_folio(page));
+}
+
+/* For a folio that nobody else knows. */
+void zdm_folio_set_locked(struct page *page)
+{
+	__folio_set_locked(page_folio(page));
 }
 
 void zdm_folio_unlock(struct page *page)

@@ -197,9 +197,7 @@ impl Allocator {
         out: &mut [Option<FreeFolio>],
     ) -> usize {
         let n = self.blocks.take_pages(pages, out);
-        for &page in &pages[..n] {
-            self.owners.own(client, page, 0);
-        }
+        self.owners.own_pages(client, &pages[..n]);
         n
     }
 

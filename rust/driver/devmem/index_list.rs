@@ -194,6 +194,33 @@ impl List {
         self.len += 1;
     }
 
+    /// Adds `elements`, which are on no list, as the last ones. `f` gets each to change what else it has.
+    pub(super) fn append<T: Linked>(
+        &mut self,
+        table: &mut Table<T>,
+        elements: &[u32],
+        mut f: impl FnMut(&mut T),
+    ) {
+        let (Some(&first), Some(&last)) = (elements.first(), elements.last()) else {
+            return;
+        };
+        let mut prev = self.tail;
+        for (n, &i) in elements.iter().enumerate() {
+            let next = elements.get(n + 1).copied().unwrap_or(NIL);
+            let element = &mut table[i];
+            *element.link() = Link { prev, next };
+            f(element);
+            prev = i;
+        }
+        match self.tail {
+            NIL => self.head = first,
+            tail => table[tail].link().next = first,
+        }
+        self.tail = last;
+        // CAST: A table has no more elements than numbers.
+        self.len += elements.len() as u32;
+    }
+
     /// Removes `i`, which is on this list.
     pub(super) fn remove<T: Linked>(&mut self, table: &mut Table<T>, i: u32) {
         let Link { prev, next } = core::mem::replace(table[i].link(), Link::NONE);

@@ -233,7 +233,16 @@ impl OwnerLists {
         list.pages += 1 << order;
     }
 
-    /// Takes the folio of `entry` from its client.
+    /// As [`OwnerLists::own`], for folios of order 0 at `pages`.
+    pub(super) fn own_pages(&mut self, client: ClientId, pages: &[u32]) {
+        let Self { slots, lists } = self;
+        let list = &mut lists[client.0 as usize];
+        let owner = Owner::new(client, 0);
+        list.entries.append(slots, pages, |slot| slot.owner = owner);
+        list.pages += pages.len();
+    }
+
+    /// The folio that `entry` describes is nobody's any more.
     pub(super) fn disown(&mut self, entry: Entry) {
         self.slots[entry.head].owner = Owner::NOBODY;
         let list = &mut self.lists[entry.client.0 as usize];
@@ -323,6 +332,25 @@ mod tests {
         o.disown(large);
         assert_eq!(o.entry(513), None);
         assert_eq!(o.pages(a), 1);
+        Ok(())
+    }
+
+    #[test]
+    fn pages_are_owned_together() -> Result {
+        let mut o = owner_lists()?;
+        let a = o.add()?;
+        for pages in [&[][..], &[4, 5, 9], &[2], &[7, 8]] {
+            o.own_pages(a, pages);
+        }
+        assert_eq!(o.pages(a), 6);
+        let mut out = [(0, 9); 8];
+        assert_eq!(o.next(a, &mut out), 6);
+        assert_eq!(out[..6], [4, 5, 9, 2, 7, 8].map(|page| (page, 0)));
+        for page in [9, 4, 8] {
+            o.disown(o.entry(page).ok_or(EINVAL)?);
+        }
+        assert_eq!((o.next(a, &mut out), o.pages(a)), (3, 3));
+        assert_eq!(out[..3], [5, 2, 7].map(|page| (page, 0)));
         Ok(())
     }
 

@@ -14,7 +14,6 @@ use super::{
     device_memory::DeviceMemory,
     hmm::HmmMirror,
     migrate::{
-        page_of,
         Copied,
         Migration, //
     },
@@ -114,9 +113,10 @@ impl Watch<'_> {
             if address < self.range.start() || address >= self.range.end() {
                 continue;
             }
-            // SAFETY: The destination is locked and referenced until the migration is finalized, so
-            // that no task frees or splits it. It is of a `DevPagemap` or no PRIVATE page.
-            let page = page_of(migration.dst(i)).map(|page| unsafe { contents(page.as_ptr()) });
+            let page = migration.page_of(migration.dst(i));
+            // SAFETY: The destination is locked and referenced until the migration is finalized, so that
+            // nobody frees or splits it. It is of a `DevPagemap` or no PRIVATE page.
+            let page = page.map(|page| unsafe { contents(page.as_ptr()) });
             let Some(page) = page.and_then(NonNull::new) else {
                 continue;
             };

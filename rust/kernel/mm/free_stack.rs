@@ -5,6 +5,10 @@
 use super::{
     cache_line::CacheLine,
     free_folio::FreeFolio,
+    once::{
+        read_once,
+        write_once, //
+    },
     region::Frames, //
 };
 use kernel::{
@@ -12,7 +16,6 @@ use kernel::{
     sync::atomic::{
         Acquire,
         Atomic,
-        Relaxed,
         Release, //
     }, //
 };
@@ -93,13 +96,13 @@ impl FreeStack {
         };
         // CAST: `new()` made sure that indices fit.
         let node = index as u32 | (folio.order() << ORDER_SHIFT);
-        let mut head = self.head.load(Relaxed);
+        let mut head = read_once(&self.head);
         loop {
-            // INVARIANT: The folio is consumed, so that no other value uses its link.
-            link.store(head, Relaxed);
-            // Release: a task that finds the folio on the stack also finds its link, and earlier
-            // writes to its pages. The folios below were published in the same way, and stay so: an
-            // exchange continues the release sequence of the one whose value it replaces.
+            // INVARIANT: The folio is consumed, so that nobody else uses its link.
+            write_once(link, head);
+            // Release: who finds the folio on the stack finds its link, and what was done to its pages
+            // before. Folios below it were published likewise, and stay so: an exchange carries on the
+            // release sequence of the one whose value it replaces.
             match self.head.cmpxchg(head, node, Release) {
                 Ok(_) => return Ok(()),
                 Err(now) => head = now,
@@ -148,9 +151,8 @@ impl FreeStack {
     fn take_off(&self, node: &mut u32) -> FreeFolio {
         let index = (*node & ((1 << ORDER_SHIFT) - 1)) as usize;
         let order = *node >> ORDER_SHIFT;
-        // The link is read before another task gets the folio, which may be pushed again from then
-        // on.
-        *node = self.links[index].load(Relaxed);
+        // The link is read before anybody gets the folio, which may be pushed again from then on.
+        *node = read_once(&self.links[index]);
         // SAFETY: By the invariants the folio was in no other place than the chain, which it was taken off.
         unsafe { FreeFolio::from_raw(self.first_pfn + index, order) }
     }
@@ -158,7 +160,7 @@ impl FreeStack {
     /// Whether the stack is empty. This is a hint unless the caller knows that no task pushes.
     pub(crate) fn is_empty(&self) -> bool {
         // A folio that is missed here is met the next time.
-        self.head.load(Relaxed) == NIL
+        read_once(&self.head) == NIL
     }
 }
 

@@ -16,6 +16,7 @@ use super::{
     },
     free_folio::FreeFolio,
     memory_type::MemoryType,
+    once::write_once,
     page::PageView,
     pagemap::{
         in_use,
@@ -128,7 +129,7 @@ impl<T: PagemapOps> DevPagemap<T> {
     ) -> LockedDeviceFolio {
         let order = folio.order();
         // INVARIANT: `folio` is consumed, and from here on its pages are those of a folio in use.
-        self.state[index].store(in_use(order), Relaxed);
+        write_once(&self.state[index], in_use(order));
         let page = head.as_ptr();
         // SAFETY: By the invariants of `folio` nobody else uses its pages, and no page has a reference.
         unsafe { bindings::zdm_folio_init(page, self.pgmap.get(), order) };

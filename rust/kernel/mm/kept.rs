@@ -9,7 +9,8 @@
 
 use super::{
     backing::RawBacking,
-    cache_line::CacheLine, //
+    cache_line::CacheLine,
+    once::read_once, //
 };
 use crate::bindings;
 use kernel::{
@@ -114,12 +115,9 @@ impl Kept {
     /// Whether slot `index` has a block: a hint, as the shrinker may take it.
     #[inline]
     pub(super) fn has(&self, index: usize) -> bool {
-        let Some(slot) = self.slots.get(index) else {
-            return false;
-        };
-        // An atomic load would be a call of a function in C.
-        // SAFETY: The slot is valid, and may be read while it is written, as by `READ_ONCE()`.
-        unsafe { slot.as_ptr().read_volatile() != 0 }
+        self.slots
+            .get(index)
+            .is_some_and(|slot| read_once(slot) != 0)
     }
 
     /// Takes the block out of slot `index`.

@@ -13,6 +13,7 @@
 
 use super::{
     device_memory::DeviceMemory,
+    struct_page::MemMap,
     PAGE_SHIFT,
     PAGE_SIZE,
     PMD_ORDER, //
@@ -95,6 +96,7 @@ pub(crate) use super::{
 #[must_use = "dropping a migration puts the pages back"]
 pub(crate) struct Migration<'a, S: Stage, M: DeviceMemory> {
     args: bindings::migrate_vma,
+    memmap: MemMap,
     pub(super) memory: &'a M,
     len: usize,
     pub(super) vma: bool,
@@ -162,6 +164,7 @@ impl<'a, M: DeviceMemory> Migration<'a, Setup, M> {
         // INVARIANT: Set up above; no destination is set.
         Ok(Self {
             args,
+            memmap: MemMap::get(),
             memory,
             len,
             vma: true,
@@ -215,6 +218,7 @@ impl<'a, M: DeviceMemory> Migration<'a, Setup, M> {
         // INVARIANT: Set up above; no destination is set.
         Ok(Self {
             args,
+            memmap: MemMap::get(),
             memory,
             len,
             vma: false,
@@ -226,21 +230,38 @@ impl<'a, M: DeviceMemory> Migration<'a, Setup, M> {
 
     /// Order of the source that starts at entry `i`; `None` where there is none to be moved.
     ///
-    /// Core mm always selects the holes of a range. A hole is a source on the way to the device
-    /// only, where the first access may as well be the device's. On the way back a destination
-    /// would populate memory that no task has touched.
+    /// Core mm selects the holes of a range whatever else it is asked to select. A hole is a source
+    /// on the way to the device only, where the first access may as well be the device's. On the way
+    /// back a destination would populate memory that nobody has touched.
+    #[inline]
     pub(crate) fn source(&self, i: usize) -> Option<u32> {
-        if !self.is_selected(i) || self.is_moving(i) || !self.holes && self.is_hole(i) {
+        self.source_of(*self.sources().get(i)?)
+    }
+
+    /// As [`Migration::source`], of an entry.
+    #[inline]
+    fn source_of(&self, entry: usize) -> Option<u32> {
+        let is_hole = !is_valid(entry);
+        if entry & bindings::MIGRATE_PFN_MIGRATE == 0
+            || is_hole && !self.holes
+            || !self.vma && self.is_moving(entry)
+        {
             None
-        } else if self.src(i) & bindings::MIGRATE_PFN_COMPOUND != 0 {
-            // A hole is as large as what a PMD maps. A folio may have any order.
-            Some(page_of(self.src(i)).map_or(PMD_ORDER, |page| {
-                // SAFETY: The source is locked and referenced until the migration is finalized.
-                unsafe { bindings::zdm_folio_order(page.as_ptr()) }
-            }))
-        } else {
+        } else if entry & bindings::MIGRATE_PFN_COMPOUND == 0 {
             Some(0)
+        } else {
+            Some(self.large_order(entry))
         }
+    }
+
+    /// Order of the large source that `entry` is.
+    #[cold]
+    fn large_order(&self, entry: usize) -> u32 {
+        // A hole is as large as what a PMD maps. A folio may have any order.
+        self.page_of(entry).map_or(PMD_ORDER, |page| {
+            // SAFETY: The source is locked and referenced until the migration is finalized.
+            unsafe { bindings::zdm_folio_order(page.as_ptr()) }
+        })
     }
 
     /// Page frame number of the source that starts at entry `i`; `None` for a hole.
@@ -248,23 +269,25 @@ impl<'a, M: DeviceMemory> Migration<'a, Setup, M> {
         (i < self.len && !self.is_hole(i)).then(|| self.src(i) >> bindings::MIGRATE_PFN_SHIFT)
     }
 
-    /// Whether another migration has moved the contents of the source at `i` away, with its charge,
-    /// and has yet to drop the last reference. A list of device pages may name such a page; core mm
-    /// would move it once more, and warn that it is not charged.
-    fn is_moving(&self, i: usize) -> bool {
-        !self.vma
-            && page_of(self.src(i)).is_some_and(|page| {
-                // SAFETY: The source is locked and referenced.
-                unsafe { bindings::zdm_folio_is_uncharged(page.as_ptr()) }
-            })
+    /// Whether somebody else has moved the contents of the source at `i` away, with its charge, and
+    /// has yet to drop the last reference. A list of device pages may name such a page; core mm would
+    /// move it once more, and warn that nobody is charged for it.
+    fn is_moving(&self, entry: usize) -> bool {
+        self.page_of(entry).is_some_and(|page| {
+            // SAFETY: The source is locked and referenced.
+            unsafe { bindings::zdm_folio_is_uncharged(page.as_ptr()) }
+        })
     }
 
     /// Pages of all sources.
     pub(crate) fn selected(&self) -> usize {
-        (0..self.len)
-            .filter_map(|i| self.source(i))
-            .map(|order| 1 << order)
-            .sum()
+        let mut pages = 0;
+        for &entry in self.sources() {
+            if let Some(order) = self.source_of(entry) {
+                pages += 1 << order;
+            }
+        }
+        pages
     }
 
     /// Makes a large hole, at entry `i`, one of small holes, so that each of them gets a destination
@@ -280,6 +303,7 @@ impl<'a, M: DeviceMemory> Migration<'a, Setup, M> {
     }
 
     /// Whether the source at `i` has no page.
+    #[inline]
     pub(super) fn is_hole(&self, i: usize) -> bool {
         !is_valid(self.src(i))
     }
@@ -294,8 +318,7 @@ impl<'a, M: DeviceMemory> Migration<'a, Setup, M> {
         order: u32,
     ) {
         self.drop_destination(i + part);
-        // SAFETY: The page has a struct page; the function computes its number only.
-        let pfn = unsafe { bindings::zdm_page_to_pfn(page) };
+        let pfn = self.memmap.pfn_of(page);
         let mut entry = (pfn << bindings::MIGRATE_PFN_SHIFT) | bindings::MIGRATE_PFN_VALID;
         entry |= self.src(i) & bindings::MIGRATE_PFN_WRITE;
         if order > 0 {
@@ -349,6 +372,7 @@ impl<'a, S: Stage, M: DeviceMemory> Migration<'a, S, M> {
     fn next<T: Stage>(mut self, finalized: bool) -> Migration<'a, T, M> {
         let next = Migration {
             args: self.args,
+            memmap: self.memmap,
             memory: self.memory,
             len: self.len,
             vma: self.vma,
@@ -375,17 +399,21 @@ impl<'a, S: Stage, M: DeviceMemory> Migration<'a, S, M> {
 
     /// Entries of what has moved, with the order of the destination.
     pub(super) fn moved_entries(&self) -> impl Iterator<Item = (usize, u32)> + '_ {
-        (0..self.len)
-            .filter(|&i| self.is_selected(i) && is_valid(self.dst(i)))
-            .map(|i| match self.dst(i) & bindings::MIGRATE_PFN_COMPOUND {
-                0 => (i, 0),
-                _ => (i, self.destination_order(i)),
-            })
+        let entries = self.sources().iter().zip(self.destinations_raw());
+        entries.enumerate().filter_map(|(i, (&src, &dst))| {
+            if src & bindings::MIGRATE_PFN_MIGRATE == 0 || !is_valid(dst) {
+                None
+            } else if dst & bindings::MIGRATE_PFN_COMPOUND == 0 {
+                Some((i, 0))
+            } else {
+                Some((i, self.destination_order(i)))
+            }
+        })
     }
 
     /// Order of the large destination at entry `i`.
     fn destination_order(&self, i: usize) -> u32 {
-        match page_of(self.dst(i)) {
+        match self.page_of(self.dst(i)) {
             // SAFETY: The destination is locked and referenced until the migration is finalized.
             Some(page) if !self.finalized => unsafe { bindings::zdm_folio_order(page.as_ptr()) },
             // The range of an area has large sources of this order only; the entries of a list of device
@@ -426,19 +454,41 @@ impl<'a, S: Stage, M: DeviceMemory> Migration<'a, S, M> {
 
     /// Whether core mm will move (or has moved) what starts at entry `i`.
     pub(super) fn is_selected(&self, i: usize) -> bool {
-        i < self.len && self.src(i) & bindings::MIGRATE_PFN_MIGRATE != 0
+        let src = self.sources().get(i);
+        src.is_some_and(|src| src & bindings::MIGRATE_PFN_MIGRATE != 0)
     }
 
+    /// The entries of the sources.
+    #[inline]
+    pub(super) fn sources(&self) -> &[usize] {
+        // SAFETY: There are `len` entries by the type invariants, which core mm changes in its functions only.
+        unsafe { core::slice::from_raw_parts(self.args.src, self.len) }
+    }
+
+    /// The entries of the destinations.
+    #[inline]
+    pub(super) fn destinations_raw(&self) -> &[usize] {
+        // SAFETY: As in `sources()`.
+        unsafe { core::slice::from_raw_parts(self.args.dst, self.len) }
+    }
+
+    #[inline]
     pub(super) fn src(&self, i: usize) -> usize {
-        assert_index(i, self.len);
-        // SAFETY: `i` is below `len`.
-        unsafe { *self.args.src.add(i) }
+        self.sources()[i]
     }
 
+    #[inline]
     pub(super) fn dst(&self, i: usize) -> usize {
-        assert_index(i, self.len);
-        // SAFETY: `i` is below `len`.
-        unsafe { *self.args.dst.add(i) }
+        self.destinations_raw()[i]
+    }
+
+    /// The page of `entry`, one of this migration.
+    #[inline]
+    pub(super) fn page_of(&self, entry: usize) -> Option<NonNull<bindings::page>> {
+        if !is_valid(entry) {
+            return None;
+        }
+        NonNull::new(self.memmap.page_of(entry >> bindings::MIGRATE_PFN_SHIFT))
     }
 
     fn set_src(&mut self, i: usize, entry: usize) {
@@ -454,7 +504,7 @@ impl<'a, S: Stage, M: DeviceMemory> Migration<'a, S, M> {
     }
 
     fn drop_destination(&mut self, i: usize) {
-        if let Some(page) = page_of(self.dst(i)) {
+        if let Some(page) = self.page_of(self.dst(i)) {
             // A copy to the destination may be under way.
             let _ = self.memory.fence();
             self.set_dst(i, 0);
@@ -488,16 +538,9 @@ fn assert_index(i: usize, len: usize) {
 }
 
 /// Whether an entry has a page.
-fn is_valid(entry: usize) -> bool {
+#[inline]
+pub(super) fn is_valid(entry: usize) -> bool {
     entry & bindings::MIGRATE_PFN_VALID != 0
-}
-
-pub(super) fn page_of(entry: usize) -> Option<NonNull<bindings::page>> {
-    if !is_valid(entry) {
-        return None;
-    }
-    // SAFETY: Valid entries hold the number of a page with a struct page.
-    NonNull::new(unsafe { bindings::zdm_pfn_to_page(entry >> bindings::MIGRATE_PFN_SHIFT) })
 }
 
 /// Length in bytes of `pages` pages.

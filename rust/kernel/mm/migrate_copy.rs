@@ -12,10 +12,7 @@ use super::{
         DeviceMemory,
         DevicePages, //
     },
-    migrate::{
-        page_of,
-        Migration, //
-    },
+    migrate::Migration,
     stage::Setup,
     system_folio::SystemFolio, //
 };
@@ -93,8 +90,8 @@ impl<M: DeviceMemory> Migration<'_, Setup, M> {
         };
         self.check_copied(copied)?;
         let page = folio.into_raw();
-        // SAFETY: The folio is new and no other task knows it, so the lock is free.
-        unsafe { bindings::zdm_folio_lock(page) };
+        // SAFETY: The folio is new and nobody else's, so the lock is free.
+        unsafe { bindings::zdm_folio_set_locked(page) };
         self.set_destination(i, part, page, order);
         Ok(())
     }
@@ -134,6 +131,7 @@ impl<M: DeviceMemory> Migration<'_, Setup, M> {
     ///
     /// Core mm follows the destination of every page of a large hole as soon as the first one is
     /// small, whether there is one or not; and it splits no large folio of a list of device pages.
+    #[inline]
     fn check_fit(&self, i: usize, part: usize, order: u32) -> Result<(), CopyError> {
         let source = self.source(i).ok_or(CopyError::Mismatch)?;
         let whole = order == source && part == 0;
@@ -146,8 +144,9 @@ impl<M: DeviceMemory> Migration<'_, Setup, M> {
     }
 
     /// Page `part` of the source at `i`; `None` for a hole.
+    #[inline]
     fn part(&self, i: usize, part: usize) -> Option<NonNull<bindings::page>> {
-        let page = page_of(self.src(i))?;
+        let page = self.page_of(self.src(i))?;
         // Pages of a folio have struct pages in a row.
         NonNull::new(page.as_ptr().wrapping_add(part))
     }

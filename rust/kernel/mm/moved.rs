@@ -8,7 +8,6 @@ use super::{
     device_folio::FolioRef,
     device_memory::DeviceMemory,
     migrate::{
-        page_of,
         Copied,
         Migration, //
     },
@@ -85,7 +84,7 @@ pub(crate) const ORDERS: usize = PMD_ORDER as usize + 1;
 impl Moved {
     /// Large folios that have moved in one piece.
     pub(crate) fn large(&self) -> usize {
-        self.by_order[1..].iter().sum()
+        self.folios - self.by_order[0]
     }
 }
 
@@ -93,19 +92,27 @@ impl<M: DeviceMemory> Migration<'_, Copied, M> {
     /// The pages that have moved so far.
     pub(crate) fn moved(&self) -> Moved {
         let mut moved = Moved::default();
+        let mut small = 0;
         for (_, order) in self.moved_entries() {
+            if order == 0 {
+                small += 1;
+                continue;
+            }
             moved.pages += 1 << order;
             moved.folios += 1;
             if let Some(folios) = moved.by_order.get_mut(order as usize) {
                 *folios += 1;
             }
         }
+        moved.pages += small;
+        moved.folios += small;
+        moved.by_order[0] = small;
         moved
     }
 
     /// Whether the source at entry `i` has moved.
     pub(crate) fn has_moved(&self, i: usize) -> bool {
-        self.is_selected(i) && page_of(self.dst(i)).is_some()
+        self.is_selected(i) && self.page_of(self.dst(i)).is_some()
     }
 
     /// The folios that have moved.
@@ -121,18 +128,24 @@ impl<M: DeviceMemory> Migration<'_, Copied, M> {
             // SAFETY: The fault has a reference on its page.
             unsafe { struct_page::head(page.as_ptr()) }
         });
-        (0..self.len())
-            .filter(move |&i| self.is_suspect(i, fault))
-            .filter_map(|i| self.moved_folio(i))
+        let entries = self.sources().iter().zip(self.destinations_raw());
+        entries
+            .enumerate()
+            .filter(move |(_, (&src, &dst))| self.is_suspect(src, dst, fault))
+            .filter_map(|(i, _)| self.moved_folio(i))
     }
 
-    /// Whether what has moved from entry `i` has, at one look, other references than explained. `fault`
-    /// is the head of the folio of the fault, or NULL.
-    fn is_suspect(&self, i: usize, fault: *mut bindings::page) -> bool {
-        let Some(to) = page_of(self.dst(i)).filter(|_| self.is_selected(i)) else {
+    /// Whether what has moved from `src` to `dst` has, at one look, other references than explained.
+    /// `fault` is the head of the folio of the fault, or NULL.
+    #[inline]
+    fn is_suspect(&self, src: usize, dst: usize, fault: *mut bindings::page) -> bool {
+        if src & bindings::MIGRATE_PFN_MIGRATE == 0 {
+            return false;
+        }
+        let Some(to) = self.page_of(dst) else {
             return false;
         };
-        if let Some(from) = page_of(self.src(i)) {
+        if let Some(from) = self.page_of(src) {
             // SAFETY: The source is locked and referenced until the migration is finalized.
             let (refs, head) = unsafe {
                 (
@@ -152,11 +165,11 @@ impl<M: DeviceMemory> Migration<'_, Copied, M> {
     fn moved_folio(&self, i: usize) -> Option<MovedFolio<'_>> {
         // SAFETY: Both ends are locked and referenced until the migration is finalized.
         let view = |page| unsafe { PageView::from_raw(page) };
-        let source = page_of(self.src(i)).map(view);
+        let source = self.page_of(self.src(i)).map(view);
         Some(MovedFolio {
             source,
             source_refs: 1 + i32::from(source.is_some_and(|page| self.is_fault_folio(page))),
-            destination: view(page_of(self.dst(i))?),
+            destination: view(self.page_of(self.dst(i))?),
         })
     }
 

@@ -22,6 +22,7 @@ use super::{
         ModulePin,
         Work, //
     },
+    once::read_once,
     owner::PgmapOwner,
     page::PageView,
     pagemap_ops::{
@@ -34,7 +35,8 @@ use super::{
         MemRegion,
         RegionError, //
     },
-    struct_page, //
+    struct_page,
+    struct_page::MemMap, //
 };
 use crate::bindings;
 use core::ptr::NonNull;
@@ -108,6 +110,7 @@ pub(crate) struct DevPagemap<T: PagemapOps> {
     pub(super) pgmap: Opaque<bindings::dev_pagemap>,
     pub(super) memory: MemoryType,
     pub(super) frames: Frames,
+    memmap: MemMap,
     pub(super) state: KVVec<Atomic<i8>>,
     /// Folios in use or in the hands of `folio_free`, times [`FOLIO`], and their base pages.
     in_use: CacheLine<Atomic<usize>>,
@@ -204,6 +207,7 @@ impl<T: PagemapOps> DevPagemap<T> {
                 }),
                 memory,
                 frames,
+                memmap: MemMap::get(),
                 state,
                 in_use: CacheLine(Atomic::new(0)),
                 away: Atomic::new(frames.pages()),
@@ -302,8 +306,8 @@ impl<T: PagemapOps> DevPagemap<T> {
         if index >= self.pages() {
             return None;
         }
-        // SAFETY: The pagemap has struct pages for all its pfns by the type invariants.
-        let page = unsafe { bindings::zdm_pfn_to_page(self.first_pfn() + index) };
+        // The pagemap has struct pages for all its pfns by the type invariants.
+        let page = self.memmap.page_of(self.first_pfn() + index);
         let pgmap = NonNull::new(self.raw())?;
         // SAFETY: The page is one of `pgmap`, which stays registered while `self` is borrowed.
         NonNull::new(page).map(|page| unsafe { PageView::of_pagemap(page, pgmap) })
@@ -311,7 +315,7 @@ impl<T: PagemapOps> DevPagemap<T> {
 
     /// The order of the folio in use that page `index` is the head of.
     pub(crate) fn order_in_use(&self, index: usize) -> Option<u32> {
-        order_in_use(self.state.get(index)?.load(Relaxed))
+        order_in_use(read_once(self.state.get(index)?))
     }
 
     /// Counts a folio that will be in use, and `pages` base pages that it has more than before; the first
@@ -420,15 +424,14 @@ impl<T: PagemapOps> DevPagemap<T> {
 
     /// Index of `page`, which may be one of another pagemap.
     pub(super) fn index_of(&self, page: *mut bindings::page) -> usize {
-        // SAFETY: This is arithmetic on the address of a struct page.
-        unsafe { bindings::zdm_page_to_pfn(page) }.wrapping_sub(self.first_pfn())
+        self.memmap.pfn_of(page).wrapping_sub(self.first_pfn())
     }
 
     /// Takes a folio from those in use, and returns the order that it was handed out with, or that a
     /// split left it with. `None` when it is not in use.
     fn take_used(&self, index: usize) -> Option<u32> {
         let state = self.state.get(index)?;
-        let before = state.load(Relaxed);
+        let before = read_once(state);
         let order = order_in_use(before)?;
         // A kernel that frees a folio twice at the same time must not get it twice.
         state.cmpxchg(before, FREEING, Full).ok()?;

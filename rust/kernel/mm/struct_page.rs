@@ -12,6 +12,31 @@
 use crate::bindings;
 use kernel::prelude::*;
 
+/// The array of all struct pages. ZONE_DEVICE memory is there only where they are one array, at the same
+/// place until the machine is shut down: `CONFIG_SPARSEMEM_VMEMMAP`.
+#[derive(Clone, Copy)]
+pub(super) struct MemMap(*mut bindings::page);
+
+impl MemMap {
+    /// Where the array is.
+    pub(super) fn get() -> Self {
+        // SAFETY: The function computes an address only.
+        Self(unsafe { bindings::zdm_pfn_to_page(0) })
+    }
+
+    /// `pfn_to_page()`, as a number: the page need not exist.
+    #[inline]
+    pub(super) fn page_of(self, pfn: usize) -> *mut bindings::page {
+        self.0.wrapping_add(pfn)
+    }
+
+    /// `page_to_pfn()`.
+    #[inline]
+    pub(super) fn pfn_of(self, page: *mut bindings::page) -> usize {
+        (page as usize).wrapping_sub(self.0 as usize) / core::mem::size_of::<bindings::page>()
+    }
+}
+
 /// Flags that neither a free page nor a page of a device that is left alone has.
 const UNCLEAN: usize = 1 << bindings::pageflags_PG_locked
     | 1 << bindings::pageflags_PG_lru
