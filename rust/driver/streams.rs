@@ -141,17 +141,28 @@ impl Streams {
         used: impl FnOnce(Range<usize>) -> usize,
     ) -> Plan {
         let Place { mm, address, .. } = *place;
-        let follows = |s: &Stream| s.mm == mm && s.window.end == address;
-        let precedes = |s: &Stream| s.mm == mm && s.window.start == address + PAGE_SIZE;
-        let within = |s: &Stream| s.mm == mm && s.window.contains(&address);
-        let find = |matches: &dyn Fn(&Stream) -> bool| self.streams.iter().position(matches);
-        let (slot, continues, backwards) = if let Some(slot) = find(&follows) {
+        let (mut follows, mut precedes, mut within) = (None, None, None);
+        for (slot, stream) in self.streams.iter().enumerate() {
+            // Most faults in no order are far from all of them.
+            let near = stream.window.start.saturating_sub(PAGE_SIZE)..=stream.window.end;
+            if stream.mm != mm || !near.contains(&address) {
+                continue;
+            }
+            let place = if address == stream.window.end {
+                &mut follows
+            } else if address < stream.window.start {
+                &mut precedes
+            } else {
+                &mut within
+            };
+            place.get_or_insert(slot);
+        }
+        let (slot, continues, backwards) = if let Some(slot) = follows {
             (slot, true, false)
-        } else if let Some(slot) = find(&precedes) {
+        } else if let Some(slot) = precedes {
             (slot, true, true)
-        } else if let Some(slot) = find(&within) {
-            // The stream has passed the page, or the page has migrated again: the stream starts
-            // anew.
+        } else if let Some(slot) = within {
+            // The page was left behind, or went to the device again: the stream starts anew.
             (slot, false, false)
         } else {
             let slot = self.oldest;

@@ -102,6 +102,7 @@ int zdm_range_fault_unlocked(struct hmm_range *range, unsigned long timeout);
 unsigned long zdm_irq_save(void);
 void zdm_irq_restore(unsigned long flags);
 bool zdm_is_zero_page(const struct page *page);
+struct page *zdm_zero_page(void);
 struct page *zdm_folio_page(struct page *page, unsigned long n);
 void zdm_mark_dirty(struct page *page);
 int zdm_read_page(void *to, struct page *page);

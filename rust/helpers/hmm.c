@@ -15,6 +15,15 @@ bool zdm_is_zero_page(const struct page *page)
 	return is_zero_pfn(page_to_pfn(page));
 }
 
+#ifdef __HAVE_COLOR_ZERO_PAGE
+#error "there is more than one page of zeroes"
+#endif
+
+struct page *zdm_zero_page(void)
+{
+	return ZERO_PAGE(0);
+}
+
 struct page *zdm_folio_page(struct page *page, unsigned long n)
 {
 	return folio_page(page_folio(page), n);

@@ -11,6 +11,7 @@ use super::{
     owner::PgmapOwner,
     page::PageView,
     struct_page,
+    struct_page::MemMap,
     PAGE_SHIFT, //
 };
 use crate::bindings;
@@ -55,16 +56,6 @@ impl HmmEntry {
     /// Whether the page may be written.
     pub(super) fn is_writable(self) -> bool {
         self.0 & Self::WRITE != 0
-    }
-
-    /// The kind of memory of the page, to a device whose memory `owner` owns.
-    ///
-    /// # Safety
-    ///
-    /// The entry must be valid, and its page mapped until the call returns.
-    pub(super) unsafe fn memory(self, owner: &PgmapOwner) -> Memory {
-        // SAFETY: The page is mapped by the contract of this function, so that it is in use.
-        unsafe { Memory::of_pfn(self.0 & Self::PFN, owner) }
     }
 
     /// Order of the page table entry that maps the page.
@@ -122,18 +113,60 @@ pub(crate) enum Memory {
     },
 }
 
+/// Tells the kinds of memory of many pages, to a device whose memory `owner` owns.
+pub(super) struct MemoryKinds<'a> {
+    owner: &'a PgmapOwner,
+    memmap: MemMap,
+    zero: *mut bindings::page,
+}
+
+impl<'a> MemoryKinds<'a> {
+    pub(super) fn new(owner: &'a PgmapOwner) -> Self {
+        Self {
+            owner,
+            memmap: MemMap::get(),
+            // SAFETY: The function returns the address of a page that is always there.
+            zero: unsafe { bindings::zdm_zero_page() },
+        }
+    }
+
+    /// The kind of memory of the page of `entry`.
+    ///
+    /// # Safety
+    ///
+    /// The entry must be valid, and its page mapped until the call returns.
+    #[inline]
+    pub(super) unsafe fn of(&self, entry: HmmEntry) -> Memory {
+        let page = self.memmap.page_of(entry.0 & HmmEntry::PFN);
+        // SAFETY: The page is mapped by the contract of this function, so that it is in use.
+        unsafe { Memory::of_page(page, self.zero, self.owner) }
+    }
+}
+
 impl Memory {
     /// # Safety
     ///
     /// `pfn` must be the number of a page in use.
     pub(super) unsafe fn of_pfn(pfn: usize, owner: &PgmapOwner) -> Self {
-        // SAFETY: A page in use has a `struct page`.
-        let page = unsafe { bindings::zdm_pfn_to_page(pfn) };
+        // SAFETY: The function returns the address of a page that is always there.
+        let zero = unsafe { bindings::zdm_zero_page() };
+        // SAFETY: The page is in use by the contract of this function.
+        unsafe { Self::of_page(MemMap::get().page_of(pfn), zero, owner) }
+    }
+
+    /// # Safety
+    ///
+    /// `page` must be a page in use. `zero` is the page of zeroes.
+    #[inline]
+    unsafe fn of_page(
+        page: *mut bindings::page,
+        zero: *mut bindings::page,
+        owner: &PgmapOwner,
+    ) -> Self {
         // SAFETY: The page is in use by the contract of this function.
         let pgmap = unsafe { struct_page::any_pgmap(page) };
         if pgmap.is_null() {
-            // SAFETY: The page is in use by the contract of this function.
-            return if unsafe { bindings::zdm_is_zero_page(page) } {
+            return if page == zero {
                 Self::Zero
             } else {
                 Self::System

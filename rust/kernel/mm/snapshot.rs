@@ -14,14 +14,14 @@ use super::{
     mapped::{
         HmmEntry,
         MappedPage,
-        Memory, //
+        Memory,
+        MemoryKinds, //
     },
     notifier::{
         IntervalOps,
         MmuIntervalNotifier,
         NotifierRange, //
     },
-    owner::PgmapOwner,
     range::PageRange,
     task::{
         check_signals,
@@ -138,8 +138,8 @@ impl<'a> Place<'a> {
         unsafe { MappedPage::new(self.entry, self.address) }
     }
 
-    /// The state of the address.
-    fn seen(&self, owner: &PgmapOwner) -> Seen {
+    /// What there is to be seen.
+    fn seen(&self, kinds: &MemoryKinds<'_>) -> Seen {
         if !self.entry.is_valid() {
             return if self.entry.is_error() {
                 Seen::Error
@@ -150,7 +150,7 @@ impl<'a> Place<'a> {
         Seen::Page {
             // SAFETY: The entry is valid, as checked above. Its page is mapped while the lock is held,
             // which it is by the type invariants.
-            memory: unsafe { self.entry.memory(owner) },
+            memory: unsafe { kinds.of(self.entry) },
             write: self.entry.is_writable(),
             size: match self.entry.order() {
                 bindings::PMD_ORDER => MapSize::Pmd,
@@ -169,13 +169,21 @@ impl HmmMirror {
     ///
     /// `EINVAL` when the process is gone, or `out` too large or not of the size of `range`, `EBUSY` when invalidations
     /// keep coming for a second, `EINTR` for a task that was killed, `ENOMEM`.
-    pub(crate) fn snapshot<T>(
+    pub(crate) fn snapshot<T: Copy>(
         &self,
         range: PageRange,
         out: &mut [T],
         f: impl Fn(Seen) -> T,
     ) -> Result {
-        self.look(range, out, |seen, _| f(seen))
+        // Most pages look the same as the one before.
+        let mut last: Option<(Seen, T)> = None;
+        self.each_place(range, out, |slot, seen, _| {
+            *slot = match last {
+                Some((before, same)) if before == seen => same,
+                _ => f(seen),
+            };
+            last = Some((seen, *slot));
+        })
     }
 
     /// As [`HmmMirror::snapshot`], which also shows `f` the place, for the page. It is mapped until
@@ -185,6 +193,18 @@ impl HmmMirror {
         range: PageRange,
         out: &mut [T],
         f: impl Fn(Seen, Place<'_>) -> T,
+    ) -> Result {
+        self.each_place(range, out, |slot, seen, place| *slot = f(seen, place))
+    }
+
+    /// Calls `f` for each page of `range` with what there is to be seen, the place, and the element of
+    /// `out`.
+    #[inline]
+    fn each_place<T>(
+        &self,
+        range: PageRange,
+        out: &mut [T],
+        mut f: impl FnMut(&mut T, Seen, Place<'_>),
     ) -> Result {
         if range.pages() > SNAPSHOT_PAGES || out.len() != range.pages() {
             return Err(EINVAL);
@@ -222,6 +242,7 @@ impl HmmMirror {
             let Some(_lock) = notifier.lock_if_fresh(seq) else {
                 continue;
             };
+            let kinds = MemoryKinds::new(self.owner());
             let mut address = range.start();
             let mut seen = None;
             for (slot, &pfn) in out.iter_mut().zip(&pfns) {
@@ -234,9 +255,9 @@ impl HmmMirror {
                 // All that one entry of a page table maps looks the same.
                 let now = match seen {
                     Some(before) if place.entry.maps_before(address) => before,
-                    _ => place.seen(self.owner()),
+                    _ => place.seen(&kinds),
                 };
-                *slot = f(now, place);
+                f(slot, now, place);
                 seen = Some(now);
                 address += PAGE_SIZE;
             }
