@@ -41,7 +41,8 @@ impl Span {
         }
     }
 
-    fn overlaps(&self, other: &Self) -> bool {
+    /// Whether the two have a page in common.
+    pub(super) fn overlaps(&self, other: &Self) -> bool {
         self.first <= other.last && other.first <= self.last
     }
 }

@@ -6,7 +6,7 @@
 //! This is done when core mm has moved the contents and the CPU's table holds migration entries. The
 //! sequence of an interval notifier cannot say then whether an entry is good: the migration itself has
 //! changed the range, and to wait for the invalidations of others with folios locked would deadlock.
-//! A [`Watch`] says it instead, see `Table::watch()`.
+//! A [`Watch`] says it instead, see `Watches::begin()`.
 
 use super::{
     backing::contents,
@@ -80,7 +80,7 @@ impl HmmMirror {
         let span = Span::of(range);
         let seq = self.notifier.read_begin(span);
         let table = self.notifier.lock_if_fresh(seq)?;
-        let slot = table.watch(span.first, span.last)?;
+        let slot = table.watches.begin(span)?;
         drop(table);
         // INVARIANT: The sequence was checked under the lock that the watch began under.
         Some(Watch {
@@ -102,7 +102,7 @@ impl Watch<'_> {
         migration: &Migration<'_, Copied, M>,
     ) -> Result<usize> {
         let table = self.mirror.notifier.lock();
-        if !table.is_undisturbed(self.slot) {
+        if !table.watches.is_undisturbed(self.slot) {
             return Ok(0);
         }
         let mut pages = 0;
@@ -148,6 +148,6 @@ impl Watch<'_> {
 
 impl Drop for Watch<'_> {
     fn drop(&mut self) {
-        self.mirror.notifier.lock().unwatch(self.slot);
+        self.mirror.notifier.lock().watches.end(self.slot);
     }
 }

@@ -7,11 +7,11 @@
 //! the lock before the CPU's page tables change.
 
 use super::{
-    changes::Span,
     notifier::{
         IntervalOps,
         NotifierRange, //
     },
+    watches::Watches,
     PMD_ORDER, //
 };
 use crate::bindings;
@@ -23,7 +23,6 @@ use kernel::{
     error::to_result,
     page::BorrowedPage,
     prelude::*,
-    task::Task,
     types::Opaque, //
 };
 
@@ -98,17 +97,8 @@ impl Block {
     }
 }
 
-/// A range that a migration of a task is about, and whether anything else has changed there.
-#[derive(Clone, Copy)]
-struct Watched {
-    first: usize,
-    last: usize,
-    task: *mut bindings::task_struct,
-    disturbed: bool,
-}
-
-/// Migrations that can be watched at a time.
-const WATCHES: usize = 4;
+/// Leaves that are found without the array.
+const RECENT: usize = 16;
 
 /// The device's page table: page number to struct page and permission.
 ///
@@ -121,13 +111,14 @@ const WATCHES: usize = 4;
 ///   the first page of a block that is mapped as a whole, tagged with [`WHOLE`] and a [`Grant`].
 /// - Entries point to the pages that hold the contents of mapped pages; they stay valid while the table is
 ///   locked.
-/// - `recent` is the number of a block and its leaf, as `xa` has it.
+/// - `recent` holds numbers of blocks and their leaves, as `xa` has them, each at its number's place.
 #[pin_data(PinnedDrop)]
 pub(super) struct Table {
     #[pin]
     xa: Opaque<bindings::xarray>,
-    recent: Cell<Option<(usize, NonNull<Leaf>)>>,
-    watches: [Cell<Option<Watched>>; WATCHES],
+    recent: [Cell<Option<(usize, NonNull<Leaf>)>>; RECENT],
+    /// Migrations that look out for changes by others.
+    pub(super) watches: Watches,
 }
 
 // SAFETY: The entries belong to no thread, and tasks are only compared.
@@ -142,8 +133,8 @@ impl Table {
                 // SAFETY: `xa` is valid for writes; an empty array needs no flags.
                 unsafe { bindings::xa_init_flags(xa, bindings::XA_FLAGS_ACCOUNT) }
             }),
-            recent: Cell::new(None),
-            watches: [const { Cell::new(None) }; WATCHES],
+            recent: [const { Cell::new(None) }; RECENT],
+            watches: Watches::new(),
         })
     }
 
@@ -154,15 +145,19 @@ impl Table {
         // SAFETY: The array is initialised.
         let block = Block::of_raw(unsafe { bindings::xa_load(self.xa.get(), number) } as usize);
         if let Block::Leaf(leaf) = block {
-            // INVARIANT: The array has this leaf.
-            self.recent.set(Some((number, leaf)));
+            self.remember(number, leaf);
         }
         block
     }
 
-    /// The leaf of block `number`, if it is the one that was used last.
+    /// Remembers that `leaf` is what the array has for block `number`.
+    fn remember(&self, number: usize, leaf: NonNull<Leaf>) {
+        self.recent[number % RECENT].set(Some((number, leaf)));
+    }
+
+    /// The leaf of block `number`, if it is one of those that were used last.
     fn recent_leaf(&self, number: usize) -> Option<NonNull<Leaf>> {
-        let (recent, leaf) = self.recent.get()?;
+        let (recent, leaf) = self.recent[number % RECENT].get()?;
         (recent == number).then_some(leaf)
     }
 
@@ -315,9 +310,11 @@ impl Table {
     fn erase(&self, first: usize, last: usize) {
         let end = last >> PMD_ORDER;
         let mut number = first >> PMD_ORDER;
-        // A fault concerns a few pages of the block that was used last.
-        let recent = self.recent_leaf(number).filter(|_| number == end);
-        if let (Some(mut leaf), true) = (recent, last - first < BLOCK - 1) {
+        // What a fault is about: a few pages of a block that was used before.
+        let recent = self
+            .recent_leaf(number)
+            .filter(|_| number == end && last - first < BLOCK - 1);
+        if let Some(mut leaf) = recent {
             // SAFETY: The leaf is the table's, and a borrowed table is locked.
             let leaf = unsafe { leaf.as_mut() };
             leaf[first % BLOCK..=last % BLOCK].fill(0);
@@ -335,13 +332,14 @@ impl Table {
             let to = (last - start).min(BLOCK - 1);
             match Block::of_raw(raw as usize) {
                 Block::Leaf(mut leaf) if (from, to) != (0, BLOCK - 1) => {
+                    self.remember(number, leaf);
                     // SAFETY: The leaf is the table's, and a borrowed table is locked.
                     let leaf = unsafe { leaf.as_mut() };
                     leaf[from..=to].fill(0);
                 }
                 block => {
                     // INVARIANT: The leaf may be gone.
-                    self.recent.set(None);
+                    self.recent[number % RECENT].set(None);
                     // SAFETY: The array is initialised.
                     unsafe { bindings::xa_erase(self.xa.get(), number) };
                     if let Block::Leaf(leaf) = block {
@@ -355,35 +353,6 @@ impl Table {
                 return;
             }
             number += 1;
-        }
-    }
-
-    /// Begins to watch the pages from `first` to `last` for the current task: whether anything changes
-    /// them but a migration of that task. `None` while too many are watched. The sequence must have been
-    /// checked since the table was locked.
-    pub(super) fn watch(&self, first: usize, last: usize) -> Option<usize> {
-        let slot = self.watches.iter().position(|slot| slot.get().is_none())?;
-        self.watches[slot].set(Some(Watched {
-            first,
-            last,
-            task: Task::current_raw(),
-            disturbed: false,
-        }));
-        Some(slot)
-    }
-
-    /// Whether the pages of a watch are as the task's migration has left them.
-    pub(super) fn is_undisturbed(&self, slot: usize) -> bool {
-        self.watches
-            .get(slot)
-            .and_then(Cell::get)
-            .is_some_and(|watched| !watched.disturbed)
-    }
-
-    /// Ends a watch.
-    pub(super) fn unwatch(&self, slot: usize) {
-        if let Some(slot) = self.watches.get(slot) {
-            slot.set(None);
         }
     }
 }
@@ -414,18 +383,9 @@ impl IntervalOps for Table {
     /// same time must try again, which the callback also causes. A page that does not move is
     /// looked up again when the device accesses it.
     fn invalidate(&self, range: &NotifierRange<'_>) {
-        let Span { first, last } = range.span();
-        for slot in &self.watches {
-            let Some(watched) = slot.get() else { continue };
-            let own = range.is_migration() && watched.task == Task::current_raw();
-            if !own && first <= watched.last && watched.first <= last {
-                slot.set(Some(Watched {
-                    disturbed: true,
-                    ..watched
-                }));
-            }
-        }
-        self.erase(first, last);
+        let span = range.span();
+        self.watches.disturb(&span, range.is_migration());
+        self.erase(span.first, span.last);
     }
 }
 
@@ -573,21 +533,6 @@ mod tests {
         unsafe { table.store_block(index + BLOCK, first, Grant::Read) }?;
         table.erase(index + BLOCK + 5, index + BLOCK + 5);
         assert!(table.load(index + BLOCK, Access::Read).is_none());
-        Ok(())
-    }
-
-    #[test]
-    fn watches_are_few() -> Result {
-        let table = KBox::pin_init(Table::new(), GFP_KERNEL)?;
-        let mut slots = [0; WATCHES];
-        for slot in &mut slots {
-            *slot = table.watch(0, 9).ok_or(EINVAL)?;
-        }
-        assert!(table.watch(0, 9).is_none());
-        assert!(table.is_undisturbed(slots[1]) && !table.is_undisturbed(WATCHES));
-        table.unwatch(slots[1]);
-        assert!(!table.is_undisturbed(slots[1]));
-        assert_eq!(table.watch(0, 9), Some(slots[1]));
         Ok(())
     }
 }

@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Whether anything changes the pages that a migration is about, but the migration itself.
+
+use super::changes::Span;
+use crate::bindings;
+use core::cell::Cell;
+use kernel::{
+    prelude::*,
+    task::Task, //
+};
+
+/// The pages that a migration of a task is about, and whether anything else has changed there.
+#[derive(Clone, Copy)]
+struct Watched {
+    span: Span,
+    task: *mut bindings::task_struct,
+    disturbed: bool,
+}
+
+/// Migrations that can be watched at a time.
+const WATCHES: usize = 4;
+
+/// Watches of the migrations of an address space, which the lock of a notifier protects.
+pub(super) struct Watches([Cell<Option<Watched>>; WATCHES]);
+
+// SAFETY: Tasks are only compared.
+unsafe impl Send for Watches {}
+
+impl Watches {
+    /// None.
+    pub(super) const fn new() -> Self {
+        Self([const { Cell::new(None) }; WATCHES])
+    }
+
+    /// Begins to watch the pages of `span` for the current task: whether anything changes them but a
+    /// migration of that task. `None` while too many are watched. The sequence must have been checked
+    /// under the lock that is held.
+    pub(super) fn begin(&self, span: Span) -> Option<usize> {
+        let slot = self.0.iter().position(|slot| slot.get().is_none())?;
+        self.0[slot].set(Some(Watched {
+            span,
+            task: Task::current_raw(),
+            disturbed: false,
+        }));
+        Some(slot)
+    }
+
+    /// The current task changes the pages of `span`, by a `migration` or otherwise.
+    pub(super) fn disturb(&self, span: &Span, migration: bool) {
+        for slot in &self.0 {
+            let Some(watched) = slot.get() else { continue };
+            let own = migration && watched.task == Task::current_raw();
+            if !own && span.overlaps(&watched.span) {
+                slot.set(Some(Watched {
+                    disturbed: true,
+                    ..watched
+                }));
+            }
+        }
+    }
+
+    /// Whether the pages of a watch are as the task's migration has left them.
+    pub(super) fn is_undisturbed(&self, slot: usize) -> bool {
+        let watched = self.0.get(slot).and_then(Cell::get);
+        watched.is_some_and(|watched| !watched.disturbed)
+    }
+
+    /// Ends a watch.
+    pub(super) fn end(&self, slot: usize) {
+        if let Some(slot) = self.0.get(slot) {
+            slot.set(None);
+        }
+    }
+}
+
+#[kunit_tests(zdmirror_watches)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn watches_are_few() -> Result {
+        let (watches, span) = (Watches::new(), Span { first: 2, last: 9 });
+        let mut slots = [0; WATCHES];
+        for slot in &mut slots {
+            *slot = watches.begin(span).ok_or(EINVAL)?;
+        }
+        assert!(watches.begin(span).is_none());
+        assert!(watches.is_undisturbed(slots[1]) && !watches.is_undisturbed(WATCHES));
+        watches.end(slots[1]);
+        assert!(!watches.is_undisturbed(slots[1]));
+        assert_eq!(watches.begin(span), Some(slots[1]));
+        // The task's own migration is what is watched.
+        watches.disturb(&span, true);
+        watches.disturb(&Span { first: 0, last: 1 }, false);
+        assert!(watches.is_undisturbed(slots[0]));
+        watches.disturb(&Span { first: 9, last: 9 }, false);
+        assert!(!watches.is_undisturbed(slots[0]));
+        Ok(())
+    }
+}
