@@ -204,6 +204,15 @@ const OPERATIONS: &[Operation] = &[
         let (one, other) = (bed.device()?, bed.device()?);
         bed.there_and_back(&[&one, &other])
     }),
+    operation("there and back, two threads on two devices", |bed| {
+        // The nodes of one kind of memory are two in a row.
+        let (one, other) = (bed.device()?, Device::open(bed.node + 1)?);
+        bed.there_and_back(&[&one, &other])
+    }),
+    operation("there and back, four threads on one file", |bed| {
+        let device = bed.device()?;
+        bed.there_and_back(&[&device; 4])
+    }),
     // The file that moved the memory reads it: with another file of a PRIVATE device the C driver
     // oopses.
     sized("READ of what is on the device", |bed| {
