@@ -101,7 +101,7 @@ impl<'a> DevmemAlloc<'a> {
         if order > 0 {
             backing = Some(PageBacked::alloc(self.device.memory_type(), order).ok()?);
         }
-        // Bounded, so that an allocator that is broken ends in reports.
+        // The loop is bounded, so that a broken allocator causes a limited number of reports.
         for _ in 0..HAND_OUT_TRIES {
             let (page, folio) = self.take(order)?;
             if !self.locate(page) {
@@ -174,7 +174,7 @@ impl<'a> DevmemAlloc<'a> {
         Backing::alloc_from(&mut self.backing, wanted).ok()
     }
 
-    /// Takes a free folio, and its number.
+    /// Takes a free folio, with its number.
     fn take(&mut self, order: u32) -> Option<(u32, FreeFolio)> {
         if order > 0 {
             self.taken = log_clock();

@@ -379,14 +379,14 @@ impl Device {
             let Some(order) = migration.source(i) else {
                 continue;
             };
-            // Without memory the folio stays; the caller tries again. It is not moved in pages:
-            // core mm does that for a range of an area only.
+            // Without memory the folio stays, and the caller tries again. The folio is not moved in
+            // pages, because core mm does that only for a range of an area.
             let folio = match order {
                 0 => pages.alloc(0),
                 _ => SystemFolio::alloc(order),
             };
             match folio {
-                // A folio whose contents are lost stays, like one that is held.
+                // A folio with lost contents stays, like one that is held.
                 Ok(folio) => drop(migration.copy_to_system(i, 0, folio)),
                 Err(_) => {
                     stats.failed_alloc.add(1 << order);

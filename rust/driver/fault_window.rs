@@ -90,7 +90,7 @@ impl Core {
             }
             let address = plan.window.start + bytes(i);
             let Ok(folio) = pages.alloc(address) else {
-                // Not worth waiting for memory.
+                // The other pages are not worth waiting for memory.
                 break;
             };
             // A page with lost contents stays until it is accessed.

@@ -297,9 +297,9 @@ impl<'a> Migrator<'a> {
         }
     }
 
-    /// Migrates `range` in batches and returns how many folios moved. `fill` gives the sources of a
-    /// batch their destinations, and is told how many pages they have; `finish` finalizes the batch. A
-    /// migration to the device is watched.
+    /// Migrates `range` in batches. Returns the number of moved folios. `fill` gives the sources of
+    /// a batch their destinations, and gets the number of their pages; `finish` finalizes the
+    /// batch. A migration to the device is watched.
     fn each_batch(
         &self,
         range: PageRange,
@@ -342,7 +342,7 @@ impl<'a> Migrator<'a> {
             };
             let mut migration = Migration::of_range(&mut buffer, &request, &PageBacked)?;
             let wanted = migration.selected();
-            // On failure the migration is dropped, which puts the pages back.
+            // On failure the migration is dropped, which restores the pages.
             fill(&mut migration, area, batch.start(), wanted)?;
             let migration = migration.copied()?;
             let moved = finish(migration, watch.as_ref());
