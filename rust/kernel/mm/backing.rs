@@ -135,6 +135,19 @@ impl Drop for Backing {
 }
 
 /// Blocks of order 0 for [`Backing::alloc_from`]. Dropping it frees those that were not taken.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::mm::backing::{Backing, BackingBatch};
+///
+/// let mut batch = BackingBatch::new();
+/// // Three blocks will be wanted in all.
+/// for wanted in (1..=3).rev() {
+///     assert_eq!(Backing::alloc_from(&mut batch, wanted)?.order(), 0);
+/// }
+/// # Ok::<(), Error>(())
+/// ```
 pub(crate) struct BackingBatch(PageBatch);
 
 impl BackingBatch {

@@ -86,7 +86,7 @@ impl Kept {
             return;
         }
         // SAFETY: The format has no arguments.
-        let shrinker = unsafe { bindings::shrinker_alloc(0, c"zdmirror-backing".as_char_ptr()) };
+        let shrinker = unsafe { bindings::shrinker_alloc(0, c"zone-device-backing".as_char_ptr()) };
         if shrinker.is_null() {
             return;
         }
@@ -248,6 +248,7 @@ mod tests {
             BLOCK_PAGES, //
         },
         free_stack::FreeStack,
+        kunit::this_module,
         owner::PgmapOwner,
         pagemap::DevPagemap,
         pagemap_ops::{
@@ -278,7 +279,7 @@ mod tests {
     /// A block of PRIVATE memory, page by page.
     fn register() -> Result<(Registration<Driver>, FreePages)> {
         let ops = |frames| Ok(Driver(FreeStack::new(frames)?));
-        let (map, mut free) = Registration::private(SZ_2M, PgmapOwner::new()?, ops)?;
+        let (map, mut free) = Registration::private(SZ_2M, PgmapOwner::new(this_module())?, ops)?;
         let block = free.next().ok_or(EINVAL)?;
         Ok((map, FreePages::new(block).map_err(|_| EINVAL)?))
     }

@@ -93,6 +93,17 @@ impl SystemFolio {
 
 /// Folios of one page each for one purpose, allocated together where no memory policy says where each
 /// has to be. Dropping it frees those that were not taken.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::mm::system_folio::SystemFolios;
+///
+/// let mut folios = SystemFolios::anywhere(2);
+/// let (one, other) = (folios.alloc(0)?, folios.alloc(0)?);
+/// assert_eq!((one.order(), other.order()), (0, 0));
+/// # Ok::<(), Error>(())
+/// ```
 pub(crate) struct SystemFolios<'a> {
     vma: Option<&'a VmaRef>,
     gfp: bindings::gfp_t,

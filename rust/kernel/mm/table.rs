@@ -100,6 +100,9 @@ impl Block {
 /// Leaves that are found without the array.
 const RECENT: usize = 16;
 
+/// The number of a block, and its leaf.
+type Recent = (usize, NonNull<Leaf>);
+
 /// The device's page table: page number to struct page and permission.
 ///
 /// It has a leaf for each block of page numbers, so that storing and forgetting a page is a store to
@@ -116,7 +119,7 @@ const RECENT: usize = 16;
 pub(super) struct Table {
     #[pin]
     xa: Opaque<bindings::xarray>,
-    recent: [Cell<Option<(usize, NonNull<Leaf>)>>; RECENT],
+    recent: [Cell<Option<Recent>>; RECENT],
     /// Migrations that look out for changes by others.
     pub(super) watches: Watches,
 }
