@@ -71,12 +71,13 @@ run: $(ZDVM)
 
 # All tests: of the tools on this machine, and of the module on every kernel. A kernel that fails does
 # not stop the others. The smoke suite runs the tests of the suite hmm once more in upstream's way, on
-# one kernel. The kernels that clang builds get the quick run. With SHORT=1 only the other two kernels
-# run, with the quick run, and the test of 1 GiB pages, which needs a machine of its own.
+# one kernel. The kernels that clang builds get the quick run. With SHORT=1 all kernels but "debug" get
+# the quick run, and the test of 1 GiB pages, which needs a machine of its own, runs.
 test: test-host test-boot $(ZDVM)
 ifneq ($(SHORT),)
 	@status=0; \
-	$(RUN) run --keep-going $(or $(strip $(kdir-args)),--kernel patched --kernel stock) || status=$$?; \
+	$(RUN) run --keep-going $(or $(strip $(kdir-args)),--kernel patched --kernel stock --kernel clang) || \
+		status=$$?; \
 	$(RUN) run --full --machine pud --suite selftests --filter '^dax\.pud$$' \
 		$(or $(strip $(kdir-args)),--kernel patched) || status=$$?; \
 	exit $$status
