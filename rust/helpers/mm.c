@@ -10,6 +10,7 @@
 #include <linux/pagemap.h>
 #include <linux/sched/signal.h>
 #include <linux/uaccess.h>
+#include <linux/userfaultfd_k.h>
 
 #include "helpers.h"
 
@@ -337,4 +338,15 @@ out:
 unsigned long zdm_task_size(void)
 {
 	return TASK_SIZE_MAX;
+}
+
+/* Whether userfaultfd may protect pages of zeroes in @vma, small and huge. */
+bool zdm_may_protect(const struct vm_area_struct *vma)
+{
+	vm_flags_t flags = VM_UFFD_WP;
+
+#ifdef UFFDIO_REGISTER_MODE_RWP
+	flags |= VM_UFFD_RWP;
+#endif
+	return vma->vm_flags & flags;
 }

@@ -201,17 +201,6 @@ bool zdm_page_is_empty(struct page *page)
 	return is_empty;
 }
 
-/* Whether userfaultfd may protect pages of zeroes in @vma, small and huge. */
-bool zdm_may_protect(const struct vm_area_struct *vma)
-{
-	vm_flags_t flags = VM_UFFD_WP;
-
-#ifdef UFFDIO_REGISTER_MODE_RWP
-	flags |= VM_UFFD_RWP;
-#endif
-	return vma->vm_flags & flags;
-}
-
 /*
  * Whether the current task is the only user of @mm: of the two references, one is the task's, the
  * other the caller's.

@@ -41,7 +41,7 @@ pub struct PatchSpec {
     body: String,
     /// Files of `rust/helpers`.
     #[serde(default)]
-    c: Vec<String>,
+    pub c: Vec<String>,
     /// Files of `rust/kernel/mm`.
     #[serde(default)]
     pub rust: Vec<String>,
