@@ -249,16 +249,16 @@ impl AnyPagemap {
     /// The pagemap's part of the facts of its pages.
     fn origin(&self, asking: &PgmapOwner) -> Origin {
         // SAFETY: Registered by the type invariants.
-        let memory_type = unsafe { (*self.0.as_ptr()).type_ };
+        let memory_type = unsafe { (*self.as_ptr()).type_ };
         // SAFETY: The pagemap is registered by the type invariants; its owner does not change.
-        let owner = unsafe { (*self.0.as_ptr()).owner };
+        let owner = unsafe { (*self.as_ptr()).owner };
         Origin::new(memory_type, owner, asking)
     }
 
     /// Whether the pagemap has a struct page for `pfn`; it has none for what holds struct pages.
     fn has_page(&self, pfn: usize) -> bool {
         // SAFETY: Registered by the type invariants.
-        unsafe { bindings::zdm_pgmap_pfn_valid(self.0.as_ptr(), pfn) }
+        unsafe { bindings::zdm_pgmap_pfn_valid(self.as_ptr(), pfn) }
     }
 
     /// The facts about the page of `pfn`, `None` where there is no page or not yet. May sleep.
@@ -300,7 +300,7 @@ impl AnyPagemap {
         let pgmap = unsafe { struct_page::any_pgmap(page.as_ptr()) };
         // SAFETY: The page says itself that it is one of this pagemap, so it is initialised; the
         // pagemap stays registered while it is borrowed.
-        (pgmap == self.0.as_ptr()).then(|| unsafe { PageView::of_pagemap(page, self.0) })
+        (pgmap == self.as_ptr()).then(|| unsafe { PageView::of_pagemap(page, self.0) })
     }
 }
 
