@@ -62,7 +62,7 @@ pub(crate) struct Chip {
 }
 
 impl Chip {
-    /// Makes a device of the driver `module`, with `bytes` of memory, a multiple of 2 MiB. May sleep.
+    /// Makes a device of `module` with `bytes` of memory, a multiple of 2 MiB. May sleep.
     pub(crate) fn new(bytes: usize, module: &'static ThisModule) -> Result<Arc<Self>> {
         let owner = PgmapOwner::new(module)?;
         let pages = |frames| Ok(Pages(FreeStack::new(frames)?));

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Page table entries, for the oracle: the entry that maps an address, and the number of entries that
- * map a folio. walk_page_range(), folio_walk_start() and rmap_walk() are not exported, and the
+ * Page table entries, for the oracle: the entry that maps an address, and the number of entries
+ * that map a folio. walk_page_range(), folio_walk_start() and rmap_walk() are not exported, and the
  * oracle is to find what these get wrong. Nothing is changed, and no lock is taken but, for
  * the second, that of the anon_vma.
  */
