@@ -41,6 +41,11 @@ pub struct Uffd {
 
 impl Uffd {
     pub fn new() -> io::Result<Self> {
+        Self::with_features(0)
+    }
+
+    /// With features of the kernel that a program must ask for.
+    pub fn with_features(features: u64) -> io::Result<Self> {
         let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
         // SAFETY: The call takes only numbers.
         let fd = cvt(unsafe { libc::syscall(libc::SYS_userfaultfd, flags) })?;
@@ -50,7 +55,7 @@ impl Uffd {
         let uffd = Self { file };
         let mut api = uffdio_api {
             api: UFFD_API.into(),
-            features: 0,
+            features,
             ioctls: 0,
         };
         uffd.ioctl(UFFDIO_API, &mut api)?;

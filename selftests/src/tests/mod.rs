@@ -42,6 +42,7 @@ mod daxcross;
 mod debugfs;
 mod device;
 mod evict;
+mod entries;
 mod exclusive;
 mod exit;
 mod fail;
@@ -233,6 +234,7 @@ pub fn all() -> Vec<&'static Test> {
         beside::TESTS,
         place::TESTS,
         mirror::TESTS,
+        entries::TESTS,
         tlb::TESTS,
         blind::TESTS,
         kill::TESTS,

@@ -27,7 +27,7 @@ const GENERIC: usize = 4;
 /// last user on a page, which strict mode reports. Such a kernel also keeps a reference on free
 /// GENERIC pages.
 #[track_caller]
-fn clears_flags(ctx: &Ctx) -> Outcome {
+pub(super) fn clears_flags(ctx: &Ctx) -> Outcome {
     if ctx.module.nodes().contains(&GENERIC) && Device::open(GENERIC)?.stats()?.free_refs != 0 {
         return Err(Fail::Skip(
             "flags of the last user stay on this kernel".into(),
