@@ -403,7 +403,6 @@ fn dax_second_file(_: &Ctx) -> Outcome {
 /// if the page lies inside a huge one and not at the beginning of the device.
 fn dax_poison_offset<const ALIGN: usize>(_: &Ctx) -> Outcome {
     let dax = Dax::set_up(ALIGN)?;
-    let device = Device::open(0)?;
     let step = dax.step();
     sys::on_signal(libc::SIGBUS, false).or_fail("signal")?;
     for broken in [step, 2 * step - 1, step + step / 2] {
@@ -412,7 +411,8 @@ fn dax_poison_offset<const ALIGN: usize>(_: &Ctx) -> Outcome {
             files::catch_address(libc::SIGBUS).or_fail("sigaction")?;
             let own = dax.map(3 * step)?;
             own.fill(0, 3 * step, 4180);
-            let page = device.inspect_one(&own, broken)?;
+            // A file shows the memory of the process that opened it.
+            let page = Device::open(0)?.inspect_one(&own, broken)?;
             check_eq!(page.pfn, dax.frame() + broken as u64, "page frame");
             // The signal comes before the call returns, or not at all.
             let _ = own.try_advise(broken, 1, libc::MADV_HWPOISON);

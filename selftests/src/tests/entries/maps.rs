@@ -85,7 +85,11 @@ fn munmap_exclusive(s: &Scene) -> Outcome {
 
 /// Room for the pages of a scene, aligned as they are.
 fn room(s: &Scene) -> Outcome<Buffer> {
-    Buffer::anon_huge_aligned(if s.huge { HUGE_PAGES } else { 3 * super::SMALL })
+    Buffer::anon_huge_aligned(if s.huge {
+        3 * HUGE_PAGES
+    } else {
+        3 * super::SMALL
+    })
 }
 
 fn mremap(s: &Scene) -> Outcome {
@@ -119,9 +123,7 @@ fn mremap_part(s: &Scene) -> Outcome {
 
 fn mremap_dontunmap(s: &Scene) -> Outcome {
     let place = room(s)?;
-    // The length of a whole area only.
-    let (first, n) = if s.huge { (0, s.n) } else { (0, s.buf.pages()) };
-    s.buf.move_contents(first, n, &place, first)?;
+    s.buf.move_contents(s.first, s.n, &place, s.first)?;
     s.look()?;
     s.write(0, s.n, s.seed + 3)?;
     s.look()?;

@@ -16,7 +16,7 @@ use std::fs;
 
 use super::leak::settled;
 use super::strict::clears_flags;
-use super::target::{Target, make_huge};
+use super::target::Target;
 use super::{Ctx, Test};
 use crate::check::{Fail, OrFail, Outcome};
 use crate::device::{Buffer, HUGE_PAGES, pattern_bytes};
@@ -86,10 +86,17 @@ impl<'a> Scene<'a> {
     ) -> Outcome<Self> {
         let (buf, first, n) = match huge {
             false => (Buffer::anon(3 * SMALL)?, SMALL, SMALL),
-            true => (Buffer::anon_huge_aligned(HUGE_PAGES)?, 0, HUGE_PAGES),
+            true => (
+                Buffer::anon_huge_aligned(3 * HUGE_PAGES)?,
+                HUGE_PAGES,
+                HUGE_PAGES,
+            ),
         };
+        // An area of their own, that no neighbour is joined with.
+        buf.protect(0, first, libc::PROT_NONE)?;
+        buf.protect(first + n, n, libc::PROT_NONE)?;
         if huge {
-            buf.advise(0, n, libc::MADV_HUGEPAGE)?;
+            buf.advise(first, n, libc::MADV_HUGEPAGE)?;
         }
         let s = Self {
             target,
@@ -109,8 +116,8 @@ impl<'a> Scene<'a> {
     #[track_caller]
     fn refill(&self, seed: u64) -> Outcome {
         self.buf.fill(self.first, self.n, seed);
-        if self.huge && proc::huge(&self.buf, 0, self.n)? != self.n {
-            make_huge(&self.buf)?;
+        if self.huge && proc::huge(&self.buf, self.first, self.n)? != self.n {
+            self.buf.advise(self.first, self.n, libc::MADV_COLLAPSE)?;
         }
         self.arrange()
     }
