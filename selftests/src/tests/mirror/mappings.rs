@@ -187,6 +187,9 @@ pub(super) fn uffd_move(ctx: &Ctx, node: usize) -> Outcome {
                 .or_fail("WRITE")?;
             to.check(0, moved, s.seed)?;
             s.agree(&to, 0, moved)?;
+        }
+        // Pages of another device do not go to this one.
+        if moved > 0 && !(s.place == Place::Remote && s.target.cpu_maps()) {
             // rmap finds the pages at their new addresses.
             to.fill(0, moved, 3286);
             proc::drain_batches()?;
