@@ -101,7 +101,7 @@ fn slack(name: &str) -> u64 {
 }
 
 /// A statistic of huge pages, if the kernel has it.
-fn huge_statistic(name: &str) -> Option<u64> {
+pub fn huge_statistic(name: &str) -> Option<u64> {
     let path = format!(
         "/sys/kernel/mm/transparent_hugepage/hugepages-{}kB/stats/{name}",
         HUGE_PAGES * PAGE / 1024

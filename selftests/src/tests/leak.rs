@@ -19,7 +19,7 @@ use super::account::{charged, current, new_cgroup};
 use super::target::{Target, huge_filled};
 use super::{Ctx, Test};
 use crate::check::{Fail, OrFail, Outcome};
-use crate::device::{Buffer, HUGE_PAGES};
+use crate::device::{Buffer, HUGE_PAGES, PAGE};
 use crate::harness::{Child, note};
 use crate::sys::{self, Exit};
 use crate::{check, check_eq, proc};
@@ -56,6 +56,50 @@ fn drained(dir: &Path) -> Outcome<u64> {
     Ok(left)
 }
 
+/// Counters of the machine that a scenario leaves as it found them: pages that are off their lists
+/// for a migration, and huge anonymous pages.
+fn counters() -> [u64; 3] {
+    // Adds up what every CPU has for itself.
+    let _ = fs::write("/proc/sys/vm/stat_refresh", "1");
+    let isolated = |name| proc::vmstat(name).unwrap_or(0);
+    [
+        isolated("nr_isolated_anon"),
+        isolated("nr_isolated_file"),
+        crate::pagestate::huge_statistic("nr_anon").unwrap_or(0),
+    ]
+}
+
+/// Huge anonymous pages that processes have mapped.
+fn mapped_huge() -> u64 {
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let kib = processes.filter_map(|entry| {
+        let text = fs::read_to_string(entry.path().join("smaps_rollup")).ok()?;
+        proc::kib(&text, "AnonHugePages")
+    });
+    kib.sum::<u64>() * 1024 / (HUGE_PAGES * PAGE) as u64
+}
+
+/// Checks that counters are no higher than `before`. Others may migrate pages for a moment, and have
+/// huge pages of their own.
+#[track_caller]
+fn expect_counters(before: [u64; 3]) -> Outcome {
+    let mut found = counters();
+    let fine = |found: [u64; 3]| {
+        let same = found.iter().zip(before).all(|(now, then)| *now <= then);
+        same || found[..2] == before[..2] && found[2] <= mapped_huge()
+    };
+    sys::wait_until(Duration::from_secs(6), || {
+        found = counters();
+        fine(found)
+    });
+    check!(
+        fine(found),
+        "isolated anonymous pages, isolated file pages, and huge anonymous pages after the \
+         scenario: expected {before:?}, found {found:?}"
+    );
+    Ok(())
+}
+
 /// Runs a scenario with an open device in a process and a memory cgroup of its own. In the end the
 /// cgroup must have no charge left, the device must have all of its pages back, and the cgroup must
 /// be removable.
@@ -70,6 +114,7 @@ pub fn settled_in(ctx: &Ctx, node: usize, body: impl FnOnce(&Target, &Path) -> O
     // Skip here if necessary, before anything is set up.
     let observer = Target::open(ctx, node)?;
     let before = observer.stats()?;
+    let machine = counters();
     let dir = new_cgroup()?;
     let child = Child::spawn(|| {
         fs::write(dir.join("cgroup.procs"), "0").or_fail("cgroup.procs")?;
@@ -105,7 +150,7 @@ pub fn settled_in(ctx: &Ctx, node: usize, body: impl FnOnce(&Target, &Path) -> O
         before.allocated.wrapping_sub(before.freed),
         "device pages in use"
     );
-    Ok(())
+    expect_counters(machine)
 }
 
 /// The number of pages of a trip: 8 MiB.

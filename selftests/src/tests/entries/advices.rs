@@ -49,7 +49,14 @@ impl Scene<'_> {
     }
 }
 
+/// Locking takes a fault for each page that is not present: PRIVATE ones come back.
 fn mlock(s: &Scene) -> Outcome {
+    if s.is_away() {
+        s.buf.lock(s.first, s.n, true)?;
+        s.look()?;
+        s.buf.lock(s.first, s.n, false)?;
+        return s.holds(0, s.n, s.seed);
+    }
     s.stays("locked and unlocked", || {
         s.buf.lock(s.first, s.n, true)?;
         s.counted("locked")?;
@@ -58,6 +65,12 @@ fn mlock(s: &Scene) -> Outcome {
 }
 
 fn mlock_part(s: &Scene) -> Outcome {
+    if s.is_away() {
+        s.buf.lock(s.first + 2, 3, true)?;
+        s.look()?;
+        s.buf.lock(s.first + 2, 3, false)?;
+        return s.holds(0, s.n, s.seed);
+    }
     s.stays("locked in part", || {
         s.buf.lock(s.first + 2, 3, true)?;
         s.counted("locked in part")?;

@@ -155,7 +155,7 @@ fn uffd_move(s: &Scene) -> Outcome {
     s.look()?;
     to.check(s.first, moved, s.seed)?;
     s.holds(moved, s.n - moved, s.seed)?;
-    if moved > 0 && !s.is_away() {
+    if moved > 0 && s.place == Place::System {
         // By address, and back by rmap: a page with an old index is found by neither.
         proc::drain_batches()?;
         s.target
