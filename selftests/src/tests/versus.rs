@@ -44,6 +44,14 @@ const LOADS: usize = 2;
 const ROUNDS: usize = 3;
 /// The pages of one call in the benchmarks of small pieces: 64 KiB.
 const PIECE: usize = 16;
+/// Times that a thread tries a migration again when a page stays.
+const TRIES: usize = 100;
+
+/// Whether a command met a page that is not on the device.
+fn is_absent(err: &std::io::Error) -> bool {
+    err.raw_os_error() == Some(libc::ENOENT)
+}
+
 /// The number of files that are opened and closed together, because a single one is too fast to
 /// measure.
 const OPENS: usize = 16;
@@ -301,9 +309,18 @@ impl Bed {
             let (at, len) = (buf.at(n * part), part as u64);
             begin.wait();
             for request in [HMM_MIGRATE_TO_DEV, HMM_MIGRATE_TO_SYS] {
-                device
-                    .command(request, at, len, Data::Into(&mut data))
-                    .or_fail("a migration of one of several threads")?;
+                let mut tries = 0..TRIES;
+                loop {
+                    match device.command(request, at, len, Data::Into(&mut data)) {
+                        // A page that another processor has at hand stays, which either driver reports
+                        // when it reads all pages back.
+                        Err(err) if is_absent(&err) && tries.next().is_some() => {}
+                        result => {
+                            result.or_fail("a migration of one of several threads")?;
+                            break;
+                        }
+                    }
+                }
             }
             Ok(())
         };
