@@ -129,6 +129,7 @@ fn what_a_kernel_cannot_do_is_not_applicable() {
         t.starts_with("ksm")
             || t.ends_with(".ksm")
             || t.ends_with(".merged")
+            || t.starts_with("entries") && t.ends_with(".advices")
             || t.starts_with("daxcross.")
             || t.starts_with("blind.dax_")
             || t.contains("dax.")
