@@ -125,10 +125,14 @@ pub struct Watch {
 }
 
 impl Watch {
-    pub fn new(cgroup: &Path) -> Self {
-        Self {
+    /// From here on, the process has huge pages only where it asks for them: huge pages of its heap,
+    /// part of which it gives back, would be counted with those of the buffer.
+    #[track_caller]
+    pub fn new(cgroup: &Path) -> Outcome<Self> {
+        sys::huge_pages_where_advised().or_fail("PR_SET_THP_DISABLE")?;
+        Ok(Self {
             cgroup: cgroup.to_path_buf(),
-        }
+        })
     }
 
     /// Reads the counters. The mapping of the pages must not extend beyond them.

@@ -195,6 +195,17 @@ pub fn allow_core_dumps() -> io::Result<()> {
     cvt(unsafe { libc::setrlimit(libc::RLIMIT_CORE, &limit) }.into()).map(drop)
 }
 
+/// Lets the process have huge pages only where it asks for them by `MADV_HUGEPAGE`: not in its heap.
+pub fn huge_pages_where_advised() -> io::Result<()> {
+    /// `PR_THP_DISABLE_EXCEPT_ADVISED` of linux/prctl.h, since Linux 6.18.
+    const EXCEPT_ADVISED: libc::c_ulong = 1 << 1;
+    const NONE: libc::c_ulong = 0;
+    const SET: libc::c_ulong = 1;
+    // SAFETY: The call takes only numbers.
+    let ret = unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, SET, EXCEPT_ADVISED, NONE, NONE) };
+    cvt(ret.into()).map(drop)
+}
+
 /// Mounts the cgroup v2 hierarchy.
 pub fn mount_cgroup2(at: &str) -> io::Result<()> {
     let at = CString::new(at)?;

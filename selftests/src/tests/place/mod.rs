@@ -67,7 +67,7 @@ impl<'a> Scene<'a> {
         let n = if huge { HUGE_PAGES } else { SMALL };
         let s = Self {
             target,
-            watch: Watch::new(dir),
+            watch: Watch::new(dir)?,
             buf: Buffer::anon_huge_aligned(3 * HUGE_PAGES)?,
             first: HUGE_PAGES,
             n,
