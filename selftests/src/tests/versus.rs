@@ -44,8 +44,6 @@ const LOADS: usize = 2;
 const ROUNDS: usize = 3;
 /// The pages of one call in the benchmarks of small pieces: 64 KiB.
 const PIECE: usize = 16;
-/// Times that a thread tries a migration again when a page stays.
-const TRIES: usize = 100;
 
 /// Whether a command met a page that is not on the device.
 fn is_absent(err: &std::io::Error) -> bool {
@@ -309,17 +307,11 @@ impl Bed {
             let (at, len) = (buf.at(n * part), part as u64);
             begin.wait();
             for request in [HMM_MIGRATE_TO_DEV, HMM_MIGRATE_TO_SYS] {
-                let mut tries = 0..TRIES;
-                loop {
-                    match device.command(request, at, len, Data::Into(&mut data)) {
-                        // A page that another processor has at hand stays, which either driver reports
-                        // when it reads all pages back.
-                        Err(err) if is_absent(&err) && tries.next().is_some() => {}
-                        result => {
-                            result.or_fail("a migration of one of several threads")?;
-                            break;
-                        }
-                    }
+                let result = device.command(request, at, len, Data::Into(&mut data));
+                // A page that another processor has at hand stays, which either driver reports when it
+                // reads all pages back. The others have moved.
+                if !result.as_ref().is_err_and(is_absent) {
+                    result.or_fail("a migration of one of several threads")?;
                 }
             }
             Ok(())
