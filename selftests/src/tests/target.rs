@@ -327,6 +327,18 @@ pub fn huge_filled(count: usize, seed: u64) -> Outcome<Buffer> {
     Ok(buf)
 }
 
+/// Where the pages of a scene are: in system memory, on its device, or on another device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    System,
+    Local,
+    Remote,
+}
+
+impl Place {
+    pub const ALL: [Self; 3] = [Self::System, Self::Local, Self::Remote];
+}
+
 /// Makes a touched buffer in system memory huge, if it is not.
 #[track_caller]
 pub fn make_huge(buf: &Buffer) -> Outcome {

@@ -16,7 +16,7 @@ use std::fs;
 
 use super::leak::settled;
 use super::strict::clears_flags;
-use super::target::Target;
+use super::target::{Place, Target};
 use super::{Ctx, Test};
 use crate::check::{Fail, OrFail, Outcome};
 use crate::device::{Buffer, HUGE_PAGES, pattern_bytes};
@@ -53,14 +53,6 @@ impl Drop for Strict {
         // A test that cannot leave strict mode makes the others slow, and nothing else.
         let _ = fs::write(STRICT, &self.before);
     }
-}
-
-/// Where the pages are that an operation meets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
-    System,
-    Local,
-    Remote,
 }
 
 /// Memory with a pattern that a device has mapped for writing.
@@ -248,7 +240,7 @@ fn each(ctx: &Ctx, node: usize, seed: u64, operations: &[Operation]) -> Outcome 
         let other = Target::open(ctx, node + 1)?;
         let _strict = Strict::on()?;
         for huge in [false, true] {
-            for place in [Place::System, Place::Local, Place::Remote] {
+            for place in Place::ALL {
                 for (name, run) in operations {
                     let one = || -> Outcome {
                         let s = Scene::new(target, &other, place, huge, seed)?;

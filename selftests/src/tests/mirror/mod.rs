@@ -22,7 +22,7 @@ use self::pages::{
 use self::race::{race_dontneed, race_migrate, race_protect};
 use super::chain::{SIZES, filled};
 use super::leak::settled;
-use super::target::Target;
+use super::target::{Place, Target};
 use super::{Ctx, Test};
 use crate::check::{Fail, OrFail, Outcome, expect_errno};
 use crate::check_eq;
@@ -57,14 +57,6 @@ pub const TESTS: &[Test] = of_each_kind!("mirror":
 
 const RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
 const DENIED: &[i32] = &[libc::EPERM, libc::EFAULT];
-
-/// Where the pages are when an operation begins.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
-    System,
-    Local,
-    Remote,
-}
 
 /// The setting of a test: a device that has mapped memory.
 struct Scene<'a> {
@@ -155,7 +147,7 @@ impl Scene<'_> {
 /// Runs `body` for each place and size.
 fn each(ctx: &Ctx, node: usize, seed: u64, body: impl Fn(&Scene) -> Outcome) -> Outcome {
     for huge in SIZES {
-        for place in [Place::System, Place::Local, Place::Remote] {
+        for place in Place::ALL {
             settled(ctx, node, |target| {
                 let other = Target::open(ctx, node + 1)?;
                 body(&Scene {
