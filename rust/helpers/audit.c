@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
 /* Forwarders for the oracle: the log's clock, and stacks. */
-#include <linux/jiffies.h>
 #include <linux/ratelimit.h>
 #include <linux/sched/clock.h>
 #include <linux/stacktrace.h>
@@ -23,29 +22,6 @@ bool zdm_may_log(unsigned int topic)
 	};
 
 	return __ratelimit(&limits[topic]);
-}
-
-/* When the current task does what. */
-void zdm_stamp(u64 *time, u64 *rest, u64 when, u32 what)
-{
-	WRITE_ONCE(*time, when);
-	WRITE_ONCE(*rest, (u64)current->pid << 32 | what);
-}
-
-/*
- * As zdm_stamp(), at the time of the last tick: to read the clock costs more than the rest of
- * what is done for a page. Never before what the stamp says already. Tasks that do this at the
- * same time may take each other's reading for that of another tick.
- */
-void zdm_stamp_recent(u64 *time, u64 *rest, struct zdm_recent *recent, u32 what)
-{
-	unsigned long now = jiffies;
-
-	if (READ_ONCE(recent->jiffies) != now) {
-		WRITE_ONCE(recent->time, local_clock());
-		WRITE_ONCE(recent->jiffies, now);
-	}
-	zdm_stamp(time, rest, max(READ_ONCE(recent->time), READ_ONCE(*time)), what);
 }
 
 /* Without CONFIG_STACKTRACE there is none. */

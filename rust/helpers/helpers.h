@@ -18,12 +18,6 @@ struct user_struct;
 /* Kinds of lines that zdm_may_log() limits. */
 #define ZDM_LOG_TOPICS		3
 
-/* A reading of the log's clock, and when it was made. */
-struct zdm_recent {
-	unsigned long jiffies;
-	u64 time;
-};
-
 /* What zdm_look_up() finds: kinds of entries, of which those from PRESENT on map a page. */
 #define ZDM_ENTRY_NONE		0
 #define ZDM_ENTRY_OTHER		1	/* swap, markers, poison */
@@ -110,12 +104,12 @@ int zdm_write_page(struct page *page, const void *from);
 int zdm_page_to_user_nofault(void *to, struct page *page);
 int zdm_page_from_user_nofault(struct page *page, const void *from);
 
-bool zdm_pgmap_pfn_valid(struct dev_pagemap *pgmap, unsigned long pfn);
 bool zdm_pfn_valid(unsigned long pfn);
 unsigned int zdm_large_order(const struct page *head);
 int zdm_large_mapcount(const struct page *head);
 int zdm_large_pins(const struct page *head);
-bool zdm_is_huge_zero_page(const struct page *page);
+bool zdm_folio_is_rmappable(const struct page *head);
+bool zdm_folio_is_hugetlb(const struct page *head);
 
 unsigned long zdm_pgmap_counts(struct dev_pagemap *pgmap);
 unsigned long zdm_pgmap_cpu_count(unsigned long counts, unsigned int cpu);
@@ -123,8 +117,6 @@ unsigned long zdm_pgmap_count(struct dev_pagemap *pgmap);
 unsigned int zdm_next_possible_cpu(int cpu);
 u64 zdm_log_clock(void);
 bool zdm_may_log(unsigned int topic);
-void zdm_stamp(u64 *time, u64 *rest, u64 when, u32 what);
-void zdm_stamp_recent(u64 *time, u64 *rest, struct zdm_recent *recent, u32 what);
 unsigned int zdm_stack(unsigned long *entries, unsigned int room, unsigned int skip);
 int zdm_symbol(char *buf, size_t size, unsigned long address);
 void zdm_set_page_mapping(struct page *page, unsigned long mapping);
@@ -138,6 +130,7 @@ void zdm_debugfs_remove(struct dentry *dentry);
 
 bool zdm_module_try_get(struct module *module);
 void zdm_module_put(struct module *module);
+bool zdm_module_owns(struct module *module, unsigned long address);
 void zdm_work_init(struct work_struct *work, work_func_t func);
 bool zdm_work_queue(struct work_struct *work);
 const char *zdm_param_audit(void);
@@ -150,12 +143,9 @@ void zdm_kunit_device_unregister(struct device *dev);
 bool zdm_kunit_running(void);
 int zdm_kunit_attach_mm(void);
 unsigned long zdm_kunit_mmap_anon(unsigned long len);
+int zdm_kunit_module_refs(struct module *module);
 void zdm_kunit_set_poisoned(struct page *page, bool poisoned);
 
-unsigned long zdm_whole_flags(const struct page *page);
-unsigned long zdm_whole_private(const struct page *page);
-unsigned long zdm_whole_index(const struct page *page);
-unsigned int zdm_whole_type(const struct page *page);
 int zdm_whole_entire_mapcount(const struct page *head);
 int zdm_whole_pincount(const struct page *head);
 int zdm_whole_large_mapcount(const struct page *head);
@@ -171,6 +161,5 @@ unsigned long zdm_scanned(void);
 bool zdm_page_is_empty(struct page *page);
 bool zdm_may_protect(const struct vm_area_struct *vma);
 extern bool zdm_strict;
-unsigned long zdm_whole_pages(const struct page *page, unsigned long n, unsigned long explained);
 
 #endif /* ZDM_HELPERS_H */

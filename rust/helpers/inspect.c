@@ -9,21 +9,6 @@
 
 #include "helpers.h"
 
-/* pgmap_pfn_valid(), which is not exported; not before there is a memory map, either. */
-bool zdm_pgmap_pfn_valid(struct dev_pagemap *pgmap, unsigned long pfn)
-{
-	unsigned long first = vmem_altmap_offset(pgmap_altmap(pgmap));
-	int i;
-
-	for (i = 0; i < pgmap->nr_range; i++, first = 0) {
-		struct range *range = &pgmap->ranges[i];
-
-		if (pfn >= PHYS_PFN(range->start) && pfn <= PHYS_PFN(range->end))
-			return pfn - PHYS_PFN(range->start) >= first && pfn_valid(pfn);
-	}
-	return false;
-}
-
 bool zdm_pfn_valid(unsigned long pfn)
 {
 	return pfn_valid(pfn);
@@ -44,14 +29,12 @@ int zdm_large_pins(const struct page *head)
 	return atomic_read(&((struct folio *)head)->_pincount);
 }
 
-/*
- * is_huge_zero_folio() wants a variable that is not exported. What tells that folio from
- * others is that it is large and has no rmap.
- */
-bool zdm_is_huge_zero_page(const struct page *page)
+bool zdm_folio_is_rmappable(const struct page *head)
 {
-	const struct folio *folio = page_folio(page);
+	return folio_test_large_rmappable((const struct folio *)head);
+}
 
-	return folio_test_large(folio) && !folio_test_large_rmappable(folio) &&
-	       !folio_test_hugetlb(folio) && !folio_is_zone_device(folio) && !folio->mapping;
+bool zdm_folio_is_hugetlb(const struct page *head)
+{
+	return folio_test_hugetlb((const struct folio *)head);
 }

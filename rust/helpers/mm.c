@@ -32,6 +32,8 @@ static_assert(offsetof(struct folio, pgmap) == offsetof(struct page, lru));
 static_assert(offsetof(struct page, lru) == sizeof(unsigned long));
 static_assert(offsetof(struct page, zone_device_data) == 2 * sizeof(unsigned long));
 static_assert(offsetof(struct page, mapping) == 3 * sizeof(unsigned long));
+static_assert(offsetof(struct page, __folio_index) == 4 * sizeof(unsigned long));
+static_assert(offsetof(struct page, private) == 5 * sizeof(unsigned long));
 
 int zdm_folio_mapcount(struct page *page)
 {
@@ -289,50 +291,6 @@ bool zdm_jiffies_passed(unsigned long deadline)
 void zdm_cond_resched(void)
 {
 	cond_resched();
-}
-
-/*
- * Of the pages from @start to @end, all below one PMD, how many the CPU has accessed since they
- * were mapped. A look without locks, as get_user_pages_fast() takes it: with interrupts off no
- * page table is freed. In a loop in C for the same reason as those above.
- */
-unsigned long zdm_accessed_pages(struct vm_area_struct *vma, unsigned long start,
-				 unsigned long end)
-{
-	unsigned long irqs, n = 0;
-	p4d_t *p4dp, p4d;
-	pud_t *pudp, pud;
-	pmd_t *pmdp, pmd;
-	pgd_t *pgdp, pgd;
-	pte_t *ptep, pte;
-
-	if (start >= end || (start & PMD_MASK) != ((end - 1) & PMD_MASK))
-		return 0;
-	local_irq_save(irqs);
-	pgdp = pgd_offset(vma->vm_mm, start);
-	pgd = pgdp_get(pgdp);
-	if (pgd_none(pgd) || pgd_bad(pgd))
-		goto out;
-	p4dp = p4d_offset_lockless(pgdp, pgd, start);
-	p4d = p4dp_get(p4dp);
-	if (!p4d_present(p4d))
-		goto out;
-	pudp = pud_offset_lockless(p4dp, p4d, start);
-	pud = pudp_get(pudp);
-	if (!pud_present(pud) || pud_leaf(pud))
-		goto out;
-	pmdp = pmd_offset_lockless(pudp, pud, start);
-	pmd = pmdp_get_lockless(pmdp);
-	if (!pmd_present(pmd) || pmd_leaf(pmd))
-		goto out;
-	ptep = pte_offset_kernel(&pmd, start);
-	for (; start < end; start += PAGE_SIZE, ptep++) {
-		pte = ptep_get_lockless(ptep);
-		n += pte_present(pte) && pte_young(pte);
-	}
-out:
-	local_irq_restore(irqs);
-	return n;
 }
 
 unsigned long zdm_task_size(void)

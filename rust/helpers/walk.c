@@ -4,6 +4,10 @@
  * that map a folio. walk_page_range(), folio_walk_start() and rmap_walk() are not exported, and the
  * oracle is to find what these get wrong. Nothing is changed, and no lock is taken but, for
  * the second, that of the anon_vma.
+ *
+ * These walks are in C on purpose. Whatever finds and reads an entry is a macro or inline, and
+ * differs between architectures. From Rust each would be a call: 27 for an entry that is present,
+ * where this has one, and strict mode looks at each page of a range twice.
  */
 #include <linux/highmem.h>
 #include <linux/leafops.h>
@@ -108,7 +112,6 @@ static void of_pmd(pmd_t pmd, struct zdm_entry *out)
 	out->uffd = pmd_uffd(pmd);
 	out->young = pmd_young(pmd);
 	out->dirty = pmd_dirty(pmd);
-	out->zero = pfn_valid(out->pfn) && zdm_is_huge_zero_page(pfn_to_page(out->pfn));
 	of_page(out);
 }
 
@@ -264,9 +267,14 @@ int zdm_count_entries(struct page *head)
 		rcu_read_unlock();
 		return -EOPNOTSUPP;
 	}
+	/* The mapping of a folio that is not mapped may be stale, its anon_vma freed. */
+	if (!folio_mapped(folio)) {
+		rcu_read_unlock();
+		return -EAGAIN;
+	}
 	anon_vma = (struct anon_vma *)(mapping - FOLIO_MAPPING_ANON);
 	root = READ_ONCE(anon_vma->root);
-	if (!folio_mapped(folio) || !down_read_trylock(&root->rwsem)) {
+	if (!down_read_trylock(&root->rwsem)) {
 		rcu_read_unlock();
 		return -EAGAIN;
 	}

@@ -4,15 +4,17 @@
 //!
 //! C header: [`include/linux/sched/clock.h`](srctree/include/linux/sched/clock.h)
 
-use crate::bindings;
+use crate::{
+    bindings,
+    mm::once::{
+        read_once,
+        write_once, //
+    }, //
+};
 use kernel::{
     current,
     prelude::*,
-    sync::atomic::{
-        Atomic,
-        Relaxed, //
-    },
-    types::Opaque, //
+    sync::atomic::Atomic, //
 };
 
 /// Nanoseconds on the clock of the kernel log. In any context.
@@ -48,20 +50,40 @@ pub(crate) fn current_pid() -> u32 {
     current!().pid() as u32
 }
 
-/// The clock of the kernel log as it was at a recent tick.
-pub(crate) struct RecentTime(Opaque<bindings::zdm_recent>);
+/// The number of the last tick. In any context.
+#[inline]
+fn jiffies() -> usize {
+    let jiffies = &raw const bindings::jiffies;
+    // SAFETY: A variable of the kernel, which is declared volatile: it may be read while it is written.
+    unsafe { jiffies.read_volatile() }
+}
 
-// SAFETY: The words are read and written by `READ_ONCE()` and `WRITE_ONCE()`, in any context.
-unsafe impl Send for RecentTime {}
-// SAFETY: As above.
-unsafe impl Sync for RecentTime {}
+/// The clock of the kernel log as it was at a recent tick.
+pub(crate) struct RecentTime {
+    jiffies: Atomic<usize>,
+    time: Atomic<u64>,
+}
 
 impl RecentTime {
     /// As it is now.
     pub(crate) fn new() -> Self {
-        let time = log_clock();
-        // A tick that is over: the clock is read again when it is wanted.
-        Self(Opaque::new(bindings::zdm_recent { jiffies: 0, time }))
+        Self {
+            // A tick that is over: the clock is read again when it is wanted.
+            jiffies: Atomic::new(0),
+            time: Atomic::new(log_clock()),
+        }
+    }
+
+    /// The time of the last tick. To read the clock costs more than the rest of what is done for a page.
+    /// Tasks that do this at the same time may take each other's reading for that of another tick.
+    #[inline]
+    fn get(&self) -> u64 {
+        let now = jiffies();
+        if read_once(&self.jiffies) != now {
+            write_once(&self.time, log_clock());
+            write_once(&self.jiffies, now);
+        }
+        read_once(&self.time)
     }
 }
 
@@ -97,24 +119,21 @@ impl Stamp {
 
     /// `what` happens at `time`, by [`log_clock`], and the current task does it. In any context.
     pub(crate) fn set(&self, time: u64, what: u32) {
-        // One call, as each atomic store would be one, too, to a function in C.
-        // SAFETY: Both words may be written at any time, by `WRITE_ONCE()`.
-        unsafe { bindings::zdm_stamp(self.time.as_ptr(), self.rest.as_ptr(), time, what) };
+        write_once(&self.time, time);
+        write_once(&self.rest, u64::from(current_pid()) << 32 | u64::from(what));
     }
 
     /// As [`Stamp::set`], at the time of the last tick as `recent` has it, or of the last stamp if that
     /// was later. In any context.
     pub(crate) fn set_recent(&self, recent: &RecentTime, what: u32) {
-        let (time, rest) = (self.time.as_ptr(), self.rest.as_ptr());
-        // SAFETY: All words may be read and written at any time, by `READ_ONCE()` and `WRITE_ONCE()`.
-        unsafe { bindings::zdm_stamp_recent(time, rest, recent.0.get(), what) };
+        self.set(recent.get().max(read_once(&self.time)), what);
     }
 
     /// What happened last: when, in nanoseconds on the clock of the kernel log, what, and the task.
     pub(crate) fn get(&self) -> (u64, u32, u32) {
-        let rest = self.rest.load(Relaxed);
+        let rest = read_once(&self.rest);
         // CAST: The lower half, and the upper one.
-        (self.time.load(Relaxed), rest as u32, (rest >> 32) as u32)
+        (read_once(&self.time), rest as u32, (rest >> 32) as u32)
     }
 }
 
@@ -131,6 +150,25 @@ mod tests {
             stamp.set(begin, what);
             assert_eq!(stamp.get(), (begin, what, current_pid()));
         }
+    }
+
+    #[test]
+    fn recent_time_is_that_of_a_tick() {
+        let (stamp, recent) = (Stamp::new(), RecentTime::new());
+        let begin = log_clock();
+        stamp.set_recent(&recent, 3);
+        let (first, what, pid) = stamp.get();
+        // The clock was read, as no tick was seen yet.
+        assert!((begin..=log_clock()).contains(&first));
+        assert_eq!((what, pid), (3, current_pid()));
+        // It is read once per tick.
+        let tick = jiffies();
+        stamp.set_recent(&recent, 4);
+        assert!(jiffies() != tick || stamp.get().0 >= first);
+        // A stamp never goes back.
+        stamp.set(u64::MAX, 5);
+        stamp.set_recent(&recent, 6);
+        assert_eq!(stamp.get(), (u64::MAX, 6, current_pid()));
     }
 
     #[test]

@@ -21,7 +21,10 @@ use super::{
     PAGE_SHIFT, //
 };
 use crate::bindings;
-use core::ptr::NonNull;
+use core::{
+    ops::Range,
+    ptr::NonNull, //
+};
 use kernel::{
     prelude::*,
     time::{
@@ -255,10 +258,43 @@ impl AnyPagemap {
         Origin::new(memory_type, owner, asking)
     }
 
-    /// Whether the pagemap has a struct page for `pfn`; it has none for what holds struct pages.
+    /// The range that page frame `pfn` is in, and the number of the range.
+    pub(super) fn range_of(&self, pfn: usize) -> Option<(usize, Range<usize>)> {
+        // SAFETY: The pagemap is registered by the type invariants of `AnyPagemap`.
+        let count = usize::try_from(unsafe { (*self.as_ptr()).nr_range }).ok()?;
+        // The union of one range and of an array of them begins with the first one in both cases.
+        // SAFETY: The pagemap is registered by the type invariants of `AnyPagemap`.
+        let first: *const bindings::range =
+            unsafe { (&raw const (*self.as_ptr()).__bindgen_anon_1).cast() };
+        (0..count).find_map(|i| {
+            // SAFETY: A registered pagemap has `nr_range` ranges.
+            let range = unsafe { &*first.add(i) };
+            // CAST: `usize` has 64 bits. The end is inclusive.
+            let pfns = range.start as usize >> PAGE_SHIFT..(range.end as usize >> PAGE_SHIFT) + 1;
+            pfns.contains(&pfn).then_some((i, pfns))
+        })
+    }
+
+    /// First page frames of the first range that hold struct pages, and have none: `vmem_altmap_offset()`.
+    fn altmap_pages(&self) -> usize {
+        // SAFETY: The pagemap is registered by the type invariants of `AnyPagemap`.
+        if unsafe { (*self.as_ptr()).flags } & bindings::PGMAP_ALTMAP_VALID == 0 {
+            return 0;
+        }
+        // SAFETY: The pagemap is registered by the type invariants of `AnyPagemap`, and has an `altmap`.
+        let altmap = unsafe { &(*self.as_ptr()).altmap };
+        altmap.reserve + altmap.free
+    }
+
+    /// Whether the pagemap has a struct page for `pfn`; it has none for what holds struct pages, and not
+    /// before there is a memory map. As `pgmap_pfn_valid()`, which is not exported.
     fn has_page(&self, pfn: usize) -> bool {
-        // SAFETY: Registered by the type invariants.
-        unsafe { bindings::zdm_pgmap_pfn_valid(self.as_ptr(), pfn) }
+        let Some((number, range)) = self.range_of(pfn) else {
+            return false;
+        };
+        let first = range.start + if number == 0 { self.altmap_pages() } else { 0 };
+        // SAFETY: The function takes a number.
+        pfn >= first && unsafe { bindings::zdm_pfn_valid(pfn) }
     }
 
     /// The facts about the page of `pfn`, `None` where there is no page or not yet. May sleep.

@@ -262,7 +262,7 @@ impl MappedPage<'_> {
     /// Whether it is of the huge page of zeroes, to be asked where a PMD maps it.
     pub(super) fn is_huge_zero(&self) -> bool {
         // SAFETY: The page is in use by the type invariants.
-        unsafe { bindings::zdm_is_huge_zero_page(self.page.as_ptr()) }
+        unsafe { struct_page::is_huge_zero(self.page.as_ptr()) }
     }
 
     /// A view of the page.

@@ -56,7 +56,7 @@ mod migrate_copy;
 pub(crate) mod module;
 pub(crate) mod moved;
 pub(crate) mod notifier;
-mod once;
+pub(crate) mod once;
 pub(crate) mod owner;
 pub(crate) mod page;
 mod page_batch;

@@ -12,14 +12,14 @@ use kernel::sync::atomic::{
 
 /// As a relaxed load.
 #[inline]
-pub(super) fn read_once<T: AtomicType>(word: &Atomic<T>) -> T {
+pub(crate) fn read_once<T: AtomicType>(word: &Atomic<T>) -> T {
     // SAFETY: The word is valid, and may be written at the same time, as by `READ_ONCE()`.
     unsafe { word.as_ptr().read_volatile() }
 }
 
 /// As a relaxed store.
 #[inline]
-pub(super) fn write_once<T: AtomicType>(word: &Atomic<T>, value: T) {
+pub(crate) fn write_once<T: AtomicType>(word: &Atomic<T>, value: T) {
     // SAFETY: The word is valid, and may be read and written at the same time, as by `WRITE_ONCE()`.
     unsafe { word.as_ptr().write_volatile(value) };
 }

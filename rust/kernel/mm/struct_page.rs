@@ -42,6 +42,9 @@ const UNCLEAN: usize = 1 << bindings::pageflags_PG_locked
     | 1 << bindings::pageflags_PG_lru
     | 1 << bindings::pageflags_PG_anon_exclusive;
 
+/// The flags of `page->flags`, without node, zone and section, which say where the page is.
+pub(super) const PAGE_FLAGS: usize = (1 << bindings::pageflags___NR_PAGEFLAGS) - 1;
+
 /// Bits of [`bits`]. A tail has none but [`TAIL`], [`ANON_EXCLUSIVE`] and [`REFERENCED`].
 pub(super) const LOCKED: u32 = 0x01;
 pub(super) const LRU: u32 = 0x02;
@@ -193,6 +196,28 @@ pub(super) unsafe fn zone_device_data(head: *const bindings::page) -> *mut c_voi
     unsafe { word(head, 1) as *mut c_void }
 }
 
+/// `page->__folio_index`.
+///
+/// # Safety
+///
+/// `page` must point to a `struct page`.
+#[inline]
+pub(super) unsafe fn index(page: *const bindings::page) -> usize {
+    // SAFETY: `page` points to a `struct page` by the contract of this function.
+    unsafe { word(page, 3) }
+}
+
+/// `page->private`.
+///
+/// # Safety
+///
+/// `page` must point to a `struct page`.
+#[inline]
+pub(super) unsafe fn private(page: *const bindings::page) -> usize {
+    // SAFETY: `page` points to a `struct page` by the contract of this function.
+    unsafe { word(page, 4) }
+}
+
 /// `page->mapping`, with its type bits.
 ///
 /// # Safety
@@ -210,7 +235,7 @@ pub(super) unsafe fn mapping(page: *const bindings::page) -> usize {
 ///
 /// `page` must point to a `struct page`.
 #[inline]
-unsafe fn raw_mapcount(page: *const bindings::page) -> i32 {
+pub(super) unsafe fn raw_mapcount(page: *const bindings::page) -> i32 {
     // SAFETY: `page` points to a `struct page` by the contract of this function. Both fields of the union
     // have 32 bits.
     unsafe {
@@ -376,6 +401,50 @@ pub(super) unsafe fn has_clean_tails(head: *const bindings::page, order: u32) ->
         // SAFETY: There is a `struct page` by the contract of this function.
         unsafe { bits(page) == TAIL }
     })
+}
+
+/// Whether the page is one of the huge page of zeroes. `is_huge_zero_folio()` needs a variable that is not
+/// exported. That folio differs from others in that it is large and that rmap does not know it.
+///
+/// # Safety
+///
+/// `page` must point to the `struct page` of a page in use, whose folio stays whole.
+pub(super) unsafe fn is_huge_zero(page: *mut bindings::page) -> bool {
+    // SAFETY: `page` points to a `struct page` by the contract of this function.
+    let head = unsafe { head(page) };
+    // SAFETY: The head of a folio has a `struct page`.
+    if unsafe { flags(head) } >> bindings::pageflags_PG_head & 1 == 0 {
+        return false;
+    }
+    // SAFETY: `head` is that of a large folio in use, by the contract of this function.
+    let is_known =
+        unsafe { bindings::zdm_folio_is_rmappable(head) || bindings::zdm_folio_is_hugetlb(head) };
+    // SAFETY: The head of a folio has a `struct page`.
+    !is_known && unsafe { !is_zone_device(head) && mapping(head) == 0 }
+}
+
+/// Of the `n` free pages from `first` on, how many have no flag but those of `explained`, and nothing in
+/// the fields that a free page leaves empty, before the first one that has. A tail that was left over has
+/// fields of its folio there.
+///
+/// # Safety
+///
+/// There must be `n` struct pages from `first` on.
+pub(super) unsafe fn whole_pages(
+    first: *const bindings::page,
+    n: usize,
+    explained: usize,
+) -> usize {
+    (0..n)
+        .position(|i| {
+            // SAFETY: There are so many pages by the contract of this function.
+            let page = unsafe { first.add(i) };
+            // SAFETY: There is a `struct page` by the contract of this function.
+            let (tail, words) = unsafe { (is_tail(page), private(page) | word(page, 1)) };
+            // SAFETY: There is a `struct page` by the contract of this function.
+            !tail && (unsafe { flags(page) } & PAGE_FLAGS & !explained | words) != 0
+        })
+        .unwrap_or(n)
 }
 
 /// Reads all words of the `n` struct pages from `first` on, and returns something that depends on them.

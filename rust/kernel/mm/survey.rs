@@ -143,14 +143,14 @@ pub(crate) fn find() -> Result<KVec<Range<usize>>> {
             if steps % STEPS == 0 {
                 check_signals()?;
             }
-            // SAFETY: Always safe.
+            // SAFETY: The function takes any number.
             let valid = unsafe { bindings::zdm_pfn_valid(pfn) };
             let range = valid
                 .then(|| AnyPagemap::of_pfn(pfn))
                 .flatten()
                 .and_then(|pgmap| pgmap.range_of(pfn));
             pfn = match range {
-                Some(range) => {
+                Some((_, range)) => {
                     let end = range.end.max(pfn + 1);
                     found.push(range, GFP_KERNEL)?;
                     end.next_multiple_of(SUBSECTION)
@@ -199,24 +199,10 @@ pub(crate) fn examine(
 impl AnyPagemap {
     /// The pagemap that has `range` as one of its ranges.
     fn of_range(range: &Range<usize>) -> Option<Self> {
-        Self::of_pfn(range.start)
-            .filter(|pgmap| pgmap.range_of(range.start).as_ref() == Some(range))
-    }
-
-    /// The range of this pagemap that page frame `pfn` is in.
-    fn range_of(&self, pfn: usize) -> Option<Range<usize>> {
-        // SAFETY: Registered by the type invariants.
-        let count = usize::try_from(unsafe { (*self.as_ptr()).nr_range }).ok()?;
-        // The union of one range and of an array of them begins with the first one in both cases.
-        // SAFETY: Registered by the type invariants.
-        let first: *const bindings::range =
-            unsafe { (&raw const (*self.as_ptr()).__bindgen_anon_1).cast() };
-        (0..count).find_map(|i| {
-            // SAFETY: A registered pagemap has `nr_range` ranges.
-            let range = unsafe { &*first.add(i) };
-            // CAST: `usize` has 64 bits. The end is inclusive.
-            let pfns = range.start as usize >> PAGE_SHIFT..(range.end as usize >> PAGE_SHIFT) + 1;
-            pfns.contains(&pfn).then_some(pfns)
+        Self::of_pfn(range.start).filter(|pgmap| {
+            pgmap
+                .range_of(range.start)
+                .is_some_and(|(_, found)| found == *range)
         })
     }
 

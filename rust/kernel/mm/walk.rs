@@ -12,6 +12,7 @@ use super::{
     owner::PgmapOwner,
     page::PageView,
     range::PageRange,
+    struct_page,
     table::Grant,
     task::check_signals,
     PAGE_SHIFT, //
@@ -107,6 +108,14 @@ impl CpuEntry {
         // SAFETY: `mm` has users, and `entry` is valid for writes. A caller without the mmap lock is
         // reported by lockdep, and reads an entry that is about to change.
         unsafe { bindings::zdm_look_up(mm.as_raw(), index << PAGE_SHIFT, &mut entry) };
+        let is_large = entry.kind == bindings::ZDM_ENTRY_PRESENT && entry.order > 0;
+        // SAFETY: The function takes a number.
+        if is_large && unsafe { bindings::zdm_pfn_valid(entry.pfn) } {
+            // SAFETY: There is a struct page.
+            let page = unsafe { bindings::zdm_pfn_to_page(entry.pfn) };
+            // SAFETY: The page is mapped while the caller holds the mmap lock, or else only reported.
+            entry.zero = unsafe { struct_page::is_huge_zero(page) };
+        }
         Self(entry)
     }
 

@@ -109,16 +109,17 @@ impl PageView<'_> {
     pub(crate) fn fields(&self) -> PageFields {
         let page = self.as_ptr();
         PageFields {
-            // SAFETY: The page is valid by the type invariants.
-            flags: unsafe { bindings::zdm_whole_flags(page) } as u64,
-            // SAFETY: As above.
-            private: unsafe { bindings::zdm_whole_private(page) } as u64,
-            // SAFETY: As above.
-            index: unsafe { bindings::zdm_whole_index(page) } as u64,
-            // SAFETY: As above.
+            // SAFETY: The page is valid by the type invariants of `PageView`.
+            flags: unsafe { struct_page::flags(page) & struct_page::PAGE_FLAGS } as u64,
+            // SAFETY: The page is valid by the type invariants of `PageView`.
+            private: unsafe { struct_page::private(page) } as u64,
+            // SAFETY: The page is valid by the type invariants of `PageView`.
+            index: unsafe { struct_page::index(page) } as u64,
+            // SAFETY: The page is valid by the type invariants of `PageView`.
             data: unsafe { struct_page::zone_device_data(page) } as u64,
-            // SAFETY: As above.
-            page_type: unsafe { bindings::zdm_whole_type(page) },
+            // CAST: The same 32 bits, which are a type where they are no count.
+            // SAFETY: The page is valid by the type invariants of `PageView`.
+            page_type: unsafe { struct_page::raw_mapcount(page) } as u32,
         }
     }
 
@@ -127,17 +128,17 @@ impl PageView<'_> {
         let head = self.as_ptr();
         // The first page of a large folio has a second and a third one, which these are in.
         self.bits().is_head().then(|| LargeFields {
-            // SAFETY: As said above.
+            // SAFETY: `head` is the first page of a large folio, which has a third page.
             entire: unsafe { bindings::zdm_whole_entire_mapcount(head) },
-            // SAFETY: As above.
+            // SAFETY: `head` is the first page of a large folio, which has a third page.
             large: unsafe { bindings::zdm_whole_large_mapcount(head) },
-            // SAFETY: As above.
+            // SAFETY: `head` is the first page of a large folio, which has a third page.
             pages_mapped: unsafe { bindings::zdm_whole_pages_mapped(head) },
-            // SAFETY: As above.
+            // SAFETY: `head` is the first page of a large folio, which has a third page.
             nr_pages: unsafe { bindings::zdm_whole_nr_pages(head) } as u64,
-            // SAFETY: As above.
+            // SAFETY: `head` is the first page of a large folio, which has a third page.
             pins: unsafe { bindings::zdm_whole_pincount(head) },
-            // SAFETY: As above.
+            // SAFETY: `head` is the first page of a large folio, which has a third page.
             deferred: unsafe { bindings::zdm_whole_is_deferred(head) },
         })
     }
@@ -158,6 +159,6 @@ impl<T: PagemapOps> DevPagemap<T> {
         // CAST: `usize` has 64 bits.
         let explained = explained as usize;
         // SAFETY: The pagemap has struct pages for the `n` pages from `index` on.
-        unsafe { bindings::zdm_whole_pages(page.as_ptr(), n, explained) }
+        unsafe { struct_page::whole_pages(page.as_ptr(), n, explained) }
     }
 }
