@@ -76,33 +76,69 @@ impl Client {
         to: UserPtr,
         faulting: Faulting,
     ) -> Result<Outcome> {
+        self.copy(
+            range,
+            to,
+            (Access::Read, faulting),
+            |range, to| self.mirror().copy_to_user(range, to),
+            |range, buf, to, _| {
+                let (pages, stop) = self.mirror().read(range, buf);
+                if pages == 0 && stop == Stop::Unreachable {
+                    return Err(EFAULT);
+                }
+                let mut writer = UserSlice::new(to, bytes(pages)).writer();
+                writer.write_slice(&buf[..bytes(pages)])?;
+                Ok(pages)
+            },
+        )
+    }
+
+    /// Copies user memory at `from` to `range`. Faults in pages that the device may not write. May
+    /// sleep.
+    pub(super) fn write(&self, range: PageRange, from: UserPtr) -> Result<Outcome> {
+        self.copy(
+            range,
+            from,
+            (Access::Write, Faulting::Locked),
+            |range, from| self.mirror().copy_from_user(range, from),
+            |range, buf, from, out| {
+                UserSlice::new(from, buf.len()).reader().read_slice(buf)?;
+                self.write_buffer(range, buf, out)?;
+                Ok(range.pages())
+            },
+        )
+    }
+
+    /// Copies the pages of `range`, from or to user memory at `user`, in batches, and faults in what the
+    /// device does not map for the access. `direct` copies as many pages as it can without a fault. Where
+    /// user memory has to be faulted in, `bounced` copies, by way of a buffer as long as its range; both
+    /// return how many pages. May sleep.
+    fn copy(
+        &self,
+        range: PageRange,
+        user: UserPtr,
+        (access, faulting): (Access, Faulting),
+        direct: impl Fn(PageRange, UserPtr) -> (usize, Stop),
+        bounced: impl Fn(PageRange, &mut [u8], UserPtr, &mut Outcome) -> Result<usize>,
+    ) -> Result<Outcome> {
         let mut out = Outcome::default();
         let mut bounce = Bounce::new();
         let mut left = Some(range);
         while let Some(rest) = left {
             check_signals()?;
-            let user = |at: PageRange| to.wrapping_byte_add(at.start() - range.start());
-            let (pages, stop) = self
-                .mirror()
-                .copy_to_user(rest.first(COPY_PAGES), user(rest));
+            let user = |at: PageRange| user.wrapping_byte_add(at.start() - range.start());
+            let (pages, stop) = direct(rest.first(COPY_PAGES), user(rest));
             out.pages += pages;
             left = rest.skip(pages);
             let Some(rest) = left else { break };
             match stop {
                 Stop::Done => {}
-                Stop::Unmapped => {
-                    self.device_fault(rest, Access::Read, faulting, &mut out)?;
-                }
+                Stop::Unmapped => self.device_fault(rest, access, faulting, &mut out)?,
                 Stop::Unreachable => return Err(EFAULT),
                 Stop::UserFault => {
                     let batch = rest.first(COPY_PAGES);
                     let buf = bounce.get(batch.pages())?;
-                    let (pages, stop) = self.mirror().read(batch, buf);
-                    if pages == 0 && stop == Stop::Unreachable {
-                        return Err(EFAULT);
-                    }
-                    let mut writer = UserSlice::new(user(rest), bytes(pages)).writer();
-                    writer.write_slice(&buf[..bytes(pages)])?;
+                    let pages = bounced(batch, buf, user(rest), &mut out)?;
                     out.pages += pages;
                     left = rest.skip(pages);
                 }
@@ -111,43 +147,8 @@ impl Client {
         Ok(out)
     }
 
-    /// Copies user memory at `from` to `range`. Faults in pages that the device may not write. May
-    /// sleep.
-    pub(super) fn write(&self, range: PageRange, from: UserPtr) -> Result<Outcome> {
-        let mut out = Outcome::default();
-        let mut bounce = Bounce::new();
-        let mut left = Some(range);
-        while let Some(rest) = left {
-            check_signals()?;
-            let user = |at: PageRange| from.wrapping_byte_add(at.start() - range.start());
-            let (pages, stop) = self
-                .mirror()
-                .copy_from_user(rest.first(COPY_PAGES), user(rest));
-            out.pages += pages;
-            left = rest.skip(pages);
-            let Some(rest) = left else { break };
-            match stop {
-                Stop::Done => {}
-                Stop::Unmapped => {
-                    self.device_fault(rest, Access::Write, Faulting::Locked, &mut out)?;
-                }
-                Stop::Unreachable => return Err(EFAULT),
-                Stop::UserFault => {
-                    let batch = rest.first(COPY_PAGES);
-                    let buf = bounce.get(batch.pages())?;
-                    UserSlice::new(user(rest), buf.len())
-                        .reader()
-                        .read_slice(buf)?;
-                    self.write_bounced(batch, buf, &mut out)?;
-                    left = rest.skip(batch.pages());
-                }
-            }
-        }
-        Ok(out)
-    }
-
     /// Copies `buf` to `range`, which has the same length.
-    fn write_bounced(&self, range: PageRange, buf: &[u8], out: &mut Outcome) -> Result {
+    fn write_buffer(&self, range: PageRange, buf: &[u8], out: &mut Outcome) -> Result {
         let mut left = Some(range);
         while let Some(rest) = left {
             check_signals()?;
@@ -160,7 +161,6 @@ impl Client {
                 }
                 _ => {}
             }
-            out.pages += pages;
             left = rest.skip(pages);
         }
         Ok(())

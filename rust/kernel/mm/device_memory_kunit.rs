@@ -3,40 +3,13 @@
 //! A device with memory of its own, which core mm and this module never see the bytes of.
 
 use super::{
-    backing::Backing,
-    device_folio::FreedFolio,
-    device_memory::{
-        CopyError,
-        CpuPages,
-        DeviceMemory,
-        DevicePages, //
-    },
-    fault::{
-        FaultError,
-        VmFault, //
-    },
-    free_stack::FreeStack,
     kunit::{
         mmap_anon,
         this_module,
         KunitDevice, //
     },
-    migrate::{
-        Area,
-        Migration,
-        PfnBuffer,
-        Request,
-        MAX_PAGES, //
-    },
-    owner::PgmapOwner,
     pagemap::DevPagemap,
-    pagemap_ops::{
-        PagemapOps,
-        PrivateOps, //
-    },
-    range::PageRange,
-    registration::Registration,
-    system_folio::SystemFolio,
+    prelude::*,
     PAGE_SIZE, //
 };
 use kernel::{

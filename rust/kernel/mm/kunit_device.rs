@@ -3,41 +3,11 @@
 //! A device without hardware, for KUnit cases and for the examples of the documentation.
 
 use super::{
-    backing::Backing,
-    device_folio::{
-        FreedFolio,
-        LockedDeviceFolio, //
-    },
-    device_memory::{
-        CopyError,
-        CpuPages,
-        DeviceMemory,
-        DevicePages, //
-    },
-    fault::{
-        FaultError,
-        VmFault, //
-    },
     free_folio::FreeFolio,
-    free_stack::FreeStack,
     hmm::HmmMirror,
     kunit::this_module,
-    migrate::{
-        Area,
-        Copied,
-        Migration,
-        PfnBuffer,
-        Request,
-        MAX_PAGES, //
-    },
-    owner::PgmapOwner,
-    pagemap_ops::{
-        PagemapOps,
-        PrivateOps, //
-    },
-    range::PageRange,
-    registration::Registration,
-    system_folio::SystemFolio, //
+    migrate::Copied,
+    prelude::*, //
 };
 use kernel::{
     prelude::*,
