@@ -339,6 +339,7 @@ impl<'a> Migrator<'a> {
                 select,
                 large: device.max_order() > 0,
                 owner: self.mirror.owner(),
+                watch: watch.as_ref().map(Watch::token),
             };
             let mut migration = Migration::of_range(&mut buffer, &request, &PageBacked)?;
             let wanted = migration.selected();

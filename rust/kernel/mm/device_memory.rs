@@ -122,8 +122,8 @@ pub(crate) trait DeviceMemory {
     /// Begins to fill `to` with zeroes. May sleep.
     fn clear(&self, to: &mut DevicePages<'_>) -> Result<(), CopyError>;
 
-    /// Waits until no copy is under way that was begun before. After an error the migration puts all
-    /// pages back. May sleep.
+    /// Waits until no copy is under way that was begun before, also where it returns an error, which says
+    /// that contents did not arrive. After an error the migration puts all pages back. May sleep.
     ///
     /// A migration calls this once before core mm moves the pages, and before the migration frees
     /// an end of a copy.

@@ -304,6 +304,7 @@ impl<'a> VmFault<'a> {
             select: Select::Device(MemoryType::Private),
             large,
             owner: self.owner,
+            watch: None,
         };
         // SAFETY: The page is the locked one of the fault by the type invariants.
         unsafe { Migration::of_fault(buffer, &request, memory, self.vmf.page) }

@@ -19,6 +19,7 @@ use super::{
     },
     range::PageRange,
     table::Grant,
+    watches::WatchToken,
     PAGE_SHIFT,
     PMD_ORDER, //
 };
@@ -47,7 +48,10 @@ use kernel::{
 /// let watch = mirror.watch(range).ok_or(EAGAIN)?;
 /// let mmap = mm.mmap_read_lock();
 /// let area = Area::lookup(&mmap, range.start()).ok_or(EFAULT)?;
-/// let request = Request::system(area, range, device.owner());
+/// let request = Request {
+///     watch: Some(watch.token()),
+///     ..Request::system(area, range, device.owner())
+/// };
 /// let mut migration = Migration::of_range(&mut buffer, &request, &EmulatedMemory)?;
 /// migration.fill_device(|order| device.alloc(order))?;
 /// let migration = migration.copied()?;
@@ -68,7 +72,7 @@ use kernel::{
 pub(crate) struct Watch<'a> {
     mirror: &'a HmmMirror,
     range: PageRange,
-    slot: usize,
+    token: WatchToken,
     _task: NotThreadSafe,
 }
 
@@ -86,23 +90,33 @@ impl HmmMirror {
         Some(Watch {
             mirror: self,
             range,
-            slot,
+            token: WatchToken(slot),
             _task: NotThreadSafe,
         })
     }
 }
 
 impl Watch<'_> {
+    /// For the request of a migration, which then is one that began after the watch.
+    pub(crate) fn token(&self) -> &WatchToken {
+        &self.token
+    }
+
     /// Makes the table map the pages of the watched range that `migration` has moved, and returns how many
-    /// it maps: none if another task has changed the range meanwhile. May sleep.
-    ///
-    /// The migration must be one of the current task that began after the watch.
+    /// it maps: none if another task has changed the range meanwhile, or if the migration is one of another
+    /// address space, or was not requested with the token of this watch. May sleep.
     pub(crate) fn fill<M: DeviceMemory>(
         &self,
         migration: &Migration<'_, Copied, M>,
     ) -> Result<usize> {
+        let is_ours = migration
+            .watch
+            .is_some_and(|watch| core::ptr::eq(watch, &self.token));
+        if !is_ours || !migration.is_in(self.mirror.mm()) {
+            return Ok(0);
+        }
         let table = self.mirror.notifier.lock();
-        if !table.watches.is_undisturbed(self.slot) {
+        if !table.watches.is_undisturbed(self.token.0) {
             return Ok(0);
         }
         let mut pages = 0;
@@ -125,18 +139,19 @@ impl Watch<'_> {
             // Each entry below is true until it is invalidated, which waits for the lock of the table:
             //
             // - when the watch began no task was changing the range;
-            // - since then only the current task's migration has, and it has ended its invalidations;
+            // - since then only the current task's migration has, which began after the watch, as it has the
+            //   token, and has ended its invalidations;
             // - the migration has the folios locked, and puts them where the sources were mapped, with
             //   their permission, unless a task changes the range again.
             if order == PMD_ORDER && index % (1 << PMD_ORDER) == 0 {
-                // SAFETY: See above. The folio and its contents are of that many pages in a row.
+                // SAFETY: The entries are true until they are invalidated, for the reasons above. The folio and its contents are of that many pages in a row.
                 unsafe { table.store_block(index, page, grant) }?;
             } else {
                 for n in 0..1 << order {
                     let Some(page) = NonNull::new(page.as_ptr().wrapping_add(n)) else {
                         continue;
                     };
-                    // SAFETY: See above. The folio and its contents are of `1 << order` pages in a row.
+                    // SAFETY: The entry is true until it is invalidated, for the reasons above. The folio and its contents are of `1 << order` pages in a row.
                     unsafe { table.store(index + n, page, grant) }?;
                 }
             }
@@ -148,6 +163,66 @@ impl Watch<'_> {
 
 impl Drop for Watch<'_> {
     fn drop(&mut self) {
-        self.mirror.notifier.lock().watches.end(self.slot);
+        self.mirror.notifier.lock().watches.end(self.token.0);
+    }
+}
+
+#[kunit_tests(zdmirror_fill)]
+mod tests {
+    use super::*;
+    use crate::mm::{
+        kunit::{
+            anon_range,
+            touch, //
+        },
+        kunit_device::{
+            EmulatedDevice,
+            EmulatedMemory, //
+        },
+        migrate::{
+            Area,
+            PfnBuffer,
+            Request, //
+        },
+    };
+
+    /// Pages that the table maps when `range` is migrated with `token` and `watch` fills the table.
+    fn filled(
+        device: &EmulatedDevice,
+        range: PageRange,
+        watch: &Watch<'_>,
+        token: Option<&WatchToken>,
+    ) -> Result<usize> {
+        let task = current!();
+        let mm = task.mm().ok_or(EINVAL)?;
+        let mut buffer = PfnBuffer::new(range.pages())?;
+        let mmap = mm.mmap_read_lock();
+        let area = Area::lookup(&mmap, range.start()).ok_or(EFAULT)?;
+        let request = Request {
+            watch: token,
+            ..Request::system(area, range, device.owner())
+        };
+        let mut migration = Migration::of_range(&mut buffer, &request, &EmulatedMemory)?;
+        migration.fill_device(|order| device.alloc(order))?;
+        let migration = migration.copied()?;
+        let pages = watch.fill(&migration)?;
+        drop(migration.finalize());
+        Ok(pages)
+    }
+
+    #[test]
+    fn only_a_migration_after_the_watch_fills_the_table() -> Result {
+        let range = anon_range(3)?;
+        touch(range)?;
+        let device = EmulatedDevice::new()?;
+        let mirror = device.mirror()?;
+        let page = |n: usize| PageRange::new(range.addresses().nth(n).ok_or(EINVAL)?, 1);
+        let watch = mirror.watch(range).ok_or(EAGAIN)?;
+        let other = mirror.watch(range).ok_or(EAGAIN)?;
+        // A migration that may have begun before the watch.
+        assert_eq!(filled(&device, page(0)?, &watch, None)?, 0);
+        assert_eq!(filled(&device, page(1)?, &watch, Some(other.token()))?, 0);
+        assert_eq!(filled(&device, page(2)?, &watch, Some(watch.token()))?, 1);
+        Ok(())
     }
 }

@@ -60,9 +60,9 @@ impl LockedPages {
     /// unless the task has `CAP_IPC_LOCK`.
     pub(crate) fn charge(pages: usize) -> Result<Self> {
         let pages = i64::try_from(pages).map_err(|_| ENOMEM)?;
-        // SAFETY: Always safe in process context.
+        // SAFETY: The current task has a user.
         let user = NonNull::new(unsafe { bindings::zdm_get_current_user() }).ok_or(EINVAL)?;
-        // SAFETY: Always safe in process context.
+        // SAFETY: The function looks at the limits of the current task.
         let limit = unsafe { bindings::zdm_memlock_limit() };
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         // SAFETY: The counter is a valid `atomic_long_t` for as long as the user is, which we have
@@ -70,12 +70,12 @@ impl LockedPages {
         let locked = unsafe { Atomic::from_ptr(counter(user)) };
         let mut before: i64 = locked.load(Relaxed);
         loop {
-            let after = before.saturating_add(pages);
-            if after > limit {
+            let after = before.checked_add(pages).filter(|&after| after <= limit);
+            let Some(after) = after else {
                 // SAFETY: The reference was taken above and is not used afterwards.
                 unsafe { bindings::zdm_put_user(user.as_ptr()) };
                 return Err(ENOMEM);
-            }
+            };
             match locked.cmpxchg(before, after, Relaxed) {
                 // INVARIANT: The reference and the pages were taken above.
                 Ok(_) => return Ok(Self { user, pages }),
@@ -102,7 +102,7 @@ mod tests {
 
     #[test]
     fn pages_count_until_they_are_dropped() -> Result {
-        // SAFETY: Always safe in process context.
+        // SAFETY: The current task has a user.
         let user = NonNull::new(unsafe { bindings::zdm_get_current_user() }).ok_or(EINVAL)?;
         // SAFETY: The reference taken above keeps the user and its counter.
         let locked = unsafe { Atomic::<i64>::from_ptr(counter(user)) };
@@ -112,6 +112,11 @@ mod tests {
         drop(charged);
         assert_eq!(locked.load(Relaxed), before);
         assert!(LockedPages::charge(usize::MAX).is_err());
+        // As many as a task without a limit may lock, and one more.
+        // CAST: Not negative.
+        let all = LockedPages::charge((i64::MAX - before) as usize);
+        assert!(LockedPages::charge(1 << 62).is_err() || all.is_err());
+        drop(all);
         assert_eq!(locked.load(Relaxed), before);
         // SAFETY: The reference was taken above and is not used afterwards.
         unsafe { bindings::zdm_put_user(user.as_ptr()) };

@@ -14,6 +14,7 @@
 use super::{
     device_memory::DeviceMemory,
     struct_page::MemMap,
+    watches::WatchToken,
     PAGE_SHIFT,
     PAGE_SIZE,
     PMD_ORDER, //
@@ -25,9 +26,12 @@ use core::{
 };
 use kernel::{
     error::to_result,
-    mm::virt::{
-        flags,
-        VmaRef, //
+    mm::{
+        virt::{
+            flags,
+            VmaRef, //
+        },
+        Mm, //
     },
     prelude::*, //
 };
@@ -102,6 +106,8 @@ pub(crate) struct Migration<'a, S: Stage, M: DeviceMemory> {
     pub(super) vma: bool,
     pub(super) holes: bool,
     finalized: bool,
+    /// The watch of the range that began before the migration.
+    pub(super) watch: Option<&'a WatchToken>,
     _p: PhantomData<(&'a mut PfnBuffer, Area<'a>, S)>,
 }
 
@@ -170,6 +176,7 @@ impl<'a, M: DeviceMemory> Migration<'a, Setup, M> {
             vma: true,
             holes: request.select == Select::System,
             finalized: false,
+            watch: request.watch,
             _p: PhantomData,
         })
     }
@@ -224,6 +231,7 @@ impl<'a, M: DeviceMemory> Migration<'a, Setup, M> {
             vma: false,
             holes: false,
             finalized: false,
+            watch: None,
             _p: PhantomData,
         })
     }
@@ -378,6 +386,7 @@ impl<'a, S: Stage, M: DeviceMemory> Migration<'a, S, M> {
             vma: self.vma,
             holes: self.holes,
             finalized,
+            watch: self.watch,
             _p: PhantomData,
         };
         // `next` takes over the remaining work.
@@ -392,7 +401,8 @@ impl<'a, S: Stage, M: DeviceMemory> Migration<'a, S, M> {
             // type invariants. The mmap lock is held.
             unsafe { bindings::migrate_vma_finalize(&mut self.args) };
         } else {
-            // SAFETY: The same is true of the `len` entries.
+            // SAFETY: Both callers consume or drop `self`, whose `len` entries are not finalized yet by the
+            // type invariants.
             unsafe { bindings::migrate_device_finalize(self.args.src, self.args.dst, self.len) };
         }
     }
@@ -432,6 +442,15 @@ impl<'a, S: Stage, M: DeviceMemory> Migration<'a, S, M> {
         self.len
     }
 
+    /// Whether this is a migration of a range of an area of `mm`.
+    pub(super) fn is_in(&self, mm: &Mm) -> bool {
+        NonNull::new(self.args.vma).is_some_and(|vma| {
+            // SAFETY: The area is valid, and the mmap lock is held, by the type invariants of `Migration`.
+            let vm_mm = unsafe { (*vma.as_ptr()).vm_mm };
+            core::ptr::eq(vm_mm, mm.as_raw())
+        })
+    }
+
     /// Address of entry `i` of a range of an area.
     pub(super) fn address(&self, i: usize) -> Option<usize> {
         (self.vma && i < self.len).then(|| self.args.start + (i << PAGE_SHIFT))
@@ -468,7 +487,7 @@ impl<'a, S: Stage, M: DeviceMemory> Migration<'a, S, M> {
     /// The entries of the destinations.
     #[inline]
     pub(super) fn destinations_raw(&self) -> &[usize] {
-        // SAFETY: As in `sources()`.
+        // SAFETY: There are `len` entries by the type invariants, which core mm changes in its functions only.
         unsafe { core::slice::from_raw_parts(self.args.dst, self.len) }
     }
 

@@ -82,7 +82,7 @@ pub(crate) mod table;
 pub(crate) mod task;
 pub(crate) mod uapi;
 pub(crate) mod walk;
-mod watches;
+pub(crate) mod watches;
 pub(crate) mod whole;
 
 use kernel::error::Error;

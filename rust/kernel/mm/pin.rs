@@ -14,7 +14,10 @@ use super::{
     PAGE_SIZE, //
 };
 use crate::bindings;
-use kernel::prelude::*;
+use kernel::{
+    alloc::flags::__GFP_NOWARN,
+    prelude::*, //
+};
 
 /// Pages that one call of core mm takes.
 const BATCH: usize = 512;
@@ -136,7 +139,7 @@ impl PinnedPages {
         let pages = range.pages();
         // INVARIANT: There are no pages yet.
         let mut held = Self {
-            pages: KVVec::with_capacity(pages, GFP_KERNEL_ACCOUNT)?,
+            pages: KVVec::with_capacity(pages, GFP_KERNEL_ACCOUNT | __GFP_NOWARN)?,
             hold: request.hold,
             write: request.write,
             dirty: false,
@@ -313,6 +316,19 @@ mod tests {
                 assert!((after.mapcount..=during.refs - own).contains(&after.refs));
             }
         }
+        Ok(())
+    }
+
+    #[test]
+    fn more_than_there_is_memory_for() -> Result {
+        let all = PageRange::new(0, crate::mm::range::task_size() >> PAGE_SHIFT)?;
+        let request = PinRequest {
+            hold: Hold::Get,
+            write: false,
+            fast: true,
+        };
+        mmap_anon(PAGE_SIZE)?;
+        assert_eq!(PinnedPages::new(all, request).err(), Some(ENOMEM));
         Ok(())
     }
 

@@ -7,7 +7,8 @@
 use super::{
     memory_type::MemoryType,
     owner::PgmapOwner,
-    range::PageRange, //
+    range::PageRange,
+    watches::WatchToken, //
 };
 use crate::bindings;
 use core::ops::Deref;
@@ -148,6 +149,8 @@ pub(crate) struct Request<'a> {
     pub(crate) large: bool,
     /// The owner of the device pages that are taken. Core mm tells it to notifiers.
     pub(crate) owner: &'a PgmapOwner,
+    /// The watch that has begun before, if a device's page table is to be filled.
+    pub(crate) watch: Option<&'a WatchToken>,
 }
 
 impl<'a> Request<'a> {
@@ -159,6 +162,7 @@ impl<'a> Request<'a> {
             select: Select::System,
             large: false,
             owner,
+            watch: None,
         }
     }
 }

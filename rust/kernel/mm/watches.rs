@@ -18,6 +18,35 @@ struct Watched {
     disturbed: bool,
 }
 
+/// A watch, with the number that [`Watches::begin`] gave it, for a migration to name: the address is the
+/// identity.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::mm::{migrate::Request, watches::WatchToken};
+/// # use kernel::mm::{kunit::anon_range, kunit_device::EmulatedDevice, migrate::Area};
+/// # let device = EmulatedDevice::new()?;
+/// # let range = anon_range(1)?;
+/// # let mirror = device.mirror()?;
+/// # let task = current!();
+/// # let mm = task.mm().ok_or(EINVAL)?;
+///
+/// let watch = mirror.watch(range).ok_or(EAGAIN)?;
+/// let token: &WatchToken = watch.token();
+/// # let mmap = mm.mmap_read_lock();
+/// # let area = Area::lookup(&mmap, range.start()).ok_or(EFAULT)?;
+/// let request = Request {
+///     watch: Some(token),
+///     ..Request::system(area, range, device.owner())
+/// };
+/// # let _ = request;
+/// # drop(mmap);
+/// # Ok::<(), Error>(())
+/// ```
+// The field has a size, so that the address of each token is unique.
+pub(crate) struct WatchToken(pub(super) usize);
+
 /// Migrations that can be watched at a time.
 const WATCHES: usize = 4;
 
