@@ -10,7 +10,7 @@
 //! 1. `Injection::broken` and `Client::pins`, never held together; nothing but the allocator is called
 //!    under the latter
 //! 2. `TextFile::text` of debugfs, `Device::leaks`, `Device::releasing`, under the latter
-//!    `Device::growth`, and under that core mm's memory hotplug lock
+//!    `Device::growth`, and under that `ModuleScope::list` and core mm's memory hotplug lock
 //! 3. `mmap_lock` of the mirrored process
 //! 4. folio locks, and under them `FailAlloc::list`; nothing but the allocator is called under the
 //!    latter
@@ -57,10 +57,17 @@ use crate::{
         Location,
         PagemapsFile, //
     },
-    miscdevice::Node, //
+    miscdevice::Node,
+    mm::module_scope::{
+        ModuleExit,
+        ModuleScope, //
+    }, //
 };
 use core::borrow::Borrow;
-use kernel::prelude::*;
+use kernel::{
+    prelude::*,
+    sync::Arc, //
+};
 
 module! {
     type: Zdmirror,
@@ -124,15 +131,33 @@ fn given<T: Copy>(value: impl Borrow<T>) -> T {
     *value.borrow()
 }
 
+#[pin_data]
 struct Zdmirror {
+    _registered: Registered,
+    // Dropped last, to end what was forgotten.
+    #[pin]
+    exit: ModuleExit,
+}
+
+/// What the module registers.
+struct Registered {
     // The files are removed before the nodes; each drops its device.
     _files: KVec<DebugFiles>,
     _pagemaps: PagemapsFile,
-    _nodes: KVec<Pin<KBox<Node<Client>>>>,
+    _nodes: KVec<Node<Client>>,
 }
 
-impl kernel::Module for Zdmirror {
-    fn init(module: &'static ThisModule) -> Result<Self> {
+impl kernel::InPlaceModule for Zdmirror {
+    fn init(module: &'static ThisModule) -> impl PinInit<Self, Error> {
+        try_pin_init!(Self {
+            exit <- ModuleExit::new(module),
+            _registered: Registered::new(exit.scope())?,
+        })
+    }
+}
+
+impl Registered {
+    fn new(scope: &Arc<ModuleScope>) -> Result<Self> {
         let config = Config::parse(
             params::param_audit(),
             given(module_parameters::devmem_chunk_mb.value()),
@@ -164,21 +189,21 @@ impl kernel::Module for Zdmirror {
         let devices = devices.filter(|_| wanted == 1);
         let most = PRIVATE.len() + COHERENT.len() + GENERIC.len();
         let mut nodes = KVec::with_capacity(most, GFP_KERNEL)?;
-        let root = Dir::new(c"zdmirror", None)?;
+        let root = Dir::root(scope.clone(), c"zdmirror")?;
         let mut files = KVec::with_capacity(nodes.capacity(), GFP_KERNEL)?;
         for (&(name, parameter), location) in devices {
-            let device = Device::new(name, config, location, module).map_err(|err| {
+            let device = Device::new(name, config, location, scope).map_err(|err| {
                 pr_err!("parameter {}: {} {}\n", parameter, location, err.reason());
                 Error::from(err)
             })?;
-            let node = KBox::try_pin_init(Node::register(name, device.clone()), GFP_KERNEL)?;
+            let node = Node::register(scope, name, device.clone())?;
             nodes.push(node, GFP_KERNEL)?;
             files.push(DebugFiles::new(&root, name, &device)?, GFP_KERNEL)?;
         }
         pr_info!("loaded; only for testing\n");
         Ok(Self {
             _files: files,
-            _pagemaps: PagemapsFile::new(&root, module)?,
+            _pagemaps: PagemapsFile::new(&root, scope)?,
             _nodes: nodes,
         })
     }

@@ -62,9 +62,9 @@ pub(crate) struct Chip {
 }
 
 impl Chip {
-    /// Makes a device of `module` with `bytes` of memory, a multiple of 2 MiB. May sleep.
-    pub(crate) fn new(bytes: usize, module: &'static ThisModule) -> Result<Arc<Self>> {
-        let owner = PgmapOwner::new(module)?;
+    /// Makes a device with `bytes` of memory, a multiple of 2 MiB. May sleep.
+    pub(crate) fn new(bytes: usize, scope: &Arc<ModuleScope>) -> Result<Arc<Self>> {
+        let owner = PgmapOwner::in_scope(scope.clone())?;
         let pages = |frames| Ok(Pages(FreeStack::new(frames)?));
         let (memory, free) = Registration::private(bytes, owner.clone(), pages)?;
         for folio in free {

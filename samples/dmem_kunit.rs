@@ -18,6 +18,7 @@ mod tests {
                 mmap_anon,
                 this_module, //
             },
+            module_scope::ModuleScope,
             PAGE_SIZE, //
         },
         sample::{
@@ -49,11 +50,9 @@ mod tests {
 
     #[test]
     fn pages_go_and_come_back() -> Result {
-        let chip = Chip::new(SZ_2M, this_module())?;
-        let node = KBox::try_pin_init(
-            Node::<Context>::register(c"zdm_sample", chip.clone()),
-            GFP_KERNEL,
-        )?;
+        let scope = ModuleScope::new(this_module())?;
+        let chip = Chip::new(SZ_2M, &scope)?;
+        let node = Node::<Context>::register(&scope, c"zdm_sample", chip.clone())?;
         let context = Context::open(&chip)?;
         let start = mmap_anon(PAGES * PAGE_SIZE)?;
         let user = || UserSlice::new(UserPtr::from_addr(start), PAGES * PAGE_SIZE);
@@ -83,7 +82,7 @@ mod tests {
 
     #[test]
     fn bad_arguments_are_refused() -> Result {
-        let chip = Chip::new(SZ_2M, this_module())?;
+        let chip = Chip::new(SZ_2M, &ModuleScope::new(this_module())?)?;
         let context = Context::open(&chip)?;
         let start = mmap_anon(PAGE_SIZE)?;
         assert_eq!(context.ioctl(0, 0), Err(ENOTTY));

@@ -188,6 +188,7 @@ mod tests {
             },
             mapped::Memory,
             migrate::bytes,
+            module_scope::ModuleScope,
             range::PageRange,
             snapshot::{
                 MapSize,
@@ -240,7 +241,8 @@ mod tests {
             ledger: true,
             fault_around: Most::ONE,
         };
-        let device = Device::new(c"kunit", config, Location::Anywhere, this_module())?;
+        let scope = ModuleScope::new(this_module())?;
+        let device = Device::new(c"kunit", config, Location::Anywhere, &scope)?;
         let task = current!();
         let mm = task.mm().ok_or(EINVAL)?;
         let client = Client::new(&device, mm)?;

@@ -35,7 +35,7 @@ pub(crate) struct DebugFiles {
 impl DebugFiles {
     /// Makes the files of `device`, in the directory `name` of `root`. May sleep.
     pub(crate) fn new(root: &Arc<Dir>, name: &CStr, device: &Arc<Device>) -> Result<Self> {
-        let dir = Dir::new(name, Some(root.clone()))?;
+        let dir = Dir::new(root.clone(), name)?;
         Ok(Self {
             _stats: TextFile::new(dir.clone(), c"stats", Stats(device.clone()))?,
             _audit: TextFile::new(dir, c"audit", Audit(device.clone()))?,
@@ -146,6 +146,7 @@ mod tests {
         },
         mm::{
             kunit::this_module,
+            module_scope::ModuleScope,
             uapi::ZDM_STATS_ORDERS,
             PAGE_SIZE, //
         }, //
@@ -161,7 +162,8 @@ mod tests {
             ledger: true,
             fault_around: Most::ONE,
         };
-        Device::new(c"kunit", config, Place::Anywhere, this_module()).map_err(Error::from)
+        let scope = ModuleScope::new(this_module())?;
+        Device::new(c"kunit", config, Place::Anywhere, &scope).map_err(Error::from)
     }
 
     #[test]
@@ -187,7 +189,8 @@ mod tests {
 
     #[test]
     fn files_come_and_go() -> Result {
-        let root = Dir::new(c"zdmirror_kunit", None)?;
+        let scope = ModuleScope::new(this_module())?;
+        let root = Dir::root(scope, c"zdmirror_kunit")?;
         // Debugfs refuses a name that exists. The module ignores that, but the log has an error:
         // the first files must be gone.
         for _ in 0..2 {

@@ -25,10 +25,15 @@ use crate::mm::{
     memory_type::MemoryType,
     migrate::bytes,
     module::ModulePin,
+    module_scope::ModuleScope,
     not_supported,
     owner::PgmapOwner,
     pagemap_audit::Corruption,
-    region::RegionError,
+    pagemap_ops::PagemapOps,
+    region::{
+        RegionError,
+        ReservedRegion, //
+    },
     registration::{
         PagemapRef,
         Registration, //
@@ -212,7 +217,7 @@ fn lost(folio: &FreeFolio) {
 }
 
 impl Device {
-    /// A device with one chunk. May sleep.
+    /// A device with one chunk, whose memory is registered in `scope`. May sleep.
     ///
     /// # Errors
     ///
@@ -221,9 +226,9 @@ impl Device {
         name: &'static CStr,
         config: Config,
         location: Location,
-        module: &'static ThisModule,
+        scope: &Arc<ModuleScope>,
     ) -> Result<Arc<Self>, RegionError> {
-        Self::empty(name, config, location, module)
+        Self::empty(name, config, location, scope)
             .map_err(|_| RegionError::NoSpace)
             .and_then(|device| device.grow().map(|()| device))
     }
@@ -232,10 +237,10 @@ impl Device {
         name: &'static CStr,
         config: Config,
         location: Location,
-        module: &'static ThisModule,
+        scope: &Arc<ModuleScope>,
     ) -> Result<Arc<Self>> {
         let core = Core::new(name, config.policy, config.ledger)?;
-        let owner = PgmapOwner::new(module)?;
+        let owner = PgmapOwner::in_scope(scope.clone())?;
         let memory = Memory {
             chunks: [const { None }; MAX_CHUNKS],
             pool: Allocator::new(config.chunk_pages)?,
@@ -349,10 +354,11 @@ impl Device {
         let mut new = NewChunk::with_room(pages).map_err(|_| RegionError::NoSpace)?;
         let ops = |frames| Chunk::new(self.core.clone(), number, frames);
         let owner = self.owner.clone();
+        let reserved = |start| ReservedRegion::request(start, bytes(pages), Chunk::NAME);
         let (chunk, free) = match self.location {
             Location::Anywhere => Registration::private(bytes(pages), owner, ops)?,
-            Location::Coherent(start) => Registration::coherent(start, bytes(pages), owner, ops)?,
-            Location::Generic(start) => Registration::generic(start, bytes(pages), owner, ops)?,
+            Location::Coherent(start) => Registration::coherent(reserved(start)?, owner, ops)?,
+            Location::Generic(start) => Registration::generic(reserved(start)?, owner, ops)?,
         };
         self.free_refs.store(chunk.free_refs(), Relaxed);
         let spoilt = self.spoilt.xchg(false, Relaxed);

@@ -160,6 +160,7 @@ mod tests {
                 this_module, //
             },
             mapped::Memory,
+            module_scope::ModuleScope,
             owner::PgmapOwner,
             PAGE_SIZE, //
         },
@@ -182,7 +183,8 @@ mod tests {
             ledger: true,
             fault_around: Most::ONE,
         };
-        Device::new(c"kunit", config, Place::Anywhere, this_module()).map_err(Error::from)
+        let scope = ModuleScope::new(this_module())?;
+        Device::new(c"kunit", config, Place::Anywhere, &scope).map_err(Error::from)
     }
 
     #[test]

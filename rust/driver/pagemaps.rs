@@ -23,6 +23,7 @@ use crate::{
             PageFacts, //
         },
         memory_type::MemoryType,
+        module_scope::ModuleScope,
         owner::PgmapOwner,
         survey,
         PUD_ORDER, //
@@ -51,8 +52,8 @@ pub(crate) struct PagemapsFile {
 
 impl PagemapsFile {
     /// Makes the file in `root`. May sleep.
-    pub(crate) fn new(root: &Arc<Dir>, module: &'static ThisModule) -> Result<Self> {
-        let source = Pagemaps(PgmapOwner::new(module)?);
+    pub(crate) fn new(root: &Arc<Dir>, scope: &Arc<ModuleScope>) -> Result<Self> {
+        let source = Pagemaps(PgmapOwner::in_scope(scope.clone())?);
         Ok(Self {
             _file: TextFile::new(root.clone(), c"pagemaps", source)?,
         })

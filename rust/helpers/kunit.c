@@ -4,6 +4,7 @@
 #include <kunit/test-bug.h>
 #include <linux/dma-mapping.h>
 #include <linux/mman.h>
+#include <linux/module.h>
 #include <linux/platform_device.h>
 
 #include "helpers.h"
@@ -39,6 +40,16 @@ struct device *zdm_kunit_device_register(void)
 void zdm_kunit_device_unregister(struct device *dev)
 {
 	platform_device_unregister(to_platform_device(dev));
+}
+
+/* A kernel that unloads no modules counts none of their references. */
+int zdm_kunit_module_refs(struct module *module)
+{
+#ifdef CONFIG_MODULE_UNLOAD
+	return module ? module_refcount(module) : -1;
+#else
+	return -1;
+#endif
 }
 
 void zdm_kunit_set_poisoned(struct page *page, bool poisoned)

@@ -19,6 +19,12 @@ void zdm_module_put(struct module *module)
 	module_put(module);
 }
 
+/* What is part of the kernel is never unloaded. */
+bool zdm_module_owns(struct module *module, unsigned long address)
+{
+	return !module || within_module_core(address, module);
+}
+
 void zdm_work_init(struct work_struct *work, work_func_t func)
 {
 	INIT_WORK(work, func);

@@ -9,7 +9,14 @@
 //!
 //! C header: [`include/linux/debugfs.h`](srctree/include/linux/debugfs.h)
 
-use crate::bindings;
+use crate::{
+    bindings,
+    mm::module_scope::{
+        Callbacks,
+        ModuleScope,
+        Scoped, //
+    }, //
+};
 use kernel::{
     fmt,
     new_mutex,
@@ -50,11 +57,21 @@ pub(crate) struct Dir {
     // Removed before the directory that it is in.
     dentry: Dentry,
     _parent: Option<Arc<Dir>>,
+    scope: Arc<ModuleScope>,
 }
 
 impl Dir {
-    /// Makes a directory, at the root unless there is a `parent`. May sleep.
-    pub(crate) fn new(name: &CStr, parent: Option<Arc<Dir>>) -> Result<Arc<Self>> {
+    /// Makes a directory at the root, for files in `scope`. May sleep.
+    pub(crate) fn root(scope: Arc<ModuleScope>, name: &CStr) -> Result<Arc<Self>> {
+        Self::make(scope, name, None)
+    }
+
+    /// Makes a directory in `parent`. May sleep.
+    pub(crate) fn new(parent: Arc<Dir>, name: &CStr) -> Result<Arc<Self>> {
+        Self::make(parent.scope.clone(), name, Some(parent))
+    }
+
+    fn make(scope: Arc<ModuleScope>, name: &CStr, parent: Option<Arc<Dir>>) -> Result<Arc<Self>> {
         let above = parent
             .as_ref()
             .map_or(core::ptr::null_mut(), |dir| dir.dentry.0);
@@ -64,6 +81,7 @@ impl Dir {
         let dir = Self {
             dentry: Dentry(dentry),
             _parent: parent,
+            scope,
         };
         Ok(Arc::new(dir, GFP_KERNEL)?)
     }
@@ -99,13 +117,23 @@ impl fmt::Write for Text {
     }
 }
 
-/// The state that the readers of a file share.
+/// A file, and the state that its readers share.
 #[pin_data]
 struct Shared<S> {
+    // Removed before what its readers use, and before the directory that it is in.
+    dentry: Dentry,
     source: S,
     /// The text of a read in progress, because a reader may read it in pieces.
     #[pin]
     text: Mutex<Text>,
+    _dir: Arc<Dir>,
+}
+
+impl<S: Source> Callbacks for Shared<S> {
+    fn end(&self) {
+        // SAFETY: Not removed yet by the type invariants of `Dentry`. What has ended is not dropped.
+        unsafe { bindings::zdm_debugfs_remove(self.dentry.0) };
+    }
 }
 
 impl<S: Source> Shared<S> {
@@ -119,12 +147,17 @@ impl<S: Source> Shared<S> {
     }
 }
 
-/// A file that only its owner may read; removed when dropped, which waits for readers.
+/// A file that only its owner may read; removed when dropped, which waits for readers. One that is
+/// forgotten keeps the module loaded, or is removed when the module is unloaded, as its scope says.
 ///
 /// # Examples
 ///
 /// ```
-/// use kernel::debugfs::{Dir, Source, Text, TextFile};
+/// use kernel::{
+///     debugfs::{Dir, Source, Text, TextFile},
+///     mm::module_scope::ModuleScope,
+///     module::this_module, //
+/// };
 ///
 /// struct Answer;
 ///
@@ -134,58 +167,56 @@ impl<S: Source> Shared<S> {
 ///     }
 /// }
 ///
-/// let dir = Dir::new(c"zdm_example", None)?;
+/// let scope = ModuleScope::new(this_module::<LocalModule>())?;
+/// let dir = Dir::root(scope, c"zdm_example")?;
 /// let file = TextFile::new(dir, c"answer", Answer)?;
 /// // File and directory go away together.
 /// drop(file);
 /// # Ok::<(), Error>(())
 /// ```
-pub(crate) struct TextFile<S> {
-    // Removed before what its readers use, and before the directory that it is in.
-    _dentry: Dentry,
-    _shared: Pin<KBox<Shared<S>>>,
-    _dir: Arc<Dir>,
+pub(crate) struct TextFile<S: Source> {
+    _shared: Scoped<Shared<S>>,
 }
 
 impl<S: Source> TextFile<S> {
+    /// Makes the file `name` in `dir`. May sleep.
+    pub(crate) fn new(dir: Arc<Dir>, name: &CStr, source: S) -> Result<Self> {
+        let scope = dir.scope.clone();
+        Ok(Self {
+            _shared: Scoped::new(&scope, Shared::make(dir, name, source))?,
+        })
+    }
+}
+
+impl<S: Source> Shared<S> {
     const OPS: &'static bindings::debugfs_short_fops = &bindings::debugfs_short_fops {
-        read: Some(Self::read),
+        read: Some(Self::read_raw),
         write: None,
         llseek: Some(bindings::default_llseek),
     };
 
-    /// Makes the file `name` in `dir`. May sleep.
-    pub(crate) fn new(dir: Arc<Dir>, name: &CStr, source: S) -> Result<Self> {
-        let shared = KBox::pin_init(
-            pin_init!(Shared {
-                source,
-                text <- new_mutex!(Text::default(), "TextFile::text"),
-            }),
-            GFP_KERNEL,
-        )?;
-        let data = core::ptr::from_ref(&*shared).cast_mut().cast();
-        // SAFETY: `dir` is a directory, and `data` and the operations outlive the file.
-        let dentry = unsafe {
-            bindings::zdm_debugfs_create_file(
-                name.as_char_ptr(),
-                0o400,
-                dir.dentry.0,
-                data,
-                Self::OPS,
-            )
-        };
-        // INVARIANT: `_dir` keeps the directory from being removed.
-        Ok(Self {
-            _dentry: Dentry(dentry),
-            _shared: shared,
+    fn make(dir: Arc<Dir>, name: &CStr, source: S) -> impl PinInit<Self, Error> + '_ {
+        let above = dir.dentry.0;
+        try_pin_init!(&this in Self {
+            source,
+            text <- new_mutex!(Text::default(), "TextFile::text"),
+            // INVARIANT: `_dir` keeps the directory from being removed.
             _dir: dir,
+            // The file may be read as soon as it is there, so that it comes last.
+            dentry: {
+                let (name, data) = (name.as_char_ptr(), this.as_ptr().cast());
+                // SAFETY: `above` is a directory, and `data` and the operations outlive the file.
+                Dentry(unsafe {
+                    bindings::zdm_debugfs_create_file(name, 0o400, above, data, Self::OPS)
+                })
+            },
         })
     }
 
     /// # Safety
     ///
     /// Only to be called by debugfs, for a file of this type.
-    unsafe extern "C" fn read(
+    unsafe extern "C" fn read_raw(
         file: *mut bindings::file,
         buffer: *mut kernel::ffi::c_char,
         len: usize,
@@ -193,7 +224,7 @@ impl<S: Source> TextFile<S> {
     ) -> isize {
         // SAFETY: `simple_open()` put the data there that the file was made with. The file is not
         // removed before this returns, so it is alive.
-        let shared = unsafe { &*(*file).private_data.cast::<Shared<S>>() };
+        let shared = unsafe { &*(*file).private_data.cast::<Self>() };
         // SAFETY: This is the caller's position, which no other task uses.
         let pos = unsafe { &mut *pos };
         let out = UserSlice::new(UserPtr::from_ptr(buffer.cast()), len).writer();

@@ -7,6 +7,11 @@
 //!
 //! C header: [`include/linux/miscdevice.h`](srctree/include/linux/miscdevice.h)
 
+use crate::mm::module_scope::{
+    Callbacks,
+    ModuleScope,
+    Scoped, //
+};
 use core::marker::PhantomData;
 use kernel::{
     fs::File,
@@ -16,8 +21,11 @@ use kernel::{
         MiscDeviceRegistration, //
     },
     mm::virt::VmaNew,
-    prelude::*, //
+    prelude::*,
+    sync::Arc,
+    types::Opaque, //
 };
+use pin_init::Wrapper;
 
 /// The state of an open file of a [`Node`], on which the operations are called.
 ///
@@ -68,10 +76,16 @@ pub(crate) trait NodeOps: Send + Sync + Sized + 'static {
 
 /// A registered misc device.
 ///
+/// One that is forgotten keeps the module loaded, or ends with it, as its scope says.
+///
 /// # Examples
 ///
 /// ```
-/// use kernel::miscdevice::{Node, NodeOps};
+/// use kernel::{
+///     miscdevice::{Node, NodeOps},
+///     mm::module_scope::ModuleScope,
+///     module::this_module, //
+/// };
 /// # struct Context;
 /// # impl NodeOps for Context {
 /// #     type Data = u32;
@@ -84,27 +98,70 @@ pub(crate) trait NodeOps: Send + Sync + Sized + 'static {
 /// #     }
 /// # }
 ///
-/// let node = KBox::try_pin_init(Node::<Context>::register(c"zdm_example", 7), GFP_KERNEL)?;
+/// let scope = ModuleScope::new(this_module::<LocalModule>())?;
+/// let node = Node::<Context>::register(&scope, c"zdm_example", 7)?;
 /// // `/dev/zdm_example` goes away with the node.
 /// drop(node);
 /// # Ok::<(), Error>(())
 /// ```
-#[pin_data]
 pub(crate) struct Node<T: NodeOps> {
-    // Deregistered before the data goes.
-    #[pin]
-    registration: MiscDeviceRegistration<Shim<T>>,
-    data: T::Data,
+    _inner: Scoped<Inner<T>>,
 }
 
 impl<T: NodeOps> Node<T> {
-    /// Registers `/dev/NAME`. May sleep.
-    pub(crate) fn register(name: &'static CStr, data: T::Data) -> impl PinInit<Self, Error> {
+    /// Registers `/dev/NAME` in `scope`. May sleep.
+    pub(crate) fn register(
+        scope: &Arc<ModuleScope>,
+        name: &'static CStr,
+        data: T::Data,
+    ) -> Result<Self> {
+        Ok(Self {
+            _inner: Scoped::new(scope, Inner::register(name, data))?,
+        })
+    }
+}
+
+/// The registration, and the data that `open()` needs.
+///
+/// # Invariants
+///
+/// `registration` is initialised, until [`Callbacks::end`] or `drop()` drops it.
+#[pin_data(PinnedDrop)]
+struct Inner<T: NodeOps> {
+    #[pin]
+    registration: Opaque<MiscDeviceRegistration<Shim<T>>>,
+    data: T::Data,
+}
+
+// SAFETY: A misc device belongs to no thread, and `T::Data` is `Send`.
+unsafe impl<T: NodeOps> Send for Inner<T> {}
+// SAFETY: The misc device locks by itself, and `T::Data` is `Sync`.
+unsafe impl<T: NodeOps> Sync for Inner<T> {}
+
+impl<T: NodeOps> Inner<T> {
+    fn register(name: &'static CStr, data: T::Data) -> impl PinInit<Self, Error> {
         // A file may be opened as soon as the device is registered, so that comes last.
         try_pin_init!(Self {
             data,
-            registration <- MiscDeviceRegistration::register(MiscDeviceOptions { name }),
+            registration <- Opaque::pin_init(MiscDeviceRegistration::register(MiscDeviceOptions {
+                name
+            })),
         })
+    }
+}
+
+impl<T: NodeOps> Callbacks for Inner<T> {
+    fn end(&self) {
+        // SAFETY: The registration is initialised by the type invariants. What has ended is not dropped.
+        unsafe { core::ptr::drop_in_place(self.registration.get()) };
+    }
+}
+
+#[pinned_drop]
+impl<T: NodeOps> PinnedDrop for Inner<T> {
+    fn drop(self: Pin<&mut Self>) {
+        // The data goes when the device is deregistered.
+        self.end();
     }
 }
 
@@ -117,11 +174,11 @@ impl<T: NodeOps> MiscDevice for Shim<T> {
     type Ptr = Pin<KBox<T>>;
 
     fn open(_file: &File, misc: &MiscDeviceRegistration<Self>) -> Result<Self::Ptr> {
-        // SAFETY: No other file can name `Shim`, and this one registers it within a `Node` only. The
-        // node stays until `registration` is dropped, which waits for this call.
-        let node =
-            unsafe { &*kernel::container_of!(core::ptr::from_ref(misc), Node<T>, registration) };
-        T::open(&node.data)
+        let registration = Opaque::cast_from(misc);
+        // SAFETY: No other file can name `Shim`, and this one registers it within an `Inner` only, which
+        // stays until the registration is dropped. That waits for this call.
+        let inner = unsafe { &*kernel::container_of!(registration, Inner<T>, registration) };
+        T::open(&inner.data)
     }
 
     fn release(device: Self::Ptr, _file: &File) {

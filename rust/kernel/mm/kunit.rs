@@ -35,6 +35,13 @@ pub(crate) fn this_module() -> &'static ThisModule {
     &crate::THIS_MODULE
 }
 
+/// References of that module; `None` where nothing counts them, as the module is part of the kernel.
+pub(crate) fn module_refs() -> Option<i32> {
+    // SAFETY: The module is running the caller.
+    let refs = unsafe { bindings::zdm_kunit_module_refs(this_module().as_ptr()) };
+    (refs >= 0).then_some(refs)
+}
+
 /// Maps `bytes` of private anonymous memory in the address space of the KUnit thread, which gets
 /// one where it has none; both go away with the test. May sleep.
 pub(crate) fn mmap_anon(bytes: usize) -> Result<usize> {

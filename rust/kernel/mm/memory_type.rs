@@ -96,12 +96,12 @@ impl MemoryType {
         if !self.is_migratable() {
             return 0;
         }
-        // SAFETY: Always safe in a context that may sleep.
+        // SAFETY: The function takes any type of memory, and the caller may sleep.
         let said = unsafe { bindings::zdm_migrate_device_max_order(self.raw()) };
         if let Ok(order) = u32::try_from(said) {
             return order.min(PMD_ORDER);
         }
-        // SAFETY: Always safe.
+        // SAFETY: The function reads a constant of the running kernel.
         let thp = unsafe { bindings::zdm_thp_migration_supported() };
         if self == Self::Private && thp {
             PMD_ORDER

@@ -54,6 +54,7 @@ pub(crate) mod memory_type;
 pub(crate) mod migrate;
 mod migrate_copy;
 pub(crate) mod module;
+pub(crate) mod module_scope;
 pub(crate) mod moved;
 pub(crate) mod notifier;
 pub(crate) mod once;

@@ -4,6 +4,7 @@
 //!
 //! C header: [`include/linux/memremap.h`](srctree/include/linux/memremap.h)
 
+use super::module_scope::ModuleScope;
 use kernel::{
     prelude::*,
     sync::Arc, //
@@ -26,19 +27,29 @@ use kernel::{
 /// ```
 pub(crate) struct PgmapOwner {
     // A field of non-zero size: the address of each owner is unique.
-    module: &'static ThisModule,
+    scope: Arc<ModuleScope>,
 }
 
 impl PgmapOwner {
-    /// Makes a new identity for the driver of `module`, which stays loaded while core mm may call into it
-    /// for memory of this owner. May sleep.
+    /// Makes a new identity for the driver of `module`, which stays loaded while memory of this owner is
+    /// registered. May sleep.
     pub(crate) fn new(module: &'static ThisModule) -> Result<Arc<Self>> {
-        Ok(Arc::new(Self { module }, GFP_KERNEL)?)
+        Self::in_scope(ModuleScope::new(module)?)
+    }
+
+    /// Makes a new identity for a driver whose registrations are in `scope`. May sleep.
+    pub(crate) fn in_scope(scope: Arc<ModuleScope>) -> Result<Arc<Self>> {
+        Ok(Arc::new(Self { scope }, GFP_KERNEL)?)
     }
 
     /// The module of the driver.
     pub(crate) fn module(&self) -> &'static ThisModule {
-        self.module
+        self.scope.module()
+    }
+
+    /// The registrations of the driver's module.
+    pub(super) fn scope(&self) -> &Arc<ModuleScope> {
+        &self.scope
     }
 
     pub(super) fn as_ptr(&self) -> *mut c_void {

@@ -41,6 +41,7 @@ use super::{
 use crate::bindings;
 use core::ptr::NonNull;
 use kernel::{
+    alloc::flags::__GFP_NOWARN,
     error::from_err_ptr,
     prelude::*,
     sync::{
@@ -167,8 +168,8 @@ impl<T: PagemapOps> DevPagemap<T> {
     ) -> Result<(Pin<KBox<Self>>, FreeRegion), RegionError> {
         let (range, frames) = (region.range(), region.frames());
         let ops = ops(frames).map_err(|_| RegionError::NoSpace)?;
-        let mut state =
-            KVVec::with_capacity(frames.pages(), GFP_KERNEL).map_err(|_| RegionError::NoSpace)?;
+        let mut state = KVVec::with_capacity(frames.pages(), GFP_KERNEL | __GFP_NOWARN)
+            .map_err(|_| RegionError::NoSpace)?;
         for _ in 0..frames.pages() {
             state
                 .push_within_capacity(Atomic::new(FREE))
@@ -453,7 +454,8 @@ impl<T: PagemapOps> DevPagemap<T> {
         let Some((head, pgmap)) = head.filter(|_| index < map.pages()) else {
             return;
         };
-        // SAFETY: The page is one of the pagemap, which stays registered as said above.
+        // SAFETY: The page is one of the pagemap, which stays registered, as core mm drops the folio's references
+        // of the pagemap after the call.
         let view = unsafe { PageView::of_pagemap(head, pgmap) };
         let bits = view.bits();
         let order = map.take_used(index);
@@ -465,7 +467,7 @@ impl<T: PagemapOps> DevPagemap<T> {
             unsafe { RawBacking::NONE.store(page) };
             // SAFETY: The folio owned the backing by the type invariants, and is gone. Its page is ours.
             if !unsafe { map.kept.put(index, backing) } {
-                // SAFETY: As above, and nobody keeps it.
+                // SAFETY: The folio owned the backing by the type invariants, and is gone. It was not kept.
                 unsafe { backing.free(order) };
             }
             // INVARIANT: The pages are in the `FreeFolio` from here on.

@@ -26,6 +26,7 @@ pub(crate) use super::{
         Request,
         MAX_PAGES, //
     },
+    module_scope::ModuleScope,
     owner::PgmapOwner,
     pagemap_ops::{
         PagemapOps,
@@ -35,3 +36,7 @@ pub(crate) use super::{
     registration::Registration,
     system_folio::SystemFolio, //
 };
+
+// For the type of a module.
+#[allow(unused_imports)]
+pub(crate) use super::module_scope::ModuleExit;

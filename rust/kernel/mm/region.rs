@@ -36,6 +36,8 @@ pub(crate) enum RegionError {
     OutOfRange,
     /// Some of it is the system's own memory.
     SystemRam,
+    /// Some of it was not set aside: it may be the memory of another device.
+    NotReserved,
     /// Part of the region has another owner.
     Busy,
     /// No addresses or no memory are left.
@@ -49,6 +51,7 @@ impl RegionError {
             Self::Unaligned => "is not a multiple of 2 MiB",
             Self::OutOfRange => "is beyond the machine's physical addresses",
             Self::SystemRam => "overlaps System RAM",
+            Self::NotReserved => "is not reserved memory (memmap=SIZE$START)",
             Self::Busy => "overlaps memory that is in use",
             Self::NoSpace => "cannot be had: no addresses or no memory are left",
         }
@@ -122,14 +125,20 @@ pub(super) struct MemRegion {
 }
 
 impl MemRegion {
-    fn check(start: u64, bytes: usize) -> Result<u64, RegionError> {
+    /// Checks the `bytes` at `start`, and returns their number and the last address.
+    fn check(start: u64, bytes: usize) -> Result<(u64, u64), RegionError> {
         // CAST: `usize` has 64 bits.
         let len = bytes as u64;
         let align = SZ_2M as u64;
         if len == 0 || len % align != 0 || start % align != 0 {
             return Err(RegionError::Unaligned);
         }
-        Ok(len)
+        let end = start.checked_add(len).ok_or(RegionError::OutOfRange)?;
+        // SAFETY: The function reads constants of the running machine.
+        if end - 1 > unsafe { bindings::zdm_max_phys() } {
+            return Err(RegionError::OutOfRange);
+        }
+        Ok((len, end - 1))
     }
 
     /// Takes `bytes`, a multiple of 2 MiB, that no memory of the machine answers to, and calls the range
@@ -137,7 +146,7 @@ impl MemRegion {
     ///
     /// Wraps `request_free_mem_region()`, which rounds up to whole sections.
     pub(super) fn request_free(bytes: usize, name: &CStr) -> Result<Self, RegionError> {
-        let len = Self::check(0, bytes)?;
+        let (len, _) = Self::check(0, bytes)?;
         let name = CString::try_from(name).map_err(|_| RegionError::NoSpace)?;
         let raw = name.as_char_ptr();
         // SAFETY: `iomem_resource` is a static of the kernel, the name lives as long as the region.
@@ -156,20 +165,27 @@ impl MemRegion {
         })
     }
 
-    /// Takes the `bytes` at `start`, both multiples of 2 MiB: memory that the machine has but the
-    /// system does not use. May sleep.
+    /// Takes the `bytes` at `start`, both multiples of 2 MiB, of memory that was set aside. May sleep.
     ///
     /// Wraps `request_mem_region()`.
-    pub(super) fn request(start: u64, bytes: usize, name: &CStr) -> Result<Self, RegionError> {
-        let len = Self::check(start, bytes)?;
-        let end = start.checked_add(len).ok_or(RegionError::OutOfRange)?;
-        // SAFETY: Always safe.
-        if end - 1 > unsafe { bindings::zdm_max_phys() } {
-            return Err(RegionError::OutOfRange);
-        }
-        // SAFETY: Always safe.
+    fn request(start: u64, bytes: usize, name: &CStr) -> Result<Self, RegionError> {
+        let (len, last) = Self::check(start, bytes)?;
+        // SAFETY: The function looks a range of addresses up, which was checked above.
         if unsafe { bindings::zdm_is_system_ram(start, bytes) } {
             return Err(RegionError::SystemRam);
+        }
+        let descs = [
+            bindings::IORES_DESC_RESERVED,
+            bindings::IORES_DESC_SOFT_RESERVED,
+        ];
+        // No two of them overlap.
+        if descs
+            .map(|desc| covered(start, last, desc))
+            .iter()
+            .sum::<u64>()
+            != len
+        {
+            return Err(RegionError::NotReserved);
         }
         let name = CString::try_from(name).map_err(|_| RegionError::NoSpace)?;
         // SAFETY: The name lives as long as the region.
@@ -203,9 +219,104 @@ impl MemRegion {
     }
 }
 
+/// Bytes of the addresses from `start` to `last` that resources of type `desc` cover.
+fn covered(start: u64, last: u64, desc: u32) -> u64 {
+    let mut bytes: u64 = 0;
+    // CAST: `usize` has 64 bits.
+    let (desc, flags) = (desc as usize, bindings::IORESOURCE_MEM as usize);
+    let arg = (&raw mut bytes).cast();
+    // Where there is no such resource the function returns an error.
+    // SAFETY: `add_bytes` takes the pointer to `bytes`, which outlives the call.
+    let _ =
+        unsafe { bindings::walk_iomem_res_desc(desc, flags, start, last, arg, Some(add_bytes)) };
+    bytes
+}
+
+/// # Safety
+///
+/// `resource` must be valid, and `bytes` must point to a `u64` that nothing else uses.
+unsafe extern "C" fn add_bytes(resource: *mut bindings::resource, bytes: *mut c_void) -> c_int {
+    // SAFETY: `resource` is valid by the contract of this function.
+    let (start, end) = unsafe { ((*resource).start, (*resource).end) };
+    // SAFETY: `bytes` points to a `u64` by the contract of this function.
+    unsafe { *bytes.cast::<u64>() += end - start + 1 };
+    0
+}
+
+/// Memory that the machine has, and that the firmware or the command line of the kernel has set aside: the
+/// system does not use it, nor does another driver while this lives. It is given back when dropped.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::{
+///     mm::region::{RegionError, ReservedRegion},
+///     sizes::SZ_2M, //
+/// };
+///
+/// // A machine begins with its own memory.
+/// let refused = ReservedRegion::request(0, SZ_2M, c"example");
+/// assert_eq!(refused.err(), Some(RegionError::SystemRam));
+/// ```
+#[must_use = "the memory is given back at once"]
+pub(crate) struct ReservedRegion(MemRegion);
+
+impl ReservedRegion {
+    /// Takes the `bytes` at physical address `start`, both multiples of 2 MiB, and calls them `name` in
+    /// `/proc/iomem`. May sleep.
+    ///
+    /// Wraps `request_mem_region()`.
+    ///
+    /// # Errors
+    ///
+    /// [`RegionError::NotReserved`] unless all of it is `Reserved` or `Soft Reserved`: other memory may be a
+    /// device's, whose driver has not claimed it yet. `Busy` when a driver has claimed some of it.
+    pub(crate) fn request(start: u64, bytes: usize, name: &CStr) -> Result<Self, RegionError> {
+        MemRegion::request(start, bytes, name).map(Self)
+    }
+
+    pub(super) fn into_inner(self) -> MemRegion {
+        self.0
+    }
+}
+
 impl Drop for MemRegion {
     fn drop(&mut self) {
         // SAFETY: The region is ours by the type invariants, and nothing lies in it any more.
         unsafe { bindings::zdm_release_mem_region(self.start, self.registered) };
+    }
+}
+
+#[kunit_tests(zdmirror_region)]
+mod tests {
+    use super::*;
+
+    const LEN: usize = SZ_2M;
+
+    #[test]
+    fn sizes_that_no_machine_has() {
+        for bytes in [1 << 57, 1 << 63, usize::MAX - (LEN - 1)] {
+            let refused = MemRegion::request_free(bytes, c"kunit");
+            assert_eq!(refused.err(), Some(RegionError::OutOfRange));
+            let refused = ReservedRegion::request(0, bytes, c"kunit");
+            assert_eq!(refused.err(), Some(RegionError::OutOfRange));
+        }
+        for bytes in [0, 1, LEN - 1, LEN + 4096] {
+            let refused = MemRegion::request_free(bytes, c"kunit");
+            assert_eq!(refused.err(), Some(RegionError::Unaligned));
+        }
+    }
+
+    #[test]
+    fn only_reserved_memory_is_given() -> Result {
+        let free = MemRegion::request_free(LEN, c"kunit")?;
+        // Addresses that another driver has, and those next to them, which nothing is at.
+        for start in [free.start, free.start - LEN as u64] {
+            let refused = ReservedRegion::request(start, LEN, c"kunit");
+            assert_eq!(refused.err(), Some(RegionError::NotReserved));
+        }
+        let refused = ReservedRegion::request(u64::MAX - (LEN as u64 - 1), LEN, c"kunit");
+        assert_eq!(refused.err(), Some(RegionError::OutOfRange));
+        Ok(())
     }
 }

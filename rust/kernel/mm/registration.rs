@@ -7,7 +7,10 @@
 use super::{
     free_folio::FreeRegion,
     memory_type::MemoryType,
-    module::ModulePin,
+    module_scope::{
+        Callbacks,
+        ScopeEntry, //
+    },
     owner::PgmapOwner,
     pagemap::DevPagemap,
     pagemap_ops::{
@@ -17,7 +20,8 @@ use super::{
     region::{
         Frames,
         MemRegion,
-        RegionError, //
+        RegionError,
+        ReservedRegion, //
     }, //
 };
 use crate::bindings;
@@ -31,17 +35,27 @@ use kernel::{
     sync::{
         atomic::Relaxed,
         Arc, //
+    },
+    time::{
+        delay::fsleep,
+        Delta, //
     }, //
 };
+
+/// Milliseconds for which unregistering memory waits for the last [`PagemapRef`].
+pub(crate) const GUARD_MS: usize = 10_000;
 
 /// A [`DevPagemap`] and the duty to unregister it.
 ///
 /// Dropping it calls `memunmap_pages()` if all pages are home, that is if every [`FreeFolio`] that came
 /// from the region was given back with [`DevPagemap::retire`]. Otherwise the memory stays registered for
-/// good, and the module stays loaded: `memunmap_pages()` would wait forever for a page in use, and
-/// the pages of a [`FreeFolio`] could be handed out afterwards. With references of the
-/// `dev_pagemap` that have no known owner the memory stays registered, too, without the module. May
-/// sleep.
+/// good: `memunmap_pages()` would wait forever for a page in use, and the pages of a [`FreeFolio`] could be
+/// handed out afterwards. The same happens with references of the `dev_pagemap` that have no known owner,
+/// and with a [`PagemapRef`] that lives for more than [`GUARD_MS`] milliseconds. May sleep.
+///
+/// Memory that stays registered, or whose registration was forgotten, does no harm: folios in use keep
+/// the module loaded, and for the others core mm calls nothing but a shrinker, which the
+/// [`ModuleScope`](super::module_scope::ModuleScope) of the owner ends, or keeps the module for.
 ///
 /// [`FreeFolio`]: super::free_folio::FreeFolio
 ///
@@ -68,11 +82,21 @@ use kernel::{
 ///
 /// # Invariants
 ///
-/// `map` is registered, lies in `region`, and is unregistered by `drop()` only.
+/// - `map` is registered, lies in `region`, and is unregistered by `drop()` only.
+/// - `entry` is the scope's entry for `map`, until `drop()` leaves the scope.
 pub(crate) struct Registration<T: PagemapOps> {
     // Dropped before the region that it lies in.
     map: ManuallyDrop<Pin<KBox<DevPagemap<T>>>>,
     region: ManuallyDrop<MemRegion>,
+    entry: Option<ScopeEntry>,
+}
+
+impl<T: PagemapOps> Callbacks for DevPagemap<T> {
+    /// Folios in use, for which core mm calls the module, keep it loaded: there are none.
+    fn end(&self) {
+        self.close();
+        self.disable_unpin();
+    }
 }
 
 impl<T: PagemapOps> Registration<T> {
@@ -99,45 +123,40 @@ impl<T: PagemapOps> Registration<T> {
         unsafe { Self::new(region, MemoryType::Private, raw_ops, owner, ops) }
     }
 
-    /// Registers the `bytes` of memory at physical address `start` as COHERENT memory of `owner`.
-    /// May sleep.
+    /// Registers `region` as COHERENT memory of `owner`. May sleep.
     ///
-    /// Wraps `request_mem_region()` and `memremap_pages()`.
+    /// Wraps `memremap_pages()`.
     ///
     /// # Errors
     ///
-    /// As `MemRegion::request()`, and `NoSpace` when memory is short.
+    /// `NoSpace` when memory is short.
     pub(crate) fn coherent(
-        start: u64,
-        bytes: usize,
+        region: ReservedRegion,
         owner: Arc<PgmapOwner>,
         ops: impl FnOnce(Frames) -> Result<T>,
     ) -> Result<(Self, FreeRegion), RegionError> {
-        Self::at(MemoryType::Coherent, start, bytes, owner, ops)
+        Self::reachable(MemoryType::Coherent, region, owner, ops)
     }
 
     /// As [`Registration::coherent`], of GENERIC memory.
     pub(crate) fn generic(
-        start: u64,
-        bytes: usize,
+        region: ReservedRegion,
         owner: Arc<PgmapOwner>,
         ops: impl FnOnce(Frames) -> Result<T>,
     ) -> Result<(Self, FreeRegion), RegionError> {
-        Self::at(MemoryType::Generic, start, bytes, owner, ops)
+        Self::reachable(MemoryType::Generic, region, owner, ops)
     }
 
-    /// Registers memory that the CPU can reach, where it is.
-    fn at(
+    /// Registers memory that the CPU can reach.
+    fn reachable(
         memory: MemoryType,
-        start: u64,
-        bytes: usize,
+        region: ReservedRegion,
         owner: Arc<PgmapOwner>,
         ops: impl FnOnce(Frames) -> Result<T>,
     ) -> Result<(Self, FreeRegion), RegionError> {
-        let region = MemRegion::request(start, bytes, T::NAME)?;
         let raw_ops = DevPagemap::<T>::OPS;
         // SAFETY: These are the operations of memory that the CPU can reach, of this `T`.
-        unsafe { Self::new(region, memory, raw_ops, owner, ops) }
+        unsafe { Self::new(region.into_inner(), memory, raw_ops, owner, ops) }
     }
 
     /// # Safety
@@ -150,15 +169,57 @@ impl<T: PagemapOps> Registration<T> {
         owner: Arc<PgmapOwner>,
         ops: impl FnOnce(Frames) -> Result<T>,
     ) -> Result<(Self, FreeRegion), RegionError> {
+        let entry = owner.scope().enter().map_err(|_| RegionError::NoSpace)?;
         // SAFETY: `raw_ops` is as the caller's contract says, and `drop()` unregisters the pagemap before it
         // drops it.
-        let (map, free) = unsafe { DevPagemap::register(&region, memory, raw_ops, owner, ops) }?;
+        let registered = unsafe { DevPagemap::register(&region, memory, raw_ops, owner, ops) };
+        let (map, free) = match registered {
+            Ok(registered) => registered,
+            Err(err) => {
+                drop(entry.leave());
+                return Err(err);
+            }
+        };
+        // SAFETY: `drop()` drops the pagemap after it has left the scope, or never.
+        unsafe { entry.set(&raw const *map) };
         // INVARIANT: The pagemap was registered above, in `region`.
         let registration = Self {
             map: ManuallyDrop::new(map),
             region: ManuallyDrop::new(region),
+            entry: Some(entry),
         };
         Ok((registration, free))
+    }
+
+    /// Waits until there is no [`PagemapRef`], for up to `ms` milliseconds, and returns whether there is
+    /// none. May sleep.
+    fn wait_for_guards(&self, ms: usize) -> bool {
+        for _ in 0..ms {
+            if self.guards.load(Relaxed) == 0 {
+                return true;
+            }
+            fsleep(Delta::from_millis(1));
+        }
+        self.guards.load(Relaxed) == 0
+    }
+
+    /// Wraps `memunmap_pages()`, which waits for each `folio_free` and [`PagemapRef`]. May sleep.
+    ///
+    /// # Safety
+    ///
+    /// - All pages must be home, and the registration out of its scope.
+    /// - `self` must not be used afterwards.
+    unsafe fn unregister(&mut self) {
+        // The work looks at the `dev_pagemap`. A `folio_free` that has not returned cannot queue the work
+        // any more.
+        self.disable_unpin();
+        // SAFETY: The pagemap is registered by the type invariants, and unregistered only here.
+        unsafe { bindings::memunmap_pages(self.map.raw()) };
+        self.drop_pin();
+        // SAFETY: The caller does not use `self` afterwards; core mm has forgotten the pagemap.
+        unsafe { ManuallyDrop::drop(&mut self.map) };
+        // SAFETY: The caller does not use `self` afterwards; nothing lies in the region any more.
+        unsafe { ManuallyDrop::drop(&mut self.region) };
     }
 
     /// Keeps the memory registered for as long as the result lives; `None` while it is being
@@ -191,15 +252,22 @@ impl<T: PagemapOps> Drop for Registration<T> {
                 self.used(),
                 self.away() - self.used().min(self.away())
             );
-            // Folios in use pin the module. Nothing calls into it for those that are free.
-            if let Some(pin) = ModulePin::try_take(self.map.owner.module()) {
-                pin.leak();
-            }
+            // The pagemap stays in its scope, as one that is forgotten.
+            return;
+        }
+        let Some(loaded) = self.entry.take().and_then(ScopeEntry::leave) else {
+            return;
+        };
+        if !self.wait_for_guards(GUARD_MS) {
+            pr_err!(
+                "pagemap at pfn {:#x} stays registered: it is still used\n",
+                self.first_pfn()
+            );
+            self.map.end();
             return;
         }
         // No folio is in use, and none can be handed out any more. The last `folio_free` may not have
         // returned yet; the references of the `dev_pagemap` tell.
-        // `PagemapRef`s of others go, or are known: `memunmap_pages()` waits for them.
         let excess = self.settled_excess();
         if excess != Some(0) {
             // `memunmap_pages()` would wait for ever for the last one to go.
@@ -208,26 +276,18 @@ impl<T: PagemapOps> Drop for Registration<T> {
                 self.first_pfn(),
                 excess.unwrap_or_default()
             );
-            self.map.close();
-            self.disable_unpin();
+            self.map.end();
             return;
         }
-        // The work looks at the `dev_pagemap`. A `folio_free` that has not returned cannot queue the work
-        // any more.
-        self.disable_unpin();
-        // SAFETY: The pagemap is registered by the type invariants, and unregistered only here. This waits for
-        // each `PagemapRef`, and for each `folio_free`.
-        unsafe { bindings::memunmap_pages(self.map.raw()) };
-        self.drop_pin();
-        // SAFETY: Not used afterwards; core mm has forgotten the pagemap.
-        unsafe { ManuallyDrop::drop(&mut self.map) };
-        // SAFETY: Not used afterwards; nothing lies in the region any more.
-        unsafe { ManuallyDrop::drop(&mut self.region) };
+        // SAFETY: The registration has left its scope, and all pages are home.
+        unsafe { self.unregister() };
+        // The kernel calls nothing for the pagemap any more.
+        drop(loaded);
     }
 }
 
-/// A reference on a pagemap that is registered. To be held for a bounded time: unregistering it
-/// waits.
+/// A reference on a pagemap that is registered. Unregistering the memory waits for up to [`GUARD_MS`]
+/// milliseconds until there is none, and then leaves the memory registered.
 ///
 /// # Examples
 ///
@@ -236,7 +296,7 @@ impl<T: PagemapOps> Drop for Registration<T> {
 /// # let device = EmulatedDevice::new()?;
 /// # let registration = device.memory();
 /// let map = registration.get().ok_or(ENODEV)?;
-/// // Whoever unregisters the memory waits until here.
+/// // A task that unregisters the memory waits until here.
 /// assert_eq!(map.used(), 0);
 /// drop(map);
 /// # Ok::<(), Error>(())
@@ -283,7 +343,11 @@ mod tests {
             BLOCK_PAGES, //
         },
         free_stack::FreeStack,
-        kunit::this_module,
+        kunit::{
+            module_refs,
+            this_module, //
+        },
+        module_scope::TestExit,
         pagemap_audit::Corruption,
         PMD_ORDER, //
     };
@@ -323,12 +387,16 @@ mod tests {
 
     /// A block of PRIVATE memory.
     fn register() -> Result<(Registration<Driver>, FreeFolio)> {
+        register_for(PgmapOwner::new(this_module())?)
+    }
+
+    fn register_for(owner: Arc<PgmapOwner>) -> Result<(Registration<Driver>, FreeFolio)> {
         let ops = |frames| {
             Ok(Driver {
                 freed: FreeStack::new(frames)?,
             })
         };
-        let (map, mut free) = Registration::private(SZ_2M, PgmapOwner::new(this_module())?, ops)?;
+        let (map, mut free) = Registration::private(SZ_2M, owner, ops)?;
         assert_eq!((map.away(), free.blocks()), (BLOCK_PAGES, 1));
         Ok((map, free.next().ok_or(EINVAL)?))
     }
@@ -405,6 +473,57 @@ mod tests {
         assert!(map.freed().is_none());
         assert_eq!((map.used(), map.away()), (0, BLOCK_PAGES));
         map.retire(folio).map_err(|_| EINVAL)
+    }
+
+    #[test]
+    fn forgotten_registration_keeps_the_module() -> Result {
+        let before = module_refs();
+        let (map, folio) = register()?;
+        map.retire(folio).map_err(|_| EINVAL)?;
+        // As with `mem::forget()`, but that the case undoes it.
+        let forgotten = ManuallyDrop::new(map);
+        assert_eq!(module_refs(), before.map(|refs| refs + 1));
+        drop(ManuallyDrop::into_inner(forgotten));
+        assert_eq!(module_refs(), before);
+        Ok(())
+    }
+
+    #[test]
+    fn forgotten_registration_ends_with_the_module() -> Result {
+        let before = module_refs();
+        // SAFETY: The module is running this case, at the end of which there is no registration.
+        let exit = unsafe { TestExit::new(this_module()) }?;
+        let owner = PgmapOwner::in_scope(exit.scope().clone())?;
+        let (map, folio) = register_for(owner)?;
+        drop(
+            map.hand_out(folio, map.alloc(PMD_ORDER)?)
+                .map_err(|_| EINVAL)?,
+        );
+        map.finish_use();
+        assert_eq!(module_refs(), before);
+        let mut forgotten = ManuallyDrop::new(map);
+        drop(exit);
+        // Nothing is handed out any more, for which core mm would call the module.
+        let folio = forgotten.freed().ok_or(EINVAL)?;
+        let backing = forgotten.alloc(PMD_ORDER)?;
+        let err = forgotten.hand_out(folio, backing).err().ok_or(EINVAL)?;
+        assert_eq!(err.cause, HandOutCause::Mismatch);
+        assert!(forgotten.retire(err.folio).is_ok());
+        assert_eq!((forgotten.away(), module_refs()), (0, before));
+        // SAFETY: All pages are home, the exit has ended the scope, and `forgotten` is not used again.
+        unsafe { forgotten.unregister() };
+        Ok(())
+    }
+
+    #[test]
+    fn guard_that_stays_is_not_waited_for() -> Result {
+        let (map, folio) = register()?;
+        map.retire(folio).map_err(|_| EINVAL)?;
+        let guard = map.get().ok_or(EINVAL)?;
+        assert!(!map.wait_for_guards(3));
+        drop(guard);
+        assert!(map.wait_for_guards(3));
+        Ok(())
     }
 
     #[test]

@@ -524,7 +524,7 @@ mod tests {
         assert_eq!(page_at(&table, index + 8, Access::Write), at(8));
         // An exclusive entry for the same page stays.
         store(&table, index, &page, Grant::Exclusive)?;
-        // SAFETY: As above.
+        // SAFETY: Nothing is read through the entries of these cases.
         unsafe { table.store_block(index, first, Grant::Read) }?;
         assert!(table.is_exclusive(index) && !table.is_exclusive(index + 1));
         assert!(table.load(index + 1, Access::Write).is_none());
@@ -532,7 +532,7 @@ mod tests {
         table.erase(index + 1, index + BLOCK - 1);
         assert!(table.is_exclusive(index));
         table.erase(index, index);
-        // SAFETY: As above.
+        // SAFETY: Nothing is read through the entries of these cases.
         unsafe { table.store_block(index + BLOCK, first, Grant::Read) }?;
         table.erase(index + BLOCK + 5, index + BLOCK + 5);
         assert!(table.load(index + BLOCK, Access::Read).is_none());

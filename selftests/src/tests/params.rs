@@ -17,6 +17,7 @@ pub const TESTS: &[Test] = &[
     absent(test("params.words", words)),
     absent(test("params.address", address)),
     absent(test("params.system_ram", system_ram)),
+    absent(test("params.not_reserved", not_reserved)),
     absent(test("params.good_chunks", good_chunks)),
     absent(test("params_coherent.overlap", overlap)),
     absent(test("params_coherent.second", second)),
@@ -89,12 +90,17 @@ fn address(ctx: &Ctx) -> Outcome {
 
 /// The start addresses and lengths of System RAM.
 fn ram() -> Outcome<Vec<(u64, u64)>> {
+    resources("System RAM")
+}
+
+/// The start addresses and lengths of the ranges of physical addresses with this name.
+fn resources(wanted: &str) -> Outcome<Vec<(u64, u64)>> {
     let text = fs::read_to_string("/proc/iomem").or_fail("/proc/iomem")?;
     let number = |s: &str| u64::from_str_radix(s, 16).ok();
     let range = |line: &str| {
         let (range, name) = line.split_once(" : ")?;
         let (start, end) = range.split_once('-')?;
-        (name == "System RAM").then_some((number(start)?, number(end)?))
+        (name == wanted).then_some((number(start)?, number(end)?))
     };
     Ok(text
         .lines()
@@ -122,6 +128,20 @@ fn ram_refused(ctx: &Ctx, first_name: &str, second: &str) -> Outcome {
 
 fn system_ram(ctx: &Ctx) -> Outcome {
     ram_refused(ctx, "spm_addr_dev0", "spm_addr_dev1=0x110000000")
+}
+
+/// Addresses that are not System RAM, but were not set aside either: where devices have their registers, and
+/// emulated persistent memory, which is another driver's.
+fn not_reserved(ctx: &Ctx) -> Outcome {
+    const REGISTERS: u64 = 0xd000_0000;
+    let [a, _] = addresses(ctx)?;
+    let pmem = resources("Persistent Memory (legacy)")?;
+    let pmem = pmem.into_iter().map(|(start, _)| start);
+    for bad in pmem.chain([REGISTERS]) {
+        let parameters = format!("spm_addr_dev0={bad:#x} spm_addr_dev1={a:#x}");
+        refused(ctx, &parameters, "spm_addr_dev0")?;
+    }
+    Ok(())
 }
 
 /// The addresses of this machine's memory for a kind of device.

@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: GPL-2.0
+// error: E0382
+
+//! Reserved memory is registered once.
+
+#![forbid(unsafe_code)]
+
+use crate::mm::{
+    kunit_device::NoPages, owner::PgmapOwner, region::ReservedRegion, registration::Registration,
+};
+use kernel::sync::Arc;
+
+fn twice(region: ReservedRegion, owner: Arc<PgmapOwner>) {
+    let one = Registration::coherent(region, owner.clone(), |_| Ok(NoPages));
+    let other = Registration::generic(region, owner, |_| Ok(NoPages));
+    drop((one, other));
+}
