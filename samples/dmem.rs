@@ -80,7 +80,7 @@ impl Chip {
         let folio = free.pop()?;
         let pfn = folio.first_pfn();
         let page = folio.split_to(pfn, 0, |rest| drop(free.push(rest))).ok()?;
-        self.memory.hand_out(page, backing).ok()
+        self.memory.folio_init(page, backing).ok()
     }
 
     /// Brings all pages back, wherever they are mapped. Held pages stay. May sleep.

@@ -55,11 +55,11 @@ impl Client {
     /// Mirrors `mm` on `device`. May sleep.
     pub(super) fn new(device: &Arc<Device>, mm: &MmWithUser) -> Result<Pin<KBox<Self>>> {
         let loaded = ModulePin::try_take(device.owner.module()).ok_or(ENODEV)?;
-        let id = device.add_opener()?;
+        let id = device.add_client()?;
         // No other task knows the number yet.
         let set = device.core.around.allow(id, device.config.fault_around);
         if let Err(err) = set {
-            device.memory().pool.remove_client(id);
+            device.memory().allocator.remove_client(id);
             return Err(err);
         }
         let client = KBox::try_pin_init(
@@ -76,7 +76,7 @@ impl Client {
         );
         if client.is_err() {
             device.core.around.forget(id);
-            device.memory().pool.remove_client(id);
+            device.memory().allocator.remove_client(id);
         }
         client
     }
@@ -89,7 +89,7 @@ impl Client {
         &self.device
     }
 
-    /// The opener's number in the device's pool.
+    /// The client's number in the allocator.
     pub(super) fn id(&self) -> ClientId {
         self.id
     }
@@ -144,7 +144,7 @@ impl Client {
         // The processes that own the data keep it. Only this client's pages are moved.
         self.device.evict(self.id);
         self.device.core.around.forget(self.id);
-        self.device.memory().pool.remove_client(self.id);
+        self.device.memory().allocator.remove_client(self.id);
         // After the eviction, so that the oracle still sees a page that the injection holds.
         self.injection.mend(&self.device);
         // The search for leaked references waits for migrations of other clients. A client that
@@ -231,7 +231,7 @@ mod tests {
         }
     }
 
-    /// A device of its own, an opener, and some memory of the KUnit thread's address space.
+    /// A device of its own, a client, and some memory of the KUnit thread's address space.
     fn setting() -> Result<Setting> {
         let address = mmap_anon(bytes(PAGES))?;
         let config = Config {
@@ -421,7 +421,7 @@ mod tests {
     }
 
     #[test]
-    fn exclusive_is_for_one_opener() -> Result {
+    fn exclusive_is_for_one_client() -> Result {
         let s = setting()?;
         let task = current!();
         let mm = task.mm().ok_or(EINVAL)?;

@@ -125,7 +125,7 @@ pub(crate) struct Device {
 /// The chunks of a device, and the allocator of their pages.
 pub(super) struct Memory {
     chunks: [Option<Registration<Chunk>>; MAX_CHUNKS],
-    pub(super) pool: Allocator,
+    pub(super) allocator: Allocator,
     chunk_pages: usize,
 }
 
@@ -135,7 +135,7 @@ impl Memory {
     fn take_back_freed(&mut self) -> bool {
         let Self {
             chunks,
-            pool,
+            allocator,
             chunk_pages,
         } = self;
         let mut more = false;
@@ -145,7 +145,7 @@ impl Memory {
             more |= chunk.ops().freed().take(FREED_PORTION, |folio| {
                 let index = folio.first_pfn() - chunk.first_pfn();
                 // CAST: Page numbers of a device fit `u32`; `Device::grow()` ensures that.
-                if let Err(folio) = pool.put((first + index) as u32, folio) {
+                if let Err(folio) = allocator.put((first + index) as u32, folio) {
                     lost(&folio);
                 }
             });
@@ -168,7 +168,7 @@ impl Memory {
 
     /// Removes chunk `number` if all of it is free.
     pub(super) fn remove(&mut self, number: usize) -> Option<RemovedChunk> {
-        let pages = self.pool.remove_chunk(number)?;
+        let pages = self.allocator.remove_chunk(number)?;
         let registration = self.chunks.get_mut(number)?.take()?;
         Some(RemovedChunk {
             registration,
@@ -183,7 +183,8 @@ impl Drop for Memory {
         while self.take_back_freed() {}
         for (number, chunk) in self.chunks.iter().enumerate() {
             if let Some(chunk) = chunk {
-                self.pool.drain_chunk(number, |folio| retire(chunk, folio));
+                self.allocator
+                    .drain_chunk(number, |folio| retire(chunk, folio));
             }
         }
     }
@@ -243,7 +244,7 @@ impl Device {
         let owner = PgmapOwner::in_scope(scope.clone())?;
         let memory = Memory {
             chunks: [const { None }; MAX_CHUNKS],
-            pool: Allocator::new(config.chunk_pages)?,
+            allocator: Allocator::new(config.chunk_pages)?,
             chunk_pages: config.chunk_pages.get(),
         };
         Arc::pin_init(
@@ -381,7 +382,7 @@ impl Device {
         }
         let mut memory = self.memory();
         // The allocator may use the pages from here on.
-        match memory.pool.add_chunk(new) {
+        match memory.allocator.add_chunk(new) {
             Ok(first) if first as usize == number * pages => {
                 memory.chunks[number] = Some(chunk);
                 Ok(())
@@ -407,8 +408,8 @@ impl Device {
         loop {
             let enough = {
                 let memory = self.memory();
-                let large = order == 0 || memory.pool.free_large() > 0;
-                memory.pool.free() >= pages && large
+                let large = order == 0 || memory.allocator.free_large() > 0;
+                memory.allocator.free() >= pages && large
             };
             // If memory is short, the migration moves as many pages as it can.
             if enough || self.grow().is_err() {
@@ -418,17 +419,17 @@ impl Device {
     }
 
     /// Gives a new client a number. May sleep.
-    pub(super) fn add_opener(&self) -> Result<ClientId> {
+    pub(super) fn add_client(&self) -> Result<ClientId> {
         loop {
             let wanted = {
                 let mut memory = self.memory();
-                if memory.pool.spare_clients() > 0 {
-                    return memory.pool.add_client();
+                if memory.allocator.spare_clients() > 0 {
+                    return memory.allocator.add_client();
                 }
-                memory.pool.wanted_lists()
+                memory.allocator.wanted_lists()
             };
             let room = ListRoom::new(wanted)?;
-            let old = self.memory().pool.swap_lists(room);
+            let old = self.memory().allocator.swap_lists(room);
             drop(old);
         }
     }
@@ -449,7 +450,7 @@ impl Device {
         let chunk = number.and_then(|number| memory.chunks.get(number)?.as_ref());
         let chunk = chunk.ok_or(ENOENT)?;
         memory
-            .pool
+            .allocator
             .with_free(page, |folio| f(chunk, folio).then_some(folio.first_pfn()))
             .flatten()
             .ok_or(EBUSY)

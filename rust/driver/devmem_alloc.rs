@@ -27,7 +27,7 @@ use crate::{
             BackingBatch, //
         },
         device_folio::{
-            HandOutCause,
+            FolioInitCause,
             LockedDeviceFolio, //
         },
         free_folio::FreeFolio,
@@ -121,7 +121,7 @@ impl<'a> DevmemAlloc<'a> {
                 continue;
             }
             let kept = if backing.is_none() {
-                chunk.hand_out_kept(folio)
+                chunk.folio_init_kept(folio)
             } else {
                 Err((folio, None))
             };
@@ -134,7 +134,7 @@ impl<'a> DevmemAlloc<'a> {
                         return None;
                     };
                     let chunk = self.chunk.as_ref()?;
-                    chunk.hand_out(folio, own).map_err(|err| {
+                    chunk.folio_init(folio, own).map_err(|err| {
                         backing = Some(err.backing);
                         (err.folio, err.cause)
                     })
@@ -178,7 +178,7 @@ impl<'a> DevmemAlloc<'a> {
     fn take(&mut self, order: u32) -> Option<(u32, FreeFolio)> {
         if order > 0 {
             self.taken = log_clock();
-            return self.device.memory().pool.take(self.client, order);
+            return self.device.memory().allocator.take(self.client, order);
         }
         if self.next == self.end {
             self.taken = log_clock();
@@ -187,8 +187,8 @@ impl<'a> DevmemAlloc<'a> {
             let twice = {
                 let mut memory = self.device.memory();
                 let (pages, batch) = (&mut self.pages[..room], &mut self.batch[..room]);
-                self.end = memory.pool.take_many(self.client, pages, batch);
-                memory.pool.taken_twice()
+                self.end = memory.allocator.take_many(self.client, pages, batch);
+                memory.allocator.taken_twice()
             };
             if let Some(page) = twice {
                 self.report_twice(page);
@@ -203,7 +203,7 @@ impl<'a> DevmemAlloc<'a> {
 
     /// Returns a folio to the allocator.
     fn put(&self, page: u32, folio: FreeFolio) {
-        if let Err(folio) = self.device.memory().pool.put(page, folio) {
+        if let Err(folio) = self.device.memory().allocator.put(page, folio) {
             self.lost(&folio);
         }
     }
@@ -291,8 +291,8 @@ impl<'a> DevmemAlloc<'a> {
 
     /// Reports a folio that could not be allocated.
     #[cold]
-    fn refused(&self, chunk: &PagemapRef<Chunk>, cause: HandOutCause) {
-        let HandOutCause::NotFree(bad) = cause else {
+    fn refused(&self, chunk: &PagemapRef<Chunk>, cause: FolioInitCause) {
+        let FolioInitCause::NotFree(bad) = cause else {
             return;
         };
         let Some(view) = chunk.page(bad) else {
@@ -310,7 +310,7 @@ impl<'a> DevmemAlloc<'a> {
     fn quarantine(&self, chunk: &PagemapRef<Chunk>, index: usize, page: u32, folio: FreeFolio) {
         let order = folio.order();
         chunk.ops().ledger().note(index, Event::SetAside, order);
-        if let Err(folio) = self.device.memory().pool.quarantine(page, folio) {
+        if let Err(folio) = self.device.memory().allocator.quarantine(page, folio) {
             self.lost(&folio);
         }
     }
@@ -325,7 +325,7 @@ impl Drop for DevmemAlloc<'_> {
                 let Some(folio) = self.batch[i].take() else {
                     continue;
                 };
-                if let Err(folio) = memory.pool.put(self.pages[i], folio) {
+                if let Err(folio) = memory.allocator.put(self.pages[i], folio) {
                     self.lost(&folio);
                 }
             }

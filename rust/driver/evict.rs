@@ -156,14 +156,14 @@ impl Batch {
 }
 
 impl Device {
-    /// Returns the pages of `opener` to system memory, at a cost that grows with their number. May
+    /// Returns the pages of `client` to system memory, at a cost that grows with their number. May
     /// sleep, for a bounded time: pages that do not move are reported and stay.
-    pub(super) fn evict(&self, opener: ClientId) {
+    pub(super) fn evict(&self, client: ClientId) {
         let mut short = false;
         let moved = self.try_often(
-            || self.memory().pool.owned(opener),
+            || self.memory().allocator.owned(client),
             |pages| {
-                short = self.evict_owned(opener, pages)?;
+                short = self.evict_owned(client, pages)?;
                 Ok(())
             },
         );
@@ -176,8 +176,8 @@ impl Device {
         let (n, left) = {
             let mut memory = self.memory();
             (
-                memory.pool.next_owned(opener, &mut stuck),
-                memory.pool.owned(opener),
+                memory.allocator.next_owned(client, &mut stuck),
+                memory.allocator.owned(client),
             )
         };
         for &(page, _) in &stuck[..n] {
@@ -209,11 +209,11 @@ impl Device {
         for (number, left) in left.iter_mut().enumerate() {
             *left = self.chunk(number).is_some();
             // Otherwise migrations would fill the chunk as fast as the eviction empties it.
-            self.memory().pool.close_chunk(number);
+            self.memory().allocator.close_chunk(number);
         }
         let result = self.release_chunks(&mut left);
         for (number, _) in left.iter().enumerate().filter(|(_, left)| **left) {
-            self.memory().pool.open_chunk(number);
+            self.memory().allocator.open_chunk(number);
         }
         result
     }
@@ -229,7 +229,7 @@ impl Device {
                 match self.release_chunk(number)? {
                     Release::Done => *left = false,
                     Release::Held => {
-                        self.memory().pool.open_chunk(number);
+                        self.memory().allocator.open_chunk(number);
                         *left = false;
                         result = Err(EBUSY);
                     }
@@ -251,11 +251,11 @@ impl Device {
     /// Tries once to move all pages of chunk `number` and to unregister it.
     fn release_chunk(&self, number: usize) -> Result<Release> {
         // The allocator also counts pages that a migration has reserved, but does not use yet.
-        let before = self.memory().pool.taken(number);
+        let before = self.memory().allocator.taken(number);
         let mut short = false;
         if before != 0 {
             short = self.evict_chunk(number)?;
-            let after = self.memory().pool.taken(number);
+            let after = self.memory().allocator.taken(number);
             if after != 0 {
                 return Ok(if after < before {
                     Release::Moving
@@ -325,15 +325,18 @@ impl Device {
         }
     }
 
-    /// Tries each folio of the `pages` pages of `opener` once. Returns whether memory was short.
-    fn evict_owned(&self, opener: ClientId, pages: usize) -> Result<bool> {
+    /// Tries each folio of the `pages` pages of `client` once. Returns whether memory was short.
+    fn evict_owned(&self, client: ClientId, pages: usize) -> Result<bool> {
         let mut batch = Batch::new(pages)?;
         let mut list = [(0, 0); BATCH];
         let chunk_pages = self.config.chunk_pages.get();
         let mut left = pages;
         while left > 0 {
             let room = left.min(BATCH);
-            let n = self.memory().pool.next_owned(opener, &mut list[..room]);
+            let n = self
+                .memory()
+                .allocator
+                .next_owned(client, &mut list[..room]);
             if n == 0 {
                 break;
             }

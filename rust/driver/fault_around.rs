@@ -161,8 +161,8 @@ mod tests {
     use core::num::NonZeroUsize;
 
     fn clients() -> Result<[ClientId; 2]> {
-        let mut pool = Allocator::new(NonZeroUsize::new(MAX_WINDOW).ok_or(EINVAL)?)?;
-        Ok([pool.add_client()?, pool.add_client()?])
+        let mut allocator = Allocator::new(NonZeroUsize::new(MAX_WINDOW).ok_or(EINVAL)?)?;
+        Ok([allocator.add_client()?, allocator.add_client()?])
     }
 
     #[test]

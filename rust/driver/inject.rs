@@ -99,7 +99,7 @@ impl Client {
                     .get_device_folio(PageRange::new(address, 1)?)?
                     .pfn();
                 let page = device.page_of_pfn(pfn).ok_or(ENOENT)?;
-                device.memory().pool.take_twice(page);
+                device.memory().allocator.take_twice(page);
                 pfn
             }
             Kind::DoubleFree => device.free_again()?,

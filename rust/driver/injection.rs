@@ -130,7 +130,7 @@ impl Device {
 
     /// A free page.
     fn free_page(&self) -> Result<u32> {
-        self.memory().pool.peek_free().ok_or(ENOSPC)
+        self.memory().allocator.peek_free().ok_or(ENOSPC)
     }
 
     /// Sets a stale field of a free page.

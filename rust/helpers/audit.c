@@ -14,7 +14,7 @@ u64 zdm_log_clock(void)
 #define ZDM_LIMIT(n)	RATELIMIT_STATE_INIT(limits[n], DEFAULT_RATELIMIT_INTERVAL, \
 					     DEFAULT_RATELIMIT_BURST)
 
-/* Limits lines of the log that any opener of a device can cause, so that the log is not flooded. */
+/* Limits lines that any task with a file of a device can cause, so that the log is not flooded. */
 bool zdm_may_log(unsigned int topic)
 {
 	static struct ratelimit_state limits[ZDM_LOG_TOPICS] = {

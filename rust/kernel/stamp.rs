@@ -23,7 +23,7 @@ pub(crate) fn log_clock() -> u64 {
     unsafe { bindings::zdm_log_clock() }
 }
 
-/// Lines of the log that any opener of a device can cause, as often as it likes.
+/// Lines of the log that any task with a file of a device can cause, as often as it likes.
 #[derive(Clone, Copy)]
 pub(crate) enum Topic {
     /// A device has got memory.

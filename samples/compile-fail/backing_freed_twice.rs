@@ -10,6 +10,6 @@ use crate::mm::{
 };
 
 fn twice<T: PagemapOps>(map: &DevPagemap<T>, folio: FreeFolio, backing: Backing) -> u32 {
-    drop(map.hand_out(folio, backing));
+    drop(map.folio_init(folio, backing));
     backing.order()
 }

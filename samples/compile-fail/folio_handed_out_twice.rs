@@ -10,7 +10,7 @@ use crate::mm::{
 };
 
 fn twice<T: PagemapOps>(map: &DevPagemap<T>, folio: FreeFolio, a: Backing, b: Backing) {
-    let first = map.hand_out(folio, a).ok();
-    let second = map.hand_out(folio, b).ok();
+    let first = map.folio_init(folio, a).ok();
+    let second = map.folio_init(folio, b).ok();
     drop((first, second));
 }

@@ -9,9 +9,9 @@
 #![forbid(unsafe_code)]
 
 use super::{
-    block_map::{
-        BlockMap,
+    free_blocks::{
         Blocks, //
+        FreeBlocks,
     },
     owner_list::{
         ClientId,
@@ -70,7 +70,7 @@ impl NewChunk {
 /// A page of a chunk is free or quarantined in `blocks`, part of an entry in `owners`, or both as
 /// nobody gave it back yet.
 pub(in crate::driver) struct Allocator {
-    blocks: BlockMap,
+    blocks: FreeBlocks,
     owners: OwnerLists,
     /// A page in use that must be reported as if it were taken once more (fault injection).
     twice: Option<u32>,
@@ -84,7 +84,7 @@ impl Allocator {
     /// `EINVAL` when a chunk is not a whole number of blocks, or larger than numbers go.
     pub(in crate::driver) fn new(chunk_pages: NonZeroUsize) -> Result<Self> {
         Ok(Self {
-            blocks: BlockMap::new(MAX_CHUNKS, chunk_pages)?,
+            blocks: FreeBlocks::new(MAX_CHUNKS, chunk_pages)?,
             owners: OwnerLists::new(MAX_CHUNKS, chunk_pages)?,
             twice: None,
         })

@@ -5,7 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod allocator;
-mod block_map;
+mod free_blocks;
 mod index_list;
 #[cfg(CONFIG_KUNIT = "y")]
 mod model;

@@ -163,25 +163,25 @@ impl Drop for FolioRef {
     }
 }
 
-/// Why [`DevPagemap::hand_out`](super::pagemap::DevPagemap::hand_out) refused.
+/// Why [`DevPagemap::folio_init`](super::pagemap::DevPagemap::folio_init) refused.
 ///
 /// # Examples
 ///
 /// ```
-/// use kernel::mm::{backing::Backing, device_folio::HandOutCause};
+/// use kernel::mm::{backing::Backing, device_folio::FolioInitCause};
 /// # use kernel::mm::kunit_device::EmulatedDevice;
 /// # let device = EmulatedDevice::new()?;
 ///
 /// let block = device.take().ok_or(ENOSPC)?;
-/// let refused = device.memory().hand_out(block, Backing::none(0)?);
+/// let refused = device.memory().folio_init(block, Backing::none(0)?);
 /// match refused.map_err(|err| (err.cause, err.folio)) {
-///     Err((HandOutCause::Mismatch, folio)) => device.put(folio),
+///     Err((FolioInitCause::Mismatch, folio)) => device.put(folio),
 ///     _ => return Err(EINVAL),
 /// }
 /// # Ok::<(), Error>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum HandOutCause {
+pub(crate) enum FolioInitCause {
     /// The page with this index is free, but has a reference or is locked.
     NotFree(usize),
     /// Folio and backing are of different orders, or for other memory than the pagemap's.
@@ -190,7 +190,7 @@ pub(crate) enum HandOutCause {
     Unloading,
 }
 
-/// What [`DevPagemap::hand_out`](super::pagemap::DevPagemap::hand_out) refused, and why.
+/// What [`DevPagemap::folio_init`](super::pagemap::DevPagemap::folio_init) refused, and why.
 ///
 /// # Examples
 ///
@@ -202,23 +202,23 @@ pub(crate) enum HandOutCause {
 /// let block = device.take().ok_or(ENOSPC)?;
 /// let order = block.order();
 /// // The backing is for another order.
-/// let refused = device.memory().hand_out(block, Backing::alloc(0)?);
+/// let refused = device.memory().folio_init(block, Backing::alloc(0)?);
 /// let err = refused.err().ok_or(EINVAL)?;
 /// assert_eq!((err.folio.order(), err.backing.order()), (order, 0));
 /// device.put(err.folio);
 /// # Ok::<(), Error>(())
 /// ```
-pub(crate) struct HandOutError {
+pub(crate) struct FolioInitError {
     /// Why it refused.
-    pub(crate) cause: HandOutCause,
+    pub(crate) cause: FolioInitCause,
     /// The folio that was to be handed out.
     pub(crate) folio: FreeFolio,
     /// The backing that was to be used.
     pub(crate) backing: Backing,
 }
 
-impl HandOutError {
-    pub(super) fn new(cause: HandOutCause, folio: FreeFolio, backing: Backing) -> Self {
+impl FolioInitError {
+    pub(super) fn new(cause: FolioInitCause, folio: FreeFolio, backing: Backing) -> Self {
         Self {
             cause,
             folio,

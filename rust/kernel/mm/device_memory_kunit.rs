@@ -160,7 +160,7 @@ impl DevPagemap<Driver> {
             let pfn = folio.first_pfn();
             let rest = |rest| drop(self.ops().free.push(rest));
             let folio = folio.split_to(pfn, order, rest).map_err(|_| ENOSPC)?;
-            self.hand_out(folio, Backing::none(order)?)
+            self.folio_init(folio, Backing::none(order)?)
                 .map_err(|_| EBUSY)
         })?;
         drop(migration.copied()?.finalize());

@@ -77,7 +77,7 @@ impl Absent {
     }
 }
 
-/// An address space as one opener of the device sees it.
+/// An address space as one open file of the device sees it.
 ///
 /// # Examples
 ///

@@ -287,7 +287,7 @@ mod tests {
     /// Hands `folio` out with a block of its own, and frees it.
     fn use_once(map: &DevPagemap<Driver>, folio: FreeFolio) -> Result<FreeFolio> {
         let backing = Backing::alloc(folio.order())?;
-        drop(map.hand_out(folio, backing).map_err(|_| EINVAL)?);
+        drop(map.folio_init(folio, backing).map_err(|_| EINVAL)?);
         map.ops().0.pop().ok_or(EINVAL)
     }
 
@@ -304,11 +304,11 @@ mod tests {
         let (map, mut pages) = register()?;
         let folio = pages.take(0).ok_or(EINVAL)?;
         assert!(!map.has_kept(&folio));
-        let (folio, cause) = map.hand_out_kept(folio).err().ok_or(EINVAL)?;
+        let (folio, cause) = map.folio_init_kept(folio).err().ok_or(EINVAL)?;
         assert!(cause.is_none());
         let folio = use_once(&map, folio)?;
         assert!(map.has_kept(&folio));
-        let locked = map.hand_out_kept(folio).map_err(|_| EINVAL)?;
+        let locked = map.folio_init_kept(folio).map_err(|_| EINVAL)?;
         assert_eq!((map.used(), map.kept.idle(map.folios())), (1, 0));
         drop(locked);
         let folio = map.ops().0.pop().ok_or(EINVAL)?;

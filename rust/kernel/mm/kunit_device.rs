@@ -158,7 +158,7 @@ impl EmulatedDevice {
             .split_to(pfn, order, |rest| self.put(rest))
             .map_err(|folio| self.put(folio));
         let folio = folio.map_err(|()| ENOSPC)?;
-        self.memory.hand_out(folio, backing).map_err(|err| {
+        self.memory.folio_init(folio, backing).map_err(|err| {
             self.put(err.folio);
             EBUSY
         })

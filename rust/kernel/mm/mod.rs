@@ -12,7 +12,7 @@
 //!          |                       |        ^                              |
 //!          v                       |        | retire()                     | migrate_to_ram()
 //!      FreeRegion ---> FreeFolio --+--------+                              v
-//!                      ^  split()  | hand_out(Backing)                  VmFault
+//!                      ^  split()  | folio_init(Backing)                  VmFault
 //!      FreedFolio -----+  merge()  v                                       | migrate()
 //!          ^                LockedDeviceFolio                              |
 //!          | folio_free()          |                                       |
@@ -42,9 +42,9 @@ mod device_memory_kunit;
 pub(crate) mod exclusive;
 pub(crate) mod fault;
 pub(crate) mod fill;
+mod folio_init;
 pub(crate) mod free_folio;
 pub(crate) mod free_stack;
-mod hand_out;
 pub(crate) mod hmm;
 pub(crate) mod inspect;
 mod kept;

@@ -273,7 +273,7 @@ impl<T: IntervalOps> MmuIntervalNotifier<T> {
 
     /// The identity of this subscription as the owner of exclusive access.
     ///
-    /// Not the owner of the device's memory: other openers of the device are to lose the page.
+    /// Not the owner of the device's memory: other files of the device are to lose the page.
     pub(super) fn exclusive_owner(&self) -> *mut c_void {
         core::ptr::from_ref(self).cast_mut().cast()
     }

@@ -72,7 +72,7 @@ pub(crate) const GUARD_MS: usize = 10_000;
 /// let owner = PgmapOwner::new(this_module::<LocalModule>())?;
 /// let (map, region) = Registration::private(SZ_2M, owner, |_frames| Ok(Pages))?;
 /// for folio in region {
-///     // An allocator would keep the folio, until `hand_out()` consumes it.
+///     // An allocator would keep the folio, until `folio_init()` consumes it.
 ///     map.retire(folio).map_err(|_| EINVAL)?;
 /// }
 /// // All pages are home, so that dropping the registration unregisters the memory.
@@ -331,8 +331,8 @@ mod tests {
     use crate::mm::{
         backing::Backing,
         device_folio::{
+            FolioInitCause, //
             FreedFolio,
-            HandOutCause, //
         },
         fault::{
             FaultError,
@@ -411,7 +411,9 @@ mod tests {
                     let _ = map.retire(rest);
                 })
                 .map_err(|_| EINVAL)?;
-            let locked = map.hand_out(folio, map.alloc(order)?).map_err(|_| EINVAL)?;
+            let locked = map
+                .folio_init(folio, map.alloc(order)?)
+                .map_err(|_| EINVAL)?;
             assert_eq!((locked.order(), locked.page().order()), (order, order));
             assert_eq!(map.order_in_use(0), Some(order));
             assert_eq!(map.used(), 1 << order);
@@ -433,14 +435,17 @@ mod tests {
     #[test]
     fn what_does_not_suit_is_given_back() -> Result {
         let (map, folio) = register()?;
-        let err = map.hand_out(folio, map.alloc(4)?).err().ok_or(EINVAL)?;
-        assert_eq!(err.cause, HandOutCause::Mismatch);
+        let err = map.folio_init(folio, map.alloc(4)?).err().ok_or(EINVAL)?;
+        assert_eq!(err.cause, FolioInitCause::Mismatch);
         assert_eq!((err.folio.order(), err.backing.order()), (PMD_ORDER, 4));
         let folio = err.folio;
         // A folio of another pagemap.
         let other = FreeFolio::for_test(0);
-        let err = map.hand_out(other, map.alloc(PMD_ORDER)?);
-        assert_eq!(err.err().map(|err| err.cause), Some(HandOutCause::Mismatch));
+        let err = map.folio_init(other, map.alloc(PMD_ORDER)?);
+        assert_eq!(
+            err.err().map(|err| err.cause),
+            Some(FolioInitCause::Mismatch)
+        );
         assert!(map.retire(FreeFolio::for_test(0)).is_err());
         assert_eq!(map.used(), 0);
         map.retire(folio).map_err(|_| EINVAL)
@@ -451,12 +456,12 @@ mod tests {
         let (map, folio) = register()?;
         assert!(map.corrupt(&folio, Corruption::Referenced(true)));
         let err = map
-            .hand_out(folio, map.alloc(PMD_ORDER)?)
+            .folio_init(folio, map.alloc(PMD_ORDER)?)
             .err()
             .ok_or(EINVAL)?;
-        assert_eq!(err.cause, HandOutCause::NotFree(0));
+        assert_eq!(err.cause, FolioInitCause::NotFree(0));
         assert!(map.corrupt(&err.folio, Corruption::Referenced(false)));
-        drop(map.hand_out(err.folio, err.backing).map_err(|_| EINVAL)?);
+        drop(map.folio_init(err.folio, err.backing).map_err(|_| EINVAL)?);
         let folio = map.freed().ok_or(EINVAL)?;
         // Poisons are set and cleared, and nothing else can be.
         assert!(map.corrupt(&folio, Corruption::Mapping(true)));
@@ -496,7 +501,7 @@ mod tests {
         let owner = PgmapOwner::in_scope(exit.scope().clone())?;
         let (map, folio) = register_for(owner)?;
         drop(
-            map.hand_out(folio, map.alloc(PMD_ORDER)?)
+            map.folio_init(folio, map.alloc(PMD_ORDER)?)
                 .map_err(|_| EINVAL)?,
         );
         map.finish_use();
@@ -506,8 +511,8 @@ mod tests {
         // Nothing is handed out any more, for which core mm would call the module.
         let folio = forgotten.freed().ok_or(EINVAL)?;
         let backing = forgotten.alloc(PMD_ORDER)?;
-        let err = forgotten.hand_out(folio, backing).err().ok_or(EINVAL)?;
-        assert_eq!(err.cause, HandOutCause::Mismatch);
+        let err = forgotten.folio_init(folio, backing).err().ok_or(EINVAL)?;
+        assert_eq!(err.cause, FolioInitCause::Mismatch);
         assert!(forgotten.retire(err.folio).is_ok());
         assert_eq!((forgotten.away(), module_refs()), (0, before));
         // SAFETY: All pages are home, the exit has ended the scope, and `forgotten` is not used again.

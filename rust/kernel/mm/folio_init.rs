@@ -10,8 +10,8 @@ use super::{
         RawBacking, //
     },
     device_folio::{
-        HandOutCause,
-        HandOutError,
+        FolioInitCause,
+        FolioInitError,
         LockedDeviceFolio, //
     },
     free_folio::FreeFolio,
@@ -41,52 +41,52 @@ impl<T: PagemapOps> DevPagemap<T> {
     /// Gives folio and backing back when they do not suit each other or this pagemap, when something
     /// refers to a page of the folio, which a free page must not have, and when the module is on its way
     /// out.
-    pub(crate) fn hand_out(
+    pub(crate) fn folio_init(
         &self,
         folio: FreeFolio,
         backing: Backing,
-    ) -> Result<LockedDeviceFolio, HandOutError> {
+    ) -> Result<LockedDeviceFolio, FolioInitError> {
         let suits = backing.order() == folio.order()
             && (self.memory == MemoryType::Private || !backing.is_some());
         let begun = if suits {
-            self.begin_hand_out(&folio)
+            self.begin_folio_init(&folio)
         } else {
-            Err(HandOutCause::Mismatch)
+            Err(FolioInitCause::Mismatch)
         };
         match begun {
             Ok((index, head)) => {
                 let backing = self.kept.mark(index, backing.into_raw());
-                Ok(self.end_hand_out(folio, index, head, backing))
+                Ok(self.end_folio_init(folio, index, head, backing))
             }
-            Err(cause) => Err(HandOutError::new(cause, folio, backing)),
+            Err(cause) => Err(FolioInitError::new(cause, folio, backing)),
         }
     }
 
     /// Whether the memory that the last folio at `folio` had is kept, so that
-    /// [`DevPagemap::hand_out_kept`] is worth a try.
+    /// [`DevPagemap::folio_init_kept`] is worth a try.
     pub(crate) fn has_kept(&self, folio: &FreeFolio) -> bool {
         let index = folio.first_pfn().wrapping_sub(self.first_pfn());
         folio.order() == 0 && self.kept.has(index)
     }
 
-    /// As [`DevPagemap::hand_out`], with the memory that the last folio there had. Does not sleep.
+    /// As [`DevPagemap::folio_init`], with the memory that the last folio there had. Does not sleep.
     ///
     /// # Errors
     ///
     /// Gives the folio back, with a cause unless no memory was kept.
-    pub(crate) fn hand_out_kept(
+    pub(crate) fn folio_init_kept(
         &self,
         folio: FreeFolio,
-    ) -> Result<LockedDeviceFolio, (FreeFolio, Option<HandOutCause>)> {
+    ) -> Result<LockedDeviceFolio, (FreeFolio, Option<FolioInitCause>)> {
         if !self.has_kept(&folio) {
             return Err((folio, None));
         }
-        let (index, head) = match self.begin_hand_out(&folio) {
+        let (index, head) = match self.begin_folio_init(&folio) {
             Ok(begun) => begun,
             Err(cause) => return Err((folio, Some(cause))),
         };
         match self.kept.take(index) {
-            Some(backing) => Ok(self.end_hand_out(folio, index, head, backing)),
+            Some(backing) => Ok(self.end_folio_init(folio, index, head, backing)),
             None => {
                 self.end_use(1);
                 Err((folio, None))
@@ -96,31 +96,31 @@ impl<T: PagemapOps> DevPagemap<T> {
 
     /// Makes sure that `folio` can be handed out, and counts it as in use. Returns the index of its first
     /// page, and the page.
-    fn begin_hand_out(&self, folio: &FreeFolio) -> Result<(usize, PageView<'_>), HandOutCause> {
+    fn begin_folio_init(&self, folio: &FreeFolio) -> Result<(usize, PageView<'_>), FolioInitCause> {
         let pages = folio.pages();
         let index = self
             .index_of_pfn(folio.first_pfn())
             .filter(|_| !self.closed.load(Relaxed));
         let Some((index, head)) = index.and_then(|i| Some((i, self.page(i)?))) else {
-            return Err(HandOutCause::Mismatch);
+            return Err(FolioInitCause::Mismatch);
         };
         // SAFETY: The folio is one of this pagemap, so that there are struct pages for all of it.
         let idle = unsafe { struct_page::idle_pages(head.as_ptr(), pages) };
         for i in index + idle..index + pages {
             if !self.page(i).is_some_and(|page| self.is_idle(page)) {
-                return Err(HandOutCause::NotFree(i));
+                return Err(FolioInitCause::NotFree(i));
             }
         }
         // INVARIANT: The module is pinned before the folio is in use.
         if self.begin_use(pages) {
             Ok((index, head))
         } else {
-            Err(HandOutCause::Unloading)
+            Err(FolioInitCause::Unloading)
         }
     }
 
-    /// Hands out what [`DevPagemap::begin_hand_out`] has begun to.
-    fn end_hand_out(
+    /// Hands out what [`DevPagemap::begin_folio_init`] has begun to.
+    fn end_folio_init(
         &self,
         folio: FreeFolio,
         index: usize,

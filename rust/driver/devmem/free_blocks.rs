@@ -117,8 +117,8 @@ impl Linked for Block {
     }
 }
 
-/// The free pages of a device. Nothing but [`BlockMap::new`] sleeps.
-pub(super) struct BlockMap {
+/// The free pages of a device. Nothing but [`FreeBlocks::new`] sleeps.
+pub(super) struct FreeBlocks {
     table: Table<Block>,
     /// The blocks whose pages are all free.
     whole: List,
@@ -128,7 +128,7 @@ pub(super) struct BlockMap {
     free: usize,
 }
 
-impl BlockMap {
+impl FreeBlocks {
     /// No pages, but numbers for `chunks` chunks of `chunk_pages` pages. May sleep.
     ///
     /// # Errors
@@ -276,7 +276,7 @@ impl BlockMap {
     ///
     /// # Errors
     ///
-    /// As [`BlockMap::put`].
+    /// As [`FreeBlocks::put`].
     pub(super) fn quarantine(&mut self, page: u32, folio: FreeFolio) -> Result<(), FreeFolio> {
         if self.table.get(block_of(page)).is_none() {
             return Err(folio);
@@ -360,7 +360,7 @@ fn page_of(block: u32, folio: Option<&FreeFolio>) -> u32 {
     (block << PMD_ORDER) + index as u32
 }
 
-#[kunit_tests(zdmirror_block_map)]
+#[kunit_tests(zdmirror_free_blocks)]
 mod tests {
     use super::*;
 
@@ -368,7 +368,7 @@ mod tests {
 
     /// A map, and the folios taken from it, by page number.
     struct Fixture {
-        map: BlockMap,
+        map: FreeBlocks,
         taken: KVVec<Option<FreeFolio>>,
     }
 
@@ -380,7 +380,7 @@ mod tests {
             for _ in 0..2 * pages.get() {
                 taken.push(None, GFP_KERNEL)?;
             }
-            let mut map = BlockMap::new(2, pages)?;
+            let mut map = FreeBlocks::new(2, pages)?;
             for number in 0..chunks {
                 let mut blocks = Blocks::with_room(pages.get())?;
                 blocks.fill(FreeRegion::for_test(number * n..(number + 1) * n));
@@ -425,7 +425,7 @@ mod tests {
     fn chunk_is_a_number_of_blocks() {
         for (pages, good) in [(1, false), (511, false), (512, true), (513, false)] {
             let pages = NonZeroUsize::MIN.saturating_add(pages - 1);
-            assert_eq!(BlockMap::new(1, pages).is_ok(), good);
+            assert_eq!(FreeBlocks::new(1, pages).is_ok(), good);
         }
     }
 
