@@ -3,8 +3,7 @@
 //! A driver to start from, for a device with its own memory. Processes migrate their pages to the
 //! device by an ioctl; the first CPU access brings them back, and so does the last close.
 //!
-//! It uses only `rust/kernel` of zdmirror. A real driver has a copy engine, an allocator that
-//! splits and merges folios, and large folios.
+//! It uses only `rust/kernel`. A real driver has a copy engine, and allocates large folios, too.
 
 #![forbid(unsafe_code)]
 
@@ -126,6 +125,7 @@ impl Context {
     }
 }
 
+#[vtable]
 impl NodeOps for Context {
     type Data = Arc<Chip>;
 

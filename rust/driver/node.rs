@@ -27,6 +27,7 @@ use kernel::{
 /// The largest mapping of a device, in bytes. Its pages are allocated with the mmap lock held.
 const MAX_MAPPING: usize = SZ_64M;
 
+#[vtable]
 impl NodeOps for Client {
     type Data = Arc<Device>;
 

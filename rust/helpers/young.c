@@ -2,8 +2,8 @@
 /*
  * A loop over page table entries that is in C on purpose. What reads an entry is inline and differs
  * between architectures, so that from Rust it would be a call per entry. On x86-64 the loop has 11
- * instructions per entry, and with a call per entry 17 (gcc 14, -O2); it runs over up to 512 entries for
- * a CPU fault that brings back more than one page.
+ * instructions per entry, and with a call per entry 17 (gcc 14, -O2). It runs over up to 512
+ * entries for a CPU fault that brings back more than one page.
  */
 #include <linux/irqflags.h>
 #include <linux/mm.h>

@@ -37,6 +37,7 @@ use pin_init::Wrapper;
 /// /// An open file.
 /// struct Context;
 ///
+/// #[vtable]
 /// impl NodeOps for Context {
 ///     /// What all files of the device share.
 ///     type Data = u32;
@@ -54,6 +55,7 @@ use pin_init::Wrapper;
 /// # assert_eq!(Context::open(&1)?.ioctl(0, 0), Err(ENOTTY));
 /// # Ok::<(), Error>(())
 /// ```
+#[vtable]
 pub(crate) trait NodeOps: Send + Sync + Sized + 'static {
     /// Data of the device.
     type Data: Send + Sync + 'static;
@@ -87,6 +89,7 @@ pub(crate) trait NodeOps: Send + Sync + Sized + 'static {
 ///     module::this_module, //
 /// };
 /// # struct Context;
+/// # #[vtable]
 /// # impl NodeOps for Context {
 /// #     type Data = u32;
 /// #     fn open(_: &u32) -> Result<Pin<KBox<Self>>> {
@@ -171,6 +174,10 @@ struct Shim<T>(PhantomData<T>);
 
 #[vtable]
 impl<T: NodeOps> MiscDevice for Shim<T> {
+    /// Open files keep the module of the driver loaded.
+    #[cfg(not(zdm_no_module_type))]
+    type OwnerModule = T::OwnerModule;
+
     type Ptr = Pin<KBox<T>>;
 
     fn open(_file: &File, misc: &MiscDeviceRegistration<Self>) -> Result<Self::Ptr> {

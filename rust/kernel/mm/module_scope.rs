@@ -79,7 +79,7 @@ unsafe impl Send for List {}
 /// use kernel::{mm::{module_scope::ModuleScope, owner::PgmapOwner}, module::this_module};
 ///
 /// let scope = ModuleScope::new(this_module::<LocalModule>())?;
-/// // What is registered for this owner has a reference of the module, as no `ModuleExit` has this scope.
+/// // No `ModuleExit` has the scope, so that registrations take a reference of the module.
 /// let owner = PgmapOwner::in_scope(scope)?;
 /// # drop(owner);
 /// # Ok::<(), Error>(())

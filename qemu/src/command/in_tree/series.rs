@@ -231,10 +231,6 @@ use crate::page::{
                 let tail = read(&self.repo.join("qemu/kernel/in-tree/rust_dmem.tail"))?;
                 // The expansion of `module!` has unsafe code; the driver itself has none.
                 let text = text
-                    .replace(
-                        "//! It takes nothing of zdmirror but `rust/kernel`. A real",
-                        "//! A real",
-                    )
                     .replace("#![forbid(unsafe_code)]\n\n", "")
                     .replace(
                         "use crate::miscdevice::NodeOps;",
@@ -269,7 +265,10 @@ use crate::page::{
                     insert_after(
                         text,
                         "use core::marker::PhantomData;",
-                        "\nmod node;\n\npub use node::{\n    Node,\n    NodeOps, //\n};\n",
+                        &format!(
+                            "\n#[cfg(all({CONDITION}))]\nmod node;\n\n#[cfg(all({CONDITION}))]\npub use \
+                             node::{{\n    Node,\n    NodeOps, //\n}};\n"
+                        ),
                     )
                 })
             }
