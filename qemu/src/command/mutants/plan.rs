@@ -116,9 +116,21 @@ pub const LAST: &str = "unload.clean";
 pub const PARTS: [&str; 3] = ["first", "second", "rest"];
 
 /// The plan for a bug: the same tests in another order. Tests that fail in the baseline are left
-/// out; `keep` keeps the order.
-pub fn ordered(planned: &Planned, baseline: &Baseline, mutant: &Mutant, keep: bool) -> Planned {
-    let order = if keep { Vec::new() } else { baseline.order(mutant) };
+/// out; `keep` keeps the order. The test that noticed the bug before the tests were changed, `last`,
+/// runs first and alone, so that most boots with changed tests are short.
+pub fn ordered(
+    planned: &Planned,
+    baseline: &Baseline,
+    mutant: &Mutant,
+    keep: bool,
+    last: Option<&str>,
+) -> Planned {
+    let mut order = if keep { Vec::new() } else { baseline.order(mutant) };
+    let known = last.and_then(|last| order.iter().position(|t| *t == last));
+    if let Some(at) = known {
+        order[..=at].rotate_right(1);
+    }
+    let first = if known.is_some() { 1 } else { FIRST };
     let rank = |test: &Test| order.iter().position(|t| *t == test.name);
     let mut out = Planned { suites: Vec::new(), ..planned.clone() };
     for suite in &planned.suites {
@@ -137,7 +149,7 @@ pub fn ordered(planned: &Planned, baseline: &Baseline, mutant: &Mutant, keep: bo
         }
         let last = suite.tests.iter().find(|t| t.name == LAST);
         let part = |test: &Test| match rank(test) {
-            Some(n) if n < FIRST => 0,
+            Some(n) if n < first => 0,
             Some(_) => 1,
             None => 2,
         };
@@ -233,13 +245,26 @@ mod tests {
     #[test]
     fn who_reaches_it_goes_first_in_one_program() {
         let plan = planned(Kind::Harness, &["c", "a", "b"]);
-        let plan = ordered(&plan, &baseline(), &mutant(None), false);
+        let plan = ordered(&plan, &baseline(), &mutant(None), false, None);
         assert_eq!(names(&plan.suites[0]), ["b", "a", "c"], "b reaches nothing else");
         let plan = planned(Kind::Harness, &["c", "a", "b"]);
-        let other = ordered(&plan, &baseline(), &mutant(Some("^a$")), false);
+        let other = ordered(&plan, &baseline(), &mutant(Some("^a$")), false, None);
         assert_eq!(names(&other.suites[0]), ["a", "b", "c"]);
-        let same = ordered(&plan, &baseline(), &mutant(Some("^a$")), true);
+        let same = ordered(&plan, &baseline(), &mutant(Some("^a$")), true, None);
         assert_eq!(names(&same.suites[0]), ["c", "a", "b"]);
+    }
+
+    #[test]
+    fn who_noticed_it_before_goes_first_and_alone() {
+        let plan = |last| {
+            let planned = planned(Kind::Ktap, &["a", "b", "c", LAST]);
+            ordered(&planned, &baseline(), &mutant(Some("^a$")), false, Some(last))
+        };
+        let known = plan("b");
+        assert_eq!(names(&known.suites[0]), ["b", LAST]);
+        assert_eq!(names(&known.suites[1]), ["a", LAST]);
+        let unknown = plan("c");
+        assert_eq!(names(&unknown.suites[0]), ["a", "b", LAST], "c does not reach the bug");
     }
 
     #[test]
@@ -253,7 +278,8 @@ mod tests {
         let all: Vec<String> = (0..20).map(|n| format!("t{n:02}")).collect();
         let mut all: Vec<&str> = all.iter().map(String::as_str).collect();
         all.extend(["a", "b", "c", LAST]);
-        let plan = ordered(&planned(Kind::Ktap, &all), &baseline, &mutant(Some("^a$")), false);
+        let plan =
+            ordered(&planned(Kind::Ktap, &all), &baseline, &mutant(Some("^a$")), false, None);
         assert_eq!(plan.suites.iter().map(|s| s.name.as_str()).collect::<Vec<_>>(), PARTS);
         assert!(names(&plan.suites[0]).contains(&"a") && plan.suites[0].tests.len() == FIRST + 1);
         assert_eq!(names(&plan.suites[2]), ["c", LAST]);

@@ -266,6 +266,11 @@ impl Ground<'_> {
         self.store.join(format!("{}-{key}.json", mutant.name))
     }
 
+    /// The file that names the test that noticed a bug last, whatever the tests were then.
+    fn noticed(&self, detector: Detector, mutant: &Mutant) -> PathBuf {
+        self.store.join(format!("noticed-{}.{}.json", mutant.name, detector.word()))
+    }
+
     /// Boots a bug that some test reaches.
     ///
     /// A test that does not reach the bug may still fail: as a consequence of the bug, or because a
@@ -275,7 +280,11 @@ impl Ground<'_> {
         let Some(reach) = ready.baseline.reach.get(&mutant.name) else {
             return Ok(Outcome::default());
         };
-        let first = self.boot(ready, mutant)?;
+        let mut first = self.boot(ready, mutant)?;
+        if !first.reached {
+            // Some tests reach it. A guest that gets no CPU ends before they run.
+            first = self.boot(ready, mutant)?;
+        }
         if !first.killed() || first.noticed_by(reach) {
             return Ok(first);
         }
@@ -292,7 +301,9 @@ impl Ground<'_> {
         // Some tests damage the C driver's COHERENT memory for good, so the results of later tests
         // depend on the order.
         let keep = ready.detector == Detector::UpstreamC;
-        let planned = ordered(&ready.planned, &ready.baseline, mutant, keep);
+        let noticed = self.noticed(ready.detector, mutant);
+        let last = read_json::<String>(&noticed);
+        let planned = ordered(&ready.planned, &ready.baseline, mutant, keep, last.as_deref());
         let dir = self.folder(&format!("{}.{}", mutant.name, ready.detector.word()))?;
         let usual = &ready.baseline.usual;
         let mut lookout = Lookout::new(&planned, usual, &mutant.name);
@@ -315,6 +326,9 @@ impl Ground<'_> {
             usual,
         });
         outcome.seconds = boot.seconds;
+        if let Some(finding) = outcome.found.first().filter(|_| outcome.killed()) {
+            write_json(&noticed, &finding.test)?;
+        }
         write_json(&dir.join("outcome.json"), &outcome)?;
         Ok(outcome)
     }

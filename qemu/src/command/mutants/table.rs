@@ -12,7 +12,7 @@ use crate::command::mutants::finding::{By, Outcome};
 use crate::command::mutants::plan::Detector;
 
 /// The share of bugs that our suite has to find, in hundredths.
-const WANTED: usize = 95;
+const WANTED: usize = 97;
 
 /// One row.
 #[derive(Clone, Debug, Serialize)]
@@ -319,9 +319,9 @@ mod tests {
         };
         assert!(with(&|_| (), found()).is_empty());
         let said = with(&|_| (), outcome(true, &[]));
-        assert!(said[0].contains("nothing says why") && said[1].contains("95 %"), "{said:?}");
+        assert!(said[0].contains("nothing says why") && said[1].contains("97 %"), "{said:?}");
         let said = with(&|m| m.survives = Some("x".into()), outcome(true, &[]));
-        assert!(said.len() == 1 && said[0].contains("95 %"), "{said:?}");
+        assert!(said.len() == 1 && said[0].contains("97 %"), "{said:?}");
         assert!(with(&|m| m.survives = Some("x".into()), found())[0].contains("said to survive"));
         assert!(with(&|m| m.equivalent = Some("x".into()), outcome(true, &[])).is_empty());
         let said = with(&|m| m.equivalent = Some("x".into()), found());
@@ -329,8 +329,8 @@ mod tests {
     }
 
     #[test]
-    fn nineteen_of_twenty_are_enough() {
-        assert!(Score { killed: 19, of: 20 }.enough() && !Score { killed: 18, of: 20 }.enough());
+    fn three_of_a_hundred_may_survive() {
+        assert!(Score { killed: 97, of: 100 }.enough() && !Score { killed: 96, of: 100 }.enough());
     }
 
     #[test]
