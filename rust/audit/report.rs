@@ -109,6 +109,7 @@ pub(crate) struct Auditor {
     policy: Policy,
     device: &'static CStr,
     total: Atomic<u64>,
+    healed: Atomic<u64>,
     #[pin]
     records: SpinLockIrq<Records>,
 }
@@ -121,6 +122,7 @@ impl Auditor {
             policy,
             device,
             total: Atomic::new(0),
+            healed: Atomic::new(0),
             records <- new_spinlock_irq!(records, "Auditor::records"),
         }))
     }
@@ -133,6 +135,17 @@ impl Auditor {
     /// The number of violations since the module was loaded or the records were cleared.
     pub(crate) fn total(&self) -> u64 {
         self.total.load(Relaxed)
+    }
+
+    /// The number of suspects that a later look did not find in the same state. They are no
+    /// violations. A number that grows on an idle machine shows a fault that heals.
+    pub(crate) fn healed(&self) -> u64 {
+        self.healed.load(Relaxed)
+    }
+
+    /// Counts suspects that have healed.
+    pub(crate) fn heal(&self, suspects: u64) {
+        self.healed.add(suspects, Relaxed);
     }
 
     /// Takes the result of a check. Returns whether it was a violation.

@@ -76,6 +76,11 @@ impl Chunk {
         outcome.is_some_and(|violation| self.report(index, violation))
     }
 
+    /// Counts suspects that a later look did not find in the same state.
+    pub(super) fn heal(&self, suspects: u64) {
+        self.core.auditor.heal(suspects);
+    }
+
     #[cold]
     fn report(&self, index: usize, violation: Violation) -> bool {
         let told = violation.after(self.ledger.last(index));

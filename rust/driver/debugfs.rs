@@ -114,6 +114,7 @@ impl Source for Audit {
             ("used", counts.used),
             ("found", counts.found),
             ("total", auditor.total()),
+            ("healed", auditor.healed()),
         ];
         for (name, value) in counts {
             text.line(fmt!("{} {}", name, value))?;
@@ -182,7 +183,7 @@ mod tests {
     fn audit_of_a_fresh_device() -> Result {
         let mut text = Text::default();
         Audit(device()?).write(&mut text)?;
-        let expected = b"pages 512\nfree 512\nused 0\nfound 0\ntotal 0\n";
+        let expected = b"pages 512\nfree 512\nused 0\nfound 0\ntotal 0\nhealed 0\n";
         assert_eq!(text.as_bytes(), expected);
         Ok(())
     }

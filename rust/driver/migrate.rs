@@ -48,6 +48,7 @@ use crate::{
         task::check_signals,
         PAGE_SHIFT, //
     },
+    params::param_strict,
     stamp::log_clock,
 };
 use kernel::{
@@ -82,9 +83,12 @@ impl Settled {
             return None;
         }
         let violation = check_settled(page, 0)?;
-        // A task that can access a page by its mappings may also hold it for a long time.
+        // A task that can access a page by its mappings may also hold it for a long time. In strict
+        // mode only a pin explains that: a task could otherwise have taken its reference only in the
+        // moment since the page was mapped.
         let only_mapped = page.memory_type() == MemoryType::PRIVATE;
-        (only_mapped || page.refs() < page.mapcount()).then_some(violation)
+        let is_explained = page.may_be_pinned() || !param_strict();
+        (only_mapped || page.refs() < page.mapcount() || !is_explained).then_some(violation)
     }
 }
 
@@ -149,7 +153,10 @@ fn judge_lasting(suspects: &mut [Option<(Settled, Violation)>]) {
         }
         fsleep(Delta::from_millis(1));
         for suspect in suspects.iter_mut() {
-            suspect.take_if(|(settled, first)| settled.check() != Some(*first));
+            let healed = suspect.take_if(|(settled, first)| settled.check() != Some(*first));
+            if let Some((settled, _)) = healed {
+                settled.chunk.ops().heal(1);
+            }
         }
     }
     for (settled, violation) in suspects.iter().flatten() {

@@ -137,8 +137,10 @@ impl Device {
             signs[index] = sign;
             sign != Sign::NONE
         })?;
+        let suspects = counts.found;
         for _ in 0..TRIES {
             if counts.found == 0 {
+                chunk.ops().heal(suspects);
                 return Ok(counts);
             }
             fsleep(Delta::from_millis(1));
@@ -163,12 +165,14 @@ impl Device {
             }
         }
         let mut scan = self.core.auditor.scan();
-        scan_chunk(chunk, moment, |index, outcome| {
+        let counts = scan_chunk(chunk, moment, |index, outcome| {
             let last = ledger.last(index);
             let sign = Sign::of(outcome, || last);
             let lasts = signs.get(index).is_some_and(|&before| before == sign);
             scan.judge(outcome.filter(|_| lasts).map(|v| v.after(last)))
-        })
+        })?;
+        chunk.ops().heal(suspects.saturating_sub(counts.found));
+        Ok(counts)
     }
 
     /// Reads every struct page, which is what a scan costs at least, and says how many that are. May

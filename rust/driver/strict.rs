@@ -100,6 +100,8 @@ impl Client {
             if outcome.is_err() {
                 return;
             }
+            let healed = suspects.iter().count().saturating_sub(left.iter().count());
+            self.device().core.auditor.heal(healed as u64);
             suspects = left;
         }
         // A migration may wait for memory for as long as it likes.
@@ -152,6 +154,9 @@ impl Device {
                     fsleep(Delta::from_millis(1));
                     let again = look();
                     found = found.filter(|_| again == found);
+                    if found.is_none() {
+                        chunk.ops().heal(1);
+                    }
                 }
                 chunk.ops().judge(index, found);
             }

@@ -84,7 +84,10 @@ impl Core {
             // A task that works on a folio changes its count.
             let again = suspects(migration);
             for violation in &mut found {
-                violation.take_if(|v| !again.iter().flatten().any(|other| other == v));
+                let healed = |v: &mut Violation| !again.iter().flatten().any(|other| other == v);
+                if violation.take_if(healed).is_some() {
+                    self.auditor.heal(1);
+                }
             }
         }
         for v in found.into_iter().flatten() {

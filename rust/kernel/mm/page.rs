@@ -278,6 +278,16 @@ impl<'a> PageView<'a> {
         unsafe { bindings::zdm_folio_mapcount(self.as_ptr()) }
     }
 
+    /// Whether a task may have pinned the folio with `FOLL_PIN`. A small folio looks pinned, too, when
+    /// it has as many references as a pin takes.
+    pub(crate) fn may_be_pinned(&self) -> bool {
+        match self.large() {
+            Some(large) => large.pins > 0,
+            // CAST: The bias is far below the limit.
+            None => self.refs() >= bindings::GUP_PIN_COUNTING_BIAS as i32,
+        }
+    }
+
     /// `folio_order()` of the folio that the page is part of.
     pub(crate) fn order(&self) -> u32 {
         // SAFETY: The page is valid by the type invariants.
