@@ -12,14 +12,23 @@ use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use linux_raw_sys::ioctl::FICLONE;
+use linux_raw_sys::general::file_dedupe_range_info;
+use linux_raw_sys::ioctl::{FICLONE, FIDEDUPERANGE};
 use linux_raw_sys::mempolicy::MPOL_MF_MOVE;
 
 use crate::memory::{Buffer, PAGE};
 use crate::sys::cvt;
 
 /// Makes a mount namespace for the caller: its mounts end with the caller and its children.
+///
+/// Does nothing if the caller has a namespace of its own. A second namespace would get copies of all
+/// mounts. Files that are open or mapped would hold the mounts of the first namespace, and umount2()
+/// of the busy file system would succeed, because it would remove a copy that has no user.
 pub fn own_mounts() -> io::Result<()> {
+    let of = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/mnt"));
+    if of("self")? != of("1")? {
+        return Ok(());
+    }
     // SAFETY: The call takes only a number.
     cvt(unsafe { libc::unshare(libc::CLONE_NEWNS) }.into()).map(drop)
 }
@@ -73,11 +82,59 @@ pub fn clone(from: &File, to: &File) -> io::Result<()> {
     cvt(unsafe { libc::ioctl(to.as_raw_fd(), FICLONE.into(), from.as_raw_fd()) }.into()).map(drop)
 }
 
+/// Makes the pages of `to` from `at` on share the blocks of the first `n` pages of `from`, which must
+/// have the same data, with FIDEDUPERANGE.
+pub fn dedupe(from: &File, to: &File, at: usize, n: usize) -> io::Result<()> {
+    /// `struct file_dedupe_range` with one destination.
+    #[repr(C)]
+    struct Request {
+        src_offset: u64,
+        src_length: u64,
+        dest_count: u16,
+        reserved1: u16,
+        reserved2: u32,
+        info: file_dedupe_range_info,
+    }
+    let mut request = Request {
+        src_offset: 0,
+        src_length: (n * PAGE) as u64,
+        dest_count: 1,
+        reserved1: 0,
+        reserved2: 0,
+        info: file_dedupe_range_info {
+            dest_fd: to.as_raw_fd().into(),
+            dest_offset: (at * PAGE) as u64,
+            bytes_deduped: 0,
+            status: 0,
+            reserved: 0,
+        },
+    };
+    let (fd, arg) = (from.as_raw_fd(), std::ptr::from_mut(&mut request));
+    // SAFETY: The request outlives the call and has as many destinations as it says.
+    cvt(unsafe { libc::ioctl(fd, FIDEDUPERANGE.into(), arg) }.into())?;
+    match (request.info.status, request.info.bytes_deduped) {
+        (0, bytes) if bytes == (n * PAGE) as u64 => Ok(()),
+        (status @ ..0, _) => Err(io::Error::from_raw_os_error(-status)),
+        (status, bytes) => Err(io::Error::other(format!(
+            "status {status}, {bytes} bytes that are shared"
+        ))),
+    }
+}
+
 /// Calls madvise(2), which may fail.
 pub fn advise(buf: &Buffer, first: usize, n: usize, advice: i32) -> io::Result<()> {
     let addr = buf.at(first) as *mut c_void;
     // SAFETY: The call changes only the buffer's own pages, whose accesses are all volatile.
     cvt(unsafe { libc::madvise(addr, n * PAGE, advice) }.into()).map(drop)
+}
+
+/// Whether pages are resident, by mincore(2).
+pub fn mincore(buf: &Buffer, first: usize, n: usize) -> io::Result<Vec<bool>> {
+    let addr = buf.at(first) as *mut c_void;
+    let mut resident = vec![0u8; n];
+    // SAFETY: The array has one byte for each page.
+    cvt(unsafe { libc::mincore(addr, n * PAGE, resident.as_mut_ptr()) }.into())?;
+    Ok(resident.iter().map(|byte| byte & 1 != 0).collect())
 }
 
 /// Copies pages of process `pid` at the addresses of `from` to `to`, with process_vm_readv(2).

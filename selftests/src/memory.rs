@@ -282,6 +282,11 @@ impl Buffer {
     /// Calls mlock(2) or munlock(2) on pages.
     #[track_caller]
     pub fn lock(&self, first: usize, n: usize, lock: bool) -> Outcome {
+        self.try_lock(first, n, lock).or_fail("mlock or munlock")
+    }
+
+    /// As `lock`; the call may fail.
+    pub fn try_lock(&self, first: usize, n: usize, lock: bool) -> io::Result<()> {
         let (addr, len) = (self.at(first) as *const libc::c_void, n * PAGE);
         let ret = match lock {
             // SAFETY: Only this buffer's own pages change, by the invariant.
@@ -289,7 +294,7 @@ impl Buffer {
             // SAFETY: Only this buffer's own pages change, by the invariant.
             false => unsafe { libc::munlock(addr, len) },
         };
-        cvt(ret.into()).map(drop).or_fail("mlock or munlock")
+        cvt(ret.into()).map(drop)
     }
 
     /// Calls mlock2(2) on pages with MLOCK_ONFAULT.

@@ -7,7 +7,9 @@
 use std::fs;
 use std::io;
 
-use linux_raw_sys::mempolicy::{MPOL_BIND, MPOL_MF_MOVE, MPOL_MF_MOVE_ALL, MPOL_MF_STRICT};
+use linux_raw_sys::mempolicy::{
+    MPOL_BIND, MPOL_LOCAL, MPOL_MF_MOVE, MPOL_MF_MOVE_ALL, MPOL_MF_STRICT,
+};
 
 use crate::check::{Fail, Outcome};
 use crate::memory::{Buffer, PAGE};
@@ -26,6 +28,23 @@ pub fn nodes() -> Outcome<i32> {
     last.parse::<i32>()
         .map(|last| last + 1)
         .map_err(|e| Fail::failed(format!("{path}: '{text}': {e}")))
+}
+
+/// Keeps NUMA balancing away from the memory of the calling process. After a second of run time it
+/// would make device private entries read-only, as change_softleaf_pte() does not tell it from
+/// mprotect(2).
+pub fn no_balancing() -> io::Result<()> {
+    // A policy that a process has set itself does not ask for balancing.
+    // SAFETY: The call takes only numbers and no set of nodes.
+    let ret = unsafe {
+        libc::syscall(
+            libc::SYS_set_mempolicy,
+            MPOL_LOCAL,
+            std::ptr::null::<u64>(),
+            0,
+        )
+    };
+    cvt(ret).map(drop)
 }
 
 /// The node of each page, or a negative errno. If `to` names a node, the pages are moved to it.

@@ -12,7 +12,7 @@ use crate::device::{Buffer, Device, HUGE_PAGES, PAGE};
 use crate::pagemap::{SCAN_FILE, SCAN_HUGE, SCAN_PRESENT, SCAN_SOFT_DIRTY, SCAN_SWAPPED};
 use crate::pagemap::{SCAN_WRITTEN, SCAN_ZERO};
 use crate::uapi::*;
-use crate::{check, pagemap, proc, sys};
+use crate::{check, numa, pagemap, proc, sys};
 
 const SOFT_DIRTY: u64 = 1 << 55;
 const UFFD_WP: u64 = 1 << 57;
@@ -32,10 +32,9 @@ pub struct State {
     pub flags: u32,
 }
 
-/// The states of pages of a buffer, by /proc/self/pagemap, PAGEMAP_SCAN and ZDM_INSPECT, which must
-/// agree with one another.
+/// The states of pages of a buffer, by /proc/self/pagemap, PAGEMAP_SCAN and ZDM_INSPECT.
 #[track_caller]
-pub fn states(device: &Device, buf: &Buffer, first: usize, n: usize) -> Outcome<Vec<State>> {
+pub fn views(device: &Device, buf: &Buffer, first: usize, n: usize) -> Outcome<Vec<State>> {
     const ALL: u64 = SCAN_WRITTEN
         | SCAN_FILE
         | SCAN_PRESENT
@@ -53,21 +52,26 @@ pub fn states(device: &Device, buf: &Buffer, first: usize, n: usize) -> Outcome<
         scan[index(from)..index(to)].fill(bits);
     }
     let pages = device.inspect(buf, first, n).or_fail("ZDM_INSPECT")?;
-    let mut states = Vec::with_capacity(n);
-    for (i, page) in pages.iter().enumerate() {
-        let state = State {
-            soft_dirty: entries[i] & SOFT_DIRTY != 0,
-            uffd_wp: entries[i] & UFFD_WP != 0,
-            scan: scan[i],
-            flags: page.flags & IN_PLACE,
-        };
+    let state = |(i, page): (usize, &PageInfo)| State {
+        soft_dirty: entries[i] & SOFT_DIRTY != 0,
+        uffd_wp: entries[i] & UFFD_WP != 0,
+        scan: scan[i],
+        flags: page.flags & IN_PLACE,
+    };
+    Ok(pages.iter().enumerate().map(state).collect())
+}
+
+/// As `views`, for areas in which only pages are marked: the three must agree with one another.
+#[track_caller]
+pub fn states(device: &Device, buf: &Buffer, first: usize, n: usize) -> Outcome<Vec<State>> {
+    let states = views(device, buf, first, n)?;
+    for (i, state) in states.iter().enumerate() {
         let same = state.soft_dirty == (state.scan & SCAN_SOFT_DIRTY != 0);
         check!(
             same,
             "page {}: soft-dirty by pagemap and by PAGEMAP_SCAN: expected the same, found {state:x?}",
             first + i
         );
-        states.push(state);
     }
     Ok(states)
 }
@@ -126,10 +130,13 @@ pub struct Watch {
 
 impl Watch {
     /// From here on, the process has huge pages only where it asks for them: huge pages of its heap,
-    /// part of which it gives back, would be counted with those of the buffer.
+    /// part of which it gives back, would be counted with those of the buffer. NUMA balancing takes
+    /// no rights from entries.
     #[track_caller]
     pub fn new(cgroup: &Path) -> Outcome<Self> {
         sys::huge_pages_where_advised().or_fail("PR_SET_THP_DISABLE")?;
+        // A kernel without NUMA has no such call, and does not balance.
+        let _ = numa::no_balancing();
         Ok(Self {
             cgroup: cgroup.to_path_buf(),
         })

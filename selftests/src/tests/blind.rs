@@ -410,6 +410,8 @@ fn dax_poison_offset<const ALIGN: usize>(_: &Ctx) -> Outcome {
             sys::want_memory_failures().or_fail("prctl")?;
             files::catch_address(libc::SIGBUS).or_fail("sigaction")?;
             let own = dax.map(3 * step)?;
+            // The first access to the huge page may lie anywhere in it.
+            own.set(broken, 0, 1);
             own.fill(0, 3 * step, 4180);
             // A file shows the memory of the process that opened it.
             let page = Device::open(0)?.inspect_one(&own, broken)?;

@@ -7,6 +7,9 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
 
 use super::counts::{Counts, IDLE, MAPPED, Waiting, pinned};
 use super::fsdax::Setup;
@@ -15,6 +18,7 @@ use super::{Test, test};
 use crate::check::{Fail, OrFail, Outcome};
 use crate::device::{Buffer, PAGE, check_bytes, pattern_bytes};
 use crate::fsdax::{EXT4, Mounted, REFLINK, XFS};
+use crate::fuse::{Request, SlowFile};
 use crate::harness::Child;
 use crate::sys::{self, Exit};
 use crate::uapi::*;
@@ -34,6 +38,11 @@ pub const TESTS: &[Test] = cross!(
     truncate punch zero collapse insert unlink last_close unmount
 );
 
+/// Operations of file systems that share blocks.
+pub const SHARING: &[Test] = &[test("daxcross.dedupe_reflink", |_| {
+    each(REFLINK, Op::dedupe)
+})];
+
 /// The operations that take blocks away.
 #[allow(non_camel_case_types)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +55,8 @@ enum Op {
     unlink,
     last_close,
     unmount,
+    /// The file gets blocks of another file with the same data.
+    dedupe,
 }
 
 /// The users of the pages.
@@ -58,10 +69,13 @@ enum User {
     private,
     gup,
     gup_fast,
+    /// Direct I/O that is done.
     direct,
+    /// Direct I/O that is under way.
+    in_flight,
 }
 
-const USERS: [User; 7] = [
+const USERS: [User; 8] = [
     User::read,
     User::write,
     User::sync,
@@ -69,6 +83,7 @@ const USERS: [User; 7] = [
     User::gup,
     User::gup_fast,
     User::direct,
+    User::in_flight,
 ];
 
 /// The number of pages in a file.
@@ -81,7 +96,7 @@ const SEED: u64 = 4000;
 const OWN: u64 = 4001;
 
 impl Op {
-    fn run(self, file: &File) -> io::Result<()> {
+    fn run(self, file: &File, twin: Option<&File>) -> io::Result<()> {
         let allocate = |mode| files::allocate(file, mode, FIRST, COUNT);
         match self {
             Op::truncate => files::truncate(file, FIRST),
@@ -89,6 +104,10 @@ impl Op {
             Op::zero => allocate(libc::FALLOC_FL_ZERO_RANGE),
             Op::collapse => allocate(libc::FALLOC_FL_COLLAPSE_RANGE),
             Op::insert => allocate(libc::FALLOC_FL_INSERT_RANGE),
+            Op::dedupe => {
+                let twin = twin.ok_or(io::ErrorKind::NotFound)?;
+                files::dedupe(twin, file, FIRST, COUNT)
+            }
             Op::unlink | Op::last_close | Op::unmount => Ok(()),
         }
     }
@@ -104,7 +123,7 @@ impl Op {
             Op::punch | Op::zero => old(0..FIRST).chain(zeroes).chain(old(end..N)).collect(),
             Op::collapse => old(0..FIRST).chain(old(end..N)).collect(),
             Op::insert => old(0..FIRST).chain(zeroes).chain(old(FIRST..N)).collect(),
-            Op::unlink | Op::last_close | Op::unmount => old(0..N).collect(),
+            Op::unlink | Op::last_close | Op::unmount | Op::dedupe => old(0..N).collect(),
         }
     }
 
@@ -113,6 +132,7 @@ impl Op {
         let content = self.content();
         match self {
             Op::zero => Vec::new(),
+            Op::dedupe => (FIRST..FIRST + COUNT).collect(),
             _ => (0..N)
                 .filter(|page| !content.contains(&Some(*page)))
                 .collect(),
@@ -123,7 +143,7 @@ impl Op {
 impl User {
     /// Whether the user holds pages, so that the operation has to wait.
     fn holds(self) -> bool {
-        matches!(self, User::gup | User::gup_fast)
+        matches!(self, User::gup | User::gup_fast | User::in_flight)
     }
 
     fn flags(self) -> i32 {
@@ -137,16 +157,67 @@ impl User {
 
 /// A mapping of a file with its user, and the frames of the file's pages.
 struct Used {
-    buf: Buffer,
+    buf: Arc<Buffer>,
     frames: Vec<u64>,
     /// The id of the pin, if the user is a pin.
     pin: Option<u32>,
+    flight: Option<Flight>,
+}
+
+/// A direct write of the pages of a mapping to a file that does not answer before `land`.
+struct Flight {
+    slow: SlowFile,
+    request: Request,
+    writer: JoinHandle<io::Result<usize>>,
+}
+
+impl Flight {
+    #[track_caller]
+    fn start(buf: &Arc<Buffer>, n: usize) -> Outcome<Self> {
+        let slow = SlowFile::mount("/tmp/zdm-slow".as_ref()).or_fail("mount of FUSE")?;
+        let (from, path) = (buf.clone(), slow.path().to_path_buf());
+        // A thread, not a process: its pins are the only references beside those of the mapping.
+        let writer = std::thread::spawn(move || {
+            // The first close asks whether there is FLUSH.
+            drop(files::open_direct(&path)?);
+            let to = files::open_direct(&path)?;
+            from.write_to(&to, 0, n)
+        });
+        let request = slow.next(Duration::from_secs(10)).or_fail("FUSE")?;
+        let request = request.ok_or_else(|| Fail::failed("direct write: expected a request"))?;
+        check_eq!(request.size as usize, n * PAGE, "bytes of the request");
+        check_bytes(&request.data, SEED, 0, "what is to be written")?;
+        Ok(Self {
+            slow,
+            request,
+            writer,
+        })
+    }
+
+    #[track_caller]
+    fn land(self) -> Outcome {
+        self.slow.complete(&self.request, &[]).or_fail("FUSE")?;
+        while !self.writer.is_finished() {
+            // The close of the file needs an answer, too.
+            let late = self.slow.next(Duration::from_millis(20)).or_fail("FUSE")?;
+            check!(late.is_none(), "requests: expected one, found another");
+        }
+        let n = self.writer.join();
+        let n =
+            n.map_err(|_| Fail::failed("the writing thread: expected its end, found a panic"))?;
+        check_eq!(
+            n.or_fail("direct write")?,
+            self.request.size as usize,
+            "bytes that were written"
+        );
+        Ok(())
+    }
 }
 
 /// The counts of page `page`.
 fn counts(user: User, page: usize) -> Counts {
     match user {
-        User::gup | User::gup_fast if page < FIRST + COUNT => pinned(MAPPED, 1),
+        _ if user.holds() && page < FIRST + COUNT => pinned(MAPPED, 1),
         // The private mapping has its own copy of a page that it has written.
         User::private if page % 2 == 1 => IDLE,
         _ => MAPPED,
@@ -159,7 +230,7 @@ impl Used {
         // The file has the data without a mapping.
         file.write_all_at(&pattern_bytes(SEED, 0, N), 0)
             .or_fail("write")?;
-        let buf = Buffer::of_file(file, N, user.flags()).or_fail("mmap")?;
+        let buf = Arc::new(Buffer::of_file(file, N, user.flags()).or_fail("mmap")?);
         buf.check(0, N, SEED)?;
         let pages = s.device.inspect(&buf, 0, N).or_fail("ZDM_INSPECT")?;
         let frames: Vec<u64> = pages.iter().map(|p| p.pfn).collect();
@@ -167,7 +238,7 @@ impl Used {
             pages.iter().all(|p| p.kind == TYPE_FS_DAX),
             "pages of a DAX file: expected FS_DAX, found {pages:x?}"
         );
-        let mut pin = None;
+        let (mut pin, mut flight) = (None, None);
         match user {
             User::read => {}
             User::write | User::sync => buf.fill(0, N, SEED),
@@ -187,8 +258,17 @@ impl Used {
                 pin = Some(id.or_fail("ZDM_PIN")?);
             }
             User::direct => direct(&buf)?,
+            User::in_flight => {
+                buf.fill(0, N, SEED);
+                flight = Some(Flight::start(&buf, FIRST + COUNT)?);
+            }
         }
-        let used = Self { buf, frames, pin };
+        let used = Self {
+            buf,
+            frames,
+            pin,
+            flight,
+        };
         for page in 0..N {
             let when = format!("{user:?}, page {page}");
             s.expect_frames(&used.frames[page..=page], counts(user, page), &when)?;
@@ -201,7 +281,10 @@ impl Used {
         if let Some(id) = self.pin.take() {
             s.device.unpin(id, 0).or_fail("ZDM_UNPIN")?;
         }
-        Ok(())
+        match self.flight.take() {
+            Some(flight) => flight.land(),
+            None => Ok(()),
+        }
     }
 }
 
@@ -295,6 +378,13 @@ fn each(kind: usize, op: Op) -> Outcome {
 fn case(kind: usize, op: Op, user: User) -> Outcome {
     let s = Setup::new(kind)?;
     let file = s.fs.file("a", N)?;
+    let mut twin = None;
+    if op == Op::dedupe {
+        let file = s.fs.file("twin", COUNT)?;
+        file.write_all_at(&pattern_bytes(SEED, FIRST, COUNT), 0)
+            .or_fail("write")?;
+        twin = Some(file);
+    }
     let mut used = Used::start(&s, &file, user)?;
     match op {
         Op::unlink => return unlink(s, file, used, user),
@@ -303,7 +393,10 @@ fn case(kind: usize, op: Op, user: User) -> Outcome {
         _ => {}
     }
     if user.holds() {
-        let taker = Waiting::start(|| Ok(()), || op.run(&file).or_fail("the operation"))?;
+        let taker = Waiting::start(
+            || Ok(()),
+            || op.run(&file, twin.as_ref()).or_fail("the operation"),
+        )?;
         let taker = taker.release()?;
         expect_waits(
             &taker,
@@ -322,7 +415,7 @@ fn case(kind: usize, op: Op, user: User) -> Outcome {
             &format!("{op:?} of pages that are not pinned any more"),
         )?;
     } else {
-        op.run(&file).or_fail("the operation")?;
+        op.run(&file, twin.as_ref()).or_fail("the operation")?;
     }
     for page in op.taken() {
         s.expect_free(
@@ -347,6 +440,13 @@ fn case(kind: usize, op: Op, user: User) -> Outcome {
         if let Some(old) = old {
             again.get(page, 0);
             let now = s.device.inspect_one(&again, page)?.pfn;
+            if op.taken().contains(old) {
+                check!(
+                    !used.frames.contains(&now),
+                    "frame of page {page}: expected that of the other file, found {now:#x}"
+                );
+                continue;
+            }
             check_eq!(
                 now,
                 used.frames[*old],
@@ -354,9 +454,14 @@ fn case(kind: usize, op: Op, user: User) -> Outcome {
             );
         }
     }
-    drop((again, used.buf, file));
+    drop((again, used.buf, file, twin));
     let frames = used.frames;
     s.fs.remove("a")?;
+    if op == Op::dedupe {
+        let twin = s.fs.open("twin")?;
+        Buffer::shared(&twin, COUNT)?.check_from(0, COUNT, SEED, FIRST)?;
+        s.fs.remove("twin")?;
+    }
     s.expect_free(&frames, "unlinked")?;
     s.unmount()
 }
@@ -418,7 +523,7 @@ fn unmount(mut s: Setup, kind: usize, file: File, mut used: Used, user: User) ->
         let taker = Waiting::start(|| Ok(()), || files::unmount(&dir, 0).or_fail("umount"))?;
         let taker = taker.release()?;
         // The counts show whether the unmount waits or leaves the pages to their holders.
-        let ended = sys::wait_until(std::time::Duration::from_millis(500), || {
+        let ended = sys::wait_until(Duration::from_millis(500), || {
             !taker.is_running().unwrap_or(false)
         });
         s.expect_frames(

@@ -5,18 +5,22 @@
 use std::fs;
 use std::io::{Read, Seek};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
+use super::target::{COHERENT, Target};
 use super::{Ctx, Needs, PAGES, Test, test, unloads, with};
 use crate::check::{Fail, OrFail, Outcome};
 use crate::device::{Buffer, Device, HUGE_PAGES};
 use crate::module::NAME;
 use crate::uapi::*;
-use crate::{check, check_eq};
+use crate::{check, check_eq, sys};
 
 pub const TESTS: &[Test] = &[
     test("debugfs.stats", stats),
     test("debugfs.audit", audit),
     test("debugfs.every_node", every_node),
+    test("debugfs.healed", healed),
 ];
 
 /// Tests that need injection.
@@ -42,8 +46,8 @@ fn number(text: &str, name: &str) -> Outcome<u64> {
     let value = |line: &str| {
         let mut words = line.split(|c: char| !c.is_alphanumeric() && c != '_');
         let first = words.by_ref().find(|w| !w.is_empty())?;
-        let numbers = words.filter(|w| !w.is_empty());
-        (first == name).then(|| numbers.last()?.parse().ok())?
+        let mut numbers = words.filter(|w| !w.is_empty());
+        (first == name).then(|| numbers.next_back()?.parse().ok())?
     };
     match text.lines().find_map(value) {
         Some(n) => Ok(n),
@@ -121,9 +125,40 @@ fn audit(_: &Ctx) -> Outcome {
             check_eq!(number(text, "free")?, seen.free, "free pages");
             check_eq!(number(text, "used")?, seen.used, "used pages");
             check_eq!(number(text, "found")?, 0, "violations");
+            number(text, "healed")?;
         }
     }
     Ok(())
+}
+
+/// A scan that meets a reference and then does not meet it any more counts a suspect that has
+/// healed, and no violation.
+fn healed(ctx: &Ctx) -> Outcome {
+    let target = Target::open(ctx, COHERENT)?;
+    let buf = Buffer::filled(1, 512)?;
+    target.to_device(&buf, 0, 1).or_fail("MIGRATE_TO_DEV")?;
+    let now = || number(&read(COHERENT, "audit")?, "healed");
+    let before = now()?;
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let holder = scope.spawn(|| -> Outcome {
+            while !over.load(Ordering::Relaxed) {
+                let id = target.pin(&buf, 0, 1, 0).or_fail("ZDM_PIN")?;
+                target.unpin(id, 0).or_fail("ZDM_UNPIN")?;
+            }
+            Ok(())
+        });
+        let grew = sys::wait_until(Duration::from_secs(20), || {
+            let _ = target.audit();
+            now().is_ok_and(|n| n > before) || holder.is_finished()
+        });
+        over.store(true, Ordering::Relaxed);
+        let end = holder.join();
+        end.map_err(|_| Fail::failed("the holder: expected its end, found a panic"))??;
+        check!(grew, "healed: expected more than {before}");
+        check_eq!(target.audit()?.0.total, 0, "violations");
+        Ok(())
+    })
 }
 
 fn every_node(ctx: &Ctx) -> Outcome {

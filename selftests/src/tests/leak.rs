@@ -57,45 +57,81 @@ fn drained(dir: &Path) -> Outcome<u64> {
 }
 
 /// Counters of the machine that a scenario leaves as it found them: pages that are off their lists
-/// for a migration, and huge anonymous pages.
-fn counters() -> [u64; 3] {
+/// for a migration, locked pages, and huge anonymous pages.
+fn counters() -> [u64; 4] {
     // Adds up what every CPU has for itself.
     let _ = fs::write("/proc/sys/vm/stat_refresh", "1");
     let isolated = |name| proc::vmstat(name).unwrap_or(0);
     [
         isolated("nr_isolated_anon"),
         isolated("nr_isolated_file"),
+        isolated("nr_mlock"),
         crate::pagestate::huge_statistic("nr_anon").unwrap_or(0),
     ]
 }
 
-/// Huge anonymous pages that processes have mapped.
-fn mapped_huge() -> u64 {
+/// The sum of a field of smaps over all processes, in KiB.
+fn of_processes(name: &str) -> u64 {
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
     let kib = processes.filter_map(|entry| {
         let text = fs::read_to_string(entry.path().join("smaps_rollup")).ok()?;
-        proc::kib(&text, "AnonHugePages")
+        proc::kib(&text, name)
     });
-    kib.sum::<u64>() * 1024 / (HUGE_PAGES * PAGE) as u64
+    kib.sum()
+}
+
+/// Huge anonymous pages that processes have mapped.
+fn mapped_huge() -> u64 {
+    of_processes("AnonHugePages") * 1024 / (HUGE_PAGES * PAGE) as u64
+}
+
+/// The difference between the anonymous pages that the machine counts as mapped and those that
+/// processes map, in pages. Any other number than 0 is a counter that was not changed with an
+/// entry.
+fn uncounted() -> i64 {
+    let _ = fs::write("/proc/sys/vm/stat_refresh", "1");
+    let machine = proc::vmstat("nr_anon_pages").unwrap_or(0) as i64;
+    machine - (of_processes("Pss_Anon") * 1024 / PAGE as u64) as i64
+}
+
+/// Each process's share is rounded down to KiB, and a process may change its memory between the
+/// two looks.
+const UNCOUNTED: i64 = 8;
+
+/// Checks that the machine's count of mapped anonymous pages is that of its processes.
+#[track_caller]
+fn expect_counted(before: i64) -> Outcome {
+    let mut found = before;
+    let same = sys::wait_until(Duration::from_secs(6), || {
+        found = uncounted();
+        found.abs_diff(before) <= UNCOUNTED as u64
+    });
+    check!(
+        same,
+        "mapped anonymous pages of the machine beside those of processes: expected {before} as \
+         before the scenario, found {found}"
+    );
+    Ok(())
 }
 
 /// Checks that counters are no higher than `before`. Others may migrate pages for a moment, and have
 /// huge pages of their own.
 #[track_caller]
-fn expect_counters(before: [u64; 3]) -> Outcome {
+fn expect_counters(before: [u64; 4]) -> Outcome {
     let mut found = counters();
-    let fine = |found: [u64; 3]| {
+    let fine = |found: [u64; 4]| {
         let same = found.iter().zip(before).all(|(now, then)| *now <= then);
-        same || found[..2] == before[..2] && found[2] <= mapped_huge()
+        same || found[..3] == before[..3] && found[3] <= mapped_huge()
     };
     sys::wait_until(Duration::from_secs(6), || {
         found = counters();
-        fine(found)
+        // Pages that were unlocked may wait in the batch of a CPU.
+        fine(found) || proc::drain_batches().is_err()
     });
     check!(
         fine(found),
-        "isolated anonymous pages, isolated file pages, and huge anonymous pages after the \
-         scenario: expected {before:?}, found {found:?}"
+        "isolated anonymous pages, isolated file pages, locked pages, and huge anonymous pages \
+         after the scenario: expected {before:?}, found {found:?}"
     );
     Ok(())
 }
@@ -114,7 +150,7 @@ pub fn settled_in(ctx: &Ctx, node: usize, body: impl FnOnce(&Target, &Path) -> O
     // Skip here if necessary, before anything is set up.
     let observer = Target::open(ctx, node)?;
     let before = observer.stats()?;
-    let machine = counters();
+    let (machine, counted) = (counters(), uncounted());
     let dir = new_cgroup()?;
     let child = Child::spawn(|| {
         fs::write(dir.join("cgroup.procs"), "0").or_fail("cgroup.procs")?;
@@ -150,7 +186,8 @@ pub fn settled_in(ctx: &Ctx, node: usize, body: impl FnOnce(&Target, &Path) -> O
         before.allocated.wrapping_sub(before.freed),
         "device pages in use"
     );
-    expect_counters(machine)
+    expect_counters(machine)?;
+    expect_counted(counted)
 }
 
 /// The number of pages of a trip: 8 MiB.

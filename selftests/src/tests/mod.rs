@@ -41,6 +41,7 @@ mod dax;
 mod daxcross;
 mod debugfs;
 mod device;
+mod differ;
 mod entries;
 mod evict;
 mod exclusive;
@@ -213,6 +214,7 @@ pub fn all() -> Vec<&'static Test> {
         fsdax::io::TESTS,
         fsdax::races::TESTS,
         daxcross::TESTS,
+        daxcross::SHARING,
         blind::DAX,
         dax::poison::TESTS,
         fsdax::mix::TESTS,
@@ -235,6 +237,7 @@ pub fn all() -> Vec<&'static Test> {
         place::TESTS,
         mirror::TESTS,
         entries::TESTS,
+        differ::TESTS,
         tlb::TESTS,
         blind::TESTS,
         kill::TESTS,

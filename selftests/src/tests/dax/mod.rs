@@ -25,6 +25,7 @@ use crate::{check, check_eq};
 pub const TESTS: &[Test] = &[
     test("dax.data", data),
     test("dax.bad_mappings", bad_mappings),
+    test("dax.ends", ends),
     test("dax.no_migration", no_migration),
     test("dax.old_rule", old_rule),
     test("dax.idle", idle),
@@ -158,6 +159,46 @@ fn bad_mappings(_: &Ctx) -> Outcome {
     })?;
     let end = Exit::Signal(libc::SIGBUS);
     check_eq!(child.exit()?, end, "access beyond the end");
+    Ok(())
+}
+
+/// The first and the last page of the device can be used, by the CPU and by a pin, and no page
+/// beyond: there a fault is SIGBUS, and a pin fails.
+fn ends(_: &Ctx) -> Outcome {
+    for align in [PTE, PMD] {
+        let s = Setup::new(align)?;
+        let (n, step) = (s.dax.pages(), s.dax.step());
+        let buf = s.dax.map(n + step)?;
+        for page in [0, n - step, n - 1] {
+            // The first access to the last folio is one to its last page in the second round.
+            let fresh = s.dax.map(n + step)?;
+            fresh.fill(page, 1, 704);
+            buf.check(page, 1, 704)?;
+            let found = s.device.inspect_one(&fresh, page)?;
+            check_eq!(
+                found.pfn,
+                s.dax.frame() + page as u64,
+                "frame of page {page}"
+            );
+            let id = s
+                .device
+                .pin(&fresh, page, 1, ZDM_PIN_WRITE)
+                .or_fail("ZDM_PIN")?;
+            s.device.unpin(id, 0).or_fail("ZDM_UNPIN")?;
+            let read = s.device.read(&fresh, page, 1).or_fail("READ")?;
+            check_bytes(&read.data, 704, page, "READ by the device")?;
+        }
+        for page in [n, n + step - 1] {
+            let pinned = s.device.pin(&buf, page, 1, ZDM_PIN_WRITE);
+            expect_errno(pinned, &[libc::EFAULT], "a pin beyond the end")?;
+            let child = Child::spawn(|| {
+                buf.get(page, 0);
+                Ok(())
+            })?;
+            let end = Exit::Signal(libc::SIGBUS);
+            check_eq!(child.exit()?, end, "access to page {page}, beyond the end");
+        }
+    }
     Ok(())
 }
 

@@ -36,12 +36,12 @@ const SMALL: usize = 12;
 const STRICT: &str = "/sys/module/zdmirror/parameters/strict";
 
 /// Strict mode for as long as this lives.
-struct Strict {
+pub(super) struct Strict {
     before: String,
 }
 
 impl Strict {
-    fn on() -> Outcome<Self> {
+    pub fn on() -> Outcome<Self> {
         let before = fs::read_to_string(STRICT).or_fail(STRICT)?;
         fs::write(STRICT, "1").or_fail(STRICT)?;
         Ok(Self { before })

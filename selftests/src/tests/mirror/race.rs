@@ -12,22 +12,27 @@ use super::super::target::Target;
 use super::RW;
 use crate::check;
 use crate::check::{Fail, Outcome};
-use crate::device::Buffer;
+use crate::device::{Buffer, HUGE_PAGES};
 
 /// The duration of a race.
 const RACE: Duration = Duration::from_millis(700);
+
+/// The page that the race is about. An invalidation of all pages takes longest before it comes to it.
+fn last(buf: &Buffer) -> usize {
+    buf.pages() - 1
+}
 
 /// A thread changes a word of a page in steps and publishes each step when it is done. The device
 /// must read the step that was published before it began, or a later one.
 fn race(
     ctx: &Ctx,
     node: usize,
-    huge: bool,
+    make: impl FnOnce() -> Outcome<Buffer>,
     step: impl Fn(&Target, &Buffer, u64) -> Outcome + Sync,
 ) -> Outcome {
     settled(ctx, node, |target| {
-        let buf = filled(huge, 1)?;
-        let page = buf.pages() / 2;
+        let buf = make()?;
+        let page = last(&buf);
         buf.set(page, 0, 0);
         let (said, over) = (AtomicU64::new(0), AtomicBool::new(false));
         std::thread::scope(|scope| {
@@ -80,26 +85,48 @@ fn race(
 /// invalidation maps the old page again.
 pub(super) fn race_dontneed(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
-        race(ctx, node, huge, |_, buf, value| {
-            let page = buf.pages() / 2;
-            buf.advise(page, 1, libc::MADV_DONTNEED)?;
-            buf.set(page, 0, value);
-            Ok(())
-        })?;
+        race(
+            ctx,
+            node,
+            || filled(huge, 1),
+            |_, buf, value| {
+                let page = last(buf);
+                buf.advise(page, 1, libc::MADV_DONTNEED)?;
+                buf.set(page, 0, value);
+                Ok(())
+            },
+        )?;
     }
-    Ok(())
+    // Many pages: the time between the notifier and the change of the last entry is long.
+    race(
+        ctx,
+        node,
+        || Buffer::filled(HUGE_PAGES, 1),
+        |_, buf, value| {
+            buf.advise(0, buf.pages(), libc::MADV_DONTNEED)?;
+            for page in 0..buf.pages() {
+                buf.set(page, 0, value);
+            }
+            Ok(())
+        },
+    )
 }
 
 /// The right to write is revoked and given back, which removes the device's entry.
 pub(super) fn race_protect(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
-        race(ctx, node, huge, |_, buf, value| {
-            let page = buf.pages() / 2;
-            buf.protect(page, 1, libc::PROT_READ)?;
-            buf.protect(page, 1, RW)?;
-            buf.set(page, 0, value);
-            Ok(())
-        })?;
+        race(
+            ctx,
+            node,
+            || filled(huge, 1),
+            |_, buf, value| {
+                let page = last(buf);
+                buf.protect(page, 1, libc::PROT_READ)?;
+                buf.protect(page, 1, RW)?;
+                buf.set(page, 0, value);
+                Ok(())
+            },
+        )?;
     }
     Ok(())
 }
@@ -107,16 +134,21 @@ pub(super) fn race_protect(ctx: &Ctx, node: usize) -> Outcome {
 /// The page migrates to the device and back.
 pub(super) fn race_migrate(ctx: &Ctx, node: usize) -> Outcome {
     for huge in SIZES {
-        race(ctx, node, huge, |target, buf, value| {
-            let n = buf.pages();
-            // A concurrent user of the page may keep it in place.
-            let _ = target.to_device(buf, 0, n);
-            buf.set(n / 2, 0, value);
-            if value % 2 == 0 {
-                let _ = target.to_system(buf, 0, n);
-            }
-            Ok(())
-        })?;
+        race(
+            ctx,
+            node,
+            || filled(huge, 1),
+            |target, buf, value| {
+                let n = buf.pages();
+                // A concurrent user of the page may keep it in place.
+                let _ = target.to_device(buf, 0, n);
+                buf.set(last(buf), 0, value);
+                if value % 2 == 0 {
+                    let _ = target.to_system(buf, 0, n);
+                }
+                Ok(())
+            },
+        )?;
     }
     Ok(())
 }
