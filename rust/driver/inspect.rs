@@ -14,8 +14,7 @@ use crate::mm::{
     range::PageRange,
     snapshot::{
         MapSize,
-        Seen,
-        SNAPSHOT_PAGES, //
+        Seen, //
     },
     task::check_signals,
     uapi,
@@ -26,6 +25,9 @@ use kernel::{
     prelude::*,
     uaccess::UserSliceWriter, //
 };
+
+/// Pages that are described at a time.
+const BATCH: usize = 128;
 
 impl Client {
     /// Describes the pages of `range` of the mirrored process. May sleep.
@@ -68,11 +70,11 @@ fn in_batches(
     look: impl Fn(usize, &mut [ZdmPage]) -> Result,
 ) -> Result {
     let mut room = KVec::new();
-    for _ in 0..pages.min(SNAPSHOT_PAGES) {
+    for _ in 0..pages.min(BATCH) {
         room.push(ZdmPage::default(), GFP_KERNEL)?;
     }
-    for first in (0..pages).step_by(SNAPSHOT_PAGES) {
-        let batch = &mut room[..SNAPSHOT_PAGES.min(pages - first)];
+    for first in (0..pages).step_by(BATCH) {
+        let batch = &mut room[..BATCH.min(pages - first)];
         look(first, batch)?;
         for page in batch.iter() {
             to.write(page)?;

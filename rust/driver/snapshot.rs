@@ -28,11 +28,8 @@ impl Client {
     pub(super) fn snapshot(&self, range: PageRange, to: UserPtr) -> Result<usize> {
         let mut writer = UserSlice::new(to, range.pages()).writer();
         let mut perms = [0; SNAPSHOT_PAGES];
-        for batch in range.batches(SNAPSHOT_PAGES) {
-            let perms = &mut perms[..batch.pages()];
-            self.mirror().snapshot(batch, perms, perm)?;
-            writer.write_slice(perms)?;
-        }
+        self.mirror()
+            .snapshot_parts(range, &mut perms, perm, |perms| writer.write_slice(perms))?;
         Ok(range.pages())
     }
 }

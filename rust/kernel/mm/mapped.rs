@@ -58,15 +58,21 @@ impl HmmEntry {
         self.0 & Self::WRITE != 0
     }
 
+    /// Whether the entry says the same as `other`, but for the number of the page.
+    pub(super) fn is_alike(self, other: Self) -> bool {
+        (self.0 ^ other.0) & !Self::PFN == 0
+    }
+
     /// Order of the page table entry that maps the page.
     pub(super) fn order(self) -> u32 {
         // CAST: Only the lowest bits are wanted.
         (self.0 >> bindings::HMM_PFN_FLAGS_BIT) as u32 & Self::ORDER
     }
 
-    /// Whether the entry that maps `address` also maps the previous page.
-    pub(super) fn maps_before(self, address: usize) -> bool {
-        (address >> PAGE_SHIFT) & ((1 << self.order()) - 1) != 0
+    /// Pages from `address` on that the entry maps, which maps `address`.
+    pub(super) fn pages_from(self, address: usize) -> usize {
+        let pages = 1 << self.order();
+        pages - ((address >> PAGE_SHIFT) & (pages - 1))
     }
 }
 
@@ -130,17 +136,60 @@ impl<'a> MemoryKinds<'a> {
         }
     }
 
-    /// The kind of memory of the page of `entry`.
+    /// Where the memory of the page of `entry` belongs.
     ///
     /// # Safety
     ///
     /// The entry must be valid, and its page mapped until the call returns.
     #[inline]
-    pub(super) unsafe fn of(&self, entry: HmmEntry) -> Memory {
+    pub(super) unsafe fn holder(&self, entry: HmmEntry) -> Holder {
         let page = self.memmap.page_of(entry.0 & HmmEntry::PFN);
         // SAFETY: The page is mapped by the contract of this function, so that it is in use.
-        unsafe { Memory::of_page(page, self.zero, self.owner) }
+        unsafe { self.holder_of(page) }
     }
+
+    /// Where the memory of `page` belongs.
+    ///
+    /// # Safety
+    ///
+    /// The page must be in use until the call returns.
+    #[inline]
+    unsafe fn holder_of(&self, page: *mut bindings::page) -> Holder {
+        // SAFETY: The page is in use by the contract of this function.
+        let pgmap = unsafe { struct_page::any_pgmap(page) };
+        if pgmap.is_null() && page == self.zero {
+            Holder::ZERO
+        } else {
+            Holder(pgmap as usize)
+        }
+    }
+
+    /// The kind of memory of a page that `holder` was found for.
+    ///
+    /// # Safety
+    ///
+    /// The page must be mapped until the call returns.
+    pub(super) unsafe fn of(&self, holder: Holder) -> Memory {
+        match holder {
+            Holder::NONE => Memory::System,
+            Holder::ZERO => Memory::Zero,
+            // SAFETY: The pagemap stays, as its page is in use by the contract of this function.
+            Holder(pgmap) => unsafe {
+                Memory::of_pgmap(pgmap as *const bindings::dev_pagemap, self.owner)
+            },
+        }
+    }
+}
+
+/// Where the memory of a page belongs. Pages of the same holder are of the same kind of memory.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Holder(usize);
+
+impl Holder {
+    /// No pagemap: system memory, or no page.
+    pub(super) const NONE: Self = Self(0);
+    /// The page of zeroes. No pagemap has this address.
+    const ZERO: Self = Self(1);
 }
 
 impl Memory {
@@ -148,31 +197,16 @@ impl Memory {
     ///
     /// `pfn` must be the number of a page in use.
     pub(super) unsafe fn of_pfn(pfn: usize, owner: &PgmapOwner) -> Self {
-        // SAFETY: The function returns the address of a page that is always there.
-        let zero = unsafe { bindings::zdm_zero_page() };
+        let kinds = MemoryKinds::new(owner);
         // SAFETY: The page is in use by the contract of this function.
-        unsafe { Self::of_page(MemMap::get().page_of(pfn), zero, owner) }
+        unsafe { kinds.of(kinds.holder_of(kinds.memmap.page_of(pfn))) }
     }
 
     /// # Safety
     ///
-    /// `page` must be a page in use. `zero` is the page of zeroes.
-    #[inline]
-    unsafe fn of_page(
-        page: *mut bindings::page,
-        zero: *mut bindings::page,
-        owner: &PgmapOwner,
-    ) -> Self {
-        // SAFETY: The page is in use by the contract of this function.
-        let pgmap = unsafe { struct_page::any_pgmap(page) };
-        if pgmap.is_null() {
-            return if page == zero {
-                Self::Zero
-            } else {
-                Self::System
-            };
-        }
-        // SAFETY: The page is in use by the contract of this function, so that its pagemap stays.
+    /// `pgmap` must be a pagemap that stays registered until the call returns.
+    unsafe fn of_pgmap(pgmap: *const bindings::dev_pagemap, owner: &PgmapOwner) -> Self {
+        // SAFETY: The pagemap is registered by the contract of this function.
         let (memory, raw_owner) = unsafe { ((*pgmap).type_, (*pgmap).owner) };
         let local = raw_owner == owner.as_ptr();
         match memory {
@@ -333,15 +367,15 @@ mod tests {
         assert_eq!((small.order(), large.order()), (0, bindings::PMD_ORDER));
         assert!(large.is_valid() && !large.is_writable());
         let bytes = 1 << bindings::PMD_ORDER << PAGE_SHIFT;
-        for (n, before) in [
-            (0, false),
-            (1, true),
-            (2, true),
-            (bytes >> PAGE_SHIFT, false),
+        for (n, pages) in [
+            (0, bytes >> PAGE_SHIFT),
+            (1, (bytes >> PAGE_SHIFT) - 1),
+            ((bytes >> PAGE_SHIFT) - 1, 1),
+            (bytes >> PAGE_SHIFT, bytes >> PAGE_SHIFT),
         ] {
-            assert_eq!(large.maps_before(bytes + (n << PAGE_SHIFT)), before);
-            assert!(!small.maps_before(bytes + (n << PAGE_SHIFT)));
+            assert_eq!(large.pages_from(bytes + (n << PAGE_SHIFT)), pages);
+            assert_eq!(small.pages_from(bytes + (n << PAGE_SHIFT)), 1);
         }
-        assert!(large.maps_before(2 * bytes - 1));
+        assert_eq!(large.pages_from(2 * bytes - 1), 1);
     }
 }

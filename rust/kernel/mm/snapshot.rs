@@ -13,6 +13,7 @@ use super::{
     },
     mapped::{
         HmmEntry,
+        Holder,
         MappedPage,
         Memory,
         MemoryKinds, //
@@ -22,11 +23,13 @@ use super::{
         MmuIntervalNotifier,
         NotifierRange, //
     },
+    pfn_buffer::MAX_PAGES,
     range::PageRange,
     task::{
         check_signals,
         Deadline, //
     },
+    PAGE_SHIFT,
     PAGE_SIZE, //
 };
 use crate::bindings;
@@ -34,10 +37,13 @@ use core::{
     marker::PhantomData,
     pin::Pin, //
 };
-use kernel::prelude::*;
+use kernel::{
+    mm::MmWithUser,
+    prelude::*, //
+};
 
-/// Pages that one snapshot takes at most: each is a notifier that comes and goes.
-pub(crate) const SNAPSHOT_PAGES: usize = 2 * BATCH;
+/// Pages that a snapshot shows as they were at one moment, at most: what one page of page table entries maps.
+pub(crate) const SNAPSHOT_PAGES: usize = MAX_PAGES;
 
 /// Size of the page table entry that maps a page.
 ///
@@ -138,8 +144,19 @@ impl<'a> Place<'a> {
         unsafe { MappedPage::new(self.entry, self.address) }
     }
 
-    /// What there is to be seen.
-    fn seen(&self, kinds: &MemoryKinds<'_>) -> Seen {
+    /// Where the memory of the page belongs, if there is one.
+    #[inline]
+    fn holder(&self, kinds: &MemoryKinds<'_>) -> Holder {
+        if !self.entry.is_valid() {
+            return Holder::NONE;
+        }
+        // SAFETY: The entry is valid. Its page is mapped while the lock is held, which it is by the type
+        // invariants.
+        unsafe { kinds.holder(self.entry) }
+    }
+
+    /// What there is to be seen, of a page whose place in memory `holder` is.
+    fn seen(&self, kinds: &MemoryKinds<'_>, holder: Holder) -> Seen {
         if !self.entry.is_valid() {
             return if self.entry.is_error() {
                 Seen::Error
@@ -148,9 +165,9 @@ impl<'a> Place<'a> {
             };
         }
         Seen::Page {
-            // SAFETY: The entry is valid, as checked above. Its page is mapped while the lock is held,
-            // which it is by the type invariants.
-            memory: unsafe { kinds.of(self.entry) },
+            // SAFETY: The page is mapped while the lock is held, which it is by the type invariants, so
+            // that its pagemap stays.
+            memory: unsafe { kinds.of(holder) },
             write: self.entry.is_writable(),
             size: match self.entry.order() {
                 bindings::PMD_ORDER => MapSize::Pmd,
@@ -161,29 +178,68 @@ impl<'a> Place<'a> {
     }
 }
 
+/// Addresses in a row that look the same.
+///
+/// # Invariants
+///
+/// As those of [`Place`], for `pfns` and the addresses from `address` on.
+struct Run<'a> {
+    pfns: &'a [usize],
+    address: usize,
+}
+
+impl<'a> Run<'a> {
+    /// Each of them.
+    fn places(&self) -> impl Iterator<Item = Place<'a>> {
+        let addresses = (self.address..).step_by(PAGE_SIZE);
+        // INVARIANT: Those of a `Run` are the same.
+        self.pfns
+            .iter()
+            .zip(addresses)
+            .map(|(&pfn, address)| Place {
+                entry: HmmEntry::new(pfn),
+                address,
+                _lock: PhantomData,
+            })
+    }
+}
+
 impl HmmMirror {
-    /// Looks at the pages of `range`, no more than [`SNAPSHOT_PAGES`], and puts down in `out`, which
-    /// has an element for each, what `f` makes of each. May sleep, and faults nothing in.
+    /// Looks at the pages of `range`, and puts down in `out`, which has an element for each, what `f` makes
+    /// of each. May sleep, and faults nothing in.
     ///
     /// # Errors
     ///
-    /// `EINVAL` when the process is gone, or `out` too large or not of the size of `range`, `EBUSY` when invalidations
-    /// keep coming for a second, `EINTR` for a task that was killed, `ENOMEM`.
+    /// As [`HmmMirror::snapshot_parts`], and `EINVAL` when `out` is not of the size of `range`.
     pub(crate) fn snapshot<T: Copy>(
         &self,
         range: PageRange,
         out: &mut [T],
         f: impl Fn(Seen) -> T,
     ) -> Result {
-        // Most pages look the same as the one before.
-        let mut last: Option<(Seen, T)> = None;
-        self.each_place(range, out, |slot, seen, _| {
-            *slot = match last {
-                Some((before, same)) if before == seen => same,
-                _ => f(seen),
-            };
-            last = Some((seen, *slot));
-        })
+        if out.len() != range.pages() {
+            return Err(EINVAL);
+        }
+        self.snapshot_parts(range, out, f, |_| Ok(()))
+    }
+
+    /// Looks at the pages of `range` in parts that are as large as `room`, and calls `part` with what `f`
+    /// makes of the pages of each part, in their order. May sleep, and faults nothing in. `part` may sleep.
+    ///
+    /// The pages of a part are as they were at one moment, at most [`SNAPSHOT_PAGES`] of them.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` when the process is gone or `room` empty, `EBUSY` when invalidations keep coming for a
+    /// second, `EINTR` for a task that was killed, `ENOMEM`, and those of `part`.
+    pub(crate) fn snapshot_parts<T: Copy>(
+        &self,
+        range: PageRange,
+        room: &mut [T],
+        f: impl Fn(Seen) -> T,
+        part: impl FnMut(&[T]) -> Result,
+    ) -> Result {
+        self.each_part(range, room, |out, seen, _| out.fill(f(seen)), part)
     }
 
     /// As [`HmmMirror::snapshot`], which also shows `f` the place, for the page. It is mapped until
@@ -194,28 +250,81 @@ impl HmmMirror {
         out: &mut [T],
         f: impl Fn(Seen, Place<'_>) -> T,
     ) -> Result {
-        self.each_place(range, out, |slot, seen, place| *slot = f(seen, place))
-    }
-
-    /// Calls `f` for each page of `range` with what there is to be seen, the place, and the element of
-    /// `out`.
-    #[inline]
-    fn each_place<T>(
-        &self,
-        range: PageRange,
-        out: &mut [T],
-        mut f: impl FnMut(&mut T, Seen, Place<'_>),
-    ) -> Result {
-        if range.pages() > SNAPSHOT_PAGES || out.len() != range.pages() {
+        if out.len() != range.pages() {
             return Err(EINVAL);
         }
+        let each = |out: &mut [T], seen, run: Run<'_>| {
+            for (slot, place) in out.iter_mut().zip(run.places()) {
+                *slot = f(seen, place);
+            }
+        };
+        self.each_part(range, out, each, |_| Ok(()))
+    }
+
+    /// Calls `each` for the pages of `range`, those in a row together that look the same, with an element of
+    /// `room` for each, and `part` with the elements whenever they are used up, and at the end.
+    #[inline]
+    fn each_part<T>(
+        &self,
+        range: PageRange,
+        room: &mut [T],
+        mut each: impl FnMut(&mut [T], Seen, Run<'_>),
+        mut part: impl FnMut(&[T]) -> Result,
+    ) -> Result {
+        let most = room.len().min(range.pages());
+        if most == 0 {
+            return Err(EINVAL);
+        }
+        let mut few = [0usize; BATCH];
+        let mut many: KVVec<usize>;
+        let pfns = if most <= BATCH {
+            &mut few[..most]
+        } else {
+            many = KVVec::from_elem(0usize, most.min(SNAPSHOT_PAGES), GFP_KERNEL)?;
+            &mut many[..]
+        };
         let mm = self.mm().mmget_not_zero().ok_or(EINVAL)?;
         pin_init::stack_try_pin_init!(
             let notifier: MmuIntervalNotifier<Nothing> =
                 MmuIntervalNotifier::for_range(&mm, range, Nothing)
         );
         let notifier: Pin<&mut MmuIntervalNotifier<Nothing>> = notifier?;
-        let mut pfns = [0usize; SNAPSHOT_PAGES];
+        let kinds = MemoryKinds::new(self.owner());
+        let mut filled = 0;
+        let mut left = Some(range);
+        while let Some(rest) = left {
+            let batch = rest.first(pfns.len().min(most - filled));
+            let pages = batch.pages();
+            let out = &mut room[filled..filled + pages];
+            let mut left_out = out;
+            self.each_run(&notifier, &mm, batch, pfns, &kinds, |seen, run| {
+                let (now, later) = core::mem::take(&mut left_out).split_at_mut(run.pfns.len());
+                left_out = later;
+                each(now, seen, run);
+            })?;
+            filled += pages;
+            left = rest.skip(pages);
+            if filled == most || left.is_none() {
+                part(&room[..filled])?;
+                filled = 0;
+            }
+        }
+        Ok(())
+    }
+
+    /// Calls `each` for each run of pages of `range` that look the same, in their order, with what they look
+    /// like. `pfns` has room for the range.
+    #[inline]
+    fn each_run(
+        &self,
+        notifier: &MmuIntervalNotifier<Nothing>,
+        mm: &MmWithUser,
+        range: PageRange,
+        pfns: &mut [usize],
+        kinds: &MemoryKinds<'_>,
+        mut each: impl FnMut(Seen, Run<'_>),
+    ) -> Result {
+        let pfns = pfns.get_mut(..range.pages()).ok_or(EINVAL)?;
         let deadline = Deadline::after_ms(bindings::HMM_RANGE_DEFAULT_TIMEOUT);
         loop {
             check_signals()?;
@@ -235,31 +344,38 @@ impl HmmMirror {
             };
             // SAFETY: `pfns` has an entry for each page, as checked above. The notifier is one of `mm`,
             // and the sequence was begun with it.
-            match unsafe { range_fault(&mut hmm_range, &mm) } {
+            match unsafe { range_fault(&mut hmm_range, mm) } {
                 Err(err) if err == EBUSY => continue,
                 other => other?,
             };
             let Some(_lock) = notifier.lock_if_fresh(seq) else {
                 continue;
             };
-            let kinds = MemoryKinds::new(self.owner());
-            let mut address = range.start();
-            let mut seen = None;
-            for (slot, &pfn) in out.iter_mut().zip(&pfns) {
+            let (mut pfns, mut address) = (&*pfns, range.start());
+            while let Some(&first) = pfns.first() {
                 // INVARIANT: The lock is held until the end of the loop and the sequence checked.
-                let place = Place {
-                    entry: HmmEntry::new(pfn),
+                let place = |raw| Place {
+                    entry: HmmEntry::new(raw),
                     address,
                     _lock: PhantomData,
                 };
-                // All that one entry of a page table maps looks the same.
-                let now = match seen {
-                    Some(before) if place.entry.maps_before(address) => before,
-                    _ => place.seen(&kinds),
+                let entry = HmmEntry::new(first);
+                let holder = place(first).holder(kinds);
+                let pages = if entry.order() > 0 {
+                    // All that one entry of a page table maps looks the same.
+                    entry.pages_from(address).min(pfns.len())
+                } else {
+                    let is_same = |raw: usize| {
+                        HmmEntry::new(raw).is_alike(entry) && place(raw).holder(kinds) == holder
+                    };
+                    let other = pfns.iter().position(|&raw| !is_same(raw));
+                    other.unwrap_or(pfns.len()).max(1)
                 };
-                f(slot, now, place);
-                seen = Some(now);
-                address += PAGE_SIZE;
+                let seen = place(first).seen(kinds, holder);
+                let (run, rest) = pfns.split_at(pages);
+                // INVARIANT: As above.
+                each(seen, Run { pfns: run, address });
+                (pfns, address) = (rest, address + (pages << PAGE_SHIFT));
             }
             return Ok(());
         }
