@@ -10,9 +10,12 @@ use super::{
     fault_around::FaultAround,
     stats::Stats, //
 };
-use crate::audit::{
-    Auditor,
-    Policy, //
+use crate::{
+    audit::{
+        Auditor,
+        Policy, //
+    },
+    mm::once::read_once, //
 };
 use kernel::{
     mm::Mm,
@@ -71,11 +74,11 @@ impl FailAlloc {
 
     /// Whether any allocation must fail. Changes nothing, and does not sleep.
     pub(super) fn is_asked(&self) -> bool {
-        self.len.load(Relaxed) != 0
+        read_once(&self.len) != 0
     }
 
     fn take_first(&self, is_wanted: impl Fn(ClientId, &Mm) -> bool) -> bool {
-        if self.len.load(Relaxed) == 0 {
+        if !self.is_asked() {
             return false;
         }
         let mut list = self.list.lock();
@@ -111,12 +114,13 @@ impl Core {
         keeps_ledger: bool,
     ) -> Result<Arc<Self>> {
         let auditor = Auditor::new(policy, name)?;
+        let around = FaultAround::new()?;
         Arc::pin_init(
             pin_init!(Self {
                 stats: Stats::new(),
                 fail_alloc <- FailAlloc::new(),
                 auditor <- auditor,
-                around <- FaultAround::new(),
+                around <- around,
                 keeps_ledger,
             }),
             GFP_KERNEL,

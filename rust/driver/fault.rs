@@ -78,21 +78,32 @@ impl Core {
         fault: &VmFault<'_>,
     ) -> Result<(), FaultError> {
         self.stats.cpu_faults.add(1);
-        if self.fault_around(ledger, movers, fault) {
+        if self.around.is_used() && self.fault_around(ledger, movers, fault) {
             return Ok(());
         }
         let mut buffer = PfnBuffer::new(1 << fault.order())?;
+        // Another task may have moved or unmapped the page. The CPU then reads the page table again.
+        if self.fault_back(ledger, fault, &mut buffer)? || fault.folio().mapcount() == 0 {
+            return Ok(());
+        }
+        self.fault_again(ledger, fault, &mut buffer)
+    }
+
+    /// Goes on with a `fault` whose page has another holder. May sleep.
+    ///
+    /// If this returned, the CPU would fault again at once, and in a system call even a killed task would
+    /// continue.
+    #[cold]
+    fn fault_again(
+        &self,
+        ledger: &Ledger,
+        fault: &VmFault<'_>,
+        buffer: &mut PfnBuffer,
+    ) -> Result<(), FaultError> {
         let mut wrong = None;
         // The number of reads in sequence that found the same.
         let mut same = 0;
-        for _ in 0..FAULT_TRIES {
-            // Another task may have moved or unmapped the page. The CPU then reads the page table
-            // again.
-            if self.fault_back(ledger, fault, &mut buffer)? || fault.folio().mapcount() == 0 {
-                return Ok(());
-            }
-            // The page has another holder. If this returned, the CPU would fault again at once, and
-            // in a system call even a killed task would continue.
+        for tries in 1..=FAULT_TRIES {
             check_signals()?;
             fsleep(Delta::from_millis(1));
             // The fault has its own reference.
@@ -100,6 +111,11 @@ impl Core {
             // A task that works on the folio changes its count.
             same = if found == wrong { same + 1 } else { 0 };
             wrong = found;
+            if tries < FAULT_TRIES
+                && (self.fault_back(ledger, fault, buffer)? || fault.folio().mapcount() == 0)
+            {
+                return Ok(());
+            }
         }
         let Some(violation) = wrong else {
             // Other tasks have worked on the page all the time. The CPU tries again.

@@ -10,11 +10,22 @@
 
 use super::{
     devmem::ClientId,
+    heads::{
+        Heads,
+        Turn, //
+    },
     streams::{
         Most,
         Place,
         Plan,
         Streams, //
+    }, //
+};
+use crate::mm::{
+    fault::AccessOrder,
+    once::{
+        read_once,
+        write_once, //
     }, //
 };
 use kernel::{
@@ -44,14 +55,19 @@ pub(super) struct FaultAround {
     files: XArray<KBox<File>>,
     /// Whether there ever was such a file. A fault checks this first.
     used: Atomic<u32>,
+    /// The places where the next faults may continue a stream.
+    heads: Heads,
 }
 
 impl FaultAround {
-    pub(super) fn new() -> impl PinInit<Self> {
-        pin_init!(Self {
+    /// May sleep.
+    pub(super) fn new() -> Result<impl PinInit<Self>> {
+        let heads = Heads::new()?;
+        Ok(pin_init!(Self {
             files <- XArray::new(AllocKind::Alloc),
             used: Atomic::new(0),
-        })
+            heads,
+        }))
     }
 
     /// Sets what the faults on the pages of `client` may bring, and returns what that was before.
@@ -85,6 +101,7 @@ impl FaultAround {
         if !self.is_used() {
             return Most::ONE;
         }
+        self.heads.forget(client.number());
         // The file is freed without the lock.
         let old = self.files.lock().remove(client.number() as usize);
         old.map_or(Most::ONE, |file| file.most)
@@ -92,20 +109,40 @@ impl FaultAround {
 
     /// Whether any file ever had fault-around on.
     pub(super) fn is_used(&self) -> bool {
-        self.used.load(Relaxed) != 0
+        read_once(&self.used) != 0
     }
 
-    /// Plans the window of a fault at `place`, on a page of `client`; `None` if fault-around is
+    /// Whether a fault at `address` of the address space `mm` on a page of `client` is one that may bring back
+    /// other pages, as far as its place and the advice for its area say.
+    pub(super) fn turn(
+        &self,
+        client: u32,
+        mm: usize,
+        address: usize,
+        order: AccessOrder,
+    ) -> Option<Turn> {
+        match order {
+            AccessOrder::Random => None,
+            AccessOrder::Sequential => self.heads.visit(client, mm, address, true),
+            AccessOrder::Unknown => self.heads.visit(client, mm, address, false),
+        }
+    }
+
+    /// Plans the window of the fault of `turn`, at `place`, on a page of `client`; `None` if fault-around is
     /// off. `used` counts the pages of a range that the CPU has accessed; it must not sleep.
     pub(super) fn plan(
         &self,
         client: u32,
+        turn: Turn,
         place: &Place,
         used: impl FnOnce(core::ops::Range<usize>) -> usize,
     ) -> Option<Plan> {
         let mut files = self.files.lock();
         let file = files.get_mut(client as usize)?;
-        Some(file.streams.plan(place, file.most.pages(), used))
+        let most = file.most.pages();
+        let plan = file.streams.plan(place, most, turn.near, used);
+        self.heads.moved(turn, client, place.mm, &plan.window);
+        Some(plan)
     }
 
     /// Records that the window of `plan` has brought back `pages` pages besides that of the fault.
@@ -137,14 +174,14 @@ impl Movers {
     pub(super) fn note(&self, index: usize, order: u32, client: ClientId) {
         if let Some(movers) = self.0.get(index..index + (1 << order)) {
             for mover in movers {
-                mover.store(client.number(), Relaxed);
+                write_once(mover, client.number());
             }
         }
     }
 
     /// The client for which page `index`, which is in use, was allocated; `None` beyond the chunk.
     pub(super) fn of(&self, index: usize) -> Option<u32> {
-        self.0.get(index).map(|mover| mover.load(Relaxed))
+        self.0.get(index).map(read_once)
     }
 }
 
@@ -155,8 +192,7 @@ mod tests {
         driver::{
             devmem::Allocator,
             streams::MAX_WINDOW, //
-        },
-        mm::fault::AccessOrder, //
+        }, //
     };
     use core::num::NonZeroUsize;
 
@@ -167,7 +203,7 @@ mod tests {
 
     #[test]
     fn each_file_has_its_own() -> Result {
-        let around = KBox::pin_init(FaultAround::new(), GFP_KERNEL)?;
+        let around = KBox::pin_init(FaultAround::new()?, GFP_KERNEL)?;
         let [a, b] = clients()?;
         let place = Place {
             mm: 1,
@@ -176,7 +212,9 @@ mod tests {
             order: AccessOrder::Sequential,
         };
         let pages = |client: ClientId| {
-            let plan = around.plan(client.number(), &place, |_| 0);
+            let client = client.number();
+            let turn = around.turn(client, place.mm, place.address, place.order)?;
+            let plan = around.plan(client, turn, &place, |_| 0);
             plan.map(|plan| plan.pages())
         };
         assert!(!around.is_used());

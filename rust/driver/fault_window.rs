@@ -37,27 +37,34 @@ impl Core {
     /// moved to the device. Returns whether the page moved. `ledger` and `movers` belong to the
     /// fault's pagemap. May sleep.
     ///
-    /// Also returns `false` if fault-around is off or the window has one page.
+    /// Also returns `false` if fault-around is off for the file or the window has one page.
+    // Not a part of the handler, whose frame would have room for all of this in every fault.
+    #[inline(never)]
     pub(super) fn fault_around(
         &self,
         ledger: &Ledger,
         movers: &Movers,
         fault: &VmFault<'_>,
     ) -> bool {
-        if !self.around.is_used() || !fault.is_small() {
+        if !fault.is_small() {
             return false;
         }
         let Some(mover) = movers.of(fault.index()) else {
             return false;
         };
+        let (mm, address, order) = (fault.mm_id(), fault.address(), fault.access_order());
+        // Most faults in no order end here.
+        let Some(turn) = self.around.turn(mover, mm, address, order) else {
+            return false;
+        };
         let place = Place {
-            mm: fault.mm_id(),
-            address: fault.address(),
+            mm,
+            address,
             limits: fault.table_range(),
-            order: fault.access_order(),
+            order,
         };
         let used = |range| fault.accessed_pages(range);
-        let Some(plan) = self.around.plan(mover, &place, used) else {
+        let Some(plan) = self.around.plan(mover, turn, &place, used) else {
             return false;
         };
         if plan.hits + plan.waste > 0 {

@@ -17,6 +17,7 @@ mod exclusive;
 mod fault;
 mod fault_around;
 mod fault_window;
+mod heads;
 mod inject;
 mod injection;
 mod inspect;

@@ -2,13 +2,17 @@
 
 //! Streams of CPU faults predict which pages the CPU will access next.
 //!
-//! A fault starts a stream with its own page. A fault on the page right after (or right before) the
-//! pages of the last one continues the stream, and brings back a window of [`MIN_WINDOW`] pages.
+//! A fault on the page right after (or right before) that of an earlier fault, which [`heads`] finds,
+//! starts a stream and brings back a window of [`MIN_WINDOW`] pages. A fault right after (or right before)
+//! a window continues its stream.
 //! The window of each further fault doubles while the CPU has used at least half of the pages of
 //! the last one; it shrinks if the CPU has used less than a quarter.
+//!
+//! [`heads`]: super::heads
 
 #![forbid(unsafe_code)]
 
+use super::heads::Near;
 use crate::mm::{
     fault::AccessOrder,
     migrate::{
@@ -132,43 +136,31 @@ impl Streams {
         }
     }
 
-    /// Plans a window of up to `max` pages. `used` counts the pages of a range that the CPU has
-    /// accessed since they were mapped.
+    /// Plans a window of up to `max` pages, for a fault that is `near` an earlier one. `used` counts the
+    /// pages of a range that the CPU has accessed since they were mapped.
     pub(super) fn plan(
         &mut self,
         place: &Place,
         max: usize,
+        near: Option<Near>,
         used: impl FnOnce(Range<usize>) -> usize,
     ) -> Plan {
         let Place { mm, address, .. } = *place;
-        let (mut follows, mut precedes, mut within) = (None, None, None);
-        for (slot, stream) in self.streams.iter().enumerate() {
-            // Most faults in no order are far from all of them.
-            let near = stream.window.start.saturating_sub(PAGE_SIZE)..=stream.window.end;
-            if stream.mm != mm || !near.contains(&address) {
-                continue;
-            }
-            let place = if address == stream.window.end {
-                &mut follows
-            } else if address < stream.window.start {
-                &mut precedes
-            } else {
-                &mut within
+        let same = self.streams.iter().position(|stream| {
+            let Range { start, end } = stream.window;
+            let is_place = match near {
+                Some(Near::Follows) => address == end,
+                Some(Near::Precedes) => address + PAGE_SIZE == start,
+                // The page was left behind, or went to the device again.
+                None => stream.window.contains(&address),
             };
-            place.get_or_insert(slot);
-        }
-        let (slot, continues, backwards) = if let Some(slot) = follows {
-            (slot, true, false)
-        } else if let Some(slot) = precedes {
-            (slot, true, true)
-        } else if let Some(slot) = within {
-            // The page was left behind, or went to the device again: the stream starts anew.
-            (slot, false, false)
-        } else {
+            is_place && stream.mm == mm
+        });
+        let slot = same.unwrap_or_else(|| {
             let slot = self.oldest;
             self.oldest = (slot + 1) % STREAMS;
-            (slot, false, false)
-        };
+            slot
+        });
         let stream = &mut self.streams[slot];
         let (mut hits, mut waste) = (0, 0);
         if stream.mm == mm && stream.brought > 0 {
@@ -177,13 +169,16 @@ impl Streams {
             hits = accessed.min(stream.brought);
             waste = stream.brought - hits;
         }
+        if near.is_none() || same.is_none() {
+            *stream = Stream::NONE;
+        }
         let wanted = match place.order {
             AccessOrder::Random => 1,
-            AccessOrder::Sequential if !continues => max,
-            AccessOrder::Unknown if !continues => 1,
+            AccessOrder::Sequential if near.is_none() => max,
+            AccessOrder::Unknown if near.is_none() => 1,
             _ => stream.next_size(hits, max),
         };
-        let window = if backwards {
+        let window = if near == Some(Near::Precedes) {
             let start = (address + PAGE_SIZE).saturating_sub(bytes(wanted));
             start.max(place.limits.start)..address + PAGE_SIZE
         } else {
@@ -216,6 +211,7 @@ impl Streams {
 #[kunit_tests(zdmirror_streams)]
 mod tests {
     use super::*;
+    use crate::driver::heads::Heads;
 
     /// An address with room below it.
     const BASE: usize = bytes(MAX_WINDOW) * 100;
@@ -233,11 +229,44 @@ mod tests {
         }
     }
 
-    /// The window in pages of a fault on page `n`, if the CPU has used the pages of the last one.
-    fn window(streams: &mut Streams, n: usize, order: AccessOrder, max: usize) -> (usize, usize) {
-        let plan = streams.plan(&place(n, order), max, |range| range.len() >> PAGE_SHIFT);
-        streams.brought(&plan, plan.pages() - 1);
-        ((plan.window.start - BASE) >> PAGE_SHIFT, plan.pages())
+    /// A file, and the places of its last faults.
+    struct File {
+        heads: Heads,
+        streams: Streams,
+    }
+
+    impl File {
+        fn new() -> Result<Self> {
+            Ok(Self {
+                heads: Heads::new()?,
+                streams: Streams::new(),
+            })
+        }
+
+        /// The plan of a fault, if the CPU has used what `used` says of an earlier window.
+        fn plan(&mut self, place: &Place, max: usize, used: impl Fn(usize) -> usize) -> Plan {
+            let any = place.order == AccessOrder::Sequential;
+            let Some(turn) = self.heads.visit(1, place.mm, place.address, any) else {
+                // The page of the fault comes back alone.
+                return Plan {
+                    window: place.address..place.address + PAGE_SIZE,
+                    slot: 0,
+                    hits: 0,
+                    waste: 0,
+                };
+            };
+            let used = |range: Range<usize>| used(range.len() >> PAGE_SHIFT);
+            let plan = self.streams.plan(place, max, turn.near, used);
+            self.heads.moved(turn, 1, place.mm, &plan.window);
+            self.streams.brought(&plan, plan.pages() - 1);
+            plan
+        }
+
+        /// The window in pages of a fault on page `n`, if the CPU has used the pages of the last one.
+        fn window(&mut self, n: usize, order: AccessOrder, max: usize) -> (usize, usize) {
+            let plan = self.plan(&place(n, order), max, |pages| pages);
+            ((plan.window.start - BASE) >> PAGE_SHIFT, plan.pages())
+        }
     }
 
     #[test]
@@ -254,107 +283,104 @@ mod tests {
     }
 
     #[test]
-    fn forward_windows_double() {
-        let mut streams = Streams::new();
+    fn forward_windows_double() -> Result {
+        let mut file = File::new()?;
         let mut next = 0;
         for pages in [1, 16, 32, 64, 128, 256, 512, 512] {
-            let (start, found) = window(&mut streams, next, AccessOrder::Unknown, 512);
+            let (start, found) = file.window(next, AccessOrder::Unknown, 512);
             assert_eq!((start, found), (next, pages));
             next += pages;
         }
+        Ok(())
     }
 
     #[test]
-    fn windows_are_as_small_as_is_allowed() {
+    fn windows_are_as_small_as_is_allowed() -> Result {
         for (max, sizes) in [(1, [1, 1, 1]), (5, [1, 5, 5]), (20, [1, 16, 20])] {
-            let mut streams = Streams::new();
+            let mut file = File::new()?;
             let mut next = 0;
             for pages in sizes {
-                let found = window(&mut streams, next, AccessOrder::Unknown, max);
+                let found = file.window(next, AccessOrder::Unknown, max);
                 assert_eq!(found, (next, pages));
                 next += pages;
             }
         }
+        Ok(())
     }
 
     #[test]
-    fn backward_windows_end_at_the_fault() {
-        let mut streams = Streams::new();
+    fn backward_windows_end_at_the_fault() -> Result {
+        let mut file = File::new()?;
         let mut n = 1000;
         for pages in [1, 16, 32, 64] {
-            let found = window(&mut streams, n, AccessOrder::Unknown, 512);
+            let found = file.window(n, AccessOrder::Unknown, 512);
             assert_eq!(found, (n + 1 - pages, pages));
             n -= pages;
         }
+        Ok(())
     }
 
     #[test]
-    fn limits_cut_windows() {
-        let mut streams = Streams::new();
+    fn limits_cut_windows() -> Result {
+        let mut file = File::new()?;
         let end = 4 * MAX_WINDOW;
-        window(&mut streams, end - 4, AccessOrder::Unknown, 512);
+        file.window(end - 4, AccessOrder::Unknown, 512);
         assert_eq!(
-            window(&mut streams, end - 3, AccessOrder::Unknown, 512),
+            file.window(end - 3, AccessOrder::Unknown, 512),
             (end - 3, 3)
         );
-        window(&mut streams, 5, AccessOrder::Unknown, 512);
-        assert_eq!(window(&mut streams, 4, AccessOrder::Unknown, 512), (0, 5));
+        file.window(5, AccessOrder::Unknown, 512);
+        assert_eq!(file.window(4, AccessOrder::Unknown, 512), (0, 5));
+        Ok(())
     }
 
     #[test]
-    fn advice_is_taken() {
-        let mut streams = Streams::new();
-        assert_eq!(
-            window(&mut streams, 0, AccessOrder::Sequential, 512),
-            (0, 512)
-        );
-        assert_eq!(
-            window(&mut streams, 512, AccessOrder::Sequential, 512),
-            (512, 512)
-        );
+    fn advice_is_taken() -> Result {
+        let mut file = File::new()?;
+        assert_eq!(file.window(0, AccessOrder::Sequential, 512), (0, 512));
+        assert_eq!(file.window(512, AccessOrder::Sequential, 512), (512, 512));
         for n in 0..20 {
-            assert_eq!(window(&mut streams, n, AccessOrder::Random, 512), (n, 1));
+            assert_eq!(file.window(n, AccessOrder::Random, 512), (n, 1));
         }
+        Ok(())
     }
 
     #[test]
-    fn scattered_faults_bring_one_page() {
-        let mut streams = Streams::new();
+    fn scattered_faults_bring_one_page() -> Result {
+        let mut file = File::new()?;
         for n in (0..200).step_by(3) {
-            assert_eq!(window(&mut streams, n, AccessOrder::Unknown, 512), (n, 1));
+            assert_eq!(file.window(n, AccessOrder::Unknown, 512), (n, 1));
         }
+        Ok(())
     }
 
     #[test]
-    fn streams_are_told_apart() {
-        let mut streams = Streams::new();
+    fn streams_are_told_apart() -> Result {
+        let mut file = File::new()?;
         for n in [0, 100, 200] {
-            assert_eq!(window(&mut streams, n, AccessOrder::Unknown, 512).1, 1);
+            assert_eq!(file.window(n, AccessOrder::Unknown, 512).1, 1);
         }
         for n in [1, 101, 201] {
-            assert_eq!(window(&mut streams, n, AccessOrder::Unknown, 512), (n, 16));
+            assert_eq!(file.window(n, AccessOrder::Unknown, 512), (n, 16));
         }
         // The same address of another process.
         let other = Place {
             mm: 2,
             ..place(17, AccessOrder::Unknown)
         };
-        assert_eq!(streams.plan(&other, 512, |_| 0).pages(), 1);
-        assert_eq!(
-            window(&mut streams, 17, AccessOrder::Unknown, 512),
-            (17, 32)
-        );
+        assert_eq!(file.plan(&other, 512, |_| 0).pages(), 1);
+        assert_eq!(file.window(17, AccessOrder::Unknown, 512), (17, 32));
+        Ok(())
     }
 
     #[test]
-    fn what_is_not_used_makes_windows_small() {
-        let mut streams = Streams::new();
-        window(&mut streams, 0, AccessOrder::Sequential, 64);
+    fn what_is_not_used_makes_windows_small() -> Result {
+        let mut file = File::new()?;
+        file.window(0, AccessOrder::Sequential, 64);
         let mut fault = |n, used, hits, waste, pages| {
-            let plan = streams.plan(&place(n, AccessOrder::Unknown), 512, |_| used);
+            let plan = file.plan(&place(n, AccessOrder::Unknown), 512, |_| used);
             assert_eq!((plan.hits, plan.waste), (hits, waste));
             assert_eq!(plan.pages(), pages);
-            streams.brought(&plan, plan.pages() - 1);
         };
         // The window brought 63 pages; the page of the fault is one of the used ones.
         fault(64, 20, 19, 44, 64);
@@ -364,14 +390,28 @@ mod tests {
         // From a single page the stream starts to grow again.
         fault(149, 1, 0, 0, 16);
         fault(165, 16, 15, 0, 32);
+        Ok(())
     }
 
     #[test]
-    fn page_that_was_left_behind_starts_anew() {
-        let mut streams = Streams::new();
-        window(&mut streams, 0, AccessOrder::Unknown, 512);
-        window(&mut streams, 1, AccessOrder::Unknown, 512);
-        let plan = streams.plan(&place(5, AccessOrder::Unknown), 512, |_| 5);
-        assert_eq!((plan.pages(), plan.hits, plan.waste), (1, 4, 11));
+    fn page_that_was_left_behind_starts_anew() -> Result {
+        let mut file = File::new()?;
+        file.window(0, AccessOrder::Unknown, 512);
+        file.window(1, AccessOrder::Unknown, 512);
+        assert_eq!(file.window(5, AccessOrder::Unknown, 512), (5, 1));
+        assert_eq!(file.window(6, AccessOrder::Unknown, 512), (6, 16));
+        Ok(())
+    }
+
+    #[test]
+    fn what_a_stream_brought_is_judged_when_it_is_replaced() -> Result {
+        let mut file = File::new()?;
+        for n in 0..STREAMS {
+            let order = AccessOrder::Sequential;
+            assert_eq!(file.window(100 * n, order, 16), (100 * n, 16));
+        }
+        let plan = file.plan(&place(2000, AccessOrder::Sequential), 16, |_| 5);
+        assert_eq!((plan.pages(), plan.hits, plan.waste), (16, 4, 11));
+        Ok(())
     }
 }

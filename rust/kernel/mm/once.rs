@@ -11,13 +11,26 @@ use kernel::sync::atomic::{
 };
 
 /// As a relaxed load.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::{
+///     mm::once::{read_once, write_once},
+///     sync::atomic::Atomic,
+/// };
+///
+/// let hint = Atomic::new(3u32);
+/// write_once(&hint, 4);
+/// assert_eq!(read_once(&hint), 4);
+/// ```
 #[inline]
 pub(crate) fn read_once<T: AtomicType>(word: &Atomic<T>) -> T {
     // SAFETY: The word is valid, and may be written at the same time, as by `READ_ONCE()`.
     unsafe { word.as_ptr().read_volatile() }
 }
 
-/// As a relaxed store.
+/// As a relaxed store, see [`read_once`].
 #[inline]
 pub(crate) fn write_once<T: AtomicType>(word: &Atomic<T>, value: T) {
     // SAFETY: The word is valid, and may be read and written at the same time, as by `WRITE_ONCE()`.
