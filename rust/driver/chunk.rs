@@ -116,7 +116,6 @@ impl PagemapOps for Chunk {
         }
         if let Some(free) = folio.into_free() {
             self.ledger.note_recent(index, Event::Freed, free.order());
-            core.stats.freed.add(free.pages());
             // The stack has room for all pages of the chunk. A refused folio would never be
             // allocated again, and the memory would stay registered.
             let _ = self.freed.push(free);

@@ -127,6 +127,8 @@ pub(super) struct Memory {
     chunks: [Option<Registration<Chunk>>; MAX_CHUNKS],
     pub(super) allocator: Allocator,
     chunk_pages: usize,
+    /// Base pages that the allocator has taken back after they were freed.
+    freed: u64,
 }
 
 impl Memory {
@@ -137,12 +139,14 @@ impl Memory {
             chunks,
             allocator,
             chunk_pages,
+            freed,
         } = self;
         let mut more = false;
         for (number, chunk) in chunks.iter().enumerate() {
             let Some(chunk) = chunk else { continue };
             let first = number * *chunk_pages;
             more |= chunk.ops().freed().take(FREED_PORTION, |folio| {
+                *freed += folio.pages() as u64;
                 let index = folio.first_pfn() - chunk.first_pfn();
                 // CAST: Page numbers of a device fit `u32`; `Device::grow()` ensures that.
                 if let Err(folio) = allocator.put((first + index) as u32, folio) {
@@ -246,6 +250,7 @@ impl Device {
             chunks: [const { None }; MAX_CHUNKS],
             allocator: Allocator::new(config.chunk_pages)?,
             chunk_pages: config.chunk_pages.get(),
+            freed: 0,
         };
         Arc::pin_init(
             pin_init!(Self {
@@ -501,8 +506,9 @@ impl Device {
         let violations = self.core.auditor.total();
         // CAST: The number is not negative.
         let free_refs = self.free_refs() as u64;
+        let freed = self.memory().freed;
         self.core
             .stats
-            .to_uapi(violations, self.max_order, free_refs)
+            .to_uapi(freed, violations, self.max_order, free_refs)
     }
 }

@@ -5,7 +5,6 @@
 #![forbid(unsafe_code)]
 
 use crate::mm::{
-    cache_line::CacheLine,
     moved::{
         Moved,
         ORDERS, //
@@ -40,10 +39,6 @@ impl Counter {
 /// The counters of `struct zdm_stats`, which documents them.
 pub(super) struct Stats {
     pub(super) allocated: Counter,
-    /// The only counter that is updated page by page.
-    pub(super) freed: CacheLine<Counter>,
-    pub(super) to_device: Counter,
-    pub(super) to_system: Counter,
     pub(super) cpu_faults: Counter,
     pub(super) device_faults: Counter,
     evicted: Counter,
@@ -67,9 +62,6 @@ impl Stats {
     pub(super) fn new() -> Self {
         Self {
             allocated: Counter::new(),
-            freed: CacheLine(Counter::new()),
-            to_device: Counter::new(),
-            to_system: Counter::new(),
             cpu_faults: Counter::new(),
             device_faults: Counter::new(),
             evicted: Counter::new(),
@@ -89,7 +81,6 @@ impl Stats {
 
     /// Counts folios that moved to the device.
     pub(super) fn moved_to_device(&self, moved: Moved) {
-        self.to_device.add(moved.pages);
         add_some(&self.large_to_device, moved.large());
         add_each(&self.to_device_by_order, moved);
     }
@@ -103,28 +94,37 @@ impl Stats {
 
     /// Counts folios that moved back.
     pub(super) fn moved_to_system(&self, moved: Moved) {
-        self.to_system.add(moved.pages);
         add_some(&self.large_to_system, moved.large());
         add_each(&self.to_system_by_order, moved);
     }
 
     /// Counts folios that were evicted.
     pub(super) fn evicted(&self, moved: Moved) {
-        self.evicted.add(moved.pages);
         self.large_to_system.add(moved.large());
         add_each(&self.to_system_by_order, moved);
+        // After the count of all that moved, which `to_uapi()` takes it from.
+        self.evicted.add(moved.pages);
     }
 
     /// Converts the counters for user space, together with values that are not counted here.
-    pub(super) fn to_uapi(&self, violations: u64, max_order: u32, free_refs: u64) -> ZdmStats {
+    pub(super) fn to_uapi(
+        &self,
+        freed: u64,
+        violations: u64,
+        max_order: u32,
+        free_refs: u64,
+    ) -> ZdmStats {
+        let evicted = self.evicted.get();
+        let to_device_by_order = get_each(&self.to_device_by_order);
+        let to_system_by_order = get_each(&self.to_system_by_order);
         ZdmStats {
             allocated: self.allocated.get(),
-            freed: self.freed.get(),
-            to_device: self.to_device.get(),
-            to_system: self.to_system.get(),
+            freed,
+            to_device: pages_of(&to_device_by_order),
+            to_system: pages_of(&to_system_by_order).saturating_sub(evicted),
             cpu_faults: self.cpu_faults.get(),
             device_faults: self.device_faults.get(),
-            evicted: self.evicted.get(),
+            evicted,
             failed_alloc: self.failed_alloc.get(),
             failed_migrate: self.failed_migrate.get(),
             violations,
@@ -137,10 +137,16 @@ impl Stats {
             around: self.around.get(),
             around_hits: self.around_hits.get(),
             around_waste: self.around_waste.get(),
-            to_device_by_order: get_each(&self.to_device_by_order),
-            to_system_by_order: get_each(&self.to_system_by_order),
+            to_device_by_order,
+            to_system_by_order,
         }
     }
+}
+
+/// The base pages of so many folios of each order.
+fn pages_of(folios: &[u64]) -> u64 {
+    let pages = folios.iter().enumerate();
+    pages.map(|(order, folios)| folios << order).sum()
 }
 
 /// Counts `n`, which is 0 most often.
@@ -152,13 +158,13 @@ fn add_some(counter: &Counter, n: usize) {
 
 /// Counts the folios of each order.
 fn add_each(counters: &[Counter; ORDERS], moved: Moved) {
-    counters[0].add(moved.by_order[0]);
+    counters[0].add(moved.by_order[0].into());
     if moved.large() == 0 {
         return;
     }
     let moved = counters.iter().zip(moved.by_order).skip(1);
     for (counter, folios) in moved.filter(|(_, folios)| *folios > 0) {
-        counter.add(folios);
+        counter.add(folios.into());
     }
 }
 

@@ -69,7 +69,7 @@ impl Core {
             return false;
         }
         // Usually there is no suspect, and no room is needed for any.
-        if migration.suspects().next().is_none() {
+        if !migration.has_suspects() {
             return true;
         }
         let mut found = suspects(migration);

@@ -13,6 +13,7 @@
 
 use super::{
     device_memory::DeviceMemory,
+    pfn_buffer::halves,
     struct_page::MemMap,
     watches::WatchToken,
     PAGE_SHIFT,
@@ -90,7 +91,7 @@ pub(crate) use super::{
 ///
 /// # Invariants
 ///
-/// - `args.src` and `args.dst` hold at least `len` entries, borrowed for `'a`.
+/// - `args` is borrowed for `'a`, and its `src` and `dst` hold at least `len` entries, borrowed for `'a`, too.
 /// - The entries are those of a migration that core mm has set up and not finalized; each valid
 ///   destination entry owns the lock and a reference of its folio.
 /// - `vma` says whether `args` is used as a whole (by `migrate_vma_*()`) or only its arrays (by
@@ -99,7 +100,7 @@ pub(crate) use super::{
 /// - If `vma` is set the mmap lock of the area is held for `'a`.
 #[must_use = "dropping a migration puts the pages back"]
 pub(crate) struct Migration<'a, S: Stage, M: DeviceMemory> {
-    args: bindings::migrate_vma,
+    args: NonNull<bindings::migrate_vma>,
     memmap: MemMap,
     pub(super) memory: &'a M,
     len: usize,
@@ -145,13 +146,14 @@ impl<'a, M: DeviceMemory> Migration<'a, Setup, M> {
         if len > buffer.capacity() {
             return Err(EINVAL);
         }
-        let (src, dst) = buffer.halves(len);
+        let (args, entries) = buffer.parts();
+        let (src, dst) = halves(entries, len);
         let compound = if request.large {
             bindings::MIGRATE_VMA_SELECT_COMPOUND
         } else {
             0
         };
-        let mut args = bindings::migrate_vma {
+        let args = args.write(bindings::migrate_vma {
             vma: request.area.as_ptr(),
             dst: dst.as_mut_ptr(),
             src: src.as_mut_ptr(),
@@ -162,14 +164,14 @@ impl<'a, M: DeviceMemory> Migration<'a, Setup, M> {
             pgmap_owner: request.owner.as_ptr(),
             flags: request.select.flags() | compound,
             fault_page,
-        };
+        });
         // SAFETY: The mmap lock is held by the invariants of `Area`. Both arrays have an entry for
         // each page, since the range is page aligned by the invariants of `PageRange`. The fault
         // page is as core mm wants it by the contract of this function.
-        to_result(unsafe { bindings::migrate_vma_setup(&mut args) })?;
+        to_result(unsafe { bindings::migrate_vma_setup(args) })?;
         // INVARIANT: Set up above; no destination is set.
         Ok(Self {
-            args,
+            args: NonNull::from(args),
             memmap: MemMap::get(),
             memory,
             len,
@@ -199,14 +201,14 @@ impl<'a, M: DeviceMemory> Migration<'a, Setup, M> {
             return Err(EINVAL);
         }
         let len = pfns.as_slice().len().min(MAX_PAGES);
-        let entries = buffer.entries();
+        let (args, entries) = buffer.parts();
         // Some kernels clear an entry for each page of a large folio, whether all are listed or not. The
         // entries of the destinations come next and are clear, too.
         entries[MAX_PAGES..MAX_PAGES + len].fill(0);
         entries[..len].copy_from_slice(&pfns.as_slice()[..len]);
         let src = entries.as_mut_ptr();
         let dst = src.wrapping_add(MAX_PAGES);
-        let args = bindings::migrate_vma {
+        let args = args.write(bindings::migrate_vma {
             vma: core::ptr::null_mut(),
             dst,
             src,
@@ -217,14 +219,14 @@ impl<'a, M: DeviceMemory> Migration<'a, Setup, M> {
             pgmap_owner: core::ptr::null_mut(),
             flags: 0,
             fault_page: core::ptr::null_mut(),
-        };
+        });
         // SAFETY: The entries are pfns of a pagemap that stays registered for `'a` by the invariants of
         // `DevicePfns`. There is room for `MAX_PAGES` entries after the last one. The function always
         // returns 0.
         unsafe { bindings::migrate_device_pfns(args.src, len) };
         // INVARIANT: Set up above; no destination is set.
         Ok(Self {
-            args,
+            args: NonNull::from(args),
             memmap: MemMap::get(),
             memory,
             len,
@@ -310,6 +312,14 @@ impl<'a, M: DeviceMemory> Migration<'a, Setup, M> {
         }
     }
 
+    /// Whether the source at `i` is a small page of an area, as [`Migration::source`] says.
+    #[inline]
+    pub(super) fn is_small_page(&self, i: usize) -> bool {
+        let small = bindings::MIGRATE_PFN_VALID | bindings::MIGRATE_PFN_MIGRATE;
+        let entry = self.sources().get(i);
+        self.vma && entry.is_some_and(|e| e & (small | bindings::MIGRATE_PFN_COMPOUND) == small)
+    }
+
     /// Whether the source at `i` has no page.
     #[inline]
     pub(super) fn is_hole(&self, i: usize) -> bool {
@@ -318,6 +328,7 @@ impl<'a, M: DeviceMemory> Migration<'a, Setup, M> {
 
     /// Makes the folio of `order` that `page` is the head of the destination of page `part` of the
     /// source at `i`, and takes over its lock and the caller's reference.
+    #[inline]
     pub(super) fn set_destination(
         &mut self,
         i: usize,
@@ -342,16 +353,17 @@ impl<'a, M: DeviceMemory> Migration<'a, Setup, M> {
     /// # Errors
     ///
     /// That of [`DeviceMemory::fence`]. All pages are put back then.
-    pub(crate) fn copied(mut self) -> Result<Migration<'a, Copied, M>> {
+    pub(crate) fn copied(self) -> Result<Migration<'a, Copied, M>> {
         self.memory.fence()?;
         if self.vma {
             // SAFETY: Core mm has set up `args` and not finalized it by the type invariants, and the
             // mmap lock is held.
-            unsafe { bindings::migrate_vma_pages(&mut self.args) };
+            unsafe { bindings::migrate_vma_pages(self.args.as_ptr()) };
         } else {
+            let bindings::migrate_vma { src, dst, .. } = *self.args();
             // SAFETY: Core mm has set up the `len` entries and not finalized them by the type
             // invariants.
-            unsafe { bindings::migrate_device_pages(self.args.src, self.args.dst, self.len) };
+            unsafe { bindings::migrate_device_pages(src, dst, self.len) };
         }
         Ok(self.next(false))
     }
@@ -377,6 +389,7 @@ impl<M: DeviceMemory> Migration<'_, Finalized, M> {
 
 impl<'a, S: Stage, M: DeviceMemory> Migration<'a, S, M> {
     /// The same migration, in the stage that it has reached.
+    #[inline]
     fn next<T: Stage>(mut self, finalized: bool) -> Migration<'a, T, M> {
         let next = Migration {
             args: self.args,
@@ -399,11 +412,12 @@ impl<'a, S: Stage, M: DeviceMemory> Migration<'a, S, M> {
         if self.vma {
             // SAFETY: Both callers consume or drop `self`, whose migration is not finalized yet by the
             // type invariants. The mmap lock is held.
-            unsafe { bindings::migrate_vma_finalize(&mut self.args) };
+            unsafe { bindings::migrate_vma_finalize(self.args.as_ptr()) };
         } else {
+            let bindings::migrate_vma { src, dst, .. } = *self.args();
             // SAFETY: Both callers consume or drop `self`, whose `len` entries are not finalized yet by the
             // type invariants.
-            unsafe { bindings::migrate_device_finalize(self.args.src, self.args.dst, self.len) };
+            unsafe { bindings::migrate_device_finalize(src, dst, self.len) };
         }
     }
 
@@ -432,9 +446,17 @@ impl<'a, S: Stage, M: DeviceMemory> Migration<'a, S, M> {
         }
     }
 
+    /// What core mm was told, and has told.
+    #[inline]
+    fn args(&self) -> &bindings::migrate_vma {
+        // SAFETY: Borrowed for longer than `self` lives by the type invariants; core mm changes them in its
+        // functions only.
+        unsafe { self.args.as_ref() }
+    }
+
     /// The page of the fault that the migration is made for, or NULL.
     pub(super) fn fault_page(&self) -> *mut bindings::page {
-        self.args.fault_page
+        self.args().fault_page
     }
 
     /// Number of entries: pages of the range, selected or not.
@@ -444,7 +466,7 @@ impl<'a, S: Stage, M: DeviceMemory> Migration<'a, S, M> {
 
     /// Whether this is a migration of a range of an area of `mm`.
     pub(super) fn is_in(&self, mm: &Mm) -> bool {
-        NonNull::new(self.args.vma).is_some_and(|vma| {
+        NonNull::new(self.args().vma).is_some_and(|vma| {
             // SAFETY: The area is valid, and the mmap lock is held, by the type invariants of `Migration`.
             let vm_mm = unsafe { (*vma.as_ptr()).vm_mm };
             core::ptr::eq(vm_mm, mm.as_raw())
@@ -453,7 +475,7 @@ impl<'a, S: Stage, M: DeviceMemory> Migration<'a, S, M> {
 
     /// Address of entry `i` of a range of an area.
     pub(super) fn address(&self, i: usize) -> Option<usize> {
-        (self.vma && i < self.len).then(|| self.args.start + (i << PAGE_SHIFT))
+        (self.vma && i < self.len).then(|| self.args().start + (i << PAGE_SHIFT))
     }
 
     /// Whether the page table entry of what has moved to entry `i` of a range of an area will be writable:
@@ -463,7 +485,7 @@ impl<'a, S: Stage, M: DeviceMemory> Migration<'a, S, M> {
         if is_valid(self.src(i)) {
             return self.src(i) & bindings::MIGRATE_PFN_WRITE != 0;
         }
-        NonNull::new(self.args.vma).is_some_and(|vma| {
+        NonNull::new(self.args().vma).is_some_and(|vma| {
             // SAFETY: The area is valid, and the mmap lock is held, by the type invariants.
             let is_writable = unsafe { VmaRef::from_raw(vma.as_ptr()) }.flags() & flags::WRITE != 0;
             // SAFETY: The area is valid, and the mmap lock is held, by the type invariants of `Migration`.
@@ -481,14 +503,14 @@ impl<'a, S: Stage, M: DeviceMemory> Migration<'a, S, M> {
     #[inline]
     pub(super) fn sources(&self) -> &[usize] {
         // SAFETY: There are `len` entries by the type invariants, which core mm changes in its functions only.
-        unsafe { core::slice::from_raw_parts(self.args.src, self.len) }
+        unsafe { core::slice::from_raw_parts(self.args().src, self.len) }
     }
 
     /// The entries of the destinations.
     #[inline]
     pub(super) fn destinations_raw(&self) -> &[usize] {
         // SAFETY: There are `len` entries by the type invariants, which core mm changes in its functions only.
-        unsafe { core::slice::from_raw_parts(self.args.dst, self.len) }
+        unsafe { core::slice::from_raw_parts(self.args().dst, self.len) }
     }
 
     #[inline]
@@ -513,16 +535,24 @@ impl<'a, S: Stage, M: DeviceMemory> Migration<'a, S, M> {
     fn set_src(&mut self, i: usize, entry: usize) {
         assert_index(i, self.len);
         // SAFETY: `i` is below `len`.
-        unsafe { *self.args.src.add(i) = entry };
+        unsafe { *self.args().src.add(i) = entry };
     }
 
     fn set_dst(&mut self, i: usize, entry: usize) {
         assert_index(i, self.len);
         // SAFETY: `i` is below `len`.
-        unsafe { *self.args.dst.add(i) = entry };
+        unsafe { *self.args().dst.add(i) = entry };
     }
 
+    #[inline]
     fn drop_destination(&mut self, i: usize) {
+        if is_valid(self.dst(i)) {
+            self.drop_valid_destination(i);
+        }
+    }
+
+    #[cold]
+    fn drop_valid_destination(&mut self, i: usize) {
         if let Some(page) = self.page_of(self.dst(i)) {
             // A copy to the destination may be under way.
             let _ = self.memory.fence();

@@ -133,6 +133,14 @@ impl<M: DeviceMemory> Migration<'_, Setup, M> {
     /// small, whether there is one or not; and it splits no large folio of a list of device pages.
     #[inline]
     fn check_fit(&self, i: usize, part: usize, order: u32) -> Result<(), CopyError> {
+        // Most sources are small pages of an area.
+        if order == 0 && part == 0 && self.is_small_page(i) {
+            return Ok(());
+        }
+        self.check_other_fit(i, part, order)
+    }
+
+    fn check_other_fit(&self, i: usize, part: usize, order: u32) -> Result<(), CopyError> {
         let source = self.source(i).ok_or(CopyError::Mismatch)?;
         let whole = order == source && part == 0;
         let piece = order == 0 && part < 1 << source && self.vma && !self.is_hole(i);

@@ -9,7 +9,8 @@ use super::{
     device_memory::DeviceMemory,
     migrate::{
         Copied,
-        Migration, //
+        Migration,
+        MAX_PAGES, //
     },
     page::PageView,
     struct_page,
@@ -75,8 +76,11 @@ pub(crate) struct Moved {
     /// Folios that have moved, of any order.
     pub(crate) folios: usize,
     /// The same by their order.
-    pub(crate) by_order: [usize; ORDERS],
+    pub(crate) by_order: [u16; ORDERS],
 }
+
+// A migration has no more folios of an order.
+const _: () = assert!(MAX_PAGES <= u16::MAX as usize);
 
 /// Orders of folios that a migration can move: up to that of a PMD.
 pub(crate) const ORDERS: usize = PMD_ORDER as usize + 1;
@@ -84,7 +88,7 @@ pub(crate) const ORDERS: usize = PMD_ORDER as usize + 1;
 impl Moved {
     /// Large folios that have moved in one piece.
     pub(crate) fn large(&self) -> usize {
-        self.folios - self.by_order[0]
+        self.folios - usize::from(self.by_order[0])
     }
 }
 
@@ -106,7 +110,8 @@ impl<M: DeviceMemory> Migration<'_, Copied, M> {
         }
         moved.pages += small;
         moved.folios += small;
-        moved.by_order[0] = small;
+        // CAST: At most `MAX_PAGES`.
+        moved.by_order[0] = small as u16;
         moved
     }
 
@@ -124,15 +129,27 @@ impl<M: DeviceMemory> Migration<'_, Copied, M> {
     /// Those of [`Migration::moved_folios`] that have, at one look, more or fewer references than the
     /// migration, the fault that it is made for, and mappings explain.
     pub(crate) fn suspects(&self) -> impl Iterator<Item = MovedFolio<'_>> {
-        let fault = NonNull::new(self.fault_page()).map_or(core::ptr::null_mut(), |page| {
-            // SAFETY: The fault has a reference on its page.
-            unsafe { struct_page::head(page.as_ptr()) }
-        });
+        let fault = self.fault_head();
         let entries = self.sources().iter().zip(self.destinations_raw());
         entries
             .enumerate()
             .filter(move |(_, (&src, &dst))| self.is_suspect(src, dst, fault))
             .filter_map(|(i, _)| self.moved_folio(i))
+    }
+
+    /// Whether there are any [`Migration::suspects`].
+    pub(crate) fn has_suspects(&self) -> bool {
+        let fault = self.fault_head();
+        let mut entries = self.sources().iter().zip(self.destinations_raw());
+        entries.any(|(&src, &dst)| self.is_suspect(src, dst, fault))
+    }
+
+    /// The head of the folio of the fault that the migration is made for, or NULL.
+    fn fault_head(&self) -> *mut bindings::page {
+        NonNull::new(self.fault_page()).map_or(core::ptr::null_mut(), |page| {
+            // SAFETY: The fault has a reference on its page.
+            unsafe { struct_page::head(page.as_ptr()) }
+        })
     }
 
     /// Whether what has moved from `src` to `dst` has, at one look, other references than explained.
@@ -147,13 +164,10 @@ impl<M: DeviceMemory> Migration<'_, Copied, M> {
         };
         if let Some(from) = self.page_of(src) {
             // SAFETY: The source is locked and referenced until the migration is finalized.
-            let (refs, head) = unsafe {
-                (
-                    struct_page::refs(from.as_ptr()),
-                    struct_page::head(from.as_ptr()),
-                )
-            };
-            if refs != 1 + i32::from(head == fault) {
+            let refs = unsafe { struct_page::refs(from.as_ptr()) };
+            // SAFETY: As above.
+            let is_fault = || unsafe { struct_page::head(from.as_ptr()) } == fault;
+            if refs != 1 + i32::from(!fault.is_null() && is_fault()) {
                 return true;
             }
         }

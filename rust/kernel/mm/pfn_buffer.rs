@@ -3,6 +3,8 @@
 //! Room for what a migration is told and tells of its pages.
 
 use super::PMD_ORDER;
+use crate::bindings;
+use core::mem::MaybeUninit;
 use kernel::prelude::*;
 
 /// Most pages that one migration takes: what one page of page table entries maps, and what one
@@ -22,7 +24,12 @@ pub(crate) const MAX_PAGES: usize = 1 << PMD_ORDER;
 /// assert_eq!(PfnBuffer::new(usize::MAX)?.capacity(), MAX_PAGES);
 /// # Ok::<(), Error>(())
 /// ```
-pub(crate) struct PfnBuffer(Entries);
+pub(crate) struct PfnBuffer {
+    /// What core mm is told of a migration. It stays in one place while the migration goes through its
+    /// stages: this many words are worth not being moved.
+    args: MaybeUninit<bindings::migrate_vma>,
+    entries: Entries,
+}
 
 /// The first half is for the source.
 enum Entries {
@@ -33,36 +40,50 @@ enum Entries {
 
 impl PfnBuffer {
     /// Room for `pages` pages, at most [`MAX_PAGES`]. May sleep, to allocate room for more than one.
+    #[inline]
     pub(crate) fn new(pages: usize) -> Result<Self> {
-        Ok(Self(match pages.min(MAX_PAGES) {
+        let entries = match pages.min(MAX_PAGES) {
             0 | 1 => Entries::One([0; 2]),
             pages => Entries::Many(KVVec::from_elem(0, 2 * pages, GFP_KERNEL)?),
-        }))
+        };
+        Ok(Self {
+            args: MaybeUninit::uninit(),
+            entries,
+        })
     }
 
     /// Pages that there is room for.
     pub(crate) fn capacity(&self) -> usize {
-        match &self.0 {
-            Entries::One(_) => 1,
-            Entries::Many(entries) => entries.len() / 2,
+        self.entries.as_slice().len() / 2
+    }
+
+    /// Room for the arguments, and all entries: the first half is for the source.
+    pub(super) fn parts(&mut self) -> (&mut MaybeUninit<bindings::migrate_vma>, &mut [usize]) {
+        (&mut self.args, self.entries.as_mut_slice())
+    }
+}
+
+impl Entries {
+    fn as_slice(&self) -> &[usize] {
+        match self {
+            Self::One(entries) => entries,
+            Self::Many(entries) => entries,
         }
     }
 
-    /// All entries: the first half is for the source.
-    pub(super) fn entries(&mut self) -> &mut [usize] {
-        match &mut self.0 {
-            Entries::One(entries) => entries,
-            Entries::Many(entries) => entries,
+    fn as_mut_slice(&mut self) -> &mut [usize] {
+        match self {
+            Self::One(entries) => entries,
+            Self::Many(entries) => entries,
         }
     }
+}
 
-    /// Source entries, and destination entries of which the first `len` are cleared.
-    pub(super) fn halves(&mut self, len: usize) -> (&mut [usize], &mut [usize]) {
-        let capacity = self.capacity();
-        let (src, dst) = self.entries().split_at_mut(capacity);
-        dst[..len].fill(0);
-        (src, dst)
-    }
+/// Source entries, and destination entries of which the first `len` are cleared.
+pub(super) fn halves(entries: &mut [usize], len: usize) -> (&mut [usize], &mut [usize]) {
+    let (src, dst) = entries.split_at_mut(entries.len() / 2);
+    dst[..len].fill(0);
+    (src, dst)
 }
 
 #[kunit_tests(zdmirror_pfn_buffer)]
@@ -80,11 +101,11 @@ mod tests {
         ] {
             let mut buffer = PfnBuffer::new(pages)?;
             assert_eq!(buffer.capacity(), room);
-            let (src, dst) = buffer.halves(room);
+            let (src, dst) = halves(buffer.parts().1, room);
             assert_eq!((src.len(), dst.len()), (room, room));
             src.fill(1);
             dst.fill(2);
-            let (src, dst) = buffer.halves(room - 1);
+            let (src, dst) = halves(buffer.parts().1, room - 1);
             assert!(src.iter().all(|&entry| entry == 1));
             assert!(dst[..room - 1].iter().all(|&entry| entry == 0));
             assert_eq!(dst[room - 1], 2);
