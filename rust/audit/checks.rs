@@ -16,7 +16,6 @@ use super::{
 };
 use crate::mm::{
     page::{
-        PageBits,
         PageView, //
     },
     uapi::MEMORY_DEVICE_PRIVATE, //
@@ -258,14 +257,15 @@ pub(crate) fn check_pagemap(page: PageView<'_>, excess: i64) -> Option<Violation
 }
 
 /// I4: checks the folio that begins with `page` in `folio_free`. `handed_out` is the order with
-/// which it was allocated, `None` if it was not. `bits` are those of the page.
+/// which it was allocated, `None` if it was not. `clean` says that one look at the page has found a small
+/// folio that may be freed.
 pub(crate) fn check_freed(
     page: PageView<'_>,
-    bits: PageBits,
+    clean: bool,
     handed_out: Option<u32>,
 ) -> Option<Violation> {
     // One read checks all of a small folio.
-    if handed_out == Some(0) && bits.is_clean_small() {
+    if handed_out == Some(0) && clean {
         return check_whole(page, Whole::Freed { order: 0 });
     }
     let failed = match handed_out {

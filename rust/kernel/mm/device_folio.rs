@@ -10,10 +10,7 @@ use super::{
         Backing, //
     },
     free_folio::FreeFolio,
-    page::{
-        PageBits,
-        PageView, //
-    },
+    page::PageView,
     struct_page, //
 };
 use crate::bindings;
@@ -254,7 +251,7 @@ impl FolioInitError {
 #[must_use = "the pages of a folio that is not taken out are never handed out again"]
 pub(crate) struct FreedFolio<'a> {
     page: PageView<'a>,
-    bits: PageBits,
+    clean: bool,
     index: usize,
     order: u32,
     free: Option<FreeFolio>,
@@ -262,17 +259,17 @@ pub(crate) struct FreedFolio<'a> {
 
 impl<'a> FreedFolio<'a> {
     /// The folio of `order` that begins with `page`, which has number `index` in its pagemap.
-    /// `free` is the value that goes back to the owner.
+    /// `clean` is what [`FreedFolio::is_clean_small`] says, `free` the value that goes back to the owner.
     pub(super) fn new(
         page: PageView<'a>,
-        bits: PageBits,
+        clean: bool,
         index: usize,
         order: u32,
         free: Option<FreeFolio>,
     ) -> Self {
         Self {
             page,
-            bits,
+            clean,
             index,
             order,
             free,
@@ -290,9 +287,10 @@ impl<'a> FreedFolio<'a> {
         self.page
     }
 
-    /// The bits of the head page that were read when `folio_free` began.
-    pub(crate) fn bits(&self) -> PageBits {
-        self.bits
+    /// Whether one look at the head page, when `folio_free` began, has found a small folio with nothing that
+    /// a free page must not have. Otherwise a closer look tells more.
+    pub(crate) fn is_clean_small(&self) -> bool {
+        self.clean
     }
 
     /// Whether the other pages are tails with nothing that a free page must not have.

@@ -18,6 +18,7 @@ use super::{
     owner::PgmapOwner,
     page::PageView,
     range::PageRange,
+    struct_page::MemMap,
     PAGE_SHIFT,
     PAGE_SIZE,
     PMD_ORDER, //
@@ -141,6 +142,7 @@ pub(crate) enum AccessOrder {
 pub(crate) struct VmFault<'a> {
     vmf: &'a bindings::vm_fault,
     owner: &'a PgmapOwner,
+    memmap: MemMap,
     first_pfn: usize,
 }
 
@@ -152,6 +154,7 @@ impl<'a> VmFault<'a> {
     pub(super) unsafe fn from_raw(
         vmf: *mut bindings::vm_fault,
         owner: &'a PgmapOwner,
+        memmap: MemMap,
         first_pfn: usize,
     ) -> Self {
         // INVARIANT: Core mm calls `migrate_to_ram` with the page locked and referenced, and only
@@ -160,13 +163,14 @@ impl<'a> VmFault<'a> {
             // SAFETY: The caller gives the fault that core mm is handling, which lives for `'a`.
             vmf: unsafe { &*vmf },
             owner,
+            memmap,
             first_pfn,
         }
     }
 
     /// Index in the pagemap of the first page of the faulting folio.
     pub(crate) fn index(&self) -> usize {
-        self.index_of(self.page().head().pfn())
+        self.index_of(self.memmap.pfn_of(self.folio().as_ptr()))
     }
 
     /// Index in the pagemap of page frame `pfn`.

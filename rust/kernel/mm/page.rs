@@ -98,11 +98,6 @@ impl PageBits {
         self.0 & !(struct_page::HEAD | struct_page::TAIL) == 0
     }
 
-    /// The same of a small folio that may be locked.
-    pub(crate) fn is_clean_small(self) -> bool {
-        self.0 & !struct_page::LOCKED == 0
-    }
-
     /// A small folio that is locked and referenced, and else as a free page must be.
     pub(crate) fn is_new_small(self) -> bool {
         self.0 == struct_page::LOCKED | struct_page::REFERENCED
@@ -275,7 +270,7 @@ impl<'a> PageView<'a> {
     /// `folio_mapcount()`: page table entries, present or not, that map the folio.
     pub(crate) fn mapcount(&self) -> i32 {
         // SAFETY: The page is valid by the type invariants.
-        unsafe { bindings::zdm_folio_mapcount(self.as_ptr()) }
+        unsafe { struct_page::folio_mapcount(struct_page::head(self.as_ptr())) }
     }
 
     /// Whether a task may have pinned the folio with `FOLL_PIN`. A small folio looks pinned, too, when
@@ -291,7 +286,7 @@ impl<'a> PageView<'a> {
     /// `folio_order()` of the folio that the page is part of.
     pub(crate) fn order(&self) -> u32 {
         // SAFETY: The page is valid by the type invariants.
-        unsafe { bindings::zdm_folio_order(self.as_ptr()) }
+        unsafe { struct_page::folio_order(self.as_ptr()) }
     }
 
     /// `folio->mapping` as a number, with its type bits.
@@ -329,21 +324,20 @@ mod tests {
             struct_page::ANON,
         ];
         let cases = [
-            (0, true, true, false),
-            (locked, false, true, false),
-            (used, false, false, false),
-            (locked | used, false, false, true),
-            (struct_page::HEAD, true, false, false),
-            (struct_page::TAIL, true, false, false),
+            (0, true, false),
+            (locked, false, false),
+            (used, false, false),
+            (locked | used, false, true),
+            (struct_page::HEAD, true, false),
+            (struct_page::TAIL, true, false),
         ];
-        for (bits, clean, clean_small, new_small) in cases {
+        for (bits, clean, new_small) in cases {
             let page = PageBits(bits);
             assert_eq!(page.is_clean(), clean);
-            assert_eq!(page.is_clean_small(), clean_small);
             assert_eq!(page.is_new_small(), new_small);
             for other in others {
                 let page = PageBits(bits | other);
-                assert!(!page.is_clean() && !page.is_clean_small() && !page.is_new_small());
+                assert!(!page.is_clean() && !page.is_new_small());
             }
         }
         let large = PageBits(locked | used | struct_page::HEAD);

@@ -457,7 +457,8 @@ impl<T: PagemapOps> DevPagemap<T> {
         // SAFETY: The page is one of the pagemap, which stays registered, as core mm drops the folio's references
         // of the pagemap after the call.
         let view = unsafe { PageView::of_pagemap(head, pgmap) };
-        let bits = view.bits();
+        // SAFETY: The page is valid, as said above.
+        let clean = unsafe { struct_page::is_clean_small(page) };
         let order = map.take_used(index);
         let free = order.map(|order| {
             // SAFETY: `page` is the head of a folio of a `DevPagemap`.
@@ -480,7 +481,7 @@ impl<T: PagemapOps> DevPagemap<T> {
         // The order in a free page may be left over from an earlier use.
         let order = order.unwrap_or(0);
         map.ops
-            .folio_free(FreedFolio::new(view, bits, index, order, free));
+            .folio_free(FreedFolio::new(view, clean, index, order, free));
         if let Some(pages) = pages {
             map.end_use(pages);
         }
@@ -549,7 +550,7 @@ impl<T: PrivateOps> DevPagemap<T> {
         // pagemap alive.
         let map = unsafe { Self::of_page((*vmf).page) };
         // SAFETY: Core mm handles the fault for the duration of this call, and its page is one of `map`.
-        let fault = unsafe { VmFault::from_raw(vmf, &map.owner, map.first_pfn()) };
+        let fault = unsafe { VmFault::from_raw(vmf, &map.owner, map.memmap, map.first_pfn()) };
         match map.ops.migrate_to_ram(&fault) {
             Ok(()) => 0,
             Err(err) => err.to_vm_fault(),

@@ -310,19 +310,25 @@ impl Table {
 
     /// Forgets all pages from `first` to `last`, at a cost that follows how many blocks there are. A block
     /// that one entry stands for is forgotten as a whole: a leaf for the rest would have to be allocated.
+    #[inline]
     fn erase(&self, first: usize, last: usize) {
-        let end = last >> PMD_ORDER;
-        let mut number = first >> PMD_ORDER;
+        let number = first >> PMD_ORDER;
         // What a fault is about: a few pages of a block that was used before.
         let recent = self
             .recent_leaf(number)
-            .filter(|_| number == end && last - first < BLOCK - 1);
+            .filter(|_| number == last >> PMD_ORDER && last - first < BLOCK - 1);
         if let Some(mut leaf) = recent {
             // SAFETY: The leaf is the table's, and a borrowed table is locked.
             let leaf = unsafe { leaf.as_mut() };
             leaf[first % BLOCK..=last % BLOCK].fill(0);
-            return;
+        } else {
+            self.erase_blocks(first, last);
         }
+    }
+
+    fn erase_blocks(&self, first: usize, last: usize) {
+        let end = last >> PMD_ORDER;
+        let mut number = first >> PMD_ORDER;
         loop {
             // SAFETY: The array is initialised, and `number` is ours to write.
             let raw =

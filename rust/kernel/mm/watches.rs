@@ -51,7 +51,11 @@ pub(crate) struct WatchToken(pub(super) usize);
 const WATCHES: usize = 4;
 
 /// Watches of the migrations of an address space, which the lock of a notifier protects.
-pub(super) struct Watches([Cell<Option<Watched>>; WATCHES]);
+pub(super) struct Watches {
+    slots: [Cell<Option<Watched>>; WATCHES],
+    /// How many there are: most changes meet none.
+    some: Cell<usize>,
+}
 
 // SAFETY: Tasks are only compared.
 unsafe impl Send for Watches {}
@@ -59,25 +63,36 @@ unsafe impl Send for Watches {}
 impl Watches {
     /// None.
     pub(super) const fn new() -> Self {
-        Self([const { Cell::new(None) }; WATCHES])
+        Self {
+            slots: [const { Cell::new(None) }; WATCHES],
+            some: Cell::new(0),
+        }
     }
 
     /// Begins to watch the pages of `span` for the current task: whether anything changes them but a
     /// migration of that task. `None` while too many are watched. The sequence must have been checked
     /// under the lock that is held.
     pub(super) fn begin(&self, span: Span) -> Option<usize> {
-        let slot = self.0.iter().position(|slot| slot.get().is_none())?;
-        self.0[slot].set(Some(Watched {
+        let slot = self.slots.iter().position(|slot| slot.get().is_none())?;
+        self.slots[slot].set(Some(Watched {
             span,
             task: Task::current_raw(),
             disturbed: false,
         }));
+        self.some.set(self.some.get() + 1);
         Some(slot)
     }
 
     /// The current task changes the pages of `span`, by a `migration` or otherwise.
+    #[inline]
     pub(super) fn disturb(&self, span: &Span, migration: bool) {
-        for slot in &self.0 {
+        if self.some.get() > 0 {
+            self.disturb_some(span, migration);
+        }
+    }
+
+    fn disturb_some(&self, span: &Span, migration: bool) {
+        for slot in &self.slots {
             let Some(watched) = slot.get() else { continue };
             let own = migration && watched.task == Task::current_raw();
             if !own && span.overlaps(&watched.span) {
@@ -91,14 +106,15 @@ impl Watches {
 
     /// Whether the pages of a watch are as the task's migration has left them.
     pub(super) fn is_undisturbed(&self, slot: usize) -> bool {
-        let watched = self.0.get(slot).and_then(Cell::get);
+        let watched = self.slots.get(slot).and_then(Cell::get);
         watched.is_some_and(|watched| !watched.disturbed)
     }
 
     /// Ends a watch.
     pub(super) fn end(&self, slot: usize) {
-        if let Some(slot) = self.0.get(slot) {
-            slot.set(None);
+        let watched = self.slots.get(slot).and_then(Cell::take);
+        if watched.is_some() {
+            self.some.set(self.some.get() - 1);
         }
     }
 }
@@ -124,6 +140,16 @@ mod tests {
         watches.disturb(&Span { first: 0, last: 1 }, false);
         assert!(watches.is_undisturbed(slots[0]));
         watches.disturb(&Span { first: 9, last: 9 }, false);
+        assert!(!watches.is_undisturbed(slots[0]));
+        // One that is left is still disturbed.
+        for slot in [0, 1, 2, 2, WATCHES] {
+            watches.end(slot);
+        }
+        let last = slots[WATCHES - 1];
+        watches.end(last);
+        assert_eq!(watches.begin(span), Some(slots[0]));
+        assert!(watches.is_undisturbed(slots[0]));
+        watches.disturb(&span, false);
         assert!(!watches.is_undisturbed(slots[0]));
         Ok(())
     }
