@@ -63,7 +63,7 @@ pub(super) const STEPS: &[(&str, usize, Step)] = &[
     ("clear_refs", 4, |p| p.clear_marks()),
 ];
 
-impl<'a> Pair<'a> {
+impl Pair<'_> {
     /// Calls a function for both copies, which must have the same result.
     #[track_caller]
     fn both(
