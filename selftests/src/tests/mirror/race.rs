@@ -81,22 +81,27 @@ fn race(
     })
 }
 
+/// The race for a small page and for a huge one.
+fn both_sizes(
+    ctx: &Ctx,
+    node: usize,
+    step: impl Fn(&Target, &Buffer, u64) -> Outcome + Sync,
+) -> Outcome {
+    for huge in SIZES {
+        race(ctx, node, || filled(huge, 1), &step)?;
+    }
+    Ok(())
+}
+
 /// A page is dropped and another one takes its place: a read that does not wait for the end of an
 /// invalidation maps the old page again.
 pub(super) fn race_dontneed(ctx: &Ctx, node: usize) -> Outcome {
-    for huge in SIZES {
-        race(
-            ctx,
-            node,
-            || filled(huge, 1),
-            |_, buf, value| {
-                let page = last(buf);
-                buf.advise(page, 1, libc::MADV_DONTNEED)?;
-                buf.set(page, 0, value);
-                Ok(())
-            },
-        )?;
-    }
+    both_sizes(ctx, node, |_, buf, value| {
+        let page = last(buf);
+        buf.advise(page, 1, libc::MADV_DONTNEED)?;
+        buf.set(page, 0, value);
+        Ok(())
+    })?;
     // Many pages: the time between the notifier and the change of the last entry is long.
     race(
         ctx,
@@ -114,41 +119,25 @@ pub(super) fn race_dontneed(ctx: &Ctx, node: usize) -> Outcome {
 
 /// The right to write is revoked and given back, which removes the device's entry.
 pub(super) fn race_protect(ctx: &Ctx, node: usize) -> Outcome {
-    for huge in SIZES {
-        race(
-            ctx,
-            node,
-            || filled(huge, 1),
-            |_, buf, value| {
-                let page = last(buf);
-                buf.protect(page, 1, libc::PROT_READ)?;
-                buf.protect(page, 1, RW)?;
-                buf.set(page, 0, value);
-                Ok(())
-            },
-        )?;
-    }
-    Ok(())
+    both_sizes(ctx, node, |_, buf, value| {
+        let page = last(buf);
+        buf.protect(page, 1, libc::PROT_READ)?;
+        buf.protect(page, 1, RW)?;
+        buf.set(page, 0, value);
+        Ok(())
+    })
 }
 
 /// The page migrates to the device and back.
 pub(super) fn race_migrate(ctx: &Ctx, node: usize) -> Outcome {
-    for huge in SIZES {
-        race(
-            ctx,
-            node,
-            || filled(huge, 1),
-            |target, buf, value| {
-                let n = buf.pages();
-                // A concurrent user of the page may keep it in place.
-                let _ = target.to_device(buf, 0, n);
-                buf.set(last(buf), 0, value);
-                if value % 2 == 0 {
-                    let _ = target.to_system(buf, 0, n);
-                }
-                Ok(())
-            },
-        )?;
-    }
-    Ok(())
+    both_sizes(ctx, node, |target, buf, value| {
+        let n = buf.pages();
+        // A concurrent user of the page may keep it in place.
+        let _ = target.to_device(buf, 0, n);
+        buf.set(last(buf), 0, value);
+        if value % 2 == 0 {
+            let _ = target.to_system(buf, 0, n);
+        }
+        Ok(())
+    })
 }
