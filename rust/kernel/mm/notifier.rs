@@ -50,6 +50,8 @@ enum Event {
     Migrate,
     /// The owner gets exclusive access to a page.
     Exclusive,
+    /// Areas go, or move away. The CPU's page tables may go with them.
+    Unmap,
     /// Anything else.
     Other,
 }
@@ -63,6 +65,7 @@ impl NotifierRange<'_> {
         match self.0.event {
             bindings::mmu_notifier_event_MMU_NOTIFY_MIGRATE => Event::Migrate,
             bindings::mmu_notifier_event_MMU_NOTIFY_EXCLUSIVE => Event::Exclusive,
+            bindings::mmu_notifier_event_MMU_NOTIFY_UNMAP => Event::Unmap,
             _ => Event::Other,
         }
     }
@@ -70,12 +73,18 @@ impl NotifierRange<'_> {
     /// Whether `owner` causes the event. Events other than [`Event::Migrate`] and
     /// [`Event::Exclusive`] have no owner.
     fn is_owner(&self, owner: *const c_void) -> bool {
-        self.event() != Event::Other && core::ptr::eq(self.0.owner, owner)
+        let is_owned = matches!(self.event(), Event::Migrate | Event::Exclusive);
+        is_owned && core::ptr::eq(self.0.owner, owner)
     }
 
     /// Whether pages are collected for a migration.
     pub(super) fn is_migration(&self) -> bool {
         self.event() == Event::Migrate
+    }
+
+    /// Whether areas go, or move away.
+    pub(super) fn is_unmap(&self) -> bool {
+        self.event() == Event::Unmap
     }
 
     /// First address, in bytes.

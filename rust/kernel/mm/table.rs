@@ -346,22 +346,37 @@ impl Table {
                     let leaf = unsafe { leaf.as_mut() };
                     leaf[from..=to].fill(0);
                 }
-                block => {
-                    // INVARIANT: The leaf may be gone.
-                    self.recent[number % RECENT].set(None);
-                    // SAFETY: The array is initialised.
-                    unsafe { bindings::xa_erase(self.xa.get(), number) };
-                    if let Block::Leaf(leaf) = block {
-                        // INVARIANT: The array has forgotten the leaf, which was the table's.
-                        // SAFETY: `leaf()` made it of a `KBox`.
-                        drop(unsafe { KBox::from_raw(leaf.as_ptr()) });
-                    }
-                }
+                block => self.remove(number, block),
             }
             if number >= end {
                 return;
             }
             number += 1;
+        }
+    }
+
+    /// Removes what there is for block `number`, which is `block`.
+    fn remove(&self, number: usize, block: Block) {
+        // INVARIANT: The leaf may be gone.
+        self.recent[number % RECENT].set(None);
+        // SAFETY: The array is initialised.
+        unsafe { bindings::xa_erase(self.xa.get(), number) };
+        if let Block::Leaf(leaf) = block {
+            // INVARIANT: The array has forgotten the leaf, which was the table's.
+            // SAFETY: `leaf()` made it of a `KBox`.
+            drop(unsafe { KBox::from_raw(leaf.as_ptr()) });
+        }
+    }
+
+    /// Frees the leaf of block `number` if no page of the block is mapped. Without this, areas that come
+    /// and go would leave a leaf wherever they have been, while the CPU's page tables are freed.
+    fn trim(&self, number: usize) {
+        let block = self.block(number);
+        if let Block::Leaf(leaf) = block {
+            // SAFETY: The leaf is the table's, and a borrowed table is locked.
+            if unsafe { leaf.as_ref() }.iter().all(|&entry| entry == 0) {
+                self.remove(number, block);
+            }
         }
     }
 }
@@ -395,6 +410,12 @@ impl IntervalOps for Table {
         let span = range.span();
         self.watches.disturb(&span, range.is_migration());
         self.erase(span.first, span.last);
+        if range.is_unmap() {
+            // Those in between are gone already.
+            for number in [span.first >> PMD_ORDER, span.last >> PMD_ORDER] {
+                self.trim(number);
+            }
+        }
     }
 }
 
@@ -503,6 +524,27 @@ mod tests {
                 assert_eq!(gone, (first..=last).contains(&index));
             }
         }
+        Ok(())
+    }
+
+    #[test]
+    fn leaf_without_pages_is_freed() -> Result {
+        let page = Page::alloc_page(GFP_KERNEL)?;
+        let table = KBox::pin_init(Table::new(), GFP_KERNEL)?;
+        let has_leaf = || matches!(table.block(2), Block::Leaf(_));
+        let index = 2 * BLOCK;
+        for n in [0, BLOCK - 1] {
+            store(&table, index + n, &page, Grant::Write)?;
+        }
+        for (first, last, leaf) in [(1, 1, true), (0, BLOCK - 2, true), (7, BLOCK - 1, false)] {
+            table.erase(index + first, index + last);
+            table.trim(2);
+            assert_eq!(has_leaf(), leaf);
+        }
+        // There is nothing left to be freed.
+        table.trim(2);
+        store(&table, index, &page, Grant::Read)?;
+        assert_eq!(page_at(&table, index, Access::Read), page.as_ptr());
         Ok(())
     }
 
