@@ -38,6 +38,7 @@ use crate::{
             Setup,
             MAX_PAGES, //
         },
+        mmap_lock::MmapLock,
         moved::Moved,
         range::PageRange,
         registration::PagemapRef,
@@ -334,8 +335,8 @@ impl<'a> Migrator<'a> {
             let watch = (select == Select::System)
                 .then(|| self.mirror.watch(batch))
                 .flatten();
-            let guard = mm.mmap_read_lock();
-            let area = Area::lookup(&guard, batch.start()).ok_or(EINVAL)?;
+            let lock = MmapLock::read(&mm)?;
+            let area = Area::locked(&lock, batch.start()).ok_or(EINVAL)?;
             if area.flags() & flags::READ == 0 {
                 return Err(EINVAL);
             }

@@ -81,6 +81,7 @@ void zdm_mmu_interval_set_seq(struct mmu_interval_notifier *sub, unsigned long s
 bool zdm_mmu_interval_read_retry(struct mmu_interval_notifier *sub, unsigned long seq);
 bool zdm_mmu_notifier_range_blockable(const struct mmu_notifier_range *range);
 bool zdm_fatal_signal_pending(void);
+int zdm_mmap_read_lock_killable(struct mm_struct *mm);
 unsigned long zdm_jiffies_after_ms(unsigned int ms);
 bool zdm_jiffies_passed(unsigned long deadline);
 void zdm_cond_resched(void);

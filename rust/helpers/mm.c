@@ -7,6 +7,7 @@
 #include <linux/memcontrol.h>
 #include <linux/memory_hotplug.h>
 #include <linux/migrate.h>
+#include <linux/mmap_lock.h>
 #include <linux/pagemap.h>
 #include <linux/sched/signal.h>
 #include <linux/uaccess.h>
@@ -276,6 +277,11 @@ bool zdm_mmu_notifier_range_blockable(const struct mmu_notifier_range *range)
 bool zdm_fatal_signal_pending(void)
 {
 	return fatal_signal_pending(current);
+}
+
+int zdm_mmap_read_lock_killable(struct mm_struct *mm)
+{
+	return mmap_read_lock_killable(mm);
 }
 
 unsigned long zdm_jiffies_after_ms(unsigned int ms)

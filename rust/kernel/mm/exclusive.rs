@@ -7,6 +7,7 @@
 use super::{
     changes::Span,
     hmm::HmmMirror,
+    mmap_lock::MmapLock,
     range::PageRange,
     table::Grant,
     task::{
@@ -37,7 +38,7 @@ impl ExclusivePage {
     /// to interval notifiers. May sleep; the mmap lock must not be held.
     fn make(mm: &MmWithUser, address: usize, owner: *mut c_void) -> Result<Self> {
         let mut folio = core::ptr::null_mut();
-        let _guard = mm.mmap_read_lock();
+        let _lock = MmapLock::read(mm)?;
         // SAFETY: The mmap lock is held; `owner` is not dereferenced, `folio` is written only.
         let page = from_err_ptr(unsafe {
             bindings::make_device_exclusive(mm.as_raw(), address, owner, &mut folio)
@@ -128,7 +129,9 @@ impl HmmMirror {
 /// Lets the CPU access `address` again, as a fault of its own would. May sleep.
 fn give_back(mm: &MmWithUser, address: usize) {
     let flags = bindings::fault_flag_FAULT_FLAG_WRITE | bindings::fault_flag_FAULT_FLAG_REMOTE;
-    let _guard = mm.mmap_read_lock();
+    let Ok(_lock) = MmapLock::read(mm) else {
+        return;
+    };
     // A failure means that the area has changed, which the next try finds out too. An exclusive
     // entry that the table does not know does no harm, because the next access of the CPU ends it.
     // SAFETY: The mmap lock is held, and the callee does not drop it, because the last argument is

@@ -15,6 +15,7 @@ use super::{
         HmmEntry,
         MappedPage, //
     },
+    mmap_lock::MmapLock,
     module::ModulePin,
     notifier::MmuIntervalNotifier,
     owner::PgmapOwner,
@@ -330,7 +331,7 @@ unsafe fn are_reachable(first: NonNull<bindings::page>, n: usize) -> bool {
 /// `range` must have room for an entry for each of its pages. Its notifier must be one of `mm`,
 /// and `notifier_seq` the number of a sequence that was begun with the notifier.
 pub(super) unsafe fn range_fault(range: &mut bindings::hmm_range, mm: &MmWithUser) -> Result {
-    let _guard = mm.mmap_read_lock();
+    let _lock = MmapLock::read(mm)?;
     // SAFETY: The guard holds the mmap lock. Room, notifier and sequence are as the contract of this
     // function says.
     to_result(unsafe { bindings::hmm_range_fault(range) })

@@ -53,6 +53,7 @@ pub(crate) mod mapped;
 pub(crate) mod memory_type;
 pub(crate) mod migrate;
 mod migrate_copy;
+pub(crate) mod mmap_lock;
 pub(crate) mod module;
 pub(crate) mod module_scope;
 pub(crate) mod moved;

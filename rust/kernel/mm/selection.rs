@@ -6,6 +6,7 @@
 
 use super::{
     memory_type::MemoryType,
+    mmap_lock::MmapLock,
     owner::PgmapOwner,
     range::PageRange,
     watches::WatchToken, //
@@ -95,6 +96,12 @@ impl<'a> Area<'a> {
     /// The area that `address` lies in.
     pub(crate) fn lookup(mmap: &'a MmapReadGuard<'_>, address: usize) -> Option<Self> {
         // INVARIANT: The guard holds the mmap lock, and is borrowed for `'a`.
+        mmap.vma_lookup(address).map(Self)
+    }
+
+    /// As [`Area::lookup`], under a lock that a killed task does not wait for.
+    pub(crate) fn locked(mmap: &'a MmapLock<'_>, address: usize) -> Option<Self> {
+        // INVARIANT: `mmap` is the mmap lock, and is borrowed for `'a`.
         mmap.vma_lookup(address).map(Self)
     }
 

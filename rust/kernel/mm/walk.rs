@@ -9,6 +9,7 @@ use super::{
     backing::contents,
     hmm::HmmMirror,
     mapped::Memory,
+    mmap_lock::MmapLock,
     owner::PgmapOwner,
     page::PageView,
     range::PageRange,
@@ -143,7 +144,7 @@ impl HmmMirror {
         let (mut compared, mut next) = (0, 0);
         loop {
             check_signals()?;
-            let _guard = mm.mmap_read_lock();
+            let _lock = MmapLock::read(&mm)?;
             let table = self.notifier.lock();
             for _ in 0..BATCH {
                 let Some((index, page, grant)) = table.next(next) else {
@@ -393,7 +394,7 @@ impl HmmMirror {
         // SAFETY: These read counters.
         let (faults, scanned) = unsafe { (bindings::zdm_faults(), bindings::zdm_scanned()) };
         for batch in range.batches(BATCH) {
-            let _guard = mm.mmap_read_lock();
+            let _lock = MmapLock::read(&mm).ok()?;
             for address in batch.addresses() {
                 let index = address >> PAGE_SHIFT;
                 let entry = CpuEntry::look_up(&mm, index);
@@ -434,7 +435,9 @@ impl HmmMirror {
         let Some(mm) = self.mm().mmget_not_zero() else {
             return false;
         };
-        let _guard = mm.mmap_read_lock();
+        let Ok(_lock) = MmapLock::read(&mm) else {
+            return false;
+        };
         // Unmapping, which waits for this lock, is what frees a PRIVATE page.
         let _table = self.notifier.lock();
         let entry = CpuEntry::look_up(&mm, index);

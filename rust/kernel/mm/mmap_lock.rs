@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The mmap lock, for a task that must be able to end while it waits.
+//!
+//! The guard of [`MmWithUser`] is got by a wait that not even a fatal signal ends. A driver that works on
+//! the address space of another process must not wait so: that process holds its lock for as long as it
+//! likes.
+//!
+//! C header: [`include/linux/mmap_lock.h`](srctree/include/linux/mmap_lock.h)
+
+use crate::bindings;
+use kernel::{
+    error::to_result,
+    mm::{
+        virt::VmaRef,
+        MmWithUser, //
+    },
+    prelude::*,
+    types::NotThreadSafe, //
+};
+
+/// The mmap lock of an address space, held for reading.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::mm::mmap_lock::MmapLock;
+/// # use kernel::mm::kunit::anon_range;
+/// # let range = anon_range(1)?;
+///
+/// let task = current!();
+/// let mm = task.mm().ok_or(EINVAL)?;
+/// let lock = MmapLock::read(mm)?;
+/// let area = lock.vma_lookup(range.start()).ok_or(EFAULT)?;
+/// assert!(area.end() >= range.end());
+/// # Ok::<(), Error>(())
+/// ```
+///
+/// # Invariants
+///
+/// The current task holds the mmap lock of `mm` for reading.
+#[must_use = "the lock is released at once"]
+pub(crate) struct MmapLock<'a> {
+    mm: &'a MmWithUser,
+    // The task that has locked must unlock.
+    _task: NotThreadSafe,
+}
+
+impl<'a> MmapLock<'a> {
+    /// Locks the areas of `mm`. May sleep.
+    ///
+    /// Wraps `mmap_read_lock_killable()`.
+    ///
+    /// # Errors
+    ///
+    /// `EINTR` on a fatal signal.
+    pub(crate) fn read(mm: &'a MmWithUser) -> Result<Self> {
+        // SAFETY: `mm` has users while it is borrowed.
+        to_result(unsafe { bindings::zdm_mmap_read_lock_killable(mm.as_raw()) })?;
+        // INVARIANT: The lock was taken above.
+        Ok(Self {
+            mm,
+            _task: NotThreadSafe,
+        })
+    }
+
+    /// The area that `address` lies in.
+    pub(crate) fn vma_lookup(&self, address: usize) -> Option<&VmaRef> {
+        // SAFETY: The mmap lock is held by the type invariants. Any address may be asked for.
+        let vma = unsafe { kernel::bindings::vma_lookup(self.mm.as_raw(), address) };
+        if vma.is_null() {
+            return None;
+        }
+        // SAFETY: The area is valid while the mmap lock is held, which the guard is borrowed for.
+        Some(unsafe { VmaRef::from_raw(vma) })
+    }
+}
+
+impl Drop for MmapLock<'_> {
+    fn drop(&mut self) {
+        // SAFETY: The current task holds the lock by the type invariants.
+        unsafe { kernel::bindings::mmap_read_unlock(self.mm.as_raw()) };
+    }
+}
