@@ -33,6 +33,9 @@ use kernel::{
     }, //
 };
 
+/// The most clients whose next allocation must fail. Each CPU fault on the device looks through them.
+const MAX_ASKED: usize = 256;
+
 /// The clients whose next allocation for a migration must fail: `HMM_DMIRROR_FLAG_FAIL_ALLOC`.
 #[pin_data]
 pub(super) struct FailAlloc {
@@ -52,9 +55,16 @@ impl FailAlloc {
     }
 
     /// Makes the next allocation of `client`, or of a CPU fault in `mm`, fail. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOSPC` when too many clients have asked, `ENOMEM`.
     pub(super) fn ask(&self, client: ClientId, mm: &Mm) -> Result {
         let mut list = self.list.lock();
         if !list.iter().any(|(other, _)| *other == client) {
+            if list.len() >= MAX_ASKED {
+                return Err(ENOSPC);
+            }
             list.push((client, mm.into()), GFP_KERNEL_ACCOUNT)?;
             self.len.add(1, Relaxed);
         }

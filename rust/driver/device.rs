@@ -409,8 +409,8 @@ impl Device {
     /// Tries to have `pages` free pages, and a whole block for a folio of `order`. May sleep, as
     /// [`Device::grow`].
     pub(super) fn reserve(&self, pages: usize, order: u32) {
-        // Each turn adds a chunk, and the number of chunks is limited.
-        loop {
+        // Each turn adds a chunk. RELEASE may take that away again, so the turns are limited.
+        for _ in 0..MAX_CHUNKS {
             let enough = {
                 let memory = self.memory();
                 let large = order == 0 || memory.allocator.free_large() > 0;

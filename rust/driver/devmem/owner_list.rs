@@ -77,6 +77,8 @@ struct Owned {
     pages: usize,
     /// Whether the client still exists.
     alive: bool,
+    /// The next number on the stack of vacant ones, while the number is vacant.
+    next_vacant: Option<u32>,
 }
 
 impl Owned {
@@ -84,6 +86,7 @@ impl Owned {
         entries: List::EMPTY,
         pages: 0,
         alive: false,
+        next_vacant: None,
     };
 
     /// Whether no client has the number, and no page either.
@@ -116,6 +119,10 @@ impl ListRoom {
 pub(super) struct OwnerLists {
     slots: Table<Slot>,
     lists: KVVec<Owned>,
+    /// The stack of the vacant numbers, and their number. Whoever opens many files must not make others
+    /// wait for a search among them.
+    vacant: Option<u32>,
+    vacancies: usize,
 }
 
 impl OwnerLists {
@@ -125,6 +132,8 @@ impl OwnerLists {
         Ok(Self {
             slots: Table::new(chunks, chunk_pages)?,
             lists: KVVec::with_capacity(64, GFP_KERNEL)?,
+            vacant: None,
+            vacancies: 0,
         })
     }
 
@@ -161,28 +170,42 @@ impl OwnerLists {
 
     /// Adds a client. The list of lists may have to grow, without waiting for memory.
     pub(super) fn add(&mut self) -> Result<ClientId> {
-        let number = match self.lists.iter().position(Owned::is_vacant) {
-            Some(number) => number,
+        let number = match self.vacant {
+            Some(number) => {
+                self.vacant = self.lists[number as usize].next_vacant.take();
+                self.vacancies -= 1;
+                number
+            }
             None => {
                 self.lists
                     .push_within_capacity(Owned::VACANT)
                     .map_err(|_| ENOSPC)?;
-                self.lists.len() - 1
+                // CAST: There is no memory for as many files as would exceed `u32`.
+                (self.lists.len() - 1) as u32
             }
         };
-        self.lists[number].alive = true;
-        Ok(ClientId(number as u32))
+        self.lists[number as usize].alive = true;
+        Ok(ClientId(number))
     }
 
     /// Removes a client. Pages that it still has keep its number until they are freed.
     pub(super) fn remove(&mut self, client: ClientId) {
-        self.list(client).alive = false;
+        let list = self.list(client);
+        if core::mem::replace(&mut list.alive, false) && list.is_vacant() {
+            self.vacate(client);
+        }
+    }
+
+    /// Puts the number of `client`, which has just become vacant, on the stack.
+    fn vacate(&mut self, client: ClientId) {
+        let next = self.vacant.replace(client.0);
+        self.list(client).next_vacant = next;
+        self.vacancies += 1;
     }
 
     /// The number of clients for which there is room without [`OwnerLists::swap_lists`].
     pub(super) fn spare(&self) -> usize {
-        let vacant = self.lists.iter().filter(|list| list.is_vacant()).count();
-        vacant + self.lists.capacity() - self.lists.len()
+        self.vacancies + self.lists.capacity() - self.lists.len()
     }
 
     /// The size that the room for more clients must have.
@@ -235,7 +258,7 @@ impl OwnerLists {
 
     /// As [`OwnerLists::own`], for folios of order 0 at `pages`.
     pub(super) fn own_pages(&mut self, client: ClientId, pages: &[u32]) {
-        let Self { slots, lists } = self;
+        let Self { slots, lists, .. } = self;
         let list = &mut lists[client.0 as usize];
         let owner = Owner::new(client, 0);
         list.entries.append(slots, pages, |slot| slot.owner = owner);
@@ -244,6 +267,14 @@ impl OwnerLists {
 
     /// The folio that `entry` describes is nobody's any more.
     pub(super) fn disown(&mut self, entry: Entry) {
+        self.take_out(entry);
+        if self.list(entry.client).is_vacant() {
+            self.vacate(entry.client);
+        }
+    }
+
+    /// As [`OwnerLists::disown`], where the client gets the pages again at once.
+    fn take_out(&mut self, entry: Entry) {
         self.slots[entry.head].owner = Owner::NOBODY;
         let list = &mut self.lists[entry.client.0 as usize];
         list.entries.remove(&mut self.slots, entry.head);
@@ -253,7 +284,7 @@ impl OwnerLists {
     /// Splits `entry`, so that the folio of `order` at `head`, a part of it, becomes an entry of
     /// its own. Returns that entry.
     pub(super) fn split(&mut self, entry: Entry, head: u32, order: u32) -> Entry {
-        self.disown(entry);
+        self.take_out(entry);
         let mut part = entry.head;
         for half in (order..entry.order).rev() {
             let upper = part + (1 << half);
@@ -276,7 +307,7 @@ impl OwnerLists {
     /// Writes up to `out.len()` of the folios of `client` to `out`, by first page and order.
     /// Returns their number. Each call gives the next ones, because it rotates the list.
     pub(super) fn next(&mut self, client: ClientId, out: &mut [(u32, u32)]) -> usize {
-        let Self { slots, lists } = self;
+        let Self { slots, lists, .. } = self;
         let entries = &mut lists[client.0 as usize].entries;
         let mut written = 0;
         for place in out.iter_mut().take(entries.len()) {
@@ -421,6 +452,30 @@ mod tests {
         assert_ne!(o.add()?, a);
         o.disown(o.entry(7).ok_or(EINVAL)?);
         assert_eq!(o.add()?, a);
+        Ok(())
+    }
+
+    #[test]
+    fn vacant_numbers_are_used_again() -> Result {
+        let mut o = owner_lists()?;
+        let spare = o.spare();
+        let [a, b, c] = [o.add()?, o.add()?, o.add()?];
+        assert_eq!(o.spare(), spare - 3);
+        // A folio that is split stays with its client, also when that is gone.
+        o.own(b, 0, 1);
+        o.remove(b);
+        o.split(o.entry(0).ok_or(EINVAL)?, 1, 0);
+        assert_eq!(o.spare(), spare - 3);
+        o.remove(a);
+        // To remove it again changes nothing.
+        o.remove(a);
+        o.disown(o.entry(0).ok_or(EINVAL)?);
+        assert_eq!(o.spare(), spare - 2);
+        o.disown(o.entry(1).ok_or(EINVAL)?);
+        o.remove(c);
+        assert_eq!(o.spare(), spare);
+        assert_eq!([o.add()?, o.add()?, o.add()?], [c, b, a]);
+        assert_eq!((o.spare(), o.add()?.number()), (spare - 3, 3));
         Ok(())
     }
 
