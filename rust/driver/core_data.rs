@@ -8,12 +8,13 @@
 use super::{
     devmem::ClientId,
     fault_around::FaultAround,
+    params::Config,
     stats::Stats, //
 };
 use crate::{
     audit::{
         Auditor,
-        Policy, //
+        Moment, //
     },
     mm::once::read_once, //
 };
@@ -114,16 +115,14 @@ pub(super) struct Core {
     pub(super) around: FaultAround,
     /// Whether chunks keep a ledger.
     pub(super) keeps_ledger: bool,
+    /// The moment of a check about which user space gave no guarantee.
+    pub(super) moment: Moment,
 }
 
 impl Core {
     /// Makes the data of the device called `name`. May sleep.
-    pub(super) fn new(
-        name: &'static CStr,
-        policy: Policy,
-        keeps_ledger: bool,
-    ) -> Result<Arc<Self>> {
-        let auditor = Auditor::new(policy, name)?;
+    pub(super) fn new(name: &'static CStr, config: &Config) -> Result<Arc<Self>> {
+        let auditor = Auditor::new(config.policy, name)?;
         let around = FaultAround::new()?;
         Arc::pin_init(
             pin_init!(Self {
@@ -131,7 +130,13 @@ impl Core {
                 fail_alloc <- FailAlloc::new(),
                 auditor <- auditor,
                 around <- around,
-                keeps_ledger,
+                keeps_ledger: config.ledger,
+                // If faults may be injected the device is under test, and every reference counts.
+                moment: if config.inject {
+                    Moment::Quiet
+                } else {
+                    Moment::Busy
+                },
             }),
             GFP_KERNEL,
         )

@@ -21,7 +21,10 @@ use super::{
     },
 };
 use crate::{
-    audit::check_stuck,
+    audit::{
+        check_stuck,
+        Moment, //
+    },
     mm::{
         migrate::{
             PfnBuffer,
@@ -33,7 +36,10 @@ use crate::{
             SystemFolio,
             SystemFolios, //
         },
-        task::check_signals, //
+        task::{
+            check_signals,
+            wait_for_preempted, //
+        }, //
     },
     stamp::{
         may_log,
@@ -180,11 +186,9 @@ impl Device {
                 memory.allocator.owned(client),
             )
         };
-        for &(page, _) in &stuck[..n] {
-            let located = self.locate(page);
-            if let Some((chunk, index)) = located {
-                self.report_stuck(&chunk, index, short);
-            }
+        if !short {
+            let located = stuck[..n].iter().filter_map(|&(page, _)| self.locate(page));
+            self.report_stuck(located);
         }
         if left > 0 && may_log(Topic::Stuck) {
             pr_err!(
@@ -278,23 +282,27 @@ impl Device {
 
     /// Reports what is left of the chunks that `left` marks.
     fn report_left(&self, left: &[bool; MAX_CHUNKS], short: bool) {
-        for (number, _) in left.iter().enumerate().filter(|(_, left)| **left) {
-            let Some(chunk) = self.chunk(number) else {
-                continue;
-            };
+        let left = left.iter().enumerate().filter(|(_, left)| **left);
+        let chunks = || left.clone().filter_map(|(number, _)| self.chunk(number));
+        for chunk in chunks() {
             // Quarantined pages are neither in use nor free.
             if chunk.used() == 0 {
-                self.report_leak(number);
-            }
-            let used = (0..chunk.pages()).filter(|&i| chunk.order_in_use(i).is_some());
-            for index in used.take(STUCK_RECORDS) {
-                self.report_stuck(&chunk, index, short);
-                // A console is slow, and a killed task must end.
-                if check_signals().is_err() {
-                    return;
-                }
+                self.report_leak(chunk.ops().number());
             }
         }
+        if short {
+            return;
+        }
+        self.report_stuck(chunks().flat_map(|chunk| {
+            let mut used = [None; STUCK_RECORDS];
+            let indices = (0..chunk.pages()).filter(|&i| chunk.order_in_use(i).is_some());
+            for (place, index) in used.iter_mut().zip(indices) {
+                *place = Some(index);
+            }
+            let number = chunk.ops().number();
+            let used = used.into_iter().flatten();
+            used.filter_map(move |index| Some((self.chunk(number)?, index)))
+        }));
     }
 
     /// Unregisters chunk `number` if all of it is free. Returns whether it was.
@@ -407,15 +415,35 @@ impl Device {
         short
     }
 
-    /// Reports page `index`, which an eviction leaves behind, unless it was freed since or memory
-    /// was `short`.
-    fn report_stuck(&self, chunk: &PagemapRef<Chunk>, index: usize, short: bool) {
-        if short || chunk.order_in_use(index).is_none() {
-            return;
+    /// Reports those of `pages`, which an eviction leaves behind, that were not freed or changed since. May
+    /// sleep.
+    fn report_stuck(&self, pages: impl Iterator<Item = (PagemapRef<Chunk>, usize)>) {
+        let moment = self.moment();
+        let stuck = |chunk: &PagemapRef<Chunk>, index| {
+            chunk.order_in_use(index)?;
+            check_stuck(chunk.page(index)?, moment)
+        };
+        let mut found = KVec::new();
+        for (chunk, index) in pages {
+            let Some(violation) = stuck(&chunk, index) else {
+                continue;
+            };
+            // Without memory only the first ones are reported.
+            if found.push((chunk, index, violation), GFP_KERNEL).is_err() {
+                break;
+            }
         }
-        let stuck = chunk
-            .page(index)
-            .and_then(|page| check_stuck(page, self.moment()));
-        chunk.ops().judge(index, stuck);
+        if !found.is_empty() && moment == Moment::Busy {
+            // A task that moves one of them may have been preempted for longer than the eviction waited.
+            wait_for_preempted();
+        }
+        for (n, (chunk, index, violation)) in found.iter().enumerate() {
+            // A console is slow, and a killed task must end.
+            if n >= STUCK_RECORDS && check_signals().is_err() {
+                return;
+            }
+            let lasting = stuck(chunk, *index).filter(|now| now == violation);
+            chunk.ops().judge(*index, lasting);
+        }
     }
 }

@@ -13,7 +13,9 @@ use super::{
 use crate::{
     audit::{
         check_settled,
-        Ledger, //
+        Ledger,
+        Moment,
+        Violation, //
     },
     mm::{
         fault::{
@@ -22,7 +24,10 @@ use crate::{
         },
         migrate::PfnBuffer,
         system_folio::SystemFolio,
-        task::check_signals,
+        task::{
+            check_signals,
+            wait_for_preempted, //
+        },
         PAGE_SIZE, //
     },
 };
@@ -121,10 +126,23 @@ impl Core {
             // Other tasks have worked on the page all the time. The CPU tries again.
             return Ok(());
         };
-        if same >= FAULT_LOOKS {
+        if same >= FAULT_LOOKS && self.lasts(fault, violation) {
             self.auditor
                 .judge(Some(violation.after(ledger.last(fault.index()))));
         }
         Err(FaultError::Sigbus)
+    }
+
+    /// Whether `violation` of the folio of `fault` is none that a preempted task explains. May sleep.
+    #[cold]
+    fn lasts(&self, fault: &VmFault<'_>, violation: Violation) -> bool {
+        if self.moment == Moment::Quiet {
+            return true;
+        }
+        wait_for_preempted();
+        (0..FAULT_LOOKS).all(|_| {
+            fsleep(Delta::from_millis(1));
+            check_signals().is_ok() && check_settled(fault.folio(), 1) == Some(violation)
+        })
     }
 }

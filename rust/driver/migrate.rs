@@ -15,6 +15,7 @@ use super::{
         PageBacked, //
     },
     verify::{
+        looks,
         SUSPECTS,
         TRIES, //
     }, //
@@ -23,6 +24,7 @@ use crate::{
     audit::{
         check_settled,
         Event,
+        Moment,
         Violation, //
     },
     mm::{
@@ -46,7 +48,10 @@ use crate::{
             SystemFolio,
             SystemFolios, //
         },
-        task::check_signals,
+        task::{
+            check_signals,
+            wait_for_preempted, //
+        },
         PAGE_SHIFT, //
     },
     params::param_strict,
@@ -140,17 +145,21 @@ impl Device {
             }
         }
         drop(done);
-        judge_lasting(&mut suspects);
+        judge_lasting(&mut suspects, self.moment());
         moved
     }
 }
 
 /// Reports the suspects that every read finds in the same state: a task that works on a folio
-/// changes its count. May sleep for [`TRIES`] milliseconds; a killed task reports nothing.
-fn judge_lasting(suspects: &mut [Option<(Settled, Violation)>]) {
-    for _ in 0..TRIES {
+/// changes its count. May sleep for [`TRIES`] milliseconds, and once more at a busy moment, after the wait
+/// for preempted tasks; a killed task reports nothing.
+fn judge_lasting(suspects: &mut [Option<(Settled, Violation)>], moment: Moment) {
+    for look in 0..looks(moment, TRIES) {
         if suspects.iter().all(Option::is_none) || check_signals().is_err() {
             return;
+        }
+        if look == TRIES {
+            wait_for_preempted();
         }
         fsleep(Delta::from_millis(1));
         for suspect in suspects.iter_mut() {

@@ -9,7 +9,8 @@ use super::{
     device::{
         lock_killable,
         Device, //
-    }, //
+    },
+    verify::looks, //
 };
 use crate::{
     audit::{
@@ -29,7 +30,10 @@ use crate::{
         page::PageView,
         pagemap::DevPagemap,
         registration::PagemapRef,
-        task::check_signals, //
+        task::{
+            check_signals,
+            wait_for_preempted, //
+        }, //
     },
     params::param_strict, //
 };
@@ -77,14 +81,9 @@ impl Device {
         scan.judge(chunk.page(0).and_then(|page| check_pagemap(page, excess)));
     }
 
-    /// The moment of a check about which user space gave no guarantee. If faults may be injected
-    /// the device is under test, and every reference counts.
+    /// The moment of a check about which user space gave no guarantee.
     pub(super) fn moment(&self) -> Moment {
-        if self.config.inject {
-            Moment::Quiet
-        } else {
-            Moment::Busy
-        }
+        self.core.moment
     }
 
     /// Checks every page, and every pagemap. Exact at a quiet moment only. May sleep.
@@ -101,7 +100,7 @@ impl Device {
             counts.used += found.used;
             counts.found += found.found;
             let leak = self.core.auditor.is_on() && {
-                let leak = leaked(&chunk);
+                let leak = leaked(&chunk, moment);
                 chunk.ops().judge(0, leak)
             };
             counts.found += u64::from(leak);
@@ -138,10 +137,13 @@ impl Device {
             sign != Sign::NONE
         })?;
         let suspects = counts.found;
-        for _ in 0..TRIES {
+        for look in 0..looks(moment, TRIES) {
             if counts.found == 0 {
                 chunk.ops().heal(suspects);
                 return Ok(counts);
+            }
+            if look == TRIES {
+                wait_for_preempted();
             }
             fsleep(Delta::from_millis(1));
             let mut seen = 0;
@@ -197,7 +199,7 @@ impl Device {
     /// I6: checks chunk `number`, which is to be removed. Returns whether it cannot be. May sleep.
     pub(super) fn report_leak(&self, number: usize) -> bool {
         self.chunk(number)
-            .is_some_and(|chunk| chunk.ops().judge(0, leaked(&chunk)))
+            .is_some_and(|chunk| chunk.ops().judge(0, leaked(&chunk, self.moment())))
     }
 
     /// I6: checks when a file is closed. A pagemap with an unexplained reference cannot be
@@ -212,7 +214,7 @@ impl Device {
         };
         let mut leaks = false;
         for chunk in self.chunks() {
-            if let Some(leak) = leaked(&chunk) {
+            if let Some(leak) = leaked(&chunk, self.moment()) {
                 leaks = true;
                 if pin.is_none() {
                     chunk.ops().judge(0, Some(leak));
@@ -310,6 +312,14 @@ fn check_entries(page: PageView<'_>) -> Option<Violation> {
 }
 
 /// I6: the violation of a pagemap with unexplained references. May sleep if it seems to have some.
-fn leaked(chunk: &PagemapRef<Chunk>) -> Option<Violation> {
-    check_pagemap(chunk.page(0)?, chunk.settled_excess()?)
+fn leaked(chunk: &PagemapRef<Chunk>, moment: Moment) -> Option<Violation> {
+    let excess = chunk.settled_excess()?;
+    if excess != 0 && moment == Moment::Busy {
+        // A task that frees or takes a page may have been preempted.
+        wait_for_preempted();
+        if chunk.settled_excess()? != excess {
+            return None;
+        }
+    }
+    check_pagemap(chunk.page(0)?, excess)
 }

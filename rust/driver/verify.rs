@@ -15,6 +15,7 @@ use crate::{
     audit::{
         check_destination,
         check_source,
+        Moment,
         Transition,
         Violation, //
     },
@@ -22,7 +23,10 @@ use crate::{
         memory_type::MemoryType,
         migrate::Copied,
         moved::Moved,
-        task::check_signals, //
+        task::{
+            check_signals,
+            wait_for_preempted, //
+        }, //
     },
 };
 use kernel::time::{
@@ -35,6 +39,16 @@ pub(super) const TRIES: usize = 50;
 
 /// The number of folios of one migration whose counts are read again.
 pub(super) const SUSPECTS: usize = 8;
+
+/// The number of looks that must find the same before it counts, where `tries` are enough to find a task
+/// out that goes on with its work. One that was preempted in the midst of it is another matter, which the
+/// second half of the looks begins by waiting for. At a quiet moment there is no such task.
+pub(super) fn looks(moment: Moment, tries: usize) -> usize {
+    match moment {
+        Moment::Quiet => tries,
+        Moment::Busy => 2 * tries,
+    }
+}
 
 /// The first violations that one read of the moved folios of `migration` finds.
 fn suspects(migration: &Migration<'_, Copied>) -> [Option<Violation>; SUSPECTS] {
@@ -58,8 +72,8 @@ fn suspects(migration: &Migration<'_, Copied>) -> [Option<Violation>; SUSPECTS] 
 impl Core {
     /// Checks I3 and I9 after core mm has moved the contents and before anything is mapped. Returns
     /// whether there was no violation. `last` returns the last transition of a page frame of the
-    /// device. May sleep for [`TRIES`] milliseconds, however many folios are suspect; a killed task
-    /// reports nothing.
+    /// device. May sleep for [`TRIES`] milliseconds, however many folios are suspect, and once more at a
+    /// busy moment, after the wait for preempted tasks; a killed task reports nothing.
     pub(super) fn check_moved(
         &self,
         migration: &Migration<'_, Copied>,
@@ -73,12 +87,15 @@ impl Core {
             return true;
         }
         let mut found = suspects(migration);
-        for _ in 0..TRIES {
+        for look in 0..looks(self.moment, TRIES) {
             if found.iter().all(Option::is_none) {
                 return true;
             }
             if check_signals().is_err() {
                 return false;
+            }
+            if look == TRIES {
+                wait_for_preempted();
             }
             fsleep(Delta::from_millis(1));
             // A task that works on a folio changes its count.

@@ -85,6 +85,7 @@ int zdm_mmap_read_lock_killable(struct mm_struct *mm);
 unsigned long zdm_jiffies_after_ms(unsigned int ms);
 bool zdm_jiffies_passed(unsigned long deadline);
 void zdm_cond_resched(void);
+void zdm_wait_for_preempted(void);
 unsigned long zdm_accessed_pages(struct vm_area_struct *vma, unsigned long start,
 				 unsigned long end);
 unsigned long zdm_task_size(void);

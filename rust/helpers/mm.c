@@ -9,6 +9,7 @@
 #include <linux/migrate.h>
 #include <linux/mmap_lock.h>
 #include <linux/pagemap.h>
+#include <linux/rcupdate.h>
 #include <linux/sched/signal.h>
 #include <linux/uaccess.h>
 #include <linux/userfaultfd_k.h>
@@ -297,6 +298,12 @@ bool zdm_jiffies_passed(unsigned long deadline)
 void zdm_cond_resched(void)
 {
 	cond_resched();
+}
+
+/* Without preemption in the kernel this is synchronize_rcu(), which is enough then. */
+void zdm_wait_for_preempted(void)
+{
+	synchronize_rcu_tasks();
 }
 
 unsigned long zdm_task_size(void)

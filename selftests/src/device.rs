@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::ptr;
 
 use crate::check::{Fail, OrFail, Outcome};
@@ -45,6 +45,12 @@ pub struct Device {
     file: File,
 }
 
+impl AsFd for Device {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
 impl Device {
     /// Path of node `n`.
     pub fn path(n: usize) -> String {
@@ -60,6 +66,11 @@ impl Device {
         let path = Self::path(n);
         let file = File::options().read(true).write(true).open(path)?;
         Ok(Self { file })
+    }
+
+    /// A device whose file another process has opened.
+    pub fn of_file(file: File) -> Self {
+        Self { file }
     }
 
     /// Maps pages of the driver, with MAP_SHARED or MAP_PRIVATE.

@@ -22,6 +22,7 @@ mod module;
 mod numa;
 mod pagemap;
 mod pagestate;
+mod peers;
 mod proc;
 mod swap;
 mod sys;

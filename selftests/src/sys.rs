@@ -177,6 +177,17 @@ pub fn new_user_namespace() -> io::Result<()> {
     cvt(unsafe { libc::unshare(libc::CLONE_NEWUSER) }.into()).map(drop)
 }
 
+/// Lets the calling thread run on processor `cpu` only.
+pub fn run_on(cpu: usize) -> io::Result<()> {
+    // SAFETY: All zeroes is the empty set.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    // SAFETY: The macro checks the number, and writes to the set.
+    unsafe { libc::CPU_SET(cpu, &mut set) };
+    // SAFETY: The set outlives the call.
+    let ret = unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set) };
+    cvt(ret.into()).map(drop)
+}
+
 /// Replaces the descriptor of `file` by one of an unrelated file, for all threads at once.
 pub fn close_under(file: &File) -> io::Result<()> {
     let nothing = File::open("/dev/null")?;

@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 use linux_raw_sys::io_uring::{io_uring_params, io_uring_register_op};
 
@@ -45,18 +45,28 @@ impl Uring {
             iov_base: buf.at(first) as *mut libc::c_void,
             iov_len: n * PAGE,
         };
-        self.call(io_uring_register_op::IORING_REGISTER_BUFFERS, Some(&vec))
+        let vec = std::ptr::from_ref(&vec).cast();
+        self.call(io_uring_register_op::IORING_REGISTER_BUFFERS, vec)
+    }
+
+    /// Makes the ring hold a file, also after the process has closed it.
+    pub fn register_file(&self, file: impl AsFd) -> io::Result<()> {
+        let fd = file.as_fd().as_raw_fd();
+        let fds = std::ptr::from_ref(&fd).cast();
+        self.call(io_uring_register_op::IORING_REGISTER_FILES, fds)
     }
 
     pub fn unregister(&self) -> io::Result<()> {
-        self.call(io_uring_register_op::IORING_UNREGISTER_BUFFERS, None)
+        let op = io_uring_register_op::IORING_UNREGISTER_BUFFERS;
+        self.call(op, std::ptr::null())
     }
 
-    fn call(&self, op: io_uring_register_op, vec: Option<&libc::iovec>) -> io::Result<()> {
-        let n = u32::from(vec.is_some());
-        let vec = vec.map_or(std::ptr::null(), std::ptr::from_ref);
+    /// Registers one element at `arg`, or none at NULL.
+    fn call(&self, op: io_uring_register_op, arg: *const libc::c_void) -> io::Result<()> {
+        let n = u32::from(!arg.is_null());
         let (fd, op) = (self.0.as_raw_fd(), op as libc::c_uint);
-        // SAFETY: The iovec is valid or null, and the kernel checks the addresses in it.
-        cvt(unsafe { libc::syscall(libc::SYS_io_uring_register, fd, op, vec, n) }).map(drop)
+        // SAFETY: The callers pass NULL or an element that outlives the call. The kernel checks the
+        // addresses and descriptors in it.
+        cvt(unsafe { libc::syscall(libc::SYS_io_uring_register, fd, op, arg, n) }).map(drop)
     }
 }

@@ -5,11 +5,12 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::check::{OrFail, Outcome, expect_errno};
+use crate::check::{Fail, OrFail, Outcome, expect_errno};
 use crate::device::{Buffer, Device};
+use crate::harness::{Child, note};
 use crate::sys;
 use crate::tests::target::{COHERENT, GENERIC, PRIVATE, Target};
-use crate::tests::{Ctx, Test, test};
+use crate::tests::{Ctx, Test, test, with};
 use crate::uapi::*;
 use crate::{check, check_eq};
 
@@ -47,6 +48,12 @@ pub const TESTS: &[Test] = &[
         splice_outlives_the_file::<GENERIC>,
     ),
 ];
+
+/// A scan of a small device is short.
+pub const SMALL: &[Test] = &[with(
+    "devmem_chunk_mb=2",
+    test("hostile.starved_migrations", starved_migrations),
+)];
 
 /// Runs `body` while threads migrate pages to the device and back.
 fn while_others_migrate(target: &Target, body: impl FnOnce() -> Outcome) -> Outcome {
@@ -160,4 +167,53 @@ fn splice_outlives_the_file<const NODE: usize>(ctx: &Ctx) -> Outcome {
         buf.vmsplice_to(&writer, 0, 2).or_fail("vmsplice")?;
         Ok((reader, writer))
     })
+}
+
+/// A task that loses its processor in the midst of a migration, for longer than a scan looks, is no
+/// violation: any user can see to that by many threads on one processor.
+fn starved_migrations(ctx: &Ctx) -> Outcome {
+    const WORKERS: usize = 48;
+    const N: usize = 16;
+    let target = Target::open(ctx, PRIVATE)?;
+    let before = target.audit()?.0.total;
+    if sys::run_on(1).is_err() {
+        return Err(Fail::Skip("only one processor".into()));
+    }
+    let workers = (0..WORKERS)
+        .map(|_| {
+            Child::spawn(|| {
+                sys::run_on(0).or_fail("sched_setaffinity")?;
+                let device = Device::open(0)?;
+                let buf = Buffer::filled(N, 1606)?;
+                for round in 0.. {
+                    // A page may stay where it is.
+                    let _ = device.to_device(&buf, 0, N);
+                    if round % 2 == 0 {
+                        let _ = device.to_system(&buf, 0, N);
+                    }
+                    buf.check(0, N, 1606)?;
+                }
+                Ok(())
+            })
+        })
+        .collect::<Outcome<Vec<_>>>()?;
+    let end = Instant::now() + Duration::from_secs(10);
+    let (mut scans, mut used) = (0, 0);
+    while Instant::now() < end {
+        let (audit, records) = target.try_audit(0).or_fail("ZDM_AUDIT")?;
+        check_eq!(audit.found, 0, "violations that a scan found, {records:x?}");
+        check_eq!(audit.total, before, "violations, {records:x?}");
+        used = used.max(audit.used);
+        scans += 1;
+    }
+    for worker in workers {
+        check!(worker.is_running()?, "a process: expected it to run");
+        worker.kill()?;
+    }
+    note(&format!("{scans} scans, {used} pages in use at most"));
+    check!(used > 0, "pages in use: expected some");
+    target.expect_empty()?;
+    let (audit, records) = target.audit()?;
+    check_eq!(audit.total, before, "violations, {records:x?}");
+    Ok(())
 }

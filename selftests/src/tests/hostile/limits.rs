@@ -8,8 +8,8 @@ use std::time::Duration;
 use libc::{EFAULT, ENOMEM, EPERM};
 
 use super::{PINS, as_nobody};
-use crate::check::{OrFail, Outcome, expect_errno};
-use crate::device::{Buffer, Device, PAGE};
+use crate::check::{Fail, OrFail, Outcome, expect_errno};
+use crate::device::{Buffer, Data, Device, PAGE};
 use crate::harness::Child;
 use crate::sys;
 use crate::tests::account::{current, new_cgroup};
@@ -27,6 +27,7 @@ pub const TESTS: &[Test] = &[
         "hostile.fail_alloc_is_not_for_others",
         fail_alloc_is_not_for_others,
     ),
+    test("hostile.fail_alloc_is_bounded", fail_alloc_is_bounded),
 ];
 
 /// Page frame numbers are only for CAP_SYS_ADMIN, as in /proc/pid/pagemap.
@@ -142,4 +143,33 @@ fn fail_alloc_is_not_for_others(ctx: &Ctx) -> Outcome {
     let faults = target.stats()?.cpu_faults.wrapping_sub(before.cpu_faults);
     check_eq!(faults, 3, "CPU faults in all, one of them in vain");
     buf.check(0, 8, 1603)
+}
+
+/// Each CPU fault on the device looks through the files that have asked for a failure, so that there
+/// cannot be many of them.
+fn fail_alloc_is_bounded(ctx: &Ctx) -> Outcome {
+    const MOST: usize = 256;
+    let target = Target::open(ctx, PRIVATE)?;
+    let buf = Buffer::filled(4, 1604)?;
+    target.move_all(&buf, 1604)?;
+    Child::spawn(|| {
+        let files = (0..MOST + 1)
+            .map(|_| Device::open(0))
+            .collect::<Outcome<Vec<_>>>()?;
+        let (last, first) = files.split_last().ok_or_else(|| Fail::failed("no files"))?;
+        for file in first {
+            file.fail_alloc()?;
+            // A file that asks again is one.
+            file.fail_alloc()?;
+        }
+        let ask = || last.command(HMM_FLAGS, PAGE as u64, HMM_FLAG_FAIL_ALLOC, Data::Nowhere);
+        expect_errno(ask(), &[libc::ENOSPC], "FLAGS of one file more")?;
+        // They are all of this process, whose faults they concern.
+        let other = Child::spawn(|| buf.check(0, 2, 1604))?;
+        other.join()?;
+        drop(files);
+        Device::open(0)?.fail_alloc()
+    })?
+    .join()?;
+    buf.check(0, 4, 1604)
 }

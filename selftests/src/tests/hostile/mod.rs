@@ -6,8 +6,11 @@
 pub mod files;
 pub mod holders;
 pub mod limits;
+pub mod lives;
 pub mod mappings;
+pub mod others;
 pub mod release;
+pub mod upkeep;
 
 use super::Ctx;
 use super::target::{PRIVATE, Target};
