@@ -17,7 +17,7 @@ use crate::tests::counts::{
 use crate::tests::target::{GENERIC, Target, huge_filled};
 use crate::tests::{Ctx, Test, absent, freed_since, test};
 use crate::uapi::*;
-use crate::{check_eq, proc};
+use crate::{check, check_eq, proc};
 
 pub const TESTS: &[Test] = &[
     test("generic.pin_stays", pin_stays),
@@ -423,8 +423,7 @@ fn pin_device_write(ctx: &Ctx) -> Outcome {
     buf.check(0, ALL, 667)
 }
 
-/// The device gives up its memory except the held pages, which it reports. It also gives those up
-/// after their release.
+/// The device gives up its memory except the held pages. It also gives those up after their release.
 fn pin_release(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, GENERIC)?;
     let buf = Buffer::filled(ALL, 669)?;
@@ -442,18 +441,14 @@ fn pin_release(ctx: &Ctx) -> Outcome {
     // Audit only after the RELEASE: a scan also reports a reference that no entry explains.
     let (audit, records) = target.audit()?;
     check_eq!((audit.used, audit.found), (2, 0), "used pages, violations");
-    check_eq!(
-        records.iter().map(|v| v.invariant).collect::<Vec<_>>(),
-        [7, 7],
-        "invariants of pages that would not move"
+    // Any task may pin what it maps, so that a pin explains why a page stays.
+    check!(
+        records.is_empty(),
+        "records of pages that are pinned: expected none, found {records:x?}"
     );
     target.release().or_fail("RELEASE")?;
     target.expect(&buf, 0, ALL, 0)?;
     buf.check(0, ALL, 669)?;
-    // Clear the records, because the harness expects none.
-    target
-        .try_audit(ZDM_AUDIT_CLEAR)
-        .or_fail("ZDM_AUDIT_CLEAR")?;
     target.expect_empty()
 }
 
