@@ -18,10 +18,12 @@ use super::{
         Migration, //
     },
     range::PageRange,
-    table::Grant,
+    table::{
+        Grant,
+        BLOCK, //
+    },
     watches::WatchToken,
-    PAGE_SHIFT,
-    PMD_ORDER, //
+    PAGE_SHIFT, //
 };
 use core::ptr::NonNull;
 use kernel::{
@@ -103,8 +105,9 @@ impl Watch<'_> {
     }
 
     /// Makes the table map the pages of the watched range that `migration` has moved, and returns how many
-    /// it maps: none if another task has changed the range meanwhile, or if the migration is one of another
-    /// address space, or was not requested with the token of this watch. May sleep.
+    /// it maps: not those of a folio that begins before the range, and none if another task has changed the
+    /// range meanwhile, or if the migration is one of another address space, or was not requested with the
+    /// token of this watch. May sleep.
     pub(crate) fn fill<M: DeviceMemory>(
         &self,
         migration: &Migration<'_, Copied, M>,
@@ -136,6 +139,8 @@ impl Watch<'_> {
             };
             let index = address >> PAGE_SHIFT;
             let grant = Grant::shared(migration.maps_writable(i));
+            // Of a large folio that goes on behind the watched range nothing is known there.
+            let watched = (1 << order).min((self.range.end() - address) >> PAGE_SHIFT);
             // Each entry below is true until it is invalidated, which waits for the lock of the table:
             //
             // - when the watch began no task was changing the range;
@@ -143,19 +148,21 @@ impl Watch<'_> {
             //   token, and has ended its invalidations;
             // - the migration has the folios locked, and puts them where the sources were mapped, with
             //   their permission, unless a task changes the range again.
-            if order == PMD_ORDER && index % (1 << PMD_ORDER) == 0 {
-                // SAFETY: The entries are true until they are invalidated, for the reasons above. The folio and its contents are of that many pages in a row.
+            if watched == BLOCK && index % BLOCK == 0 {
+                // SAFETY: The entries are true until they are invalidated, for the reasons above: all of the
+                // block is watched. The folio and its contents are of that many pages in a row.
                 unsafe { table.store_block(index, page, grant) }?;
             } else {
-                for n in 0..1 << order {
+                for n in 0..watched {
                     let Some(page) = NonNull::new(page.as_ptr().wrapping_add(n)) else {
                         continue;
                     };
-                    // SAFETY: The entry is true until it is invalidated, for the reasons above. The folio and its contents are of `1 << order` pages in a row.
+                    // SAFETY: The entry is true until it is invalidated, for the reasons above: the page is
+                    // watched. The folio and its contents are of `1 << order` pages in a row.
                     unsafe { table.store(index + n, page, grant) }?;
                 }
             }
-            pages += 1 << order;
+            pages += watched;
         }
         Ok(pages)
     }
@@ -171,6 +178,7 @@ impl Drop for Watch<'_> {
 mod tests {
     use super::*;
     use crate::mm::{
+        copy::Stop,
         kunit::{
             anon_range,
             touch, //
@@ -184,9 +192,11 @@ mod tests {
             PfnBuffer,
             Request, //
         },
+        PAGE_SIZE, //
     };
 
-    /// Pages that the table maps when `range` is migrated with `token` and `watch` fills the table.
+    /// Pages that the table maps when `range` is migrated with `token` and `watch` fills the table. A large
+    /// hole is moved in one piece.
     fn filled(
         device: &EmulatedDevice,
         range: PageRange,
@@ -200,6 +210,7 @@ mod tests {
         let area = Area::lookup(&mmap, range.start()).ok_or(EFAULT)?;
         let request = Request {
             watch: token,
+            large: true,
             ..Request::system(area, range, device.owner())
         };
         let mut migration = Migration::of_range(&mut buffer, &request, &EmulatedMemory)?;
@@ -223,6 +234,22 @@ mod tests {
         assert_eq!(filled(&device, page(0)?, &watch, None)?, 0);
         assert_eq!(filled(&device, page(1)?, &watch, Some(other.token()))?, 0);
         assert_eq!(filled(&device, page(2)?, &watch, Some(watch.token()))?, 1);
+        Ok(())
+    }
+
+    #[test]
+    fn large_folio_fills_the_watched_pages_only() -> Result {
+        let memory = anon_range(2 * BLOCK)?;
+        let start = memory.start().next_multiple_of(BLOCK * PAGE_SIZE);
+        let block = PageRange::new(start, BLOCK)?;
+        let device = EmulatedDevice::new()?;
+        let mirror = device.mirror()?;
+        let watch = mirror.watch(block.first(3)).ok_or(EAGAIN)?;
+        let filled = filled(&device, block, &watch, Some(watch.token()))?;
+        drop(watch);
+        assert_eq!((device.memory().used(), filled), (BLOCK, 3));
+        let mut bytes = KVec::from_elem(0u8, 4 * PAGE_SIZE, GFP_KERNEL)?;
+        assert_eq!(mirror.read(block, &mut bytes), (3, Stop::Unmapped));
         Ok(())
     }
 }
