@@ -36,8 +36,8 @@ impl PrivateOps for Pages {
     }
 }
 
-/// The CPU copies to and from the backing of a page. A real engine maps the other end with
-/// `CpuPages::dma_map()`, gets its own from `DevicePages::pfn()`, and is awaited in `fence()`.
+/// The CPU copies to and from the backing of a page. A real engine maps the other end, as by
+/// `CpuPages::dma_map_to_device()`, gets its own from `DevicePages::pfn()`, and has a `fence()`.
 struct Vram;
 
 impl DeviceMemory for Vram {

@@ -6,8 +6,8 @@
 #![forbid(unsafe_code)]
 
 use crate::mm::device_memory::{CpuPages, DmaPages};
-use kernel::{device::Bound, device::Device, dma::DataDirection, prelude::*};
+use kernel::{device::Bound, device::Device, prelude::*};
 
 fn map<'a>(pages: CpuPages<'a>, dev: &'a Device<Bound>) -> Result<DmaPages<'a>> {
-    pages.dma_map(dev, DataDirection::ToDevice)
+    pages.dma_map_to_device(dev)
 }

@@ -30,6 +30,7 @@ use kernel::{
         DataDirection,
         DmaAddress, //
     },
+    error::to_result,
     prelude::*, //
 };
 
@@ -156,7 +157,7 @@ pub(crate) trait DeviceMemory {
 ///     fn copy_in(&self, _: &mut DevicePages<'_>, from: &CpuPages<'_>) -> Result<(), CopyError> {
 ///         let mut window = self.page.lock();
 ///         for n in 0..1 << from.order() {
-///             from.read_page(n, &mut window).map_err(|_| CopyError::Mismatch)?;
+///             from.read_page(n, &mut window)?;
 ///         }
 ///         Ok(())
 ///     }
@@ -226,34 +227,54 @@ impl CpuPages<'_> {
     ///
     /// # Errors
     ///
-    /// `EINVAL` beyond the end.
-    pub(crate) fn read_page(&self, n: usize, buf: &mut [u8; PAGE_SIZE]) -> Result {
-        let page = self.nth(n).ok_or(EINVAL)?;
+    /// [`CopyError::Mismatch`] beyond the end; [`CopyError::Poisoned`] where the kernel cannot read the page,
+    /// of which part may be in `buf` then.
+    pub(crate) fn read_page(&self, n: usize, buf: &mut [u8; PAGE_SIZE]) -> Result<(), CopyError> {
+        let page = self.nth(n).ok_or(CopyError::Mismatch)?;
         // SAFETY: The page is one of the folio by the type invariants of `CpuPages`, and `buf` is as long.
-        unsafe { bindings::zdm_read_page(buf.as_mut_ptr().cast(), page.as_ptr()) };
-        Ok(())
+        let ret = unsafe { bindings::zdm_read_page(buf.as_mut_ptr().cast(), page.as_ptr()) };
+        to_result(ret).map_err(|_| CopyError::Poisoned)
     }
 
     /// Copies `buf` to page `n`. May sleep.
     ///
     /// # Errors
     ///
-    /// `EINVAL` beyond the end.
-    pub(crate) fn write_page(&mut self, n: usize, buf: &[u8; PAGE_SIZE]) -> Result {
-        let page = self.nth(n).ok_or(EINVAL)?;
+    /// As [`CpuPages::read_page`].
+    pub(crate) fn write_page(&mut self, n: usize, buf: &[u8; PAGE_SIZE]) -> Result<(), CopyError> {
+        let page = self.nth(n).ok_or(CopyError::Mismatch)?;
         // SAFETY: The page is one of the folio by the type invariants of `CpuPages`, and `buf` is as long.
-        unsafe { bindings::zdm_write_page(page.as_ptr(), buf.as_ptr().cast()) };
-        Ok(())
+        let ret = unsafe { bindings::zdm_write_page(page.as_ptr(), buf.as_ptr().cast()) };
+        to_result(ret).map_err(|_| CopyError::Poisoned)
     }
 
-    /// Maps the pages for DMA of `dev`. May sleep.
+    /// Maps the pages for DMA of `dev`, which reads them: `DMA_TO_DEVICE`. May sleep.
     ///
     /// Wraps `dma_map_page()`.
     ///
     /// # Errors
     ///
     /// `ENOMEM` when the device cannot reach the pages.
-    pub(crate) fn dma_map<'d>(
+    pub(crate) fn dma_map_to_device<'d>(&'d self, dev: &'d Device<Bound>) -> Result<DmaPages<'d>> {
+        self.dma_map(dev, DataDirection::ToDevice)
+    }
+
+    /// Maps the pages for DMA of `dev`, which overwrites them: `DMA_FROM_DEVICE`. May sleep.
+    ///
+    /// Wraps `dma_map_page()`.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM` when the device cannot reach the pages.
+    pub(crate) fn dma_map_from_device<'d>(
+        &'d mut self,
+        dev: &'d Device<Bound>,
+    ) -> Result<DmaPages<'d>> {
+        self.dma_map(dev, DataDirection::FromDevice)
+    }
+
+    /// `direction` is one in which data goes: core DMA code takes `DMA_NONE` for a bug of the kernel.
+    fn dma_map<'d>(
         &'d self,
         dev: &'d Device<Bound>,
         direction: DataDirection,
@@ -277,6 +298,13 @@ impl CpuPages<'_> {
             bytes,
             direction,
         })
+    }
+
+    /// Marks the first page as broken, or as whole again. Only for KUnit cases.
+    #[cfg(CONFIG_KUNIT = "y")]
+    pub(super) fn set_poisoned(&self, poisoned: bool) {
+        // SAFETY: The page is valid by the type invariants of `CpuPages`.
+        unsafe { bindings::zdm_kunit_set_poisoned(self.page.as_ptr(), poisoned) };
     }
 
     /// Copies `from` by the CPU, page by page. May sleep.
@@ -312,7 +340,6 @@ impl CpuPages<'_> {
 /// ```
 /// use kernel::{
 ///     device::{Bound, Device},
-///     dma::DataDirection,
 ///     mm::device_memory::{CopyError, CpuPages, DeviceMemory, DevicePages},
 /// };
 /// # use kernel::mm::{kunit::{anon_range, touch, KunitDevice}, kunit_device::EmulatedDevice};
@@ -326,7 +353,7 @@ impl CpuPages<'_> {
 /// impl DeviceMemory for Engine<'_> {
 ///     fn copy_in(&self, to: &mut DevicePages<'_>, from: &CpuPages<'_>) -> Result<(), CopyError> {
 ///         let dma = from
-///             .dma_map(self.0, DataDirection::ToDevice)
+///             .dma_map_to_device(self.0)
 ///             .map_err(|_| CopyError::Device)?;
 ///         // The engine would copy `dma.bytes()` bytes from `dma.address()`, and be waited for.
 ///         assert_eq!(dma.bytes(), PAGE_SIZE << from.order());

@@ -3,6 +3,7 @@
 //! A device with memory of its own, which core mm and this module never see the bytes of.
 
 use super::{
+    device_memory::DmaPages,
     kunit::{
         mmap_anon,
         this_module,
@@ -13,7 +14,6 @@ use super::{
     PAGE_SIZE, //
 };
 use kernel::{
-    dma::DataDirection,
     new_mutex,
     prelude::*,
     sizes::SZ_2M,
@@ -42,6 +42,8 @@ struct Vram {
     under_way: Atomic<usize>,
     /// Whether the engine is broken.
     broken: Atomic<bool>,
+    /// Whether the hardware has lost what is to be copied in.
+    poisoned: Atomic<bool>,
 }
 
 impl Vram {
@@ -54,6 +56,7 @@ impl Vram {
                 bytes <- new_mutex!(bytes, "Vram::bytes"),
                 under_way: Atomic::new(0),
                 broken: Atomic::new(false),
+                poisoned: Atomic::new(false),
             }? Error),
             GFP_KERNEL,
         )
@@ -63,26 +66,24 @@ impl Vram {
     fn each(
         &self,
         pages: &DevicePages<'_>,
-        mut copy: impl FnMut(usize, &mut [u8; PAGE_SIZE]) -> Result,
+        mut copy: impl FnMut(usize, &mut [u8; PAGE_SIZE]) -> Result<(), CopyError>,
     ) -> Result<(), CopyError> {
         let mut bytes = self.bytes.lock();
         let first = (pages.pfn() - self.first_pfn) * PAGE_SIZE;
         let places = bytes[first..].chunks_exact_mut(PAGE_SIZE);
         for (n, place) in places.take(1 << pages.order()).enumerate() {
             let place = place.try_into().map_err(|_| CopyError::Mismatch)?;
-            copy(n, place).map_err(|_| CopyError::Device)?;
+            copy(n, place)?;
         }
         self.under_way.fetch_add(1, Relaxed);
         Ok(())
     }
 
-    fn map(&self, pages: &CpuPages<'_>, direction: DataDirection) -> Result<(), CopyError> {
-        let dma = pages
-            .dma_map(self.device.device(), direction)
-            .map_err(|_| CopyError::Device)?;
-        assert_eq!(dma.bytes(), PAGE_SIZE << pages.order());
+    /// Looks at what the engine would be told of `dma`, a mapping of pages of `order`.
+    fn program(&self, dma: Result<DmaPages<'_>>, order: u32) -> Result<(), CopyError> {
+        let dma = dma.map_err(|_| CopyError::Device)?;
+        assert_eq!(dma.bytes(), PAGE_SIZE << order);
         assert_eq!(dma.address() % PAGE_SIZE as u64, 0);
-        assert!(pages.pfn() != 0);
         Ok(())
     }
 }
@@ -91,16 +92,20 @@ impl DeviceMemory for Vram {
     fn copy_in(&self, to: &mut DevicePages<'_>, from: &CpuPages<'_>) -> Result<(), CopyError> {
         // Nothing that the CPU could copy to is behind the folio.
         assert_eq!(to.copy_from_cpu(from), Err(CopyError::Mismatch));
-        self.map(from, DataDirection::ToDevice)?;
-        self.each(to, |n, place| from.read_page(n, place))
+        assert!(from.pfn() != 0);
+        let dma = from.dma_map_to_device(self.device.device());
+        self.program(dma, from.order())?;
+        from.set_poisoned(self.poisoned.load(Relaxed));
+        let copied = self.each(to, |n, place| from.read_page(n, place));
+        from.set_poisoned(false);
+        copied
     }
 
     fn copy_out(&self, to: &mut CpuPages<'_>, from: &DevicePages<'_>) -> Result<(), CopyError> {
-        self.map(to, DataDirection::FromDevice)?;
-        assert_eq!(
-            to.read_page(1 << to.order(), &mut [0; PAGE_SIZE]),
-            Err(EINVAL)
-        );
+        let order = to.order();
+        self.program(to.dma_map_from_device(self.device.device()), order)?;
+        let beyond = to.read_page(1 << order, &mut [0; PAGE_SIZE]);
+        assert_eq!(beyond, Err(CopyError::Mismatch));
         self.each(from, |n, place| to.write_page(n, place))
     }
 
@@ -259,6 +264,19 @@ mod tests {
         assert_eq!(s.map.used(), 0);
         assert!(s.is_intact()?);
         s.map.ops().vram.broken.store(false, Relaxed);
+        assert_eq!(s.migrate()?, PAGES);
+        assert!(s.is_intact()?);
+        Ok(())
+    }
+
+    #[test]
+    fn page_that_cannot_be_read_does_not_move() -> Result {
+        let s = Setting::new()?;
+        s.map.ops().vram.poisoned.store(true, Relaxed);
+        // The page that nothing was written to needs no copy.
+        assert_eq!(s.migrate()?, 1);
+        s.map.ops().vram.poisoned.store(false, Relaxed);
+        assert!(s.is_intact()?);
         assert_eq!(s.migrate()?, PAGES);
         assert!(s.is_intact()?);
         Ok(())
