@@ -11,6 +11,7 @@ use super::{
     struct_page, //
 };
 use crate::bindings;
+use kernel::prelude::*;
 
 /// Flags of `page->flags`, without node, zone and section. Which there are is the configuration's.
 pub(crate) mod flags {
@@ -72,7 +73,7 @@ pub(crate) struct PageFields {
     pub(crate) page_type: u32,
 }
 
-/// Those of a large folio that are in its second page and the ones after it.
+/// Those of a large folio that are in its second and its third page. A folio of order 1 has no third page.
 ///
 /// # Examples
 ///
@@ -100,7 +101,7 @@ pub(crate) struct LargeFields {
     pub(crate) nr_pages: u64,
     /// `folio->_pincount`.
     pub(crate) pins: i32,
-    /// Whether it is on a list of folios that are to be split.
+    /// Whether it is on a list of folios that are to be split, which none of order 1 is.
     pub(crate) deferred: bool,
 }
 
@@ -126,20 +127,22 @@ impl PageView<'_> {
     /// The fields of the large folio that begins with this page; `None` where none does.
     pub(crate) fn large_fields(&self) -> Option<LargeFields> {
         let head = self.as_ptr();
-        // The first page of a large folio has a second and a third one, which these are in.
-        self.bits().is_head().then(|| LargeFields {
-            // SAFETY: `head` is the first page of a large folio, which has a third page.
+        // A page that is free, and was the first one of a folio, may say any order. Where a folio of an order
+        // above 1 can begin, there are four pages.
+        let has_third = self.large()?.order > 1 && self.pfn() % 4 == 0;
+        Some(LargeFields {
+            // SAFETY: `head` is the first page of a large folio, which has a second page.
             entire: unsafe { bindings::zdm_whole_entire_mapcount(head) },
-            // SAFETY: `head` is the first page of a large folio, which has a third page.
+            // SAFETY: `head` is the first page of a large folio, which has a second page.
             large: unsafe { bindings::zdm_whole_large_mapcount(head) },
-            // SAFETY: `head` is the first page of a large folio, which has a third page.
+            // SAFETY: `head` is the first page of a large folio, which has a second page.
             pages_mapped: unsafe { bindings::zdm_whole_pages_mapped(head) },
-            // SAFETY: `head` is the first page of a large folio, which has a third page.
+            // SAFETY: `head` is the first page of a large folio, which has a second page.
             nr_pages: unsafe { bindings::zdm_whole_nr_pages(head) } as u64,
-            // SAFETY: `head` is the first page of a large folio, which has a third page.
+            // SAFETY: `head` is the first page of a large folio, which has a second page.
             pins: unsafe { bindings::zdm_whole_pincount(head) },
-            // SAFETY: `head` is the first page of a large folio, which has a third page.
-            deferred: unsafe { bindings::zdm_whole_is_deferred(head) },
+            // SAFETY: Memory begins and ends at multiples of 2 MiB, so that there is a third page.
+            deferred: has_third && unsafe { bindings::zdm_whole_is_deferred(head) },
         })
     }
 }
@@ -160,5 +163,30 @@ impl<T: PagemapOps> DevPagemap<T> {
         let explained = explained as usize;
         // SAFETY: The pagemap has struct pages for the `n` pages from `index` on.
         unsafe { struct_page::whole_pages(page.as_ptr(), n, explained) }
+    }
+}
+
+#[kunit_tests(zdmirror_whole)]
+mod tests {
+    use super::*;
+    use crate::mm::{
+        backing::Backing,
+        kunit_device::EmulatedDevice, //
+    };
+
+    #[test]
+    fn last_folio_of_order_1_has_no_third_page() -> Result {
+        let device = EmulatedDevice::new()?;
+        let map = device.memory();
+        let block = device.take().ok_or(ENOSPC)?;
+        // The memory ends with the block, and so do its struct pages.
+        let last = block.first_pfn() + block.pages() - 2;
+        let folio = block.split_to(last, 1, |rest| device.put(rest));
+        let folio = folio.map_err(|_| EINVAL)?;
+        let folio = map.folio_init(folio, Backing::alloc(1)?);
+        let folio = folio.map_err(|_| EINVAL)?;
+        let fields = folio.page().large_fields().ok_or(EINVAL)?;
+        assert_eq!((fields.nr_pages, fields.deferred), (2, false));
+        Ok(())
     }
 }
