@@ -14,6 +14,7 @@ use super::{
     },
     migrate::Migration,
     stage::Setup,
+    struct_page,
     system_folio::SystemFolio, //
 };
 use crate::bindings;
@@ -25,7 +26,7 @@ impl<M: DeviceMemory> Migration<'_, Setup, M> {
     /// and the write permission of the source. A folio of the source's order takes all of it
     /// (`part` is 0 then). May sleep.
     ///
-    /// A small folio can take a page of a large folio of a range of an area, which core mm then
+    /// A small folio can take a page of a large anonymous folio of a range of an area, which core mm then
     /// splits. A large hole must be split first: see [`Migration::split_hole`]. Pages that were
     /// selected on a device are no source for this.
     pub(crate) fn copy_to_device(
@@ -130,7 +131,8 @@ impl<M: DeviceMemory> Migration<'_, Setup, M> {
     /// Whether the source at `i` has a page `part` that a folio of `order` can take.
     ///
     /// Core mm follows the destination of every page of a large hole as soon as the first one is
-    /// small, whether there is one or not; and it splits no large folio of a list of device pages.
+    /// small, whether there is one or not; and it splits no large folio of a list of device pages. Some kernels
+    /// split one of the page cache as if it were anonymous.
     #[inline]
     fn check_fit(&self, i: usize, part: usize, order: u32) -> Result<(), CopyError> {
         // Most sources are small pages of an area.
@@ -143,12 +145,21 @@ impl<M: DeviceMemory> Migration<'_, Setup, M> {
     fn check_other_fit(&self, i: usize, part: usize, order: u32) -> Result<(), CopyError> {
         let source = self.source(i).ok_or(CopyError::Mismatch)?;
         let whole = order == source && part == 0;
-        let piece = order == 0 && part < 1 << source && self.vma && !self.is_hole(i);
+        let piece = order == 0 && part < 1 << source && self.vma && self.is_anon(i);
         if (whole || piece) && i + part + (1 << order) <= self.len() {
             Ok(())
         } else {
             Err(CopyError::Mismatch)
         }
+    }
+
+    /// Whether the source at `i` is an anonymous folio.
+    fn is_anon(&self, i: usize) -> bool {
+        self.page_of(self.src(i)).is_some_and(|page| {
+            // SAFETY: The source is locked and referenced by the type invariants of `Migration`.
+            let mapping = unsafe { struct_page::mapping(page.as_ptr()) };
+            mapping & bindings::FOLIO_MAPPING_ANON as usize != 0
+        })
     }
 
     /// Page `part` of the source at `i`; `None` for a hole.
