@@ -137,11 +137,13 @@ pub(crate) enum AccessOrder {
 ///
 /// # Invariants
 ///
-/// `vmf` is a valid fault for `'a`. The current task holds the mmap lock of its area for reading, and
-/// the lock and a reference of its page.
+/// - `vmf` is a valid fault for `'a`. The current task holds the mmap lock of its area for reading, and
+///   the lock and a reference of its page.
+/// - The page is one of `pgmap`, which stays registered for `'a`.
 pub(crate) struct VmFault<'a> {
     vmf: &'a bindings::vm_fault,
     owner: &'a PgmapOwner,
+    pgmap: NonNull<bindings::dev_pagemap>,
     memmap: MemMap,
     first_pfn: usize,
 }
@@ -150,19 +152,22 @@ impl<'a> VmFault<'a> {
     /// # Safety
     ///
     /// `vmf` must be the fault that core mm is handling by calling `migrate_to_ram`, on a page of
-    /// a pagemap of `owner` that begins with page frame `first_pfn`.
+    /// `pgmap`, whose owner is `owner` and which begins with page frame `first_pfn`.
     pub(super) unsafe fn from_raw(
         vmf: *mut bindings::vm_fault,
         owner: &'a PgmapOwner,
+        pgmap: NonNull<bindings::dev_pagemap>,
         memmap: MemMap,
         first_pfn: usize,
     ) -> Self {
         // INVARIANT: Core mm calls `migrate_to_ram` with the page locked and referenced, and only
-        // with the mmap lock: it retries a fault that came with the lock of the area alone.
+        // with the mmap lock: it retries a fault that came with the lock of the area alone. The reference
+        // keeps the pagemap registered.
         Self {
             // SAFETY: The caller gives the fault that core mm is handling, which lives for `'a`.
             vmf: unsafe { &*vmf },
             owner,
+            pgmap,
             memmap,
             first_pfn,
         }
@@ -240,11 +245,12 @@ impl<'a> VmFault<'a> {
         self.order() == 0 && self.page().order() == 0
     }
 
-    /// The faulting page, which the fault holds a reference on.
+    /// The faulting page, which the fault holds a reference on. [`VmFault::migrate`] may split its folio.
     pub(crate) fn page(&self) -> PageView<'_> {
-        // SAFETY: The page is locked and referenced by the type invariants, so it is not NULL and
-        // its pagemap stays.
-        unsafe { PageView::from_raw(NonNull::new_unchecked(self.vmf.page)) }
+        // SAFETY: The page of a fault on device memory is not NULL.
+        let page = unsafe { NonNull::new_unchecked(self.vmf.page) };
+        // SAFETY: The page is one of `pgmap`, which stays registered, by the type invariants.
+        unsafe { PageView::of_pagemap(page, self.pgmap) }
     }
 
     /// The first page of the folio of [`VmFault::page`], which has the folio's counts.
@@ -278,21 +284,26 @@ impl<'a> VmFault<'a> {
     ///
     /// # Errors
     ///
-    /// `EINVAL` unless `range` is part of [`VmFault::table_range`] and has the page of the fault, and
-    /// where the fault is not about a small folio.
+    /// `EINVAL` unless `range` is part of [`VmFault::table_range`], made of whole pages, and has the page of
+    /// the fault, and where the fault is not about a small folio.
     pub(crate) fn migrate_around<'b, M: DeviceMemory>(
         &'b self,
         buffer: &'b mut PfnBuffer,
         range: Range<usize>,
         memory: &'b M,
     ) -> Result<Migration<'b, Setup, M>> {
-        let table = self.table_range();
-        let within = table.start <= range.start && range.end <= table.end;
-        if !self.is_small() || !within || !range.contains(&self.address()) {
+        let has_page = range.contains(&self.address()) && range.len() % PAGE_SIZE == 0;
+        if !self.is_small() || !self.is_below_table(&range) || !has_page {
             return Err(EINVAL);
         }
         let range = PageRange::new(range.start, range.len() >> PAGE_SHIFT)?;
         self.migrate_range(buffer, range, false, memory)
+    }
+
+    /// Whether `range` is part of [`VmFault::table_range`].
+    fn is_below_table(&self, range: &Range<usize>) -> bool {
+        let table = self.table_range();
+        table.start <= range.start && range.end <= table.end
     }
 
     fn migrate_range<'b, M: DeviceMemory>(
@@ -312,5 +323,51 @@ impl<'a> VmFault<'a> {
         };
         // SAFETY: The page is the locked one of the fault by the type invariants.
         unsafe { Migration::of_fault(buffer, &request, memory, self.vmf.page) }
+    }
+}
+
+#[kunit_tests(zdmirror_fault)]
+mod tests {
+    use super::*;
+    use crate::mm::{
+        kunit::{
+            anon_range,
+            touch, //
+        },
+        kunit_device::{
+            EmulatedDevice,
+            EmulatedMemory, //
+        },
+    };
+    use kernel::sync::atomic::{
+        Atomic,
+        Relaxed, //
+    };
+
+    /// Ranges around the page of a fault that were refused.
+    static REFUSED: Atomic<u32> = Atomic::new(0);
+
+    #[test]
+    fn range_must_be_of_whole_pages() -> Result {
+        let device = EmulatedDevice::with_fault(|fault| {
+            let mut buffer = PfnBuffer::new(2)?;
+            let (page, end) = (fault.address(), fault.address() + PAGE_SIZE);
+            // The page before that of the fault, and part of the latter.
+            for range in [page - PAGE_SIZE..page + 1, page - PAGE_SIZE..end - 1] {
+                let refused = fault
+                    .migrate_around(&mut buffer, range, &EmulatedMemory)
+                    .err();
+                REFUSED.fetch_add(u32::from(refused == Some(EINVAL)), Relaxed);
+            }
+            let whole = fault.migrate_around(&mut buffer, page - PAGE_SIZE..end, &EmulatedMemory);
+            REFUSED.fetch_add(u32::from(whole.is_err()), Relaxed);
+            Err(FaultError::Sigbus)
+        })?;
+        let range = anon_range(2)?;
+        device.migrate(range)?;
+        let last = range.skip(1).ok_or(EINVAL)?;
+        assert_eq!(touch(last), Err(EFAULT));
+        assert_eq!(REFUSED.load(Relaxed), 2);
+        Ok(())
     }
 }

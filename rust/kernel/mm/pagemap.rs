@@ -8,7 +8,10 @@ use super::{
     backing::RawBacking,
     cache_line::CacheLine,
     device_folio::FreedFolio,
-    fault::VmFault,
+    fault::{
+        FaultError,
+        VmFault, //
+    },
     free_folio::{
         FreeFolio,
         FreeRegion, //
@@ -549,8 +552,12 @@ impl<T: PrivateOps> DevPagemap<T> {
         // SAFETY: Core mm gives a valid fault, and holds a reference on its page, which keeps the
         // pagemap alive.
         let map = unsafe { Self::of_page((*vmf).page) };
+        let (owner, first_pfn) = (&map.owner, map.first_pfn());
+        let Some(pgmap) = NonNull::new(map.raw()) else {
+            return FaultError::Sigbus.to_vm_fault();
+        };
         // SAFETY: Core mm handles the fault for the duration of this call, and its page is one of `map`.
-        let fault = unsafe { VmFault::from_raw(vmf, &map.owner, map.memmap, map.first_pfn()) };
+        let fault = unsafe { VmFault::from_raw(vmf, owner, pgmap, map.memmap, first_pfn) };
         match map.ops.migrate_to_ram(&fault) {
             Ok(()) => 0,
             Err(err) => err.to_vm_fault(),
