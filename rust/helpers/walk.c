@@ -48,7 +48,8 @@ static void of_page(struct zdm_entry *out)
 		out->dirty = false;
 		return;
 	}
-	out->exclusive = PageAnonExclusive(page);
+	/* Without a check of the page, which another task may have freed and used again. */
+	out->exclusive = test_bit(PG_anon_exclusive, &page->flags.f);
 	/* Reclaim does not drop what is dirty, or in the swap cache. */
 	if (folio_test_dirty(folio) || folio_test_swapcache(folio))
 		out->dirty = true;
@@ -269,6 +270,16 @@ int zdm_count_entries(struct page *head)
 	}
 	/* The mapping of a folio that is not mapped may be stale, its anon_vma freed. */
 	if (!folio_mapped(folio)) {
+		rcu_read_unlock();
+		return -EAGAIN;
+	}
+	/*
+	 * An earlier user of the page may have left the mapping that was read above. The one
+	 * that is there after the folio was mapped is that of the folio, so that it was alive in
+	 * this RCU section. The barrier orders the two looks.
+	 */
+	smp_rmb();
+	if ((unsigned long)READ_ONCE(folio->mapping) != mapping) {
 		rcu_read_unlock();
 		return -EAGAIN;
 	}

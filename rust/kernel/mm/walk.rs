@@ -7,6 +7,7 @@
 
 use super::{
     backing::contents,
+    changes::Span,
     hmm::HmmMirror,
     mapped::Memory,
     mmap_lock::MmapLock,
@@ -128,7 +129,8 @@ impl CpuEntry {
 
 impl HmmMirror {
     /// Compares each entry of the device's page table with the CPU's page table, and calls `f` for
-    /// those that name another page or grant more. Returns how many were compared. May sleep.
+    /// those that name another page or grant more. Returns how many were compared. May sleep. `f` is called
+    /// with the mmap lock and that of the table held: it must not sleep, nor use the mirror.
     ///
     /// No sequence is needed: under the lock of the table an entry is true, as core mm must have it
     /// removed, which takes that lock, before the CPU's page table changes.
@@ -212,10 +214,11 @@ fn judge(
     })
 }
 
-/// The page with the contents of PRIVATE page frame `pfn`, NULL where it is not memory of `owner`.
+/// The page with the contents of PRIVATE page frame `pfn`, NULL where it is not memory of `owner`. The caller
+/// holds the lock of the table, and knows that no invalidation of an address that maps the page is under way.
 fn private_contents(owner: &PgmapOwner, pfn: usize) -> *mut bindings::page {
-    // SAFETY: The page is mapped, so that it is in use: the caller has the lock of the table, which
-    // unmapping waits for.
+    // SAFETY: The page is mapped, so that it is in use: to unmap it begins with an invalidation, which waits
+    // for the lock of the table that the caller has.
     if !unsafe { Memory::of_pfn(pfn, owner) }.is_local() {
         return core::ptr::null_mut();
     }
@@ -435,11 +438,15 @@ impl HmmMirror {
         let Some(mm) = self.mm().mmget_not_zero() else {
             return false;
         };
+        let (first, last) = (index, index);
+        let seq = self.notifier.read_begin(Span { first, last });
         let Ok(_lock) = MmapLock::read(&mm) else {
             return false;
         };
-        // Unmapping, which waits for this lock, is what frees a PRIVATE page.
-        let _table = self.notifier.lock();
+        // No task that changes the entry is past its invalidation, which waits for this lock.
+        let Some(_table) = self.notifier.lock_if_fresh(seq) else {
+            return false;
+        };
         let entry = CpuEntry::look_up(&mm, index);
         let pfn = entry.pfn(index);
         // SAFETY: The function takes a number.
@@ -450,7 +457,8 @@ impl HmmMirror {
             bindings::ZDM_ENTRY_PRIVATE => private_contents(self.owner(), pfn),
             _ => return false,
         };
-        // SAFETY: The page is in use while the lock of the table is held, and has contents.
+        // SAFETY: The page is mapped, and so in use, while the lock is held under which the sequence was
+        // checked, and has contents.
         !page.is_null() && unsafe { bindings::zdm_page_is_empty(page) }
     }
 }
