@@ -12,6 +12,7 @@ use super::{
     region::Frames, //
 };
 use kernel::{
+    alloc::flags::__GFP_NOWARN,
     prelude::*,
     sync::atomic::{
         Acquire,
@@ -72,7 +73,7 @@ impl FreeStack {
         if frames.pages() > 1 << ORDER_SHIFT {
             return Err(EINVAL);
         }
-        let mut links = KVVec::with_capacity(frames.pages(), GFP_KERNEL)?;
+        let mut links = KVVec::with_capacity(frames.pages(), GFP_KERNEL | __GFP_NOWARN)?;
         for _ in 0..frames.pages() {
             links.push(Atomic::new(NIL), GFP_KERNEL)?;
         }

@@ -211,7 +211,8 @@ impl PageFacts {
 }
 
 impl HmmMirror {
-    /// As [`HmmMirror::snapshot`], with the facts of each page that is there.
+    /// As [`HmmMirror::snapshot`], with the facts of each page that is there. `f` is called with the same lock
+    /// held.
     pub(crate) fn inspect<T>(
         &self,
         range: PageRange,

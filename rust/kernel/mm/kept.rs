@@ -14,6 +14,7 @@ use super::{
 };
 use crate::bindings;
 use kernel::{
+    alloc::flags::__GFP_NOWARN,
     prelude::*,
     sync::atomic::{
         Acquire,
@@ -61,7 +62,8 @@ pub(super) struct Kept {
 impl Kept {
     /// For `pages` pages, of which none has a block. Keeps nothing before [`Kept::start`]. May sleep.
     pub(super) fn new(pages: usize) -> Result<Self> {
-        let mut slots = KVVec::with_capacity(pages, GFP_KERNEL)?;
+        // The driver chooses the number of pages, and is told when it is too large.
+        let mut slots = KVVec::with_capacity(pages, GFP_KERNEL | __GFP_NOWARN)?;
         for _ in 0..pages {
             slots
                 .push_within_capacity(Atomic::new(0))

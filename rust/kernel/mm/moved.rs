@@ -165,7 +165,7 @@ impl<M: DeviceMemory> Migration<'_, Copied, M> {
         if let Some(from) = self.page_of(src) {
             // SAFETY: The source is locked and referenced until the migration is finalized.
             let refs = unsafe { struct_page::refs(from.as_ptr()) };
-            // SAFETY: As above.
+            // SAFETY: The source is locked and referenced, so that its folio has a head.
             let is_fault = || unsafe { struct_page::head(from.as_ptr()) } == fault;
             if refs != 1 + i32::from(!fault.is_null() && is_fault()) {
                 return true;

@@ -206,7 +206,8 @@ impl<'a> Run<'a> {
 
 impl HmmMirror {
     /// Looks at the pages of `range`, and puts down in `out`, which has an element for each, what `f` makes
-    /// of each. May sleep, and faults nothing in.
+    /// of each. May sleep, and faults nothing in. `f` is called with the lock of the snapshot held, which
+    /// invalidations wait for: it must not sleep, nor wait for a lock that is held when memory is changed.
     ///
     /// # Errors
     ///
@@ -224,7 +225,8 @@ impl HmmMirror {
     }
 
     /// Looks at the pages of `range` in parts that are as large as `room`, and calls `part` with what `f`
-    /// makes of the pages of each part, in their order. May sleep, and faults nothing in. `part` may sleep.
+    /// makes of the pages of each part, in their order. May sleep, and faults nothing in. `f` is called as by
+    /// [`HmmMirror::snapshot`]; `part` may sleep.
     ///
     /// The pages of a part are as they were at one moment, at most [`SNAPSHOT_PAGES`] of them.
     ///
@@ -373,7 +375,7 @@ impl HmmMirror {
                 };
                 let seen = place(first).seen(kinds, holder);
                 let (run, rest) = pfns.split_at(pages);
-                // INVARIANT: As above.
+                // INVARIANT: The lock is held, under which the sequence was checked that `pfns` were obtained in.
                 each(seen, Run { pfns: run, address });
                 (pfns, address) = (rest, address + (pages << PAGE_SHIFT));
             }
