@@ -246,6 +246,13 @@ unsafe extern "C" fn add_bytes(resource: *mut bindings::resource, bytes: *mut c_
 /// Memory that the machine has, and that the firmware or the command line of the kernel has set aside: the
 /// system does not use it, nor does another driver while this lives. It is given back when dropped.
 ///
+/// The firmware may use it. `Soft Reserved` is memory that the firmware leaves to drivers. `Reserved` is what
+/// `memmap=SIZE$START` sets aside, and also what the firmware keeps for itself: SMM, tables, runtime services of
+/// EFI. `/proc/iomem` calls both the same, and a module cannot tell them apart: the firmware's own table, from
+/// before the command line changed it, is exported to KVM only (`e820__mapped_raw_any()`), and of the table of
+/// EFI, which not every machine has, the kernel keeps a part (`efi_mem_desc_lookup()`). So the address must be
+/// one that the administrator gave, as a parameter of the module: a driver must not choose it.
+///
 /// # Examples
 ///
 /// ```
