@@ -17,7 +17,6 @@ use super::{
 };
 use crate::mm::{
     hmm::HmmMirror,
-    module::ModulePin,
     range::PageRange, //
 };
 use kernel::{
@@ -47,14 +46,11 @@ pub(crate) struct Client {
     injection: Injection,
     #[pin]
     pins: Mutex<Pins<Pinned>>,
-    /// In Linux 7.2 the operations of a misc device do not pin the module, so the file pins it.
-    _loaded: ModulePin,
 }
 
 impl Client {
     /// Mirrors `mm` on `device`. May sleep.
     pub(super) fn new(device: &Arc<Device>, mm: &MmWithUser) -> Result<Pin<KBox<Self>>> {
-        let loaded = ModulePin::try_take(device.owner.module()).ok_or(ENODEV)?;
         let id = device.add_client()?;
         // No other task knows the number yet.
         let set = device.core.around.allow(id, device.config.fault_around);
@@ -70,7 +66,6 @@ impl Client {
                 used_memory: AtomicFlag::new(false),
                 injection <- Injection::new(),
                 pins <- new_mutex!(Pins::new(), "Client::pins"),
-                _loaded: loaded,
             }),
             GFP_KERNEL_ACCOUNT,
         );

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-/* Forwarders for modules and deferred work. */
+/* Forwarders for modules, their open files, and deferred work. */
 #include <linux/module.h>
 #include <linux/workqueue.h>
 
@@ -24,6 +24,31 @@ bool zdm_module_owns(struct module *module, unsigned long address)
 {
 	return !module || within_module_core(address, module);
 }
+
+#ifdef ZDM_VERSION
+/*
+ * The reference of the module for an open file, where the operations of the file name no
+ * module. The module cannot drop its last reference itself, as it would return through its
+ * own text. So it leaves that to __fput(), which drops the module of the operations that a
+ * file has after ->release().
+ */
+bool zdm_own_file(void)
+{
+	return try_module_get(THIS_MODULE);
+}
+
+void zdm_disown_file(void)
+{
+	module_put(THIS_MODULE);
+}
+
+void zdm_give_file(struct file *file)
+{
+	static const struct file_operations released = { .owner = THIS_MODULE };
+
+	file->f_op = &released;
+}
+#endif
 
 void zdm_work_init(struct work_struct *work, work_func_t func)
 {

@@ -7,10 +7,13 @@
 //!
 //! C header: [`include/linux/miscdevice.h`](srctree/include/linux/miscdevice.h)
 
-use crate::mm::module_scope::{
-    Callbacks,
-    ModuleScope,
-    Scoped, //
+use crate::{
+    bindings,
+    mm::module_scope::{
+        Callbacks,
+        ModuleScope,
+        Scoped, //
+    }, //
 };
 use core::marker::PhantomData;
 use kernel::{
@@ -168,6 +171,10 @@ impl<T: NodeOps> PinnedDrop for Inner<T> {
     }
 }
 
+/// Whether the operations of a misc device name no module, so that core code does not keep the module loaded
+/// for an open file: before Linux 7.3.
+const UNOWNED: bool = cfg!(zdm_no_module_type);
+
 /// Carries the operations. The type is private to this file, so that only [`Node::register`] can
 /// register it.
 struct Shim<T>(PhantomData<T>);
@@ -185,11 +192,26 @@ impl<T: NodeOps> MiscDevice for Shim<T> {
         // SAFETY: No other file can name `Shim`, and this one registers it within an `Inner` only, which
         // stays until the registration is dropped. That waits for this call.
         let inner = unsafe { &*kernel::container_of!(registration, Inner<T>, registration) };
-        T::open(&inner.data)
+        // SAFETY: The function takes no argument.
+        if UNOWNED && !unsafe { bindings::zdm_own_file() } {
+            return Err(ENODEV);
+        }
+        let device = T::open(&inner.data);
+        if UNOWNED && device.is_err() {
+            // SAFETY: The reference was taken above. It is not the last one, as the misc device is registered
+            // until this call returns.
+            unsafe { bindings::zdm_disown_file() };
+        }
+        device
     }
 
-    fn release(device: Self::Ptr, _file: &File) {
+    fn release(device: Self::Ptr, file: &File) {
         device.release();
+        if UNOWNED {
+            // SAFETY: `file` is the last reference of a file for which `open()` has taken a reference of the
+            // module. Core code does nothing with the operations after this call but to drop their module.
+            unsafe { bindings::zdm_give_file(file.as_ptr().cast()) };
+        }
     }
 
     fn ioctl(device: Pin<&T>, _file: &File, cmd: u32, arg: usize) -> Result<isize> {
