@@ -210,10 +210,10 @@ enum zdm_inject_kind {
 	/* Set it back to zero. */
 	ZDM_INJECT_UNDO_FREE_PAGE_REF	= 4,
 	/*
-	 * Let the allocator hand out a page that is in use already: the next
+	 * Let the allocator return a page that is in use already: the next
 	 * migration meets it, reports I2 and takes another page.
 	 */
-	ZDM_INJECT_HAND_OUT_TWICE	= 5,
+	ZDM_INJECT_ALLOC_TWICE		= 5,
 	/* Free a page once more that is free: I4. Nothing is left behind. */
 	ZDM_INJECT_DOUBLE_FREE		= 6,
 	/* Leave a mapping, or PG_anon_exclusive, on a free page: I5, I2 when it is handed out. */

@@ -23,7 +23,7 @@ enum Kind {
     UndoGet,
     FreePageRef,
     UndoFreePageRef,
-    HandOutTwice,
+    AllocTwice,
     DoubleFree,
     StaleMapping,
     StaleAnonExclusive,
@@ -43,7 +43,7 @@ impl Kind {
             2 => Self::UndoGet,
             3 => Self::FreePageRef,
             4 => Self::UndoFreePageRef,
-            5 => Self::HandOutTwice,
+            5 => Self::AllocTwice,
             6 => Self::DoubleFree,
             7 => Self::StaleMapping,
             8 => Self::StaleAnonExclusive,
@@ -93,7 +93,7 @@ impl Client {
                 let page = broken.counted.take().ok_or(ENOENT)?;
                 device.corrupt(page, Corruption::Referenced(device.free_refs() != 0))?
             }
-            Kind::HandOutTwice => {
+            Kind::AllocTwice => {
                 let pfn = self
                     .mirror()
                     .get_device_folio(PageRange::new(address, 1)?)?
@@ -164,7 +164,7 @@ mod tests {
     #[test]
     fn kinds_of_the_uapi() {
         assert_eq!(Kind::from_uapi(1), Ok(Kind::ExtraGet));
-        assert_eq!(Kind::from_uapi(5), Ok(Kind::HandOutTwice));
+        assert_eq!(Kind::from_uapi(5), Ok(Kind::AllocTwice));
         assert_eq!(Kind::from_uapi(15), Ok(Kind::Corrupt));
         assert_eq!(Kind::from_uapi(0), Err(EINVAL));
         assert_eq!(Kind::from_uapi(16), Err(EINVAL));

@@ -291,7 +291,7 @@ pub const ZDM_INJECT_EXTRA_GET: u32 = 1;
 pub const ZDM_INJECT_UNDO_GET: u32 = 2;
 pub const ZDM_INJECT_FREE_PAGE_REF: u32 = 3;
 pub const ZDM_INJECT_UNDO_FREE_PAGE_REF: u32 = 4;
-pub const ZDM_INJECT_HAND_OUT_TWICE: u32 = 5;
+pub const ZDM_INJECT_ALLOC_TWICE: u32 = 5;
 pub const ZDM_INJECT_DOUBLE_FREE: u32 = 6;
 pub const ZDM_INJECT_STALE_MAPPING: u32 = 7;
 pub const ZDM_INJECT_STALE_ANON_EXCLUSIVE: u32 = 8;
@@ -535,7 +535,7 @@ mod tests {
                 "ZDM_INJECT_UNDO_FREE_PAGE_REF",
                 ZDM_INJECT_UNDO_FREE_PAGE_REF,
             ),
-            ("ZDM_INJECT_HAND_OUT_TWICE", ZDM_INJECT_HAND_OUT_TWICE),
+            ("ZDM_INJECT_ALLOC_TWICE", ZDM_INJECT_ALLOC_TWICE),
             ("ZDM_OWNER_NONE", ZDM_OWNER_NONE),
             ("ZDM_OWNER_LOCAL", ZDM_OWNER_LOCAL),
             ("ZDM_OWNER_REMOTE", ZDM_OWNER_REMOTE),

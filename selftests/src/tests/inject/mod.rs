@@ -25,7 +25,7 @@ pub const INJECTING: &[Test] = &[
     with("inject=1", test("inject.extra_get", extra_get)),
     with("inject=1", test("inject.held_page_fault", held_page_fault)),
     with("inject=1", test("inject.free_page_ref", free_page_ref)),
-    with("inject=1", test("inject.hand_out_twice", hand_out_twice)),
+    with("inject=1", test("inject.alloc_twice", alloc_twice)),
 ];
 
 /// Clears the records, so that the harness's audit is that of an unused device.
@@ -221,14 +221,14 @@ fn free_page_ref(_: &Ctx) -> Outcome {
 }
 
 /// The allocator is made to offer a page that is in use.
-fn hand_out_twice(_: &Ctx) -> Outcome {
+fn alloc_twice(_: &Ctx) -> Outcome {
     let device = Device::open(0)?;
     let (one, two) = (Buffer::filled(1, 104)?, Buffer::filled(4, 105)?);
     let pfn = one_on_device(&device, &one)?;
     let got = device
-        .inject(ZDM_INJECT_HAND_OUT_TWICE, one.at(0))
-        .or_fail("ZDM_INJECT_HAND_OUT_TWICE")?;
-    check_eq!(got, pfn, "pfn that ZDM_INJECT_HAND_OUT_TWICE touched");
+        .inject(ZDM_INJECT_ALLOC_TWICE, one.at(0))
+        .or_fail("ZDM_INJECT_ALLOC_TWICE")?;
+    check_eq!(got, pfn, "pfn that ZDM_INJECT_ALLOC_TWICE touched");
 
     // The driver takes another page, so that no data is lost.
     device.move_all(&two, 105)?;
