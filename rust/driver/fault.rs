@@ -108,7 +108,7 @@ impl Core {
         let mut wrong = None;
         // The number of reads in sequence that found the same.
         let mut same = 0;
-        for tries in 1..=FAULT_TRIES {
+        for _ in 0..FAULT_TRIES {
             check_signals()?;
             fsleep(Delta::from_millis(1));
             // The fault has its own reference.
@@ -116,9 +116,7 @@ impl Core {
             // A task that works on the folio changes its count.
             same = if found == wrong { same + 1 } else { 0 };
             wrong = found;
-            if tries < FAULT_TRIES
-                && (self.fault_back(ledger, fault, buffer)? || fault.folio().mapcount() == 0)
-            {
+            if self.fault_back(ledger, fault, buffer)? || fault.folio().mapcount() == 0 {
                 return Ok(());
             }
         }
