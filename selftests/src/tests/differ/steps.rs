@@ -502,24 +502,32 @@ impl Pair<'_> {
         Ok(())
     }
 
-    fn write_file(&mut self) -> Outcome {
+    /// Copies some pages of each copy by `read`, which must see the same data in both.
+    fn read_both(
+        &mut self,
+        what: &str,
+        read: impl Fn(&Copy, usize, usize) -> Outcome<Vec<u8>>,
+    ) -> Outcome {
         if let Some((first, n)) = self.few(READ) {
-            let write = |copy: &Copy| -> Outcome<Vec<u8>> {
-                let mut file = sys::memfd("zdm-differ").or_fail("memfd_create")?;
-                let done = copy.buf.write_to(&file, copy.first + first, n);
-                check_eq!(done.or_fail("write")?, n * PAGE, "bytes written");
-                file.rewind().or_fail("lseek")?;
-                let mut bytes = Vec::new();
-                file.read_to_end(&mut bytes).or_fail("read")?;
-                Ok(bytes)
-            };
-            let same = write(&self.away)? == write(&self.home)?;
+            let same = read(&self.away, first, n)? == read(&self.home, first, n)?;
             check!(
                 same,
-                "write(2) of pages {first}..: expected the data of the copy at home"
+                "{what} of pages {first}..: expected the data of the copy at home"
             );
         }
         Ok(())
+    }
+
+    fn write_file(&mut self) -> Outcome {
+        self.read_both("write(2)", |copy, first, n| {
+            let mut file = sys::memfd("zdm-differ").or_fail("memfd_create")?;
+            let done = copy.buf.write_to(&file, copy.first + first, n);
+            check_eq!(done.or_fail("write")?, n * PAGE, "bytes written");
+            file.rewind().or_fail("lseek")?;
+            let mut bytes = Vec::new();
+            file.read_to_end(&mut bytes).or_fail("read")?;
+            Ok(bytes)
+        })
     }
 
     fn read_file(&mut self) -> Outcome {
@@ -537,22 +545,14 @@ impl Pair<'_> {
     }
 
     fn splice(&mut self) -> Outcome {
-        if let Some((first, n)) = self.few(READ) {
-            let splice = |copy: &Copy| -> Outcome<Vec<u8>> {
-                let (mut read, write) = sys::pipe().or_fail("pipe")?;
-                let done = copy.buf.vmsplice_to(&write, copy.first + first, n);
-                check_eq!(done.or_fail("vmsplice")?, n * PAGE, "bytes of vmsplice");
-                let mut bytes = vec![0; n * PAGE];
-                read.read_exact(&mut bytes).or_fail("read")?;
-                Ok(bytes)
-            };
-            let same = splice(&self.away)? == splice(&self.home)?;
-            check!(
-                same,
-                "vmsplice of pages {first}..: expected the data of the copy at home"
-            );
-        }
-        Ok(())
+        self.read_both("vmsplice", |copy, first, n| {
+            let (mut read, write) = sys::pipe().or_fail("pipe")?;
+            let done = copy.buf.vmsplice_to(&write, copy.first + first, n);
+            check_eq!(done.or_fail("vmsplice")?, n * PAGE, "bytes of vmsplice");
+            let mut bytes = vec![0; n * PAGE];
+            read.read_exact(&mut bytes).or_fail("read")?;
+            Ok(bytes)
+        })
     }
 
     fn compact(&mut self) -> Outcome {
@@ -577,19 +577,7 @@ impl Pair<'_> {
         Ok(())
     }
 
-    /// A PRIVATE page stays writable without a mark, so that it comes back before.
     fn clear_marks(&mut self) -> Outcome {
-        if !self.target.cpu_maps() {
-            for (first, n) in self.runs((0, self.n), READ) {
-                self.bring_back(first, n)?;
-            }
-            let left = self
-                .target
-                .on_device(&self.away.buf, self.away.first, self.n)?;
-            if left > 0 {
-                return Ok(());
-            }
-        }
         pagestate::clear_soft_dirty()
     }
 }

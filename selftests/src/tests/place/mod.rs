@@ -112,6 +112,13 @@ impl<'a> Scene<'a> {
         self.watch.counters(&self.buf, self.first, self.n)
     }
 
+    /// Looks at the pages once, because the first look allocates memory that the program keeps.
+    fn warm_up(&self) -> Outcome {
+        self.states()?;
+        self.counters()?;
+        Ok(())
+    }
+
     /// Whether a huge page comes back in smaller pieces.
     fn falls_back(&self) -> bool {
         self.huge && (self.pieces || !self.target.moves_large())
@@ -227,8 +234,7 @@ fn each(ctx: &Ctx, node: usize, seed: u64, body: impl Fn(&Scene) -> Outcome) -> 
     for huge in SIZES {
         settled_in(ctx, node, |target, dir| {
             let s = Scene::new(target, dir, huge, seed)?;
-            // The first call allocates memory that the program keeps.
-            let _ = (s.states()?, s.counters()?);
+            s.warm_up()?;
             body(&s)
         })?;
     }

@@ -76,7 +76,7 @@ pub(super) fn orders(ctx: &Ctx, node: usize) -> Outcome {
             if s.target.inspect_one(&s.buf, first)?.order != order {
                 return Err(Fail::Skip(format!("no folios of order {order}")));
             }
-            let _ = (s.states()?, s.counters()?);
+            s.warm_up()?;
             s.expect_order(order, "in the system")?;
             s.trips(3130)
         })?;
@@ -84,7 +84,7 @@ pub(super) fn orders(ctx: &Ctx, node: usize) -> Outcome {
             settled_in(ctx, node, |target, dir| {
                 let mut s = Scene::new(target, dir, true, 3131)?;
                 s.pieces = true;
-                let _ = (s.states()?, s.counters()?);
+                s.warm_up()?;
                 let (before, counters) = (s.states()?, s.counters()?);
                 let range = (s.first, s.n);
                 s.send(3131)?;
