@@ -29,6 +29,18 @@ ZDVM := $(CARGO_TARGET)/debug/zdvm
 ZDVM_SRC := $(shell find qemu/src qemu/guest -name '*.rs' 2>/dev/null) \
 	    $(wildcard Cargo.toml Cargo.lock qemu/Cargo.toml)
 
+# A mistyped directory gives a sentence, not what a make without a Makefile says.
+ifneq ($(KDIR),)
+ifeq ($(wildcard $(KDIR)/Makefile),)
+$(error KDIR=$(KDIR): no kernel source or build directory is there)
+endif
+ifneq ($(O),)
+ifeq ($(wildcard $(O)/.),)
+$(error O=$(O): no such directory)
+endif
+endif
+endif
+
 dir-args := $(if $(KDIR),--kdir "$(abspath $(KDIR))" $(if $(O),--objdir "$(abspath $(O))"))
 kdir-args := $(dir-args) $(if $(KDIR),$(if $(EXPECT),--expect $(EXPECT)))
 ifneq ($(SOURCE),)
@@ -47,7 +59,8 @@ endif
 ifeq ($(filter-out undefined default,$(origin LLVM) $(origin CC)),)
 compilers = $$(scripts/tree-compilers.sh "$$tree")
 endif
-kbuild = tree="$(build-tree)"; \
+# The kernel's make says less about a tree that cannot have this module.
+kbuild = tree="$(build-tree)"; scripts/tree-check.sh "$$tree"; \
 	$(ENV) make -C "$$tree" $(compilers) M="$(CURDIR)" $(if $(MO),MO="$(abspath $(MO))")
 
 .PHONY: all modules modules_install clean distclean run test test-host test-boot test-repeat test-upstream \
@@ -150,7 +163,7 @@ kconfig: $(ZDVM)
 
 $(ZDVM): $(ZDVM_SRC)
 	@echo "  CARGO   $@"
-	@$(ENV) cargo build -q -p zdvm
+	@$(ENV) cargo build $(if $(shell test -t 2 && echo terminal),,-q) -p zdvm
 	@touch $@
 
 rustfmt:

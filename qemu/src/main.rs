@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The command line of zdvm. Exit status: 0 pass, 1 fail, 2 usage or environment.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -16,22 +15,20 @@ use zdvm::command::gdb;
 use zdvm::command::in_tree;
 use zdvm::command::mutants;
 use zdvm::command::mutants::plan::Detector;
-use zdvm::command::mutants::run::{PARAMETER, Wish};
+use zdvm::command::mutants::run::Wish;
 use zdvm::command::patchcheck;
-use zdvm::command::patchcheck::Tally;
 use zdvm::command::reproduce;
-use zdvm::command::run::{self, Request, Setup};
+use zdvm::command::run::{self, Setup};
+use zdvm::command::runs::{self, RunArgs, Which};
 use zdvm::command::select::Select;
 use zdvm::job;
 use zdvm::kernel;
-use zdvm::kernel::Tree;
 use zdvm::kernel::kdir;
-use zdvm::kernel::results;
-use zdvm::plan::expected::{On, Selection};
-use zdvm::plan::matrix::{Matrix, Plans};
+use zdvm::plan::expected::Selection;
+use zdvm::plan::matrix::Matrix;
 use zdvm::repo;
-use zdvm::report;
 use zdvm::report::html;
+use zdvm::report::{self, Tally};
 use zdvm::vm::kvm::Choice;
 
 /// Builds kernels, boots them in QEMU with the zdmirror module, and judges the result.
@@ -108,47 +105,6 @@ enum Cmd {
     },
 }
 
-/// The kernel, the module and the machine.
-#[derive(Debug, Args)]
-struct Which {
-    /// A kernel of the matrix; may be given more than once.
-    #[arg(long = "kernel", default_value = "patched")]
-    kernels: Vec<String>,
-    /// Use your own kernel tree, built or not, instead.
-    #[arg(long, conflicts_with = "kernels")]
-    kdir: Option<PathBuf>,
-    /// The directory of your tree's objects (make's O=).
-    #[arg(long, requires = "kdir")]
-    objdir: Option<PathBuf>,
-    /// The kernel of the matrix whose results your tree is expected to give; found out by its
-    /// version and its patches if not given.
-    #[arg(long, requires = "kdir")]
-    expect: Option<String>,
-    /// Use this module instead of building ours.
-    #[arg(long)]
-    module: Option<PathBuf>,
-    /// auto, kvm, tcg or icount (TCG, with clocks that count instructions).
-    #[arg(long, default_value = "auto")]
-    accel: String,
-    /// A machine of the matrix.
-    #[arg(long, default_value = "default")]
-    machine: String,
-    /// The number of processors, if not the machine's own.
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
-    vcpus: Option<u32>,
-}
-
-impl Which {
-    fn request<'a>(&'a self, kernel: &str, suites: &'a [String]) -> Request<'a> {
-        Request {
-            on: On { kernel: kernel.to_owned(), machine: self.machine.clone() },
-            vcpus: self.vcpus,
-            module: self.module.as_deref(),
-            suites,
-        }
-    }
-}
-
 #[derive(Debug, Args)]
 struct CompareArgs {
     #[command(flatten)]
@@ -205,187 +161,6 @@ struct MutantsArgs {
     machine: String,
 }
 
-#[derive(Debug, Args)]
-struct RunArgs {
-    #[command(flatten)]
-    which: Which,
-    #[command(flatten)]
-    select: Select,
-    /// Multiply all time limits by this, in addition to the kernel's own factor.
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
-    timeout_factor: u64,
-    /// Number of runs.
-    #[arg(long, default_value_t = 1)]
-    repeat: u32,
-    /// Print the plan; do not boot.
-    #[arg(long)]
-    list: bool,
-    /// Switch a seeded bug on (with --kernel mutants).
-    #[arg(long)]
-    mutant: Option<String>,
-    /// Put the files of the run into this directory.
-    #[arg(long)]
-    out: Option<PathBuf>,
-    /// Go on after a failed kernel or repetition.
-    #[arg(long)]
-    keep_going: bool,
-}
-
-/// The names of the kernels; for the user's own tree, the kernel whose results it is expected to
-/// give.
-fn names(matrix: &Matrix, which: &Which) -> Result<Vec<String>> {
-    if let Some(dir) = &which.kdir {
-        let source = kdir::find(dir, which.objdir.as_deref())?.source;
-        let Some(name) = &which.expect else {
-            let (name, why) = results::expected(matrix, &source)?;
-            eprintln!("zdvm: {why}");
-            return Ok(vec![name]);
-        };
-        matrix.kernel(name)?;
-        return Ok(vec![name.clone()]);
-    }
-    for name in &which.kernels {
-        matrix.kernel(name)?;
-    }
-    Ok(which.kernels.clone())
-}
-
-fn open(repo: &std::path::Path, matrix: &Matrix, which: &Which, name: &str) -> Result<Tree> {
-    match &which.kdir {
-        Some(dir) => kdir::open(matrix, matrix.kernel(name)?, dir, which.objdir.as_deref()),
-        None => kernel::build(repo, matrix, name),
-    }
-}
-
-/// Opens the trees of kernels by name; a tree that cannot be built gives its error. Kernels with
-/// few patches are built first, because the others begin with a copy of them. Without `keep_going`
-/// the first error ends the loop.
-fn open_all(
-    repo: &std::path::Path,
-    matrix: &Matrix,
-    which: &Which,
-    names: &[String],
-    keep_going: bool,
-) -> Result<BTreeMap<String, Result<Tree>>> {
-    let mut kernels = Vec::new();
-    for name in names {
-        kernels.push((kernel::patches(matrix, matrix.kernel(name)?)?.len(), name));
-    }
-    kernels.sort();
-    let mut trees = BTreeMap::new();
-    for (_, name) in kernels {
-        let tree = open(repo, matrix, which, name);
-        let tree = if keep_going { told(name, tree) } else { Ok(tree?) };
-        trees.insert(name.clone(), tree);
-    }
-    Ok(trees)
-}
-
-/// Prints an error at once, because other kernels follow.
-fn told<T>(name: &str, result: Result<T>) -> Result<T> {
-    result.inspect_err(|e| eprintln!("zdvm: kernel {name}: {e:#}"))
-}
-
-/// The results of the runs of a command.
-#[derive(Default)]
-struct Runs {
-    tally: Tally,
-    turns: u32,
-    clean: u32,
-    dirs: Vec<PathBuf>,
-    /// The kernels without a verdict: the kernel, or the module for it, did not build.
-    unjudged: Vec<String>,
-}
-
-impl Runs {
-    fn good(&self) -> bool {
-        self.clean == self.turns && self.unjudged.is_empty()
-    }
-
-    /// Runs one kernel as often as the command line says.
-    fn kernel(
-        &mut self,
-        repo: &std::path::Path,
-        matrix: &Matrix,
-        (args, plans, selection, choice): (&RunArgs, &Plans, &Selection, &Choice),
-        (name, request, tree): (&str, &Request<'_>, Tree),
-    ) -> Result<()> {
-        let mut setup = Setup::new(repo, matrix, tree, request)?;
-        setup.timeout_factor = args.timeout_factor;
-        if let Some(mutant) = &args.mutant {
-            setup.cmdline = format!("{PARAMETER}={mutant}");
-        }
-        for turn in 1..=args.repeat {
-            let sub = (args.repeat > 1 || args.which.kernels.len() > 1)
-                .then(|| args.out.as_ref().map(|o| o.join(format!("{name}-{turn}"))));
-            let out = sub.flatten().or_else(|| args.out.clone());
-            let dir = run::folder(repo, out.as_deref())?;
-            self.dirs.push(dir.clone());
-            let verdict = run::once(&setup, matrix, plans, selection, choice, &dir)?.verdict;
-            let (p, f) = verdict.counts();
-            self.tally.passed += p;
-            // A problem that belongs to no test must not count as "0 failed".
-            self.tally.failed += if verdict.pass() { 0 } else { f.max(1) };
-            self.tally.skipped += verdict.excused().0 + verdict.excused().1;
-            self.turns += 1;
-            self.clean += u32::from(verdict.pass());
-            if !self.good() && !args.keep_going {
-                break;
-            }
-        }
-        Ok(())
-    }
-}
-
-fn run_all(repo: &std::path::Path, args: &RunArgs) -> Result<Tally> {
-    let matrix = Matrix::load(repo)?;
-    let plans = matrix.plans()?;
-    let mut selection = args.select.selection()?;
-    let suites = matrix.selected(&selection)?;
-    let choice = Choice::new(&args.which.accel)?;
-    let names = names(&matrix, &args.which)?;
-    if args.list {
-        for name in &names {
-            let request = args.which.request(name, &suites);
-            report::say(&matrix.planned(&request.on, &plans, &selection)?.listing());
-        }
-        return Ok(Tally::default());
-    }
-    let mut trees = open_all(repo, &matrix, &args.which, &names, args.keep_going)?;
-    let mut runs = Runs::default();
-    for name in &names {
-        let request = args.which.request(name, &suites);
-        let Some(tree) = trees.remove(name) else { continue };
-        let result = tree.and_then(|tree| {
-            selection.config = Some(tree.config()?);
-            let how = (args, &plans, &selection, &choice);
-            let result = runs.kernel(repo, &matrix, how, (name, &request, tree));
-            if args.keep_going { told(name, result) } else { result }
-        });
-        match result {
-            Ok(()) => {}
-            Err(e) if !args.keep_going => return Err(e),
-            Err(_) => runs.unjudged.push(name.clone()),
-        }
-        if !runs.good() && !args.keep_going {
-            break;
-        }
-    }
-    let Runs { mut tally, turns, clean, dirs, unjudged } = runs;
-    // The page in the last folder shows all runs.
-    if let Some(last) = dirs.last().filter(|_| dirs.len() > 1) {
-        html::write(&dirs, &last.join(html::FILE))?;
-    }
-    if args.repeat > 1 {
-        report::say(&format!("zdvm: {clean} of {turns} repetitions were clean\n"));
-    }
-    if !unjudged.is_empty() {
-        report::say(&format!("zdvm: not judged: {}; see above\n", unjudged.join(", ")));
-        tally.failed += unjudged.len();
-    }
-    Ok(tally)
-}
-
 fn say(tally: Tally) -> bool {
     let Tally { passed, failed, skipped } = tally;
     report::say(&format!("zdvm: {passed} passed, {failed} failed, {skipped} skipped\n"));
@@ -393,7 +168,7 @@ fn say(tally: Tally) -> bool {
 }
 
 fn cmd_run(repo: &std::path::Path, args: &RunArgs) -> Result<bool> {
-    let tally = run_all(repo, args)?;
+    let tally = runs::run_all(repo, args)?;
     Ok(args.list || say(tally))
 }
 
@@ -435,7 +210,7 @@ fn cmd_patch_check(repo: &std::path::Path, args: &PatchCheckArgs) -> Result<bool
             out: None,
             keep_going: true,
         };
-        let found = run_all(repo, &run)?;
+        let found = runs::run_all(repo, &run)?;
         tally.skipped += found.skipped;
         tally.passed += found.passed;
         tally.failed += found.failed;
@@ -449,8 +224,8 @@ fn cmd_compare(repo: &std::path::Path, args: &CompareArgs) -> Result<bool> {
     let choice = Choice::new(&args.which.accel)?;
     let suites = ["hmm".to_owned()];
     let mut good = true;
-    for name in names(&matrix, &args.which)? {
-        let tree = open(repo, &matrix, &args.which, &name)?;
+    for name in runs::names(&matrix, &args.which)? {
+        let tree = runs::open(repo, &matrix, &args.which, &name)?;
         let request = args.which.request(&name, &suites);
         good &= compare::compare(repo, &matrix, &plans, &tree, &request, &choice, args.write)?;
     }
@@ -479,9 +254,9 @@ fn cmd_mutants(repo: &std::path::Path, args: &MutantsArgs) -> Result<bool> {
 fn interactive(repo: &std::path::Path, which: &Which) -> Result<(Setup, Matrix, Choice)> {
     let matrix = Matrix::load(repo)?;
     let choice = Choice::new(&which.accel)?;
-    let names = names(&matrix, which)?;
+    let names = runs::names(&matrix, which)?;
     let name = names.first().context("no kernel is given")?;
-    let tree = open(repo, &matrix, which, name)?;
+    let tree = runs::open(repo, &matrix, which, name)?;
     let suites = matrix.selected(&Selection::default())?;
     let setup = Setup::new(repo, &matrix, tree, &which.request(name, &suites))?;
     Ok((setup, matrix, choice))

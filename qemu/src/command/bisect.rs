@@ -211,11 +211,16 @@ fn build(matrix: &Matrix, args: &Args) -> Result<Built<Tree>> {
     let like = matrix.kernel(&args.expect)?;
     let source =
         args.kdir.canonicalize().with_context(|| format!("--kdir {}", args.kdir.display()))?;
-    if !source.join("Kbuild").is_file() || !source.join("Makefile").is_file() {
-        bail!("{} is no kernel tree", source.display());
+    // An error here is about the place, not about the commit: it must not make git skip all of them.
+    if !source.join("Kbuild").is_file() || kdir::version(&source).is_err() {
+        bail!("{} is no kernel tree (--kdir DIR names one)", source.display());
     }
     if source.join(".config").exists() || source.join("include/config").is_dir() {
-        bail!("{0} is built in place; run: make -C {0} mrproper", source.display());
+        bail!(
+            "{0} is configured or built in place, and kbuild takes no build directory beside that. A \
+             worktree leaves it as it is: git -C {0} worktree add --detach ../bisect, then bisect in there",
+            source.display()
+        );
     }
     let kernels = repo::cache("kernels")?;
     let name = format!("bisect-{}", repo::key([source.display().to_string()]));

@@ -11,4 +11,5 @@ pub mod mutants;
 pub mod patchcheck;
 pub mod reproduce;
 pub mod run;
+pub mod runs;
 pub mod select;

@@ -21,23 +21,12 @@ use crate::kernel::{self, Tree};
 use crate::plan::matrix::{CompileSpec, Matrix};
 use crate::progress::Progress;
 use crate::repo;
-use crate::report;
+use crate::report::{self, Tally};
 
 /// The options of checkpatch.pl. Commit ids can only be checked in a git tree with the full
 /// history, so they are ignored.
 const CHECKPATCH: [&str; 6] =
     ["--strict", "--quiet", "--no-tree", "--ignore", "UNKNOWN_COMMIT_ID", "-"];
-
-/// The number of checks by result.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Tally {
-    /// Checks that passed.
-    pub passed: usize,
-    /// Checks that failed or could not be made.
-    pub failed: usize,
-    /// Tests of a boot that failed or were skipped as expected.
-    pub skipped: usize,
-}
 
 /// The result of a check as text of the report. A good result may have more lines below the first
 /// for later use.

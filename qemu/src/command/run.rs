@@ -427,6 +427,26 @@ pub fn watched(
     Ok(Boot { verdict, accel, exit, seconds })
 }
 
+/// The plan for a kernel on a machine, which must have a test.
+pub fn planned(matrix: &Matrix, on: &On, plans: &Plans, selection: &Selection) -> Result<Planned> {
+    let planned = matrix.planned(on, plans, selection)?;
+    if planned.suites.iter().any(|s| !s.tests.is_empty()) {
+        return Ok(planned);
+    }
+    let all = Selection { full: true, ..selection.clone() };
+    let all = matrix.planned(on, plans, &all)?;
+    let slow: usize = all.suites.iter().map(|s| s.tests.len()).sum();
+    let lacking: usize = planned.suites.iter().map(|s| s.not_applicable).sum();
+    bail!(
+        "nothing is left to run: {}",
+        match (slow, lacking) {
+            (0, 0) => "no test matches; zdvm run --list --full shows all names".to_owned(),
+            (0, n) => format!("what matches needs what this kernel's configuration lacks (tests: {n})"),
+            (n, _) => format!("what matches is slow, and runs with --full only (tests: {n})"),
+        }
+    );
+}
+
 /// Boots once, judges the boot, prints the result and writes it to the folder.
 pub fn once(
     setup: &Setup,
@@ -436,11 +456,7 @@ pub fn once(
     choice: &Choice,
     dir: &Path,
 ) -> Result<Boot> {
-    let planned = matrix.planned(&setup.on, plans, selection)?;
-    if planned.suites.iter().all(|s| s.tests.is_empty()) {
-        let hint = if selection.full { "" } else { " (some tests run with --full only)" };
-        bail!("nothing is left to run: no test matches{hint}");
-    }
+    let planned = planned(matrix, &setup.on, plans, selection)?;
     setup.say_unknown(&planned);
     let boot = boot(setup, matrix, &planned, choice, dir)?;
     let run = report::Run {

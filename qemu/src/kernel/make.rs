@@ -7,6 +7,7 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 use std::process::Command;
 use std::thread::available_parallelism;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 
@@ -50,6 +51,9 @@ fn failure(log: &Path) -> String {
     lines.join("\n")
 }
 
+/// How long a command may run before its title is printed.
+const SILENCE: Duration = Duration::from_secs(2);
+
 /// Runs a command and appends its output to a log.
 pub fn logged(
     command: &mut Command,
@@ -68,7 +72,14 @@ pub fn logged(
     let mut job = Job::spawn(command, title)?;
     let (mut progress, mut lines, mut last, mut partial) =
         (progress, 0, String::new(), String::new());
+    let start = Instant::now();
+    let mut said = progress.is_some();
     let result = job.success(|| {
+        // Commands without a progress bar can take minutes on a busy machine.
+        if !said && start.elapsed() > SILENCE {
+            said = true;
+            eprintln!("zdvm: {title}");
+        }
         let Some(progress) = progress.as_deref_mut() else {
             return Ok(());
         };

@@ -34,6 +34,17 @@ pub struct Run<'a> {
     pub seconds: f64,
 }
 
+/// The number of checks by result.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Checks that passed.
+    pub passed: usize,
+    /// Checks that failed or could not be made.
+    pub failed: usize,
+    /// Tests of a boot that failed or were skipped as expected.
+    pub skipped: usize,
+}
+
 fn row(suite: &SuiteResult) -> [usize; 8] {
     [
         suite.planned,

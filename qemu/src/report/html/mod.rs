@@ -15,7 +15,7 @@ pub mod timeline;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use kills::Kills;
 use model::Run;
@@ -38,6 +38,9 @@ pub const FILE: &str = "report.html";
 pub fn write(dirs: &[PathBuf], out: &Path) -> Result<()> {
     let (mut runs, mut kills) = (Vec::new(), Vec::new());
     for dir in dirs {
+        if !dir.is_dir() {
+            bail!("{} is no folder", dir.display());
+        }
         match Kills::read(dir)? {
             Some(matrix) => kills.push(matrix),
             None => runs.push(Run::read(dir)?),

@@ -175,8 +175,9 @@ impl Run {
     /// Reads the folder of a run.
     pub fn read(dir: &Path) -> Result<Self> {
         let json = dir.join("verdict.json");
-        let text =
-            fs::read_to_string(&json).with_context(|| format!("reading {}", json.display()))?;
+        let text = fs::read_to_string(&json).with_context(|| {
+            format!("no verdict in {}: not the folder of a run that has ended", dir.display())
+        })?;
         let verdict: Verdict =
             serde_json::from_str(&text).with_context(|| format!("reading {}", json.display()))?;
         let console = read(dir, "console.log");

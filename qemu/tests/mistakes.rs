@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Mistyped commands: each gives an exit status that is no verdict, and a sentence that names the
+//! mistake. Nothing is built before that.
+#![allow(clippy::unwrap_used, clippy::expect_used)] // A test may panic.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use tempfile::TempDir;
+
+fn repo() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+fn write(path: &Path, text: &str) {
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, text).unwrap();
+}
+
+/// Checks the exit status, and that the output has the words.
+#[track_caller]
+fn expect(out: &Output, status: i32, words: &[&str]) {
+    let text = format!(
+        "{}{}",
+        String::from_utf8_lossy(&out.stdout),
+        String::from_utf8_lossy(&out.stderr)
+    );
+    assert_eq!(out.status.code(), Some(status), "{text}");
+    for word in words {
+        assert!(text.contains(word), "no {word:?} in: {text}");
+    }
+}
+
+/// Runs zdvm with a cache of its own, which stays empty if nothing is built.
+#[track_caller]
+fn zdvm(here: &Path, arguments: &[&str], status: i32, words: &[&str]) {
+    let cache = TempDir::new().unwrap();
+    let out = Command::new(env!("CARGO_BIN_EXE_zdvm"))
+        .args(arguments)
+        .current_dir(here)
+        .env("ZDVM_REPO", repo())
+        .env("XDG_CACHE_HOME", cache.path())
+        .output()
+        .unwrap();
+    expect(&out, status, words);
+    let built = ["kernels", "modules", "guest"].map(|d| cache.path().join("zdmirror").join(d));
+    for dir in built {
+        let files = fs::read_dir(&dir).into_iter().flatten().count();
+        assert_eq!(files, 0, "{} has files", dir.display());
+    }
+}
+
+#[test]
+fn names_that_do_not_exist() {
+    let run = |arguments: &[&str], words: &[&str]| zdvm(&repo(), arguments, 2, words);
+    run(&["run", "--kernel", "pached"], &["no kernel \"pached\"", "patched"]);
+    run(&["run", "--suite", "selftest"], &["no suite \"selftest\"", "selftests"]);
+    run(&["run", "--machine", "smal"], &["no machine \"smal\"", "small"]);
+    run(&["run", "--accel", "kwm"], &["--accel kwm", "kvm"]);
+    run(&["run", "--filter", "("], &["--filter", "unclosed group"]);
+    run(&["runn"], &["unrecognized subcommand", "'run'"]);
+    run(&["report", "/nonexistent"], &["/nonexistent is no folder"]);
+    let empty = TempDir::new().unwrap();
+    run(&["report", empty.path().to_str().unwrap()], &["no verdict in", "run that has ended"]);
+}
+
+#[test]
+fn a_filter_that_matches_nothing() {
+    for list in [&["--list"][..], &[]] {
+        let arguments = [&["run", "--filter", "^nosuch"], list].concat();
+        zdvm(&repo(), &arguments, 2, &["no test matches", "--list --full"]);
+        let arguments = [&["run", "--filter", "^dax.pud$"], list].concat();
+        zdvm(&repo(), &arguments, 2, &["slow", "--full only (tests: 1)"]);
+    }
+}
+
+/// Without these checks the run would pass, because no bug was switched on.
+#[test]
+fn a_seeded_bug_needs_its_kernel() {
+    let run = |arguments: &[&str], words: &[&str]| zdvm(&repo(), arguments, 2, words);
+    run(&["run", "--mutant", "fork_no_ref"], &["no seeded bugs", "--kernel mutants"]);
+    run(&["run", "--kernel", "mutants", "--mutant", "fork_no_reff"], &["no mutant", "--list"]);
+}
+
+/// Exit status 125 would make `git bisect run` skip every commit.
+#[test]
+fn a_bisection_in_the_wrong_place_stops() {
+    let dir = TempDir::new().unwrap();
+    zdvm(dir.path(), &["bisect"], 128, &["no kernel tree", "--kdir"]);
+    // This repository has a Makefile and a Kbuild file, too.
+    zdvm(&repo(), &["bisect"], 128, &["no kernel tree", "--kdir"]);
+    write(&dir.path().join("Makefile"), "VERSION = 7\nPATCHLEVEL = 3\n");
+    write(&dir.path().join("Kbuild"), "");
+    write(&dir.path().join(".config"), "CONFIG_MINE=y\n");
+    zdvm(dir.path(), &["bisect"], 128, &["in place", "worktree add"]);
+    assert!(dir.path().join(".config").is_file());
+}
+
+/// `make` says it in a sentence, too, although it runs without zdvm.
+#[test]
+fn a_directory_that_is_no_built_kernel_tree() {
+    let dir = TempDir::new().unwrap();
+    let tree = dir.path().join("tree");
+    let make = |kdir: &Path, words: &[&str]| {
+        let kdir = format!("KDIR={}", kdir.display());
+        let out = Command::new("make").arg("-C").arg(repo()).arg(kdir).output().unwrap();
+        expect(&out, 2, words);
+    };
+    make(&tree, &["no kernel source or build directory"]);
+    write(&tree.join("Makefile"), "VERSION = 7\nPATCHLEVEL = 3\n");
+    make(&tree, &["not configured here", "O=DIR"]);
+    write(&tree.join(".config"), "CONFIG_64BIT=y\n");
+    make(&tree, &["without CONFIG_RUST", "make kconfig"]);
+    write(&tree.join(".config"), "CONFIG_RUST=y\n");
+    make(&tree, &["libkernel.rmeta", "build the kernel first"]);
+}
