@@ -63,7 +63,7 @@ endif
 kbuild = tree="$(build-tree)"; scripts/tree-check.sh "$$tree"; \
 	$(ENV) make -C "$$tree" $(compilers) M="$(CURDIR)" $(if $(MO),MO="$(abspath $(MO))")
 
-.PHONY: all modules modules_install clean distclean run test test-host test-boot test-repeat test-upstream \
+.PHONY: all modules modules_install clean distclean run test test-host test-boot test-page test-repeat test-upstream \
 	bench mutants patch-check in-tree shell kconfig help doctor \
 	compile-fail rust-analyzer rustfmt rustfmtcheck clippy rustdoc htmldocs checkpatch unsafe-check cycles
 
@@ -110,6 +110,13 @@ endif
 test-host:
 	@echo "  TEST    zdvm, zdm-selftests (on this machine)"
 	@$(ENV) cargo test -q --workspace
+
+# Draws the page of a run in a real browser, and compares it with stored pictures. PICTURES=write
+# stores what was drawn.
+test-page:
+	@echo "  TEST    report.html (in a browser)"
+	@scripts/toolchain.sh chromium
+	@ZDM_PICTURES=$(PICTURES) $(ENV) cargo test -q -p zdvm --test html -- --ignored
 
 # Boots guests that go wrong on purpose, and checks that the runner notices.
 test-boot: $(ZDVM)
@@ -263,7 +270,8 @@ help:
 	@echo '  htmldocs       - Documentation as web pages, with Sphinx'
 	@echo '  rustdoc        - document all items, private ones too'
 	@echo 'Checks:'
-	@echo '  rustfmt, rustfmtcheck, clippy, checkpatch, unsafe-check, compile-fail, cycles, test-host'
+	@echo '  rustfmt, rustfmtcheck, clippy, checkpatch, unsafe-check, compile-fail, cycles, test-host,'
+	@echo '  test-page (the page of a run in a browser)'
 	@echo 'Looking around:'
 	@echo '  shell          - boot to a shell with the module loaded'
 	@echo '  kconfig        - KDIR=DIR: write your configuration and what is missing in it'

@@ -7,6 +7,7 @@
 #   scripts/toolchain.sh check              prepare the tool set, print where it comes from
 #   scripts/toolchain.sh cross TRIPLET      prepare gcc for another architecture, too
 #   scripts/toolchain.sh sphinx             prepare Sphinx, too
+#   scripts/toolchain.sh chromium           prepare a browser without a window, too
 #   scripts/toolchain.sh packages           print the package list
 #   scripts/toolchain.sh native             succeed if this machine's own tools are used
 #   scripts/toolchain.sh where              print "native" or the sysroot's directory; make nothing
@@ -143,12 +144,12 @@ run() {
 	exec bwrap "${args[@]}" --die-with-parent --chdir "$PWD" -- "$@"
 }
 
-# Few users need a cross compiler or Sphinx, and the sysroot's key has its packages. Such a package is
+# Few users need a cross compiler, Sphinx or a browser, and the sysroot's key has its packages. Such a package is
 # therefore unpacked into the sysroot on demand, without its package database. Unpacking a package twice
 # does no harm.
 #
-# extra NAME PACKAGE CHECK...: NAME is the mark in the sysroot; CHECK is a command that succeeds once
-# the package is installed.
+# extra NAME PACKAGES CHECK...: NAME is the mark in the sysroot; CHECK is a command that succeeds once
+# the packages are installed.
 extra() {
 	local name=$1 package=$2 tmp
 	shift 2
@@ -173,7 +174,7 @@ extra() {
 			-o APT::Sandbox::User= -o Acquire::Retries=3 -o Acquire::Languages=none
 			-o Debug::NoLocking=1)
 		"${apt[@]}" update
-		"${apt[@]}" install -y --download-only --no-install-recommends "$package"
+		"${apt[@]}" install -y --download-only --no-install-recommends $package
 		for deb in "$tmp"/archives/*.deb; do dpkg-deb -x "$deb" /; done
 		"$@"' bash "$tmp" "$package" "$@") >"$cache/extra.log" 2>&1 || {
 		tail -n 20 "$cache/extra.log" >&2
@@ -198,8 +199,12 @@ cross)
 	extra "cross-$2" "gcc-$2" "$2-gcc" --version
 	;;
 sphinx) extra sphinx python3-sphinx python3 -m sphinx --version ;;
+# Without a font of its own the page would be drawn in whatever the machine has.
+chromium)
+	extra chromium "chromium-headless-shell fonts-dejavu-core" chromium-headless-shell --version
+	;;
 packages) echo $packages ;;
 native) native_ok ;;
 where) if native_ok; then echo native; else sysroot_dir; echo; fi ;;
-*) die "usage: scripts/toolchain.sh run CMD [ARG...] | check | cross TRIPLET | sphinx | packages | native | where" ;;
+*) die "usage: scripts/toolchain.sh run CMD [ARG...] | check | cross TRIPLET | sphinx | chromium | packages | native | where" ;;
 esac

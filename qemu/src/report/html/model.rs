@@ -188,16 +188,14 @@ impl Run {
         let (mut figures, mut bench) = (Vec::new(), Vec::new());
         for suite in &verdict.suites {
             let ktap = read(dir, &format!("{}.ktap", suite.name));
-            let figure = |l: &str| {
-                Some(l.trim_start_matches('#').trim().strip_prefix("bench: ")?.to_owned())
-            };
-            figures.extend(ktap.lines().filter_map(figure));
-            let row = |l: &str| {
-                let json = l.trim_start_matches('#').trim().strip_prefix("bench-json: ")?;
-                serde_json::from_str(json).ok()
-            };
-            bench.extend(ktap.lines().filter_map(row));
+            figures.extend(ktap.lines().filter_map(|l| said(l, "bench: ")).map(str::to_owned));
+            let rows = ktap.lines().filter_map(|l| said(l, "bench-json: "));
+            bench.extend(rows.filter_map(|json| serde_json::from_str(json).ok()));
         }
+        // The chart has the rows.
+        let drawn: Vec<String> =
+            bench.iter().map(|f: &Figure| format!("{} {}: ", f.memory, f.row)).collect();
+        figures.retain(|text| !drawn.iter().any(|row| text.starts_with(row)));
         let name = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
         Ok(Self {
             folder: name.file_name().unwrap_or_default().to_string_lossy().into_owned(),
@@ -218,6 +216,12 @@ impl Run {
 fn read(dir: &Path, file: &str) -> String {
     let bytes = fs::read(dir.join(file)).unwrap_or_default();
     String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// What a test says under a key, in a comment line such as "# TEST: KEY text".
+fn said<'a>(line: &'a str, key: &str) -> Option<&'a str> {
+    let (test, text) = line.trim_start().strip_prefix('#')?.split_once(key)?;
+    (test.trim().is_empty() || test.ends_with(": ")).then_some(text)
 }
 
 /// The time stamp of a line of the log, in seconds.
