@@ -21,11 +21,8 @@ fn write(path: &Path, text: &str) {
 /// Checks the exit status, and that the output has the words.
 #[track_caller]
 fn expect(out: &Output, status: i32, words: &[&str]) {
-    let text = format!(
-        "{}{}",
-        String::from_utf8_lossy(&out.stdout),
-        String::from_utf8_lossy(&out.stderr)
-    );
+    let text =
+        format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
     assert_eq!(out.status.code(), Some(status), "{text}");
     for word in words {
         assert!(text.contains(word), "no {word:?} in: {text}");

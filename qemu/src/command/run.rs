@@ -441,7 +441,8 @@ pub fn planned(matrix: &Matrix, on: &On, plans: &Plans, selection: &Selection) -
         "nothing is left to run: {}",
         match (slow, lacking) {
             (0, 0) => "no test matches; zdvm run --list --full shows all names".to_owned(),
-            (0, n) => format!("what matches needs what this kernel's configuration lacks (tests: {n})"),
+            (0, n) =>
+                format!("what matches needs what this kernel's configuration lacks (tests: {n})"),
             (n, _) => format!("what matches is slow, and runs with --full only (tests: {n})"),
         }
     );

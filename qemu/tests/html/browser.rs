@@ -75,9 +75,8 @@ impl Picture {
             return 1000;
         }
         let pairs = self.rgb.chunks(3).zip(other.rgb.chunks(3));
-        let differ = pairs
-            .filter(|(a, b)| a.iter().zip(*b).any(|(a, b)| a.abs_diff(*b) >= SAME))
-            .count();
+        let differ =
+            pairs.filter(|(a, b)| a.iter().zip(*b).any(|(a, b)| a.abs_diff(*b) >= SAME)).count();
         (differ * 1000).div_ceil(self.rgb.len() / 3)
     }
 }
@@ -149,11 +148,8 @@ fn compare(name: &str, drawn: &Picture) {
 /// A page with everything that there is: two kernels side by side, a first failure, benchmarks, seeded
 /// bugs. All details are open but the ends of the logs.
 fn full(dir: &Path) -> PathBuf {
-    let all = [
-        folder(dir, "stock", Some("oops.report")),
-        folder(dir, "patched", None),
-        mutants(dir),
-    ];
+    let all =
+        [folder(dir, "stock", Some("oops.report")), folder(dir, "patched", None), mutants(dir)];
     let out = dir.join("all.html");
     let text = page(&all, &out).replace("<details>", "<details open>");
     let text = text.replace("<details open><summary>Lines", "<details><summary>Lines");
