@@ -7,12 +7,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use tempfile::TempDir;
-use zdvm::command::run::decode_stacks;
 use zdvm::judge::verdict::{Evidence, Expect, Planned, Suite, Test, Verdict, judge};
-use zdvm::kernel::Tree;
+use zdvm::kernel::kdir::modinfo;
+use zdvm::kernel::{COMPLETE, Tree};
 use zdvm::plan::matrix::Timeouts;
+use zdvm::report::stacks;
 use zdvm::vm::accel::Accel;
 use zdvm::vm::payload;
 use zdvm::vm::{Blind, Boot, Machine};
@@ -109,6 +111,61 @@ fn boot_guest(script: &str, guest: &Guest) -> (Verdict, String, TempDir) {
     (verdict, console, dir)
 }
 
+/// The lines of an output in the form that every run gives them: a number is N, a path is PATH.
+fn shapes(text: &str) -> BTreeSet<String> {
+    let path = regex::Regex::new(r"/\S+").unwrap();
+    let number = regex::Regex::new(r"[0-9]+(\.[0-9]+)?").unwrap();
+    let shape = |line: &str| {
+        let line = path.replace_all(line.trim(), "PATH");
+        let line = number.replace_all(&line, "N").into_owned();
+        line.split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    text.lines().map(shape).collect()
+}
+
+/// README and tutorial show a run from its table on. A real run prints these lines, but for numbers,
+/// the accelerator and the suites that it leaves out.
+#[test]
+#[ignore = "needs a built kernel in ZDVM_TEST_TREE"]
+fn the_documents_show_what_a_run_prints() {
+    let tree = tree().source;
+    let mut command = Command::new(env!("CARGO_BIN_EXE_zdvm"));
+    command.args(["run", "--suite", "kunit", "--suite", "selftests"]);
+    // A tree of the cache would be built anew as a user's.
+    match tree.join(COMPLETE).is_file() {
+        true => command.args(["--kernel", "patched"]),
+        false => command.args(["--expect", "patched", "--kdir"]).arg(&tree),
+    };
+    let out = command
+        .args(["--filter", r"^zdmirror_params|^migrate\.round_trip$"])
+        .env("ZDVM_REPO", repo())
+        .output()
+        .unwrap();
+    let printed = String::from_utf8_lossy(&out.stdout).into_owned();
+    let printed = shapes(&printed.replace(", kvm)", ", tcg)"));
+    for file in ["README.md", "Documentation/tutorial.rst"] {
+        let text = fs::read_to_string(repo().join(file)).unwrap();
+        let from = text.find("    suite      planned").unwrap();
+        let shown: Vec<&str> = text[from..].lines().take_while(|l| !l.is_empty()).collect();
+        assert!(shown.len() > 6, "{file}: {shown:?}");
+        for line in
+            shown.into_iter().filter(|l| !l.starts_with("    hmm ") && !l.starts_with("    smoke "))
+        {
+            let shape = shapes(line).pop_first().unwrap();
+            assert!(printed.contains(&shape), "{file}: {line}\nnot in: {printed:#?}");
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a built kernel in ZDVM_TEST_TREE"]
+fn modinfo_and_the_program_agree_on_the_version() {
+    let module = payload::module(repo(), &tree()).unwrap();
+    let out = Command::new(env!("CARGO_BIN_EXE_zdvm")).arg("--version").output().unwrap();
+    let said = String::from_utf8_lossy(&out.stdout).trim().to_owned();
+    assert_eq!(said, format!("zdvm {}", modinfo(&module, "version").unwrap()));
+}
+
 const GOOD: &str = "echo KTAP version 1; echo 1..1; echo ok 1 a";
 
 fn has(verdict: &Verdict, kind: &str) -> bool {
@@ -184,7 +241,7 @@ fn panic_of_the_module_names_file_and_line() {
     let (verdict, console, dir) =
         boot_guest(script, &Guest { with_module: true, ..Guest::default() });
     assert!(has(&verdict, "Rust panic"), "{:#?}\n{console}", verdict.problems);
-    decode_stacks(&tree(), &payload::module(repo(), &tree()).unwrap(), dir.path());
+    stacks::decode(&tree(), &payload::module(repo(), &tree()).unwrap(), dir.path());
     let decoded = fs::read_to_string(dir.path().join("console.decoded.log")).unwrap();
     let trace = decoded.split_once("Call Trace:").expect("a stack").1;
     let ours = |l: &&str| l.contains("zdmirror") && l.contains("rust/audit/report.rs:");

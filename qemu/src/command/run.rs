@@ -18,6 +18,7 @@ use crate::plan::matrix::{MachineSpec, Matrix, Plans};
 use crate::plan::planned::{self, Planned};
 use crate::progress::Progress;
 use crate::report;
+use crate::report::stacks;
 use crate::vm::accel::Accel;
 use crate::vm::kvm::Choice;
 use crate::vm::payload;
@@ -338,31 +339,6 @@ fn write_ktap(stream: &[u8], dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Writes the console of a run with file and line in its stacks: for the kernel if it has debug
-/// information, for the module always.
-pub fn decode_stacks(tree: &Tree, module: &Path, dir: &Path) {
-    let vmlinux = tree.objects.join("vmlinux");
-    let script = tree.source.join("scripts/decode_stacktrace.sh");
-    let modules = module.parent();
-    let (Some(modules), true, true) = (modules, vmlinux.is_file(), script.is_file()) else {
-        return;
-    };
-    let (Ok(log), Ok(out)) = (
-        fs::File::open(dir.join("console.log")),
-        fs::File::create(dir.join("console.decoded.log")),
-    ) else {
-        return;
-    };
-    let mut command = crate::job::command(script);
-    command.arg(vmlinux).arg(&tree.objects).arg(modules).stdin(log).stdout(out);
-    command.stderr(std::process::Stdio::null());
-    let done = crate::job::Job::spawn(&mut command, "decode_stacktrace.sh")
-        .and_then(|mut job| job.success(|| Ok(())));
-    if done.is_err() {
-        eprintln!("zdvm: scripts/decode_stacktrace.sh failed; console.log has the raw stacks");
-    }
-}
-
 /// The result of one boot.
 #[derive(Debug)]
 pub struct Boot {
@@ -396,7 +372,7 @@ pub fn boot(
     let boot = watched(setup, matrix, planned, choice, dir, &mut live)?;
     // Stacks of reports that tests provoke on purpose are not decoded: they are many.
     if !boot.verdict.splats.is_empty() && !boot.verdict.pass() {
-        decode_stacks(&setup.tree, &setup.module, dir);
+        stacks::decode(&setup.tree, &setup.module, dir);
     }
     Ok(boot)
 }

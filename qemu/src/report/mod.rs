@@ -2,6 +2,7 @@
 //! Writes a verdict for people and programs: one table, JSON, JUnit XML.
 
 pub mod html;
+pub mod stacks;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
