@@ -298,8 +298,9 @@ fn work(cli: &Cli) -> Result<bool> {
             let matrix = Matrix::load(&repo)?;
             let file = kdir::configure(&matrix, kdir, objdir.as_deref())?;
             report::say(&format!(
-                "{0}\nIt is your configuration and what was missing. Copied to .config of a build \
-                 directory DIR of your own, it builds with make O=DIR; then KDIR={1} O=DIR.\n",
+                "{0}\nThis is your configuration with what was missing. To build a kernel with it in a \
+                 directory of its own, and to test that kernel:\n    mkdir -p DIR && cp {0} DIR/.config\n    \
+                 make -C {1} O=DIR -j$(nproc)\n    ./zdvm run --kdir {1} --objdir DIR\n",
                 file.display(),
                 kdir.display()
             ));

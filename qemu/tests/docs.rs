@@ -20,15 +20,18 @@ fn read(file: &str) -> String {
     fs::read_to_string(repo().join(file)).unwrap_or_else(|e| panic!("{file}: {e}"))
 }
 
-/// README, CONTRIBUTING and all files of Documentation, by name.
+/// README, CONTRIBUTING, all files of Documentation and the examples for CI, by name.
 fn documents() -> Vec<(String, String)> {
     let mut names = vec!["README.md".to_owned(), "CONTRIBUTING.md".to_owned()];
-    for entry in fs::read_dir(repo().join("Documentation")).unwrap() {
-        let name = entry.unwrap().file_name().into_string().unwrap();
-        if name.ends_with(".rst") {
-            names.push(format!("Documentation/{name}"));
+    for (dir, suffix) in [("Documentation", ".rst"), ("Documentation/ci", ".yml")] {
+        for entry in fs::read_dir(repo().join(dir)).unwrap() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            if name.ends_with(suffix) {
+                names.push(format!("{dir}/{name}"));
+            }
         }
     }
+    assert!(names.iter().any(|n| n.ends_with("github.yml")), "{names:?}");
     names.into_iter().map(|n| (n.clone(), read(&n))).collect()
 }
 
