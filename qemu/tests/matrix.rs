@@ -116,7 +116,8 @@ fn what_is_asked_for_by_name_is_run() {
 fn what_a_kernel_cannot_do_is_not_applicable() {
     let config = "CONFIG_MEMCG=y\nCONFIG_SWAP=y\nCONFIG_USERFAULTFD=y\n# CONFIG_KSM is not set\n\
                   CONFIG_TRANSPARENT_HUGEPAGE=y\nCONFIG_MEMORY_FAILURE=y\nCONFIG_FS_DAX=y\n\
-                  CONFIG_TEST_HMM=m\nCONFIG_SECRETMEM=y\nCONFIG_USER_NS=y\n";
+                  CONFIG_TEST_HMM=m\nCONFIG_SECRETMEM=y\nCONFIG_USER_NS=y\n\
+                  CONFIG_NET=y\nCONFIG_UNIX=y\nCONFIG_TASKS_RCU=y\n";
     let all = planned("default", &full());
     let config = Some(config.to_owned());
     let some = planned("default", &Selection { config, ..full() });
