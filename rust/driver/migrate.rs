@@ -16,8 +16,8 @@ use super::{
     },
     verify::{
         looks,
-        SUSPECTS,
-        TRIES, //
+        sleep_before,
+        SUSPECTS, //
     }, //
 };
 use crate::{
@@ -48,10 +48,7 @@ use crate::{
             SystemFolio,
             SystemFolios, //
         },
-        task::{
-            check_signals,
-            wait_for_preempted, //
-        },
+        task::check_signals,
         PAGE_SHIFT, //
     },
     params::param_strict,
@@ -59,11 +56,7 @@ use crate::{
 };
 use kernel::{
     mm::virt::flags,
-    prelude::*,
-    time::{
-        delay::fsleep,
-        Delta, //
-    }, //
+    prelude::*, //
 };
 
 /// A folio of the device that a migration has just moved to.
@@ -151,17 +144,13 @@ impl Device {
 }
 
 /// Reports the suspects that every read finds in the same state: a task that works on a folio
-/// changes its count. May sleep for [`TRIES`] milliseconds, and once more at a busy moment, after the wait
-/// for preempted tasks; a killed task reports nothing.
+/// changes its count. Sleeps as [`sleep_before`] does before each of [`looks`]; a killed task reports nothing.
 fn judge_lasting(suspects: &mut [Option<(Settled, Violation)>], moment: Moment) {
-    for look in 0..looks(moment, TRIES) {
+    for look in looks(moment) {
         if suspects.iter().all(Option::is_none) || check_signals().is_err() {
             return;
         }
-        if look == TRIES {
-            wait_for_preempted();
-        }
-        fsleep(Delta::from_millis(1));
+        sleep_before(look);
         for suspect in suspects.iter_mut() {
             let healed = suspect.take_if(|(settled, first)| settled.check() != Some(*first));
             if let Some((settled, _)) = healed {

@@ -10,7 +10,10 @@ use super::{
         lock_killable,
         Device, //
     },
-    verify::looks, //
+    verify::{
+        looks,
+        sleep_before, //
+    }, //
 };
 use crate::{
     audit::{
@@ -37,19 +40,10 @@ use crate::{
     },
     params::param_strict, //
 };
-use kernel::{
-    prelude::*,
-    time::{
-        delay::fsleep,
-        Delta, //
-    }, //
-};
+use kernel::prelude::*;
 
 /// The number of pages between two checks for a fatal signal.
 const BATCH: usize = 4096;
-
-/// The number of scans of a chunk, a millisecond apart, before a fault counts as permanent.
-const TRIES: usize = 50;
 
 /// The numbers of pages that a scan has seen.
 #[derive(Default)]
@@ -137,15 +131,12 @@ impl Device {
             sign != Sign::NONE
         })?;
         let suspects = counts.found;
-        for look in 0..looks(moment, TRIES) {
+        for look in looks(moment) {
             if counts.found == 0 {
                 chunk.ops().heal(suspects);
                 return Ok(counts);
             }
-            if look == TRIES {
-                wait_for_preempted();
-            }
-            fsleep(Delta::from_millis(1));
+            sleep_before(look);
             let mut seen = 0;
             counts = scan_chunk(chunk, moment, |index, outcome| {
                 if index >= signs.len() {

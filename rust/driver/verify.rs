@@ -29,25 +29,35 @@ use crate::{
         }, //
     },
 };
+use core::ops::Range;
 use kernel::time::{
     delay::fsleep,
     Delta, //
 };
 
 /// The number of reads, a millisecond apart, before a count is taken as permanent.
-pub(super) const TRIES: usize = 50;
+const TRIES: usize = 50;
 
 /// The number of folios of one migration whose counts are read again.
 pub(super) const SUSPECTS: usize = 8;
 
-/// The number of looks that must find the same before it counts, where `tries` are enough to find a task
-/// out that goes on with its work. One that was preempted in the midst of it is another matter, which the
-/// second half of the looks begins by waiting for. At a quiet moment there is no such task.
-pub(super) fn looks(moment: Moment, tries: usize) -> usize {
+/// The looks that must find the same before it counts, by their numbers. [`TRIES`] are enough to find a task
+/// out that goes on with its work. One that was preempted in the midst of it is another matter: there are as
+/// many looks after a wait for it. At a quiet moment there is no such task.
+pub(super) fn looks(moment: Moment) -> Range<usize> {
     match moment {
-        Moment::Quiet => tries,
-        Moment::Busy => 2 * tries,
+        Moment::Quiet => 0..TRIES,
+        Moment::Busy => 0..2 * TRIES,
     }
+}
+
+/// Sleeps before look number `look` of [`looks`], for a millisecond, and before the first one that is to find
+/// preempted tasks gone on until they have.
+pub(super) fn sleep_before(look: usize) {
+    if look == TRIES {
+        wait_for_preempted();
+    }
+    fsleep(Delta::from_millis(1));
 }
 
 /// The first violations that one read of the moved folios of `migration` finds.
@@ -87,17 +97,14 @@ impl Core {
             return true;
         }
         let mut found = suspects(migration);
-        for look in 0..looks(self.moment, TRIES) {
+        for look in looks(self.moment) {
             if found.iter().all(Option::is_none) {
                 return true;
             }
             if check_signals().is_err() {
                 return false;
             }
-            if look == TRIES {
-                wait_for_preempted();
-            }
-            fsleep(Delta::from_millis(1));
+            sleep_before(look);
             // A task that works on a folio changes its count.
             let again = suspects(migration);
             for violation in &mut found {
