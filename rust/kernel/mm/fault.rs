@@ -292,18 +292,14 @@ impl<'a> VmFault<'a> {
         range: Range<usize>,
         memory: &'b M,
     ) -> Result<Migration<'b, Setup, M>> {
+        let table = self.table_range();
+        let within = table.start <= range.start && range.end <= table.end;
         let has_page = range.contains(&self.address()) && range.len() % PAGE_SIZE == 0;
-        if !self.is_small() || !self.is_below_table(&range) || !has_page {
+        if !self.is_small() || !within || !has_page {
             return Err(EINVAL);
         }
         let range = PageRange::new(range.start, range.len() >> PAGE_SHIFT)?;
         self.migrate_range(buffer, range, false, memory)
-    }
-
-    /// Whether `range` is part of [`VmFault::table_range`].
-    fn is_below_table(&self, range: &Range<usize>) -> bool {
-        let table = self.table_range();
-        table.start <= range.start && range.end <= table.end
     }
 
     fn migrate_range<'b, M: DeviceMemory>(
