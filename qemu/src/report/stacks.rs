@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use anyhow::{Result, bail};
 use regex::{Captures, Regex};
@@ -21,7 +21,7 @@ use crate::kernel::Tree;
 /// A frame: function, offset and size, and the module.
 const FRAME: &str = r"[^\s(+:]+\+0x[0-9a-f]+/0x[0-9a-f]+( \[[^\]\s]+\])?";
 
-/// Gives each frame of a text its name from `names`; which is called with all frames at once.
+/// Gives each frame of a text its name from `names`, which is called with all frames at once.
 fn named(text: &str, names: impl FnOnce(&[&str]) -> Result<Vec<String>>) -> Result<String> {
     let frame = Regex::new(FRAME)?;
     let frames: BTreeSet<&str> = frame.find_iter(text).map(|found| found.as_str()).collect();
@@ -35,15 +35,13 @@ fn named(text: &str, names: impl FnOnce(&[&str]) -> Result<Vec<String>>) -> Resu
     Ok(frame.replace_all(text, name).into_owned())
 }
 
-/// What the script makes of frames, one line each.
-fn script(tree: &Tree, modules: &Path, frames: &[&str]) -> Result<Vec<String>> {
+/// What the command, which is the script, makes of frames, one line each.
+fn decoded(command: &mut Command, frames: &[&str]) -> Result<Vec<String>> {
     let (mut input, mut output) = (tempfile::tempfile()?, tempfile::tempfile()?);
     writeln!(input, "{}", frames.join("\n"))?;
     input.seek(SeekFrom::Start(0))?;
-    let mut command = job::command(tree.source.join("scripts/decode_stacktrace.sh"));
-    command.arg(tree.objects.join("vmlinux")).arg(&tree.objects).arg(modules);
     command.stdin(input).stdout(output.try_clone()?).stderr(Stdio::null());
-    Job::spawn(&mut command, "decode_stacktrace.sh")?.success(|| Ok(()))?;
+    Job::spawn(command, "decode_stacktrace.sh")?.success(|| Ok(()))?;
     let mut text = String::new();
     output.seek(SeekFrom::Start(0))?;
     output.read_to_string(&mut text)?;
@@ -53,11 +51,15 @@ fn script(tree: &Tree, modules: &Path, frames: &[&str]) -> Result<Vec<String>> {
 /// Writes `console.decoded.log`, the console of a run with file and line in its stacks: for the kernel if
 /// it has debug information, for the module always.
 pub fn decode(tree: &Tree, module: &Path, dir: &Path) {
-    let there = ["vmlinux", "scripts/decode_stacktrace.sh"];
-    let there = tree.objects.join(there[0]).is_file() && tree.source.join(there[1]).is_file();
-    let (Some(modules), true) = (module.parent(), there) else { return };
+    let vmlinux = tree.objects.join("vmlinux");
+    let script = tree.source.join("scripts/decode_stacktrace.sh");
+    let (Some(modules), true, true) = (module.parent(), vmlinux.is_file(), script.is_file()) else {
+        return;
+    };
     let Ok(log) = fs::read(dir.join("console.log")) else { return };
-    let done = named(&String::from_utf8_lossy(&log), |frames| script(tree, modules, frames))
+    let mut command = job::command(script);
+    command.arg(vmlinux).arg(&tree.objects).arg(modules);
+    let done = named(&String::from_utf8_lossy(&log), |frames| decoded(&mut command, frames))
         .and_then(|text| Ok(write!(File::create(dir.join("console.decoded.log"))?, "{text}")?));
     if let Err(e) = done {
         eprintln!("zdvm: {e:#}; console.log has the raw stacks");
