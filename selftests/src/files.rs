@@ -145,11 +145,7 @@ pub fn read_process(
     to: &Buffer,
     n: usize,
 ) -> io::Result<usize> {
-    let vec = |base: u64| libc::iovec {
-        iov_base: base as *mut c_void,
-        iov_len: n * PAGE,
-    };
-    let (local, remote) = (vec(to.at(0)), vec(from.at(first)));
+    let (local, remote) = (to.iovec(0, n), from.iovec(first, n));
     // SAFETY: Both iovecs are valid. The kernel checks the addresses in them, and writes to a
     // buffer, whose accesses are all volatile.
     let ret = unsafe { libc::process_vm_readv(pid, &local, 1, &remote, 1, 0) };

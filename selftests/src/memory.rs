@@ -392,12 +392,17 @@ impl Buffer {
         cvt(ret as libc::c_long).map(|n| n as usize)
     }
 
-    /// Calls vmsplice(2): the pipe holds the pages themselves until they are read.
-    pub fn vmsplice_to(&self, pipe: &File, first: usize, n: usize) -> io::Result<usize> {
-        let vec = libc::iovec {
+    /// Pages as system calls take them, also those on the memory of another process.
+    pub fn iovec(&self, first: usize, n: usize) -> libc::iovec {
+        libc::iovec {
             iov_base: self.at(first) as *mut libc::c_void,
             iov_len: n * PAGE,
-        };
+        }
+    }
+
+    /// Calls vmsplice(2): the pipe holds the pages themselves until they are read.
+    pub fn vmsplice_to(&self, pipe: &File, first: usize, n: usize) -> io::Result<usize> {
+        let vec = self.iovec(first, n);
         // SAFETY: The iovec is valid, and the kernel checks the addresses in it.
         let ret = unsafe { libc::vmsplice(pipe.as_raw_fd(), &vec, 1, libc::SPLICE_F_NONBLOCK) };
         cvt(ret as libc::c_long).map(|n| n as usize)

@@ -4,13 +4,12 @@
 
 #![allow(unsafe_code)]
 
-use std::ffi::c_void;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
-use crate::memory::{Buffer, PAGE};
+use crate::memory::Buffer;
 use crate::sys::cvt;
 
 /// The room for one control message with one descriptor, as `CMSG_SPACE(sizeof(int))` says.
@@ -95,11 +94,7 @@ pub fn write_process(
     first: usize,
     n: usize,
 ) -> io::Result<usize> {
-    let vec = |base: u64| libc::iovec {
-        iov_base: base as *mut c_void,
-        iov_len: n * PAGE,
-    };
-    let (local, remote) = (vec(from.at(0)), vec(to.at(first)));
+    let (local, remote) = (from.iovec(0, n), to.iovec(first, n));
     // SAFETY: Both iovecs are valid. The kernel checks the addresses in them, and reads a buffer.
     let ret = unsafe { libc::process_vm_writev(pid, &local, 1, &remote, 1, 0) };
     cvt(ret as libc::c_long).map(|n| n as usize)

@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 use linux_raw_sys::io_uring::{io_uring_params, io_uring_register_op};
 
-use crate::memory::{Buffer, PAGE};
+use crate::memory::Buffer;
 use crate::sys::cvt;
 
 /// An io_uring with registered buffers. Dropping it ends the registration.
@@ -41,10 +41,7 @@ impl Uring {
 
     /// Registers pages as one buffer.
     pub fn register(&self, buf: &Buffer, first: usize, n: usize) -> io::Result<()> {
-        let vec = libc::iovec {
-            iov_base: buf.at(first) as *mut libc::c_void,
-            iov_len: n * PAGE,
-        };
+        let vec = buf.iovec(first, n);
         let vec = std::ptr::from_ref(&vec).cast();
         self.call(io_uring_register_op::IORING_REGISTER_BUFFERS, vec)
     }

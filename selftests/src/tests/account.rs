@@ -111,6 +111,25 @@ pub(super) fn new_cgroup() -> Outcome<PathBuf> {
     Ok(dir)
 }
 
+/// Moves the calling process to a cgroup.
+pub(super) fn join_cgroup(dir: &Path) -> Outcome {
+    fs::write(dir.join("cgroup.procs"), "0").or_fail("cgroup.procs")
+}
+
+/// Makes a cgroup with `limits`, the files and what they are to say, for `body`, whose processes join it
+/// and have ended when it returns.
+pub(super) fn in_cgroup(limits: &[(&str, &str)], body: impl FnOnce(&Path) -> Outcome) -> Outcome {
+    let dir = new_cgroup()?;
+    for (file, limit) in limits {
+        fs::write(dir.join(file), limit).or_fail(file)?;
+    }
+    let result = body(&dir);
+    let removed = sys::wait_until(Duration::from_secs(5), || fs::remove_dir(&dir).is_ok());
+    result?;
+    check!(removed, "rmdir of an empty cgroup: expected success");
+    Ok(())
+}
+
 /// The anonymous memory charged to a cgroup, in pages. The value is exact, because reading flushes
 /// the per-CPU parts; memory.current includes charges that CPUs hold in advance.
 pub(super) fn charged(dir: &Path) -> Outcome<u64> {
@@ -138,7 +157,7 @@ pub(super) fn current(dir: &Path) -> Outcome<u64> {
 fn memcg<const NODE: usize>(ctx: &Ctx) -> Outcome {
     let dir = new_cgroup()?;
     let work = Child::spawn(|| {
-        fs::write(dir.join("cgroup.procs"), "0").or_fail("cgroup.procs")?;
+        join_cgroup(&dir)?;
         let device = Target::open(ctx, NODE)?;
         let trip = || -> Outcome {
             let buf = Buffer::filled(N, 96)?;

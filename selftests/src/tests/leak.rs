@@ -15,7 +15,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use super::account::{charged, current, new_cgroup};
+use super::account::{charged, current, join_cgroup, new_cgroup};
 use super::target::{Target, huge_filled};
 use super::{Ctx, Test};
 use crate::check::{Fail, OrFail, Outcome};
@@ -153,7 +153,7 @@ pub fn settled_in(ctx: &Ctx, node: usize, body: impl FnOnce(&Target, &Path) -> O
     let (machine, counted) = (counters(), uncounted());
     let dir = new_cgroup()?;
     let child = Child::spawn(|| {
-        fs::write(dir.join("cgroup.procs"), "0").or_fail("cgroup.procs")?;
+        join_cgroup(&dir)?;
         let target = Target::open(ctx, node)?;
         body(&target, &dir)
     })?;

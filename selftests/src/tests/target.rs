@@ -67,8 +67,17 @@ pub fn old_rule(ctx: &Ctx, device: &Device, n: usize) -> Outcome<bool> {
 
 /// Opens a file of every device of this kernel and machine.
 pub fn open_all(ctx: &Ctx) -> Outcome<Vec<Target>> {
+    open_those(ctx, &[PRIVATE, 1, COHERENT, 3, GENERIC, 5])
+}
+
+/// Opens a file of one device of each kind that this kernel and machine have.
+pub fn open_each_kind(ctx: &Ctx) -> Outcome<Vec<Target>> {
+    open_those(ctx, &[PRIVATE, COHERENT, GENERIC])
+}
+
+fn open_those(ctx: &Ctx, nodes: &[usize]) -> Outcome<Vec<Target>> {
     let mut targets = Vec::new();
-    for node in [PRIVATE, 1, COHERENT, 3, GENERIC, 5] {
+    for &node in nodes {
         match Target::open(ctx, node) {
             Ok(target) => targets.push(target),
             Err(Fail::Skip(_)) => {}

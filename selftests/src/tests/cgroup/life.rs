@@ -11,7 +11,7 @@ use crate::check::{Fail, OrFail, Outcome};
 use crate::device::{Buffer, HUGE_PAGES, PAGE};
 use crate::harness::Child;
 use crate::sys::{self, Exit};
-use crate::tests::account::current;
+use crate::tests::account::{current, join_cgroup};
 use crate::tests::chain::{Image, SIZES, filled};
 use crate::tests::counts::Waiting;
 use crate::tests::leak::settled_in;
@@ -43,7 +43,7 @@ impl Below {
 
     /// Moves the calling process to the cgroup.
     fn enter(&self) -> Outcome {
-        fs::write(self.0.join("cgroup.procs"), "0").or_fail("cgroup.procs")
+        join_cgroup(&self.0)
     }
 
     fn charge(&self) -> Outcome<u64> {

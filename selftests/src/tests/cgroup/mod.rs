@@ -9,7 +9,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use super::account::{current, new_cgroup};
+use super::account::{current, join_cgroup, new_cgroup};
 use super::target::{COHERENT, GENERIC, PRIVATE, Target, huge_filled};
 use super::{Ctx, Test, test};
 use crate::check::{Fail, OrFail, Outcome};
@@ -51,7 +51,7 @@ fn within(limit: usize, expected: Exit, body: impl FnOnce(&Path) -> Outcome) -> 
     let dir = new_cgroup()?;
     fs::write(dir.join("memory.max"), (limit * PAGE).to_string()).or_fail("memory.max")?;
     let child = Child::spawn(|| {
-        fs::write(dir.join("cgroup.procs"), "0").or_fail("cgroup.procs")?;
+        join_cgroup(&dir)?;
         body(&dir)
     })?;
     let exit = child.exit()?;

@@ -15,7 +15,7 @@ use crate::device::{Buffer, Data, Device, PAGE, check_bytes, pattern_bytes};
 use crate::harness::{Child, note};
 use crate::swap::Swap;
 use crate::sys::{self, Exit};
-use crate::tests::account::new_cgroup;
+use crate::tests::account::{join_cgroup, new_cgroup};
 use crate::tests::target::{PRIVATE, Target, open_all};
 use crate::tests::{Ctx, Test, test};
 use crate::uapi::*;
@@ -269,7 +269,7 @@ fn short_of_memory(ctx: &Ctx) -> Outcome {
         rounds += 1;
         let first = numbers.next() as usize % (PAGES / 2);
         Child::spawn(|| {
-            fs::write(dir.join("cgroup.procs"), "0").or_fail("cgroup.procs")?;
+            join_cgroup(&dir)?;
             let device = Device::open(node)?;
             let buf = Buffer::filled(PAGES, 1650)?;
             // Reclaim cannot take pages on the device.

@@ -2,9 +2,6 @@
 
 //! Secrets, limits and charges.
 
-use std::fs;
-use std::time::Duration;
-
 use libc::{EFAULT, ENOMEM, EPERM};
 
 use super::{PINS, as_nobody};
@@ -12,7 +9,7 @@ use crate::check::{Fail, OrFail, Outcome, expect_errno};
 use crate::device::{Buffer, Data, Device, PAGE};
 use crate::harness::Child;
 use crate::sys;
-use crate::tests::account::{current, new_cgroup};
+use crate::tests::account::{current, in_cgroup, join_cgroup};
 use crate::tests::target::{PRIVATE, Target};
 use crate::tests::{Ctx, Test, test};
 use crate::uapi::*;
@@ -108,24 +105,21 @@ fn mapping_is_bounded(_: &Ctx) -> Outcome {
 fn mapping_is_charged(_: &Ctx) -> Outcome {
     const N: usize = 1024;
     let device = Device::open(0)?;
-    let dir = new_cgroup()?;
-    let result = Child::spawn(|| {
-        fs::write(dir.join("cgroup.procs"), "0").or_fail("cgroup.procs")?;
-        let before = current(&dir)?;
-        let map = device.map(N, libc::MAP_SHARED).or_fail("mmap")?;
-        let after = current(&dir)?;
-        check!(
-            after >= before + N as u64 - 64,
-            "pages charged for a mapping of {N}: found {before} before, {after} after"
-        );
-        drop(map);
-        Ok(())
-    })?
-    .join();
-    let removed = sys::wait_until(Duration::from_secs(5), || fs::remove_dir(&dir).is_ok());
-    result?;
-    check!(removed, "rmdir of an empty cgroup: expected success");
-    Ok(())
+    in_cgroup(&[], |dir| {
+        Child::spawn(|| {
+            join_cgroup(dir)?;
+            let before = current(dir)?;
+            let map = device.map(N, libc::MAP_SHARED).or_fail("mmap")?;
+            let after = current(dir)?;
+            check!(
+                after >= before + N as u64 - 64,
+                "pages charged for a mapping of {N}: found {before} before, {after} after"
+            );
+            drop(map);
+            Ok(())
+        })?
+        .join()
+    })
 }
 
 /// An injected allocation failure does not affect the CPU faults of another process.

@@ -15,12 +15,12 @@ use std::time::{Duration, Instant};
 use libc::{EFAULT, EINVAL};
 
 use super::works;
-use crate::check::{Fail, OrFail, Outcome, expect_errno};
+use crate::check::{OrFail, Outcome, expect_errno};
 use crate::device::{Buffer, Data, Device, PAGE, check_bytes};
 use crate::harness::{Child, note};
 use crate::peers::{self, PidFd};
 use crate::sys::{self, Exit};
-use crate::tests::target::{COHERENT, GENERIC, PRIVATE, Target};
+use crate::tests::target::{Target, open_each_kind};
 use crate::tests::{Ctx, Test, test};
 use crate::uapi::*;
 use crate::uring::Uring;
@@ -35,19 +35,6 @@ pub const TESTS: &[Test] = &[
 ];
 
 const BUSYBOX: &str = "/bin/busybox";
-
-/// Opens a file of each kind of device that there is here.
-pub(super) fn of_each_kind(ctx: &Ctx) -> Outcome<Vec<Target>> {
-    let mut targets = Vec::new();
-    for node in [PRIVATE, COHERENT, GENERIC] {
-        match Target::open(ctx, node) {
-            Ok(target) => targets.push(target),
-            Err(Fail::Skip(_)) => {}
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(targets)
-}
 
 /// A process that has opened a device, with the file and a socket to it.
 pub(super) struct Opener {
@@ -117,7 +104,7 @@ fn another_program(ctx: &Ctx) -> Outcome {
     let mode = fs::Permissions::from_mode(0o4755);
     fs::set_permissions(PROGRAM, mode).or_fail("chmod")?;
     let buf = Buffer::anon(8)?;
-    for target in of_each_kind(ctx)? {
+    for target in open_each_kind(ctx)? {
         let opener = Opener::start(target.node(), |device, socket| {
             buf.fill(0, 8, 1680);
             device.to_device(&buf, 0, 4).or_fail("MIGRATE_TO_DEV")?;
@@ -206,7 +193,7 @@ fn program_in_use(ctx: &Ctx) -> Outcome {
     const ROUNDS: usize = 12;
     const N: usize = 64;
     let buf = Buffer::anon(N)?;
-    let targets = of_each_kind(ctx)?;
+    let targets = open_each_kind(ctx)?;
     let mut longest = Duration::ZERO;
     let mut done = 0;
     for round in 0..ROUNDS {
@@ -265,7 +252,7 @@ fn last_user_of_another(ctx: &Ctx) -> Outcome {
     const ROUNDS: usize = 24;
     const N: usize = 256;
     let buf = Buffer::anon(N)?;
-    let targets = of_each_kind(ctx)?;
+    let targets = open_each_kind(ctx)?;
     let mut done = 0;
     for round in 0..ROUNDS {
         let target = &targets[round % targets.len()];
@@ -304,7 +291,7 @@ fn freed_in_use(ctx: &Ctx) -> Outcome {
     const ROUNDS: usize = 18;
     const N: usize = 256;
     let buf = Buffer::anon(N)?;
-    let targets = of_each_kind(ctx)?;
+    let targets = open_each_kind(ctx)?;
     let (done, freed) = (AtomicUsize::new(0), AtomicUsize::new(0));
     for round in 0..ROUNDS {
         let target = &targets[round % targets.len()];
@@ -356,7 +343,7 @@ fn freed_in_use(ctx: &Ctx) -> Outcome {
 /// collector finds, or a ring.
 fn closed_by_the_kernel(ctx: &Ctx) -> Outcome {
     const N: usize = 64;
-    for target in of_each_kind(ctx)? {
+    for target in open_each_kind(ctx)? {
         for ring in [false, true] {
             let device = Target::open(ctx, target.node())?;
             let buf = Buffer::filled(N, 1693)?;

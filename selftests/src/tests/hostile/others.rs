@@ -9,13 +9,13 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use super::lives::{mappings, of_each_kind, say_word, wait_word};
+use super::lives::{mappings, say_word, wait_word};
 use super::{Numbers, every_ioctl, works};
 use crate::check::{OrFail, Outcome};
 use crate::device::{Buffer, Data, Device, HUGE_PAGES, PAGE, check_bytes, pattern_bytes};
 use crate::harness::{Child, note};
 use crate::memory::{WORDS, pattern_words};
-use crate::tests::target::{Target, huge_filled, open_all};
+use crate::tests::target::{Target, huge_filled, open_all, open_each_kind};
 use crate::tests::{Ctx, Test, test};
 use crate::uapi::*;
 use crate::{check, check_eq, files, peers, sys, threads};
@@ -34,7 +34,7 @@ pub const TESTS: &[Test] = &[
 /// A debugger writes to pages on the device that a process shares with another one: also where the
 /// process itself may not write. Only the process sees it.
 fn written_by_debuggers(ctx: &Ctx) -> Outcome {
-    for target in of_each_kind(ctx)? {
+    for target in open_each_kind(ctx)? {
         for huge in [false, true] {
             let buf = match huge {
                 true => huge_filled(1, 1710)?,
@@ -253,7 +253,7 @@ fn ends_in_mappings(ctx: &Ctx) -> Outcome {
 fn whole_address_space(ctx: &Ctx) -> Outcome {
     /// The pages of a mapping that are tried.
     const MOST: u64 = 512;
-    for target in of_each_kind(ctx)? {
+    for target in open_each_kind(ctx)? {
         let node = target.node();
         let before = target.stats()?;
         Child::spawn(|| {
@@ -419,7 +419,7 @@ fn odd_file_operations(ctx: &Ctx) -> Outcome {
 /// Commands in a hail of signals, none of which is fatal.
 fn alarms(ctx: &Ctx) -> Outcome {
     const N: usize = 150;
-    let targets = of_each_kind(ctx)?;
+    let targets = open_each_kind(ctx)?;
     files::catch(libc::SIGALRM, false).or_fail("sigaction")?;
     for target in &targets {
         let buf = Buffer::filled(N, 1721)?;

@@ -3,8 +3,6 @@
 //! What a caller may cost others: memory that no limit sees, and waits for what the caller never
 //! does.
 
-use std::fs;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::lives::{Opener, say_word, wait_word};
@@ -13,7 +11,7 @@ use crate::check::{OrFail, Outcome};
 use crate::device::{Buffer, Data, Device, HUGE_PAGES, PAGE, check_bytes};
 use crate::harness::{Child, note};
 use crate::sys::{self, Exit};
-use crate::tests::account::{current, new_cgroup};
+use crate::tests::account::{current, in_cgroup, join_cgroup};
 use crate::tests::target::{PRIVATE, Target};
 use crate::tests::{Ctx, Test, test};
 use crate::uapi::*;
@@ -29,23 +27,6 @@ pub const TESTS: &[Test] = &[
 
 /// The longest that a killed process may stay.
 const KILLED: Duration = Duration::from_secs(3);
-
-/// Runs `body` in a process in a new cgroup, with the cgroup's directory.
-fn in_cgroup(limits: &[(&str, &str)], body: impl FnOnce(&Path) -> Outcome) -> Outcome {
-    let dir = new_cgroup()?;
-    for (file, limit) in limits {
-        fs::write(dir.join(file), limit).or_fail(file)?;
-    }
-    let result = body(&dir);
-    let removed = sys::wait_until(Duration::from_secs(5), || fs::remove_dir(&dir).is_ok());
-    result?;
-    check!(removed, "rmdir of an empty cgroup: expected success");
-    Ok(())
-}
-
-fn join_cgroup(dir: &Path) -> Outcome {
-    fs::write(dir.join("cgroup.procs"), "0").or_fail("cgroup.procs")
-}
 
 /// The device's page table takes no more memory than the CPU's: what is unmapped page by page, in
 /// areas that are far from each other, leaves nothing behind.

@@ -12,7 +12,7 @@ use crate::harness::Child;
 use crate::module;
 use crate::proc;
 use crate::sys;
-use crate::tests::account::{current, new_cgroup};
+use crate::tests::account::{current, join_cgroup, new_cgroup};
 use crate::tests::inject::{clear, the_violation};
 use crate::tests::target::{Target, huge_filled};
 use crate::tests::{Ctx, Test, test, with};
@@ -135,6 +135,9 @@ fn stale_hand_out(ctx: &Ctx, node: usize) -> Outcome {
     let buf = Buffer::anon(HUGE_PAGES)?;
     buf.advise(0, HUGE_PAGES, libc::MADV_NOHUGEPAGE)?;
     buf.fill(0, HUGE_PAGES, 121);
+    // A device without memory, as after a RELEASE, has no free page to be spoilt.
+    target.to_device(&buf, 0, 1)?;
+    target.to_system(&buf, 0, 1)?;
     let pfn = inject(&target, ZDM_INJECT_STALE_MAPPING, 0)?;
     let result = target.to_device(&buf, 0, HUGE_PAGES);
     expect_errno(
@@ -419,7 +422,7 @@ fn not_freed(ctx: &Ctx, node: usize) -> Outcome {
 fn still_charged(ctx: &Ctx, node: usize) -> Outcome {
     let dir = new_cgroup()?;
     let child = Child::spawn(|| {
-        fs::write(dir.join("cgroup.procs"), "0").or_fail("cgroup.procs")?;
+        join_cgroup(&dir)?;
         let target = Target::open(ctx, node)?;
         let buf = source(&target, true, 118)?;
         target.move_huge(&buf, 118)?;
