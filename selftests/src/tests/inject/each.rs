@@ -136,8 +136,8 @@ fn stale_hand_out(ctx: &Ctx, node: usize) -> Outcome {
     buf.advise(0, HUGE_PAGES, libc::MADV_NOHUGEPAGE)?;
     buf.fill(0, HUGE_PAGES, 121);
     // A device without memory, as after a RELEASE, has no free page to be spoilt.
-    target.to_device(&buf, 0, 1)?;
-    target.to_system(&buf, 0, 1)?;
+    target.to_device(&buf, 0, 1).or_fail("MIGRATE_TO_DEV")?;
+    target.to_system(&buf, 0, 1).or_fail("MIGRATE_TO_SYS")?;
     let pfn = inject(&target, ZDM_INJECT_STALE_MAPPING, 0)?;
     let result = target.to_device(&buf, 0, HUGE_PAGES);
     expect_errno(
