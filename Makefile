@@ -63,7 +63,7 @@ endif
 kbuild = tree="$(build-tree)"; scripts/tree-check.sh "$$tree"; \
 	$(ENV) make -C "$$tree" $(compilers) M="$(CURDIR)" $(if $(MO),MO="$(abspath $(MO))")
 
-.PHONY: all modules modules_install clean distclean run test test-host test-boot test-page test-repeat test-upstream \
+.PHONY: all modules modules_install clean distclean run test test-kernels test-host test-boot test-page test-repeat test-upstream \
 	bench mutants patch-check in-tree shell kconfig help doctor \
 	compile-fail rust-analyzer rustfmt rustfmtcheck clippy rustdoc htmldocs checkpatch unsafe-check cycles
 
@@ -84,13 +84,13 @@ run: $(ZDVM)
 
 # All tests: of the tools on this machine, and of the module on every kernel. A kernel that fails does
 # not stop the others. The smoke suite runs the tests of the suite hmm once more in upstream's way, on
-# one kernel. The kernels that clang builds get the quick run. With SHORT=1 all kernels but "debug" get
-# the quick run, and the test of 1 GiB pages, which needs a machine of its own, runs.
-test: test-host test-boot $(ZDVM)
+# one kernel. The kernels that clang builds get the quick run. With SHORT=1 all kernels get the quick
+# run, and the test of 1 GiB pages, which needs a machine of its own, runs.
+test-kernels := --kernel patched --kernel stock --kernel clang --kernel debug
+test: test-kernels test-host test-boot $(ZDVM)
 ifneq ($(SHORT),)
 	@status=0; \
-	$(RUN) run --keep-going $(or $(strip $(kdir-args)),--kernel patched --kernel stock --kernel clang) || \
-		status=$$?; \
+	$(RUN) run --keep-going $(or $(strip $(kdir-args)),$(test-kernels)) || status=$$?; \
 	$(RUN) run --full --machine pud --suite selftests --filter '^dax\.pud$$' \
 		$(or $(strip $(kdir-args)),--kernel patched) || status=$$?; \
 	exit $$status
@@ -105,6 +105,13 @@ else
 	$(RUN) run --full --machine pud --suite selftests --filter '^dax\.pud$$' \
 		$(or $(strip $(kdir-args)),--kernel patched) || status=$$?; \
 	exit $$status
+endif
+
+# Builds the kernels at once, two at a time. One that fails is built again by the run that needs it,
+# which says so in its verdict.
+test-kernels: $(ZDVM)
+ifeq ($(KDIR),)
+	-@$(RUN) build $(test-kernels)
 endif
 
 test-host:

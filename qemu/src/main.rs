@@ -23,7 +23,7 @@ use zdvm::command::runs::{self, RunArgs, Which};
 use zdvm::command::select::Select;
 use zdvm::job;
 use zdvm::kernel;
-use zdvm::kernel::kdir;
+use zdvm::kernel::{kdir, lanes};
 use zdvm::plan::expected::Selection;
 use zdvm::plan::matrix::Matrix;
 use zdvm::repo;
@@ -285,8 +285,8 @@ fn work(cli: &Cli) -> Result<bool> {
         }
         Cmd::Build { kernels } => {
             let matrix = Matrix::load(&repo)?;
-            for name in kernels {
-                kernel::build(&repo, &matrix, name)?;
+            for (_, tree) in lanes::build_all(&repo, &matrix, kernels)? {
+                tree?;
             }
         }
         Cmd::Path { kernel } => {

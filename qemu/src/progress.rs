@@ -2,9 +2,13 @@
 //! Live progress: a bar on a terminal, occasional plain lines elsewhere.
 
 use std::io::{IsTerminal, stderr};
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+
+/// The terminal's bars. There are two while two kernels are built.
+static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
 
 /// Progress of one piece of work.
 #[derive(Debug)]
@@ -28,7 +32,7 @@ impl Progress {
             let style = ProgressStyle::with_template(template)
                 .unwrap_or_else(|_| ProgressStyle::default_bar());
             let bar = if total == 0 { ProgressBar::no_length() } else { ProgressBar::new(total) };
-            bar.with_style(style).with_prefix(title.to_owned())
+            BARS.add(bar.with_style(style).with_prefix(title.to_owned()))
         });
         let now = Instant::now();
         if bar.is_none() {

@@ -13,6 +13,7 @@ use crate::command::mutants::run::{KERNEL, PARAMETER};
 use crate::command::run::{self, Request, Setup};
 use crate::command::select::Select;
 use crate::kernel::kdir;
+use crate::kernel::lanes;
 use crate::kernel::results;
 use crate::kernel::{self, Tree};
 use crate::plan::expected::{On, Selection};
@@ -119,9 +120,9 @@ pub fn open(repo: &Path, matrix: &Matrix, which: &Which, name: &str) -> Result<T
     }
 }
 
-/// Opens the trees of kernels by name; a tree that cannot be built gives its error. Kernels with
-/// few patches are built first, because the others begin with a copy of them. Without `keep_going`
-/// the first error ends the loop.
+/// Opens the trees of kernels by name; a tree that cannot be built gives its error. Without
+/// `keep_going` the first error ends the loop. The kernels of the matrix are built two at a time if a
+/// failure of one does not end the others.
 fn open_all(
     repo: &Path,
     matrix: &Matrix,
@@ -129,10 +130,14 @@ fn open_all(
     names: &[String],
     keep_going: bool,
 ) -> Result<BTreeMap<String, Result<Tree>>> {
+    if keep_going && which.kdir.is_none() {
+        return lanes::build_all(repo, matrix, names);
+    }
     let mut kernels = Vec::new();
     for name in names {
         kernels.push((kernel::patches(matrix, matrix.kernel(name)?)?.len(), name));
     }
+    // Kernels with few patches first, because the others begin with a copy of them.
     kernels.sort();
     let mut trees = BTreeMap::new();
     for (_, name) in kernels {

@@ -4,6 +4,7 @@
 pub mod compiler;
 pub mod kconfig;
 pub mod kdir;
+pub mod lanes;
 pub mod make;
 pub mod results;
 pub mod series;
