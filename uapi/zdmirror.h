@@ -187,7 +187,8 @@ struct zdm_audit {
  * struct zdm_inject - break one invariant on purpose, to test the oracle
  * @kind:	in: enum zdm_inject_kind
  * @reserved:	must be zero
- * @addr:	in: user address of a device page, for the kinds that want one
+ * @addr:	in: user address of a device page, for the kinds that want one;
+ *		physical address for ZDM_INJECT_EXTRA_MAPPING
  * @pfn:	out: the page that was touched
  *
  * Needs CAP_SYS_ADMIN and the module parameter inject=1, -EPERM otherwise;
@@ -236,6 +237,13 @@ enum zdm_inject_kind {
 	ZDM_INJECT_SOURCE_REF		= 14,
 	/* Flip a bit of the data of the device page at addr (I10); again, to flip it back. */
 	ZDM_INJECT_CORRUPT		= 15,
+	/*
+	 * Count a mapping more on the page at the physical address addr, of any driver's
+	 * pagemap: the survey of pagemaps must find it. -EBUSY on a page of a large folio.
+	 */
+	ZDM_INJECT_EXTRA_MAPPING	= 16,
+	/* Take it back. Closing the file does so, too. */
+	ZDM_INJECT_UNDO_MAPPING		= 17,
 };
 
 /* Orders that are counted by themselves; no page table entry of a device maps a larger one. */

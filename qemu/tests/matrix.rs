@@ -135,6 +135,9 @@ fn what_a_kernel_cannot_do_is_not_applicable() {
             || t.starts_with("blind.dax_")
             || t.contains("dax.")
             || t == "pagemaps.device_dax"
+            || t == "pagemaps.p2pdma"
+            || t == "pagemaps.spoilt_device_dax"
+            || t == "pagemaps.spoilt_p2pdma"
     };
     assert!(some.deselected.iter().all(|t| gone(t)), "{:?}", some.deselected);
     assert!(!some.tests.iter().any(|t| gone(&t.name)));

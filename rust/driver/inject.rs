@@ -9,6 +9,7 @@ use super::{
     injection::End, //
 };
 use crate::mm::{
+    extra_mapping::ExtraMapping,
     pagemap_audit::Corruption,
     range::PageRange,
     uapi::ZdmInject,
@@ -34,6 +35,8 @@ enum Kind {
     SettledRef,
     SourceRef,
     Corrupt,
+    ExtraMapping,
+    UndoMapping,
 }
 
 impl Kind {
@@ -54,6 +57,8 @@ impl Kind {
             13 => Self::SettledRef,
             14 => Self::SourceRef,
             15 => Self::Corrupt,
+            16 => Self::ExtraMapping,
+            17 => Self::UndoMapping,
             _ => return Err(EINVAL),
         })
     }
@@ -151,6 +156,14 @@ impl Client {
                 folio.flip_bit();
                 folio.pfn()
             }
+            Kind::ExtraMapping => {
+                if broken.mapped.is_some() {
+                    return Err(EBUSY);
+                }
+                let mapped = ExtraMapping::new(address / PAGE_SIZE)?;
+                broken.mapped.insert(mapped).pfn()
+            }
+            Kind::UndoMapping => broken.mapped.take().ok_or(ENOENT)?.pfn(),
         };
         inject.pfn = pfn as u64;
         Ok(())
@@ -166,7 +179,8 @@ mod tests {
         assert_eq!(Kind::from_uapi(1), Ok(Kind::ExtraGet));
         assert_eq!(Kind::from_uapi(5), Ok(Kind::AllocTwice));
         assert_eq!(Kind::from_uapi(15), Ok(Kind::Corrupt));
+        assert_eq!(Kind::from_uapi(17), Ok(Kind::UndoMapping));
         assert_eq!(Kind::from_uapi(0), Err(EINVAL));
-        assert_eq!(Kind::from_uapi(16), Err(EINVAL));
+        assert_eq!(Kind::from_uapi(18), Err(EINVAL));
     }
 }

@@ -10,6 +10,7 @@ use super::{
 };
 use crate::mm::{
     device_folio::FolioRef,
+    extra_mapping::ExtraMapping,
     migrate::Copied,
     pagemap_audit::Corruption, //
 };
@@ -43,6 +44,8 @@ pub(super) struct Broken {
     pub(super) counted: Option<u32>,
     /// A free page with a stale field, and the fault that clears the field.
     pub(super) stale: Option<(u32, Corruption)>,
+    /// A page of any pagemap with a mapping too many.
+    pub(super) mapped: Option<ExtraMapping>,
     /// The end of the next migration to the device that must be held.
     armed: Option<End>,
 }
@@ -112,6 +115,7 @@ impl Injection {
             }
         }
         broken.held = None;
+        broken.mapped = None;
     }
 }
 

@@ -302,6 +302,8 @@ pub const ZDM_INJECT_BORN_REF: u32 = 12;
 pub const ZDM_INJECT_SETTLED_REF: u32 = 13;
 pub const ZDM_INJECT_SOURCE_REF: u32 = 14;
 pub const ZDM_INJECT_CORRUPT: u32 = 15;
+pub const ZDM_INJECT_EXTRA_MAPPING: u32 = 16;
+pub const ZDM_INJECT_UNDO_MAPPING: u32 = 17;
 
 #[cfg(test)]
 mod tests {

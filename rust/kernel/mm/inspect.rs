@@ -319,7 +319,7 @@ impl AnyPagemap {
     }
 
     /// The struct page of `pfn`, if it says now that it is one of this pagemap.
-    fn page(&self, pfn: usize) -> Option<PageView<'_>> {
+    pub(super) fn page(&self, pfn: usize) -> Option<PageView<'_>> {
         if !self.has_page(pfn) {
             return None;
         }

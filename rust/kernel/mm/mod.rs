@@ -40,6 +40,7 @@ pub(crate) mod device_memory;
 #[cfg(CONFIG_KUNIT = "y")]
 mod device_memory_kunit;
 pub(crate) mod exclusive;
+pub(crate) mod extra_mapping;
 pub(crate) mod fault;
 pub(crate) mod fill;
 mod folio_init;

@@ -2,7 +2,7 @@
 
 //! The survey of every pagemap of the system: debugfs `pagemaps`.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -19,6 +19,7 @@ pub const TESTS: &[Test] = &[
     test("pagemaps.own", own),
     test("pagemaps.fs_dax", fs_dax),
     test("pagemaps.device_dax", device_dax),
+    test("pagemaps.p2pdma", p2pdma),
 ];
 
 /// Tests that load the module themselves.
@@ -29,7 +30,19 @@ pub const ABSENT: &[Test] = &[
 ];
 
 /// Tests that need injection.
-pub const INJECTING: &[Test] = &[with("inject=1", test("pagemaps.broken", broken))];
+pub const INJECTING: &[Test] = &[
+    with("inject=1", test("pagemaps.broken", broken)),
+    with(
+        "inject=1",
+        test("pagemaps.spoilt_c_driver", spoilt_c_driver),
+    ),
+    with(
+        "inject=1",
+        test("pagemaps.spoilt_device_dax", spoilt_device_dax),
+    ),
+    with("inject=1", test("pagemaps.spoilt_fs_dax", spoilt_fs_dax)),
+    with("inject=1", test("pagemaps.spoilt_p2pdma", spoilt_p2pdma)),
+];
 
 /// How long a module may stay in use after the last close of its nodes.
 const SETTLE: Duration = Duration::from_secs(5);
@@ -178,6 +191,130 @@ fn device_dax(_: &Ctx) -> Outcome {
     check_eq!(map.number("mapped")?, 0, "mapped pages after munmap");
     check_eq!(map.number("broken")?, 0, "broken pages after munmap");
     Ok(())
+}
+
+/// A PCI device with memory for P2PDMA, such as an NVMe disk with controller memory.
+#[track_caller]
+fn p2pmem() -> Outcome<PathBuf> {
+    let devices = fs::read_dir("/sys/bus/pci/devices").or_fail("PCI devices")?;
+    let memory = devices.filter_map(|device| Some(device.ok()?.path().join("p2pmem")));
+    memory
+        .filter(|dir| dir.is_dir())
+        .min()
+        .ok_or_else(|| Fail::Skip("no PCI device with memory for P2PDMA".into()))
+}
+
+/// The survey's texts about the memory of PCI devices.
+#[track_caller]
+fn p2p_pagemaps() -> Outcome<Vec<Survey>> {
+    let maps = survey()?.into_iter();
+    let maps: Vec<Survey> = maps.filter(|map| map.kind == "PCI_P2PDMA").collect();
+    check!(
+        !maps.is_empty(),
+        "a pagemap of type PCI_P2PDMA: expected one, found none"
+    );
+    Ok(maps)
+}
+
+/// The survey counts pages of a PCI device's memory while a process maps them.
+fn p2pdma(_: &Ctx) -> Outcome {
+    const MAPPED: usize = 4;
+    let allocate = p2pmem()?.join("allocate");
+    let sums = |when: &str, expected: usize| {
+        let maps = p2p_pagemaps()?;
+        for (name, expected) in [("used", expected), ("mapped", expected), ("broken", 0)] {
+            let sum = maps
+                .iter()
+                .map(|map| map.number(name))
+                .sum::<Outcome<u64>>()?;
+            check_eq!(sum, expected as u64, "{name} pages {when}");
+        }
+        Ok(())
+    };
+    sums("before", 0)?;
+    let file = File::options().read(true).write(true).open(&allocate);
+    let file = file.or_fail("p2pmem/allocate")?;
+    let buf = Buffer::of_file(&file, MAPPED, libc::MAP_SHARED).or_fail("mmap of p2pmem")?;
+    sums("mapped", MAPPED)?;
+    buf.set(0, 0, 1);
+    drop(buf);
+    sums("after munmap", 0)
+}
+
+/// Counts a mapping more on the last page of a pagemap, which is free: the survey must name that page
+/// and fault, and nothing once it is taken back.
+#[track_caller]
+fn spoil(map: &Survey) -> Outcome {
+    let device = Device::open(0)?;
+    let pfn = map.end - 1;
+    check_eq!(map.number("broken")?, 0, "broken pages before");
+    let found = device
+        .inject(ZDM_INJECT_EXTRA_MAPPING, pfn * PAGE as u64)
+        .or_fail("ZDM_INJECT_EXTRA_MAPPING")?;
+    check_eq!(found, pfn, "page frame");
+    let broken = pagemap_of(pfn)?;
+    let again = device.inject(ZDM_INJECT_EXTRA_MAPPING, pfn * PAGE as u64);
+    device
+        .inject(ZDM_INJECT_UNDO_MAPPING, 0)
+        .or_fail("ZDM_INJECT_UNDO_MAPPING")?;
+    expect_errno(again, &[libc::EBUSY], "a second fault on one file")?;
+    check_eq!(broken.function, map.function, "owner's function");
+    check_eq!(broken.number("broken")?, 1, "broken pages");
+    let line = format!("pfn {pfn:#x} order 0 count 0 mapcount 1 pins 0: mapped at count 0");
+    check!(
+        broken.lines.iter().any(|found| found.trim() == line),
+        "expected the line '{line}', found {:?}",
+        broken.lines
+    );
+    check_eq!(
+        pagemap_of(pfn)?.number("broken")?,
+        0,
+        "broken pages afterwards"
+    );
+    Ok(())
+}
+
+fn spoilt_c_driver(ctx: &Ctx) -> Outcome {
+    let Some(driver) = ctx.module.c_driver() else {
+        return Err(Fail::Skip("no test_hmm.ko beside the module".into()));
+    };
+    // Its COHERENT memory would be ours.
+    driver.try_load("").or_fail("loading test_hmm")?;
+    let spoilt = survey().and_then(|maps| {
+        let map = maps
+            .iter()
+            .find(|map| map.function.contains("[test_hmm]"))
+            .ok_or_else(|| Fail::failed("a pagemap of test_hmm: found none".to_string()))?;
+        check_eq!(map.kind, "PRIVATE", "type");
+        spoil(map)
+    });
+    let gone = sys::wait_until(SETTLE, || driver.try_unload().is_ok());
+    check!(gone, "test_hmm: expected to go, found it in use");
+    spoilt
+}
+
+fn spoilt_device_dax(_: &Ctx) -> Outcome {
+    let dax = Dax::set_up(PTE)?;
+    let map = pagemap_of(dax.frame())?;
+    let last = Device::open(0)?.inspect_frames(map.end - 1, 1)?;
+    if last[0].refs == 1 {
+        // A free page with a reference may have a mapping, as far as the survey can tell.
+        return Err(Fail::Skip(
+            "free pages of device-dax have a reference".into(),
+        ));
+    }
+    spoil(&map)
+}
+
+fn spoilt_fs_dax(_: &Ctx) -> Outcome {
+    dax::restore_pmem_with_pages()?;
+    let (address, _) = dax::pmem_range().or_fail("the range of the pmem")?;
+    spoil(&pagemap_of(address / PAGE as u64)?)
+}
+
+fn spoilt_p2pdma(_: &Ctx) -> Outcome {
+    p2pmem()?;
+    p2p_pagemaps()?.iter().try_for_each(spoil)
 }
 
 /// Memory of the kernel tree's own driver, while the module has no devices.
