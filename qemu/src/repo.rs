@@ -4,6 +4,7 @@
 use std::env;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use rustix::fs::{FlockOperation, flock};
@@ -66,9 +67,26 @@ pub fn lock(path: &Path) -> Result<Lock> {
             said = true;
         }
         job::check_signals()?;
-        std::thread::sleep(std::time::Duration::from_millis(200));
+        std::thread::sleep(Duration::from_millis(200));
     }
     Ok(Lock(file))
+}
+
+/// How long [`lock_soon`] waits.
+const SOON: Duration = Duration::from_secs(2);
+
+/// Locks a file, unless another process keeps it for more than [`SOON`].
+pub fn lock_soon(path: &Path) -> Option<Lock> {
+    let end = Instant::now() + SOON;
+    loop {
+        if let Some(lock) = try_lock(path) {
+            return Some(lock);
+        }
+        if Instant::now() > end {
+            return None;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
 
 /// Takes a lock unless it is held.

@@ -235,8 +235,9 @@ impl Recipe {
             }
             let mut lock = tree.as_os_str().to_owned();
             lock.push(".lock");
-            // Do not wait: the holder of the lock builds or removes the tree.
-            if let Some(lock) = repo::try_lock(Path::new(&lock)) {
+            // A holder that builds or removes the tree is not waited for, but one that only looks
+            // whether it is built is.
+            if let Some(lock) = repo::lock_soon(Path::new(&lock)) {
                 best = Some(Seed { tree, changes, _lock: lock });
             }
         }
