@@ -7,6 +7,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::path::Path;
 use std::ptr;
 
 use crate::check::{Fail, OrFail, Outcome};
@@ -62,8 +63,17 @@ impl Device {
         Self::try_open(n).or_fail(&format!("open {}", Self::path(n)))
     }
 
+    /// Opens a node that is not at the usual place.
+    #[track_caller]
+    pub fn open_at(path: &Path) -> Outcome<Self> {
+        Self::try_open_at(path).or_fail(&format!("open {}", path.display()))
+    }
+
     pub fn try_open(n: usize) -> io::Result<Self> {
-        let path = Self::path(n);
+        Self::try_open_at(Path::new(&Self::path(n)))
+    }
+
+    fn try_open_at(path: &Path) -> io::Result<Self> {
         let file = File::options().read(true).write(true).open(path)?;
         Ok(Self { file })
     }

@@ -86,6 +86,12 @@ impl Module {
         })
     }
 
+    /// The same module, always loaded without common parameters: with PRIVATE devices only.
+    pub fn private_only(self) -> Self {
+        let base = String::new();
+        Self { base, ..self }
+    }
+
     /// The parameters of every load except `try_load`.
     pub fn base(&self) -> &str {
         &self.base
@@ -150,13 +156,20 @@ impl Module {
     /// processes that just ended may be dropped a little later.
     #[track_caller]
     pub fn unload(&self) -> Outcome {
+        self.unload_beside()?;
+        self.check_gone()
+    }
+
+    /// As [`Module::unload`], while a module with the same devices stays, so that nothing can be said of
+    /// nodes and memory.
+    #[track_caller]
+    pub fn unload_beside(&self) -> Outcome {
         let mut last = Ok(());
         sys::wait_until(SETTLE, || {
             last = self.try_unload();
             !matches!(&last, Err(e) if busy(e))
         });
-        last.or_fail("unloading")?;
-        self.check_gone()
+        last.or_fail("unloading")
     }
 
     /// Checks that nothing of the module is left.

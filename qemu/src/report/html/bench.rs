@@ -31,18 +31,36 @@ fn offset(ratio: f64) -> f64 {
     if ratio > 0.0 { ratio.log2().clamp(-CUT, CUT) * DOUBLE } else { -CUT * DOUBLE }
 }
 
+/// The colour of a row. A row whose limits have 1 between them is neither faster nor slower.
+fn tone(figure: &Figure) -> Tone {
+    let (low, high) = limits(figure).unwrap_or((figure.ratio, figure.ratio));
+    if low >= 1.0 {
+        Tone::Good
+    } else if high < 1.0 {
+        Tone::Bad
+    } else {
+        Tone::Aside
+    }
+}
+
+fn limits(figure: &Figure) -> Option<(f64, f64)> {
+    figure.low.zip(figure.high)
+}
+
 fn picture(rows: &[&Figure]) -> String {
     let mut body = String::new();
     let mut y = HEAD;
     for figure in rows {
         let at = offset(figure.ratio);
-        let tone = if figure.ratio >= 1.0 { Tone::Good } else { Tone::Bad };
+        let tone = tone(figure);
+        let limits =
+            limits(figure).map_or_else(String::new, |(l, h)| format!(", ratio {l:.2} to {h:.2}"));
         let left = CENTRE + at.min(0.0);
         let _ = writeln!(
             body,
             "<text class=\"label\" x=\"{:.0}\" y=\"{:.0}\" text-anchor=\"end\">{}</text>\
              <rect class=\"{}\" x=\"{left:.1}\" y=\"{:.0}\" width=\"{:.1}\" height=\"14\"><title>C driver {:.1} us, \
-             this driver {:.1} us, a copy of as many bytes {:.1} us</title></rect>\
+             this driver {:.1} us, a copy of as many bytes {:.1} us{limits}</title></rect>\
              <text x=\"{:.0}\" y=\"{:.0}\">{:.2}: {:.0} us, C driver {:.0} us, copy {:.0} us</text>",
             CENTRE - CUT * DOUBLE - 10.0,
             y + 14.0,
@@ -107,6 +125,32 @@ pub fn section(run: &Run) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rows_within_their_limits_are_neither() {
+        let row = |ratio, low, high| Figure {
+            memory: "PRIVATE".into(),
+            row: "READ".into(),
+            bytes: 4096,
+            c_us: ratio,
+            rust_us: 1.0,
+            ratio,
+            low,
+            high,
+            copy_us: 1.0,
+        };
+        for (ratio, low, high, expected, text) in [
+            (1.1, None, None, Tone::Good, " 1.0 us<"),
+            (0.9, None, None, Tone::Bad, " 1.0 us<"),
+            (1.1, Some(1.05), Some(1.2), Tone::Good, "ratio 1.05 to 1.20<"),
+            (1.1, Some(0.99), Some(1.2), Tone::Aside, "ratio 0.99 to 1.20<"),
+            (0.9, Some(0.85), Some(0.95), Tone::Bad, "ratio 0.85 to 0.95<"),
+        ] {
+            let figure = row(ratio, low, high);
+            assert_eq!(tone(&figure), expected);
+            assert!(picture(&[&figure]).contains(text), "{text}");
+        }
+    }
 
     #[test]
     fn sizes_and_offsets() {

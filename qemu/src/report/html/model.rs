@@ -137,6 +137,11 @@ pub struct Figure {
     pub rust_us: f64,
     /// The C driver's time divided by this driver's.
     pub ratio: f64,
+    /// The limits within which the median of the ratios is probably. Older runs do not have them.
+    #[serde(default)]
+    pub low: Option<f64>,
+    #[serde(default)]
+    pub high: Option<f64>,
     /// The time of a plain copy of as many bytes, in microseconds.
     pub copy_us: f64,
 }

@@ -1,47 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Benchmarks: the cost of each operation with the kernel tree's own C driver and with this one.
-//!
-//! The two drivers are loaded in turn in one guest, with the same memory, and get the same ioctls,
-//! in the order C, Rust, Rust, C. A row has the median of all rounds, the distance of the quartiles
-//! as its spread, and the time of a plain copy of as many bytes at the same moment. The ratio is
-//! the C driver's time divided by ours: above 1 this driver is faster. Each row is printed once as
-//! text and once as JSON. Benchmarks run only by name. A wrong result fails them, a slow one does
-//! not.
+//! The operations that are measured.
 
+use std::path::PathBuf;
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
-use super::bench::{micros, timed};
-use super::target::{COHERENT, PRIVATE, huge_filled};
-use super::{Ctx, Test, absent, test};
-use crate::check::{Fail, OrFail, Outcome};
+use crate::check::{OrFail, Outcome};
 use crate::device::{Buffer, Data, Device, HUGE_PAGES, PAGE, check_bytes, pattern_bytes};
-use crate::harness::note;
-use crate::threads;
+use crate::tests::bench::timed;
+use crate::tests::target::huge_filled;
 use crate::uapi::*;
-
-pub const TESTS: &[Test] = &[
-    absent(test("versus.private", |ctx| versus(ctx, PRIVATE, 4 << 20))),
-    absent(test("versus.coherent", |ctx| {
-        versus(ctx, COHERENT, 4 << 20)
-    })),
-    absent(test("versus.private_64k", |ctx| {
-        versus(ctx, PRIVATE, 64 << 10)
-    })),
-    absent(test("versus.private_1m", |ctx| {
-        versus(ctx, PRIVATE, 1 << 20)
-    })),
-    // This test exceeds the time limit unless the limit is raised: --timeout-factor 6.
-    absent(test("versus.private_32m", |ctx| {
-        versus(ctx, PRIVATE, 32 << 20)
-    })),
-];
+use crate::{sys, threads};
 
 const SEED: u64 = 3000;
-/// How often each driver is loaded, and how often an operation is measured per load.
-const LOADS: usize = 2;
-const ROUNDS: usize = 3;
 /// The pages of one call in the benchmarks of small pieces: 64 KiB.
 const PIECE: usize = 16;
 
@@ -55,8 +27,11 @@ fn is_absent(err: &std::io::Error) -> bool {
 const OPENS: usize = 16;
 
 /// The input of an operation.
-struct Bed {
-    node: usize,
+pub struct Bed {
+    /// The two nodes of the kind of memory that is measured.
+    nodes: [PathBuf; 2],
+    /// The number of processors, which several threads divide among themselves.
+    cpus: usize,
     /// The number of pages that an operation works on.
     pages: usize,
     /// Whether the memory consists of huge pages.
@@ -66,15 +41,15 @@ struct Bed {
 }
 
 /// An operation. Returns the time of the measured part.
-type Run = fn(&mut Bed) -> Outcome<Duration>;
+pub type Run = fn(&mut Bed) -> Outcome<Duration>;
 
 /// The description of an operation: its name, whether it is also measured with huge pages, and
 /// whether it applies only to memory that the CPU cannot map.
-struct Operation {
-    name: &'static str,
-    sizes: bool,
-    private: bool,
-    run: Run,
+pub struct Operation {
+    pub name: &'static str,
+    pub sizes: bool,
+    pub private: bool,
+    pub run: Run,
 }
 
 const fn operation(name: &'static str, run: Run) -> Operation {
@@ -94,7 +69,7 @@ const fn sized(name: &'static str, run: Run) -> Operation {
     }
 }
 
-const OPERATIONS: &[Operation] = &[
+pub const OPERATIONS: &[Operation] = &[
     operation("open and close, 16 times", |bed| {
         let opens = || (0..OPENS).try_for_each(|_| bed.device().map(drop));
         Ok(timed(opens)?.1)
@@ -211,8 +186,7 @@ const OPERATIONS: &[Operation] = &[
         bed.there_and_back(&[&one, &other])
     }),
     operation("there and back, two threads on two devices", |bed| {
-        // The nodes of one kind of memory are two in a row.
-        let (one, other) = (bed.device()?, Device::open(bed.node + 1)?);
+        let (one, other) = (bed.device()?, Device::open_at(&bed.nodes[1])?);
         bed.there_and_back(&[&one, &other])
     }),
     operation("there and back, four threads on one file", |bed| {
@@ -275,8 +249,20 @@ fn touched_at_random(buf: &Buffer) -> Duration {
 }
 
 impl Bed {
+    /// What the operations on `pages` pages of one driver need.
+    pub fn new(nodes: [PathBuf; 2], cpus: usize, pages: usize, huge: bool) -> Self {
+        let data = vec![0; pages * PAGE];
+        Self {
+            nodes,
+            cpus,
+            pages,
+            huge,
+            data,
+        }
+    }
+
     fn device(&self) -> Outcome<Device> {
-        Device::open(self.node)
+        Device::open_at(&self.nodes[0])
     }
 
     fn filled(&self) -> Outcome<Buffer> {
@@ -301,9 +287,11 @@ impl Bed {
     fn there_and_back(&self, devices: &[&Device]) -> Outcome<Duration> {
         let buf = self.filled()?;
         let part = buf.pages() / devices.len();
+        let cpus = self.cpus;
         let begin = Barrier::new(devices.len() + 1);
         let worker = |n: usize, device: &Device| {
             let mut data = vec![0; part * PAGE];
+            sys::run_on(n % cpus).or_fail("sched_setaffinity")?;
             let (at, len) = (buf.at(n * part), part as u64);
             begin.wait();
             for request in [HMM_MIGRATE_TO_DEV, HMM_MIGRATE_TO_SYS] {
@@ -334,7 +322,7 @@ impl Bed {
     }
 
     /// Makes memory that is entirely on the device.
-    fn migrated(&mut self) -> Outcome<(Device, Buffer)> {
+    pub fn migrated(&mut self) -> Outcome<(Device, Buffer)> {
         let (device, buf) = (self.device()?, self.filled()?);
         self.take(&device, HMM_MIGRATE_TO_DEV, &buf)?;
         Ok((device, buf))
@@ -375,55 +363,6 @@ impl Bed {
     }
 }
 
-/// An operation, and whether it uses huge pages.
-type Case = (&'static Operation, bool);
-
-/// The cases to measure: operations with small and with huge pages. The C driver has no huge pages
-/// of COHERENT memory.
-fn cases(node: usize, pages: usize) -> Vec<Case> {
-    let private = node == PRIVATE;
-    let of_size = |huge: bool| {
-        let large = private && pages >= HUGE_PAGES;
-        let fits = move |o: &&Operation| (private || !o.private) && (!huge || (large && o.sizes));
-        OPERATIONS.iter().filter(fits).map(move |o| (o, huge))
-    };
-    [false, true].into_iter().flat_map(of_size).collect()
-}
-
-/// The times of one operation, each with the time of a copy of as many bytes, which shows how busy
-/// the machine was.
-#[derive(Clone, Default)]
-struct Samples {
-    times: Vec<Duration>,
-    copies: Vec<Duration>,
-}
-
-impl Samples {
-    fn add(&mut self, time: Duration, copy: Duration) {
-        self.times.push(time);
-        self.copies.push(copy);
-    }
-
-    fn median(&self) -> (f64, f64) {
-        median_and_spread(self.times.iter().map(|t| micros(*t)).collect())
-    }
-
-    /// The shortest time in microseconds, which other work on the machine disturbed least.
-    fn best(&self) -> f64 {
-        self.times.iter().min().map_or(f64::NAN, |t| micros(*t))
-    }
-}
-
-/// The median, and the distance of the quartiles as a fraction of it.
-fn median_and_spread(mut sorted: Vec<f64>) -> (f64, f64) {
-    sorted.sort_by(f64::total_cmp);
-    let at = |part: usize| {
-        let last = sorted.len().saturating_sub(1);
-        sorted.get(last * part / 4).copied().unwrap_or(f64::NAN)
-    };
-    (at(2), (at(3) - at(1)) / at(2))
-}
-
 /// Memory with the pattern of [`SEED`], huge or small pages.
 fn filled(pages: usize, huge: bool) -> Outcome<Buffer> {
     if huge {
@@ -433,144 +372,4 @@ fn filled(pages: usize, huge: bool) -> Outcome<Buffer> {
     buf.advise(0, pages, libc::MADV_NOHUGEPAGE)?;
     buf.fill(0, pages, SEED);
     Ok(buf)
-}
-
-/// The time that it takes the CPU to copy as many bytes as the operation works on.
-fn copied(from: &[u8], to: &mut [u8]) -> Duration {
-    let start = Instant::now();
-    to.copy_from_slice(std::hint::black_box(from));
-    std::hint::black_box(to);
-    start.elapsed()
-}
-
-/// Measures all cases with the loaded driver.
-fn measure(node: usize, pages: usize, cases: &[Case], samples: &mut [Samples]) -> Outcome {
-    let mut bed = Bed {
-        node,
-        pages,
-        huge: false,
-        data: vec![0; pages * PAGE],
-    };
-    let (from, mut to) = (vec![1; pages * PAGE], vec![0; pages * PAGE]);
-    // Register memory before measuring.
-    bed.migrated()?;
-    for ((operation, huge), samples) in cases.iter().zip(samples) {
-        bed.huge = *huge;
-        for _ in 0..ROUNDS {
-            let copy = copied(&from, &mut to);
-            samples.add((operation.run)(&mut bed)?, copy);
-        }
-    }
-    Ok(())
-}
-
-/// A line of the table.
-struct Row {
-    kind: &'static str,
-    name: String,
-    bytes: usize,
-    theirs: Samples,
-    ours: Samples,
-}
-
-impl Row {
-    /// The C driver's time divided by ours.
-    fn ratio(&self) -> f64 {
-        self.theirs.median().0 / self.ours.median().0
-    }
-
-    fn print(&self) {
-        let ((theirs, their_spread), (ours, our_spread)) =
-            (self.theirs.median(), self.ours.median());
-        let copies = self.theirs.copies.iter().chain(&self.ours.copies);
-        let (copy, copy_spread) = median_and_spread(copies.map(|t| micros(*t)).collect());
-        let (ratio, best) = (self.ratio(), self.theirs.best() / self.ours.best());
-        let Self {
-            kind, name, bytes, ..
-        } = self;
-        note(&format!(
-            "bench: {kind} {name}: C driver {theirs:.0} us (spread {:.0} %), this one {ours:.0} us \
-             ({:.0} %), ratio {ratio:.2}, of the best {best:.2}, a copy by the CPU {copy:.0} us ({:.0} %)",
-            their_spread * 100.0,
-            our_spread * 100.0,
-            copy_spread * 100.0,
-        ));
-        note(&format!(
-            "bench-json: {{\"memory\":\"{kind}\",\"row\":\"{name}\",\"bytes\":{bytes},\
-             \"c_us\":{theirs:.1},\"c_spread\":{their_spread:.3},\"rust_us\":{ours:.1},\
-             \"rust_spread\":{our_spread:.3},\"ratio\":{ratio:.3},\"ratio_of_best\":{best:.3},\
-             \"copy_us\":{copy:.1},\"samples\":{}}}",
-            self.ours.times.len(),
-        ));
-    }
-}
-
-fn versus(ctx: &Ctx, node: usize, bytes: usize) -> Outcome {
-    let Some(c_driver) = ctx.module.c_driver() else {
-        return Err(Fail::Skip("no test_hmm.ko beside the module".into()));
-    };
-    if !ctx.module.nodes().contains(&node) {
-        return Err(Fail::Skip("no memory for COHERENT devices".into()));
-    }
-    let pages = bytes / PAGE;
-    let cases = cases(node, pages);
-    let mut theirs = vec![Samples::default(); cases.len()];
-    let mut ours = theirs.clone();
-    for load in 0..LOADS {
-        let mut drivers = [(&c_driver, &mut theirs), (&ctx.module, &mut ours)];
-        // The two drivers take turns in coming first, so that neither always finds the memory that
-        // the other one has used.
-        if load % 2 == 1 {
-            drivers.reverse();
-        }
-        for (module, samples) in drivers {
-            module.load("")?;
-            measure(node, pages, &cases, samples)?;
-            module.unload()?;
-        }
-    }
-    let kind = if node == PRIVATE {
-        "PRIVATE"
-    } else {
-        "COHERENT"
-    };
-    let row = |(((operation, huge), theirs), ours): ((&Case, Samples), Samples)| {
-        let size = match (operation.sizes, huge) {
-            (false, _) => "",
-            (true, false) => ", 4 KiB",
-            (true, true) => ", 2 MiB",
-        };
-        Row {
-            kind,
-            name: format!("{}{size}", operation.name),
-            bytes,
-            theirs,
-            ours,
-        }
-    };
-    let rows: Vec<Row> = cases.iter().zip(theirs).zip(ours).map(row).collect();
-    rows.iter().for_each(Row::print);
-    let faster = rows.iter().filter(|row| row.ratio() > 1.0).count();
-    note(&format!(
-        "bench: {kind}: {faster} of {} operations on {} KiB take less time than with the C driver",
-        rows.len(),
-        bytes >> 10
-    ));
-    Ok(())
-}
-
-#[cfg(test)]
-mod unit {
-    use super::*;
-
-    #[test]
-    fn median_and_spread_of_a_few() {
-        for (times, expected) in [
-            (&[7.0][..], (7.0, 0.0)),
-            (&[30.0, 10.0, 20.0], (20.0, 0.5)),
-            (&[9.0, 1.0, 5.0, 3.0, 7.0], (5.0, 0.8)),
-        ] {
-            assert_eq!(median_and_spread(times.to_vec()), expected);
-        }
-    }
 }
