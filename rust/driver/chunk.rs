@@ -101,6 +101,8 @@ impl Chunk {
 impl PagemapOps for Chunk {
     const NAME: &'static CStr = c"hmm_dmirror";
 
+    // There is one caller, and a call would take all of `folio` through memory.
+    #[inline(always)]
     fn folio_free(&self, folio: FreedFolio<'_>) {
         let core = &self.core;
         let index = folio.index();

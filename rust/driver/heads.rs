@@ -66,6 +66,14 @@ impl Head {
         }
     }
 
+    /// The distance of `address` from the beginning, and the whole length, if it is not beyond the end.
+    #[inline]
+    fn distance(&self, address: usize) -> Option<(usize, usize)> {
+        let distance = address.wrapping_sub(read_once(&self.from));
+        let len = read_once(&self.len);
+        (distance <= len).then_some((distance, len))
+    }
+
     fn set(&self, key: usize, window: &Range<usize>) {
         write_once(&self.key, key);
         let from = window.start.wrapping_sub(PAGE_SIZE);
@@ -79,6 +87,34 @@ struct Set {
     heads: [Head; HEADS],
     /// The window that a new one replaces.
     oldest: Atomic<usize>,
+}
+
+impl Set {
+    /// The window of `key` that `address` is beside, or within.
+    // Not a part of `visit()`, which seldom gets here and would save registers for it.
+    #[inline(never)]
+    fn find(&self, key: usize, address: usize) -> Option<(usize, Option<Near>)> {
+        let (mut precedes, mut within) = (None, None);
+        for (n, head) in self.heads.iter().enumerate() {
+            let Some((distance, len)) = head.distance(address) else {
+                continue;
+            };
+            if read_once(&head.key) != key {
+                continue;
+            }
+            if distance == len {
+                return Some((n, Some(Near::Follows)));
+            }
+            let place = if distance == 0 {
+                &mut precedes
+            } else {
+                &mut within
+            };
+            place.get_or_insert(n);
+        }
+        let before = precedes.map(|n| (n, Some(Near::Precedes)));
+        before.or(within.map(|n| (n, None)))
+    }
 }
 
 /// The windows of all files of a device.
@@ -108,28 +144,21 @@ impl Heads {
             set: number,
             head,
         };
-        let (mut precedes, mut within) = (None, None);
-        for (n, head) in set.heads.iter().enumerate() {
-            let distance = address.wrapping_sub(read_once(&head.from));
-            let len = read_once(&head.len);
-            if distance > len || read_once(&head.key) != key {
-                continue;
-            }
-            if distance == len {
-                return Some(turn(Some(Near::Follows), n));
-            }
-            let place = if distance == 0 {
-                &mut precedes
-            } else {
-                &mut within
-            };
-            place.get_or_insert(n);
-        }
-        if let Some(n) = precedes {
-            return Some(turn(Some(Near::Precedes), n));
+        // Most faults in no order are near no window, and end after this look.
+        let is_near = set
+            .heads
+            .iter()
+            .any(|head| head.distance(address).is_some());
+        let found = if is_near {
+            set.find(key, address)
+        } else {
+            None
+        };
+        if let Some((n, near @ Some(_))) = found {
+            return Some(turn(near, n));
         }
         let page = address..address + PAGE_SIZE;
-        if let Some(n) = within {
+        if let Some((n, None)) = found {
             set.heads[n].set(key, &page);
             return any.then_some(turn(None, n));
         }

@@ -9,6 +9,7 @@ use crate::mm::{
         Moved,
         ORDERS, //
     },
+    once::add_once,
     uapi::{
         ZdmStats,
         ZDM_STATS_ORDERS, //
@@ -27,8 +28,9 @@ impl Counter {
         Self(Atomic::new(0))
     }
 
+    #[inline]
     pub(super) fn add(&self, n: usize) {
-        self.0.add(n as u64, Relaxed);
+        add_once(&self.0, n as u64);
     }
 
     fn get(&self) -> u64 {
@@ -80,9 +82,10 @@ impl Stats {
     }
 
     /// Counts folios that moved to the device.
+    #[inline]
     pub(super) fn moved_to_device(&self, moved: Moved) {
-        add_some(&self.large_to_device, moved.large());
         add_each(&self.to_device_by_order, moved);
+        add_some(&self.large_to_device, moved.large());
     }
 
     /// Counts a folio of `order` that is moved in pages.
@@ -93,9 +96,10 @@ impl Stats {
     }
 
     /// Counts folios that moved back.
+    #[inline]
     pub(super) fn moved_to_system(&self, moved: Moved) {
-        add_some(&self.large_to_system, moved.large());
         add_each(&self.to_system_by_order, moved);
+        add_some(&self.large_to_system, moved.large());
     }
 
     /// Counts folios that were evicted.
@@ -150,6 +154,7 @@ fn pages_of(folios: &[u64]) -> u64 {
 }
 
 /// Counts `n`, which is 0 most often.
+#[inline]
 fn add_some(counter: &Counter, n: usize) {
     if n > 0 {
         counter.add(n);
@@ -157,11 +162,16 @@ fn add_some(counter: &Counter, n: usize) {
 }
 
 /// Counts the folios of each order.
+#[inline]
 fn add_each(counters: &[Counter; ORDERS], moved: Moved) {
     counters[0].add(moved.by_order[0].into());
-    if moved.large() == 0 {
-        return;
+    if moved.large() > 0 {
+        add_large(counters, &moved);
     }
+}
+
+/// Counts the large folios of each order.
+fn add_large(counters: &[Counter; ORDERS], moved: &Moved) {
     let moved = counters.iter().zip(moved.by_order).skip(1);
     for (counter, folios) in moved.filter(|(_, folios)| *folios > 0) {
         counter.add(folios.into());

@@ -84,6 +84,7 @@ impl Core {
     /// whether there was no violation. `last` returns the last transition of a page frame of the
     /// device. May sleep for [`TRIES`] milliseconds, however many folios are suspect, and once more at a
     /// busy moment, after the wait for preempted tasks; a killed task reports nothing.
+    #[inline]
     pub(super) fn check_moved(
         &self,
         migration: &Migration<'_, Copied>,
@@ -93,9 +94,16 @@ impl Core {
             return false;
         }
         // Usually there is no suspect, and no room is needed for any.
-        if !migration.has_suspects() {
-            return true;
-        }
+        !migration.has_suspects() || self.check_again(migration, last)
+    }
+
+    /// As [`Core::check_moved`], after a look that has found suspects.
+    #[cold]
+    fn check_again(
+        &self,
+        migration: &Migration<'_, Copied>,
+        last: impl Fn(usize) -> Transition,
+    ) -> bool {
         let mut found = suspects(migration);
         for look in looks(self.moment) {
             if found.iter().all(Option::is_none) {
@@ -122,6 +130,7 @@ impl Core {
 
     /// Finalizes the migration to the system of the copied pages of `migration`, with all checks,
     /// and returns the number of moved pages. `last` is that of `check_moved()`. May sleep.
+    #[inline]
     pub(super) fn finish(
         &self,
         migration: Migration<'_, Copied>,

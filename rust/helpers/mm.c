@@ -89,11 +89,6 @@ void zdm_folio_inherit(struct folio *tail, struct folio *head)
 	tail->mapping = head->mapping;
 }
 
-void zdm_set_zone_device_data(struct page *page, void *data)
-{
-	page->zone_device_data = data;
-}
-
 bool zdm_folio_try_get(struct page *page)
 {
 	return folio_try_get(page_folio(page));
@@ -110,11 +105,6 @@ void zdm_folio_lock(struct page *page)
 }
 
 /* For a folio that nobody else knows. */
-void zdm_folio_set_locked(struct page *page)
-{
-	__folio_set_locked(page_folio(page));
-}
-
 void zdm_folio_unlock(struct page *page)
 {
 	folio_unlock(page_folio(page));
@@ -268,11 +258,6 @@ void zdm_mmu_interval_set_seq(struct mmu_interval_notifier *sub, unsigned long s
 bool zdm_mmu_interval_read_retry(struct mmu_interval_notifier *sub, unsigned long seq)
 {
 	return mmu_interval_read_retry(sub, seq);
-}
-
-bool zdm_mmu_notifier_range_blockable(const struct mmu_notifier_range *range)
-{
-	return mmu_notifier_range_blockable(range);
 }
 
 bool zdm_fatal_signal_pending(void)

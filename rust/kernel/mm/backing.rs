@@ -185,7 +185,7 @@ impl RawBacking {
     pub(super) unsafe fn store(self, head: *mut bindings::page) {
         // SAFETY: `head` is a head page whose backing no other task uses, by the contract of this
         // function.
-        unsafe { bindings::zdm_set_zone_device_data(head, self.0 as *mut _) };
+        unsafe { struct_page::set_zone_device_data(head, self.0) };
     }
 
     /// Whether it is a block of one page, not to be kept so far.

@@ -318,7 +318,7 @@ impl<'a> VmFault<'a> {
             watch: None,
         };
         // SAFETY: The page is the locked one of the fault by the type invariants.
-        unsafe { Migration::of_fault(buffer, &request, memory, self.vmf.page) }
+        unsafe { Migration::of_fault(buffer, &request, memory, self.vmf.page, self.memmap) }
     }
 }
 

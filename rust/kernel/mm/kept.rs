@@ -10,7 +10,10 @@
 use super::{
     backing::RawBacking,
     cache_line::CacheLine,
-    once::read_once, //
+    once::{
+        read_once,
+        store_release, //
+    }, //
 };
 use crate::bindings;
 use kernel::{
@@ -147,7 +150,7 @@ impl Kept {
         };
         // INVARIANT: The slot is empty: the block was taken out of it, or marked for the page when the slot was
         // empty, and nobody else has owned the page since.
-        slot.store(kept, Release);
+        store_release(slot, kept);
         true
     }
 

@@ -17,7 +17,6 @@ use super::{
     struct_page::MemMap,
     watches::WatchToken,
     PAGE_SHIFT,
-    PAGE_SIZE,
     PMD_ORDER, //
 };
 use crate::bindings;
@@ -26,7 +25,6 @@ use core::{
     ptr::NonNull, //
 };
 use kernel::{
-    error::to_result,
     mm::{
         virt::{
             flags,
@@ -40,6 +38,7 @@ use kernel::{
 pub(crate) use super::{
     device_memory::CopyError,
     pfn_buffer::{
+        bytes,
         PfnBuffer,
         MAX_PAGES, //
     },
@@ -127,8 +126,9 @@ impl<'a, M: DeviceMemory> Migration<'a, Setup, M> {
         request: &Request<'a>,
         memory: &'a M,
     ) -> Result<Self> {
+        let (none, memmap) = (core::ptr::null_mut(), MemMap::get());
         // SAFETY: No fault is being handled, which NULL says.
-        unsafe { Self::of_fault(buffer, request, memory, core::ptr::null_mut()) }
+        unsafe { Self::of_fault(buffer, request, memory, none, memmap) }
     }
 
     /// As [`Migration::of_range`], for a fault on `fault_page`, which the faulting task has locked.
@@ -136,11 +136,13 @@ impl<'a, M: DeviceMemory> Migration<'a, Setup, M> {
     /// # Safety
     ///
     /// `fault_page` must be NULL or the locked page of a fault in the area that is being handled.
+    #[inline(always)] // A call would return all of it through memory.
     pub(super) unsafe fn of_fault(
         buffer: &'a mut PfnBuffer,
         request: &Request<'a>,
         memory: &'a M,
         fault_page: *mut bindings::page,
+        memmap: MemMap,
     ) -> Result<Self> {
         let len = request.range.pages();
         if len > buffer.capacity() {
@@ -168,11 +170,13 @@ impl<'a, M: DeviceMemory> Migration<'a, Setup, M> {
         // SAFETY: The mmap lock is held by the invariants of `Area`. Both arrays have an entry for
         // each page, since the range is page aligned by the invariants of `PageRange`. The fault
         // page is as core mm wants it by the contract of this function.
-        to_result(unsafe { bindings::migrate_vma_setup(args) })?;
+        if unsafe { bindings::migrate_vma_setup(args) } != 0 {
+            return Err(EINVAL); // It has no other error.
+        }
         // INVARIANT: Set up above; no destination is set.
         Ok(Self {
             args: NonNull::from(args),
-            memmap: MemMap::get(),
+            memmap,
             memory,
             len,
             vma: true,
@@ -590,9 +594,4 @@ fn assert_index(i: usize, len: usize) {
 #[inline]
 pub(super) fn is_valid(entry: usize) -> bool {
     entry & bindings::MIGRATE_PFN_VALID != 0
-}
-
-/// Length in bytes of `pages` pages.
-pub(crate) const fn bytes(pages: usize) -> usize {
-    pages * PAGE_SIZE
 }

@@ -92,7 +92,7 @@ impl<M: DeviceMemory> Migration<'_, Setup, M> {
         self.check_copied(copied)?;
         let page = folio.into_raw();
         // SAFETY: The folio is new and nobody else's, so the lock is free.
-        unsafe { bindings::zdm_folio_set_locked(page) };
+        unsafe { struct_page::set_locked(page) };
         self.set_destination(i, part, page, order);
         Ok(())
     }

@@ -94,7 +94,22 @@ impl Moved {
 
 impl<M: DeviceMemory> Migration<'_, Copied, M> {
     /// The pages that have moved so far.
+    #[inline]
     pub(crate) fn moved(&self) -> Moved {
+        if self.len() > 1 {
+            return self.all_moved();
+        }
+        // What most faults are about. A large folio has more entries.
+        let mut moved = Moved::default();
+        let one = self.has_moved(0);
+        (moved.pages, moved.folios) = (usize::from(one), usize::from(one));
+        moved.by_order[0] = one.into();
+        moved
+    }
+
+    /// As [`Migration::moved`], of any number of entries.
+    #[inline(never)]
+    fn all_moved(&self) -> Moved {
         let mut moved = Moved::default();
         let mut small = 0;
         for (_, order) in self.moved_entries() {
@@ -116,6 +131,7 @@ impl<M: DeviceMemory> Migration<'_, Copied, M> {
     }
 
     /// Whether the source at entry `i` has moved.
+    #[inline]
     pub(crate) fn has_moved(&self, i: usize) -> bool {
         self.is_selected(i) && self.page_of(self.dst(i)).is_some()
     }
@@ -138,13 +154,25 @@ impl<M: DeviceMemory> Migration<'_, Copied, M> {
     }
 
     /// Whether there are any [`Migration::suspects`].
+    #[inline]
     pub(crate) fn has_suspects(&self) -> bool {
+        if let ([src], [dst]) = (self.sources(), self.destinations_raw()) {
+            // What most faults are about.
+            return self.is_suspect(*src, *dst, self.fault_head());
+        }
+        self.has_any_suspects()
+    }
+
+    /// As [`Migration::has_suspects`], of any number of entries.
+    #[inline(never)]
+    fn has_any_suspects(&self) -> bool {
         let fault = self.fault_head();
         let mut entries = self.sources().iter().zip(self.destinations_raw());
         entries.any(|(&src, &dst)| self.is_suspect(src, dst, fault))
     }
 
     /// The head of the folio of the fault that the migration is made for, or NULL.
+    #[inline]
     fn fault_head(&self) -> *mut bindings::page {
         NonNull::new(self.fault_page()).map_or(core::ptr::null_mut(), |page| {
             // SAFETY: The fault has a reference on its page.

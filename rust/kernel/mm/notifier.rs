@@ -107,8 +107,7 @@ impl NotifierRange<'_> {
 
     /// Whether the callback may sleep.
     fn is_blockable(&self) -> bool {
-        // SAFETY: The reference is valid.
-        unsafe { bindings::zdm_mmu_notifier_range_blockable(self.0) }
+        self.0.flags & bindings::MMU_NOTIFIER_RANGE_BLOCKABLE != 0
     }
 }
 

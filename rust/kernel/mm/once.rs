@@ -1,10 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Plain reads and writes of words that other tasks may read and write at the same time.
+//! Plain reads, writes and additions of words that other tasks may read and write at the same time.
 //!
-//! A relaxed load or store of an [`Atomic`] is a call of a function in C, which costs more than what else
-//! is done for a page. These are the same as `READ_ONCE()` and `WRITE_ONCE()`, in line.
+//! A relaxed operation on an [`Atomic`] is a call of a function in C, which costs more than what else
+//! is done for a page. So is a store that releases. These are the same as `READ_ONCE()`, `WRITE_ONCE()`,
+//! `smp_store_release()` and `atomic64_add()`, in line.
 
+use core::sync::atomic::{
+    fence,
+    AtomicU64,
+    Ordering, //
+};
 use kernel::sync::atomic::{
     Atomic,
     AtomicType, //
@@ -35,4 +41,47 @@ pub(crate) fn read_once<T: AtomicType>(word: &Atomic<T>) -> T {
 pub(crate) fn write_once<T: AtomicType>(word: &Atomic<T>, value: T) {
     // SAFETY: The word is valid, and may be read and written at the same time, as by `WRITE_ONCE()`.
     unsafe { word.as_ptr().write_volatile(value) };
+}
+
+/// As a store with release ordering: what the task did before is done for whoever reads the value with
+/// acquire ordering.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::{
+///     mm::once::store_release,
+///     sync::atomic::{Acquire, Atomic},
+/// };
+///
+/// let ready = Atomic::new(0u32);
+/// store_release(&ready, 1);
+/// assert_eq!(ready.load(Acquire), 1);
+/// ```
+#[inline]
+pub(crate) fn store_release<T: AtomicType>(word: &Atomic<T>, value: T) {
+    fence(Ordering::Release);
+    write_once(word, value);
+}
+
+/// As a relaxed addition, which wraps. Nothing is ordered by it.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::{
+///     mm::once::{add_once, read_once},
+///     sync::atomic::Atomic,
+/// };
+///
+/// let events = Atomic::new(u64::MAX);
+/// add_once(&events, 3);
+/// assert_eq!(read_once(&events), 2);
+/// ```
+#[inline]
+pub(crate) fn add_once(word: &Atomic<u64>, n: u64) {
+    // SAFETY: The word is valid and aligned for as long as it is borrowed, and all accesses of an `Atomic` are
+    // atomic.
+    let word = unsafe { AtomicU64::from_ptr(word.as_ptr()) };
+    word.fetch_add(n, Ordering::Relaxed);
 }

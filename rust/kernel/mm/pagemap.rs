@@ -25,7 +25,10 @@ use super::{
         ModulePin,
         Work, //
     },
-    once::read_once,
+    once::{
+        read_once,
+        store_release, //
+    },
     owner::PgmapOwner,
     page::PageView,
     pagemap_ops::{
@@ -475,7 +478,7 @@ impl<T: PagemapOps> DevPagemap<T> {
                 unsafe { backing.free(order) };
             }
             // INVARIANT: The pages are in the `FreeFolio` from here on.
-            map.state[index].store(FREE, Release);
+            store_release(&map.state[index], FREE);
             // SAFETY: `take_used()` says that the pages were a folio in use of this order, so that they are in
             // no value, and nothing refers to them any more.
             unsafe { FreeFolio::from_raw(map.first_pfn() + index, order) }

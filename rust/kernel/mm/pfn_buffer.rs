@@ -2,7 +2,10 @@
 
 //! Room for what a migration is told and tells of its pages.
 
-use super::PMD_ORDER;
+use super::{
+    PAGE_SIZE,
+    PMD_ORDER, //
+};
 use crate::bindings;
 use core::mem::MaybeUninit;
 use kernel::prelude::*;
@@ -10,6 +13,11 @@ use kernel::prelude::*;
 /// Most pages that one migration takes: what one page of page table entries maps, and what one
 /// large folio has.
 pub(crate) const MAX_PAGES: usize = 1 << PMD_ORDER;
+
+/// Length in bytes of `pages` pages.
+pub(crate) const fn bytes(pages: usize) -> usize {
+    pages * PAGE_SIZE
+}
 
 /// Source and destination entries for migrations of up to [`MAX_PAGES`] pages, to be reused.
 ///
@@ -80,9 +88,14 @@ impl Entries {
 }
 
 /// Source entries, and destination entries of which the first `len` are cleared.
+#[inline]
 pub(super) fn halves(entries: &mut [usize], len: usize) -> (&mut [usize], &mut [usize]) {
     let (src, dst) = entries.split_at_mut(entries.len() / 2);
-    dst[..len].fill(0);
+    match &mut dst[..len] {
+        // What most faults are about is not worth a call.
+        [entry] => *entry = 0,
+        entries => entries.fill(0),
+    }
     (src, dst)
 }
 

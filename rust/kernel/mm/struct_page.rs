@@ -68,6 +68,19 @@ pub(super) unsafe fn flags(page: *const bindings::page) -> usize {
     unsafe { core::ptr::read_volatile(&raw const (*page).flags.f) }
 }
 
+/// `__folio_set_locked()`, which is not atomic.
+///
+/// # Safety
+///
+/// `head` must point to the `struct page` of the head of a folio that no other task uses.
+#[inline]
+pub(super) unsafe fn set_locked(head: *mut bindings::page) {
+    // SAFETY: `head` points to a `struct page` by the contract of this function.
+    let flags = unsafe { &raw mut (*head).flags.f };
+    // SAFETY: The word is one of the `struct page`, and nobody else writes it.
+    unsafe { flags.write_volatile(flags.read_volatile() | 1 << bindings::pageflags_PG_locked) };
+}
+
 /// `page_ref_count()`.
 ///
 /// # Safety
@@ -194,6 +207,20 @@ pub(super) unsafe fn is_private(page: *mut bindings::page) -> bool {
 pub(super) unsafe fn zone_device_data(head: *const bindings::page) -> *mut c_void {
     // SAFETY: `head` points to a `struct page` by the contract of this function.
     unsafe { word(head, 1) as *mut c_void }
+}
+
+/// Sets `page->zone_device_data`.
+///
+/// # Safety
+///
+/// `head` must point to the `struct page` of the head of a folio of ZONE_DEVICE memory, whose data no other
+/// task reads or writes meanwhile.
+#[inline]
+pub(super) unsafe fn set_zone_device_data(head: *mut bindings::page, data: usize) {
+    // SAFETY: `head` points to a `struct page`, whose union has five words, by the contract of this function.
+    let word = unsafe { (&raw mut (*head).__bindgen_anon_1).cast::<usize>().add(1) };
+    // SAFETY: The word is one of the `struct page`, and nobody else uses it.
+    unsafe { word.write(data) };
 }
 
 /// `page->__folio_index`.
