@@ -17,7 +17,10 @@ use super::{
     },
     owner::PgmapOwner,
     page::PageView,
-    range::PageRange,
+    range::{
+        task_size,
+        PageRange, //
+    },
     struct_page::MemMap,
     PAGE_SHIFT,
     PAGE_SIZE,
@@ -230,10 +233,15 @@ impl<'a> VmFault<'a> {
         start.max(self.vma().start())..(start + size).min(self.vma().end())
     }
 
-    /// Pages of `range` that the CPU has accessed since they were mapped, as of now. `range` is within
-    /// what one page of page table entries maps, else the result is 0. Does not sleep.
+    /// Pages of `range` that the CPU has accessed since they were mapped, as of now. `range` has user
+    /// addresses that one page of page table entries maps, else the result is 0. Does not sleep.
     pub(crate) fn accessed_pages(&self, range: Range<usize>) -> usize {
-        // SAFETY: The area is valid and locked, so that its address space has page tables.
+        if range.end > task_size() {
+            return 0;
+        }
+        // SAFETY: The mmap lock of the area's address space is held by the type invariants, so that there is
+        // a table of the highest level. Below it the callee walks tables of user addresses, as checked above,
+        // none of which is freed while interrupts are disabled.
         unsafe { bindings::zdm_accessed_pages(self.vma().as_ptr(), range.start, range.end) }
     }
 
@@ -364,6 +372,35 @@ mod tests {
         let last = range.skip(1).ok_or(EINVAL)?;
         assert_eq!(touch(last), Err(EFAULT));
         assert_eq!(REFUSED.load(Relaxed), 2);
+        Ok(())
+    }
+
+    /// Pages that were found accessed at addresses of the kernel, and at the page before the fault's.
+    static ACCESSED: [Atomic<usize>; 2] = [Atomic::new(0), Atomic::new(0)];
+
+    #[test]
+    fn tables_of_the_kernel_are_not_walked() -> Result {
+        let device = EmulatedDevice::with_fault(|fault| {
+            // Each page has an entry of its own in a table of the kernel, which calls it accessed.
+            let memory = VVec::from_elem(1u8, 2 * PAGE_SIZE, GFP_KERNEL).map_err(Error::from)?;
+            for start in [
+                memory.as_ptr() as usize,
+                memory.as_ptr() as usize + PAGE_SIZE,
+            ] {
+                let found = fault.accessed_pages(start..start + PAGE_SIZE);
+                ACCESSED[0].fetch_add(found, Relaxed);
+            }
+            let before = fault.address() - PAGE_SIZE..fault.address();
+            ACCESSED[1].fetch_add(fault.accessed_pages(before), Relaxed);
+            Err(FaultError::Sigbus)
+        })?;
+        let range = anon_range(2)?;
+        let last = range.skip(1).ok_or(EINVAL)?;
+        device.migrate(last)?;
+        touch(range.first(1))?;
+        assert_eq!(touch(last), Err(EFAULT));
+        let found = ACCESSED.each_ref().map(|pages| pages.load(Relaxed));
+        assert_eq!(found, [0, 1]);
         Ok(())
     }
 }
