@@ -16,9 +16,11 @@ use crate::bindings;
 use core::ptr::NonNull;
 use kernel::prelude::*;
 
-/// Low bits of [`RawBacking`] that hold the order of a block in one piece. Struct pages are
-/// aligned to more than that.
+/// Low bits of [`RawBacking`] that hold the order of a block in one piece.
 const ORDER_BITS: usize = 0xf;
+
+// Pointers to struct pages, which are an array that begins at a multiple of more, have none of these bits.
+const _: () = assert!(core::mem::size_of::<bindings::page>() % (ORDER_BITS + 1) == 0);
 
 /// What those bits hold of a single page that is to be kept. No block is of this order.
 const KEPT: usize = 0xf;

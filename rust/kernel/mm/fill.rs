@@ -138,7 +138,7 @@ impl Watch<'_> {
                 continue;
             };
             let index = address >> PAGE_SHIFT;
-            let grant = Grant::shared(migration.maps_writable(i));
+            let write = migration.maps_writable(i);
             // Of a large folio that goes on behind the watched range nothing is known there.
             let watched = (1 << order).min((self.range.end() - address) >> PAGE_SHIFT);
             // Each entry below is true until it is invalidated, which waits for the lock of the table:
@@ -151,7 +151,7 @@ impl Watch<'_> {
             if watched == BLOCK && index % BLOCK == 0 {
                 // SAFETY: The entries are true until they are invalidated, for the reasons above: all of the
                 // block is watched. The folio and its contents are of that many pages in a row.
-                unsafe { table.store_block(index, page, grant) }?;
+                unsafe { table.store_block(index, page, write) }?;
             } else {
                 for n in 0..watched {
                     let Some(page) = NonNull::new(page.as_ptr().wrapping_add(n)) else {
@@ -159,7 +159,7 @@ impl Watch<'_> {
                     };
                     // SAFETY: The entry is true until it is invalidated, for the reasons above: the page is
                     // watched. The folio and its contents are of `1 << order` pages in a row.
-                    unsafe { table.store(index + n, page, grant) }?;
+                    unsafe { table.store(index + n, page, Grant::shared(write)) }?;
                 }
             }
             pages += watched;

@@ -276,7 +276,7 @@ impl HmmMirror {
                 // SAFETY: The lock of the notifier is held until the end of the loop, under which the
                 // sequence was checked. `owner` owns the memory of `DevPagemap`s, or is none.
                 if let Some(page) = unsafe { MappedPage::new(entry, address) } {
-                    let grant = Grant::shared(entry.is_writable());
+                    let write = entry.is_writable();
                     let (index, contents) = (address >> PAGE_SHIFT, page.contents());
                     let in_block = index % BLOCK;
                     let first = contents.map(|page| page.as_ptr().wrapping_sub(in_block));
@@ -291,7 +291,7 @@ impl HmmMirror {
                         f(page, mapped);
                         // SAFETY: The entry maps all of the block with this permission, as the sequence was
                         // checked under the lock that the table is behind.
-                        unsafe { table.store_block(index - in_block, first, grant) }?;
+                        unsafe { table.store_block(index - in_block, first, write) }?;
                     } else {
                         f(page, 1);
                         // SAFETY: The page is mapped, so in use.
@@ -299,7 +299,7 @@ impl HmmMirror {
                         if let Some(page) = reachable {
                             // SAFETY: The CPU maps the page with this permission, as the sequence was checked
                             // under the lock that the table is behind.
-                            unsafe { table.store(index, page, grant) }?;
+                            unsafe { table.store(index, page, Grant::shared(write)) }?;
                         } else if contents.is_some() && absent != Absent::Skip {
                             return Err(EFAULT);
                         }

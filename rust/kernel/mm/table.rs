@@ -51,7 +51,7 @@ impl Grant {
         }
     }
 
-    /// Of a mapping that is as the CPU's.
+    /// Of a mapping that is as the CPU's, of which `write` says whether it may be written.
     pub(super) fn shared(write: bool) -> Self {
         if write {
             Self::Write
@@ -67,11 +67,15 @@ pub(super) const BLOCK: usize = 1 << PMD_ORDER;
 /// The entries of a block: NULL or pointers, tagged with a [`Grant`].
 type Leaf = [usize; BLOCK];
 
-/// Marks a pointer to the first page of a block that one entry stands for. Pointers to leaves and pages
-/// are aligned to more.
+/// Marks a pointer to the first page of a block that one entry stands for. The two bits below are
+/// `xarray`'s own.
 const WHOLE: usize = 4;
-/// The position of the grant of such a block.
-const WHOLE_SHIFT: u32 = 3;
+/// Marks such a block that may be stored to. The device has exclusive access to single pages only.
+const WHOLE_WRITE: usize = 8;
+
+// Pointers to pages, and to leaves, which are larger, have none of these bits.
+const _: () = assert!(core::mem::size_of::<bindings::page>() % (2 * WHOLE_WRITE) == 0);
+const _: () = assert!(core::mem::align_of::<bindings::page>() > Grant::MASK);
 
 /// A block of page numbers.
 #[derive(Clone, Copy)]
@@ -87,11 +91,9 @@ enum Block {
 impl Block {
     fn of_raw(raw: usize) -> Self {
         if raw & WHOLE != 0 {
-            let flags = WHOLE | Grant::MASK << WHOLE_SHIFT;
-            return Self::Whole(
-                (raw & !flags) as *mut bindings::page,
-                raw >> WHOLE_SHIFT & Grant::MASK,
-            );
+            let first = raw & !(WHOLE | WHOLE_WRITE);
+            let grant = Grant::shared(raw & WHOLE_WRITE != 0);
+            return Self::Whole(first as *mut bindings::page, grant as usize);
         }
         NonNull::new(raw as *mut Leaf).map_or(Self::Absent, Self::Leaf)
     }
@@ -111,7 +113,7 @@ type Recent = (usize, NonNull<Leaf>);
 /// # Invariants
 ///
 /// - `xa` holds, for the number of a block, NULL, a pointer to a leaf that the table owns, or a pointer to
-///   the first page of a block that is mapped as a whole, tagged with [`WHOLE`] and a [`Grant`].
+///   the first page of a block that is mapped as a whole, tagged with [`WHOLE`] and [`WHOLE_WRITE`].
 /// - Entries point to the pages that hold the contents of mapped pages; they stay valid while the table is
 ///   locked.
 /// - `recent` holds numbers of blocks and their leaves, as `xa` has them, each at its number's place.
@@ -246,7 +248,7 @@ impl Table {
     }
 
     /// Stores all pages of the block that begins with page number `index`, of which `page` is the first,
-    /// as [`Table::store`].
+    /// as [`Table::store`], with a grant that is not exclusive.
     ///
     /// # Safety
     ///
@@ -255,8 +257,9 @@ impl Table {
         &self,
         index: usize,
         page: NonNull<bindings::page>,
-        grant: Grant,
+        write: bool,
     ) -> Result {
+        let grant = Grant::shared(write);
         let number = index >> PMD_ORDER;
         if let Block::Leaf(mut leaf) = self.block(number) {
             // SAFETY: The leaf is the table's, and a borrowed table is locked.
@@ -267,7 +270,8 @@ impl Table {
             }
             return Ok(());
         }
-        let entry = page.as_ptr() as usize | WHOLE | (grant as usize) << WHOLE_SHIFT;
+        let write = if write { WHOLE_WRITE } else { 0 };
+        let entry = page.as_ptr() as usize | WHOLE | write;
         // INVARIANT: The block is mapped as a whole, by the contract of this function.
         self.store_raw(number, entry)
     }
@@ -557,7 +561,7 @@ mod tests {
         let at = |n: usize| first.as_ptr().wrapping_add(n);
         let index = 3 * BLOCK;
         // SAFETY: Nothing is read through the entries of these cases.
-        unsafe { table.store_block(index, first, Grant::Write) }?;
+        unsafe { table.store_block(index, first, true) }?;
         assert!(whole(&table));
         for n in [0, 1, BLOCK - 1] {
             assert_eq!(page_at(&table, index + n, Access::Write), at(n));
@@ -573,7 +577,7 @@ mod tests {
         // An exclusive entry for the same page stays.
         store(&table, index, &page, Grant::Exclusive)?;
         // SAFETY: Nothing is read through the entries of these cases.
-        unsafe { table.store_block(index, first, Grant::Read) }?;
+        unsafe { table.store_block(index, first, false) }?;
         assert!(table.is_exclusive(index) && !table.is_exclusive(index + 1));
         assert!(table.load(index + 1, Access::Write).is_none());
         // A block with one entry is erased as a whole, even where the range covers a part of it.
@@ -581,7 +585,7 @@ mod tests {
         assert!(table.is_exclusive(index));
         table.erase(index, index);
         // SAFETY: Nothing is read through the entries of these cases.
-        unsafe { table.store_block(index + BLOCK, first, Grant::Read) }?;
+        unsafe { table.store_block(index + BLOCK, first, false) }?;
         table.erase(index + BLOCK + 5, index + BLOCK + 5);
         assert!(table.load(index + BLOCK, Access::Read).is_none());
         Ok(())
