@@ -43,7 +43,6 @@ struct zdm_entry {
 
 struct page *zdm_pfn_to_page(unsigned long pfn);
 unsigned long zdm_page_to_pfn(const struct page *page);
-int zdm_folio_mapcount(struct page *page);
 unsigned int zdm_folio_order(struct page *page);
 bool zdm_folio_is_uncharged(struct page *page);
 bool zdm_folio_is_ksm(struct page *page);

@@ -2,7 +2,7 @@
 /*
  * Forwarders for a look at a page in any state. A page of a pagemap may be
  * handed out, split or freed meanwhile: the accessors of core mm insist on a folio that
- * is not.
+ * is not, which is a BUG with CONFIG_DEBUG_VM_PGFLAGS if it is.
  */
 #include <linux/memremap.h>
 #include <linux/mm.h>
@@ -31,7 +31,7 @@ int zdm_large_pins(const struct page *head)
 
 bool zdm_folio_is_rmappable(const struct page *head)
 {
-	return folio_test_large_rmappable((const struct folio *)head);
+	return test_bit(PG_large_rmappable, &((struct folio *)head)->_flags_1);
 }
 
 bool zdm_folio_is_hugetlb(const struct page *head)

@@ -37,11 +37,6 @@ static_assert(offsetof(struct page, mapping) == 3 * sizeof(unsigned long));
 static_assert(offsetof(struct page, __folio_index) == 4 * sizeof(unsigned long));
 static_assert(offsetof(struct page, private) == 5 * sizeof(unsigned long));
 
-int zdm_folio_mapcount(struct page *page)
-{
-	return folio_mapcount(page_folio(page));
-}
-
 unsigned int zdm_folio_order(struct page *page)
 {
 	return folio_order(page_folio(page));

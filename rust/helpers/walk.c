@@ -33,25 +33,31 @@
 #define vma_start_anon_pgoff(vma)	((vma)->vm_pgoff)
 #endif
 
+/*
+ * Another task may have freed the page that an entry has, and used it again, as the tail of a large
+ * folio, too. So its flags are read without the checks of folio_test_*(), which are a BUG then with
+ * CONFIG_DEBUG_VM_PGFLAGS.
+ */
 static void of_page(struct zdm_entry *out)
 {
 	const struct folio *folio;
 	const struct page *page;
+	unsigned long flags;
 
 	if (!pfn_valid(out->pfn))
 		return;
 	page = pfn_to_page(out->pfn);
 	folio = page_folio(page);
-	out->large = folio_test_large(folio);
+	flags = READ_ONCE(folio->flags.f);
+	out->large = flags & BIT(PG_head);
 	if (!folio_test_anon(folio)) {
 		/* Writeback cleans what a file backs at any time. */
 		out->dirty = false;
 		return;
 	}
-	/* Without a check of the page, which another task may have freed and used again. */
 	out->exclusive = test_bit(PG_anon_exclusive, &page->flags.f);
 	/* Reclaim does not drop what is dirty, or in the swap cache. */
-	if (folio_test_dirty(folio) || folio_test_swapcache(folio))
+	if (flags & BIT(PG_dirty) || (flags & BIT(PG_swapbacked) && flags & BIT(PG_swapcache)))
 		out->dirty = true;
 }
 
@@ -248,6 +254,20 @@ static unsigned int entries_of(struct vm_area_struct *vma, unsigned long pfn, un
 	return found;
 }
 
+/* folio_mapped() and folio_nr_pages() of a folio in any state, as in of_page(). */
+static bool is_mapped(const struct folio *folio)
+{
+	/* The type of a page without mappings is negative, too. */
+	if (test_bit(PG_head, &folio->flags.f))
+		return atomic_read(&folio->_large_mapcount) >= 0;
+	return atomic_read(&folio->_mapcount) >= 0;
+}
+
+static unsigned long nr_pages(const struct folio *folio)
+{
+	return test_bit(PG_head, &folio->flags.f) ? folio_large_nr_pages(folio) : 1;
+}
+
 /*
  * Page table entries that map the anonymous folio of @head where its index says that they are,
  * in any address space: what folio_mapcount() must be. -EAGAIN where another task changes it,
@@ -255,7 +275,7 @@ static unsigned int entries_of(struct vm_area_struct *vma, unsigned long pfn, un
  */
 int zdm_count_entries(struct page *head)
 {
-	struct folio *folio = page_folio(head);
+	struct folio *folio = (struct folio *)head;
 	struct anon_vma *anon_vma, *root;
 	unsigned long mapping;
 	struct rb_node *node;
@@ -268,8 +288,11 @@ int zdm_count_entries(struct page *head)
 		rcu_read_unlock();
 		return -EOPNOTSUPP;
 	}
-	/* The mapping of a folio that is not mapped may be stale, its anon_vma freed. */
-	if (!folio_mapped(folio)) {
+	/*
+	 * In a tail the words are others. The mapping of a folio that is not mapped may be stale,
+	 * its anon_vma freed.
+	 */
+	if (compound_head(head) != head || !is_mapped(folio)) {
 		rcu_read_unlock();
 		return -EAGAIN;
 	}
@@ -279,7 +302,7 @@ int zdm_count_entries(struct page *head)
 	 * this RCU section. The barrier orders the two looks.
 	 */
 	smp_rmb();
-	if ((unsigned long)READ_ONCE(folio->mapping) != mapping) {
+	if ((unsigned long)READ_ONCE(folio->mapping) != mapping || compound_head(head) != head) {
 		rcu_read_unlock();
 		return -EAGAIN;
 	}
@@ -289,14 +312,14 @@ int zdm_count_entries(struct page *head)
 		rcu_read_unlock();
 		return -EAGAIN;
 	}
-	if (!folio_mapped(folio) || (unsigned long)READ_ONCE(folio->mapping) != mapping) {
+	if (!is_mapped(folio) || (unsigned long)READ_ONCE(folio->mapping) != mapping) {
 		found = -EAGAIN;
 		goto out;
 	}
 	for (node = rb_first_cached(&anon_vma->rb_root); node; node = rb_next(node)) {
 		struct anon_vma_chain *avc = rb_entry(node, struct anon_vma_chain, rb);
 
-		found += entries_of(avc->vma, folio_pfn(folio), folio_nr_pages(folio),
+		found += entries_of(avc->vma, folio_pfn(folio), nr_pages(folio),
 				    folio->index);
 	}
 out:

@@ -26,7 +26,7 @@ int zdm_whole_pages_mapped(const struct page *head)
 
 unsigned long zdm_whole_nr_pages(const struct page *head)
 {
-	return folio_nr_pages((const struct folio *)head);
+	return folio_large_nr_pages((const struct folio *)head);
 }
 
 bool zdm_whole_is_deferred(const struct page *head)

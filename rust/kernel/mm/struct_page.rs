@@ -301,8 +301,9 @@ pub(super) unsafe fn folio_mapcount(head: *mut bindings::page) -> i32 {
         // SAFETY: `head` points to a `struct page` by the contract of this function.
         unsafe { mapcount(head) }
     } else {
-        // SAFETY: `head` points to a `struct page` by the contract of this function.
-        unsafe { bindings::zdm_folio_mapcount(head) }
+        // SAFETY: `head` points to a `struct page` by the contract of this function, and to one with the
+        // flag of a head, which has a second page.
+        unsafe { bindings::zdm_large_mapcount(head) }
     }
 }
 
@@ -319,8 +320,9 @@ pub(super) unsafe fn folio_order(page: *mut bindings::page) -> u32 {
     if flags >> bindings::pageflags_PG_head & 1 == 0 && !is_tail {
         0
     } else {
-        // SAFETY: `page` points to a `struct page` by the contract of this function, and so does its head.
-        unsafe { bindings::zdm_folio_order(page) }
+        // SAFETY: The head exists by the contract of this function. With the flag of a head it has a
+        // second page.
+        unsafe { bindings::zdm_large_order(head) }
     }
 }
 
