@@ -127,6 +127,7 @@ struct dentry *zdm_debugfs_create_file(const char *name, umode_t mode, struct de
 void zdm_debugfs_remove(struct dentry *dentry);
 
 bool zdm_module_try_get(struct module *module);
+bool zdm_module_is_live(struct module *module);
 void zdm_module_put(struct module *module);
 bool zdm_module_owns(struct module *module, unsigned long address);
 bool zdm_own_file(void);
@@ -145,6 +146,7 @@ bool zdm_kunit_running(void);
 int zdm_kunit_attach_mm(void);
 unsigned long zdm_kunit_mmap_anon(unsigned long len);
 int zdm_kunit_module_refs(struct module *module);
+void zdm_kunit_set_module_live(struct module *module, bool live);
 void zdm_kunit_set_poisoned(struct page *page, bool poisoned);
 
 int zdm_whole_entire_mapcount(const struct page *head);

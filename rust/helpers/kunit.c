@@ -52,6 +52,14 @@ int zdm_kunit_module_refs(struct module *module)
 #endif
 }
 
+void zdm_kunit_set_module_live(struct module *module, bool live)
+{
+#ifdef CONFIG_MODULES
+	if (module)
+		WRITE_ONCE(module->state, live ? MODULE_STATE_LIVE : MODULE_STATE_COMING);
+#endif
+}
+
 void zdm_kunit_set_poisoned(struct page *page, bool poisoned)
 {
 	if (page && poisoned)

@@ -14,6 +14,16 @@ bool zdm_module_try_get(struct module *module)
 	return try_module_get(module);
 }
 
+/* If the init function of a module fails, the module goes whatever references it has. */
+bool zdm_module_is_live(struct module *module)
+{
+#ifdef CONFIG_MODULES
+	return !module || READ_ONCE(module->state) == MODULE_STATE_LIVE;
+#else
+	return true;
+#endif
+}
+
 void zdm_module_put(struct module *module)
 {
 	module_put(module);

@@ -9,10 +9,13 @@
 
 use crate::{
     bindings,
-    mm::module_scope::{
-        Callbacks,
-        ModuleScope,
-        Scoped, //
+    mm::{
+        module::ModulePin,
+        module_scope::{
+            Callbacks,
+            ModuleScope,
+            Scoped, //
+        }, //
     }, //
 };
 use core::marker::PhantomData;
@@ -116,15 +119,39 @@ pub(crate) struct Node<T: NodeOps> {
 
 impl<T: NodeOps> Node<T> {
     /// Registers `/dev/NAME` in `scope`. May sleep.
+    ///
+    /// Wraps `misc_register()`. Files are opened from the end of the module's init function on: if that
+    /// fails the module goes, and open files do not keep it.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` when [`NodeOps::OwnerModule`], which open files keep loaded, is not the module of `scope`.
+    /// `ENODEV` when the module is on its way out, `ENOMEM`, and those of `misc_register()`, as `EEXIST`.
     pub(crate) fn register(
         scope: &Arc<ModuleScope>,
         name: &'static CStr,
         data: T::Data,
     ) -> Result<Self> {
+        if !is_owner::<T>(scope.module()) {
+            return Err(EINVAL);
+        }
         Ok(Self {
-            _inner: Scoped::new(scope, Inner::register(name, data))?,
+            _inner: Scoped::new(scope, Inner::register(scope.module(), name, data))?,
         })
     }
+}
+
+/// Whether open files of `T` keep `module` loaded. Safe code can give `OwnerModule` another value than that
+/// of `#[vtable]`.
+#[cfg(not(zdm_no_module_type))]
+fn is_owner<T: NodeOps>(module: &'static ThisModule) -> bool {
+    kernel::module::this_module::<T::OwnerModule>().as_ptr() == module.as_ptr()
+}
+
+/// Before Linux 7.3 open files keep this module loaded.
+#[cfg(zdm_no_module_type)]
+fn is_owner<T: NodeOps>(_module: &'static ThisModule) -> bool {
+    true
 }
 
 /// The registration, and the data that `open()` needs.
@@ -136,6 +163,7 @@ impl<T: NodeOps> Node<T> {
 struct Inner<T: NodeOps> {
     #[pin]
     registration: Opaque<MiscDeviceRegistration<Shim<T>>>,
+    module: &'static ThisModule,
     data: T::Data,
 }
 
@@ -145,9 +173,14 @@ unsafe impl<T: NodeOps> Send for Inner<T> {}
 unsafe impl<T: NodeOps> Sync for Inner<T> {}
 
 impl<T: NodeOps> Inner<T> {
-    fn register(name: &'static CStr, data: T::Data) -> impl PinInit<Self, Error> {
+    fn register(
+        module: &'static ThisModule,
+        name: &'static CStr,
+        data: T::Data,
+    ) -> impl PinInit<Self, Error> {
         // A file may be opened as soon as the device is registered, so that comes last.
         try_pin_init!(Self {
+            module,
             data,
             registration <- Opaque::pin_init(MiscDeviceRegistration::register(MiscDeviceOptions {
                 name
@@ -192,6 +225,9 @@ impl<T: NodeOps> MiscDevice for Shim<T> {
         // SAFETY: No other file can name `Shim`, and this one registers it within an `Inner` only, which
         // stays until the registration is dropped. That waits for this call.
         let inner = unsafe { &*kernel::container_of!(registration, Inner<T>, registration) };
+        // The reference that core code has taken for the file keeps the module once its init function has
+        // succeeded, and not before.
+        let _live = ModulePin::try_take(inner.module).ok_or(ENODEV)?;
         // SAFETY: The function takes no argument.
         if UNOWNED && !unsafe { bindings::zdm_own_file() } {
             return Err(ENODEV);
@@ -220,5 +256,50 @@ impl<T: NodeOps> MiscDevice for Shim<T> {
 
     fn mmap(device: Pin<&T>, _file: &File, vma: &VmaNew) -> Result {
         device.get_ref().mmap(vma)
+    }
+}
+
+#[cfg(not(zdm_no_module_type))]
+#[kunit_tests(zdmirror_miscdevice)]
+mod tests {
+    use super::*;
+    use crate::mm::kunit::this_module;
+    use kernel::ModuleMetadata;
+
+    /// A module that is not the one of this case.
+    struct Other;
+
+    impl ModuleMetadata for Other {
+        const NAME: &'static CStr = c"other";
+        const THIS_MODULE: ThisModule = {
+            // SAFETY: Nothing but the address is looked at.
+            unsafe { ThisModule::from_ptr(core::ptr::dangling_mut()) }
+        };
+    }
+
+    struct Context;
+
+    #[vtable]
+    impl NodeOps for Context {
+        type OwnerModule = Other;
+        type Data = u32;
+
+        fn open(_: &u32) -> Result<Pin<KBox<Self>>> {
+            Err(ENODEV)
+        }
+
+        fn release(&self) {}
+
+        fn ioctl(&self, _cmd: u32, _arg: usize) -> Result<isize> {
+            Err(ENOTTY)
+        }
+    }
+
+    #[test]
+    fn files_of_another_module_are_refused() -> Result {
+        let scope = ModuleScope::new(this_module())?;
+        let node = Node::<Context>::register(&scope, c"zdm_kunit", 7);
+        assert_eq!(node.err(), Some(EINVAL));
+        Ok(())
     }
 }

@@ -115,7 +115,7 @@ impl HmmMirror {
     ///
     /// # Errors
     ///
-    /// `ENODEV` when the module is on its way out, `ENOMEM`.
+    /// `ENODEV` when the module is on its way out, or its init function has not succeeded yet; `ENOMEM`.
     pub(crate) fn new<'a>(
         mm: &'a MmWithUser,
         owner: Arc<PgmapOwner>,

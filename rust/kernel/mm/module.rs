@@ -32,8 +32,17 @@ pub(crate) struct ModulePin(&'static ThisModule);
 
 impl ModulePin {
     /// Takes a reference of `module`, unless the module is on its way out: its exit function runs, or
-    /// will. Code that is not a module's always gets one. Does not sleep.
+    /// will. Nor is there one before the init function of the module has succeeded, as a module whose
+    /// init function fails goes whether it has references or not. Code that is not a module's always gets
+    /// one. Does not sleep.
+    ///
+    /// Wraps `try_module_get()`.
     pub(crate) fn try_take(module: &'static ThisModule) -> Option<Self> {
+        // SAFETY: A `ThisModule` is NULL or the `struct module` of the code that has it, by the contract of
+        // `ThisModule::from_ptr()`. That code is running, or about to be run, so that the structure exists.
+        if !unsafe { bindings::zdm_module_is_live(module.as_ptr()) } {
+            return None;
+        }
         // SAFETY: A `ThisModule` is NULL or the `struct module` of the code that has it, by the contract of
         // `ThisModule::from_ptr()`. That code is running, or about to be run, so that the structure exists.
         let taken = unsafe { bindings::zdm_module_try_get(module.as_ptr()) };
@@ -120,5 +129,35 @@ impl Work {
     pub(super) fn disable(&self) {
         // SAFETY: The work is initialised by the type invariants of `Work`.
         unsafe { bindings::disable_work_sync(self.work.get()) };
+    }
+}
+
+#[kunit_tests(zdmirror_module)]
+mod tests {
+    use super::*;
+    use crate::mm::{
+        kunit::this_module,
+        module_scope::ModuleScope, //
+    };
+
+    #[test]
+    fn init_must_have_succeeded() -> Result {
+        let module = this_module();
+        let scope = ModuleScope::new(module)?;
+        // SAFETY: The state is as it was at the end of the case, and nothing relies on it meanwhile but what the
+        // case asks.
+        unsafe { bindings::zdm_kunit_set_module_live(module.as_ptr(), false) };
+        let early = ModulePin::try_take(module);
+        let entry = scope.enter();
+        // SAFETY: As it was before the case.
+        unsafe { bindings::zdm_kunit_set_module_live(module.as_ptr(), true) };
+        let is_module = !module.as_ptr().is_null();
+        assert_eq!(early.is_none(), is_module);
+        assert_eq!(entry.is_err(), is_module);
+        if let Ok(entry) = entry {
+            drop(entry.leave());
+        }
+        assert!(ModulePin::try_take(module).is_some());
+        Ok(())
     }
 }

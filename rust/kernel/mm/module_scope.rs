@@ -92,7 +92,8 @@ pub(crate) struct ModuleScope {
 }
 
 impl ModuleScope {
-    /// A scope in which each registration takes a reference of `module`. May sleep.
+    /// A scope in which each registration takes a reference of `module`, which there is once the init
+    /// function of the module has succeeded. May sleep.
     pub(crate) fn new(module: &'static ThisModule) -> Result<Arc<Self>> {
         Arc::pin_init(
             pin_init!(Self {
@@ -119,7 +120,8 @@ impl ModuleScope {
     ///
     /// # Errors
     ///
-    /// `ENODEV` when the module is on its way out, `ENOMEM`.
+    /// `ENODEV` when the module is on its way out, or its init function has not succeeded yet and no
+    /// [`ModuleExit`] ends the registration. `ENOMEM`.
     pub(super) fn enter(self: &Arc<Self>) -> Result<ScopeEntry> {
         let mut list = self.list.lock();
         let hold = if list.has_exit {

@@ -129,7 +129,7 @@ impl<T: PagemapOps> Registration<T> {
     ///
     /// # Errors
     ///
-    /// `NoSpace` when memory is short.
+    /// `NoSpace` as for [`Registration::private`].
     pub(crate) fn coherent(
         region: ReservedRegion,
         owner: Arc<PgmapOwner>,
