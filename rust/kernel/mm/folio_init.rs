@@ -38,15 +38,16 @@ impl<T: PagemapOps> DevPagemap<T> {
     ///
     /// # Errors
     ///
-    /// Gives folio and backing back when they do not suit each other or this pagemap, when something
-    /// refers to a page of the folio, which a free page must not have, and when the module is on its way
-    /// out.
+    /// Gives folio and backing back when they do not suit each other or this pagemap, when the kernel
+    /// cannot migrate or split folios of this order in such memory, when a page of the folio has
+    /// a reference or a flag that a free page must not have, and when the module is on its way out.
     pub(crate) fn folio_init(
         &self,
         folio: FreeFolio,
         backing: Backing,
     ) -> Result<LockedDeviceFolio, FolioInitError> {
         let suits = backing.order() == folio.order()
+            && folio.order() <= self.max_order
             && (self.memory == MemoryType::Private || !backing.is_some());
         let begun = if suits {
             self.begin_folio_init(&folio)
@@ -144,7 +145,8 @@ impl<T: PagemapOps> DevPagemap<T> {
     /// Whether nothing refers to `page`, so that it may be initialised.
     fn is_idle(&self, page: PageView<'_>) -> bool {
         let bits = page.bits();
-        if bits.is_referenced() || bits.is_locked() {
+        // A page that is taken for exclusive, and that two processes share, is written by both.
+        if bits.is_referenced() || bits.is_locked() || bits.is_anon_exclusive() {
             return false;
         }
         if !bits.is_tail() {

@@ -116,6 +116,9 @@ pub(crate) struct DevPagemap<T: PagemapOps> {
     #[pin]
     pub(super) pgmap: Opaque<bindings::dev_pagemap>,
     pub(super) memory: MemoryType,
+    /// The largest order of a folio that may be handed out: a kernel that cannot migrate larger ones may
+    /// split them without a call of `folio_split`.
+    pub(super) max_order: u32,
     pub(super) frames: Frames,
     memmap: MemMap,
     pub(super) state: KVVec<Atomic<i8>>,
@@ -213,6 +216,7 @@ impl<T: PagemapOps> DevPagemap<T> {
                     Ok::<(), Error>(())
                 }),
                 memory,
+                max_order: memory.max_order(),
                 frames,
                 memmap: MemMap::get(),
                 state,

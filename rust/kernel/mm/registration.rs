@@ -526,6 +526,20 @@ mod tests {
         map.retire(folio).map_err(|_| EINVAL)?;
         let guard = map.get().ok_or(EINVAL)?;
         assert!(!map.wait_for_guards(3));
+    #[test]
+    fn larger_folio_than_the_kernel_migrates_is_refused() -> Result {
+        let (mut map, folio) = register()?;
+        let max_order = map.max_order;
+        // SAFETY: The field is replaced, and nothing is moved.
+        unsafe { map.map.as_mut().get_unchecked_mut() }.max_order = PMD_ORDER - 1;
+        let err = map.folio_init(folio, Backing::alloc(PMD_ORDER)?).err();
+        let err = err.ok_or(EINVAL)?;
+        assert_eq!(err.cause, FolioInitCause::Mismatch);
+        // SAFETY: The field is replaced, and nothing is moved.
+        unsafe { map.map.as_mut().get_unchecked_mut() }.max_order = max_order;
+        map.retire(err.folio).map_err(|_| EINVAL)
+    }
+
         drop(guard);
         assert!(map.wait_for_guards(3));
         Ok(())

@@ -316,8 +316,9 @@ pub(super) unsafe fn folio_mapcount(head: *mut bindings::page) -> i32 {
 #[inline]
 pub(super) unsafe fn folio_order(page: *mut bindings::page) -> u32 {
     // SAFETY: `page` points to a `struct page` by the contract of this function.
-    let (flags, is_tail) = unsafe { (flags(page), is_tail(page)) };
-    if flags >> bindings::pageflags_PG_head & 1 == 0 && !is_tail {
+    let head = unsafe { head(page) };
+    // SAFETY: The head of `page` exists by the contract of this function.
+    if unsafe { flags(head) } >> bindings::pageflags_PG_head & 1 == 0 {
         0
     } else {
         // SAFETY: The head exists by the contract of this function. With the flag of a head it has a
@@ -433,6 +434,10 @@ pub(super) unsafe fn is_clean_small(page: *const bindings::page) -> bool {
     found == 0
 }
 
+/// Flags that a page must not have when it is handed out: some kernels leave them to the next user.
+const UNFIT: usize =
+    1 << bindings::pageflags_PG_locked | 1 << bindings::pageflags_PG_anon_exclusive;
+
 /// Of the `n` pages from `head` on, the first of a folio that is not in use, how many nothing refers to and
 /// are no tails of another folio, before the first one that is not so.
 ///
@@ -447,7 +452,7 @@ pub(super) unsafe fn idle_pages(head: *mut bindings::page, n: usize) -> usize {
             // SAFETY: There is a `struct page` by the contract of this function.
             let (refs, word, flags) = unsafe { (refs(page), compound_word(page), flags(page)) };
             if word & 1 == 0 {
-                return refs != 0 || flags >> bindings::pageflags_PG_locked & 1 != 0;
+                return refs != 0 || flags & UNFIT != 0;
             }
             // Some kernels have the address of the head there.
             let ours = word == head as usize | 1
