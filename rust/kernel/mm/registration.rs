@@ -6,6 +6,7 @@
 
 use super::{
     free_folio::FreeRegion,
+    kept::Keeper,
     memory_type::MemoryType,
     module_scope::{
         Callbacks,
@@ -42,7 +43,8 @@ use kernel::{
     }, //
 };
 
-/// Milliseconds for which unregistering memory waits for the last [`PagemapRef`].
+/// Milliseconds for which unregistering memory waits for the last [`PagemapRef`], and for a `folio_free` that
+/// was not over when the driver got the folio.
 pub(crate) const GUARD_MS: usize = 10_000;
 
 /// A [`DevPagemap`] and the duty to unregister it.
@@ -51,7 +53,8 @@ pub(crate) const GUARD_MS: usize = 10_000;
 /// from the region was given back with [`DevPagemap::retire`]. Otherwise the memory stays registered for
 /// good: `memunmap_pages()` would wait forever for a page in use, and the pages of a [`FreeFolio`] could be
 /// handed out afterwards. The same happens with references of the `dev_pagemap` that have no known owner,
-/// and with a [`PagemapRef`] that lives for more than [`GUARD_MS`] milliseconds. May sleep.
+/// with a [`PagemapRef`] that lives for more than [`GUARD_MS`] milliseconds, and with a call of
+/// [`PagemapOps::folio_free`] that takes as long, which is so if that call drops the registration. May sleep.
 ///
 /// Memory that stays registered, or whose registration was forgotten, does no harm: folios in use keep
 /// the module loaded, and for the others core mm calls nothing but a shrinker, which the
@@ -108,7 +111,9 @@ impl<T: PagemapOps> Registration<T> {
     /// # Errors
     ///
     /// [`RegionError::Unaligned`] when `bytes` is no multiple of 2 MiB, `NoSpace` when addresses
-    /// or memory are short.
+    /// or memory are short, or when the scope of `owner` can have no registration, as the module is on its
+    /// way out, or its init function has not succeeded and no
+    /// [`ModuleExit`](super::module_scope::ModuleExit) ends the registration.
     pub(crate) fn private(
         bytes: usize,
         owner: Arc<PgmapOwner>,
@@ -191,16 +196,17 @@ impl<T: PagemapOps> Registration<T> {
         Ok((registration, free))
     }
 
-    /// Waits until there is no [`PagemapRef`], for up to `ms` milliseconds, and returns whether there is
-    /// none. May sleep.
-    fn wait_for_guards(&self, ms: usize) -> bool {
+    /// Waits until there is no [`PagemapRef`], and each `folio_free` of the driver has returned, for up to
+    /// `ms` milliseconds, and returns whether that is so. May sleep.
+    pub(super) fn wait_until_idle(&self, ms: usize) -> bool {
+        let is_idle = || self.guards.load(Relaxed) == 0 && self.folios() == 0;
         for _ in 0..ms {
-            if self.guards.load(Relaxed) == 0 {
+            if is_idle() {
                 return true;
             }
             fsleep(Delta::from_millis(1));
         }
-        self.guards.load(Relaxed) == 0
+        is_idle()
     }
 
     /// Wraps `memunmap_pages()`, which waits for each `folio_free` and [`PagemapRef`]. May sleep.
@@ -258,7 +264,7 @@ impl<T: PagemapOps> Drop for Registration<T> {
         let Some(loaded) = self.entry.take().and_then(ScopeEntry::leave) else {
             return;
         };
-        if !self.wait_for_guards(GUARD_MS) {
+        if !self.wait_until_idle(GUARD_MS) {
             pr_err!(
                 "pagemap at pfn {:#x} stays registered: it is still used\n",
                 self.first_pfn()
@@ -521,12 +527,6 @@ mod tests {
     }
 
     #[test]
-    fn guard_that_stays_is_not_waited_for() -> Result {
-        let (map, folio) = register()?;
-        map.retire(folio).map_err(|_| EINVAL)?;
-        let guard = map.get().ok_or(EINVAL)?;
-        assert!(!map.wait_for_guards(3));
-    #[test]
     fn larger_folio_than_the_kernel_migrates_is_refused() -> Result {
         let (mut map, folio) = register()?;
         let max_order = map.max_order;
@@ -540,8 +540,14 @@ mod tests {
         map.retire(err.folio).map_err(|_| EINVAL)
     }
 
+    #[test]
+    fn guard_that_stays_is_not_waited_for() -> Result {
+        let (map, folio) = register()?;
+        map.retire(folio).map_err(|_| EINVAL)?;
+        let guard = map.get().ok_or(EINVAL)?;
+        assert!(!map.wait_until_idle(3));
         drop(guard);
-        assert!(map.wait_for_guards(3));
+        assert!(map.wait_until_idle(3));
         Ok(())
     }
 
