@@ -144,7 +144,7 @@ struct device *zdm_kunit_device_register(void);
 void zdm_kunit_device_unregister(struct device *dev);
 bool zdm_kunit_running(void);
 int zdm_kunit_attach_mm(void);
-unsigned long zdm_kunit_mmap_anon(unsigned long len);
+unsigned long zdm_kunit_mmap(unsigned long len, bool shared);
 int zdm_kunit_module_refs(struct module *module);
 void zdm_kunit_set_module_live(struct module *module, bool live);
 void zdm_kunit_set_poisoned(struct page *page, bool poisoned);

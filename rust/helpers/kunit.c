@@ -19,10 +19,10 @@ int zdm_kunit_attach_mm(void)
 	return kunit_attach_mm();
 }
 
-unsigned long zdm_kunit_mmap_anon(unsigned long len)
+unsigned long zdm_kunit_mmap(unsigned long len, bool shared)
 {
 	return kunit_vm_mmap(kunit_get_current_test(), NULL, 0, len, PROT_READ | PROT_WRITE,
-			     MAP_PRIVATE | MAP_ANONYMOUS, 0);
+			     (shared ? MAP_SHARED : MAP_PRIVATE) | MAP_ANONYMOUS, 0);
 }
 
 struct device *zdm_kunit_device_register(void)

@@ -45,6 +45,10 @@ pub(crate) fn module_refs() -> Option<i32> {
 /// Maps `bytes` of private anonymous memory in the address space of the KUnit thread, which gets
 /// one where it has none; both go away with the test. May sleep.
 pub(crate) fn mmap_anon(bytes: usize) -> Result<usize> {
+    mmap(bytes, false)
+}
+
+fn mmap(bytes: usize, shared: bool) -> Result<usize> {
     // SAFETY: The function looks at the current task.
     if !unsafe { bindings::zdm_kunit_running() } {
         return Err(EINVAL);
@@ -52,7 +56,7 @@ pub(crate) fn mmap_anon(bytes: usize) -> Result<usize> {
     // SAFETY: The current task is the thread of a KUnit case, as checked above.
     to_result(unsafe { bindings::zdm_kunit_attach_mm() })?;
     // SAFETY: The thread of the case has an address space, attached above.
-    let address = unsafe { bindings::zdm_kunit_mmap_anon(bytes) };
+    let address = unsafe { bindings::zdm_kunit_mmap(bytes, shared) };
     if address == 0 {
         Err(ENOMEM)
     } else {
@@ -63,6 +67,11 @@ pub(crate) fn mmap_anon(bytes: usize) -> Result<usize> {
 /// As [`mmap_anon`], as a range of `pages` pages.
 pub(crate) fn anon_range(pages: usize) -> Result<PageRange> {
     PageRange::new(mmap_anon(pages << PAGE_SHIFT)?, pages)
+}
+
+/// As [`anon_range`], of memory that is shared: its folios are in the page cache of a file without a name.
+pub(crate) fn shared_range(pages: usize) -> Result<PageRange> {
+    PageRange::new(mmap(pages << PAGE_SHIFT, true)?, pages)
 }
 
 /// Has the CPU write to each page of `range` in the address space of the KUnit thread. May sleep.

@@ -57,7 +57,8 @@ impl<M: DeviceMemory> Migration<'_, Setup, M> {
         Ok(())
     }
 
-    /// As [`Migration::copy_to_device`], in the other direction.
+    /// As [`Migration::copy_to_device`], in the other direction. Pages that were selected in system memory
+    /// are a source for this, too, if they are anonymous.
     pub(crate) fn copy_to_system(
         &mut self,
         i: usize,
@@ -74,6 +75,8 @@ impl<M: DeviceMemory> Migration<'_, Setup, M> {
                 to.clear();
                 Ok(())
             }
+            // Core mm would move a folio of a file without what the file system keeps for it.
+            Some(_) if self.holes && !self.is_anon(i) => Err(CopyError::Mismatch),
             Some(page) if self.holes => {
                 // SAFETY: With `holes` core mm selects system memory only, which the CPU reaches. The source
                 // is locked, unmapped and referenced by the type invariants of `Migration`, and
@@ -99,6 +102,9 @@ impl<M: DeviceMemory> Migration<'_, Setup, M> {
 
     /// Makes what `alloc` returns for an order the destination of each source, on the device. A source
     /// that cannot be copied stays where it is. May sleep.
+    ///
+    /// The sources are locked while the migration lives. `alloc`, as all that the task does meanwhile, must not
+    /// access user memory: the access could wait for the migration.
     ///
     /// # Errors
     ///
