@@ -15,7 +15,9 @@ use super::{
     range::PageRange,
     snapshot::{
         MapSize,
-        Seen, //
+        Place,
+        Seen,
+        SNAPSHOT_PAGES, //
     },
     struct_page,
     PAGE_SHIFT, //
@@ -211,21 +213,36 @@ impl PageFacts {
 }
 
 impl HmmMirror {
-    /// As [`HmmMirror::snapshot`], with the facts of each page that is there. `f` is called with the same lock
-    /// held.
+    /// As [`HmmMirror::snapshot`], with the facts of each page that is there. `f` is called for each page.
+    ///
+    /// # Errors
+    ///
+    /// As [`HmmMirror::snapshot`].
     pub(crate) fn inspect<T>(
         &self,
         range: PageRange,
         out: &mut [T],
         f: impl Fn(Seen, Option<PageFacts>) -> T,
     ) -> Result {
-        self.look(range, out, |seen, place| {
+        if out.len() != range.pages() {
+            return Err(EINVAL);
+        }
+        let most = range.pages().min(SNAPSHOT_PAGES);
+        let mut room = KVVec::from_elem((Seen::Absent, None), most, GFP_KERNEL)?;
+        let look = |seen: Seen, place: Place<'_>| {
             let facts = place.page().map(|page| PageFacts {
                 zero: page.is_zero() || seen.size() == Some(MapSize::Pmd) && page.is_huge_zero(),
                 // The page is mapped, so in use, until the closure returns.
                 ..PageFacts::of_used(page.view(), self.owner())
             });
-            f(seen, facts)
+            (seen, facts)
+        };
+        let mut slots = out.iter_mut();
+        self.look(range, &mut room, look, |found| {
+            for (slot, &(seen, facts)) in slots.by_ref().zip(found) {
+                *slot = f(seen, facts);
+            }
+            Ok(())
         })
     }
 }

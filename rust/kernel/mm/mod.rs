@@ -87,6 +87,8 @@ pub(crate) mod uapi;
 pub(crate) mod walk;
 pub(crate) mod watches;
 pub(crate) mod whole;
+#[cfg(CONFIG_KUNIT = "y")]
+mod walk_kunit;
 
 use kernel::error::Error;
 

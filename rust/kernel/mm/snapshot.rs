@@ -115,7 +115,100 @@ impl Seen {
             Self::Error | Self::Absent => None,
         }
     }
+
+    /// A bit that no page has, for an error.
+    const ERROR: usize = 0x80;
+    /// The bit of a page.
+    const PAGE: usize = 0x01;
+    /// The bit of a page that may be written.
+    const WRITE: usize = 0x02;
+    /// The position of the size, which has two bits, and of the kind of memory, which has three.
+    const SIZE: u32 = 2;
+    const MEMORY: u32 = 4;
+
+    /// All of it, in 8 bits.
+    #[inline]
+    fn to_bits(self) -> usize {
+        let Self::Page {
+            memory,
+            write,
+            size,
+        } = self
+        else {
+            return if self == Self::Error { Self::ERROR } else { 0 };
+        };
+        let size = match size {
+            MapSize::Base => 0,
+            MapSize::Pmd => 1,
+            MapSize::Pud => 2,
+        };
+        let memory = match memory {
+            Memory::System => 0,
+            Memory::Zero => 1,
+            Memory::Private { local } => 2 | usize::from(local),
+            Memory::Coherent { local } => 4 | usize::from(local),
+            Memory::Generic { local } => 6 | usize::from(local),
+        };
+        let write = if write { Self::WRITE } else { 0 };
+        Self::PAGE | write | size << Self::SIZE | memory << Self::MEMORY
+    }
+
+    /// The inverse of [`Seen::to_bits`].
+    #[inline]
+    fn from_bits(bits: usize) -> Self {
+        if bits & Self::PAGE == 0 {
+            return if bits & Self::ERROR != 0 {
+                Self::Error
+            } else {
+                Self::Absent
+            };
+        }
+        let memory = bits >> Self::MEMORY;
+        let local = memory & 1 != 0;
+        Self::Page {
+            memory: match memory & 7 {
+                0 => Memory::System,
+                1 => Memory::Zero,
+                2 | 3 => Memory::Private { local },
+                4 | 5 => Memory::Coherent { local },
+                _ => Memory::Generic { local },
+            },
+            write: bits & Self::WRITE != 0,
+            size: match bits >> Self::SIZE & 3 {
+                0 => MapSize::Base,
+                1 => MapSize::Pmd,
+                _ => MapSize::Pud,
+            },
+        }
+    }
 }
+
+/// Addresses in a row that look the same, in the place of the entry of the first one: what they look like,
+/// and how many they are. It stays when the lock of the snapshot is released.
+#[derive(Clone, Copy)]
+struct Summary(usize);
+
+impl Summary {
+    /// The bits below hold the number.
+    const SEEN: u32 = 16;
+
+    #[inline]
+    fn new(seen: Seen, pages: usize) -> Self {
+        Self(seen.to_bits() << Self::SEEN | pages)
+    }
+
+    #[inline]
+    fn seen(self) -> Seen {
+        Seen::from_bits(self.0 >> Self::SEEN)
+    }
+
+    #[inline]
+    fn pages(self) -> usize {
+        self.0 & ((1 << Self::SEEN) - 1)
+    }
+}
+
+const _: () = assert!(SNAPSHOT_PAGES < 1 << Summary::SEEN);
 
 /// A snapshot has nothing to forget: whatever changes, all of it is taken again.
 struct Nothing;
@@ -206,8 +299,8 @@ impl<'a> Run<'a> {
 
 impl HmmMirror {
     /// Looks at the pages of `range`, and puts down in `out`, which has an element for each, what `f` makes
-    /// of each. May sleep, and faults nothing in. `f` is called with the lock of the snapshot held, which
-    /// invalidations wait for: it must not sleep, nor wait for a lock that is held when memory is changed.
+    /// of each. May sleep, and faults nothing in. `f` is called without a lock, once for pages in a row that
+    /// look the same.
     ///
     /// # Errors
     ///
@@ -226,7 +319,7 @@ impl HmmMirror {
 
     /// Looks at the pages of `range` in parts that are as large as `room`, and calls `part` with what `f`
     /// makes of the pages of each part, in their order. May sleep, and faults nothing in. `f` is called as by
-    /// [`HmmMirror::snapshot`]; `part` may sleep.
+    /// [`HmmMirror::snapshot`], and `part` without a lock, too.
     ///
     /// The pages of a part are as they were at one moment, at most [`SNAPSHOT_PAGES`] of them.
     ///
@@ -241,36 +334,38 @@ impl HmmMirror {
         f: impl Fn(Seen) -> T,
         part: impl FnMut(&[T]) -> Result,
     ) -> Result {
-        self.each_part(range, room, |out, seen, _| out.fill(f(seen)), part)
+        let each = |out: &mut [T], seen| out.fill(f(seen));
+        self.each_part(range, room, |_, _, _| {}, each, part)
     }
 
-    /// As [`HmmMirror::snapshot`], which also shows `f` the place, for the page. It is mapped until
-    /// `f` returns, which is called with the lock of the snapshot held and must not sleep.
+    /// As [`HmmMirror::snapshot_parts`], but that `f` also gets the place, for the page. It is mapped until
+    /// `f` returns. `f` is called with the lock of the snapshot held, which invalidations wait for: it must
+    /// neither sleep nor be a driver's.
     pub(super) fn look<T>(
         &self,
         range: PageRange,
-        out: &mut [T],
+        room: &mut [T],
         f: impl Fn(Seen, Place<'_>) -> T,
+        part: impl FnMut(&[T]) -> Result,
     ) -> Result {
-        if out.len() != range.pages() {
-            return Err(EINVAL);
-        }
-        let each = |out: &mut [T], seen, run: Run<'_>| {
+        let look = |out: &mut [T], seen, run: &Run<'_>| {
             for (slot, place) in out.iter_mut().zip(run.places()) {
                 *slot = f(seen, place);
             }
         };
-        self.each_part(range, out, each, |_| Ok(()))
+        self.each_part(range, room, look, |_, _| {}, part)
     }
 
-    /// Calls `each` for the pages of `range`, those in a row together that look the same, with an element of
-    /// `room` for each, and `part` with the elements whenever they are used up, and at the end.
+    /// Calls `look`, with the lock of the snapshot held, and then `each`, without it, for the pages of
+    /// `range`, those in a row together that look the same, with an element of `room` for each. Calls `part`
+    /// with the elements whenever they are used up, and at the end.
     #[inline]
     fn each_part<T>(
         &self,
         range: PageRange,
         room: &mut [T],
-        mut each: impl FnMut(&mut [T], Seen, Run<'_>),
+        mut look: impl FnMut(&mut [T], Seen, &Run<'_>),
+        mut each: impl FnMut(&mut [T], Seen),
         mut part: impl FnMut(&[T]) -> Result,
     ) -> Result {
         let most = room.len().min(range.pages());
@@ -298,12 +393,19 @@ impl HmmMirror {
             let batch = rest.first(pfns.len().min(most - filled));
             let pages = batch.pages();
             let out = &mut room[filled..filled + pages];
-            let mut left_out = out;
+            let mut at = 0;
             self.each_run(&notifier, &mm, batch, pfns, &kinds, |seen, run| {
-                let (now, later) = core::mem::take(&mut left_out).split_at_mut(run.pfns.len());
-                left_out = later;
-                each(now, seen, run);
+                let first = at;
+                at += run.pfns.len();
+                look(&mut out[first..at], seen, run);
             })?;
+            let mut left_out = out;
+            while !left_out.is_empty() {
+                let run = Summary(pfns[pages - left_out.len()]);
+                let (now, later) = left_out.split_at_mut(run.pages());
+                left_out = later;
+                each(now, run.seen());
+            }
             filled += pages;
             left = rest.skip(pages);
             if filled == most || left.is_none() {
@@ -314,8 +416,9 @@ impl HmmMirror {
         Ok(())
     }
 
-    /// Calls `each` for each run of pages of `range` that look the same, in their order, with what they look
-    /// like. `pfns` has room for the range.
+    /// Calls `look`, with the lock of `notifier` held, for each run of pages of `range` that look the same, in
+    /// their order, with what they look like. `pfns` has room for the range. In the place of the first page
+    /// of each run it holds the [`Summary`] afterwards.
     #[inline]
     fn each_run(
         &self,
@@ -324,7 +427,7 @@ impl HmmMirror {
         range: PageRange,
         pfns: &mut [usize],
         kinds: &MemoryKinds<'_>,
-        mut each: impl FnMut(Seen, Run<'_>),
+        mut look: impl FnMut(Seen, &Run<'_>),
     ) -> Result {
         let pfns = pfns.get_mut(..range.pages()).ok_or(EINVAL)?;
         let deadline = Deadline::after_ms(bindings::HMM_RANGE_DEFAULT_TIMEOUT);
@@ -353,7 +456,7 @@ impl HmmMirror {
             let Some(_lock) = notifier.lock_if_fresh(seq) else {
                 continue;
             };
-            let (mut pfns, mut address) = (&*pfns, range.start());
+            let (mut pfns, mut address) = (pfns, range.start());
             while let Some(&first) = pfns.first() {
                 // INVARIANT: The lock is held until the end of the loop and the sequence checked.
                 let place = |raw| Place {
@@ -374,12 +477,54 @@ impl HmmMirror {
                     other.unwrap_or(pfns.len()).max(1)
                 };
                 let seen = place(first).seen(kinds, holder);
-                let (run, rest) = pfns.split_at(pages);
+                let (run, rest) = pfns.split_at_mut(pages);
                 // INVARIANT: The lock is held, under which the sequence was checked that `pfns` were obtained in.
-                each(seen, Run { pfns: run, address });
+                look(seen, &Run { pfns: run, address });
+                run[0] = Summary::new(seen, pages).0;
                 (pfns, address) = (rest, address + (pages << PAGE_SHIFT));
             }
             return Ok(());
+        }
+    }
+}
+
+#[kunit_tests(zdmirror_snapshot_bits)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bits_tell_all() {
+        let mut seen = KVec::new();
+        for one in [Seen::Error, Seen::Absent] {
+            let _ = seen.push(one, GFP_KERNEL);
+        }
+        for memory in [
+            Memory::System,
+            Memory::Zero,
+            Memory::Private { local: false },
+            Memory::Private { local: true },
+            Memory::Coherent { local: false },
+            Memory::Coherent { local: true },
+            Memory::Generic { local: false },
+            Memory::Generic { local: true },
+        ] {
+            for size in [MapSize::Base, MapSize::Pmd, MapSize::Pud] {
+                for write in [false, true] {
+                    let page = Seen::Page {
+                        memory,
+                        write,
+                        size,
+                    };
+                    let _ = seen.push(page, GFP_KERNEL);
+                }
+            }
+        }
+        assert_eq!(seen.len(), 50);
+        for one in seen {
+            for pages in [1, SNAPSHOT_PAGES] {
+                let summary = Summary::new(one, pages);
+                assert_eq!((summary.seen(), summary.pages()), (one, pages));
+            }
         }
     }
 }

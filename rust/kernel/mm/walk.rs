@@ -34,6 +34,9 @@ use kernel::{
 /// Entries of a device's page table that are compared before other tasks get the locks.
 const BATCH: usize = 256;
 
+/// Differences that are remembered until the locks are released.
+const DIFFERENCES: usize = 8;
+
 /// Pages of a [`Picture`], at most.
 pub(crate) const PICTURE_PAGES: usize = 1 << 14;
 
@@ -130,7 +133,7 @@ impl CpuEntry {
 impl HmmMirror {
     /// Compares each entry of the device's page table with the CPU's page table, and calls `f` for
     /// those that name another page or grant more. Returns how many were compared. May sleep. `f` is called
-    /// with the mmap lock and that of the table held: it must not sleep, nor use the mirror.
+    /// without a lock.
     ///
     /// No sequence is needed: under the lock of the table an entry is true, as core mm must have it
     /// removed, which takes that lock, before the CPU's page table changes.
@@ -143,25 +146,44 @@ impl HmmMirror {
         let Some(mm) = self.mm().mmget_not_zero() else {
             return Ok(0);
         };
-        let (mut compared, mut next) = (0, 0);
-        loop {
+        let (mut compared, mut next) = (0, Some(0));
+        while let Some(first) = next {
             check_signals()?;
-            let _lock = MmapLock::read(&mm)?;
-            let table = self.notifier.lock();
-            for _ in 0..BATCH {
-                let Some((index, page, grant)) = table.next(next) else {
-                    return Ok(compared);
-                };
-                if let Some(untruth) = judge(&mm, self.owner(), index, page, grant) {
-                    f(untruth);
-                }
-                compared += 1;
-                let Some(after) = index.checked_add(1) else {
-                    return Ok(compared);
-                };
-                next = after;
-            }
+            let mut found = [const { None }; DIFFERENCES];
+            compared += self.compare_batch(&mm, first, &mut next, &mut found)?;
+            found.into_iter().flatten().for_each(&mut f);
         }
+        Ok(compared)
+    }
+
+    /// Compares entries from that for page number `first` on, until `found` is full or [`BATCH`] are
+    /// compared. Returns how many were, and says in `next` where to go on. May sleep.
+    fn compare_batch(
+        &self,
+        mm: &MmWithUser,
+        first: usize,
+        next: &mut Option<usize>,
+        found: &mut [Option<Untruth>],
+    ) -> Result<usize> {
+        let _lock = MmapLock::read(mm)?;
+        let table = self.notifier.lock();
+        let mut room = found.iter_mut();
+        *next = Some(first);
+        for compared in 0..BATCH {
+            let Some((index, page, grant)) = next.and_then(|from| table.next(from)) else {
+                *next = None;
+                return Ok(compared);
+            };
+            if let Some(untruth) = judge(mm, self.owner(), index, page, grant) {
+                let Some(slot) = room.next() else {
+                    *next = Some(index);
+                    return Ok(compared);
+                };
+                *slot = Some(untruth);
+            }
+            *next = index.checked_add(1);
+        }
+        Ok(BATCH)
     }
 }
 
