@@ -88,7 +88,7 @@ pub(crate) const ORDERS: usize = PMD_ORDER as usize + 1;
 impl Moved {
     /// Large folios that have moved in one piece.
     pub(crate) fn large(&self) -> usize {
-        self.folios - usize::from(self.by_order[0])
+        self.folios.saturating_sub(usize::from(self.by_order[0]))
     }
 }
 

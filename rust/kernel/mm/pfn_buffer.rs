@@ -14,9 +14,9 @@ use kernel::prelude::*;
 /// large folio has.
 pub(crate) const MAX_PAGES: usize = 1 << PMD_ORDER;
 
-/// Length in bytes of `pages` pages.
+/// Length in bytes of `pages` pages, or of as many as the largest number can tell.
 pub(crate) const fn bytes(pages: usize) -> usize {
-    pages * PAGE_SIZE
+    pages.saturating_mul(PAGE_SIZE)
 }
 
 /// Source and destination entries for migrations of up to [`MAX_PAGES`] pages, to be reused.
