@@ -54,6 +54,8 @@ pub(crate) mod mapped;
 pub(crate) mod memory_type;
 pub(crate) mod migrate;
 mod migrate_copy;
+#[cfg(CONFIG_KUNIT = "y")]
+mod misuse_kunit;
 pub(crate) mod mmap_lock;
 pub(crate) mod module;
 pub(crate) mod module_scope;
@@ -85,10 +87,10 @@ pub(crate) mod table;
 pub(crate) mod task;
 pub(crate) mod uapi;
 pub(crate) mod walk;
-pub(crate) mod watches;
-pub(crate) mod whole;
 #[cfg(CONFIG_KUNIT = "y")]
 mod walk_kunit;
+pub(crate) mod watches;
+pub(crate) mod whole;
 
 use kernel::error::Error;
 

@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What safe code may try, and must get an error for. Misuses that the compiler refuses are in
+//! `samples/compile-fail`.
+
+use super::{
+    backing::Backing,
+    device_folio::{
+        FolioInitCause,
+        FreedFolio, //
+    },
+    device_memory::CopyError,
+    fault::{
+        FaultError,
+        VmFault, //
+    },
+    free_stack::FreeStack,
+    kunit::{
+        anon_range,
+        munmap,
+        shared_range,
+        this_module,
+        touch, //
+    },
+    kunit_device::{
+        EmulatedDevice,
+        EmulatedMemory, //
+    },
+    migrate::{
+        bytes,
+        Area,
+        Migration,
+        PfnBuffer,
+        Request, //
+    },
+    moved::Moved,
+    owner::PgmapOwner,
+    pagemap_audit::Corruption,
+    pagemap_ops::{
+        PagemapOps,
+        PrivateOps, //
+    },
+    registration::Registration,
+    snapshot::Seen,
+    system_folio::SystemFolio,
+    PAGE_SIZE, //
+};
+use kernel::{
+    prelude::*,
+    sizes::SZ_2M,
+    sync::atomic::{
+        Atomic,
+        Relaxed, //
+    }, //
+};
+
+/// A driver whose `folio_free` asks whether its registration could be dropped.
+struct Asking(FreeStack);
+
+/// The address of that registration, 0 while there is none.
+static ASKED: Atomic<usize> = Atomic::new(0);
+
+/// The answer: 1 for no, 2 for yes.
+static ANSWER: Atomic<u32> = Atomic::new(0);
+
+impl PagemapOps for Asking {
+    fn folio_free(&self, folio: FreedFolio<'_>) {
+        if let Some(free) = folio.into_free() {
+            let _ = self.0.push(free);
+        }
+        let asked = ASKED.load(Relaxed) as *const Registration<Self>;
+        // SAFETY: The address is 0, or that of a registration which the case that stores it keeps.
+        if let Some(registration) = unsafe { asked.as_ref() } {
+            let is_idle = registration.wait_until_idle(3);
+            ANSWER.store(1 + u32::from(is_idle), Relaxed);
+        }
+    }
+}
+
+impl PrivateOps for Asking {
+    fn migrate_to_ram(&self, _fault: &VmFault<'_>) -> Result<(), FaultError> {
+        Err(FaultError::Sigbus)
+    }
+}
+
+#[kunit_tests(zdmirror_misuse)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn page_with_a_stale_flag_is_not_handed_out() -> Result {
+        let device = EmulatedDevice::new()?;
+        let map = device.memory();
+        let block = device.take().ok_or(ENOSPC)?;
+        assert!(map.corrupt(&block, Corruption::AnonExclusive(true)));
+        let index = map.index_of_pfn(block.first_pfn()).ok_or(EINVAL)?;
+        // As a large folio, and by itself.
+        let backing = Backing::alloc(block.order())?;
+        let err = map.folio_init(block, backing).err().ok_or(EINVAL)?;
+        assert_eq!(err.cause, FolioInitCause::NotFree(index));
+        let pfn = err.folio.first_pfn();
+        let page = err.folio.split_to(pfn, 0, |rest| device.put(rest));
+        let page = page.map_err(|_| EINVAL)?;
+        let err = map
+            .folio_init(page, Backing::alloc(0)?)
+            .err()
+            .ok_or(EINVAL)?;
+        assert_eq!(err.cause, FolioInitCause::NotFree(index));
+        assert!(map.corrupt(&err.folio, Corruption::AnonExclusive(false)));
+        let folio = map.folio_init(err.folio, err.backing);
+        drop(folio.map_err(|_| EINVAL)?);
+        Ok(())
+    }
+
+    #[test]
+    fn numbers_do_not_overflow() {
+        for (pages, length) in [(0, 0), (3, 3 * PAGE_SIZE), (usize::MAX, usize::MAX)] {
+            assert_eq!(bytes(pages), length);
+        }
+        // A number of folios that nobody has counted.
+        let mut moved = Moved::default();
+        moved.by_order[0] = 1;
+        assert_eq!(moved.large(), 0);
+    }
+
+    #[test]
+    fn closures_may_change_the_memory_that_is_looked_at() -> Result {
+        let device = EmulatedDevice::new()?;
+        let range = anon_range(3)?;
+        let mirror = device.mirror()?;
+        touch(range)?;
+        let unmap = |page: usize| munmap(range.start() + page * PAGE_SIZE, PAGE_SIZE);
+        let mut seen = [Seen::Error; 3];
+        mirror.snapshot(range, &mut seen, |seen| {
+            let _ = unmap(0);
+            seen
+        })?;
+        // As it was before the closure was called.
+        assert!(seen.iter().all(|seen| seen.size().is_some()));
+        let mut there = [false; 3];
+        mirror.inspect(range, &mut there, |_, facts| {
+            let _ = unmap(1);
+            let _ = mirror.refresh(range);
+            facts.is_some()
+        })?;
+        assert_eq!(there, [false, true, true]);
+        Ok(())
+    }
+
+    #[test]
+    fn registration_does_not_wait_for_the_caller_that_drops_it() -> Result {
+        let owner = PgmapOwner::new(this_module())?;
+        let pages = |frames| Ok(Asking(FreeStack::new(frames)?));
+        let (map, mut region) = Registration::private(SZ_2M, owner, pages)?;
+        let block = region.next().ok_or(ENOSPC)?;
+        let backing = Backing::none(block.order())?;
+        let folio = map.folio_init(block, backing).map_err(|_| EINVAL)?;
+        ASKED.store(&raw const map as usize, Relaxed);
+        drop(folio);
+        ASKED.store(0, Relaxed);
+        // `memunmap_pages()` would have waited for that call of `folio_free`.
+        assert_eq!(ANSWER.load(Relaxed), 1);
+        assert!(map.wait_until_idle(3));
+        let block = map.ops().0.pop().ok_or(ENOSPC)?;
+        map.retire(block).map_err(|_| EINVAL)
+    }
+
+    #[test]
+    fn folio_of_a_file_is_not_moved_within_system_memory() -> Result {
+        let device = EmulatedDevice::new()?;
+        for (range, result) in [
+            (anon_range(1)?, Ok(())),
+            (shared_range(1)?, Err(CopyError::Mismatch)),
+        ] {
+            touch(range)?;
+            let task = current!();
+            let mm = task.mm().ok_or(EINVAL)?;
+            let mut buffer = PfnBuffer::new(1)?;
+            let mmap = mm.mmap_read_lock();
+            let area = Area::lookup(&mmap, range.start()).ok_or(EFAULT)?;
+            let request = Request::system(area, range, device.owner());
+            let mut migration = Migration::of_range(&mut buffer, &request, &EmulatedMemory)?;
+            assert_eq!(migration.source(0), Some(0));
+            let copied = migration.copy_to_system(0, 0, SystemFolio::alloc(0)?);
+            assert_eq!(copied, result);
+        }
+        Ok(())
+    }
+}
