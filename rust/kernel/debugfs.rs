@@ -53,6 +53,19 @@ impl Drop for Dentry {
 }
 
 /// A directory; removed with the last file or directory in it.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::{debugfs::Dir, mm::module_scope::ModuleScope, module::this_module};
+///
+/// let scope = ModuleScope::new(this_module::<LocalModule>())?;
+/// let outer = Dir::root(scope, c"zdm_outer")?;
+/// let inner = Dir::new(outer, c"inner")?;
+/// // Both go, the inner one first.
+/// drop(inner);
+/// # Ok::<(), Error>(())
+/// ```
 pub(crate) struct Dir {
     // Removed before the directory that it is in.
     dentry: Dentry,
@@ -88,22 +101,57 @@ impl Dir {
 }
 
 /// The content of a file.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::debugfs::{Source, Text};
+///
+/// /// A file with a line for each number.
+/// struct Numbers(u32);
+///
+/// impl Source for Numbers {
+///     fn write(&self, text: &mut Text) -> Result {
+///         (0..self.0).try_for_each(|n| text.line(fmt!("{}", n)))
+///     }
+/// }
+/// # let mut text = Text::default();
+/// # Numbers(2).write(&mut text)?;
+/// # assert_eq!(text.as_bytes(), b"0\n1\n");
+/// # Ok::<(), Error>(())
+/// ```
 pub(crate) trait Source: Send + Sync + 'static {
     /// Writes the text, when a file is read from its start. May sleep.
     fn write(&self, text: &mut Text) -> Result;
 }
 
 /// Text that is being written.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::debugfs::Text;
+///
+/// let mut text = Text::default();
+/// text.line(fmt!("pages {}", 3))?;
+/// assert_eq!(text.as_bytes(), b"pages 3\n");
+/// # Ok::<(), Error>(())
+/// ```
 #[derive(Default)]
 pub(crate) struct Text(KVVec<u8>);
 
 impl Text {
-    /// Adds a line.
+    /// Adds a line. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
     pub(crate) fn line(&mut self, args: fmt::Arguments<'_>) -> Result {
         fmt::Write::write_fmt(self, args).map_err(|_| ENOMEM)?;
         Ok(self.0.push(b'\n', GFP_KERNEL)?)
     }
 
+    /// All lines so far.
     pub(crate) fn as_bytes(&self) -> &[u8] {
         &self.0
     }
@@ -117,16 +165,24 @@ impl fmt::Write for Text {
     }
 }
 
-/// A file, and the state that its readers share.
+/// A file.
 #[pin_data]
 struct Shared<S> {
     // Removed before what its readers use, and before the directory that it is in.
     dentry: Dentry,
+    #[pin]
+    content: Content<S>,
+    _dir: Arc<Dir>,
+}
+
+/// The state that the readers of a file share. Readers may have a reference on it while the file is still being
+/// made.
+#[pin_data]
+struct Content<S> {
     source: S,
     /// The text of a read in progress, because a reader may read it in pieces.
     #[pin]
     text: Mutex<Text>,
-    _dir: Arc<Dir>,
 }
 
 impl<S: Source> Callbacks for Shared<S> {
@@ -136,7 +192,7 @@ impl<S: Source> Callbacks for Shared<S> {
     }
 }
 
-impl<S: Source> Shared<S> {
+impl<S: Source> Content<S> {
     fn read(&self, mut out: UserSliceWriter, pos: &mut i64) -> Result<usize> {
         let mut text = self.text.lock();
         if *pos == 0 {
@@ -190,7 +246,7 @@ impl<S: Source> TextFile<S> {
 
 impl<S: Source> Shared<S> {
     const OPS: &'static bindings::debugfs_short_fops = &bindings::debugfs_short_fops {
-        read: Some(Self::read_raw),
+        read: Some(Content::<S>::read_raw),
         write: None,
         llseek: Some(bindings::default_llseek),
     };
@@ -198,37 +254,43 @@ impl<S: Source> Shared<S> {
     fn make(dir: Arc<Dir>, name: &CStr, source: S) -> impl PinInit<Self, Error> + '_ {
         let above = dir.dentry.0;
         try_pin_init!(&this in Self {
-            source,
-            text <- new_mutex!(Text::default(), "TextFile::text"),
+            content <- pin_init!(Content {
+                source,
+                text <- new_mutex!(Text::default(), "TextFile::text"),
+            }),
             // INVARIANT: `_dir` keeps the directory from being removed.
             _dir: dir,
             // The file may be read as soon as it is there, so that it comes last.
             dentry: {
-                let (name, data) = (name.as_char_ptr(), this.as_ptr().cast());
+                let name = name.as_char_ptr();
+                // SAFETY: `this` is the place that is being initialised. `content` was initialised above.
+                let data = unsafe { &raw mut (*this.as_ptr()).content };
                 // SAFETY: `above` is a directory, and `data` and the operations outlive the file.
                 Dentry(unsafe {
-                    bindings::zdm_debugfs_create_file(name, 0o400, above, data, Self::OPS)
+                    bindings::zdm_debugfs_create_file(name, 0o400, above, data.cast(), Self::OPS)
                 })
             },
         })
     }
+}
 
+impl<S: Source> Content<S> {
     /// # Safety
     ///
-    /// Only to be called by debugfs, for a file of this type.
+    /// Only to be called by debugfs, for a file with a content of this type.
     unsafe extern "C" fn read_raw(
         file: *mut bindings::file,
         buffer: *mut kernel::ffi::c_char,
         len: usize,
         pos: *mut bindings::loff_t,
     ) -> isize {
-        // SAFETY: `simple_open()` put the data there that the file was made with. The file is not
-        // removed before this returns, so it is alive.
-        let shared = unsafe { &*(*file).private_data.cast::<Self>() };
+        // SAFETY: debugfs put the data there that the file was made with. The file is not removed before this
+        // returns, so it is alive.
+        let content = unsafe { &*(*file).private_data.cast::<Self>() };
         // SAFETY: This is the caller's position, which no other task uses.
         let pos = unsafe { &mut *pos };
         let out = UserSlice::new(UserPtr::from_ptr(buffer.cast()), len).writer();
-        match shared.read(out, pos) {
+        match content.read(out, pos) {
             // CAST: No slice is larger than `isize::MAX` bytes.
             Ok(n) => n as isize,
             Err(err) => err.to_errno() as isize,

@@ -67,6 +67,16 @@ impl fmt::Display for Frame {
 }
 
 /// The name of a function with its module, as in `dmirror_devmem_free [test_hmm]`.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::stacktrace::Symbol;
+///
+/// fn called() {}
+///
+/// pr_debug!("{} is called\n", Symbol::of(called as *const () as usize));
+/// ```
 #[derive(Clone, Copy)]
 pub(crate) struct Symbol(usize);
 

@@ -59,6 +59,16 @@ fn jiffies() -> usize {
 }
 
 /// The clock of the kernel log as it was at a recent tick.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::stamp::{RecentTime, Stamp};
+///
+/// let (recent, stamp) = (RecentTime::new(), Stamp::new());
+/// stamp.set_recent(&recent, 1);
+/// assert_eq!(stamp.get().1, 1);
+/// ```
 pub(crate) struct RecentTime {
     jiffies: Atomic<usize>,
     time: Atomic<u64>,

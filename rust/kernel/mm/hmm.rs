@@ -80,6 +80,9 @@ impl Absent {
 
 /// An address space as one open file of the device sees it.
 ///
+/// Dropping it waits for invalidations that are under way: may sleep, and no lock may be held that an
+/// invalidation waits for.
+///
 /// # Examples
 ///
 /// ```
