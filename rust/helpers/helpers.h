@@ -78,6 +78,8 @@ void zdm_mmu_interval_set_seq(struct mmu_interval_notifier *sub, unsigned long s
 bool zdm_mmu_interval_read_retry(struct mmu_interval_notifier *sub, unsigned long seq);
 bool zdm_fatal_signal_pending(void);
 int zdm_mmap_read_lock_killable(struct mm_struct *mm);
+bool zdm_vma_is_anonymous(struct vm_area_struct *vma);
+bool zdm_userfaultfd_armed(struct vm_area_struct *vma);
 unsigned long zdm_jiffies_after_ms(unsigned int ms);
 bool zdm_jiffies_passed(unsigned long deadline);
 void zdm_cond_resched(void);

@@ -291,6 +291,16 @@ unsigned long zdm_task_size(void)
 	return TASK_SIZE_MAX;
 }
 
+bool zdm_vma_is_anonymous(struct vm_area_struct *vma)
+{
+	return vma_is_anonymous(vma);
+}
+
+bool zdm_userfaultfd_armed(struct vm_area_struct *vma)
+{
+	return userfaultfd_armed(vma);
+}
+
 /* Whether userfaultfd may protect pages of zeroes in @vma, small and huge. */
 bool zdm_may_protect(const struct vm_area_struct *vma)
 {

@@ -9,12 +9,16 @@ use super::{
     hmm::HmmMirror,
     mmap_lock::MmapLock,
     range::PageRange,
-    table::Grant,
+    table::{
+        Access,
+        Grant, //
+    },
     task::{
         check_signals,
         Deadline, //
     },
-    PAGE_SHIFT, //
+    PAGE_SHIFT,
+    PAGE_SIZE, //
 };
 use crate::bindings;
 use core::ptr::NonNull;
@@ -35,10 +39,14 @@ struct ExclusivePage {
 
 impl ExclusivePage {
     /// Takes the page at `address` from the CPU, after faulting it in for writing. `owner` is told
-    /// to interval notifiers. May sleep; the mmap lock must not be held.
-    fn make(mm: &MmWithUser, address: usize, owner: *mut c_void) -> Result<Self> {
+    /// to interval notifiers. `EAGAIN` for `no_file` where a file is mapped. May sleep; the mmap lock must not
+    /// be held.
+    fn make(mm: &MmWithUser, address: usize, owner: *mut c_void, no_file: bool) -> Result<Self> {
         let mut folio = core::ptr::null_mut();
-        let _lock = MmapLock::read(mm)?;
+        let lock = MmapLock::read(mm)?;
+        if no_file && lock.has_files(address..address + PAGE_SIZE) {
+            return Err(EAGAIN);
+        }
         // SAFETY: The mmap lock is held; `owner` is not dereferenced, `folio` is written only.
         let page = from_err_ptr(unsafe {
             bindings::make_device_exclusive(mm.as_raw(), address, owner, &mut folio)
@@ -86,13 +94,24 @@ impl HmmMirror {
             last: index,
         };
         let deadline = Deadline::after_ms(bindings::HMM_RANGE_DEFAULT_TIMEOUT);
+        // Whether the last step was to fault in the page of a file.
+        let mut faulted = false;
         loop {
             check_signals()?;
             let seq = self.notifier.read_begin(span);
             if self.notifier.lock().is_exclusive(index) {
                 return Ok(false);
             }
-            let page = ExclusivePage::make(mm, address, self.notifier.exclusive_owner())?;
+            let owner = self.notifier.exclusive_owner();
+            let page = match ExclusivePage::make(mm, address, owner, !faulted) {
+                Err(err) if err == EAGAIN => {
+                    self.fault_file_in(address)?;
+                    faulted = true;
+                    continue;
+                }
+                other => other?,
+            };
+            faulted = false;
             let result = match self.notifier.lock_if_fresh(seq) {
                 // SAFETY: The CPU mapped the page by an entry that was writable, and the sequence was
                 // checked under the lock that the table is behind.
@@ -111,6 +130,17 @@ impl HmmMirror {
             if err != EBUSY || deadline.passed() {
                 return Err(err);
             }
+        }
+    }
+
+    /// Faults in the page at `address`, of a private mapping of a file, for `make_device_exclusive()`, which
+    /// keeps the mmap lock meanwhile: a task that waits there for the server of the file cannot be killed.
+    /// May sleep.
+    fn fault_file_in(&self, address: usize) -> Result {
+        match self.fault(PageRange::new(address, 1)?, Access::Write) {
+            Err(err) if err == EINTR => Err(err),
+            // `make_device_exclusive()` says what is wrong.
+            _ => Ok(()),
         }
     }
 

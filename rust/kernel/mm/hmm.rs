@@ -17,6 +17,7 @@ use super::{
     },
     mmap_lock::MmapLock,
     module::ModulePin,
+    not_supported,
     notifier::MmuIntervalNotifier,
     owner::PgmapOwner,
     range::PageRange,
@@ -69,6 +70,15 @@ impl Absent {
         )
     }
 
+    /// How a walk begins.
+    fn way(self) -> Way {
+        match self {
+            Self::Skip => Way::Locked,
+            Self::Fault(_) => Way::LockedUnlessFiles,
+            Self::FaultUnlocked(_) => Way::Unlocked,
+        }
+    }
+
     /// Flags that `hmm_range_fault()` takes for it.
     fn request(self) -> usize {
         match self {
@@ -76,6 +86,17 @@ impl Absent {
             _ => HmmEntry::request(self.is_write()),
         }
     }
+}
+
+/// The way in which core mm faults pages in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// With the mmap lock held all the time. A fault that waits cannot be killed then.
+    Locked,
+    /// So, unless there is an area of a file, whose server may never answer.
+    LockedUnlessFiles,
+    /// Without the mmap lock while a fault waits. A fatal signal ends the wait.
+    Unlocked,
 }
 
 /// An address space as one open file of the device sees it.
@@ -142,7 +163,9 @@ impl HmmMirror {
 
     /// Faults `range` in for `access`: afterwards the table maps it, until the next invalidation.
     ///
-    /// Wraps `hmm_range_fault()`. May sleep; the mmap lock must not be held.
+    /// Wraps `hmm_range_fault()`; where a file is mapped, `hmm_range_fault_unlocked_timeout()`, if the kernel
+    /// has it, because the file's contents may come from a server that never answers. Before Linux 7.3 a task
+    /// that waits for one cannot be killed. May sleep; the mmap lock must not be held.
     ///
     /// # Errors
     ///
@@ -223,11 +246,12 @@ impl HmmMirror {
         let span = Span::of(range).aligned(PMD_ORDER);
         let mut owner = self.owner.as_ptr();
         let deadline = Deadline::after_ms(bindings::HMM_RANGE_DEFAULT_TIMEOUT);
-        // A fault that user space handles may take longer than the deadline. The C function then
-        // sets a deadline for the rest after the fault.
-        let unlocked = matches!(absent, Absent::FaultUnlocked(_));
+        let mut way = absent.way();
         loop {
             check_signals()?;
+            // A fault that user space handles may take longer than the deadline. The C function then
+            // sets a deadline for the rest after the fault.
+            let unlocked = way == Way::Unlocked;
             if !unlocked && deadline.passed() {
                 return Err(EBUSY);
             }
@@ -252,10 +276,20 @@ impl HmmMirror {
                 hmm_range.notifier_seq = seq.number();
                 // SAFETY: `pfns` has an entry for each page of the range. The notifier is of `mm`,
                 // and the number in `hmm_range` is of a sequence that was begun with it.
-                unsafe { range_fault(&mut hmm_range, mm) }.map(|()| seq)
+                match unsafe { range_fault(&mut hmm_range, mm, way == Way::LockedUnlessFiles) } {
+                    Err(err) if err == EAGAIN => {
+                        way = Way::Unlocked;
+                        continue;
+                    }
+                    other => other.map(|()| seq),
+                }
             };
             let seq = match seq {
                 Err(err) if err == EBUSY && !unlocked => continue,
+                Err(err) if err == not_supported() && absent.way() != Way::Unlocked => {
+                    way = Way::Locked;
+                    continue;
+                }
                 other => other?,
             };
             let Some(table) = self.notifier.lock_if_fresh(seq) else {
@@ -329,12 +363,23 @@ unsafe fn are_reachable(first: NonNull<bindings::page>, n: usize) -> bool {
 
 /// Wraps `hmm_range_fault()`. May sleep.
 ///
+/// # Errors
+///
+/// `EAGAIN` for `no_files` where a file is mapped.
+///
 /// # Safety
 ///
 /// `range` must have room for an entry for each of its pages. Its notifier must be one of `mm`,
 /// and `notifier_seq` the number of a sequence that was begun with the notifier.
-pub(super) unsafe fn range_fault(range: &mut bindings::hmm_range, mm: &MmWithUser) -> Result {
-    let _lock = MmapLock::read(mm)?;
+pub(super) unsafe fn range_fault(
+    range: &mut bindings::hmm_range,
+    mm: &MmWithUser,
+    no_files: bool,
+) -> Result {
+    let lock = MmapLock::read(mm)?;
+    if no_files && lock.has_files(range.start..range.end) {
+        return Err(EAGAIN);
+    }
     // SAFETY: The guard holds the mmap lock. Room, notifier and sequence are as the contract of this
     // function says.
     to_result(unsafe { bindings::hmm_range_fault(range) })

@@ -9,6 +9,7 @@
 //! C header: [`include/linux/mmap_lock.h`](srctree/include/linux/mmap_lock.h)
 
 use crate::bindings;
+use core::ops::Range;
 use kernel::{
     error::to_result,
     mm::{
@@ -73,6 +74,26 @@ impl<'a> MmapLock<'a> {
         }
         // SAFETY: The area is valid while the mmap lock is held, which the guard is borrowed for.
         Some(unsafe { VmaRef::from_raw(vma) })
+    }
+
+    /// Whether a file is mapped in `addresses`, before the first hole. A fault on it may wait for ever: the
+    /// contents can come from a server that does not answer. Files whose faults userfaultfd handles do not
+    /// count. Their pages are in memory only, and faults that keep the mmap lock fail at once.
+    pub(super) fn has_files(&self, addresses: Range<usize>) -> bool {
+        let mut start = addresses.start;
+        while start < addresses.end {
+            let Some(area) = self.vma_lookup(start) else {
+                return false;
+            };
+            // SAFETY: The area is valid while the mmap lock is held, by the type invariants.
+            let is_anonymous = unsafe { bindings::zdm_vma_is_anonymous(area.as_ptr()) };
+            // SAFETY: As above.
+            if !is_anonymous && !unsafe { bindings::zdm_userfaultfd_armed(area.as_ptr()) } {
+                return true;
+            }
+            start = area.end();
+        }
+        false
     }
 }
 

@@ -449,7 +449,7 @@ impl HmmMirror {
             };
             // SAFETY: `pfns` has an entry for each page, as checked above. The notifier is one of `mm`,
             // and the sequence was begun with it.
-            match unsafe { range_fault(&mut hmm_range, mm) } {
+            match unsafe { range_fault(&mut hmm_range, mm, false) } {
                 Err(err) if err == EBUSY => continue,
                 other => other?,
             };
