@@ -105,6 +105,14 @@ impl Device {
         self.ioctl(request, arg.as_mut_ptr() as usize)
     }
 
+    /// Executes any ioctl whose argument is a page of a buffer.
+    pub fn ioctl_in(&self, request: u64, buf: &Buffer, page: usize) -> io::Result<()> {
+        if page >= buf.pages() {
+            return Err(io::Error::other("argument out of the buffer"));
+        }
+        self.ioctl(request, buf.at(page) as usize)
+    }
+
     /// Executes any ioctl with an argument pointer that points to nothing.
     pub fn ioctl_nowhere(&self, request: u64) -> io::Result<()> {
         self.ioctl(request, NOWHERE as usize)

@@ -22,6 +22,8 @@ const RELEASE: u32 = 18;
 const UNANSWERED: &[u32] = &[2, 36, 42];
 
 const FOPEN_DIRECT_IO: u32 = 1;
+/// FUSE_ASYNC_READ of the flags of INIT.
+const ASYNC_READ: u32 = 1;
 /// The largest request in bytes.
 const MAX: u32 = 128 << 10;
 const HEADER: usize = 40;
@@ -109,12 +111,15 @@ impl SlowFile {
             // CAST: The field has four bytes.
             let opcode = number(request, 4, 4) as u32;
             let body = match opcode {
-                // Version 7.31: the kernel leaves out newer features.
+                // Version 7.31: the kernel leaves out newer features. It reads ahead without waiting: a
+                // task that waits for an answer itself stays until the answer comes, also if it is killed.
                 INIT => {
                     Out::default()
                         .u32(7)
                         .u32(31)
-                        .zeroes(12)
+                        .u32(MAX)
+                        .u32(ASYNC_READ)
+                        .zeroes(4)
                         .u32(MAX)
                         .zeroes(40)
                         .0
@@ -173,7 +178,7 @@ impl SlowFile {
 
 impl Drop for SlowFile {
     fn drop(&mut self) {
-        // Closing the device fails every request that waits for an answer.
-        let _ = files::unmount(&self.path, libc::MNT_DETACH);
+        // The force fails every request that waits for an answer, whoever has the device open.
+        let _ = files::unmount(&self.path, libc::MNT_FORCE | libc::MNT_DETACH);
     }
 }

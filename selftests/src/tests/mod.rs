@@ -248,6 +248,7 @@ pub fn all() -> Vec<&'static Test> {
         hostile::lives::TESTS,
         hostile::others::TESTS,
         hostile::upkeep::TESTS,
+        hostile::servers::TESTS,
         debugfs::TESTS,
         pagemaps::TESTS,
         allocator::TESTS,

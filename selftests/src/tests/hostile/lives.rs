@@ -67,6 +67,14 @@ impl Opener {
         Ok(opener)
     }
 
+    /// Whether a word of `body` comes within `limit`.
+    pub(super) fn hears(&self, limit: Duration) -> Outcome<bool> {
+        self.socket
+            .set_read_timeout(Some(limit))
+            .or_fail("setsockopt")?;
+        Ok((&self.socket).read_exact(&mut [0]).is_ok())
+    }
+
     /// Lets `body` go on.
     pub(super) fn tell(&self) -> Outcome {
         say_word(&self.socket)

@@ -10,6 +10,7 @@ pub mod lives;
 pub mod mappings;
 pub mod others;
 pub mod release;
+pub mod servers;
 pub mod upkeep;
 
 use super::Ctx;

@@ -26,7 +26,7 @@ pub const TESTS: &[Test] = &[
 ];
 
 /// The longest that a killed process may stay.
-const KILLED: Duration = Duration::from_secs(3);
+pub(super) const KILLED: Duration = Duration::from_secs(3);
 
 /// The device's page table takes no more memory than the CPU's: what is unmapped page by page, in
 /// areas that are far from each other, leaves nothing behind.
