@@ -12,18 +12,22 @@ use kernel::{
     prelude::*,
     sync::atomic::{
         Atomic,
-        Full, //
+        Full,
+        Relaxed, //
     }, //
 };
 
 /// One mapping too many in the mapcount of a page, until this is dropped. Only for fault injection.
 ///
-/// Nothing maps the page for it, so nothing comes of it but a wrong number: the page is neither freed nor
-/// reached by anyone. The pagemap stays registered meanwhile; its unregistration waits.
+/// Nothing maps the page for it, so nothing comes of it but a wrong number. A [`DevPagemap`] does not hand
+/// the page out meanwhile. Another driver may; if it makes the page a part of a large folio, the count has
+/// gone, and is not taken back. The pagemap stays registered; its unregistration waits.
+///
+/// [`DevPagemap`]: super::pagemap::DevPagemap
 ///
 /// # Invariants
 ///
-/// `page` is a page of `_pgmap`, and its `_mapcount` is one too high.
+/// `page` is a page of `pgmap`.
 ///
 /// # Examples
 ///
@@ -47,7 +51,7 @@ use kernel::{
 pub(crate) struct ExtraMapping {
     page: NonNull<bindings::page>,
     pfn: usize,
-    _pgmap: AnyPagemap,
+    pgmap: AnyPagemap,
 }
 
 // SAFETY: The count is atomic, and the pagemap's reference belongs to no thread.
@@ -65,16 +69,16 @@ impl ExtraMapping {
             .then(|| AnyPagemap::of_pfn(pfn))
             .flatten()
             .ok_or(ENOENT)?;
-        let view = pgmap.page(pfn).ok_or(ENOENT)?;
-        if view.bits().is_tail() || view.large().is_some() {
+        let page = pgmap.page(pfn).map(|page| page.as_ptr());
+        let page = page.and_then(NonNull::new).ok_or(ENOENT)?;
+        if !is_small(&pgmap, pfn) {
             return Err(EBUSY);
         }
-        let page = NonNull::new(view.as_ptr()).ok_or(ENOENT)?;
-        // INVARIANT: The page is one of `pgmap`, and its count is raised here.
+        // INVARIANT: The page is one of `pgmap`.
         let extra = Self {
             page,
             pfn,
-            _pgmap: pgmap,
+            pgmap,
         };
         extra.count().fetch_add(1, Full);
         Ok(extra)
@@ -93,8 +97,51 @@ impl ExtraMapping {
     }
 }
 
+/// Whether the page has a mapcount of its own now.
+fn is_small(pgmap: &AnyPagemap, pfn: usize) -> bool {
+    pgmap
+        .page(pfn)
+        .is_some_and(|page| !page.bits().is_tail() && page.large().is_none())
+}
+
 impl Drop for ExtraMapping {
     fn drop(&mut self) {
-        self.count().fetch_add(-1, Full);
+        let mut count = self.count().load(Relaxed);
+        // Not below what an unmapped page has.
+        while is_small(&self.pgmap, self.pfn) && count >= 0 {
+            match self.count().cmpxchg(count, count - 1, Full) {
+                Ok(_) => return,
+                Err(now) => count = now,
+            }
+        }
+    }
+}
+
+#[kunit_tests(zdmirror_extra_mapping)]
+mod tests {
+    use super::{
+        super::{
+            backing::Backing,
+            device_folio::FolioInitCause,
+            kunit_device::EmulatedDevice, //
+        },
+        *, //
+    };
+
+    #[test]
+    fn page_is_not_handed_out() -> Result {
+        let device = EmulatedDevice::new()?;
+        let map = device.memory();
+        let block = device.take().ok_or(ENOSPC)?;
+        let pfn = block.first_pfn();
+        let index = map.index_of_pfn(pfn).ok_or(EINVAL)?;
+        let extra = ExtraMapping::new(pfn)?;
+        let backing = Backing::alloc(block.order())?;
+        let err = map.folio_init(block, backing).err().ok_or(EINVAL)?;
+        assert_eq!(err.cause, FolioInitCause::NotFree(index));
+        drop(extra);
+        let folio = map.folio_init(err.folio, err.backing);
+        drop(folio.map_err(|_| EINVAL)?);
+        Ok(())
     }
 }

@@ -150,7 +150,8 @@ impl<T: PagemapOps> DevPagemap<T> {
             return false;
         }
         if !bits.is_tail() {
-            return true;
+            // What maps the page would see its next contents.
+            return !bits.is_mapped();
         }
         // A tail has no references of its own: what matters is whether its folio is still there.
         // SAFETY: The page is valid, and the head of a folio of ours is a page of ours.

@@ -452,7 +452,9 @@ pub(super) unsafe fn idle_pages(head: *mut bindings::page, n: usize) -> usize {
             // SAFETY: There is a `struct page` by the contract of this function.
             let (refs, word, flags) = unsafe { (refs(page), compound_word(page), flags(page)) };
             if word & 1 == 0 {
-                return refs != 0 || flags & UNFIT != 0;
+                // SAFETY: There is a `struct page` by the contract of this function.
+                let mapped = unsafe { raw_mapcount(page) } != -1;
+                return refs != 0 || flags & UNFIT != 0 || mapped;
             }
             // Some kernels have the address of the head there.
             let ours = word == head as usize | 1
