@@ -75,11 +75,7 @@ impl ExtraMapping {
             return Err(EBUSY);
         }
         // INVARIANT: The page is one of `pgmap`.
-        let extra = Self {
-            page,
-            pfn,
-            pgmap,
-        };
+        let extra = Self { page, pfn, pgmap };
         extra.count().fetch_add(1, Full);
         Ok(extra)
     }
