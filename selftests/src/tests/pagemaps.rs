@@ -10,7 +10,7 @@ use super::{Ctx, PAGES, Test, absent, test, with};
 use crate::check::{Fail, OrFail, Outcome, expect_errno};
 use crate::dax::{self, Dax, PTE};
 use crate::device::{Buffer, Device, PAGE};
-use crate::module::NAME;
+use crate::module::{Module, NAME};
 use crate::sys;
 use crate::uapi::*;
 use crate::{check, check_eq};
@@ -223,11 +223,7 @@ fn p2pdma(_: &Ctx) -> Outcome {
     let sums = |when: &str, expected: usize| {
         let maps = p2p_pagemaps()?;
         for (name, expected) in [("used", expected), ("mapped", expected), ("broken", 0)] {
-            let sum = maps
-                .iter()
-                .map(|map| map.number(name))
-                .sum::<Outcome<u64>>()?;
-            check_eq!(sum, expected as u64, "{name} pages {when}");
+            check_eq!(sum(&maps, name)?, expected as u64, "{name} pages {when}");
         }
         Ok(())
     };
@@ -239,6 +235,27 @@ fn p2pdma(_: &Ctx) -> Outcome {
     buf.set(0, 0, 1);
     drop(buf);
     sums("after munmap", 0)
+}
+
+/// The sum of a number over pagemaps.
+fn sum(maps: &[Survey], name: &str) -> Outcome<u64> {
+    maps.iter().map(|map| map.number(name)).sum()
+}
+
+/// Checks that `map`, a survey of before, names one broken page, which is free and small, and that a
+/// survey of now names none.
+#[track_caller]
+fn expect_broken(map: &Survey, pfn: u64, what: &str) -> Outcome {
+    check_eq!(map.number("broken")?, 1, "broken pages");
+    let line = format!("pfn {pfn:#x} order 0 count 0 {what}");
+    check!(
+        map.lines.iter().any(|found| found.trim() == line),
+        "expected the line '{line}', found {:?}",
+        map.lines
+    );
+    let now = pagemap_of(pfn)?;
+    check_eq!(now.number("broken")?, 0, "broken pages afterwards");
+    Ok(())
 }
 
 /// Counts a mapping more on the last page of a pagemap, which is free: the survey must name that page
@@ -259,38 +276,47 @@ fn spoil(map: &Survey) -> Outcome {
         .or_fail("ZDM_INJECT_UNDO_MAPPING")?;
     expect_errno(again, &[libc::EBUSY], "a second fault on one file")?;
     check_eq!(broken.function, map.function, "owner's function");
-    check_eq!(broken.number("broken")?, 1, "broken pages");
-    let line = format!("pfn {pfn:#x} order 0 count 0 mapcount 1 pins 0: mapped at count 0");
+    expect_broken(&broken, pfn, "mapcount 1 pins 0: mapped at count 0")
+}
+
+/// The module of the kernel tree's own driver.
+fn c_driver_module(ctx: &Ctx) -> Outcome<Module> {
+    let driver = ctx.module.c_driver();
+    driver.ok_or_else(|| Fail::Skip("no test_hmm.ko beside the module".into()))
+}
+
+/// Runs `body`, and unloads `driver` whatever comes of it.
+fn then_unload(driver: &Module, body: impl FnOnce() -> Outcome) -> Outcome {
+    let result = body();
+    let gone = sys::wait_until(SETTLE, || driver.try_unload().is_ok());
     check!(
-        broken.lines.iter().any(|found| found.trim() == line),
-        "expected the line '{line}', found {:?}",
-        broken.lines
+        gone,
+        "test_hmm after the last close: expected to go, found it in use"
     );
-    check_eq!(
-        pagemap_of(pfn)?.number("broken")?,
-        0,
-        "broken pages afterwards"
-    );
-    Ok(())
+    result
+}
+
+/// The pagemaps of the kernel tree's own driver.
+#[track_caller]
+fn c_driver_pagemaps() -> Outcome<Vec<Survey>> {
+    let maps = survey()?.into_iter();
+    Ok(maps
+        .filter(|map| map.function.contains("[test_hmm]"))
+        .collect())
 }
 
 fn spoilt_c_driver(ctx: &Ctx) -> Outcome {
-    let Some(driver) = ctx.module.c_driver() else {
-        return Err(Fail::Skip("no test_hmm.ko beside the module".into()));
-    };
+    let driver = c_driver_module(ctx)?;
     // Its COHERENT memory would be ours.
     driver.try_load("").or_fail("loading test_hmm")?;
-    let spoilt = survey().and_then(|maps| {
+    then_unload(&driver, || {
+        let maps = c_driver_pagemaps()?;
         let map = maps
-            .iter()
-            .find(|map| map.function.contains("[test_hmm]"))
+            .first()
             .ok_or_else(|| Fail::failed("a pagemap of test_hmm: found none".to_string()))?;
         check_eq!(map.kind, "PRIVATE", "type");
         spoil(map)
-    });
-    let gone = sys::wait_until(SETTLE, || driver.try_unload().is_ok());
-    check!(gone, "test_hmm: expected to go, found it in use");
-    spoilt
+    })
 }
 
 fn spoilt_device_dax(_: &Ctx) -> Outcome {
@@ -319,17 +345,10 @@ fn spoilt_p2pdma(_: &Ctx) -> Outcome {
 
 /// Memory of the kernel tree's own driver, while the module has no devices.
 fn c_driver(ctx: &Ctx) -> Outcome {
-    let Some(driver) = ctx.module.c_driver() else {
-        return Err(Fail::Skip("no test_hmm.ko beside the module".into()));
-    };
+    let driver = c_driver_module(ctx)?;
     ctx.module.try_load("devices=0").or_fail("loading")?;
     driver.load("")?;
-    let looked = c_driver_with_pages();
-    let gone = sys::wait_until(SETTLE, || driver.try_unload().is_ok());
-    check!(
-        gone,
-        "test_hmm after the last close: expected to go, found it in use"
-    );
+    let looked = then_unload(&driver, c_driver_with_pages);
     let left = survey()?;
     ctx.module.unload()?;
     looked?;
@@ -347,24 +366,20 @@ fn c_driver_with_pages() -> Outcome {
     let device = Device::open(0)?;
     let buf = Buffer::filled(PAGES, 610)?;
     device.to_device(&buf, 0, PAGES).or_fail("MIGRATE_TO_DEV")?;
-    let maps: Vec<Survey> = survey()?
-        .into_iter()
-        .filter(|map| map.function.contains("[test_hmm]"))
-        .collect();
-    let sum = |name: &str| {
-        maps.iter()
-            .map(|map| map.number(name))
-            .sum::<Outcome<u64>>()
-    };
+    let maps = c_driver_pagemaps()?;
     for (name, expected) in [
         ("used", PAGES as u64),
         ("mapped", PAGES as u64),
         ("pinned", 0),
         ("broken", 0),
     ] {
-        check_eq!(sum(name)?, expected, "{name} pages of test_hmm");
+        check_eq!(sum(&maps, name)?, expected, "{name} pages of test_hmm");
     }
-    check_eq!(sum("references")?, sum("explained")?, "references");
+    check_eq!(
+        sum(&maps, "references")?,
+        sum(&maps, "explained")?,
+        "references"
+    );
     buf.check(0, PAGES, 610)
 }
 
@@ -378,15 +393,7 @@ fn broken(_: &Ctx) -> Outcome {
     device
         .inject(ZDM_INJECT_UNDO_STALE, 0)
         .or_fail("ZDM_INJECT_UNDO_STALE")?;
-    check_eq!(map.number("broken")?, 1, "broken pages");
-    let line = format!("pfn {pfn:#x} order 0 count 0 mapcount 0 pins 0: mapping set at count 0");
-    check!(
-        map.lines.iter().any(|found| found.trim() == line),
-        "expected the line '{line}', found {:?}",
-        map.lines
-    );
-    check_eq!(pagemap_of(pfn)?.number("broken")?, 0, "broken pages");
-    Ok(())
+    expect_broken(&map, pfn, "mapcount 0 pins 0: mapping set at count 0")
 }
 
 fn no_devices(ctx: &Ctx) -> Outcome {
