@@ -2,9 +2,12 @@
 
 //! A fault to be injected into a page of any pagemap, whichever driver registered it.
 
-use super::inspect::{
-    AnyPagemap,
-    MAX_PFNS, //
+use super::{
+    inspect::{
+        AnyPagemap,
+        MAX_PFNS, //
+    },
+    page::PageView, //
 };
 use crate::bindings;
 use core::ptr::NonNull;
@@ -69,11 +72,11 @@ impl ExtraMapping {
             .then(|| AnyPagemap::of_pfn(pfn))
             .flatten()
             .ok_or(ENOENT)?;
-        let page = pgmap.page(pfn).map(|page| page.as_ptr());
-        let page = page.and_then(NonNull::new).ok_or(ENOENT)?;
-        if !is_small(&pgmap, pfn) {
+        let view = pgmap.page(pfn).ok_or(ENOENT)?;
+        if !is_small(&view) {
             return Err(EBUSY);
         }
+        let page = NonNull::new(view.as_ptr()).ok_or(ENOENT)?;
         // INVARIANT: The page is one of `pgmap`.
         let extra = Self { page, pfn, pgmap };
         extra.count().fetch_add(1, Full);
@@ -94,17 +97,16 @@ impl ExtraMapping {
 }
 
 /// Whether the page has a mapcount of its own now.
-fn is_small(pgmap: &AnyPagemap, pfn: usize) -> bool {
-    pgmap
-        .page(pfn)
-        .is_some_and(|page| !page.bits().is_tail() && page.large().is_none())
+fn is_small(page: &PageView<'_>) -> bool {
+    !page.bits().is_tail() && page.large().is_none()
 }
 
 impl Drop for ExtraMapping {
     fn drop(&mut self) {
+        let view = self.pgmap.page(self.pfn);
         let mut count = self.count().load(Relaxed);
         // Not below what an unmapped page has.
-        while is_small(&self.pgmap, self.pfn) && count >= 0 {
+        while view.as_ref().is_some_and(is_small) && count >= 0 {
             match self.count().cmpxchg(count, count - 1, Full) {
                 Ok(_) => return,
                 Err(now) => count = now,
