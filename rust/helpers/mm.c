@@ -99,7 +99,6 @@ void zdm_folio_lock(struct page *page)
 	folio_lock(page_folio(page));
 }
 
-/* For a folio that nobody else knows. */
 void zdm_folio_unlock(struct page *page)
 {
 	folio_unlock(page_folio(page));

@@ -179,7 +179,8 @@ impl Drop for FolioRef {
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FolioInitCause {
-    /// The page with this index is free, but has a reference, is locked, or has `PG_anon_exclusive`.
+    /// The page with this index is free, but has a reference or a mapping, is locked, or has
+    /// `PG_anon_exclusive`.
     NotFree(usize),
     /// Folio and backing are of different orders, or for other memory than the pagemap's, or the
     /// order is above [`MemoryType::max_order`](super::memory_type::MemoryType::max_order).

@@ -40,7 +40,8 @@ impl<T: PagemapOps> DevPagemap<T> {
     ///
     /// Gives folio and backing back when they do not suit each other or this pagemap, when the kernel
     /// cannot migrate or split folios of this order in such memory, when a page of the folio has
-    /// a reference or a flag that a free page must not have, and when the module is on its way out.
+    /// a reference, a mapping or a flag that a free page must not have, and when the module is on its way
+    /// out.
     pub(crate) fn folio_init(
         &self,
         folio: FreeFolio,

@@ -43,8 +43,8 @@ pub(crate) fn write_once<T: AtomicType>(word: &Atomic<T>, value: T) {
     unsafe { word.as_ptr().write_volatile(value) };
 }
 
-/// As a store with release ordering: what the task did before is done for whoever reads the value with
-/// acquire ordering.
+/// As a store with release ordering: a task that reads the value with acquire ordering sees all that this
+/// task did before.
 ///
 /// # Examples
 ///
