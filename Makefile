@@ -17,9 +17,6 @@ ENV := scripts/toolchain.sh run
 # The wrapper also builds the program.
 RUN := ./zdvm
 
-# The modules of these folders must not import each other in a cycle.
-ACYCLIC := rust/audit rust/driver rust/kernel/mm rust/kernel qemu/src qemu/guest/src selftests/src
-
 # The kernel's make gets these as arguments, not by the environment.
 unexport KDIR O MO
 
@@ -63,9 +60,9 @@ endif
 kbuild = tree="$(build-tree)"; scripts/tree-check.sh "$$tree"; \
 	$(ENV) make -C "$$tree" $(compilers) M="$(CURDIR)" $(if $(MO),MO="$(abspath $(MO))")
 
-.PHONY: all modules modules_install clean distclean run test test-kernels test-host test-boot test-page test-repeat test-upstream \
-	bench mutants patch-check in-tree shell kconfig help doctor \
-	compile-fail rust-analyzer rustfmt rustfmtcheck clippy rustdoc htmldocs checkpatch unsafe-check cycles
+.PHONY: all modules modules_install rust-analyzer clean distclean help run test bench test-repeat \
+	test-upstream mutants patch-check in-tree doctor shell kconfig check rustfmt rustfmtcheck clippy \
+	compile-fail checkpatch rustdoc htmldocs unsafe-check cycles test-host test-page test-boot
 
 all: modules
 
@@ -78,167 +75,69 @@ modules_install: $(need-tree)
 rust-analyzer: $(need-tree)
 	@$(kbuild) rust-analyzer
 
-# Everything in one command: tools, kernel source, patches, build, boot, quick tests, verdict.
-run: $(ZDVM)
+# Each of these is a command of zdvm, whose --help says more. Which kernels, machines and tests it takes is
+# in qemu/kernel/matrix.toml.
+run:
 	@$(RUN) run $(or $(strip $(kdir-args)),--kernel patched)
 
-# All tests: of the tools on this machine, and of the module on every kernel. A kernel that fails does
-# not stop the others. The smoke suite runs the tests of the suite hmm once more in upstream's way, on
-# one kernel. The kernels that clang builds get the quick run. With SHORT=1 all kernels but "debug" get
-# the quick run, and the test of 1 GiB pages, which needs a machine of its own, runs.
-test-kernels := --kernel patched --kernel stock --kernel clang $(if $(SHORT),,--kernel debug)
-test: test-kernels test-host test-boot $(ZDVM)
-ifneq ($(SHORT),)
-	@status=0; \
-	$(RUN) run --keep-going $(or $(strip $(kdir-args)),$(test-kernels)) || status=$$?; \
-	$(RUN) run --full --machine pud --suite selftests --filter '^dax\.pud$$' \
-		$(or $(strip $(kdir-args)),--kernel patched) || status=$$?; \
-	exit $$status
-else
-	@status=0; \
-	$(RUN) run --full --keep-going $(or $(strip $(kdir-args)),--kernel patched --kernel stock) \
-		--suite kunit --suite selftests --suite hmm || status=$$?; \
-	$(RUN) run --machine strict --suite kunit --suite selftests --suite hmm \
-		$(or $(strip $(kdir-args)),--kernel patched) || status=$$?; \
-	$(RUN) run --full $(or $(strip $(kdir-args)),--kernel patched) --suite smoke || status=$$?; \
-	$(if $(KDIR),,$(RUN) run --keep-going --kernel debug --kernel clang || status=$$?;) \
-	$(RUN) run --full --machine pud --suite selftests --filter '^dax\.pud$$' \
-		$(or $(strip $(kdir-args)),--kernel patched) || status=$$?; \
-	exit $$status
-endif
+test:
+	@$(RUN) test $(if $(SHORT),--short) $(kdir-args)
 
-# Builds the kernels at once, two at a time. One that fails is built again by the run that needs it,
-# which says so in its verdict.
-test-kernels: $(ZDVM)
-ifeq ($(KDIR),)
-	-@$(RUN) build $(test-kernels)
-endif
-
-test-host:
-	@echo "  TEST    zdvm, zdm-selftests (on this machine)"
-	@$(ENV) cargo test -q --workspace
-
-# Draws the page of a run in a real browser, and compares it with stored pictures. PICTURES=write
-# stores what was drawn.
-test-page:
-	@echo "  TEST    report.html (in a browser)"
-	@scripts/toolchain.sh chromium
-	@ZDM_PICTURES=$(PICTURES) $(ENV) cargo test -q -p zdvm --test html -- --ignored
-
-# Boots guests that go wrong on purpose, and checks that the runner notices.
-test-boot: $(ZDVM)
-	@echo "  TEST    zdvm (in guests that fail)"
-	@tree="$(build-tree)"; ZDVM_TEST_TREE="$$tree" \
-		$(ENV) cargo test -q -p zdvm --test boot -- --ignored --test-threads=2
+bench:
+	@$(RUN) bench $(kdir-args)
 
 # Runs N times and continues after a failure; the last lines say how many runs were clean.
-test-repeat: $(ZDVM)
+test-repeat:
 	@$(RUN) run --full --keep-going --repeat $(or $(N),10) $(or $(strip $(kdir-args)),--kernel patched)
 
-# Compares the kernel tree's own C driver and ours, test by test. WRITE=1 writes the table to the
-# documentation.
-test-upstream: $(ZDVM)
+test-upstream:
 	@$(RUN) compare $(if $(WRITE),--write) $(or $(strip $(kdir-args)),--kernel stock)
 
-# Measures the C driver against this one, and the cost of the oracle, as ratios of times that one guest
-# measures side by side: once by the clock, once by instructions, which other work cannot disturb.
-bench: $(ZDVM)
-	@for accel in auto icount; do \
-		$(RUN) run $(or $(strip $(kdir-args)),--kernel bench) --suite versus --accel $$accel; \
-		$(RUN) run $(or $(strip $(kdir-args)),--kernel bench) --machine private --suite bench --accel $$accel; \
-	done
-
-# Measures how good the tests are, on a kernel with one bug at a time. MUTANTS="NAME..." selects bugs,
-# WRITE=1 writes the table to the documentation. An interrupted run is resumed.
-mutants: $(ZDVM)
+mutants:
 	@$(RUN) mutants $(MUTANTS) $(if $(WRITE),--write)
 
-# Checks the series patch by patch, and boots the result. The first run takes hours on two processors;
-# an interrupted run is resumed, and stored results are printed at once.
-patch-check: $(ZDVM)
-	@scripts/toolchain.sh cross powerpc64le-linux-gnu
+patch-check:
 	@$(RUN) patch-check $(if $(KERNEL),--kernel $(KERNEL)) $(if $(NOBOOT),--no-boot)
 
-# The abstractions as patches over the kernel, in build/in-tree. BUILD=1 also builds a kernel with
-# them, BOOT=1 also boots it, which runs every example.
-in-tree: $(ZDVM)
+in-tree:
 	@$(RUN) in-tree $(if $(BUILD),--build) $(if $(BOOT),--boot)
 
 doctor:
 	@$(RUN) doctor
 
-shell: $(ZDVM)
+shell:
 	@$(RUN) shell $(kdir-args)
 
-# Writes a configuration with the symbols that your tree's configuration lacks.
-kconfig: $(ZDVM)
+kconfig:
 	@$(if $(KDIR),,$(error make kconfig wants KDIR=DIR, a kernel tree of yours))
 	@$(RUN) kconfig $(dir-args)
+
+check:
+	@$(RUN) check $(dir-args)
+
+rustfmtcheck:
+	@$(RUN) check rustfmt
+unsafe-check:
+	@$(RUN) check unsafe
+test-host:
+	@$(RUN) check host
+test-page:
+	@$(RUN) check page $(if $(PICTURES),--write)
+htmldocs:
+	@$(RUN) check docs
+rustfmt:
+	@$(RUN) check rustfmt --write
+cycles:
+	@$(RUN) check cycles
+test-boot:
+	@$(RUN) check boot $(dir-args)
+clippy compile-fail checkpatch rustdoc:
+	@$(RUN) check $@ $(dir-args)
 
 $(ZDVM): $(ZDVM_SRC)
 	@echo "  CARGO   $@"
 	@$(ENV) cargo build $(if $(shell test -t 2 && echo terminal),,-q) -p zdvm
 	@touch $@
-
-rustfmt:
-	@$(ENV) rustfmt --edition 2021 rust/zdmirror.rs $(wildcard samples/compile-fail/*.rs)
-	@$(ENV) cargo fmt --all
-
-rustfmtcheck:
-	@echo "  RUSTFMT rust qemu selftests"
-	@$(ENV) rustfmt --edition 2021 --check rust/zdmirror.rs $(wildcard samples/compile-fail/*.rs)
-	@$(ENV) cargo fmt --all --check
-
-# This is a separate build, because the objects of a plain one would hide the warnings.
-clippy: $(need-tree)
-	@echo "  CLIPPY  zdvm, zdm-selftests"
-	@$(ENV) cargo clippy -q --workspace --all-targets -- -D warnings
-	@rm -rf build/clippy && mkdir -p build/clippy
-	@tree="$(build-tree)"; $(ENV) make -C "$$tree" $(compilers) M="$(CURDIR)" \
-		MO="$(CURDIR)/build/clippy" CLIPPY=1 KRUSTFLAGS=-Dwarnings modules
-
-# Checks that misuses of the abstractions do not compile, with one build of the crate for all of them.
-compile-fail: $(need-tree)
-	@echo "  COMPILE-FAIL samples/compile-fail"
-	@mkdir -p build/compile-fail
-	@tree="$(build-tree)"; $(ENV) make -C "$$tree" $(compilers) M="$(CURDIR)" \
-		MO="$(CURDIR)/build/compile-fail" rust/zdmirror.o > build/compile-fail/build.log 2>&1 || \
-		{ cat build/compile-fail/build.log; exit 1; }
-	@$(ENV) scripts/compile-fail.sh build/compile-fail
-
-rustdoc: $(need-tree)
-	@mkdir -p build/rustdoc
-	@$(ENV) make -C "$(build-tree)" M="$(CURDIR)" MO="$(CURDIR)/build/rustdoc" ZDM_RUSTDOC=y modules
-	@echo "  DOC     build/rustdoc/doc/zdmirror/index.html"
-
-# The documentation as web pages; a warning is an error.
-htmldocs:
-	@scripts/toolchain.sh sphinx
-	@$(ENV) python3 -m sphinx -q -W --keep-going -n -d build/doctrees -b html Documentation build/htmldocs
-	@echo "  DOC     build/htmldocs/index.html"
-
-# Runs the tree's checkpatch.pl on the patches and on all C files. The commits that a message names
-# cannot be looked up without the kernel's history.
-checkpatch: $(need-tree)
-	@echo "  CHECKPATCH"
-	@for p in $$(find qemu/kernel/patches -name '*.patch'); do \
-		$(ENV) perl "$(build-tree)/scripts/checkpatch.pl" --strict --quiet --no-tree \
-			--ignore UNKNOWN_COMMIT_ID - < $$p; \
-	done
-	@for p in qemu/kernel/mutants/*.patch; do \
-		$(ENV) perl "$(build-tree)/scripts/checkpatch.pl" --strict --quiet --no-tree \
-			--ignore FILE_PATH_CHANGES - < $$p; \
-	done
-	@$(ENV) perl "$(build-tree)/scripts/checkpatch.pl" --strict --quiet --no-tree --file \
-		--ignore CONST_STRUCT,VOLATILE $(wildcard rust/helpers/*.[ch] uapi/*.h)
-
-# Checks that no modules import each other in a cycle.
-cycles:
-	@python3 scripts/module-cycles.py $(ACYCLIC)
-
-# Checks that all unsafe code is in rust/kernel (and in the generated bindings).
-unsafe-check:
-	@scripts/unsafe-check.sh
 
 clean:
 	@rm -rf build scripts/doctests
@@ -254,8 +153,8 @@ help:
 	@echo 'The two that do everything:'
 	@echo '  run            - get tools and kernel, patch, build, boot, test, print the verdict;'
 	@echo '                   without the slow tests'
-	@echo '  test           - all tests, on the patched and on the stock kernel; SHORT=1 leaves out'
-	@echo '                   what takes long'
+	@echo '  test           - all tests, on all kernels of the campaign "full" (qemu/kernel/matrix.toml);'
+	@echo '                   SHORT=1: the campaign "short", which leaves out what takes long'
 	@echo '  test-repeat    - all tests N=10 times, on the patched kernel'
 	@echo '  test-upstream  - hmm-tests with the C driver and with ours, side by side;'
 	@echo '                   WRITE=1 writes Documentation/upstream.rst'
@@ -274,13 +173,13 @@ help:
 	@echo '  modules        - build zdmirror.ko (the default)'
 	@echo '  modules_install, clean, distclean'
 	@echo '  rust-analyzer  - write rust-project.json'
-	@echo '  htmldocs       - Documentation as web pages, with Sphinx'
-	@echo '  rustdoc        - document all items, private ones too'
 	@echo 'Checks:'
-	@echo '  rustfmt, rustfmtcheck, clippy, checkpatch, unsafe-check, compile-fail, cycles, test-host,'
-	@echo '  test-page (the page of a run in a browser)'
+	@echo '  check          - all of the following; ./zdvm check --list describes them'
+	@echo '  rustfmtcheck, unsafe-check, cycles, test-host, clippy, compile-fail, checkpatch, rustdoc,'
+	@echo '  htmldocs, test-page, test-boot'
+	@echo '  rustfmt        - format all Rust code'
 	@echo 'Looking around:'
 	@echo '  shell          - boot to a shell with the module loaded'
 	@echo '  kconfig        - KDIR=DIR: write your configuration and what is missing in it'
 	@echo '  doctor         - what this machine lacks, and the command that installs it'
-	@echo 'All of these are commands of ./zdvm, which has more options: ./zdvm --help'
+	@echo 'All but those of the module are commands of ./zdvm, which has more options: ./zdvm --help'

@@ -8,6 +8,8 @@ use anyhow::{Context, Result};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use regex::Regex;
 use zdvm::command::bisect;
+use zdvm::command::campaign;
+use zdvm::command::check;
 use zdvm::command::compare;
 use zdvm::command::doctor;
 use zdvm::command::examples;
@@ -47,6 +49,14 @@ enum Cmd {
     /// Build, boot, run the suites, judge.
     #[command(after_help = examples::RUN)]
     Run(RunArgs),
+    /// Run all tests: of zdvm on this machine, and of the module on the kernels of the matrix.
+    Test(campaign::TestArgs),
+    /// Measure the C driver against ours, and the cost of the oracle, by the clock and by
+    /// instructions.
+    Bench(campaign::BenchArgs),
+    /// Check the sources: format, lints, patches, documentation.
+    #[command(after_help = examples::CHECK)]
+    Check(check::Args),
     /// Compare the kernel's own C driver and ours, test by test; the verdict is about ours.
     Compare(CompareArgs),
     /// Apply series patch by patch, compile the files that each touches, run checkpatch.pl; boot
@@ -161,15 +171,9 @@ struct MutantsArgs {
     machine: String,
 }
 
-fn say(tally: Tally) -> bool {
-    let Tally { passed, failed, skipped } = tally;
-    report::say(&format!("zdvm: {passed} passed, {failed} failed, {skipped} skipped\n"));
-    tally.failed == 0
-}
-
 fn cmd_run(repo: &std::path::Path, args: &RunArgs) -> Result<bool> {
     let tally = runs::run_all(repo, args)?;
-    Ok(args.list || say(tally))
+    Ok(args.list || tally.say())
 }
 
 fn cmd_patch_check(repo: &std::path::Path, args: &PatchCheckArgs) -> Result<bool> {
@@ -215,7 +219,7 @@ fn cmd_patch_check(repo: &std::path::Path, args: &PatchCheckArgs) -> Result<bool
         tally.passed += found.passed;
         tally.failed += found.failed;
     }
-    Ok(say(tally))
+    Ok(tally.say())
 }
 
 fn cmd_compare(repo: &std::path::Path, args: &CompareArgs) -> Result<bool> {
@@ -272,6 +276,9 @@ fn work(cli: &Cli) -> Result<bool> {
     let repo = repo::find(cli.repo.clone())?;
     match &cli.command {
         Cmd::Run(args) => return cmd_run(&repo, args),
+        Cmd::Test(args) => return campaign::test(&repo, args),
+        Cmd::Bench(args) => return campaign::bench(&repo, args),
+        Cmd::Check(args) => return check::command(&repo, args),
         Cmd::Compare(args) => return cmd_compare(&repo, args),
         Cmd::Reproduce(args) => return reproduce::command(&repo, args),
         Cmd::Mutants(args) => return cmd_mutants(&repo, args),

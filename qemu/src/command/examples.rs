@@ -7,6 +7,8 @@ Examples:
   ./zdvm doctor                          what this machine lacks, and the command that mends it
   ./zdvm run                             build, boot, test the patched kernel, print the verdict
   ./zdvm run --suite selftests --filter '^fork' --repeat 10
+  ./zdvm test --short                    all tests, on the kernels that build soon
+  ./zdvm check rustfmt clippy            checks of the sources
   ./zdvm run --kdir ~/src/linux          the same with a kernel tree of yours
   ./zdvm shell                           a shell in the guest, with the module loaded
   ./zdvm report build/runs/latest        a page to look at, of one run or of several side by side
@@ -55,3 +57,13 @@ Examples:
   ./zdvm reproduce --filter ksm                       the cases about KSM
 
 Exit status: 0 if every case fails before and passes after, 1 if not, 2 usage or environment.";
+
+/// Examples of `zdvm check --help`.
+pub const CHECK: &str = "\
+Examples:
+  ./zdvm check --list                                 what there is
+  ./zdvm check                                        all of it
+  ./zdvm check rustfmt clippy compile-fail
+  ./zdvm check rustfmt --write                        format the code
+
+Exit status: 0 if all checks passed, 1 if not, 2 usage or environment.";

@@ -2,6 +2,8 @@
 //! The commands of the program.
 
 pub mod bisect;
+pub mod campaign;
+pub mod check;
 pub mod compare;
 pub mod doctor;
 pub mod examples;

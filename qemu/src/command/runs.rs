@@ -93,15 +93,20 @@ pub struct RunArgs {
     pub keep_going: bool,
 }
 
+/// The kernel whose results the user's own tree is expected to give, by its version and its patches.
+pub fn expected(matrix: &Matrix, dir: &Path, objdir: Option<&Path>) -> Result<String> {
+    let source = kdir::find(dir, objdir)?.source;
+    let (name, why) = results::expected(matrix, &source)?;
+    eprintln!("zdvm: {why}");
+    Ok(name)
+}
+
 /// The names of the kernels; for the user's own tree, the kernel whose results it is expected to
 /// give.
 pub fn names(matrix: &Matrix, which: &Which) -> Result<Vec<String>> {
     if let Some(dir) = &which.kdir {
-        let source = kdir::find(dir, which.objdir.as_deref())?.source;
         let Some(name) = &which.expect else {
-            let (name, why) = results::expected(matrix, &source)?;
-            eprintln!("zdvm: {why}");
-            return Ok(vec![name]);
+            return Ok(vec![expected(matrix, dir, which.objdir.as_deref())?]);
         };
         matrix.kernel(name)?;
         return Ok(vec![name.clone()]);

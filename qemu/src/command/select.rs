@@ -11,13 +11,13 @@ use crate::plan::expected::Selection;
 pub struct Select {
     /// Run only this suite; may be given more than once.
     #[arg(long = "suite")]
-    suites: Vec<String>,
+    pub suites: Vec<String>,
     /// Run only tests whose name matches this regular expression.
     #[arg(long)]
-    filter: Option<String>,
+    pub filter: Option<String>,
     /// Run the slow tests, too.
     #[arg(long)]
-    full: bool,
+    pub full: bool,
 }
 
 impl Select {

@@ -10,6 +10,7 @@ use serde::{Deserialize, Deserializer};
 use zdvm_guest::plan::Kind;
 
 use crate::judge::taint;
+use crate::plan::campaign::CampaignRun;
 use crate::plan::expected::{self, Expected, On, Pattern, Place, Selection};
 use crate::plan::planned::{Known, Planned};
 
@@ -31,6 +32,10 @@ pub struct Matrix {
     pub suite: BTreeMap<String, SuiteSpec>,
     /// The order in which suites run.
     pub order: Vec<String>,
+    /// The runs of `zdvm test`, `zdvm test --short` and `zdvm bench`, by the names "full", "short"
+    /// and "bench".
+    #[serde(default)]
+    pub campaign: BTreeMap<String, Vec<CampaignRun>>,
     /// The directory of the file.
     #[serde(skip)]
     pub dir: PathBuf,
@@ -280,6 +285,25 @@ impl Matrix {
                     bail!("kernel {name} allows lines with {param}, which no machine has");
                 }
             }
+        }
+        for (name, runs) in &self.campaign {
+            for run in runs {
+                self.check_run(run).with_context(|| format!("in a run of campaign {name}"))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn check_run(&self, run: &CampaignRun) -> Result<()> {
+        if run.kernels.is_empty() {
+            bail!("no kernel is named");
+        }
+        for name in &run.kernels {
+            self.kernel(name)?;
+        }
+        self.machine(&run.machine)?;
+        for name in &run.suites {
+            self.suite(name)?;
         }
         Ok(())
     }

@@ -46,6 +46,15 @@ pub struct Tally {
     pub skipped: usize,
 }
 
+impl Tally {
+    /// Prints the numbers, and returns whether nothing failed.
+    pub fn say(self) -> bool {
+        let Self { passed, failed, skipped } = self;
+        say(&format!("zdvm: {passed} passed, {failed} failed, {skipped} skipped\n"));
+        failed == 0
+    }
+}
+
 fn row(suite: &SuiteResult) -> [usize; 8] {
     [
         suite.planned,

@@ -4,22 +4,22 @@
 # Checks that only rust/kernel and rust/bindings have unsafe code, that every file of the driver and of
 # the oracle forbids it, and that the abstractions have at most 4 unsafe blocks per 100 lines.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 
 bad=0
 if grep -nE '\bunsafe\b' -r rust samples --include='*.rs' --exclude-dir=kernel --exclude-dir=bindings |
 	grep -vE 'forbid\(unsafe_code\)|^[^:]*:[0-9]+:[[:space:]]*//'; then
-	echo "unsafe-check: the lines above belong in rust/kernel" >&2
+	echo "check unsafe: the lines above belong in rust/kernel" >&2
 	bad=1
 fi
 for f in $(find rust/driver rust/audit samples -name '*.rs'); do
 	grep -q '^#!\[forbid(unsafe_code)\]' "$f" ||
-		{ echo "unsafe-check: $f does not forbid unsafe_code" >&2; bad=1; }
+		{ echo "check unsafe: $f does not forbid unsafe_code" >&2; bad=1; }
 done
-blocks=$(cat rust/kernel/*.rs rust/kernel/mm/*.rs | grep -vE '^[[:space:]]*//' | grep -cE 'unsafe (\{|impl)' || true)
-lines=$(cat rust/kernel/*.rs rust/kernel/mm/*.rs | wc -l)
+blocks=$(find rust/kernel -name '*.rs' -exec cat {} + | grep -vE '^[[:space:]]*//' | grep -cE 'unsafe (\{|impl)' || true)
+lines=$(find rust/kernel -name '*.rs' -exec cat {} + | wc -l)
 awk -v b="$blocks" -v l="$lines" 'BEGIN {
-	printf "unsafe-check: rust/kernel: %d unsafe blocks in %d lines, %.1f per 100\n", b, l, 100 * b / l
+	printf "check unsafe: rust/kernel: %d unsafe blocks in %d lines, %.1f per 100\n", b, l, 100 * b / l
 	exit 100 * b / l > 4
-}' || { echo "unsafe-check: more than 4 per 100 lines" >&2; bad=1; }
+}' || { echo "check unsafe: more than 4 per 100 lines" >&2; bad=1; }
 exit $bad
