@@ -16,7 +16,14 @@ use crate::{
         Auditor,
         Moment, //
     },
-    mm::once::read_once, //
+    mm::{
+        module_scope::{
+            ModuleScope,
+            Scoped, //
+        },
+        once::read_once,
+        preempted::PreemptedTasks, //
+    }, //
 };
 use kernel::{
     mm::Mm,
@@ -113,6 +120,7 @@ pub(super) struct Core {
     pub(super) auditor: Auditor,
     #[pin]
     pub(super) around: FaultAround,
+    pub(super) preempted: Scoped<PreemptedTasks>,
     /// Whether chunks keep a ledger.
     pub(super) keeps_ledger: bool,
     /// The moment of a check about which user space gave no guarantee.
@@ -120,16 +128,22 @@ pub(super) struct Core {
 }
 
 impl Core {
-    /// Makes the data of the device called `name`. May sleep.
-    pub(super) fn new(name: &'static CStr, config: &Config) -> Result<Arc<Self>> {
+    /// Makes the data of the device called `name`, which registers deferred work in `scope`. May sleep.
+    pub(super) fn new(
+        name: &'static CStr,
+        config: &Config,
+        scope: &Arc<ModuleScope>,
+    ) -> Result<Arc<Self>> {
         let auditor = Auditor::new(config.policy, name)?;
         let around = FaultAround::new()?;
+        let preempted = Scoped::new(scope, PreemptedTasks::new())?;
         Arc::pin_init(
             pin_init!(Self {
                 stats: Stats::new(),
                 fail_alloc <- FailAlloc::new(),
                 auditor <- auditor,
                 around <- around,
+                preempted,
                 keeps_ledger: config.ledger,
                 // If faults may be injected the device is under test, and every reference counts.
                 moment: if config.inject {

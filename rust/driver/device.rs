@@ -244,7 +244,7 @@ impl Device {
         location: Location,
         scope: &Arc<ModuleScope>,
     ) -> Result<Arc<Self>> {
-        let core = Core::new(name, &config)?;
+        let core = Core::new(name, &config, scope)?;
         let owner = PgmapOwner::in_scope(scope.clone())?;
         let memory = Memory {
             chunks: [const { None }; MAX_CHUNKS],

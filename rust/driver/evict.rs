@@ -36,10 +36,7 @@ use crate::{
             SystemFolio,
             SystemFolios, //
         },
-        task::{
-            check_signals,
-            wait_for_preempted, //
-        }, //
+        task::check_signals, //
     },
     stamp::{
         may_log,
@@ -435,7 +432,9 @@ impl Device {
         }
         if !found.is_empty() && moment == Moment::Busy {
             // A task that moves one of them may have been preempted for longer than the eviction waited.
-            wait_for_preempted();
+            if self.core.preempted.wait().is_err() {
+                return;
+            }
         }
         for (n, (chunk, index, violation)) in found.iter().enumerate() {
             // A console is slow, and a killed task must end.

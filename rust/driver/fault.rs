@@ -24,10 +24,7 @@ use crate::{
         },
         migrate::PfnBuffer,
         system_folio::SystemFolio,
-        task::{
-            check_signals,
-            wait_for_preempted, //
-        },
+        task::check_signals,
         PAGE_SIZE, //
     },
 };
@@ -137,10 +134,10 @@ impl Core {
         if self.moment == Moment::Quiet {
             return true;
         }
-        wait_for_preempted();
-        (0..FAULT_LOOKS).all(|_| {
-            fsleep(Delta::from_millis(1));
-            check_signals().is_ok() && check_settled(fault.folio(), 1) == Some(violation)
-        })
+        self.preempted.wait().is_ok()
+            && (0..FAULT_LOOKS).all(|_| {
+                fsleep(Delta::from_millis(1));
+                check_signals().is_ok() && check_settled(fault.folio(), 1) == Some(violation)
+            })
     }
 }

@@ -24,7 +24,6 @@ use crate::{
     audit::{
         check_settled,
         Event,
-        Moment,
         Violation, //
     },
     mm::{
@@ -138,28 +137,31 @@ impl Device {
             }
         }
         drop(done);
-        judge_lasting(&mut suspects, self.moment());
+        self.judge_lasting(&mut suspects);
         moved
     }
-}
 
-/// Reports the suspects that every read finds in the same state: a task that works on a folio
-/// changes its count. Sleeps as [`sleep_before`] does before each of [`looks`]; a killed task reports nothing.
-fn judge_lasting(suspects: &mut [Option<(Settled, Violation)>], moment: Moment) {
-    for look in looks(moment) {
-        if suspects.iter().all(Option::is_none) || check_signals().is_err() {
-            return;
-        }
-        sleep_before(look);
-        for suspect in suspects.iter_mut() {
-            let healed = suspect.take_if(|(settled, first)| settled.check() != Some(*first));
-            if let Some((settled, _)) = healed {
-                settled.chunk.ops().heal(1);
+    /// Reports the suspects that every read finds in the same state: a task that works on a folio changes its
+    /// count. Sleeps as [`sleep_before`] does before each of [`looks`]. A killed task reports nothing, nor does
+    /// one that has waited in vain.
+    fn judge_lasting(&self, suspects: &mut [Option<(Settled, Violation)>]) {
+        for look in looks(self.moment()) {
+            if suspects.iter().all(Option::is_none)
+                || check_signals().is_err()
+                || sleep_before(look, &self.core.preempted).is_err()
+            {
+                return;
+            }
+            for suspect in suspects.iter_mut() {
+                let healed = suspect.take_if(|(settled, first)| settled.check() != Some(*first));
+                if let Some((settled, _)) = healed {
+                    settled.chunk.ops().heal(1);
+                }
             }
         }
-    }
-    for (settled, violation) in suspects.iter().flatten() {
-        settled.chunk.ops().judge(settled.index, Some(*violation));
+        for (settled, violation) in suspects.iter().flatten() {
+            settled.chunk.ops().judge(settled.index, Some(*violation));
+        }
     }
 }
 

@@ -10,6 +10,7 @@ use super::{
         lock_killable,
         Device, //
     },
+    devmem::MAX_CHUNKS,
     verify::{
         looks,
         sleep_before, //
@@ -33,10 +34,7 @@ use crate::{
         page::PageView,
         pagemap::DevPagemap,
         registration::PagemapRef,
-        task::{
-            check_signals,
-            wait_for_preempted, //
-        }, //
+        task::check_signals, //
     },
     params::param_strict, //
 };
@@ -84,7 +82,8 @@ impl Device {
     ///
     /// # Errors
     ///
-    /// `EINTR` on a fatal signal.
+    /// `EINTR` on a fatal signal. `ETIMEDOUT` when it cannot be told whether what was found lasts, because
+    /// tasks are kept waiting for a processor. `ENOMEM`.
     pub(super) fn audit(&self, moment: Moment) -> Result<AuditCounts> {
         let mut counts = AuditCounts::default();
         for chunk in self.chunks() {
@@ -93,11 +92,11 @@ impl Device {
             counts.free += found.free;
             counts.used += found.used;
             counts.found += found.found;
-            let leak = self.core.auditor.is_on() && {
-                let leak = leaked(&chunk, moment);
-                chunk.ops().judge(0, leak)
-            };
-            counts.found += u64::from(leak);
+        }
+        if self.core.auditor.is_on() {
+            for (chunk, leak) in self.leaks(moment, |_| true)? {
+                counts.found += u64::from(chunk.ops().judge(0, Some(leak)));
+            }
         }
         Ok(counts)
     }
@@ -136,7 +135,7 @@ impl Device {
                 chunk.ops().heal(suspects);
                 return Ok(counts);
             }
-            sleep_before(look);
+            sleep_before(look, &self.core.preempted)?;
             let mut seen = 0;
             counts = scan_chunk(chunk, moment, |index, outcome| {
                 if index >= signs.len() {
@@ -187,10 +186,55 @@ impl Device {
         Ok(counts)
     }
 
-    /// I6: checks chunk `number`, which is to be removed. Returns whether it cannot be. May sleep.
+    /// I6: checks chunk `number`, which is to be removed. Returns whether it cannot be, as far as can be told.
+    /// May sleep.
     pub(super) fn report_leak(&self, number: usize) -> bool {
-        self.chunk(number)
-            .is_some_and(|chunk| chunk.ops().judge(0, leaked(&chunk, self.moment())))
+        let Ok(leaks) = self.leaks(self.moment(), |other| other == number) else {
+            return true;
+        };
+        let mut found = false;
+        for (chunk, leak) in leaks {
+            found |= chunk.ops().judge(0, Some(leak));
+        }
+        found
+    }
+
+    /// I6: the chunks, of those whose numbers `is_wanted` accepts, whose pagemaps have unexplained
+    /// references. May sleep if one seems to have some.
+    ///
+    /// # Errors
+    ///
+    /// `EINTR` on a fatal signal. `ETIMEDOUT` when that cannot be told in time.
+    fn leaks(
+        &self,
+        moment: Moment,
+        is_wanted: impl Fn(usize) -> bool,
+    ) -> Result<impl Iterator<Item = (PagemapRef<Chunk>, Violation)> + '_> {
+        let read = || -> Result<_> {
+            let mut excess = [0; MAX_CHUNKS];
+            for chunk in self.chunks() {
+                check_signals()?;
+                let number = chunk.ops().number();
+                if is_wanted(number) {
+                    excess[number] = chunk.settled_excess().unwrap_or(0);
+                }
+            }
+            Ok(excess)
+        };
+        let mut excess = read()?;
+        if moment == Moment::Busy && excess.iter().any(|&excess| excess != 0) {
+            // A task that frees or takes a page may have been preempted.
+            self.core.preempted.wait()?;
+            for (first, second) in excess.iter_mut().zip(read()?) {
+                if *first != second {
+                    *first = 0;
+                }
+            }
+        }
+        Ok(self.chunks().filter_map(move |chunk| {
+            let leak = check_pagemap(chunk.page(0)?, excess[chunk.ops().number()])?;
+            Some((chunk, leak))
+        }))
     }
 
     /// I6: checks when a file is closed. A pagemap with an unexplained reference cannot be
@@ -204,13 +248,17 @@ impl Device {
             return;
         };
         let mut leaks = false;
-        for chunk in self.chunks() {
-            if let Some(leak) = leaked(&chunk, self.moment()) {
-                leaks = true;
-                if pin.is_none() {
-                    chunk.ops().judge(0, Some(leak));
+        match self.leaks(self.moment(), |_| true) {
+            Ok(found) => {
+                for (chunk, leak) in found {
+                    leaks = true;
+                    if pin.is_none() {
+                        chunk.ops().judge(0, Some(leak));
+                    }
                 }
             }
+            // It stays as it is until the next file is closed.
+            Err(_) => return,
         }
         match (leaks, pin.is_some()) {
             (true, false) => {
@@ -300,17 +348,4 @@ fn scan_chunk(
 /// I11: checks `page`, if strict mode is on.
 fn check_entries(page: PageView<'_>) -> Option<Violation> {
     param_strict().then(|| check_mapped(page))?
-}
-
-/// I6: the violation of a pagemap with unexplained references. May sleep if it seems to have some.
-fn leaked(chunk: &PagemapRef<Chunk>, moment: Moment) -> Option<Violation> {
-    let excess = chunk.settled_excess()?;
-    if excess != 0 && moment == Moment::Busy {
-        // A task that frees or takes a page may have been preempted.
-        wait_for_preempted();
-        if chunk.settled_excess()? != excess {
-            return None;
-        }
-    }
-    check_pagemap(chunk.page(0)?, excess)
 }

@@ -23,16 +23,17 @@ use crate::{
         memory_type::MemoryType,
         migrate::Copied,
         moved::Moved,
-        task::{
-            check_signals,
-            wait_for_preempted, //
-        }, //
+        preempted::PreemptedTasks,
+        task::check_signals, //
     },
 };
 use core::ops::Range;
-use kernel::time::{
-    delay::fsleep,
-    Delta, //
+use kernel::{
+    prelude::*,
+    time::{
+        delay::fsleep,
+        Delta, //
+    }, //
 };
 
 /// The number of reads, a millisecond apart, before a count is taken as permanent.
@@ -53,11 +54,16 @@ pub(super) fn looks(moment: Moment) -> Range<usize> {
 
 /// Sleeps before look number `look` of [`looks`], for a millisecond, and before the first one that is to find
 /// preempted tasks gone on until they have.
-pub(super) fn sleep_before(look: usize) {
+///
+/// # Errors
+///
+/// As [`PreemptedTasks::wait`]; then nothing that was found counts.
+pub(super) fn sleep_before(look: usize, preempted: &PreemptedTasks) -> Result {
     if look == TRIES {
-        wait_for_preempted();
+        preempted.wait()?;
     }
     fsleep(Delta::from_millis(1));
+    Ok(())
 }
 
 /// The first violations that one read of the moved folios of `migration` finds.
@@ -83,7 +89,8 @@ impl Core {
     /// Checks I3 and I9 after core mm has moved the contents and before anything is mapped. Returns
     /// whether there was no violation. `last` returns the last transition of a page frame of the
     /// device. May sleep for [`TRIES`] milliseconds, however many folios are suspect, and once more at a
-    /// busy moment, after the wait for preempted tasks; a killed task reports nothing.
+    /// busy moment, after the wait for preempted tasks, which is bounded. A killed task reports nothing, nor
+    /// does one that has waited in vain.
     #[inline]
     pub(super) fn check_moved(
         &self,
@@ -109,10 +116,9 @@ impl Core {
             if found.iter().all(Option::is_none) {
                 return true;
             }
-            if check_signals().is_err() {
+            if check_signals().is_err() || sleep_before(look, &self.preempted).is_err() {
                 return false;
             }
-            sleep_before(look);
             // A task that works on a folio changes its count.
             let again = suspects(migration);
             for violation in &mut found {

@@ -49,6 +49,7 @@ pub(crate) mod free_stack;
 pub(crate) mod hmm;
 pub(crate) mod inspect;
 mod kept;
+mod killable;
 pub(crate) mod locked_memory;
 pub(crate) mod mapped;
 pub(crate) mod memory_type;
@@ -72,6 +73,7 @@ mod pagemap_pfns;
 mod pagemap_refs;
 pub(crate) mod pfn_buffer;
 pub(crate) mod pin;
+pub(crate) mod preempted;
 #[cfg(CONFIG_KUNIT = "y")]
 pub(crate) mod prelude;
 pub(crate) mod range;

@@ -18,6 +18,7 @@ use crate::bindings;
 use core::{
     marker::PhantomPinned,
     mem::ManuallyDrop,
+    ops::Deref,
     ptr::NonNull, //
 };
 use kernel::{
@@ -280,6 +281,14 @@ impl<C: Callbacks> Scoped<C> {
             inner: ManuallyDrop::new(inner),
             entry: Some(entry),
         })
+    }
+}
+
+impl<C: Callbacks> Deref for Scoped<C> {
+    type Target = C;
+
+    fn deref(&self) -> &C {
+        &self.inner
     }
 }
 

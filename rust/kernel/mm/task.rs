@@ -25,17 +25,6 @@ pub(crate) fn check_signals() -> Result {
     }
 }
 
-/// Waits until each task that was preempted in the kernel has gone on, to user mode or to sleep of its
-/// own accord: what it was in the midst of is over. May sleep for as long as the scheduler keeps such a
-/// task waiting, also if the caller is killed.
-///
-/// Wraps `synchronize_rcu_tasks()`. A kernel with preemption but without `CONFIG_TASKS_RCU` does not
-/// know when that is; there it only waits for a while.
-pub(crate) fn wait_for_preempted() {
-    // SAFETY: The caller may sleep, as the contract of this function says; nothing else is asked.
-    unsafe { bindings::zdm_wait_for_preempted() };
-}
-
 /// A point in time, in jiffies.
 pub(super) struct Deadline(usize);
 
