@@ -14,8 +14,7 @@
 //! 3. `mmap_lock` of the mirrored process
 //! 4. folio locks, and under them `FailAlloc::list`; nothing but the allocator is called under the
 //!    latter
-//! 5. `HmmMirror`'s table and the lock of a snapshot, never held together, taken by interval
-//!    notifiers too: nothing that waits for reclaim or faults below them
+//! 5. `HmmMirror`'s table, taken by interval notifiers too: nothing that waits for reclaim or faults below it
 //! 6. `Device::memory`, a spinlock
 //! 7. `FaultAround::files`, a spinlock below which no other lock is taken
 //! 8. `Auditor::records`, a spinlock that `folio_free` takes under whatever its caller holds, in

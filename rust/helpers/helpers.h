@@ -75,6 +75,7 @@ unsigned long zdm_migrate_select_generic(void);
 unsigned int zdm_pgmap_migratable_flags(enum memory_type type);
 
 void zdm_mmu_interval_set_seq(struct mmu_interval_notifier *sub, unsigned long seq);
+unsigned long zdm_mmu_interval_seq(struct mmu_interval_notifier *sub);
 bool zdm_mmu_interval_read_retry(struct mmu_interval_notifier *sub, unsigned long seq);
 bool zdm_fatal_signal_pending(void);
 int zdm_mmap_read_lock_killable(struct mm_struct *mm);

@@ -249,6 +249,11 @@ void zdm_mmu_interval_set_seq(struct mmu_interval_notifier *sub, unsigned long s
 	mmu_interval_set_seq(sub, seq);
 }
 
+unsigned long zdm_mmu_interval_seq(struct mmu_interval_notifier *sub)
+{
+	return READ_ONCE(sub->invalidate_seq);
+}
+
 bool zdm_mmu_interval_read_retry(struct mmu_interval_notifier *sub, unsigned long seq)
 {
 	return mmu_interval_read_retry(sub, seq);

@@ -98,7 +98,7 @@ impl HmmMirror {
         let mut faulted = false;
         loop {
             check_signals()?;
-            let seq = self.notifier.read_begin(span);
+            let seq = self.notifier.read_begin(span)?;
             if self.notifier.lock().is_exclusive(index) {
                 return Ok(false);
             }

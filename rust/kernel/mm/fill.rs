@@ -84,7 +84,7 @@ impl HmmMirror {
     /// held that an invalidation waits for.
     pub(crate) fn watch(&self, range: PageRange) -> Option<Watch<'_>> {
         let span = Span::of(range);
-        let seq = self.notifier.read_begin(span);
+        let seq = self.notifier.read_begin(span).ok()?;
         let table = self.notifier.lock_if_fresh(seq)?;
         let slot = table.watches.begin(span)?;
         drop(table);

@@ -266,13 +266,15 @@ impl HmmMirror {
                 dev_private_owner: owner,
             };
             let seq = if unlocked {
+                // The C function begins a sequence itself, and then waits only for what has come since.
+                self.notifier.read_begin(span)?;
                 let begun = self.notifier.before_read(span);
                 // SAFETY: `pfns` has an entry for each page of the range. The notifier is of `mm`,
                 // which has users while it is borrowed, and whose mmap lock is not held.
                 unsafe { range_fault_unlocked(&mut hmm_range) }
                     .and_then(|()| self.notifier.read_by(&hmm_range, begun).ok_or(EFAULT))
             } else {
-                let seq = self.notifier.read_begin(span);
+                let seq = self.notifier.read_begin(span)?;
                 hmm_range.notifier_seq = seq.number();
                 // SAFETY: `pfns` has an entry for each page of the range. The notifier is of `mm`,
                 // and the number in `hmm_range` is of a sequence that was begun with it.

@@ -4,12 +4,17 @@
 //!
 //! C header: [`include/linux/mmu_notifier.h`](srctree/include/linux/mmu_notifier.h)
 
+#[cfg(CONFIG_KUNIT = "y")]
+use super::range::PageRange;
 use super::{
     changes::{
         Changes,
         Span, //
     },
-    range::PageRange,
+    killable::{
+        Blocking,
+        KillableWait, //
+    },
     PAGE_SHIFT, //
 };
 use crate::bindings;
@@ -135,6 +140,21 @@ pub(super) struct Begun {
     count: usize,
 }
 
+/// The end of the invalidation whose sequence a subscription has.
+struct Invalidation(*mut bindings::mmu_interval_notifier);
+
+// SAFETY: A subscription may be used on any thread.
+unsafe impl Send for Invalidation {}
+// SAFETY: Core mm locks the subscription by itself.
+unsafe impl Sync for Invalidation {}
+
+impl Blocking for Invalidation {
+    fn block(&self) {
+        // SAFETY: The notifier that has the subscription ends the wait before it removes the subscription.
+        unsafe { bindings::mmu_interval_read_begin(self.0) };
+    }
+}
+
 /// What the lock of a notifier protects.
 #[pin_data]
 struct Protected<T> {
@@ -179,6 +199,9 @@ pub(super) struct MmuIntervalNotifier<T: IntervalOps> {
     mm: ARef<Mm>,
     #[pin]
     data: Mutex<Protected<T>>,
+    /// For tasks that the end of this address space's tasks does not end.
+    #[pin]
+    end: KillableWait<Invalidation>,
 }
 
 // SAFETY: The subscription may be used and removed on any thread, and `T` is `Send`.
@@ -202,7 +225,8 @@ impl<T: IntervalOps> MmuIntervalNotifier<T> {
     }
 
     /// Subscribes to `range` of `mm`. May sleep.
-    pub(super) fn for_range<'a>(
+    #[cfg(CONFIG_KUNIT = "y")]
+    fn for_range<'a>(
         mm: &'a MmWithUser,
         range: PageRange,
         data: impl PinInit<T> + 'a,
@@ -219,7 +243,9 @@ impl<T: IntervalOps> MmuIntervalNotifier<T> {
     ) -> impl PinInit<Self, Error> + 'a {
         let raw_mm = mm.as_raw();
         // The callback may run as soon as the subscription is in, so it comes last.
-        try_pin_init!(Self {
+        try_pin_init!(&this in Self {
+            // SAFETY: `drop()` disables it. The pointer is not dereferenced before the subscription is in.
+            end <- unsafe { KillableWait::new(Invalidation(Opaque::cast_into(&raw const (*this.as_ptr()).sub))) },
             data <- new_mutex!(
                 pin_init!(Protected {
                     changes: Changes::new(),
@@ -287,11 +313,33 @@ impl<T: IntervalOps> MmuIntervalNotifier<T> {
     }
 
     /// Begins to read the pages of `span`; waits for invalidations of them that are under way. May sleep.
-    pub(super) fn read_begin(&self, span: Span) -> ReadSeq<'_> {
+    ///
+    /// `mmu_interval_read_begin()` waits for as long as another task does what it does with its address space:
+    /// fork() may wait for memory. A task of the same process is killed together with this one. A task of
+    /// another process leaves the wait to deferred work.
+    ///
+    /// # Errors
+    ///
+    /// `EINTR` when this task is of another process, and was killed.
+    pub(super) fn read_begin(&self, span: Span) -> Result<ReadSeq<'_>> {
         let begun = self.before_read(span);
-        // SAFETY: The subscription is inserted by the type invariants.
-        let seq = unsafe { bindings::mmu_interval_read_begin(self.as_raw()) };
-        self.begun(seq, begun)
+        let seq = if self.is_own() {
+            // SAFETY: The subscription is inserted by the type invariants.
+            unsafe { bindings::mmu_interval_read_begin(self.as_raw()) }
+        } else {
+            self.end.wait(None)?;
+            // An invalidation that has begun since is in `changes`, and the reader begins again.
+            // SAFETY: The subscription is inserted by the type invariants.
+            unsafe { bindings::zdm_mmu_interval_seq(self.as_raw()) }
+        };
+        Ok(self.begun(seq, begun))
+    }
+
+    /// Whether the current task is of the address space.
+    fn is_own(&self) -> bool {
+        let task = current!();
+        task.mm()
+            .is_some_and(|mm| core::ptr::eq(mm.as_raw(), self.mm.as_raw()))
     }
 
     /// To be called before core mm itself begins to read `span`, for [`MmuIntervalNotifier::read_by`]. May
@@ -358,6 +406,7 @@ impl<T: IntervalOps> MmuIntervalNotifier<T> {
 #[pinned_drop]
 impl<T: IntervalOps> PinnedDrop for MmuIntervalNotifier<T> {
     fn drop(self: Pin<&mut Self>) {
+        self.end.disable();
         // SAFETY: The subscription is inserted by the type invariants. Removal waits for callbacks.
         unsafe { bindings::mmu_interval_notifier_remove(self.sub.get()) };
     }
@@ -411,14 +460,14 @@ mod tests {
         let end = start + 4 * PAGE_SIZE;
         let watch = watch(start + PAGE_SIZE, 2)?;
         let all = Span::of(PageRange::new(start, 4)?);
-        let seq = watch.read_begin(all);
+        let seq = watch.read_begin(all)?;
         assert_eq!(state(&watch, seq), (0, false));
         munmap(start, PAGE_SIZE)?;
         munmap(end - PAGE_SIZE, PAGE_SIZE)?;
         assert_eq!(state(&watch, seq), (0, false));
         munmap(end - 2 * PAGE_SIZE, PAGE_SIZE)?;
         assert_eq!(state(&watch, seq), (1, true));
-        let seq = watch.read_begin(all);
+        let seq = watch.read_begin(all)?;
         assert_eq!(state(&watch, seq), (1, false));
         Ok(())
     }
@@ -429,14 +478,14 @@ mod tests {
         let watch = watch(start, 4)?;
         let low = Span::of(PageRange::new(start, 2)?);
         let high = Span::of(PageRange::new(start + 2 * PAGE_SIZE, 2)?);
-        let (one, other) = (watch.read_begin(low), watch.read_begin(high));
+        let (one, other) = (watch.read_begin(low)?, watch.read_begin(high)?);
         munmap(start, PAGE_SIZE)?;
         assert_eq!(
             (state(&watch, one), state(&watch, other)),
             ((1, true), (1, false))
         );
         // A reader of what has changed sets the sequence, which is that of all readers.
-        let one = watch.read_begin(low);
+        let one = watch.read_begin(low)?;
         assert_eq!(
             (state(&watch, one), state(&watch, other)),
             ((1, false), (1, true))
@@ -449,8 +498,8 @@ mod tests {
         let start = mmap_anon(2 * PAGE_SIZE)?;
         let (one, other) = (watch(start, 1)?, watch(start, 1)?);
         let page = Span::of(PageRange::new(start, 1)?);
-        assert_eq!(state(&one, one.read_begin(page)), (0, false));
-        assert_eq!(state(&one, other.read_begin(page)), (0, true));
+        assert_eq!(state(&one, one.read_begin(page)?), (0, false));
+        assert_eq!(state(&one, other.read_begin(page)?), (0, true));
         Ok(())
     }
 }

@@ -18,11 +18,6 @@ use super::{
         Memory,
         MemoryKinds, //
     },
-    notifier::{
-        IntervalOps,
-        MmuIntervalNotifier,
-        NotifierRange, //
-    },
     pfn_buffer::MAX_PAGES,
     range::PageRange,
     task::{
@@ -33,10 +28,7 @@ use super::{
     PAGE_SIZE, //
 };
 use crate::bindings;
-use core::{
-    marker::PhantomData,
-    pin::Pin, //
-};
+use core::marker::PhantomData;
 use kernel::{
     mm::MmWithUser,
     prelude::*, //
@@ -184,7 +176,7 @@ impl Seen {
 }
 
 /// Addresses in a row that look the same, in the place of the entry of the first one: what they look like,
-/// and how many they are. It stays when the lock of the snapshot is released.
+/// and how many they are. It stays when the lock of the table is released.
 #[derive(Clone, Copy)]
 struct Summary(usize);
 
@@ -210,18 +202,11 @@ impl Summary {
 
 const _: () = assert!(SNAPSHOT_PAGES < 1 << Summary::SEEN);
 
-/// A snapshot has nothing to forget: whatever changes, all of it is taken again.
-struct Nothing;
-
-impl IntervalOps for Nothing {
-    fn invalidate(&self, _range: &NotifierRange<'_>) {}
-}
-
 /// An address that a snapshot looks at, to be asked for the page while it is mapped.
 ///
 /// # Invariants
 ///
-/// For `'a` the lock of the snapshot is held under which the sequence was checked that `entry` was
+/// For `'a` the lock of the table is held under which the sequence was checked that `entry` was
 /// obtained for `address` in.
 pub(super) struct Place<'a> {
     entry: HmmEntry,
@@ -339,7 +324,7 @@ impl HmmMirror {
     }
 
     /// As [`HmmMirror::snapshot_parts`], but that `f` also gets the place, for the page. It is mapped until
-    /// `f` returns. `f` is called with the lock of the snapshot held, which invalidations wait for: it must
+    /// `f` returns. `f` is called with the lock of the table held, which invalidations wait for: it must
     /// neither sleep nor be a driver's.
     pub(super) fn look<T>(
         &self,
@@ -356,7 +341,7 @@ impl HmmMirror {
         self.each_part(range, room, look, |_, _| {}, part)
     }
 
-    /// Calls `look`, with the lock of the snapshot held, and then `each`, without it, for the pages of
+    /// Calls `look`, with the lock of the table held, and then `each`, without it, for the pages of
     /// `range`, those in a row together that look the same, with an element of `room` for each. Calls `part`
     /// with the elements whenever they are used up, and at the end.
     #[inline]
@@ -381,11 +366,6 @@ impl HmmMirror {
             &mut many[..]
         };
         let mm = self.mm().mmget_not_zero().ok_or(EINVAL)?;
-        pin_init::stack_try_pin_init!(
-            let notifier: MmuIntervalNotifier<Nothing> =
-                MmuIntervalNotifier::for_range(&mm, range, Nothing)
-        );
-        let notifier: Pin<&mut MmuIntervalNotifier<Nothing>> = notifier?;
         let kinds = MemoryKinds::new(self.owner());
         let mut filled = 0;
         let mut left = Some(range);
@@ -394,7 +374,7 @@ impl HmmMirror {
             let pages = batch.pages();
             let out = &mut room[filled..filled + pages];
             let mut at = 0;
-            self.each_run(&notifier, &mm, batch, pfns, &kinds, |seen, run| {
+            self.each_run(&mm, batch, pfns, &kinds, |seen, run| {
                 let first = at;
                 at += run.pfns.len();
                 look(&mut out[first..at], seen, run);
@@ -416,13 +396,12 @@ impl HmmMirror {
         Ok(())
     }
 
-    /// Calls `look`, with the lock of `notifier` held, for each run of pages of `range` that look the same, in
+    /// Calls `look`, with the lock of the table held, for each run of pages of `range` that look the same, in
     /// their order, with what they look like. `pfns` has room for the range. In the place of the first page
     /// of each run it holds the [`Summary`] afterwards.
     #[inline]
     fn each_run(
         &self,
-        notifier: &MmuIntervalNotifier<Nothing>,
         mm: &MmWithUser,
         range: PageRange,
         pfns: &mut [usize],
@@ -436,9 +415,9 @@ impl HmmMirror {
             if deadline.passed() {
                 return Err(EBUSY);
             }
-            let seq = notifier.read_begin(Span::of(range));
+            let seq = self.notifier.read_begin(Span::of(range))?;
             let mut hmm_range = bindings::hmm_range {
-                notifier: notifier.as_raw(),
+                notifier: self.notifier.as_raw(),
                 notifier_seq: seq.number(),
                 start: range.start(),
                 end: range.end(),
@@ -453,7 +432,7 @@ impl HmmMirror {
                 Err(err) if err == EBUSY => continue,
                 other => other?,
             };
-            let Some(_lock) = notifier.lock_if_fresh(seq) else {
+            let Some(_lock) = self.notifier.lock_if_fresh(seq) else {
                 continue;
             };
             let (mut pfns, mut address) = (pfns, range.start());

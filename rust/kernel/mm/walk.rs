@@ -461,7 +461,9 @@ impl HmmMirror {
             return false;
         };
         let (first, last) = (index, index);
-        let seq = self.notifier.read_begin(Span { first, last });
+        let Ok(seq) = self.notifier.read_begin(Span { first, last }) else {
+            return false;
+        };
         let Ok(_lock) = MmapLock::read(&mm) else {
             return false;
         };
