@@ -4,8 +4,8 @@
 use crate::plan::matrix::Timeouts;
 
 /// Without fast string instructions the kernel copies and clears pages in plain loops. TCG
-/// translates loops, but executes a "rep movs" one element at a time.
-const TCG_CPU: &str = "max,-erms,-fsrm";
+/// translates loops, but executes a "rep movs" or "rep stos" one element at a time.
+const TCG_CPU: &str = "max,-erms,-fsrm,-fsrs";
 
 /// How QEMU runs the guest's code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
