@@ -23,13 +23,24 @@ use kernel::{
     }, //
 };
 
+/// The pages of a small snapshot.
+const FEW: usize = 64;
+
 impl Client {
     /// Writes a byte for each page of `range` to `to`. Returns the number of pages. May sleep.
     pub(super) fn snapshot(&self, range: PageRange, to: UserPtr) -> Result<usize> {
         let mut writer = UserSlice::new(to, range.pages()).writer();
-        let mut perms = [0; SNAPSHOT_PAGES];
+        let (mut few, mut many);
+        // To clear more room than is used would take longer than to look at a few pages.
+        let perms = if range.pages() <= FEW {
+            few = [0; FEW];
+            &mut few[..]
+        } else {
+            many = [0; SNAPSHOT_PAGES];
+            &mut many[..]
+        };
         self.mirror()
-            .snapshot_parts(range, &mut perms, perm, |perms| writer.write_slice(perms))?;
+            .snapshot_parts(range, perms, perm, |perms| writer.write_slice(perms))?;
         Ok(range.pages())
     }
 }

@@ -202,12 +202,33 @@ impl Summary {
 
 const _: () = assert!(SNAPSHOT_PAGES < 1 << Summary::SEEN);
 
+/// The time for the tries of a snapshot. It begins to run out with the first one that was in vain.
+struct Tries(Option<Deadline>);
+
+impl Tries {
+    /// Before one more try. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `EBUSY` after a second, `EINTR` for a task that was killed.
+    #[cold]
+    fn again(&mut self) -> Result {
+        check_signals()?;
+        let second = || Deadline::after_ms(bindings::HMM_RANGE_DEFAULT_TIMEOUT);
+        if self.0.get_or_insert_with(second).passed() {
+            return Err(EBUSY);
+        }
+        Ok(())
+    }
+}
+
 /// An address that a snapshot looks at, to be asked for the page while it is mapped.
 ///
 /// # Invariants
 ///
 /// For `'a` the lock of the table is held under which the sequence was checked that `entry` was
-/// obtained for `address` in.
+/// obtained for `address` in. Exclusive access that another task gets by the same mirror is no change of the
+/// sequence, and leaves the page mapped.
 pub(super) struct Place<'a> {
     entry: HmmEntry,
     address: usize,
@@ -306,7 +327,8 @@ impl HmmMirror {
     /// makes of the pages of each part, in their order. May sleep, and faults nothing in. `f` is called as by
     /// [`HmmMirror::snapshot`], and `part` without a lock, too.
     ///
-    /// The pages of a part are as they were at one moment, at most [`SNAPSHOT_PAGES`] of them.
+    /// The pages of a part are as they were at one moment, at most [`SNAPSHOT_PAGES`] of them. Only those that
+    /// another task gets exclusive access to meanwhile, by the same mirror, may be as they were at another one.
     ///
     /// # Errors
     ///
@@ -392,6 +414,9 @@ impl HmmMirror {
                 part(&room[..filled])?;
                 filled = 0;
             }
+            if left.is_some() {
+                check_signals()?;
+            }
         }
         Ok(())
     }
@@ -409,12 +434,8 @@ impl HmmMirror {
         mut look: impl FnMut(Seen, &Run<'_>),
     ) -> Result {
         let pfns = pfns.get_mut(..range.pages()).ok_or(EINVAL)?;
-        let deadline = Deadline::after_ms(bindings::HMM_RANGE_DEFAULT_TIMEOUT);
+        let mut tries = Tries(None);
         loop {
-            check_signals()?;
-            if deadline.passed() {
-                return Err(EBUSY);
-            }
             let seq = self.notifier.read_begin(Span::of(range))?;
             let mut hmm_range = bindings::hmm_range {
                 notifier: self.notifier.as_raw(),
@@ -429,10 +450,14 @@ impl HmmMirror {
             // SAFETY: `pfns` has an entry for each page, as checked above. The notifier is one of `mm`,
             // and the sequence was begun with it.
             match unsafe { range_fault(&mut hmm_range, mm, false) } {
-                Err(err) if err == EBUSY => continue,
+                Err(err) if err == EBUSY => {
+                    tries.again()?;
+                    continue;
+                }
                 other => other?,
             };
             let Some(_lock) = self.notifier.lock_if_fresh(seq) else {
+                tries.again()?;
                 continue;
             };
             let (mut pfns, mut address) = (pfns, range.start());
