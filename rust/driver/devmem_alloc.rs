@@ -64,6 +64,8 @@ pub(super) struct DevmemAlloc<'a> {
     taken: u64,
     /// Blocks for pages that have kept none.
     backing: BackingBatch,
+    /// The unused pages of the batch that have kept none, once it is known.
+    bare: Option<usize>,
     /// The chunk of the last page.
     chunk: Option<PagemapRef<Chunk>>,
     /// Pages of `chunk` that were found fit to be handed out.
@@ -85,6 +87,7 @@ impl<'a> DevmemAlloc<'a> {
             end: 0,
             taken: 0,
             backing: BackingBatch::new(),
+            bare: None,
             chunk: None,
             clean: 0..0,
             handed_out: 0,
@@ -167,11 +170,17 @@ impl<'a> DevmemAlloc<'a> {
         if order > 0 || memory != MemoryType::Private {
             return PageBacked::alloc(memory, order).ok();
         }
-        // Of the pages that are at hand, this one included, how many need as much.
+        // The other pages that are at hand and need as much: those of a batch are counted once.
+        let bare = self.bare.unwrap_or_else(|| self.count_bare());
+        self.bare = Some(bare.saturating_sub(1));
+        Backing::alloc_from(&mut self.backing, 1 + bare).ok()
+    }
+
+    /// The unused pages of the batch that have kept no block, as far as they are of the current chunk.
+    fn count_bare(&self) -> usize {
         let has_kept = |folio: &FreeFolio| self.chunk.as_ref().is_some_and(|c| c.has_kept(folio));
         let others = self.batch[self.next..self.end].iter().flatten();
-        let wanted = 1 + others.filter(|folio| !has_kept(folio)).count();
-        Backing::alloc_from(&mut self.backing, wanted).ok()
+        others.filter(|folio| !has_kept(folio)).count()
     }
 
     /// Takes a free folio, with its number.
@@ -184,6 +193,7 @@ impl<'a> DevmemAlloc<'a> {
             self.taken = log_clock();
             let room = self.wanted.clamp(1, BATCH);
             self.next = 0;
+            self.bare = None;
             let twice = {
                 let mut memory = self.device.memory();
                 let (pages, batch) = (&mut self.pages[..room], &mut self.batch[..room]);
