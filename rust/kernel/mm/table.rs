@@ -235,6 +235,7 @@ impl Table {
     /// `page` must hold the contents of the page that page number `index` maps, with at least
     /// this permission, until [`IntervalOps::invalidate`] is called for it: the sequence must
     /// have been checked since the table was locked.
+    #[inline]
     pub(super) unsafe fn store(
         &self,
         index: usize,
@@ -277,7 +278,12 @@ impl Table {
     }
 
     /// The leaf of block `number`. A block that one entry stands for gets one.
+    #[inline]
     fn leaf(&self, number: usize) -> Result<NonNull<Leaf>> {
+        (self.recent_leaf(number)).map_or_else(|| self.other_leaf(number), Ok)
+    }
+
+    fn other_leaf(&self, number: usize) -> Result<NonNull<Leaf>> {
         let (first, grant) = match self.block(number) {
             Block::Leaf(leaf) => return Ok(leaf),
             Block::Absent => (core::ptr::null_mut(), 0),
