@@ -60,14 +60,14 @@ void zdm_give_file(struct file *file)
 }
 #endif
 
-void zdm_work_init(struct work_struct *work, work_func_t func)
+void zdm_work_init(struct delayed_work *work, work_func_t func)
 {
-	INIT_WORK(work, func);
+	INIT_DELAYED_WORK(work, func);
 }
 
-bool zdm_work_queue(struct work_struct *work)
+bool zdm_work_queue(struct delayed_work *work, unsigned int ms)
 {
-	return queue_work(system_unbound_wq, work);
+	return queue_delayed_work(system_unbound_wq, work, msecs_to_jiffies(ms));
 }
 
 /*

@@ -71,7 +71,11 @@ impl Drop for ModulePin {
     }
 }
 
-/// Something to be done later, in a context that may sleep: `struct work_struct`.
+/// How long after [`Work::queue_later`] the work is done. To wake a worker at once would cost the caller more
+/// than most of what it queues the work after, and often nothing is left to be done when the time is over.
+const DELAY_MS: u32 = 20;
+
+/// Something to be done later, in a context that may sleep: `struct delayed_work`.
 ///
 /// # Invariants
 ///
@@ -80,12 +84,15 @@ impl Drop for ModulePin {
 #[repr(transparent)]
 pub(super) struct Work {
     #[pin]
-    work: Opaque<bindings::work_struct>,
+    work: Opaque<bindings::delayed_work>,
 }
 
-// SAFETY: A `work_struct` does its own locking.
+// The function gets the address of the first field, which is that of all.
+const _: () = assert!(core::mem::offset_of!(bindings::delayed_work, work) == 0);
+
+// SAFETY: A `delayed_work` does its own locking.
 unsafe impl Send for Work {}
-// SAFETY: A `work_struct` does its own locking.
+// SAFETY: A `delayed_work` does its own locking.
 unsafe impl Sync for Work {}
 
 impl Work {
@@ -109,26 +116,33 @@ impl Work {
 
     /// The work whose function was called with `raw`.
     pub(super) fn of_raw(raw: *mut bindings::work_struct) -> *mut Self {
-        Opaque::cast_from(raw).cast_mut().cast()
+        raw.cast()
     }
 
     /// Has the work done soon, at least once after this call unless it is disabled. Does not sleep.
     pub(super) fn queue(&self) {
         // SAFETY: The work is initialised by the type invariants.
-        unsafe { bindings::zdm_work_queue(self.work.get()) };
+        unsafe { bindings::zdm_work_queue(self.work.get(), 0) };
     }
 
-    /// Waits until the work is done that was queued before. May sleep.
+    /// As [`Work::queue`], in [`DELAY_MS`]. To be used for the same work instead of the other, as work that
+    /// waits for its time is not done earlier by either.
+    pub(super) fn queue_later(&self) {
+        // SAFETY: The work is initialised by the type invariants.
+        unsafe { bindings::zdm_work_queue(self.work.get(), DELAY_MS) };
+    }
+
+    /// Has the work done at once that was queued before, and waits until it is. May sleep.
     pub(super) fn flush(&self) {
         // SAFETY: The work is initialised by the type invariants.
-        unsafe { bindings::flush_work(self.work.get()) };
+        unsafe { bindings::flush_delayed_work(self.work.get()) };
     }
 
     /// Waits until the work does not run, takes it off its queue, and makes [`Work::queue`] do nothing
     /// from then on. May sleep.
     pub(super) fn disable(&self) {
         // SAFETY: The work is initialised by the type invariants of `Work`.
-        unsafe { bindings::disable_work_sync(self.work.get()) };
+        unsafe { bindings::disable_delayed_work_sync(self.work.get()) };
     }
 }
 

@@ -354,7 +354,7 @@ impl<T: PagemapOps> DevPagemap<T> {
     /// of the module afterwards.
     pub(super) fn end_use(&self, pages: usize) {
         if self.in_use.fetch_sub(FOLIO + pages, Full) == FOLIO + pages {
-            self.unpin.queue();
+            self.unpin.queue_later();
         }
     }
 
@@ -395,7 +395,7 @@ impl<T: PagemapOps> DevPagemap<T> {
             }
             if map.settled_excess() != Some(0) {
                 // A task holds a reference of the pagemap, which could not be unregistered.
-                map.unpin.queue();
+                map.unpin.queue_later();
                 return;
             }
             if map.folios() != 0 || !map.pinned.xchg(false, Full) {
