@@ -197,6 +197,8 @@ impl Setup {
             // The matrix does not know the parts of a suite that is run in parts.
             let spec = matrix.suite.get(&suite.name);
             let mut tests = spec.map(|s| s.arguments(&self.machine)).unwrap_or_default();
+            let mut settings = self.machine.settings.clone();
+            settings.extend(spec.map(|s| s.settings.clone()).unwrap_or_default());
             match suite.kind {
                 Kind::Kunit | Kind::Script => {}
                 Kind::Harness => tests.extend(names),
@@ -219,7 +221,7 @@ impl Setup {
                 timeout: limit,
                 program: self.programs.get(&suite.name).map_or("-", |p| p.0.as_str()).to_owned(),
                 tests,
-                settings: spec.map(|s| s.settings.clone()).into_iter().flatten().collect(),
+                settings: settings.into_iter().collect(),
             });
         }
         Ok(out)

@@ -171,6 +171,10 @@ pub struct MachineSpec {
     /// The parameters of the module on this machine.
     #[serde(default)]
     pub module_params: String,
+    /// Files of the guest's kernel with the values that they have while a suite runs, unless the suite has
+    /// another value.
+    #[serde(default)]
+    pub settings: BTreeMap<String, String>,
     /// The machine whose results are also expected on this one.
     pub like: Option<String>,
 }
