@@ -29,6 +29,8 @@ use crate::vm::{Machine, Watcher};
 const AUDIT: &str = "/bin/zdvm-audit";
 /// Path of the kernel tree's own driver in the guest, for suites that load it beside ours.
 const C_DRIVER: &str = "/lib/modules/test_hmm.ko";
+/// Directory of the C programs in the guest that the selftests run.
+const C_PROGRAMS: &str = "/bin/programs";
 
 /// The options of a run.
 #[derive(Clone, Debug)]
@@ -80,9 +82,11 @@ impl Setup {
         machine.vcpus = request.vcpus.unwrap_or(machine.vcpus);
         let mut packages = vec!["zdvm-guest"];
         let mut kinds = BTreeMap::new();
+        let mut c_programs = Vec::new();
         for name in request.suites {
             let kind = matrix.suite(name)?.kind()?;
             if kind == Kind::Ktap {
+                c_programs = payload::c_programs(repo)?;
                 packages.push("zdm-selftests");
             }
             kinds.insert(name.clone(), kind);
@@ -109,6 +113,10 @@ impl Setup {
             lists: BTreeMap::new(),
             tree,
         };
+        for (name, file) in c_programs {
+            let guest = format!("{C_PROGRAMS}/{name}");
+            setup.programs.insert(format!("the program {name}"), (guest, file));
+        }
         for (name, kind) in kinds {
             let (file, list) = match kind {
                 Kind::Kunit => continue,

@@ -93,6 +93,29 @@ pub fn programs(repo: &Path, packages: &[&str]) -> Result<PathBuf> {
     Ok(dir.join(TARGET).join("release"))
 }
 
+/// Builds the C programs that our selftests run, as static programs. Returns them with their names.
+pub fn c_programs(repo: &Path) -> Result<Vec<(String, PathBuf)>> {
+    let dir = repo::cache("guest")?.join(repo::key([repo.display().to_string()])).join("programs");
+    fs::create_dir_all(&dir)?;
+    let _lock = repo::lock(&dir.with_extension("lock"))?;
+    let sources = repo.join("selftests/programs");
+    let mut out = Vec::new();
+    for entry in fs::read_dir(&sources).with_context(|| sources.display().to_string())? {
+        let source = entry?.path();
+        if source.extension().is_none_or(|e| e != "c") {
+            continue;
+        }
+        let Some(name) = source.file_stem().and_then(|n| n.to_str()) else { continue };
+        let program = dir.join(name);
+        let mut command = job::command("gcc");
+        command.args(["-static", "-O2", "-Wall", "-Wextra", "-Werror", "-D_GNU_SOURCE", "-o"]);
+        command.arg(&program).arg(&source);
+        job::output(&mut command, name)?;
+        out.push((name.to_owned(), program));
+    }
+    Ok(out)
+}
+
 /// Builds the kernel's own, unmodified hmm-tests as a static program. Returns its file.
 pub fn hmm_tests(repo: &Path, tree: &Tree) -> Result<PathBuf> {
     let dir = kdir::outputs(repo, tree, "hmm")?;

@@ -74,6 +74,7 @@ mod params;
 mod pin;
 mod place;
 mod poison;
+mod programs;
 mod protect;
 mod race;
 mod release;
@@ -233,6 +234,7 @@ pub fn all() -> Vec<&'static Test> {
         exclusive::paths::TESTS,
         pin::holders::TESTS,
         holes::TESTS,
+        programs::TESTS,
         beside::TESTS,
         place::TESTS,
         mirror::TESTS,
