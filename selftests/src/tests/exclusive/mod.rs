@@ -15,7 +15,7 @@ use crate::device::{Buffer, Device, HUGE_PAGES, check_bytes, pattern_bytes};
 use crate::harness::{Child, note};
 use crate::sys::{self, Exit};
 use crate::threads;
-use crate::{check, check_eq, proc};
+use crate::{check, check_eq, numa, proc};
 
 pub const TESTS: &[Test] = &[
     test("exclusive.grant", grant),
@@ -41,9 +41,17 @@ pub const TESTS: &[Test] = &[
 
 const RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
 
+/// Keeps NUMA balancing away from the process and its children. The notifiers hear of it as they hear of
+/// mprotect(2), which ends exclusive access, and it comes when it likes.
+fn keep() {
+    // A kernel without NUMA has no such call.
+    let _ = numa::no_balancing();
+}
+
 /// Takes exclusive access to a whole buffer that holds the pattern of `seed`.
 #[track_caller]
 fn take(device: &Device, buf: &Buffer, seed: u64) -> Outcome {
+    keep();
     let n = buf.pages();
     let taken = device.exclusive(buf, 0, n).or_fail("EXCLUSIVE")?;
     check_bytes(&taken.data, seed, 0, "data that EXCLUSIVE returned")?;

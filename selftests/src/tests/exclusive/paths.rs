@@ -63,6 +63,7 @@ fn held(target: &Target, seed: u64) -> Outcome<Held> {
 
 #[track_caller]
 fn take(target: &Target, buf: &Buffer, seed: u64) -> Outcome {
+    super::keep();
     let taken = target.exclusive(buf, 0, PAGES).or_fail("EXCLUSIVE")?;
     check_bytes(&taken.data, seed, 0, "data that EXCLUSIVE returned")?;
     for page in [0, PAGES / 2, PAGES - 1] {
