@@ -113,6 +113,24 @@ impl Device {
         self.ioctl(request, buf.at(page) as usize)
     }
 
+    /// Executes any ioctl whose argument begins at a byte of a buffer, in which it may end where nothing is
+    /// mapped.
+    pub fn ioctl_within(&self, request: u64, buf: &Buffer, byte: usize) -> io::Result<()> {
+        let size = (request >> 16) as usize & 0x3fff;
+        if byte + size > buf.pages() * PAGE {
+            return Err(io::Error::other("argument out of the buffer"));
+        }
+        self.ioctl(request, buf.at(0) as usize + byte)
+    }
+
+    /// Executes any ioctl whose argument is at an address that is not of user space.
+    pub fn ioctl_at(&self, request: u64, address: u64) -> io::Result<()> {
+        match address < 0x7fff_ffff_f000 {
+            true => Err(io::Error::other("an address of user space")),
+            false => self.ioctl(request, address as usize),
+        }
+    }
+
     /// Executes any ioctl with an argument pointer that points to nothing.
     pub fn ioctl_nowhere(&self, request: u64) -> io::Result<()> {
         self.ioctl(request, NOWHERE as usize)

@@ -23,6 +23,7 @@ mod numa;
 mod pagemap;
 mod pagestate;
 mod peers;
+mod pkey;
 mod proc;
 mod swap;
 mod sys;
@@ -32,6 +33,7 @@ mod uapi;
 mod uffd;
 mod uring;
 mod vfio;
+mod vsock;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -137,6 +137,13 @@ impl Buffer {
         Self::map(0, pages, flags, -1)
     }
 
+    /// Maps memory whose pages the kernel may drop instead of writing them to swap.
+    pub fn droppable(pages: usize) -> io::Result<Self> {
+        /// MAP_DROPPABLE of linux/mman.h, since Linux 6.11. It takes the place of MAP_PRIVATE.
+        const DROPPABLE: i32 = 0x08;
+        Self::map(0, pages, DROPPABLE | libc::MAP_ANONYMOUS, -1)
+    }
+
     /// Maps private memory that grows downwards, as a stack does.
     pub fn stack(pages: usize) -> io::Result<Self> {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_GROWSDOWN;
@@ -382,6 +389,14 @@ impl Buffer {
         }
         place.mark_gone(at, n, false);
         Ok(())
+    }
+
+    /// Puts pages of the mapped file, from page `from` on, in the place of other ones, with
+    /// remap_file_pages(2).
+    pub fn remap_file(&self, first: usize, n: usize, from: usize) -> io::Result<()> {
+        let (addr, len) = (self.at(first), n * PAGE);
+        // SAFETY: Only this buffer's own pages change, by the invariant.
+        cvt(unsafe { libc::syscall(libc::SYS_remap_file_pages, addr, len, 0, from, 0) }).map(drop)
     }
 
     /// Writes pages directly from this memory with write(2).

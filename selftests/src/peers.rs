@@ -143,6 +143,16 @@ impl PidFd {
         Ok(Self(unsafe { OwnedFd::from_raw_fd(fd as i32) }))
     }
 
+    /// Gives an advice on memory of the process, at the addresses of `buf`, with process_madvise(2).
+    pub fn advise(&self, buf: &Buffer, first: usize, n: usize, advice: i32) -> io::Result<usize> {
+        let (fd, vec) = (self.0.as_raw_fd(), buf.iovec(first, n));
+        let vec = std::ptr::from_ref(&vec);
+        // SAFETY: The iovec is valid. The kernel checks the address in it, and no advice that it takes for
+        // another process changes contents.
+        cvt(unsafe { libc::syscall(libc::SYS_process_madvise, fd, vec, 1, advice, 0) })
+            .map(|n| n as usize)
+    }
+
     /// Frees the memory of the process, which is dying, with process_mrelease(2).
     pub fn free_memory(&self) -> io::Result<()> {
         let fd = self.0.as_raw_fd();

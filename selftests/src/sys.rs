@@ -53,6 +53,34 @@ pub fn fork(body: impl FnOnce() -> i32) -> io::Result<i32> {
     }
 }
 
+/// Runs `body`, whose value is the exit status, in a process that has its descriptors to itself and shares
+/// all memory with the caller, which waits for its end, as with vfork(2).
+///
+/// The caller must have a single thread.
+pub fn in_shared_memory<F: FnOnce() -> i32>(body: F) -> io::Result<Exit> {
+    const STACK: usize = 256 << 10;
+    extern "C" fn run<F: FnOnce() -> i32>(body: *mut libc::c_void) -> libc::c_int {
+        // SAFETY: The caller passes a pointer to such an option, and waits until the process has ended.
+        let body = unsafe { &mut *body.cast::<Option<F>>() }.take();
+        let run = std::panic::AssertUnwindSafe(|| body.map_or(102, |body| body()));
+        // A panic must not unwind beyond the beginning of the stack.
+        exit_now(std::panic::catch_unwind(run).unwrap_or(101))
+    }
+    let mut body = Some(body);
+    // Words of 16 bytes, which is the alignment of a stack.
+    let mut stack = vec![0u128; STACK / 16];
+    let top = stack.as_mut_ptr_range().end.cast();
+    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
+    // SAFETY: The stack and `body` outlive the process, which the call waits for. There is no other thread,
+    // so that only one of the two runs at a time.
+    let pid = cvt(unsafe { libc::clone(run::<F>, top, flags, (&raw mut body).cast()) }.into())?;
+    // CAST: Process numbers fit an int.
+    match wait(pid as i32, true)? {
+        Some((_, exit)) => Ok(exit),
+        None => Err(io::Error::other("the process has not ended")),
+    }
+}
+
 /// Ends the process without running destructors or exit handlers, or flushing buffers.
 pub fn exit_now(code: i32) -> ! {
     // SAFETY: The call has no preconditions.
@@ -129,6 +157,16 @@ pub fn new_process_group() -> io::Result<()> {
 pub fn become_subreaper() -> io::Result<()> {
     // SAFETY: This option takes one number.
     cvt(unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) }.into()).map(drop)
+}
+
+/// Refuses the process executable memory that was or is writable, with PR_SET_MDWE.
+pub fn deny_write_execute() -> io::Result<()> {
+    const NONE: libc::c_ulong = 0;
+    /// PR_MDWE_REFUSE_EXEC_GAIN of linux/prctl.h.
+    const REFUSE_EXEC_GAIN: libc::c_ulong = 1;
+    // SAFETY: This option takes only numbers.
+    cvt(unsafe { libc::prctl(libc::PR_SET_MDWE, REFUSE_EXEC_GAIN, NONE, NONE, NONE) }.into())
+        .map(drop)
 }
 
 /// Limits a resource, `RLIMIT_*`, of this process.
@@ -255,9 +293,24 @@ pub fn readable(file: &File, timeout: Duration) -> io::Result<bool> {
 
 /// Makes a file in memory without a path.
 pub fn memfd(name: &str) -> io::Result<File> {
+    memfd_with(name, libc::MFD_CLOEXEC)
+}
+
+/// Makes a file in memory that can be sealed.
+pub fn sealable_memfd(name: &str) -> io::Result<File> {
+    memfd_with(name, libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING)
+}
+
+/// Seals a file: forbids what `seals`, `F_SEAL_*`, say.
+pub fn add_seals(file: &File, seals: i32) -> io::Result<()> {
+    // SAFETY: The call takes only numbers.
+    cvt(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals) }.into()).map(drop)
+}
+
+fn memfd_with(name: &str, flags: libc::c_uint) -> io::Result<File> {
     let name = CString::new(name)?;
     // SAFETY: `name` is a C string that outlives the call.
-    let fd = cvt(unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) }.into())?;
+    let fd = cvt(unsafe { libc::memfd_create(name.as_ptr(), flags) }.into())?;
     // CAST: Descriptors fit an int.
     // SAFETY: The kernel has just made this descriptor, and nothing else owns it.
     Ok(File::from(unsafe { OwnedFd::from_raw_fd(fd as i32) }))
@@ -336,6 +389,17 @@ pub fn wait_until(timeout: Duration, mut done: impl FnMut() -> bool) -> bool {
 mod unit {
     use linux_raw_sys::general::{_UFFDIO_COPY, UFFDIO, uffdio_copy};
     use linux_raw_sys::ioctl::UFFDIO_COPY;
+
+    #[test]
+    fn memory_is_shared() {
+        // The test harness has other threads, which do not use what the process uses.
+        let mut word = 1;
+        let end = super::in_shared_memory(|| {
+            word += 1;
+            7
+        });
+        assert_eq!((end.unwrap(), word), (super::Exit::Code(7), 2));
+    }
 
     #[test]
     fn numbers_of_ioctls() {

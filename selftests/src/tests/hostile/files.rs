@@ -33,10 +33,10 @@ pub const TESTS: &[Test] = &[
 ];
 
 /// The pages of a range on which every command takes long: 1 GiB.
-const LONG: usize = 1 << 18;
+pub(super) const LONG: usize = 1 << 18;
 
 /// The command that a process repeats until it is killed.
-type Work = fn(&Device, &Buffer, &Buffer) -> std::io::Result<()>;
+pub(super) type Work = fn(&Device, &Buffer, &Buffer) -> std::io::Result<()>;
 
 fn command(device: &Device, request: u64, buf: &Buffer, data: Data<'_>) -> std::io::Result<()> {
     device
@@ -45,7 +45,7 @@ fn command(device: &Device, request: u64, buf: &Buffer, data: Data<'_>) -> std::
 }
 
 /// Each command that takes long on a long range.
-const WORKS: [(&str, Work); 11] = [
+pub(super) const WORKS: [(&str, Work); 11] = [
     ("READ", |d, buf, to| {
         command(d, HMM_READ, buf, Data::At(to, 0))
     }),

@@ -2,17 +2,18 @@
 
 //! Pages that other tasks hold, and waits of other tasks.
 
+use std::fs::File;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::check::{Fail, OrFail, Outcome, expect_errno};
-use crate::device::{Buffer, Device};
+use crate::device::{Buffer, Device, PAGE, check_bytes};
 use crate::harness::{Child, note};
 use crate::sys;
 use crate::tests::target::{COHERENT, GENERIC, PRIVATE, Target};
 use crate::tests::{Ctx, Test, test, with};
 use crate::uapi::*;
-use crate::{check, check_eq};
+use crate::{check, check_eq, vsock};
 
 pub const TESTS: &[Test] = &[
     test(
@@ -35,6 +36,15 @@ pub const TESTS: &[Test] = &[
         "hostile_coherent.splice_outlives_the_file",
         splice_outlives_the_file::<COHERENT>,
     ),
+    test(
+        "hostile_coherent.socket_outlives_the_file",
+        socket_outlives_the_file::<COHERENT>,
+    ),
+    test(
+        "hostile_generic.socket_outlives_the_file",
+        socket_outlives_the_file::<GENERIC>,
+    ),
+    test("hostile.socket_gets_pages_back", socket_gets_pages_back),
     test(
         "hostile_generic.audit_while_others_migrate",
         audit_while_others_migrate::<GENERIC>,
@@ -118,8 +128,13 @@ fn audit_while_others_migrate<const NODE: usize>(ctx: &Ctx) -> Outcome {
 }
 
 /// Moves a buffer through a file of its own, makes `hold` take references, and closes the file. The
-/// pages stay, and no violation is reported. In the end the holder is dropped.
-fn held_at_close<T>(ctx: &Ctx, node: usize, hold: impl FnOnce(&Buffer) -> Outcome<T>) -> Outcome {
+/// pages stay, and no violation is reported. In the end `let_go` drops the holder.
+fn held_at_close<T>(
+    ctx: &Ctx,
+    node: usize,
+    hold: impl FnOnce(&Buffer) -> Outcome<T>,
+    let_go: impl FnOnce(T) -> Outcome,
+) -> Outcome {
     let observer = Target::open(ctx, node)?;
     let before = observer.audit()?.0.total;
     let buf = Buffer::filled(4, 1605)?;
@@ -144,7 +159,7 @@ fn held_at_close<T>(ctx: &Ctx, node: usize, hold: impl FnOnce(&Buffer) -> Outcom
         "violations after RELEASE, {records:x?}"
     );
     buf.check(0, 4, 1605)?;
-    drop(holder);
+    let_go(holder)?;
     observer.release().or_fail("RELEASE when nothing is held")?;
     buf.check(0, 4, 1605)?;
     observer.expect(&buf, 0, 4, 0)
@@ -152,21 +167,93 @@ fn held_at_close<T>(ctx: &Ctx, node: usize, hold: impl FnOnce(&Buffer) -> Outcom
 
 /// Pins of another device's file are the holder.
 fn pins_outlive_the_file<const NODE: usize>(ctx: &Ctx) -> Outcome {
-    held_at_close(ctx, NODE, |buf| {
+    let hold = |buf: &Buffer| {
         let pinner = Device::open(0)?;
         pinner.pin(buf, 0, 1, ZDM_PIN_WRITE).or_fail("ZDM_PIN")?;
         pinner.pin(buf, 2, 1, ZDM_PIN_GET).or_fail("ZDM_PIN")?;
         Ok(pinner)
+    };
+    held_at_close(ctx, NODE, hold, |pinner| {
+        drop(pinner);
+        Ok(())
     })
 }
 
 /// A pipe is the holder.
 fn splice_outlives_the_file<const NODE: usize>(ctx: &Ctx) -> Outcome {
-    held_at_close(ctx, NODE, |buf| {
+    let hold = |buf: &Buffer| {
         let (reader, writer) = sys::pipe().or_fail("pipe")?;
         buf.vmsplice_to(&writer, 0, 2).or_fail("vmsplice")?;
         Ok((reader, writer))
+    };
+    held_at_close(ctx, NODE, hold, |(reader, _writer)| {
+        expect_from(&reader, 1605, 0, 2)
     })
+}
+
+fn vsock_pair() -> Outcome<(File, File)> {
+    vsock::pair().map_err(|e| Fail::Skip(format!("no vsock: {e}")))
+}
+
+/// Reads `n` pages of a pattern from a socket or a pipe.
+fn expect_from(file: &File, seed: u64, first: usize, n: usize) -> Outcome {
+    let mut data = vec![0; n * PAGE];
+    let there = sys::readable(file, Duration::from_secs(5)).or_fail("poll")?;
+    check!(there, "data: expected some in 5 s");
+    std::io::Read::read_exact(&mut &*file, &mut data).or_fail("read")?;
+    check_bytes(&data, seed, first, "data that was read")
+}
+
+/// A socket is the holder, which has not been read from. What is read at last was not copied before.
+fn socket_outlives_the_file<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    let hold = |buf: &Buffer| {
+        let (one, other) = vsock_pair()?;
+        let sent = vsock::send(&one, buf, 1, 2).or_fail("send with MSG_ZEROCOPY")?;
+        check_eq!(sent, 2 * PAGE, "bytes sent");
+        Ok((one, other))
+    };
+    held_at_close(ctx, NODE, hold, |(_one, other)| {
+        expect_from(&other, 1605, 1, 2)
+    })
+}
+
+/// A socket that is to send PRIVATE pages gets them back to system memory, and holds them there: they do
+/// not go to the device until they are read.
+fn socket_gets_pages_back(ctx: &Ctx) -> Outcome {
+    const N: usize = 8;
+    let target = Target::open(ctx, PRIVATE)?;
+    let buf = Buffer::filled(N, 1607)?;
+    target.move_all(&buf, 1607)?;
+    let (one, other) = vsock_pair()?;
+    let sent = vsock::send(&one, &buf, 2, 4).or_fail("send with MSG_ZEROCOPY")?;
+    check_eq!(sent, 4 * PAGE, "bytes sent");
+    target.expect(&buf, 2, 4, 0)?;
+    let held = target.to_device(&buf, 0, N);
+    expect_errno(held, &[libc::ENOENT], "MIGRATE_TO_DEV of held pages")?;
+    target.expect(&buf, 2, 4, 0)?;
+    let (audit, records) = target.try_audit(0).or_fail("ZDM_AUDIT")?;
+    check_eq!(audit.found, 0, "violations, {records:x?}");
+    expect_from(&other, 1607, 2, 4)?;
+    drop((one, other));
+    target.to_system(&buf, 0, N).or_fail("MIGRATE_TO_SYS")?;
+    target.move_all(&buf, 1607)?;
+    // A message that nobody reads ends with its sockets.
+    let (one, other) = vsock_pair()?;
+    let sent = vsock::send(&one, &buf, 0, N).or_fail("send with MSG_ZEROCOPY")?;
+    check_eq!(sent, N * PAGE, "bytes sent");
+    drop(target);
+    buf.check(0, N, 1607)?;
+    drop(one);
+    drop(other);
+    let target = Target::open(ctx, PRIVATE)?;
+    let moved = sys::wait_until(Duration::from_secs(5), || {
+        target.to_device(&buf, 0, N).is_ok()
+    });
+    check!(
+        moved,
+        "pages that nobody holds: expected them to move in 5 s"
+    );
+    buf.check(0, N, 1607)
 }
 
 /// A task that loses its processor in the midst of a migration, for longer than a scan looks, is no

@@ -3,14 +3,20 @@
 //! A hostile caller with nothing but an open file. Such a caller must not be able to break an
 //! invariant, learn a secret, take memory without being charged, or delay other tasks.
 
+pub mod areas;
+pub mod arguments;
 pub mod files;
 pub mod holders;
 pub mod limits;
 pub mod lives;
+pub mod machine;
 pub mod mappings;
 pub mod others;
+pub mod pressure;
 pub mod release;
 pub mod servers;
+pub mod storm;
+pub mod tasks;
 pub mod upkeep;
 
 use super::Ctx;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::lives::{Opener, say_word, wait_word};
 use super::works;
-use crate::check::{OrFail, Outcome};
+use crate::check::{Fail, OrFail, Outcome};
 use crate::device::{Buffer, Data, Device, HUGE_PAGES, PAGE, check_bytes};
 use crate::harness::{Child, note};
 use crate::sys::{self, Exit};
@@ -21,6 +21,7 @@ use crate::{check, check_eq};
 pub const TESTS: &[Test] = &[
     test("hostile.table_goes_with_the_area", table_goes_with_the_area),
     test("hostile.opener_keeps_its_lock", opener_keeps_its_lock),
+    test("hostile.opener_forks_slowly", opener_forks_slowly),
     test("hostile.throttled_migration", throttled_migration),
     test("hostile.nobody_answers", nobody_answers),
 ];
@@ -74,43 +75,63 @@ fn table_goes_with_the_area(ctx: &Ctx) -> Outcome {
     works(ctx)
 }
 
-/// A process that uses the file of another one can be killed while the opener keeps the lock of its
-/// own address space: here it maps the device, and its cgroup makes it wait for each page.
-fn opener_keeps_its_lock(ctx: &Ctx) -> Outcome {
-    const N: usize = 16;
-    type Work = fn(&Device, &Buffer) -> std::io::Result<()>;
-    const WORKS: [(&str, Work); 8] = [
-        ("READ", |d, buf| d.read(buf, 1, 1).map(drop)),
-        ("READ_UNLOCKED", |d, buf| {
-            d.read_unlocked(buf, 2, 1).map(drop)
-        }),
-        ("WRITE", |d, buf| d.write(buf, 3, &[1; PAGE]).map(drop)),
-        ("MIGRATE_TO_DEV", |d, buf| d.to_device(buf, 4, 1).map(drop)),
-        ("MIGRATE_TO_SYS", |d, buf| d.to_system(buf, 5, 1).map(drop)),
-        ("EXCLUSIVE", |d, buf| d.exclusive(buf, 6, 1).map(drop)),
-        ("SNAPSHOT", |d, buf| d.snapshot(buf, 7, 1).map(drop)),
-        ("ZDM_INSPECT", |d, buf| d.inspect(buf, 8, 1).map(drop)),
-    ];
-    let buf = Buffer::anon(N)?;
+/// A command on a page of a buffer.
+type Work = fn(&Device, &Buffer, usize) -> std::io::Result<()>;
+
+const WORKS: [(&str, Work); 8] = [
+    ("READ", |d, buf, page| d.read(buf, page, 1).map(drop)),
+    ("READ_UNLOCKED", |d, buf, page| {
+        d.read_unlocked(buf, page, 1).map(drop)
+    }),
+    ("WRITE", |d, buf, page| {
+        d.write(buf, page, &[1; PAGE]).map(drop)
+    }),
+    ("MIGRATE_TO_DEV", |d, buf, page| {
+        d.to_device(buf, page, 1).map(drop)
+    }),
+    ("MIGRATE_TO_SYS", |d, buf, page| {
+        d.to_system(buf, page, 1).map(drop)
+    }),
+    ("EXCLUSIVE", |d, buf, page| {
+        d.exclusive(buf, page, 1).map(drop)
+    }),
+    ("SNAPSHOT", |d, buf, page| {
+        d.snapshot(buf, page, 1).map(drop)
+    }),
+    ("ZDM_INSPECT", |d, buf, page| {
+        d.inspect(buf, page, 1).map(drop)
+    }),
+];
+
+/// A process that uses the file of another one can be killed while the opener does something with its own
+/// address space for which its cgroup makes it wait. The opener has every `step`th page of `buf`.
+fn while_the_opener(
+    ctx: &Ctx,
+    buf: &Buffer,
+    step: usize,
+    work_of_opener: impl Fn(&Device) -> std::io::Result<()>,
+) -> Outcome {
     in_cgroup(&[("memory.high", "1M")], |dir| {
         let opener = Opener::start(0, |device, socket| {
-            buf.fill(0, N, 1701);
+            for page in (0..buf.pages()).step_by(step) {
+                buf.fill(page, 1, 1701);
+            }
             join_cgroup(dir)?;
             say_word(socket)?;
             wait_word(socket)?;
-            let pages = (64 << 20) / PAGE;
-            let _ = device.map(pages, libc::MAP_SHARED);
+            let _ = work_of_opener(device);
             Ok(())
         })?;
-        let read = opener.device.read(&buf, 0, 1).or_fail("READ")?;
+        let read = opener.device.read(buf, 0, 1).or_fail("READ")?;
         check_bytes(&read.data, 1701, 0, "READ")?;
         opener.tell()?;
         std::thread::sleep(Duration::from_millis(500));
         let waiting = WORKS
             .iter()
-            .map(|(name, work)| {
+            .enumerate()
+            .map(|(i, (name, work))| {
                 let child = Child::spawn(|| {
-                    let _ = work(&opener.device, &buf);
+                    let _ = work(&opener.device, buf, (i + 1) * step);
                     Ok(())
                 })?;
                 Ok((*name, child))
@@ -145,6 +166,20 @@ fn opener_keeps_its_lock(ctx: &Ctx) -> Outcome {
         Ok(())
     })?;
     works(ctx)
+}
+
+/// The opener keeps the lock of its address space: it maps the device.
+fn opener_keeps_its_lock(ctx: &Ctx) -> Outcome {
+    let buf = Buffer::anon(16)?;
+    while_the_opener(ctx, &buf, 1, |device| {
+        device.map((64 << 20) / PAGE, libc::MAP_SHARED).map(drop)
+    })
+}
+
+/// The opener forks, and waits for a page table in the midst of an invalidation.
+fn opener_forks_slowly(ctx: &Ctx) -> Outcome {
+    let buf = Buffer::anon(1024 * HUGE_PAGES)?;
+    while_the_opener(ctx, &buf, HUGE_PAGES, |_| sys::fork(|| 0).map(drop))
 }
 
 /// A migration that its cgroup slows down, in the midst of which it waits for seconds, is no violation
@@ -201,7 +236,7 @@ fn nobody_answers(ctx: &Ctx) -> Outcome {
     let buf = Buffer::filled(N, 1703)?;
     let handled = Buffer::anon(N)?;
     if Uffd::new().is_err() {
-        return Err(crate::check::Fail::Skip("no userfaultfd".into()));
+        return Err(Fail::Skip("no userfaultfd".into()));
     }
     let target = Target::open(ctx, PRIVATE)?;
     let opener = Opener::start(0, |_, socket| {
@@ -219,13 +254,16 @@ fn nobody_answers(ctx: &Ctx) -> Outcome {
     let ends = [HMM_READ, HMM_MIGRATE_TO_DEV, HMM_WRITE, HMM_SNAPSHOT]
         .into_iter()
         .map(|request| {
-            Child::spawn(|| {
+            let child = Child::spawn(|| {
                 let uffd = Uffd::new().or_fail("userfaultfd")?;
                 uffd.register(&handled, 0, N).or_fail("UFFDIO_REGISTER")?;
                 let data = Data::At(&handled, 1);
-                let _ = device.command(request, buf.at(0), 4, data);
-                Ok(())
-            })
+                let result = device.command(request, buf.at(0), 4, data);
+                Err(Fail::failed(format!(
+                    "ioctl {request:#x} returned {result:?}"
+                )))
+            })?;
+            Ok(child)
         })
         .collect::<Outcome<Vec<_>>>()?;
     std::thread::sleep(Duration::from_millis(500));
