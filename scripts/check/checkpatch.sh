@@ -16,5 +16,5 @@ done
 for p in qemu/kernel/mutants/*.patch; do
 	check --ignore FILE_PATH_CHANGES - < "$p"
 done
-check --file --ignore CONST_STRUCT,VOLATILE rust/helpers/*.[ch] uapi/*.h
+check --file --ignore CONST_STRUCT,VOLATILE rust/helpers/*.[ch] uapi/*.h selftests/programs/*.[ch]
 exit $bad
