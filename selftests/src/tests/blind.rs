@@ -373,7 +373,7 @@ fn dax_second_file(_: &Ctx) -> Outcome {
                     _ => map_first.fill(0, pages, 4171),
                 }
                 map_second.check(0, pages, 4170)?;
-                s.expect(&map_second, MAPPED, "of the second file alone")?;
+                s.expect_shared(&map_second, MAPPED, "of the second file alone")?;
                 s.expect_frames(&pfns, MAPPED, "of the second file alone")?;
                 // Change the second file in the same way; then no file has the pages.
                 match way {

@@ -210,6 +210,7 @@ pub fn all() -> Vec<&'static Test> {
         dax::uring::TESTS,
         fsdax::TESTS,
         fsdax::share::TESTS,
+        fsdax::clones::TESTS,
         fsdax::waits::TESTS,
         fsdax::failure::TESTS,
         fsdax::io::TESTS,

@@ -3,6 +3,7 @@
 //! Mapped files on pmem without a page cache. An idle page has count 0; each entry that maps it and
 //! each holder adds one reference. Each test runs on ext4, on xfs, and on xfs with shared blocks.
 
+pub mod clones;
 pub mod failure;
 pub mod io;
 pub mod mix;
@@ -60,7 +61,12 @@ pub(super) fn order(pages: usize) -> u32 {
 
 /// The counts of a folio of a file of this size after `n` pins.
 pub(super) fn with_pins(pages: usize, counts: Counts, n: i32) -> Counts {
-    match order(pages) {
+    pins_of(order(pages), counts, n)
+}
+
+/// The counts of a folio of this order after `n` pins.
+pub(super) fn pins_of(order: u32, counts: Counts, n: i32) -> Counts {
+    match order {
         0 => pinned(counts, n),
         _ => pinned_large(counts, n),
     }
@@ -95,6 +101,25 @@ impl Setup {
     /// right size.
     #[track_caller]
     pub fn expect(&self, buf: &Buffer, counts: Counts, when: &str) -> Outcome<Vec<u64>> {
+        self.expect_order(buf, counts, order(buf.pages()), when)
+    }
+
+    /// As `expect`, for blocks that files share. A kernel with series A maps them page by page,
+    /// which `clones` tests; another kernel by what fits.
+    #[track_caller]
+    pub fn expect_shared(&self, buf: &Buffer, counts: Counts, when: &str) -> Outcome<Vec<u64>> {
+        let found = self.device.inspect_one(buf, 0)?.order;
+        self.expect_order(buf, counts, found.min(order(buf.pages())), when)
+    }
+
+    #[track_caller]
+    fn expect_order(
+        &self,
+        buf: &Buffer,
+        counts: Counts,
+        order: u32,
+        when: &str,
+    ) -> Outcome<Vec<u64>> {
         let pages = self
             .device
             .inspect(buf, 0, buf.pages())
@@ -102,7 +127,6 @@ impl Setup {
         for (i, page) in pages.iter().enumerate() {
             let found = [page.refs, page.mapcount, page.pins];
             let pmd = page.flags & ZDM_PAGE_PMD != 0;
-            let order = order(buf.pages());
             if found != counts
                 || page.order != order
                 || pmd != (order > 0)

@@ -13,7 +13,7 @@ use crate::harness::Child;
 use crate::sys::Exit;
 use crate::tests::counts::{Counts, IDLE, MAPPED, Waiting};
 use crate::tests::fsdax::waits::{IN_BREAK, expect_waits, expect_woken};
-use crate::tests::fsdax::{LARGE, SMALL, Setup, expect_pmem_free, with_pins};
+use crate::tests::fsdax::{LARGE, SMALL, Setup, expect_pmem_free, pins_of};
 use crate::tests::target::{GENERIC, old_rule, open};
 use crate::tests::{Ctx, Test, test};
 use crate::uapi::*;
@@ -218,7 +218,7 @@ fn sync<const KIND: usize>(_: &Ctx) -> Outcome {
 
 /// Two files that share blocks with the pattern of a seed, and their mappings.
 #[track_caller]
-fn twins(s: &Setup, pages: usize, seed: u64) -> Outcome<([File; 2], [Buffer; 2])> {
+pub(super) fn twins(s: &Setup, pages: usize, seed: u64) -> Outcome<([File; 2], [Buffer; 2])> {
     let (a, buf) = s.mapped("a", pages, seed)?;
     drop(buf);
     let b = s.fs.empty("b")?;
@@ -233,10 +233,10 @@ fn clone(_: &Ctx) -> Outcome {
     for pages in [SMALL, LARGE] {
         let ([a, b], [map_a, map_b]) = twins(&s, pages, 880)?;
         map_a.check(0, pages, 880)?;
-        let alone = s.expect(&map_a, MAPPED, "read by one file")?;
+        let alone = s.expect_shared(&map_a, MAPPED, "read by one file")?;
         map_b.check(0, pages, 880)?;
-        s.expect(&map_b, entries(2), "read by both files")?;
-        let frames = s.expect(&map_a, entries(2), "read by both files")?;
+        s.expect_shared(&map_b, entries(2), "read by both files")?;
+        let frames = s.expect_shared(&map_a, entries(2), "read by both files")?;
         check_eq!(frames, alone, "page frames");
         // A page of several files has no mapping set, because it has no single owner.
         for page in s.device.inspect_frames(frames[0], 1)? {
@@ -259,11 +259,11 @@ fn clone(_: &Ctx) -> Outcome {
         s.expect_frames(&frames[1..2], MAPPED, "of the other file alone")?;
         // One file gives up the page, then the other.
         files::truncate(&a, 0).or_fail("ftruncate")?;
-        s.expect(&map_b, MAPPED, "of one file")?;
+        s.expect_shared(&map_b, MAPPED, "of one file")?;
         map_b.check(0, pages, 880)?;
         drop((a, map_a));
         s.fs.remove("a")?;
-        s.expect(&map_b, MAPPED, "of the only file")?;
+        s.expect_shared(&map_b, MAPPED, "of the only file")?;
         drop((b, map_b));
         s.expect_frames(&frames, IDLE, "unmapped")?;
         s.fs.remove("b")?;
@@ -290,7 +290,7 @@ impl Clash {
         let ([a, b], [map_a, map_b]) = twins(s, pages, seed)?;
         map_a.check(0, pages, seed)?;
         map_b.check(0, pages, seed)?;
-        let frames = s.expect(&map_a, entries(2), "read by both files")?;
+        let frames = s.expect_shared(&map_a, entries(2), "read by both files")?;
         let truncate = || files::truncate(&a, 0).or_fail("ftruncate");
         let taker = Waiting::start(|| Ok(()), truncate)?;
         let holder = Device::open(0)?;
@@ -316,7 +316,8 @@ fn clone_pinned(_: &Ctx) -> Outcome {
     let what = "ftruncate of a file whose page is held by another file's mapping";
     for pages in [SMALL, LARGE] {
         let c = Clash::begin(&s, pages, 882, what)?;
-        s.expect_frames(&c.frames[1..2], with_pins(pages, MAPPED, 1), "held")?;
+        let order = s.device.inspect_frames(c.frames[1], 1)?[0].order;
+        s.expect_frames(&c.frames[1..2], pins_of(order, MAPPED, 1), "held")?;
         // The other mapping ends first, then the pin.
         drop(c.map_b);
         expect_waits(&c.taker, IN_BREAK, what)?;
@@ -341,7 +342,7 @@ fn clone_mapped(_: &Ctx) -> Outcome {
         let c = Clash::begin(&s, pages, 883, what)?;
         c.holder.unpin(c.pin, 0).or_fail("ZDM_UNPIN")?;
         expect_woken(c.taker, what)?;
-        s.expect(&c.map_b, MAPPED, "of one file")?;
+        s.expect_shared(&c.map_b, MAPPED, "of one file")?;
         c.map_b.check(0, pages, 883)?;
         drop((c.a, c.b, c.map_a, c.map_b));
         s.fs.remove("a")?;
@@ -351,20 +352,25 @@ fn clone_mapped(_: &Ctx) -> Outcome {
     s.unmount()
 }
 
-/// A write(2) to blocks that two files share gives the file blocks of its own. Its mappings see what was
-/// written, and those of the other file do not. Large files are not both mapped: fs/dax mixes up the
-/// orders of the folios that one file maps page by page and the other as a whole
-/// (Documentation/upstream-status.rst).
-fn clone_written(ctx: &Ctx) -> Outcome {
-    // GENERIC memory shows whether the kernel has the series; that for 7.2 lacks the fix.
+/// Skips the test on a kernel that takes folios of shared blocks apart while they are mapped.
+#[track_caller]
+pub(super) fn needs_fixes(ctx: &Ctx) -> Outcome {
+    // GENERIC memory shows whether the kernel has the series; that for 7.2 lacks the fixes.
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").or_fail("the release")?;
     if release.starts_with("7.2.") || old_rule(ctx, &open(ctx, GENERIC)?, GENERIC)? {
         return Err(Fail::Skip(
             "this kernel would take mapped folios apart".into(),
         ));
     }
+    Ok(())
+}
+
+/// A write(2) to blocks that two files share gives the file blocks of its own. Its mappings see what
+/// was written, and those of the other file do not.
+fn clone_written(ctx: &Ctx) -> Outcome {
+    needs_fixes(ctx)?;
     let s = Setup::new(REFLINK)?;
-    for (pages, both) in [(SMALL, false), (SMALL, true), (LARGE, false)] {
+    for (pages, both) in [(SMALL, false), (SMALL, true), (LARGE, false), (LARGE, true)] {
         let (a, map_a) = s.mapped("a", pages, 884)?;
         let b = s.fs.empty("b")?;
         files::clone(&a, &b).or_fail("FICLONE")?;
