@@ -146,7 +146,12 @@ pub(super) fn swap_cache(ctx: &Ctx, node: usize) -> Outcome {
         swap_out(&s.buf, s.first, s.n, s.n)?;
         // A read leaves the page in the swap cache, a write does not.
         s.check(3090)?;
-        let states = s.states()?;
+        let mut states = s.states()?;
+        // A kernel with series A reports these pages as read-only, because they are clean. They are
+        // writable on the device, and afterwards.
+        for state in &mut states {
+            state.flags |= ZDM_PAGE_WRITE;
+        }
         proc::drain_batches()?;
         let moved = target.to_device(&s.buf, s.first, s.n);
         if let Err(e) = &moved {
