@@ -267,6 +267,16 @@ impl Flood {
     }
 }
 
+/// The part of a limit that is left to a program once the kernel has oopsed: a task has died, and whatever
+/// waits for a lock that it held waits for ever. The run has failed in any case.
+const AFTER_OOPS: u32 = 8;
+
+/// How often the kernel has oopsed.
+fn oopses() -> u64 {
+    let count = std::fs::read_to_string("/sys/kernel/oops_count");
+    count.ok().and_then(|n| n.trim().parse().ok()).unwrap_or(0)
+}
+
 /// Runs a program to its end and calls `line` for every line of its standard output.
 fn watched(
     mut command: Command,
@@ -293,7 +303,17 @@ fn watched(
         thread::spawn(move || pump(err, "# stderr: ", &send));
     }
     let start = Instant::now();
+    let before = oopses();
+    let mut limit = limit;
+    let mut look = Duration::from_secs(1);
     let mut end = loop {
+        if let Some(full) = limit.filter(|_| start.elapsed() > look) {
+            look = start.elapsed() + Duration::from_secs(1);
+            if oopses() > before {
+                limit = Some(full.min(start.elapsed() + full / AFTER_OOPS));
+                look = full;
+            }
+        }
         if let Some(status) = child.try_wait()? {
             break describe(status);
         }
