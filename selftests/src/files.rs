@@ -12,8 +12,8 @@ use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use linux_raw_sys::general::file_dedupe_range_info;
-use linux_raw_sys::ioctl::{FICLONE, FIDEDUPERANGE};
+use linux_raw_sys::general::{file_clone_range, file_dedupe_range_info};
+use linux_raw_sys::ioctl::{FICLONE, FICLONERANGE, FIDEDUPERANGE};
 use linux_raw_sys::mempolicy::MPOL_MF_MOVE;
 
 use crate::memory::{Buffer, PAGE};
@@ -64,8 +64,13 @@ pub fn truncate(file: &File, pages: usize) -> io::Result<()> {
 
 /// Calls fallocate(2) once, with a range of pages.
 pub fn allocate(file: &File, mode: i32, first: usize, n: usize) -> io::Result<()> {
+    allocate_bytes(file, mode, first * PAGE, n * PAGE)
+}
+
+/// Calls fallocate(2) once, with a range of bytes.
+pub fn allocate_bytes(file: &File, mode: i32, at: usize, len: usize) -> io::Result<()> {
     // CAST: No file here comes near the limit.
-    let (offset, len) = ((first * PAGE) as libc::off_t, (n * PAGE) as libc::off_t);
+    let (offset, len) = (at as libc::off_t, len as libc::off_t);
     // SAFETY: The call takes only numbers.
     cvt(unsafe { libc::fallocate(file.as_raw_fd(), mode, offset, len) }.into()).map(drop)
 }
@@ -80,6 +85,39 @@ pub fn punch(file: &File, first: usize, n: usize) -> io::Result<()> {
 pub fn clone(from: &File, to: &File) -> io::Result<()> {
     // SAFETY: The call takes only numbers.
     cvt(unsafe { libc::ioctl(to.as_raw_fd(), FICLONE.into(), from.as_raw_fd()) }.into()).map(drop)
+}
+
+/// Makes `to` share a range of blocks of `from`, at the same offset, with FICLONERANGE.
+pub fn clone_range(from: &File, to: &File, at: usize, len: usize) -> io::Result<()> {
+    clone_bytes(from, at, to, at, len)
+}
+
+/// Makes the pages of `to` from `at` on share the blocks of the first `n` pages of `from`, with
+/// FICLONERANGE.
+pub fn clone_part(from: &File, to: &File, at: usize, n: usize) -> io::Result<()> {
+    clone_bytes(from, 0, to, at * PAGE, n * PAGE)
+}
+
+fn clone_bytes(from: &File, source: usize, to: &File, at: usize, len: usize) -> io::Result<()> {
+    let range = file_clone_range {
+        src_fd: from.as_raw_fd().into(),
+        src_offset: source as u64,
+        src_length: len as u64,
+        dest_offset: at as u64,
+    };
+    // SAFETY: The range outlives the call.
+    cvt(unsafe { libc::ioctl(to.as_raw_fd(), FICLONERANGE.into(), &raw const range) }.into())
+        .map(drop)
+}
+
+/// Calls copy_file_range(2) once, with the same offset in both files.
+pub fn copy_range(from: &File, to: &File, at: usize, len: usize) -> io::Result<usize> {
+    // CAST: No file here comes near the limit.
+    let (mut source, mut target) = (at as libc::off64_t, at as libc::off64_t);
+    let (from, to) = (from.as_raw_fd(), to.as_raw_fd());
+    // SAFETY: Both offsets outlive the call.
+    let n = unsafe { libc::copy_file_range(from, &mut source, to, &mut target, len, 0) };
+    cvt(n as libc::c_long).map(|n| n as usize)
 }
 
 /// Makes the pages of `to` from `at` on share the blocks of the first `n` pages of `from`, which must
@@ -126,6 +164,13 @@ pub fn advise(buf: &Buffer, first: usize, n: usize, advice: i32) -> io::Result<(
     let addr = buf.at(first) as *mut c_void;
     // SAFETY: The call changes only the buffer's own pages, whose accesses are all volatile.
     cvt(unsafe { libc::madvise(addr, n * PAGE, advice) }.into()).map(drop)
+}
+
+/// Calls msync(2) with MS_SYNC.
+pub fn sync(buf: &Buffer, first: usize, n: usize) -> io::Result<()> {
+    let addr = buf.at(first) as *mut c_void;
+    // SAFETY: The call only writes back the buffer's own pages.
+    cvt(unsafe { libc::msync(addr, n * PAGE, libc::MS_SYNC) }.into()).map(drop)
 }
 
 /// Whether pages are resident, by mincore(2).

@@ -10,7 +10,7 @@ use std::os::fd::AsRawFd;
 
 use linux_raw_sys::general::{
     PAGE_IS_FILE, PAGE_IS_HUGE, PAGE_IS_PFNZERO, PAGE_IS_PRESENT, PAGE_IS_SOFT_DIRTY,
-    PAGE_IS_SWAPPED, PAGE_IS_WRITTEN, pm_scan_arg,
+    PAGE_IS_SWAPPED, PAGE_IS_WRITTEN, PM_SCAN_CHECK_WPASYNC, PM_SCAN_WP_MATCHING, pm_scan_arg,
 };
 
 use crate::memory::PAGE;
@@ -37,12 +37,30 @@ pub fn scan(
     wanted: u64,
     returned: u64,
 ) -> io::Result<Vec<[u64; 3]>> {
+    scan_with(pagemap, start, end, wanted, returned, 0)
+}
+
+/// Write-protects the pages within `start..end` that were written since they were protected last. Their
+/// areas must be registered with a userfaultfd that resolves such writes itself.
+pub fn protect_written(pagemap: &File, start: u64, end: u64) -> io::Result<Vec<[u64; 3]>> {
+    let flags = PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC;
+    scan_with(pagemap, start, end, SCAN_WRITTEN, SCAN_WRITTEN, flags)
+}
+
+fn scan_with(
+    pagemap: &File,
+    start: u64,
+    end: u64,
+    wanted: u64,
+    returned: u64,
+    flags: u32,
+) -> io::Result<Vec<[u64; 3]>> {
     // The kernel joins neighbours that are alike. There is at most one range per page.
     let pages = (end - start) / PAGE as u64;
     let mut found = vec![[0u64; 3]; pages as usize + 1];
     let mut arg = pm_scan_arg {
         size: size_of::<pm_scan_arg>() as u64,
-        flags: 0,
+        flags: flags.into(),
         start,
         end,
         walk_end: 0,

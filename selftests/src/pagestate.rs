@@ -4,6 +4,7 @@
 //! them.
 
 use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -74,6 +75,25 @@ pub fn states(device: &Device, buf: &Buffer, first: usize, n: usize) -> Outcome<
         );
     }
     Ok(states)
+}
+
+/// The flags of /proc/kpageflags that a folio has wherever it is: on a list, locked into memory and off
+/// the lists of what is reclaimed, anonymous, backed by swap, and merged by KSM.
+const FOLIO_FLAGS: u64 = 1 << 5 | 1 << 12 | 1 << 14 | 1 << 18 | 1 << 21 | 1 << 33;
+
+/// These flags of the folios of pages in system memory, once no CPU has them in a batch.
+#[track_caller]
+pub fn folio_flags(buf: &Buffer, first: usize, n: usize) -> Outcome<Vec<u64>> {
+    proc::drain_batches()?;
+    let file = File::open("/proc/kpageflags").or_fail("/proc/kpageflags")?;
+    let frames = proc::frames(buf, first, n)?;
+    let read = |pfn: &u64| -> Outcome<u64> {
+        let mut flags = [0; 8];
+        file.read_exact_at(&mut flags, pfn * 8)
+            .or_fail("/proc/kpageflags")?;
+        Ok(u64::from_ne_bytes(flags) & FOLIO_FLAGS)
+    };
+    frames.iter().map(read).collect()
 }
 
 /// Counters that a migration does not change, in pages or pieces.

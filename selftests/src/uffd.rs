@@ -26,6 +26,13 @@ const UFFDIO_MOVE: u32 = sys::iowr::<uffdio_move>(UFFDIO, _UFFDIO_MOVE);
 /// linux-raw-sys lacks this flag of linux/userfaultfd.h.
 const UFFDIO_WRITEPROTECT_MODE_WP: u64 = 1;
 
+/// linux-raw-sys lacks these of linux/userfaultfd.h, which came with Linux 7.3.
+const UFFDIO_REGISTER_MODE_RWP: u32 = 8;
+const UFFDIO_RWPROTECT_MODE_RWP: u64 = 1;
+const UFFDIO_RWPROTECT: u32 = sys::iowr::<uffdio_writeprotect>(UFFDIO, 9);
+/// The feature that `hide` needs.
+pub const RWP: u64 = 1 << 17;
+
 /// A fault that the process has to resolve.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fault {
@@ -85,6 +92,11 @@ impl Uffd {
         self.register_for(buf, first, n, UFFDIO_REGISTER_MODE_WP)
     }
 
+    /// Makes the kernel report all accesses to pages that `hide` has protected.
+    pub fn register_accesses(&self, buf: &Buffer, first: usize, n: usize) -> io::Result<()> {
+        self.register_for(buf, first, n, UFFDIO_REGISTER_MODE_RWP)
+    }
+
     fn register_for(&self, buf: &Buffer, first: usize, n: usize, mode: u32) -> io::Result<()> {
         let mut arg = uffdio_register {
             range: range(buf, first, n),
@@ -129,6 +141,14 @@ impl Uffd {
             UFFDIO_WRITEPROTECT,
             &mut uffdio_writeprotect { range, mode },
         )
+    }
+
+    /// Protects pages against reads and writes, or ends the protection.
+    pub fn hide(&self, buf: &Buffer, first: usize, n: usize, how: bool) -> io::Result<()> {
+        let mode = if how { UFFDIO_RWPROTECT_MODE_RWP } else { 0 };
+        let range = range(buf, first, n);
+        // `struct uffdio_rwprotect` has the same fields.
+        self.ioctl(UFFDIO_RWPROTECT, &mut uffdio_writeprotect { range, mode })
     }
 
     /// Provides a page of zeroes for a missing page.

@@ -12,7 +12,7 @@ use super::leak::settled;
 use super::target::Target;
 use super::{Ctx, PAGES, Test};
 use crate::check::{Fail, OrFail, Outcome, expect_errno};
-use crate::device::{Buffer, HUGE_PAGES};
+use crate::device::{Buffer, HUGE_PAGES, check_bytes, pattern_bytes};
 use crate::threads;
 use crate::{check, check_eq, numa, proc};
 
@@ -227,6 +227,14 @@ fn hugetlb(ctx: &Ctx, node: usize) -> Outcome {
             before.allocated.wrapping_sub(before.freed),
             "device pages in use"
         );
+        // The device reads and writes them where they are, also from the middle on.
+        for (first, n) in [(0, HUGE_PAGES), (1, 1), (7, 40), (HUGE_PAGES - 1, 1)] {
+            let read = target.read(&buf, first, n).or_fail("READ of hugetlbfs")?;
+            check_bytes(&read.data, 2920, first, "READ of hugetlbfs")?;
+            target
+                .write(&buf, first, &pattern_bytes(2920, first, n))
+                .or_fail("WRITE of hugetlbfs")?;
+        }
         let near = Buffer::filled(PAGES, 2921)?;
         target.move_all(&near, 2921)?;
         buf.check(0, HUGE_PAGES, 2920)?;

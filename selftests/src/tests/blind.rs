@@ -310,7 +310,7 @@ fn mapped_by(ctx: &Ctx, node: usize) -> Outcome {
 /// mappings see the data, in other processes, too.
 fn dax_zero_page<const KIND: usize>(_: &Ctx) -> Outcome {
     let s = Setup::new(KIND)?;
-    for pages in [SMALL, LARGE] {
+    for (pages, way) in [(SMALL, 0), (SMALL, 1), (LARGE, 0), (LARGE, 1), (LARGE, 2)] {
         let file = s.fs.empty("a")?;
         files::truncate(&file, pages).or_fail("ftruncate")?;
         let maps = [Buffer::shared(&file, pages)?, Buffer::shared(&file, pages)?];
@@ -324,8 +324,19 @@ fn dax_zero_page<const KIND: usize>(_: &Ctx) -> Outcome {
             map.check_zero(5, pages - 5)
         };
         let child = Waiting::start(|| maps[0].check_zero(0, pages), || seen(&maps[0]))?;
-        file.write_all_at(&pattern_bytes(4160, 3, 2), (3 * PAGE) as u64)
-            .or_fail("write")?;
+        match way {
+            0 => file
+                .write_all_at(&pattern_bytes(4160, 3, 2), (3 * PAGE) as u64)
+                .or_fail("write")?,
+            1 => maps[1].fill(3, 2, 4160),
+            _ => {
+                // A mapping with room for small entries only, which take the place of a huge one.
+                let narrow = Buffer::shared(&file, pages)?;
+                narrow.unmap(0, 3)?;
+                narrow.unmap(5, pages - 5)?;
+                narrow.fill(3, 2, 4160);
+            }
+        }
         for map in maps.iter().chain([&private]) {
             seen(map)?;
         }

@@ -39,9 +39,11 @@ pub const TESTS: &[Test] = cross!(
 );
 
 /// Operations of file systems that share blocks.
-pub const SHARING: &[Test] = &[test("daxcross.dedupe_reflink", |_| {
-    each(REFLINK, Op::dedupe)
-})];
+pub const SHARING: &[Test] = &[
+    test("daxcross.dedupe_reflink", |_| each(REFLINK, Op::dedupe)),
+    test("daxcross.clone_reflink", |_| each(REFLINK, Op::clone)),
+    test("daxcross.source_reflink", |_| each(REFLINK, Op::source)),
+];
 
 /// The operations that take blocks away.
 #[allow(non_camel_case_types)]
@@ -55,8 +57,12 @@ enum Op {
     unlink,
     last_close,
     unmount,
-    /// The file gets blocks of another file with the same data.
+    /// The file gets blocks of another file with the same data, which is newer. If it were older, the
+    /// kernel would spin instead of waiting (pending/kernel/0003).
     dedupe,
+    clone,
+    /// The other file gets blocks of this one.
+    source,
 }
 
 /// The users of the pages.
@@ -104,12 +110,21 @@ impl Op {
             Op::zero => allocate(libc::FALLOC_FL_ZERO_RANGE),
             Op::collapse => allocate(libc::FALLOC_FL_COLLAPSE_RANGE),
             Op::insert => allocate(libc::FALLOC_FL_INSERT_RANGE),
-            Op::dedupe => {
-                let twin = twin.ok_or(io::ErrorKind::NotFound)?;
-                files::dedupe(twin, file, FIRST, COUNT)
-            }
             Op::unlink | Op::last_close | Op::unmount => Ok(()),
+            _ => {
+                let twin = twin.ok_or(io::ErrorKind::NotFound)?;
+                match self {
+                    Op::dedupe => files::dedupe(twin, file, FIRST, COUNT),
+                    Op::clone => files::clone_part(twin, file, FIRST, COUNT),
+                    _ => files::clone_part(file, twin, 0, COUNT),
+                }
+            }
         }
+    }
+
+    /// Whether there is another file.
+    fn has_twin(self) -> bool {
+        matches!(self, Op::dedupe | Op::clone | Op::source)
     }
 
     /// The content of the file after the operation: for each page the old page, or `None` for
@@ -123,7 +138,7 @@ impl Op {
             Op::punch | Op::zero => old(0..FIRST).chain(zeroes).chain(old(end..N)).collect(),
             Op::collapse => old(0..FIRST).chain(old(end..N)).collect(),
             Op::insert => old(0..FIRST).chain(zeroes).chain(old(FIRST..N)).collect(),
-            Op::unlink | Op::last_close | Op::unmount | Op::dedupe => old(0..N).collect(),
+            _ => old(0..N).collect(),
         }
     }
 
@@ -132,7 +147,7 @@ impl Op {
         let content = self.content();
         match self {
             Op::zero => Vec::new(),
-            Op::dedupe => (FIRST..FIRST + COUNT).collect(),
+            Op::dedupe | Op::clone => (FIRST..FIRST + COUNT).collect(),
             _ => (0..N)
                 .filter(|page| !content.contains(&Some(*page)))
                 .collect(),
@@ -377,14 +392,14 @@ fn each(kind: usize, op: Op) -> Outcome {
 /// Runs one operation against one user.
 fn case(kind: usize, op: Op, user: User) -> Outcome {
     let s = Setup::new(kind)?;
-    let file = s.fs.file("a", N)?;
-    let mut twin = None;
-    if op == Op::dedupe {
+    let twin = || -> Outcome<File> {
         let file = s.fs.file("twin", COUNT)?;
         file.write_all_at(&pattern_bytes(SEED, FIRST, COUNT), 0)
             .or_fail("write")?;
-        twin = Some(file);
-    }
+        Ok(file)
+    };
+    let file = s.fs.file("a", N)?;
+    let twin = op.has_twin().then(twin).transpose()?;
     let mut used = Used::start(&s, &file, user)?;
     match op {
         Op::unlink => return unlink(s, file, used, user),
@@ -457,9 +472,13 @@ fn case(kind: usize, op: Op, user: User) -> Outcome {
     drop((again, used.buf, file, twin));
     let frames = used.frames;
     s.fs.remove("a")?;
-    if op == Op::dedupe {
+    if op.has_twin() {
         let twin = s.fs.open("twin")?;
-        Buffer::shared(&twin, COUNT)?.check_from(0, COUNT, SEED, FIRST)?;
+        let from = match op {
+            Op::source => 0,
+            _ => FIRST,
+        };
+        Buffer::shared(&twin, COUNT)?.check_from(0, COUNT, SEED, from)?;
         s.fs.remove("twin")?;
     }
     s.expect_free(&frames, "unlinked")?;

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::chain::Image;
 use super::leak::settled;
+use super::strict::needs_all_fixes;
 use super::target::Target;
 use super::{Ctx, PAGES, Test};
 use crate::check::{Fail, OrFail, Outcome, expect_errno};
@@ -23,6 +24,7 @@ pub const TESTS: &[Test] = of_each_kind!("ksm":
     "merge_beside" => merge_beside,
     "fork" => fork,
     "stays" => stays,
+    "zeroes" => zeroes,
 );
 
 pub const KSM: &str = "/sys/kernel/mm/ksm";
@@ -291,5 +293,58 @@ fn stays(ctx: &Ctx, node: usize) -> Outcome {
         target.move_all(&a, 1652)?;
         a.check(0, PAGES, 1652)?;
         b.check(0, PAGES, 1650)
+    })
+}
+
+/// The zero pages with which KSM replaces pages of zeroes are counted, until something takes their
+/// place: a page of the device, one of the system, or nothing.
+fn zeroes(ctx: &Ctx, node: usize) -> Outcome {
+    struct Zeroes;
+    impl Drop for Zeroes {
+        fn drop(&mut self) {
+            let _ = fs::write(format!("{KSM}/use_zero_pages"), "0");
+        }
+    }
+    needs_all_fixes(ctx)?;
+    settled(ctx, node, |target| {
+        let ksm = Ksm::start()?;
+        fs::write(format!("{KSM}/use_zero_pages"), "1").or_fail("use_zero_pages")?;
+        let _zeroes = Zeroes;
+        let before = number("ksm_zero_pages")?;
+        let expect = |more: usize, when: &str| -> Outcome {
+            let found = number("ksm_zero_pages")?;
+            check_eq!(found, before + more as u64, "zero pages of KSM {when}");
+            Ok(())
+        };
+        let buf = Buffer::anon(PAGES)?;
+        for page in 0..PAGES {
+            buf.set(page, 0, 0);
+        }
+        buf.advise(0, PAGES, libc::MADV_MERGEABLE)?;
+        for _ in 0..5 {
+            ksm.scan()?;
+            if number("ksm_zero_pages")? == before + PAGES as u64 {
+                break;
+            }
+        }
+        ksm.pause()?;
+        expect(PAGES, "after scans")?;
+        let part = PAGES / 3;
+        target.to_device(&buf, 0, part).or_fail("MIGRATE_TO_DEV")?;
+        target.expect(&buf, 0, part, part)?;
+        expect(PAGES - part, "with a third on the device")?;
+        let read = target.read(&buf, 0, PAGES).or_fail("READ")?;
+        check!(
+            read.data.iter().all(|b| *b == 0),
+            "READ of pages of zeroes: expected zeroes"
+        );
+        buf.fill(part, part, 1670);
+        expect(PAGES - 2 * part, "with a third written")?;
+        buf.advise(2 * part, PAGES - 2 * part, libc::MADV_DONTNEED)?;
+        expect(0, "with nothing of KSM any more")?;
+        target.bring_back(&buf, 0, part)?;
+        buf.check_zero(0, part)?;
+        buf.check(part, part, 1670)?;
+        expect(0, "in the end")
     })
 }

@@ -36,6 +36,26 @@ pub(super) fn clears_flags(ctx: &Ctx) -> Outcome {
     Ok(())
 }
 
+/// Whether this kernel has all fixes of the series: the series for 7.2 lacks some.
+#[track_caller]
+pub(super) fn has_all_fixes(ctx: &Ctx) -> Outcome<bool> {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").or_fail("the release")?;
+    match clears_flags(ctx) {
+        Ok(()) => Ok(!release.starts_with("7.2.")),
+        Err(Fail::Skip(_)) => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+/// Skips a test on a kernel that lacks some of the fixes.
+#[track_caller]
+pub(super) fn needs_all_fixes(ctx: &Ctx) -> Outcome {
+    match has_all_fixes(ctx)? {
+        true => Ok(()),
+        false => Err(Fail::Skip("this kernel lacks fixes of the series".into())),
+    }
+}
+
 /// Checks that no violation has been found so far.
 #[track_caller]
 fn nothing_found(target: &Target) -> Outcome {

@@ -223,12 +223,18 @@ fn dirty(ctx: &Ctx, node: usize) -> Outcome {
 /// The same for pages with MADV_FREE, which the kernel may drop while they are clean.
 fn lazy(ctx: &Ctx, node: usize) -> Outcome {
     settled(ctx, node, |target| {
-        for by_device in [false, true] {
+        // Who writes last: the CPU, the device, or the device to what nobody has written since.
+        for (by_cpu, by_device) in [(true, false), (true, true), (false, true)] {
             let buf = Buffer::filled(PAGES, 1450)?;
             let mut image = Image::new(PAGES, 1450);
             buf.advise(0, PAGES, libc::MADV_FREE)?;
             // Fill whole pages, because the old content may be gone.
-            image.fill(&buf, 0, PAGES, 1451);
+            if by_cpu {
+                image.fill(&buf, 0, PAGES, 1451);
+            } else {
+                proc::drain_batches()?;
+                buf.check(0, PAGES, 1450)?;
+            }
             image.send(target, &buf)?;
             if by_device {
                 let data = pattern_bytes(1452, 0, PAGES);

@@ -19,7 +19,8 @@ use crate::check::{OrFail, Outcome};
 use crate::device::{Buffer, HUGE_PAGES};
 use crate::swap::Swap;
 use crate::threads::{self, SetOnDrop};
-use crate::{check, check_eq, sys};
+use crate::uffd::Uffd;
+use crate::{check, check_eq, proc, sys};
 
 pub const TESTS: &[Test] = of_each_kind!("tlb":
     "migrate" => migrate,
@@ -32,6 +33,8 @@ pub const TESTS: &[Test] = of_each_kind!("tlb":
     "fork" => fork,
     "swap_out" => swapped_out,
     "mremap" => mremap,
+    "moved" => moved,
+    "beside_pinned" => beside_pinned,
     "zero_page" => zero_page,
 );
 
@@ -421,6 +424,103 @@ fn mremap(ctx: &Ctx, node: usize) -> Outcome {
             threads::join(reader)?;
             result
         })
+    })
+}
+
+/// What takes a page away from an address.
+type Move = fn(&Uffd, &Buffer, &Buffer) -> bool;
+
+const MOVES: [Move; 2] = [
+    |_, from, to| from.move_contents(0, from.pages(), to, 0).is_ok(),
+    |uffd, from, to| {
+        // Pages of devices, and those that somebody else looks at, stay.
+        let moved = uffd.move_pages(from, 0, from.pages(), to, 0);
+        moved.is_ok_and(|n| n == from.pages())
+    },
+];
+
+/// Once a page is at another address, nobody changes it by way of the old one. A thread goes on
+/// writing there, and gets pages of zeroes.
+fn moved(ctx: &Ctx, node: usize) -> Outcome {
+    for which in 0..MOVES.len() {
+        each(ctx, node, |target, buf, huge| {
+            let n = buf.pages();
+            let place = Buffer::anon_huge_aligned(n)?;
+            if huge {
+                place.advise(0, n, libc::MADV_HUGEPAGE)?;
+            }
+            let uffd = Uffd::new().or_fail("userfaultfd")?;
+            uffd.register(&place, 0, n).or_fail("UFFDIO_REGISTER")?;
+            let over = AtomicBool::new(false);
+            std::thread::scope(|scope| {
+                for page in used(n).into_iter().take(WRITERS) {
+                    let over = &over;
+                    scope.spawn(move || {
+                        let mut value = 0;
+                        while !over.load(Ordering::SeqCst) {
+                            value += 1;
+                            buf.set(page, WORD, value);
+                        }
+                    });
+                }
+                let _guard = SetOnDrop(&over);
+                let (start, mut times) = (Instant::now(), 0);
+                while start.elapsed() < TIME || (times < 8 && start.elapsed() < 10 * TIME) {
+                    if start.elapsed().as_millis() % 2 == 0 {
+                        let _ = target.to_device(buf, 0, n);
+                    }
+                    // A hole is not moved: the threads fill some pages, and this one the others.
+                    for page in 0..n {
+                        buf.set(page, WORD - 1, 1);
+                    }
+                    if !MOVES[which](&uffd, buf, &place) {
+                        place.advise(0, n, libc::MADV_DONTNEED)?;
+                        continue;
+                    }
+                    times += 1;
+                    for page in used(n).into_iter().take(WRITERS) {
+                        let first = place.get(page, WORD);
+                        std::thread::sleep(Duration::from_micros(300));
+                        check_eq!(
+                            place.get(page, WORD),
+                            first,
+                            "word of page {page} at the new address, which nobody writes"
+                        );
+                    }
+                    place.advise(0, n, libc::MADV_DONTNEED)?;
+                }
+                check!(times > 0, "times that all pages moved: expected some");
+                Ok(())
+            })
+        })?;
+    }
+    Ok(())
+}
+
+/// A page migrates although its neighbour in the same range, which is a part of a large folio, is
+/// pinned and stays: threads that write to the page find it where it is now.
+fn beside_pinned(ctx: &Ctx, node: usize) -> Outcome {
+    settled(ctx, node, |target| {
+        let buf = huge_filled(1, 1)?;
+        let n = buf.pages();
+        // Small entries of the large folio, and a small page in front of them.
+        buf.advise(0, n, libc::MADV_NOHUGEPAGE)?;
+        buf.advise(0, 1, libc::MADV_DONTNEED)?;
+        for page in used(n) {
+            for me in 0..WRITERS {
+                buf.set(page, WORD + me, 0);
+            }
+        }
+        let id = target.pin(&buf, 5, 1, 0).or_fail("ZDM_PIN")?;
+        proc::drain_batches()?;
+        let before = target.stats()?.to_device;
+        through(&buf, |_| {
+            let _ = target.to_device(&buf, 0, n);
+            let _ = target.to_system(&buf, 0, 1);
+            Ok(())
+        })?;
+        target.unpin(id, 0).or_fail("ZDM_UNPIN")?;
+        expect_moved(target, before)
     })
 }
 

@@ -9,6 +9,7 @@ pub mod mapped;
 pub mod pins;
 pub mod poison;
 pub mod unbind;
+pub mod upkeep;
 pub mod uring;
 
 use super::counts::{Counts, IDLE, MAPPED, Waiting};
@@ -25,6 +26,7 @@ use crate::{check, check_eq};
 pub const TESTS: &[Test] = &[
     test("dax.data", data),
     test("dax.bad_mappings", bad_mappings),
+    test("dax.no_split", no_split),
     test("dax.ends", ends),
     test("dax.no_migration", no_migration),
     test("dax.old_rule", old_rule),
@@ -160,6 +162,43 @@ fn bad_mappings(_: &Ctx) -> Outcome {
     let end = Exit::Signal(libc::SIGBUS);
     check_eq!(child.exit()?, end, "access beyond the end");
     Ok(())
+}
+
+/// An area is divided only between folios, whatever divides it: the kernel refuses other places, and
+/// the area stays as it is.
+fn no_split(_: &Ctx) -> Outcome {
+    let s = Setup::new(PMD)?;
+    let (step, idle) = (s.dax.step(), s.idle_refs()?);
+    let n = 3 * step;
+    let buf = s.dax.map(n)?;
+    buf.fill(0, n, 705);
+    for (first, count) in [
+        (0, 1),
+        (1, 1),
+        (step - 1, 2),
+        (step / 2, step),
+        (step, step + 1),
+        (n - 1, 1),
+    ] {
+        let refused = [
+            buf.protect(first, count, libc::PROT_READ).is_err(),
+            buf.unmap(first, count).is_err(),
+            buf.try_advise(first, count, libc::MADV_DONTFORK).is_err(),
+        ];
+        check_eq!(
+            refused,
+            [true; 3],
+            "refusals of mprotect, munmap and MADV_DONTFORK of {count} pages from {first} on"
+        );
+    }
+    buf.check(0, n, 705)?;
+    s.expect(0, 3, [idle + 1, 1, 0], "mapped as before")?;
+    // Whole folios can be divided.
+    buf.protect(step, step, libc::PROT_READ)?;
+    buf.unmap(0, step)?;
+    buf.check(step, 2 * step, 705)?;
+    buf.fill(2 * step, step, 706);
+    buf.check(2 * step, step, 706)
 }
 
 /// The first and the last page of the device can be used, by the CPU and by a pin, and no page

@@ -11,12 +11,14 @@
 mod compare;
 mod steps;
 
+pub(super) use self::steps::WP_ASYNC;
+
 use super::allocator::Random;
 use super::counts::Waiting;
 use super::entries::Strict;
 use super::leak::settled;
-use super::strict::clears_flags;
-use super::target::{COHERENT, GENERIC, Target};
+use super::strict::{clears_flags, needs_all_fixes};
+use super::target::{COHERENT, GENERIC, PRIVATE, Target};
 use super::{Ctx, Test, test};
 use crate::check::{Fail, OrFail, Outcome};
 use crate::device::{Buffer, HUGE_PAGES};
@@ -25,9 +27,13 @@ use crate::swap::Swap;
 use crate::uffd::Uffd;
 use crate::{proc, sys};
 
-/// PRIVATE memory is left out while the kernel forgets the soft-dirty bit of such an entry when rights
-/// change, and huge pages while it is not known why a mark is lost there.
+/// Huge pages are left out while it is not known why a mark is lost there: of seed 2, in step 19, page 0
+/// has lost its soft-dirty bit after mremap(2), on PRIVATE and on COHERENT memory.
 pub const TESTS: &[Test] = &[
+    test("differ.small", |ctx| {
+        needs_all_fixes(ctx)?;
+        small(ctx, PRIVATE)
+    }),
     test("differ_coherent.small", |ctx| small(ctx, COHERENT)),
     test("differ_generic.small", |ctx| small(ctx, GENERIC)),
 ];

@@ -17,7 +17,7 @@ use crate::uapi::*;
 use crate::{check, check_eq, files, numa, pagestate, proc, sys};
 
 /// UFFD_FEATURE_WP_ASYNC: a write ends the protection without a message.
-pub(super) const WP_ASYNC: u64 = 1 << 15;
+pub(in crate::tests) const WP_ASYNC: u64 = 1 << 15;
 const MADV_GUARD_INSTALL: i32 = 102;
 const MADV_GUARD_REMOVE: i32 = 103;
 const READ: i32 = libc::PROT_READ;

@@ -20,7 +20,52 @@ pub(super) const OPERATIONS: &[Operation] = &[
     ("mremap over pages", mremap_over),
     ("UFFDIO_MOVE", uffd_move),
     ("UFFDIO_MOVE onto pages", uffd_move_onto),
+    ("a look at a part", windows),
 ];
+
+/// Whoever looks at a part of the pages sees what he sees of it by a look at all of them: pagemap,
+/// ZDM_INSPECT, SNAPSHOT and the device's reads, which begin in the middle of a huge page then. The
+/// frames of pagemap are those of the entries.
+fn windows(s: &Scene) -> Outcome {
+    let (first, n) = (s.first, s.n);
+    for (at, count) in [(0, 1), (1, 1), (3, 5), (n / 2, n / 2), (n - 1, 1)] {
+        let pagemap = proc::entries(&s.buf, first, n)?;
+        let pages = s.target.inspect(&s.buf, first, n).or_fail("ZDM_INSPECT")?;
+        let seen = s.target.snapshot(&s.buf, first, n).or_fail("SNAPSHOT")?;
+        let (part, here) = (at..at + count, first + at);
+        let pfns: Vec<u64> = pages.iter().map(|p| p.pfn).collect();
+        let mut frames = proc::on_device(&s.buf, here, count)?;
+        frames.extend(proc::frames(&s.buf, here, count)?);
+        check_eq!(
+            frames,
+            pfns[part.clone()],
+            "frames by pagemap of {count} pages from {at} on"
+        );
+        check_eq!(
+            proc::entries(&s.buf, here, count)?,
+            pagemap[part.clone()],
+            "pagemap of {count} pages from {at} on"
+        );
+        let look = s
+            .target
+            .inspect(&s.buf, here, count)
+            .or_fail("ZDM_INSPECT")?;
+        let found: Vec<u64> = look.iter().map(|p| p.pfn).collect();
+        check_eq!(
+            found,
+            pfns[part.clone()],
+            "frames of {count} pages from {at} on"
+        );
+        let look = s.target.snapshot(&s.buf, here, count).or_fail("SNAPSHOT")?;
+        check_eq!(look, seen[part], "SNAPSHOT of {count} pages from {at} on");
+        // The device forgets what it has mapped, and asks for this part alone.
+        s.buf.protect(first, n, libc::PROT_READ)?;
+        s.buf.protect(first, n, super::RW)?;
+        let read = s.target.read(&s.buf, here, count).or_fail("READ")?;
+        crate::device::check_bytes(&read.data, s.seed, here, "READ of a part")?;
+    }
+    s.holds(0, n, s.seed)
+}
 
 /// Neither the device nor the CPU changes what the child has, and the other way round.
 fn fork(s: &Scene) -> Outcome {
@@ -84,7 +129,7 @@ fn munmap_exclusive(s: &Scene) -> Outcome {
 }
 
 /// Room for the pages of a scene, aligned as they are.
-fn room(s: &Scene) -> Outcome<Buffer> {
+pub(super) fn room(s: &Scene) -> Outcome<Buffer> {
     Buffer::anon_huge_aligned(if s.huge {
         3 * HUGE_PAGES
     } else {

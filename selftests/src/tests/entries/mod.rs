@@ -10,6 +10,8 @@
 mod advices;
 mod files;
 mod maps;
+mod marks;
+mod meanwhile;
 mod protections;
 
 use std::fs;
@@ -28,6 +30,10 @@ pub const TESTS: &[Test] = of_each_kind!("entries":
     "protections" => protections_test,
     "advices" => advices_test,
     "files" => files_test,
+    "meanwhile" => meanwhile_test,
+    "marks" => marks_test,
+    "marks_dirty" => marks_dirty,
+    "marks_watched" => marks_watched,
 );
 
 const RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
@@ -66,6 +72,8 @@ struct Scene<'a> {
     /// The first page that is used, and how many are.
     first: usize,
     n: usize,
+    /// Whether the kernel has all fixes of the series.
+    complete: bool,
 }
 
 impl<'a> Scene<'a> {
@@ -76,6 +84,9 @@ impl<'a> Scene<'a> {
         huge: bool,
         seed: u64,
     ) -> Outcome<Self> {
+        let release = fs::read_to_string("/proc/sys/kernel/osrelease").or_fail("the release")?;
+        // Tests of this file are skipped on a kernel without the series.
+        let complete = !release.starts_with("7.2.");
         let (buf, first, n) = match huge {
             false => (Buffer::anon(3 * SMALL)?, SMALL, SMALL),
             true => (
@@ -99,6 +110,7 @@ impl<'a> Scene<'a> {
             buf,
             first,
             n,
+            complete,
         };
         s.refill(seed)?;
         Ok(s)
@@ -268,6 +280,22 @@ fn protections_test(ctx: &Ctx, node: usize) -> Outcome {
 
 fn files_test(ctx: &Ctx, node: usize) -> Outcome {
     files::all(ctx, node)
+}
+
+fn meanwhile_test(ctx: &Ctx, node: usize) -> Outcome {
+    meanwhile::all(ctx, node)
+}
+
+fn marks_test(ctx: &Ctx, node: usize) -> Outcome {
+    marks::small(ctx, node)
+}
+
+fn marks_dirty(ctx: &Ctx, node: usize) -> Outcome {
+    marks::huge_dirty(ctx, node)
+}
+
+fn marks_watched(ctx: &Ctx, node: usize) -> Outcome {
+    marks::huge_watched(ctx, node)
 }
 
 fn advices_test(ctx: &Ctx, node: usize) -> Outcome {

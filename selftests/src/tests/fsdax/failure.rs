@@ -32,7 +32,7 @@ const UNPOISON: &str = "/sys/kernel/debug/hwpoison/unpoison-pfn";
 
 /// Gives the pmem a new memory map, in which no page is bad.
 #[track_caller]
-fn renew_pmem() -> Outcome {
+pub(super) fn renew_pmem() -> Outcome {
     dax::unbind_pmem().or_fail("unbind of the pmem")?;
     dax::bind_pmem().or_fail("bind of the pmem")
 }

@@ -3,13 +3,17 @@
 //! Mapped files on pmem without a page cache. An idle page has count 0; each entry that maps it and
 //! each holder adds one reference. Each test runs on ext4, on xfs, and on xfs with shared blocks.
 
+pub mod bytes;
 pub mod clones;
 pub mod failure;
 pub mod io;
 pub mod mix;
 pub mod races;
 pub mod share;
+pub mod told;
+pub mod upkeep;
 pub mod waits;
+pub mod written;
 
 use std::fs::File;
 

@@ -18,6 +18,7 @@ use crate::harness::note;
 use crate::tests::counts::{IDLE, MAPPED};
 use crate::tests::fsdax::{LARGE, SMALL, Setup};
 use crate::tests::{Ctx, Test, test};
+use crate::threads::{self, SetOnDrop};
 use crate::uapi::*;
 use crate::{check, files};
 
@@ -31,6 +32,9 @@ pub const TESTS: &[Test] = &[
     test("fsdax.race_unlink_ext4", unlink::<EXT4>),
     test("fsdax.race_unlink_xfs", unlink::<XFS>),
     test("fsdax.race_unlink_reflink", unlink::<REFLINK>),
+    test("fsdax.race_faults_ext4", faults::<EXT4>),
+    test("fsdax.race_faults_xfs", faults::<XFS>),
+    test("fsdax.race_faults_reflink", faults::<REFLINK>),
     test("fsdax.race_gup_fast_ext4", gup_fast::<EXT4>),
     test("fsdax.race_gup_fast_xfs", gup_fast::<XFS>),
     test("fsdax.race_gup_fast_reflink", gup_fast::<REFLINK>),
@@ -177,6 +181,63 @@ fn unpin<const KIND: usize, const ROUNDS: usize>(_: &Ctx) -> Outcome {
     }
     taker.end()?;
     drop((file, buf));
+    s.unmount()
+}
+
+/// A huge page is locked by fsync(2) and by faults on all of it, while others wait in faults on single
+/// pages of it: each is woken, and finds its data.
+fn faults<const KIND: usize>(_: &Ctx) -> Outcome {
+    const TIME: Duration = Duration::from_secs(2);
+    let s = Setup::new(KIND)?;
+    let (file, whole) = s.mapped("a", LARGE, 850)?;
+    // Mappings with room for small entries only.
+    let narrow = |page: usize| -> Outcome<Buffer> {
+        let map = Buffer::shared(&file, LARGE)?;
+        map.unmap(0, page)?;
+        map.unmap(page + 3, LARGE - page - 3)?;
+        Ok(map)
+    };
+    let pages = [7, 300];
+    let maps = [narrow(pages[0])?, narrow(pages[1])?];
+    let over = AtomicBool::new(false);
+    let counts = [AtomicU64::new(0), AtomicU64::new(0)];
+    std::thread::scope(|scope| -> Outcome {
+        let mut readers = Vec::new();
+        for ((map, page), count) in maps.iter().zip(pages).zip(&counts) {
+            let over = &over;
+            readers.push(scope.spawn(move || -> Outcome {
+                while !over.load(Ordering::SeqCst) {
+                    map.advise(page, 3, libc::MADV_DONTNEED)?;
+                    map.check(page, 1, 850)?;
+                    // A write fault waits for the entry, too.
+                    let word = map.get(page + 1, 0);
+                    map.set(page + 1, 0, word);
+                    count.fetch_add(1, Ordering::SeqCst);
+                }
+                Ok(())
+            }));
+        }
+        let _over = SetOnDrop(&over);
+        let start = Instant::now();
+        while start.elapsed() < TIME {
+            for page in [0, 100] {
+                let word = whole.get(page, 0);
+                whole.set(page, 0, word);
+            }
+            file.sync_data().or_fail("fdatasync")?;
+            whole.advise(0, LARGE, libc::MADV_DONTNEED)?;
+        }
+        over.store(true, Ordering::SeqCst);
+        readers.into_iter().try_for_each(threads::join)
+    })?;
+    let counts = counts.map(AtomicU64::into_inner);
+    note(&format!("{counts:?} rounds of faults"));
+    check!(
+        counts.iter().all(|n| *n > 1),
+        "rounds of faults: expected some of each, found {counts:?}"
+    );
+    whole.check(0, LARGE, 850)?;
+    drop((file, whole, maps));
     s.unmount()
 }
 

@@ -8,12 +8,13 @@ use super::super::Ctx;
 use super::super::chain::SIZES;
 use super::super::ksm::{Ksm, merged};
 use super::super::leak::settled_in;
+use super::super::strict::has_all_fixes;
 use super::super::swap::swap_out;
 use super::{Back, RW, SMALL, Scene, WAYS};
 use crate::check::{OrFail, Outcome, expect_errno};
 use crate::device::{Buffer, PAGE, pattern_bytes};
 use crate::pagemap::{SCAN_FILE, SCAN_PRESENT, SCAN_SWAPPED, SCAN_ZERO};
-use crate::pagestate::{State, states};
+use crate::pagestate::{State, clear_soft_dirty, states};
 use crate::swap::Swap;
 use crate::uapi::*;
 use crate::{check, check_eq, proc, sys};
@@ -72,6 +73,8 @@ pub(super) fn file_private(ctx: &Ctx, node: usize) -> Outcome {
 /// The pages that the device makes for holes and for the zero page have the rights of the mapping,
 /// and are charged and counted like others.
 fn fresh(ctx: &Ctx, node: usize, touch: bool) -> Outcome {
+    // Without the series new PRIVATE pages have no mark.
+    let marks = has_all_fixes(ctx)?;
     for huge in SIZES {
         for prot in [RW, libc::PROT_READ] {
             for how in WAYS {
@@ -88,6 +91,7 @@ fn fresh(ctx: &Ctx, node: usize, touch: bool) -> Outcome {
                             .count();
                         check_eq!(zero, s.n, "pages of zeroes");
                     }
+                    clear_soft_dirty()?;
                     let moved = target
                         .to_device(&s.buf, s.first, s.n)
                         .or_fail("MIGRATE_TO_DEV")?;
@@ -105,6 +109,11 @@ fn fresh(ctx: &Ctx, node: usize, touch: bool) -> Outcome {
                                 (!write || prot == RW) && anon && charged && !page.uffd_wp,
                                 "page {i} {when}, rights {prot:#x}: expected a charged anonymous \
                                  page with no more rights, found {page:x?}"
+                            );
+                            check!(
+                                page.soft_dirty || !marks,
+                                "page {i} {when}, rights {prot:#x}: expected the mark of a new \
+                                 page, found {page:x?}"
                             );
                         }
                         let rss = proc::smaps(&s.buf, s.first, s.n, "Rss")?;

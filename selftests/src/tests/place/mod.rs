@@ -17,7 +17,7 @@ use super::{Ctx, Test};
 use crate::check::{OrFail, Outcome};
 use crate::device::{Buffer, HUGE_PAGES, check_bytes};
 use crate::pagemap::{SCAN_HUGE, SCAN_PRESENT, SCAN_SOFT_DIRTY, SCAN_SWAPPED};
-use crate::pagestate::{Counters, State, Watch, clear_soft_dirty, states};
+use crate::pagestate::{Counters, State, Watch, clear_soft_dirty, folio_flags, states};
 use crate::uapi::*;
 use crate::uffd::Uffd;
 use crate::{check, check_eq, proc};
@@ -36,6 +36,7 @@ pub const TESTS: &[Test] = of_each_kind!("place":
     "swap_cache" => swap_cache,
     "merged" => merged_pages,
     "failed" => failed,
+    "pinned" => pinned,
     "unmapped_counters" => unmapped_counters,
     "orders" => orders,
 );
@@ -203,10 +204,26 @@ impl<'a> Scene<'a> {
         Ok(())
     }
 
+    /// Checks that pages of the system have the flags that they had: on a list, and on the right one.
+    #[track_caller]
+    fn expect_folios(&self, before: &[u64], when: &str) -> Outcome {
+        let found = folio_flags(&self.buf, self.first, self.n)?;
+        check_eq!(found.len(), before.len(), "pages in system memory {when}");
+        let other = found.iter().zip(before).position(|(a, b)| a != b);
+        check!(
+            other.is_none(),
+            "flags in /proc/kpageflags of page {other:?} {when}: expected {:#x?}, found {:#x?}",
+            other.map(|i| before[i]),
+            other.map(|i| found[i])
+        );
+        Ok(())
+    }
+
     /// Moves the pages back and forth, each time back in another way, and compares.
     #[track_caller]
     fn trips(&self, seed: u64) -> Outcome {
         let before = self.states()?;
+        let folios = folio_flags(&self.buf, self.first, self.n)?;
         let counters = self.counters()?;
         let range = (self.first, self.n);
         for how in WAYS {
@@ -220,6 +237,7 @@ impl<'a> Scene<'a> {
             self.expect(&before, false, &when)?;
             self.watch
                 .expect(&self.buf, range, &counters, self.except(), &when)?;
+            self.expect_folios(&folios, &when)?;
             if self.huge && !self.falls_back() && how == Back::Fault {
                 // Faults may bring pages back in pieces.
                 check_eq!(proc::huge(&self.buf, self.first, self.n)?, self.n, "{when}");
@@ -261,7 +279,11 @@ fn some_written(ctx: &Ctx, node: usize) -> Outcome {
     each(ctx, node, 3020, |s| {
         if s.huge {
             // A huge entry has only one mark.
-            return Ok(());
+            clear_soft_dirty()?;
+            s.buf.fill(s.first + 5, 1, 3020);
+            let marked = s.states()?.iter().filter(|p| p.soft_dirty).count();
+            check_eq!(marked, s.n, "marked pages of a huge page that was written");
+            return s.trips(3020);
         }
         clear_soft_dirty()?;
         let marked = |s: &Scene| -> Outcome<Vec<usize>> {
@@ -378,11 +400,14 @@ fn locked(ctx: &Ctx, node: usize) -> Outcome {
         let before = s.counters()?;
         s.buf.lock(s.first, s.n, true)?;
         let states = s.states()?;
+        let folios = folio_flags(&s.buf, s.first, s.n)?;
         for how in WAYS {
             s.send(3060)?;
             s.expect(&states, true, "locked, on the device")?;
             s.bring_back(how)?;
-            s.expect(&states, false, &format!("locked, back by {how:?}"))?;
+            let when = format!("locked, back by {how:?}");
+            s.expect(&states, false, &when)?;
+            s.expect_folios(&folios, &when)?;
         }
         s.buf.lock(s.first, s.n, false)?;
         proc::drain_batches()?;
@@ -396,6 +421,7 @@ fn locked(ctx: &Ctx, node: usize) -> Outcome {
 fn failed(ctx: &Ctx, node: usize) -> Outcome {
     each(ctx, node, 3110, |s| {
         let before = s.states()?;
+        let folios = folio_flags(&s.buf, s.first, s.n)?;
         let counters = s.counters()?;
         let count = if s.huge { s.n } else { 1 };
         proc::drain_batches()?;
@@ -407,6 +433,7 @@ fn failed(ctx: &Ctx, node: usize) -> Outcome {
             let range = (s.first, s.n);
             let when = "after a migration that failed";
             s.watch.expect(&s.buf, range, &counters, s.except(), when)?;
+            s.expect_folios(&folios, when)?;
         } else {
             check!(
                 s.huge,
@@ -414,6 +441,38 @@ fn failed(ctx: &Ctx, node: usize) -> Outcome {
             );
         }
         s.check(3110)
+    })
+}
+
+/// Pages that are pinned stay, and are what they were, also after the end of the pin.
+fn pinned(ctx: &Ctx, node: usize) -> Outcome {
+    each(ctx, node, 3115, |s| {
+        let folios = folio_flags(&s.buf, s.first, s.n)?;
+        let id = s
+            .target
+            .pin(&s.buf, s.first, s.n, ZDM_PIN_WRITE)
+            .or_fail("ZDM_PIN")?;
+        // The program keeps memory for the data, the first times.
+        for _ in 0..3 {
+            let _ = s.target.to_device(&s.buf, s.first, s.n);
+        }
+        let before = s.states()?;
+        let counters = s.counters()?;
+        for when in ["pinned", "pinned, once more"] {
+            // None can go, which the result may or may not say.
+            let _ = s.target.to_device(&s.buf, s.first, s.n);
+            s.target.expect(&s.buf, s.first, s.n, 0)?;
+            s.expect(&before, false, when)?;
+            let range = (s.first, s.n);
+            s.watch.expect(&s.buf, range, &counters, s.except(), when)?;
+            s.expect_folios(&folios, when)?;
+        }
+        s.target.unpin(id, 0).or_fail("ZDM_UNPIN")?;
+        s.expect_folios(&folios, "after the pin")?;
+        s.send(3115)?;
+        s.bring_back(Back::Request)?;
+        s.expect_folios(&folios, "back, after the pin")?;
+        s.check(3115)
     })
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::{Ctx, PAGES, Test, expect_on_device, test};
 use crate::check::{Fail, OrFail, Outcome, expect_errno};
-use crate::device::{Buffer, Device, check_bytes};
+use crate::device::{Buffer, Device, HUGE_PAGES, check_bytes};
 use crate::harness::Child;
 use crate::sys::{self, Exit};
 use crate::threads;
@@ -79,6 +79,25 @@ fn answered(
 /// cannot wait for the process.
 fn missing(_: &Ctx) -> Outcome {
     let device = Device::open(0)?;
+    // A huge page does not fill a hole for which the process is asked, either.
+    let huge = Buffer::anon_huge_aligned(HUGE_PAGES)?;
+    huge.advise(0, HUGE_PAGES, libc::MADV_HUGEPAGE)?;
+    let uffd = Uffd::new().or_fail("userfaultfd")?;
+    uffd.register(&huge, 0, HUGE_PAGES)
+        .or_fail("UFFDIO_REGISTER")?;
+    let result = device.to_device(&huge, 0, HUGE_PAGES);
+    expect_errno(result, &[libc::ENOENT], "MIGRATE_TO_DEV of a huge hole")?;
+    check_eq!(
+        proc::on_device(&huge, 0, HUGE_PAGES)?.len(),
+        0,
+        "device pages of a huge hole"
+    );
+    check_eq!(
+        proc::present(&huge, 0, HUGE_PAGES)?,
+        0,
+        "present pages of a huge hole"
+    );
+    drop((huge, uffd));
     let (buf, uffd) = registered(0, PAGES)?;
     let before = device.stats()?;
     let result = device.to_device(&buf, 0, PAGES);
