@@ -10,7 +10,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 use super::Setup;
-use super::share::leaves_folios_whole;
+use super::share::needs_fixes;
 use crate::check::{Fail, OrFail, Outcome};
 use crate::device::{Buffer, PAGE, pattern_bytes};
 use crate::fsdax::{EXT4, REFLINK, XFS};
@@ -24,7 +24,7 @@ pub const TESTS: &[Test] = &[
     test("fsdax.bytes_xfs", |_| each(XFS, false)),
     test("fsdax.bytes_reflink", |_| each(REFLINK, false)),
     test("fsdax.bytes_shared", |ctx| {
-        leaves_folios_whole(ctx)?;
+        needs_fixes(ctx)?;
         each(REFLINK, true)
     }),
     test("fsdax.unequal", unequal),
