@@ -30,7 +30,7 @@ impl PrivateOps for Pages {
         let mut buffer = PfnBuffer::new(1 << fault.order())?;
         let mut migration = fault.migrate(&mut buffer, &Vram)?;
         migration
-            .fill_system(|order| SystemFolio::alloc_vma(&fault.vma(), fault.address(), order))?;
+            .fill_system(|order| SystemFolio::alloc_vma(fault.vma(), fault.address(), order))?;
         drop(migration.copied()?.finalize());
         Ok(())
     }

@@ -36,8 +36,7 @@ use kernel::{
 /// The state of an open file, which forked processes may share.
 #[pin_data]
 pub(crate) struct Client {
-    #[pin]
-    mirror: HmmMirror,
+    mirror: Pin<KBox<HmmMirror>>,
     device: Arc<Device>,
     id: ClientId,
     /// Whether a migration to the device, or a fault injection, was attempted.
@@ -60,7 +59,7 @@ impl Client {
         }
         let client = KBox::try_pin_init(
             try_pin_init!(Self {
-                mirror <- HmmMirror::new(mm, device.owner.clone()),
+                mirror: HmmMirror::new(mm, device.owner.clone())?,
                 device: device.clone(),
                 id,
                 used_memory: AtomicFlag::new(false),

@@ -59,7 +59,7 @@ impl Core {
             if self.fail_alloc.take_for_fault(|mm| fault.is_in(mm)) {
                 return Err(ENOMEM);
             }
-            SystemFolio::alloc_vma(&fault.vma(), start + i * PAGE_SIZE, order)
+            SystemFolio::alloc_vma(fault.vma(), start + i * PAGE_SIZE, order)
         };
         let poisoned = copy_back(&mut migration, &self.stats, false, alloc)?;
         let moved = self.finish(migration.copied()?, |pfn| ledger.last(fault.index_of(pfn)));

@@ -87,7 +87,7 @@ impl Core {
             return false;
         }
         let vma = fault.vma();
-        let mut pages = SystemFolios::try_for_vma(&vma, migration.len() - 1);
+        let mut pages = SystemFolios::try_for_vma(vma, migration.len() - 1);
         for i in (0..migration.len()).filter(|&i| i != own) {
             let ours = migration
                 .source_pfn(i)
@@ -133,7 +133,7 @@ impl Core {
         if self.fail_alloc.is_asked() {
             return Err(ENOMEM);
         }
-        let folio = SystemFolio::alloc_vma(&fault.vma(), fault.address(), 0)?;
+        let folio = SystemFolio::alloc_vma(fault.vma(), fault.address(), 0)?;
         // The fault itself distinguishes a page with lost contents from a held one.
         migration
             .copy_to_system(own, 0, folio)

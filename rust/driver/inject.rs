@@ -153,7 +153,7 @@ impl Client {
                 let folio = self
                     .mirror()
                     .get_device_folio(PageRange::new(address, 1)?)?;
-                folio.flip_bit();
+                folio.flip_bit()?;
                 folio.pfn()
             }
             Kind::ExtraMapping => {

@@ -53,7 +53,7 @@ void zdm_folio_init(struct page *page, struct dev_pagemap *pgmap, unsigned int o
 void zdm_folio_inherit(struct folio *tail, struct folio *head);
 bool zdm_folio_try_get(struct page *page);
 void zdm_folio_put(struct page *page);
-void zdm_folio_lock(struct page *page);
+int zdm_folio_lock_killable(struct page *page);
 void zdm_folio_unlock(struct page *page);
 bool zdm_page_is_reachable(struct page *page);
 int zdm_copy_mc_highpage(struct page *to, struct page *from);
@@ -78,6 +78,9 @@ void zdm_mmu_interval_set_seq(struct mmu_interval_notifier *sub, unsigned long s
 unsigned long zdm_mmu_interval_seq(struct mmu_interval_notifier *sub);
 bool zdm_mmu_interval_read_retry(struct mmu_interval_notifier *sub, unsigned long seq);
 bool zdm_fatal_signal_pending(void);
+void zdm_pagefault_disable(void);
+void zdm_pagefault_enable(void);
+bool zdm_pagefault_disabled(void);
 int zdm_mmap_read_lock_killable(struct mm_struct *mm);
 bool zdm_vma_is_anonymous(struct vm_area_struct *vma);
 bool zdm_userfaultfd_armed(struct vm_area_struct *vma);

@@ -94,9 +94,9 @@ void zdm_folio_put(struct page *page)
 	folio_put(page_folio(page));
 }
 
-void zdm_folio_lock(struct page *page)
+int zdm_folio_lock_killable(struct page *page)
 {
-	folio_lock(page_folio(page));
+	return folio_lock_killable(page_folio(page));
 }
 
 void zdm_folio_unlock(struct page *page)
@@ -262,6 +262,21 @@ bool zdm_mmu_interval_read_retry(struct mmu_interval_notifier *sub, unsigned lon
 bool zdm_fatal_signal_pending(void)
 {
 	return fatal_signal_pending(current);
+}
+
+void zdm_pagefault_disable(void)
+{
+	pagefault_disable();
+}
+
+void zdm_pagefault_enable(void)
+{
+	pagefault_enable();
+}
+
+bool zdm_pagefault_disabled(void)
+{
+	return pagefault_disabled();
 }
 
 int zdm_mmap_read_lock_killable(struct mm_struct *mm)

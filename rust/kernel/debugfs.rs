@@ -125,7 +125,7 @@ pub(crate) trait Source: Send + Sync + 'static {
     fn write(&self, text: &mut Text) -> Result;
 }
 
-/// Text that is being written.
+/// Text that is being written, of at most [`Text::MOST`] bytes.
 ///
 /// # Examples
 ///
@@ -138,28 +138,50 @@ pub(crate) trait Source: Send + Sync + 'static {
 /// # Ok::<(), Error>(())
 /// ```
 #[derive(Default)]
-pub(crate) struct Text(KVVec<u8>);
+pub(crate) struct Text {
+    bytes: KVVec<u8>,
+    /// Whether something was too long for it.
+    is_full: bool,
+}
 
 impl Text {
+    /// Most bytes of a text. All of it is in memory until the next one is read.
+    pub(crate) const MOST: usize = 4 << 20;
+
     /// Adds a line. May sleep.
     ///
     /// # Errors
     ///
-    /// `ENOMEM`.
+    /// `EFBIG` when the text would be longer than [`Text::MOST`], `ENOMEM`.
     pub(crate) fn line(&mut self, args: fmt::Arguments<'_>) -> Result {
-        fmt::Write::write_fmt(self, args).map_err(|_| ENOMEM)?;
-        Ok(self.0.push(b'\n', GFP_KERNEL)?)
+        let before = self.bytes.len();
+        let written = fmt::Write::write_fmt(self, args);
+        written
+            .and_then(|()| fmt::Write::write_str(self, "\n"))
+            .map_err(|_| {
+                // A line is written as a whole, or not at all.
+                self.bytes.truncate(before);
+                if self.is_full {
+                    EFBIG
+                } else {
+                    ENOMEM
+                }
+            })
     }
 
     /// All lines so far.
     pub(crate) fn as_bytes(&self) -> &[u8] {
-        &self.0
+        &self.bytes
     }
 }
 
 impl fmt::Write for Text {
     fn write_str(&mut self, s: &str) -> fmt::Result {
-        self.0
+        if s.len() > Self::MOST - self.bytes.len() {
+            self.is_full = true;
+            return Err(fmt::Error);
+        }
+        self.bytes
             .extend_from_slice(s.as_bytes(), GFP_KERNEL)
             .map_err(|_| fmt::Error)
     }
@@ -295,5 +317,27 @@ impl<S: Source> Content<S> {
             Ok(n) => n as isize,
             Err(err) => err.to_errno() as isize,
         }
+    }
+}
+
+#[kunit_tests(zdmirror_debugfs_text)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_is_bounded() -> Result {
+        let mut text = Text::default();
+        let long = KVVec::from_elem(b'x', (1 << 20) - 1, GFP_KERNEL)?;
+        let long = core::str::from_utf8(&long).map_err(|_| EINVAL)?;
+        for mib in 1..=Text::MOST >> 20 {
+            text.line(fmt!("{}", long))?;
+            assert_eq!(text.as_bytes().len(), mib << 20);
+        }
+        // There is no room for the end of a line, nor for part of one.
+        for line in ["", long] {
+            assert_eq!(text.line(fmt!("{}", line)), Err(EFBIG));
+            assert_eq!(text.as_bytes().len(), Text::MOST);
+        }
+        Ok(())
     }
 }

@@ -11,10 +11,15 @@ use super::{
     },
     free_folio::FreeFolio,
     page::PageView,
-    struct_page, //
+    struct_page,
+    task::check_may_fault, //
 };
 use crate::bindings;
 use core::ptr::NonNull;
+use kernel::{
+    error::to_result,
+    prelude::*, //
+};
 
 /// A device folio that was just handed out: locked, one reference, not mapped anywhere.
 ///
@@ -129,11 +134,17 @@ impl FolioRef {
     }
 
     /// Flips a bit of the page's data. Only for fault injection. May sleep.
-    pub(crate) fn flip_bit(&self) {
+    ///
+    /// # Errors
+    ///
+    /// `EDEADLK` where the current task may have locked the folio, as it has a migration; `EINTR` on a fatal
+    /// signal.
+    pub(crate) fn flip_bit(&self) -> Result {
+        check_may_fault()?;
         let page = self.page.as_ptr();
         // A migrating task locks the page while it copies it.
         // SAFETY: The page is valid by the type invariants.
-        unsafe { bindings::zdm_folio_lock(page) };
+        to_result(unsafe { bindings::zdm_folio_lock_killable(page) })?;
         // SAFETY: The page is valid by the type invariants, and locked, so that no task splits its
         // folio.
         if let Some(data) = NonNull::new(unsafe { contents(page) }) {
@@ -142,6 +153,7 @@ impl FolioRef {
         }
         // SAFETY: Locked above.
         unsafe { bindings::zdm_folio_unlock(page) };
+        Ok(())
     }
 
     /// Marks the page that holds the contents as broken, or as whole again. Only for KUnit cases.

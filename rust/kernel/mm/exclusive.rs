@@ -14,6 +14,7 @@ use super::{
         Grant, //
     },
     task::{
+        check_may_fault,
         check_signals,
         Deadline, //
     },
@@ -74,9 +75,11 @@ impl HmmMirror {
     /// # Errors
     ///
     /// `EINVAL` when the process is gone, `EFAULT` where nothing writable is mapped, `EOPNOTSUPP`
-    /// for memory that is not anonymous, `EBUSY` when a page is taken back for a second, `EINTR`
-    /// for a task that was killed, `ENOMEM`. Pages that come before keep what they have got.
+    /// for memory that is not anonymous, `EBUSY` when a page is taken back for a second, `EDEADLK` for a
+    /// task that has a migration, `EINTR` for one that was killed, `ENOMEM`. Pages that come before keep what
+    /// they have got.
     pub(crate) fn make_exclusive(&self, range: PageRange) -> Result<usize> {
+        check_may_fault()?;
         let mm = self.mm().mmget_not_zero().ok_or(EINVAL)?;
         let mut pages = 0;
         for address in range.addresses() {

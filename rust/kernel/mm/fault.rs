@@ -126,7 +126,7 @@ pub(crate) enum AccessOrder {
 ///     let mut buffer = PfnBuffer::new(1 << fault.order())?;
 ///     let mut migration = fault.migrate(&mut buffer, &EmulatedMemory)?;
 ///     let (vma, address) = (fault.vma(), fault.address());
-///     migration.fill_system(|order| SystemFolio::alloc_vma(&vma, address, order))?;
+///     migration.fill_system(|order| SystemFolio::alloc_vma(vma, address, order))?;
 ///     drop(migration.copied()?.finalize());
 ///     Ok(())
 /// })?;
@@ -201,11 +201,11 @@ impl<'a> VmFault<'a> {
         self.vmf.__bindgen_anon_1.address & !((PAGE_SIZE << self.order()) - 1)
     }
 
-    /// The area that the address lies in.
-    pub(crate) fn vma(&self) -> Area<'_> {
-        // SAFETY: The area of a valid fault is valid, and the mmap lock is held by the type
-        // invariants.
-        unsafe { Area::from_locked(VmaRef::from_raw(self.vmf.__bindgen_anon_1.vma)) }
+    /// The area that the address lies in. It is no [`Area`]: a migration that knows nothing of the fault would
+    /// wait for the lock of the fault's folio, in some kernels, which the current task holds.
+    pub(crate) fn vma(&self) -> &VmaRef {
+        // SAFETY: The area of a valid fault is valid, and the mmap lock is held by the type invariants.
+        unsafe { VmaRef::from_raw(self.vmf.__bindgen_anon_1.vma) }
     }
 
     /// Identifies the address space: no two that live at the same time have the same number.
@@ -318,7 +318,8 @@ impl<'a> VmFault<'a> {
         memory: &'b M,
     ) -> Result<Migration<'b, Setup, M>> {
         let request = Request {
-            area: self.vma(),
+            // SAFETY: The current task holds the mmap lock by the type invariants.
+            area: unsafe { Area::from_locked(self.vma()) },
             range,
             select: Select::Device(MemoryType::Private),
             large,

@@ -14,6 +14,7 @@ use super::{
     device_memory::DeviceMemory,
     hmm::HmmMirror,
     migrate::{
+        is_valid,
         Copied,
         Migration, //
     },
@@ -25,8 +26,16 @@ use super::{
     watches::WatchToken,
     PAGE_SHIFT, //
 };
+use crate::bindings;
 use core::ptr::NonNull;
 use kernel::{
+    mm::{
+        virt::{
+            flags,
+            VmaRef, //
+        },
+        Mm, //
+    },
     prelude::*,
     types::NotThreadSafe, //
 };
@@ -165,6 +174,37 @@ impl Watch<'_> {
             pages += watched;
         }
         Ok(pages)
+    }
+}
+
+impl<M: DeviceMemory> Migration<'_, Copied, M> {
+    /// Whether this is a migration of a range of an area of `mm`.
+    fn is_in(&self, mm: &Mm) -> bool {
+        NonNull::new(self.args().vma).is_some_and(|vma| {
+            // SAFETY: The area is valid, and the mmap lock is held, by the type invariants of `Migration`.
+            let vm_mm = unsafe { (*vma.as_ptr()).vm_mm };
+            core::ptr::eq(vm_mm, mm.as_raw())
+        })
+    }
+
+    /// Address of entry `i` of a range of an area.
+    fn address(&self, i: usize) -> Option<usize> {
+        (self.vma && i < self.len()).then(|| self.args().start + (i << PAGE_SHIFT))
+    }
+
+    /// Whether the page table entry of what has moved to entry `i` of a range of an area will be writable:
+    /// as that of the source was, and for a hole, where core mm makes a new one, as the area is. `false` where
+    /// userfaultfd may protect the page of zeroes that was there: core mm keeps that, and does not say so.
+    fn maps_writable(&self, i: usize) -> bool {
+        if is_valid(self.src(i)) {
+            return self.src(i) & bindings::MIGRATE_PFN_WRITE != 0;
+        }
+        NonNull::new(self.args().vma).is_some_and(|vma| {
+            // SAFETY: The area is valid, and the mmap lock is held, by the type invariants.
+            let is_writable = unsafe { VmaRef::from_raw(vma.as_ptr()) }.flags() & flags::WRITE != 0;
+            // SAFETY: The area is valid, and the mmap lock is held, by the type invariants of `Migration`.
+            is_writable && !unsafe { bindings::zdm_may_protect(vma.as_ptr()) }
+        })
     }
 }
 

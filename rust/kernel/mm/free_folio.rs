@@ -10,13 +10,20 @@
 
 use super::{
     region::Frames,
+    PAGE_SIZE,
     PMD_ORDER, //
 };
 use core::num::NonZeroUsize;
-use kernel::prelude::*;
+use kernel::{
+    prelude::*,
+    sizes::SZ_2M, //
+};
 
 /// Pages of a block of [`PMD_ORDER`].
 pub(crate) const BLOCK_PAGES: usize = 1 << PMD_ORDER;
+
+// Regions, which are aligned to 2 MiB, are cut into blocks without a rest.
+const _: () = assert!(SZ_2M % (BLOCK_PAGES * PAGE_SIZE) == 0);
 
 /// A folio of device memory that is free, as a value that can neither be copied nor made up.
 ///

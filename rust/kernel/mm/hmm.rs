@@ -28,6 +28,7 @@ use super::{
         BLOCK, //
     },
     task::{
+        check_may_fault,
         check_signals,
         Deadline, //
     },
@@ -114,7 +115,7 @@ enum Way {
 /// let task = current!();
 /// let mm = task.mm().ok_or(EINVAL)?;
 /// let owner = PgmapOwner::new(this_module::<LocalModule>())?;
-/// let mirror = KBox::try_pin_init(HmmMirror::new(mm, owner), GFP_KERNEL)?;
+/// let mirror = HmmMirror::new(mm, owner)?;
 /// mirror.fault(range, Access::Write)?;
 /// let mut bytes = KVec::from_elem(7u8, PAGE_SIZE, GFP_KERNEL)?;
 /// assert_eq!(mirror.write(range, &bytes), (1, Stop::Done));
@@ -137,18 +138,21 @@ impl HmmMirror {
     /// Mirrors `mm` for the device whose memory `owner` owns. The module stays loaded for as long as the
     /// mirror lives. May sleep.
     ///
+    /// The result is in memory of its own, and no initializer: `Opaque::pin_init()` and the like take any
+    /// initializer, and never drop the value. Core mm would then use the notifier after its memory is freed.
+    ///
     /// # Errors
     ///
     /// `ENODEV` when the module is on its way out, or its init function has not succeeded yet; `ENOMEM`.
-    pub(crate) fn new<'a>(
-        mm: &'a MmWithUser,
-        owner: Arc<PgmapOwner>,
-    ) -> impl PinInit<Self, Error> + 'a {
-        try_pin_init!(Self {
-            _loaded: ModulePin::try_take(owner.module()).ok_or(ENODEV)?,
-            notifier <- MmuIntervalNotifier::new(mm, Table::new()),
-            owner,
-        })
+    pub(crate) fn new(mm: &MmWithUser, owner: Arc<PgmapOwner>) -> Result<Pin<KBox<Self>>> {
+        KBox::try_pin_init(
+            try_pin_init!(Self {
+                _loaded: ModulePin::try_take(owner.module()).ok_or(ENODEV)?,
+                notifier <- MmuIntervalNotifier::new(mm, Table::new()),
+                owner,
+            }),
+            GFP_KERNEL_ACCOUNT,
+        )
     }
 
     /// The address space, which may have lost its users.
@@ -171,8 +175,8 @@ impl HmmMirror {
     ///
     /// `EFAULT` when there is nothing to map, for memory that the kernel itself cannot reach (that of
     /// `memfd_secret(2)`, or broken), and when the process is gone; `EPERM` for a write to what is
-    /// read-only, `EBUSY` when invalidations keep coming for a second, `EINTR` for a task that was
-    /// killed, `ENOMEM`.
+    /// read-only, `EBUSY` when invalidations keep coming for a second, `EDEADLK` for a task that has a
+    /// migration, `EINTR` for one that was killed, `ENOMEM`.
     pub(crate) fn fault(&self, range: PageRange, access: Access) -> Result {
         self.walk(range, Absent::Fault(access), |_, _| {})
     }
@@ -221,6 +225,9 @@ impl HmmMirror {
         absent: Absent,
         mut f: impl FnMut(MappedPage<'_>, usize),
     ) -> Result {
+        if absent != Absent::Skip {
+            check_may_fault()?;
+        }
         let mm = self.mm().mmget_not_zero().ok_or(EFAULT)?;
         let mut left = Some(range);
         while let Some(rest) = left {

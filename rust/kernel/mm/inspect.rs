@@ -470,10 +470,7 @@ mod tests {
         user(start + PAGE_SIZE).writer().write_slice(&[1])?;
         let task = current!();
         let mm = task.mm().ok_or(EINVAL)?;
-        let mirror = KBox::try_pin_init(
-            HmmMirror::new(mm, PgmapOwner::new(this_module())?),
-            GFP_KERNEL,
-        )?;
+        let mirror = HmmMirror::new(mm, PgmapOwner::new(this_module())?)?;
         let mut out = [(Seen::Error, None); PAGES];
         let range = PageRange::new(start, PAGES)?;
         mirror.inspect(range, &mut out, |seen, facts| (seen, facts))?;

@@ -195,7 +195,7 @@ impl EmulatedDevice {
     pub(crate) fn mirror(&self) -> Result<Pin<KBox<HmmMirror>>> {
         let task = current!();
         let mm = task.mm().ok_or(EINVAL)?;
-        KBox::try_pin_init(HmmMirror::new(mm, self.owner.clone()), GFP_KERNEL)
+        HmmMirror::new(mm, self.owner.clone())
     }
 
     /// Brings all pages back. May sleep.

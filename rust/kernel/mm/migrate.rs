@@ -15,8 +15,11 @@ use super::{
     device_memory::DeviceMemory,
     pfn_buffer::halves,
     struct_page::MemMap,
+    task::{
+        check_may_fault,
+        NoFaults, //
+    },
     watches::WatchToken,
-    PAGE_SHIFT,
     PMD_ORDER, //
 };
 use crate::bindings;
@@ -24,16 +27,7 @@ use core::{
     marker::PhantomData,
     ptr::NonNull, //
 };
-use kernel::{
-    mm::{
-        virt::{
-            flags,
-            VmaRef, //
-        },
-        Mm, //
-    },
-    prelude::*, //
-};
+use kernel::prelude::*;
 
 pub(crate) use super::{
     device_memory::CopyError,
@@ -57,6 +51,14 @@ pub(crate) use super::{
 };
 
 /// A migration of up to [`MAX_PAGES`] pages, of a range of an area or of a list of device pages.
+///
+/// The pages are locked until the migration is finalized or dropped. A task that waited for one of them would
+/// wait for itself, so that page faults are disabled meanwhile: an access to user memory fails with `EFAULT`
+/// where it would need one, and the functions here that fault pages in fail with `EDEADLK`.
+///
+/// A migration must not be forgotten ([`core::mem::forget`]), as a mutex guard must not: the pages stay locked,
+/// and tasks that use them wait for ever. No memory is freed that is in use. The task that forgot the migration
+/// gets `SIGSEGV` at its next page fault.
 ///
 /// # Examples
 ///
@@ -106,6 +108,8 @@ pub(crate) struct Migration<'a, S: Stage, M: DeviceMemory> {
     pub(super) vma: bool,
     pub(super) holes: bool,
     finalized: bool,
+    /// The task has locked the pages, until the migration is finalized.
+    no_faults: Option<NoFaults>,
     /// The watch of the range that began before the migration.
     pub(super) watch: Option<&'a WatchToken>,
     _p: PhantomData<(&'a mut PfnBuffer, Area<'a>, S)>,
@@ -120,12 +124,14 @@ impl<'a, M: DeviceMemory> Migration<'a, Setup, M> {
     /// # Errors
     ///
     /// `EINVAL` for a range that is not within the area or larger than `buffer`, and for areas
-    /// that cannot be migrated (hugetlb, DAX, `VM_SPECIAL`).
+    /// that cannot be migrated (hugetlb, DAX, `VM_SPECIAL`). `EDEADLK` while the current task has another
+    /// migration, or handles a fault on device memory: some kernels wait for the lock of a large folio here.
     pub(crate) fn of_range(
         buffer: &'a mut PfnBuffer,
         request: &Request<'a>,
         memory: &'a M,
     ) -> Result<Self> {
+        check_may_fault()?;
         let (none, memmap) = (core::ptr::null_mut(), MemMap::get());
         // SAFETY: No fault is being handled, which NULL says.
         unsafe { Self::of_fault(buffer, request, memory, none, memmap) }
@@ -182,6 +188,8 @@ impl<'a, M: DeviceMemory> Migration<'a, Setup, M> {
             vma: true,
             holes: request.select == Select::System,
             finalized: false,
+            // The handler of a fault has them disabled.
+            no_faults: fault_page.is_null().then(NoFaults::new),
             watch: request.watch,
             _p: PhantomData,
         })
@@ -237,6 +245,7 @@ impl<'a, M: DeviceMemory> Migration<'a, Setup, M> {
             vma: false,
             holes: false,
             finalized: false,
+            no_faults: Some(NoFaults::new()),
             watch: None,
             _p: PhantomData,
         })
@@ -378,6 +387,7 @@ impl<'a, M: DeviceMemory> Migration<'a, Copied, M> {
     /// `migrate_vma_finalize()` and `migrate_device_finalize()`; may sleep.
     pub(crate) fn finalize(mut self) -> Migration<'a, Finalized, M> {
         self.end();
+        self.no_faults = None;
         self.next(true)
     }
 }
@@ -403,6 +413,7 @@ impl<'a, S: Stage, M: DeviceMemory> Migration<'a, S, M> {
             vma: self.vma,
             holes: self.holes,
             finalized,
+            no_faults: self.no_faults.take(),
             watch: self.watch,
             _p: PhantomData,
         };
@@ -452,7 +463,7 @@ impl<'a, S: Stage, M: DeviceMemory> Migration<'a, S, M> {
 
     /// What core mm was told, and has told.
     #[inline]
-    fn args(&self) -> &bindings::migrate_vma {
+    pub(super) fn args(&self) -> &bindings::migrate_vma {
         // SAFETY: Borrowed for longer than `self` lives by the type invariants; core mm changes them in its
         // functions only.
         unsafe { self.args.as_ref() }
@@ -466,35 +477,6 @@ impl<'a, S: Stage, M: DeviceMemory> Migration<'a, S, M> {
     /// Number of entries: pages of the range, selected or not.
     pub(crate) fn len(&self) -> usize {
         self.len
-    }
-
-    /// Whether this is a migration of a range of an area of `mm`.
-    pub(super) fn is_in(&self, mm: &Mm) -> bool {
-        NonNull::new(self.args().vma).is_some_and(|vma| {
-            // SAFETY: The area is valid, and the mmap lock is held, by the type invariants of `Migration`.
-            let vm_mm = unsafe { (*vma.as_ptr()).vm_mm };
-            core::ptr::eq(vm_mm, mm.as_raw())
-        })
-    }
-
-    /// Address of entry `i` of a range of an area.
-    pub(super) fn address(&self, i: usize) -> Option<usize> {
-        (self.vma && i < self.len).then(|| self.args().start + (i << PAGE_SHIFT))
-    }
-
-    /// Whether the page table entry of what has moved to entry `i` of a range of an area will be writable:
-    /// as that of the source was, and for a hole, where core mm makes a new one, as the area is. `false` where
-    /// userfaultfd may protect the page of zeroes that was there: core mm keeps that, and does not say so.
-    pub(super) fn maps_writable(&self, i: usize) -> bool {
-        if is_valid(self.src(i)) {
-            return self.src(i) & bindings::MIGRATE_PFN_WRITE != 0;
-        }
-        NonNull::new(self.args().vma).is_some_and(|vma| {
-            // SAFETY: The area is valid, and the mmap lock is held, by the type invariants.
-            let is_writable = unsafe { VmaRef::from_raw(vma.as_ptr()) }.flags() & flags::WRITE != 0;
-            // SAFETY: The area is valid, and the mmap lock is held, by the type invariants of `Migration`.
-            is_writable && !unsafe { bindings::zdm_may_protect(vma.as_ptr()) }
-        })
     }
 
     /// Whether core mm will move (or has moved) what starts at entry `i`.

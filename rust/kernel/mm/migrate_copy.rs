@@ -103,9 +103,6 @@ impl<M: DeviceMemory> Migration<'_, Setup, M> {
     /// Makes what `alloc` returns for an order the destination of each source, on the device. A source
     /// that cannot be copied stays where it is. May sleep.
     ///
-    /// The sources are locked while the migration lives. `alloc`, as all that the task does meanwhile, must not
-    /// access user memory: the access could wait for the migration.
-    ///
     /// # Errors
     ///
     /// Those of `alloc`.

@@ -40,9 +40,17 @@ use super::{
         PagemapOps,
         PrivateOps, //
     },
+    pin::{
+        Hold,
+        PinRequest,
+        PinnedPages, //
+    },
+    range::PageRange,
     registration::Registration,
     snapshot::Seen,
     system_folio::SystemFolio,
+    table::Access,
+    would_deadlock,
     PAGE_SIZE, //
 };
 use kernel::{
@@ -163,6 +171,70 @@ mod tests {
         assert!(map.wait_until_idle(3));
         let block = map.ops().0.pop().ok_or(ENOSPC)?;
         map.retire(block).map_err(|_| EINVAL)
+    }
+
+    #[test]
+    fn task_with_a_migration_does_not_wait_for_itself() -> Result {
+        let device = EmulatedDevice::new()?;
+        let (range, others) = (anon_range(1)?, anon_range(1)?);
+        let mirror = device.mirror()?;
+        let pin = PinRequest {
+            hold: Hold::Get,
+            write: true,
+            fast: true,
+        };
+        device.migrate_by(range, &EmulatedMemory, |migration| {
+            for range in [range, others] {
+                assert_eq!(touch(range), Err(EFAULT));
+                let pinned = PinnedPages::new(range, pin);
+                assert_eq!(pinned.err(), Some(would_deadlock()));
+                let faulted = mirror.fault(range, Access::Write);
+                assert_eq!(faulted, Err(would_deadlock()));
+                let exclusive = mirror.make_exclusive(range);
+                assert_eq!(exclusive, Err(would_deadlock()));
+                assert_eq!(device.migrate(range), Err(would_deadlock()));
+            }
+            let held = migration.hold_moved(false).ok_or(ENOENT)?;
+            assert_eq!(held.flip_bit(), Err(would_deadlock()));
+            Ok(())
+        })?;
+        for range in [range, others] {
+            touch(range)?;
+            mirror.fault(range, Access::Write)?;
+        }
+        Ok(())
+    }
+
+    /// What a fault handler got when it touched another page, and when it began a migration of its own.
+    static IN_FAULT: [Atomic<i32>; 2] = [Atomic::new(0), Atomic::new(0)];
+
+    /// The page that the handler touches.
+    static TOUCHED: Atomic<usize> = Atomic::new(0);
+
+    #[test]
+    fn fault_handler_does_not_wait_for_its_own_page() -> Result {
+        let device = EmulatedDevice::with_fault(|_| {
+            let range = PageRange::new(TOUCHED.load(Relaxed), 1)?;
+            let errno = |result: Result| result.err().map_or(0, Error::to_errno);
+            IN_FAULT[0].store(errno(touch(range)), Relaxed);
+            let task = current!();
+            let mm = task.mm().ok_or(EINVAL)?;
+            let owner = PgmapOwner::new(this_module())?;
+            let mut buffer = PfnBuffer::new(1)?;
+            let mmap = mm.mmap_read_lock();
+            let area = Area::lookup(&mmap, range.start()).ok_or(EFAULT)?;
+            let request = Request::system(area, range, &owner);
+            let nested = Migration::of_range(&mut buffer, &request, &EmulatedMemory);
+            IN_FAULT[1].store(errno(nested.map(drop)), Relaxed);
+            Err(FaultError::Sigbus)
+        })?;
+        let (range, other) = (anon_range(1)?, anon_range(1)?);
+        TOUCHED.store(other.start(), Relaxed);
+        device.migrate(range)?;
+        assert_eq!(touch(range), Err(EFAULT));
+        let found = IN_FAULT.each_ref().map(|errno| errno.load(Relaxed));
+        assert_eq!(found, [EFAULT.to_errno(), would_deadlock().to_errno()]);
+        touch(other)
     }
 
     #[test]

@@ -111,6 +111,12 @@ pub(crate) fn not_supported() -> Error {
     Error::from_errno(-(crate::bindings::EOPNOTSUPP as i32))
 }
 
+/// `EDEADLK`, which the kernel crate has from Linux 7.3 on.
+pub(crate) fn would_deadlock() -> Error {
+    // CAST: Error numbers are below 4096.
+    Error::from_errno(-(crate::bindings::EDEADLK as i32))
+}
+
 #[cfg(CONFIG_KUNIT = "y")]
 pub(crate) mod kunit;
 #[cfg(CONFIG_KUNIT = "y")]

@@ -42,7 +42,8 @@ use super::{
         RegionError, //
     },
     struct_page,
-    struct_page::MemMap, //
+    struct_page::MemMap,
+    task::NoFaults, //
 };
 use crate::bindings;
 use core::ptr::NonNull;
@@ -565,6 +566,8 @@ impl<T: PrivateOps> DevPagemap<T> {
         };
         // SAFETY: Core mm handles the fault for the duration of this call, and its page is one of `map`.
         let fault = unsafe { VmFault::from_raw(vmf, owner, pgmap, map.memmap, first_pfn) };
+        // Core mm has locked the page.
+        let _no_faults = NoFaults::new();
         match map.ops.migrate_to_ram(&fault) {
             Ok(()) => 0,
             Err(err) => err.to_vm_fault(),

@@ -87,7 +87,7 @@ pub(crate) trait PagemapOps: Send + Sync + Sized + 'static {
 /// # Ok::<(), Error>(())
 /// ```
 pub(crate) trait PrivateOps: PagemapOps {
-    /// The CPU touched a folio. The mmap lock is held for reading, and the folio is locked. May
-    /// sleep.
+    /// The CPU touched a folio. The mmap lock is held for reading, the folio is locked, and page faults are
+    /// disabled for the task. May sleep.
     fn migrate_to_ram(&self, fault: &VmFault<'_>) -> Result<(), FaultError>;
 }

@@ -8,7 +8,10 @@ use super::{
     selection::DevicePfns,
     struct_page, //
 };
-use kernel::prelude::*;
+use kernel::{
+    alloc::flags::__GFP_NOWARN,
+    prelude::*, //
+};
 
 impl<T: PagemapOps> DevPagemap<T> {
     /// A list of page frames, `None` unless all of them belong to this pagemap.
@@ -31,11 +34,16 @@ impl<T: PagemapOps> DevPagemap<T> {
 
     /// Page frame numbers of all folios in use, page by page. Out of date at once, unless nothing is handed
     /// out or freed meanwhile. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM` when memory is short, or when so many pages are in use that their numbers are too long for an
+    /// allocation: 2 GiB, for 1 TiB of memory.
     pub(crate) fn used_pfns(&self) -> Result<KVVec<usize>> {
         let mut pfns = KVVec::new();
         for index in 0..self.pages() {
             for page in 0..self.order_in_use(index).map_or(0, |order| 1 << order) {
-                pfns.push(self.first_pfn() + index + page, GFP_KERNEL)?;
+                pfns.push(self.first_pfn() + index + page, GFP_KERNEL | __GFP_NOWARN)?;
             }
         }
         Ok(pfns)

@@ -8,6 +8,7 @@
 use super::{
     range::PageRange,
     task::{
+        check_may_fault,
         check_signals,
         cond_resched, //
     },
@@ -132,9 +133,10 @@ impl PinnedPages {
     /// # Errors
     ///
     /// `EFAULT` where nothing is mapped or may not be accessed so, `EINVAL` for a task without an
-    /// address space, `EINTR` for one that was killed, `ENOMEM`, and what core mm says about
-    /// memory that cannot be held for long.
+    /// address space, `EDEADLK` for one that has a migration, `EINTR` for one that was killed, `ENOMEM`, and
+    /// what core mm says about memory that cannot be held for long.
     pub(crate) fn new(range: PageRange, request: PinRequest) -> Result<Self> {
+        check_may_fault()?;
         current!().mm().ok_or(EINVAL)?;
         let pages = range.pages();
         // INVARIANT: There are no pages yet.
@@ -267,10 +269,7 @@ mod tests {
         }
         let task = current!();
         let mm = task.mm().ok_or(EINVAL)?;
-        let mirror = KBox::try_pin_init(
-            HmmMirror::new(mm, PgmapOwner::new(this_module())?),
-            GFP_KERNEL,
-        )?;
+        let mirror = HmmMirror::new(mm, PgmapOwner::new(this_module())?)?;
         Ok((start, mirror))
     }
 

@@ -1,12 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Reschedules, checks for fatal signals, and measures deadlines, in long loops.
+//! Reschedules, checks for fatal signals, and measures deadlines, in long loops. Keeps a task that has locked
+//! pages of user memory from waiting for itself.
 //!
 //! C headers: [`include/linux/sched/signal.h`](srctree/include/linux/sched/signal.h),
-//! [`include/linux/jiffies.h`](srctree/include/linux/jiffies.h)
+//! [`include/linux/jiffies.h`](srctree/include/linux/jiffies.h),
+//! [`include/linux/uaccess.h`](srctree/include/linux/uaccess.h)
 
+use super::would_deadlock;
 use crate::bindings;
-use kernel::prelude::*;
+use kernel::{
+    prelude::*,
+    types::NotThreadSafe, //
+};
 
 /// Gives others a turn. May sleep.
 pub(super) fn cond_resched() {
@@ -20,6 +26,50 @@ pub(crate) fn check_signals() -> Result {
     // SAFETY: The function looks at the current task, which there is in any context.
     if unsafe { bindings::zdm_fatal_signal_pending() } {
         Err(EINTR)
+    } else {
+        Ok(())
+    }
+}
+
+/// Page faults are disabled for the current task while this lives: an access to user memory that needs one
+/// fails instead. The task may sleep.
+///
+/// Wraps `pagefault_disable()`. A task that has locked pages, and waited in a fault for one of them, would wait
+/// for itself, and could not be killed.
+///
+/// # Invariants
+///
+/// The current task has called `pagefault_disable()` once for `self`.
+pub(super) struct NoFaults(NotThreadSafe);
+
+impl NoFaults {
+    /// Disables page faults.
+    pub(super) fn new() -> Self {
+        // SAFETY: The function adds one to a counter of the current task, which `drop()` takes back.
+        unsafe { bindings::zdm_pagefault_disable() };
+        // INVARIANT: Called above.
+        Self(NotThreadSafe)
+    }
+}
+
+impl Drop for NoFaults {
+    fn drop(&mut self) {
+        // SAFETY: `pagefault_disable()` was called for `self` by the type invariants, on this task, as `self`
+        // does not leave it.
+        unsafe { bindings::zdm_pagefault_enable() };
+    }
+}
+
+/// Makes sure that the current task may wait for any page of user memory.
+///
+/// # Errors
+///
+/// `EDEADLK` while page faults are disabled, as in a [`Migration`](super::migrate::Migration) or in
+/// [`migrate_to_ram`](super::pagemap_ops::PrivateOps::migrate_to_ram): the task has locked pages.
+pub(super) fn check_may_fault() -> Result {
+    // SAFETY: The function looks at the current task.
+    if unsafe { bindings::zdm_pagefault_disabled() } {
+        Err(would_deadlock())
     } else {
         Ok(())
     }

@@ -529,7 +529,7 @@ mod tests {
         let task = current!();
         let mm = task.mm().ok_or(EINVAL)?;
         let owner: Arc<PgmapOwner> = PgmapOwner::new(this_module())?;
-        let mirror = KBox::try_pin_init(HmmMirror::new(mm, owner), GFP_KERNEL)?;
+        let mirror = HmmMirror::new(mm, owner)?;
         mirror.fault(range, Access::Write)?;
         Ok(Setting { mirror, range })
     }
