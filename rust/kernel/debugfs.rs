@@ -47,7 +47,7 @@ unsafe impl Sync for Dentry {}
 
 impl Drop for Dentry {
     fn drop(&mut self) {
-        // SAFETY: Not removed yet by the type invariants.
+        // SAFETY: Not removed yet by the type invariants of `Dentry`.
         unsafe { bindings::zdm_debugfs_remove(self.0) };
     }
 }

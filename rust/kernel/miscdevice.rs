@@ -191,7 +191,8 @@ impl<T: NodeOps> Inner<T> {
 
 impl<T: NodeOps> Callbacks for Inner<T> {
     fn end(&self) {
-        // SAFETY: The registration is initialised by the type invariants. What has ended is not dropped.
+        // SAFETY: The registration is initialised by the type invariants of `Inner`. What has ended is not
+        // dropped.
         unsafe { core::ptr::drop_in_place(self.registration.get()) };
     }
 }

@@ -130,7 +130,7 @@ impl Backing {
 impl Drop for Backing {
     fn drop(&mut self) {
         if let Some(block) = self.block {
-            // SAFETY: We own the block by the type invariants.
+            // SAFETY: We own the block by the type invariants of `Backing`.
             unsafe { bindings::__free_pages(block.as_ptr(), self.order) };
         }
     }
@@ -249,7 +249,7 @@ impl RawBacking {
             return;
         }
         if self.0 & ORDER_BITS == order as usize {
-            // SAFETY: The block is in one piece and ours by the caller's contract.
+            // SAFETY: The block is in one piece and ours by the contract of this function.
             unsafe { bindings::__free_pages(self.page(0), order) };
             return;
         }

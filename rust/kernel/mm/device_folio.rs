@@ -55,7 +55,7 @@ impl LockedDeviceFolio {
     /// The caller gives away the lock and a reference of the folio of `order` that `page` is the
     /// head of, in use and of a [`DevPagemap`](super::pagemap::DevPagemap).
     pub(super) unsafe fn from_raw(page: NonNull<bindings::page>, order: u32) -> Self {
-        // INVARIANT: By the caller's contract.
+        // INVARIANT: The contract of this function says the same.
         Self { page, order }
     }
 
@@ -72,7 +72,7 @@ impl LockedDeviceFolio {
 
     /// Whether its pages but the first are tails with nothing that a free page must not have.
     pub(crate) fn has_clean_tails(&self) -> bool {
-        // SAFETY: The folio is ours, and of this order by the type invariants.
+        // SAFETY: The folio is ours, and of this order by the type invariants of `LockedDeviceFolio`.
         self.order == 0 || unsafe { struct_page::has_clean_tails(self.page.as_ptr(), self.order) }
     }
 
@@ -86,9 +86,9 @@ impl LockedDeviceFolio {
 
 impl Drop for LockedDeviceFolio {
     fn drop(&mut self) {
-        // SAFETY: We own the lock by the type invariants.
+        // SAFETY: We own the lock by the type invariants of `LockedDeviceFolio`.
         unsafe { bindings::zdm_folio_unlock(self.page.as_ptr()) };
-        // SAFETY: We own a reference by the type invariants.
+        // SAFETY: We own a reference by the type invariants of `LockedDeviceFolio`.
         unsafe { bindings::zdm_folio_put(self.page.as_ptr()) };
     }
 }
@@ -123,13 +123,13 @@ impl FolioRef {
     ///
     /// The caller gives away a reference on the folio of `page`.
     pub(super) unsafe fn from_raw(page: NonNull<bindings::page>) -> Self {
-        // INVARIANT: By the caller's contract.
+        // INVARIANT: The contract of this function says the same.
         Self { page }
     }
 
     /// Page frame number.
     pub(crate) fn pfn(&self) -> usize {
-        // SAFETY: The page is valid by the type invariants.
+        // SAFETY: The page is valid by the type invariants of `FolioRef`.
         unsafe { bindings::zdm_page_to_pfn(self.page.as_ptr()) }
     }
 
@@ -143,15 +143,15 @@ impl FolioRef {
         check_may_fault()?;
         let page = self.page.as_ptr();
         // A migrating task locks the page while it copies it.
-        // SAFETY: The page is valid by the type invariants.
+        // SAFETY: The page is valid by the type invariants of `FolioRef`.
         to_result(unsafe { bindings::zdm_folio_lock_killable(page) })?;
-        // SAFETY: The page is valid by the type invariants, and locked, so that no task splits its
-        // folio.
+        // SAFETY: The page is valid by the type invariants of `FolioRef`, and locked, so that no task
+        // splits its folio.
         if let Some(data) = NonNull::new(unsafe { contents(page) }) {
             // SAFETY: The memory that holds the contents lives as long as the page.
             unsafe { bindings::zdm_flip_bit(data.as_ptr()) };
         }
-        // SAFETY: Locked above.
+        // SAFETY: The current task locked the folio above.
         unsafe { bindings::zdm_folio_unlock(page) };
         Ok(())
     }
@@ -159,15 +159,15 @@ impl FolioRef {
     /// Marks the page that holds the contents as broken, or as whole again. Only for KUnit cases.
     #[cfg(CONFIG_KUNIT = "y")]
     pub(crate) fn set_poisoned(&self, poisoned: bool) {
-        // SAFETY: The page is valid by the type invariants, and of a KUnit case, which alone splits
-        // its folio. `contents()` is NULL or a valid page, which the helper tells apart.
+        // SAFETY: The page is valid by the type invariants of `FolioRef`, and of a KUnit case, which alone
+        // splits its folio. `contents()` is NULL or a valid page, which the helper tells apart.
         unsafe { bindings::zdm_kunit_set_poisoned(contents(self.page.as_ptr()), poisoned) };
     }
 }
 
 impl Drop for FolioRef {
     fn drop(&mut self) {
-        // SAFETY: We own a reference by the type invariants.
+        // SAFETY: We own a reference by the type invariants of `FolioRef`.
         unsafe { bindings::zdm_folio_put(self.page.as_ptr()) };
     }
 }

@@ -61,9 +61,9 @@ impl ExclusivePage {
 
 impl Drop for ExclusivePage {
     fn drop(&mut self) {
-        // SAFETY: We own the lock by the type invariants.
+        // SAFETY: We own the lock by the type invariants of `ExclusivePage`.
         unsafe { bindings::zdm_folio_unlock(self.page.as_ptr()) };
-        // SAFETY: We own a reference by the type invariants.
+        // SAFETY: We own a reference by the type invariants of `ExclusivePage`.
         unsafe { bindings::zdm_folio_put(self.page.as_ptr()) };
     }
 }

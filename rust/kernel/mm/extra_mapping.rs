@@ -90,8 +90,8 @@ impl ExtraMapping {
 
     /// `page->_mapcount`.
     fn count(&self) -> &Atomic<i32> {
-        // SAFETY: The page is valid while the pagemap is registered, by the type invariants. Every access
-        // to its count is atomic; both fields of the union have 32 bits.
+        // SAFETY: The page is valid while the pagemap is registered, by the type invariants of
+        // `ExtraMapping`. Every access to its count is atomic; both fields of the union have 32 bits.
         unsafe { Atomic::from_ptr((&raw mut (*self.page.as_ptr()).__bindgen_anon_2).cast()) }
     }
 }

@@ -204,13 +204,14 @@ impl<'a> VmFault<'a> {
     /// The area that the address lies in. It is no [`Area`]: a migration that knows nothing of the fault would
     /// wait for the lock of the fault's folio, in some kernels, which the current task holds.
     pub(crate) fn vma(&self) -> &VmaRef {
-        // SAFETY: The area of a valid fault is valid, and the mmap lock is held by the type invariants.
+        // SAFETY: The area of a valid fault is valid, and the mmap lock is held by the type invariants of
+        // `VmFault`.
         unsafe { VmaRef::from_raw(self.vmf.__bindgen_anon_1.vma) }
     }
 
     /// Identifies the address space: no two that live at the same time have the same number.
     pub(crate) fn mm_id(&self) -> usize {
-        // SAFETY: The area is valid by the type invariants.
+        // SAFETY: The area is valid by the type invariants of `VmFault`.
         unsafe { (*self.vma().as_ptr()).vm_mm as usize }
     }
 
@@ -239,9 +240,9 @@ impl<'a> VmFault<'a> {
         if range.end > task_size() {
             return 0;
         }
-        // SAFETY: The mmap lock of the area's address space is held by the type invariants, so that there is
-        // a table of the highest level. Below it the callee walks tables of user addresses, as checked above,
-        // none of which is freed while interrupts are disabled.
+        // SAFETY: The mmap lock of the area's address space is held by the type invariants of `VmFault`, so
+        // that there is a table of the highest level. Below it the callee walks tables of user addresses, as
+        // checked above, none of which is freed while interrupts are disabled.
         unsafe { bindings::zdm_accessed_pages(self.vma().as_ptr(), range.start, range.end) }
     }
 
@@ -257,7 +258,7 @@ impl<'a> VmFault<'a> {
     pub(crate) fn page(&self) -> PageView<'_> {
         // SAFETY: The page of a fault on device memory is not NULL.
         let page = unsafe { NonNull::new_unchecked(self.vmf.page) };
-        // SAFETY: The page is one of `pgmap`, which stays registered, by the type invariants.
+        // SAFETY: The page is one of `pgmap`, which stays registered, by the type invariants of `VmFault`.
         unsafe { PageView::of_pagemap(page, self.pgmap) }
     }
 
@@ -268,7 +269,8 @@ impl<'a> VmFault<'a> {
 
     /// Whether the fault is one in `mm`.
     pub(crate) fn is_in(&self, mm: &Mm) -> bool {
-        // SAFETY: The area is valid and locked by the type invariants, so its address space stays.
+        // SAFETY: The area is valid and locked by the type invariants of `VmFault`, so its address space
+        // stays.
         let vm_mm = unsafe { (*self.vmf.__bindgen_anon_1.vma).vm_mm };
         core::ptr::eq(vm_mm, mm.as_raw())
     }
@@ -318,7 +320,7 @@ impl<'a> VmFault<'a> {
         memory: &'b M,
     ) -> Result<Migration<'b, Setup, M>> {
         let request = Request {
-            // SAFETY: The current task holds the mmap lock by the type invariants.
+            // SAFETY: The current task holds the mmap lock by the type invariants of `VmFault`.
             area: unsafe { Area::from_locked(self.vma()) },
             range,
             select: Select::Device(MemoryType::Private),
@@ -326,7 +328,7 @@ impl<'a> VmFault<'a> {
             owner: self.owner,
             watch: None,
         };
-        // SAFETY: The page is the locked one of the fault by the type invariants.
+        // SAFETY: The page is the locked one of the fault by the type invariants of `VmFault`.
         unsafe { Migration::of_fault(buffer, &request, memory, self.vmf.page, self.memmap) }
     }
 }

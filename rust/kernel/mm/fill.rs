@@ -200,7 +200,7 @@ impl<M: DeviceMemory> Migration<'_, Copied, M> {
             return self.src(i) & bindings::MIGRATE_PFN_WRITE != 0;
         }
         NonNull::new(self.args().vma).is_some_and(|vma| {
-            // SAFETY: The area is valid, and the mmap lock is held, by the type invariants.
+            // SAFETY: The area is valid, and the mmap lock is held, by the type invariants of `Migration`.
             let is_writable = unsafe { VmaRef::from_raw(vma.as_ptr()) }.flags() & flags::WRITE != 0;
             // SAFETY: The area is valid, and the mmap lock is held, by the type invariants of `Migration`.
             is_writable && !unsafe { bindings::zdm_may_protect(vma.as_ptr()) }

@@ -208,7 +208,7 @@ impl FreeRegion {
     /// As [`FreeFolio::from_raw`], for all pages of `frames`; both ends must be multiples of
     /// [`BLOCK_PAGES`].
     pub(super) unsafe fn from_raw(frames: Frames) -> Self {
-        // INVARIANT: The caller's contract says the same.
+        // INVARIANT: The contract of this function says the same.
         Self {
             next: frames.first_pfn(),
             end: frames.first_pfn() + frames.pages(),

@@ -365,7 +365,7 @@ impl HmmMirror {
 /// They must be pages in use.
 unsafe fn are_reachable(first: NonNull<bindings::page>, n: usize) -> bool {
     (0..n).all(|i| {
-        // SAFETY: By the contract of this function.
+        // SAFETY: There are `n` pages in use from `first` on, by the contract of this function.
         unsafe { bindings::zdm_page_is_reachable(first.as_ptr().add(i)) }
     })
 }

@@ -269,9 +269,10 @@ impl AnyPagemap {
 
     /// The pagemap's part of the facts of its pages.
     fn origin(&self, asking: &PgmapOwner) -> Origin {
-        // SAFETY: Registered by the type invariants.
+        // SAFETY: Registered by the type invariants of `AnyPagemap`.
         let memory_type = unsafe { (*self.as_ptr()).type_ };
-        // SAFETY: The pagemap is registered by the type invariants; its owner does not change.
+        // SAFETY: The pagemap is registered by the type invariants of `AnyPagemap`; its owner does not
+        // change.
         let owner = unsafe { (*self.as_ptr()).owner };
         Origin::new(memory_type, owner, asking)
     }
@@ -340,7 +341,7 @@ impl AnyPagemap {
         if !self.has_page(pfn) {
             return None;
         }
-        // SAFETY: There is a struct page.
+        // SAFETY: `zdm_pfn_valid()` says that the page frame has a `struct page`.
         let page = NonNull::new(unsafe { bindings::zdm_pfn_to_page(pfn) })?;
         // SAFETY: There is a struct page. It is not initialised yet where the pagemap is being
         // registered, so nothing that it says is relied on before it has been compared.
@@ -360,7 +361,7 @@ impl AnyPagemap {
 
 impl Drop for AnyPagemap {
     fn drop(&mut self) {
-        // SAFETY: We own a reference by the type invariants.
+        // SAFETY: We own a reference by the type invariants of `AnyPagemap`.
         unsafe { bindings::zdm_pgmap_put(self.0.as_ptr()) };
     }
 }

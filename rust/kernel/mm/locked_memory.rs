@@ -87,11 +87,12 @@ impl LockedPages {
 
 impl Drop for LockedPages {
     fn drop(&mut self) {
-        // SAFETY: The counter is valid for as long as the user is, which we own a reference on by
-        // the type invariants; every access to it is atomic.
+        // SAFETY: The counter is valid for as long as the user is, which we own a reference on by the type
+        // invariants of `LockedPages`; every access to it is atomic.
         let locked = unsafe { Atomic::<i64>::from_ptr(counter(self.user)) };
         locked.fetch_sub(self.pages, Relaxed);
-        // SAFETY: We own the reference by the type invariants, and do not use it afterwards.
+        // SAFETY: We own the reference by the type invariants of `LockedPages`, and do not use it
+        // afterwards.
         unsafe { bindings::zdm_put_user(self.user.as_ptr()) };
     }
 }

@@ -273,7 +273,8 @@ impl MappedPage<'_> {
     /// Of a PRIVATE folio that a PMD maps some kernels report the first pages, wherever the range
     /// begins; the pages follow the address, whose alignment the folio has.
     fn of_folio(self, n: usize) -> Option<Self> {
-        // SAFETY: The page is in use by the type invariants, its folio as large as its mapping.
+        // SAFETY: The page is in use by the type invariants of `MappedPage`, its folio as large as its
+        // mapping.
         let page = unsafe { bindings::zdm_folio_page(self.page.as_ptr(), n) };
         // INVARIANT: Mapped by the same entry of the page table.
         Some(Self {
@@ -289,33 +290,33 @@ impl MappedPage<'_> {
 
     /// Whether it is the small page of zeroes.
     pub(super) fn is_zero(&self) -> bool {
-        // SAFETY: The page is in use by the type invariants.
+        // SAFETY: The page is in use by the type invariants of `MappedPage`.
         unsafe { bindings::zdm_is_zero_page(self.page.as_ptr()) }
     }
 
     /// Whether it is of the huge page of zeroes, to be asked where a PMD maps it.
     pub(super) fn is_huge_zero(&self) -> bool {
-        // SAFETY: The page is in use by the type invariants.
+        // SAFETY: The page is in use by the type invariants of `MappedPage`.
         unsafe { struct_page::is_huge_zero(self.page.as_ptr()) }
     }
 
     /// A view of the page.
     pub(super) fn view(&self) -> PageView<'_> {
-        // SAFETY: The page is in use by the type invariants.
+        // SAFETY: The page is in use by the type invariants of `MappedPage`.
         unsafe { PageView::from_raw(self.page) }
     }
 
     /// The kind of memory, to a device whose memory `owner` owns.
     pub(super) fn memory(&self, owner: &PgmapOwner) -> Memory {
-        // SAFETY: The page is in use by the type invariants.
+        // SAFETY: The page is in use by the type invariants of `MappedPage`.
         unsafe { Memory::of_pfn(self.view().pfn(), owner) }
     }
 
     /// The page that the CPU finds the contents in, `None` for a PRIVATE page without any. It is
     /// good for as long as the page is mapped.
     pub(super) fn contents(&self) -> Option<NonNull<bindings::page>> {
-        // SAFETY: The page is in use, its folio whole and, if PRIVATE, of a `DevPagemap` by the
-        // type invariants.
+        // SAFETY: The page is in use, its folio whole and, if PRIVATE, of a `DevPagemap` by the type
+        // invariants of `MappedPage`.
         NonNull::new(unsafe { contents(self.page.as_ptr()) })
     }
 
@@ -324,11 +325,11 @@ impl MappedPage<'_> {
         if self.view().memory_type() == 0 {
             return None;
         }
-        // SAFETY: The page is in use by the type invariants.
+        // SAFETY: The page is in use by the type invariants of `MappedPage`.
         if !unsafe { bindings::zdm_folio_try_get(self.page.as_ptr()) } {
             return None;
         }
-        // SAFETY: We just took the reference.
+        // SAFETY: The reference was taken above, and nothing else owns it.
         Some(unsafe { FolioRef::from_raw(self.page) })
     }
 }

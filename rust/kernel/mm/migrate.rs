@@ -369,13 +369,13 @@ impl<'a, M: DeviceMemory> Migration<'a, Setup, M> {
     pub(crate) fn copied(self) -> Result<Migration<'a, Copied, M>> {
         self.memory.fence()?;
         if self.vma {
-            // SAFETY: Core mm has set up `args` and not finalized it by the type invariants, and the
-            // mmap lock is held.
+            // SAFETY: Core mm has set up `args` and not finalized it by the type invariants of `Migration`,
+            // and the mmap lock is held.
             unsafe { bindings::migrate_vma_pages(self.args.as_ptr()) };
         } else {
             let bindings::migrate_vma { src, dst, .. } = *self.args();
-            // SAFETY: Core mm has set up the `len` entries and not finalized them by the type
-            // invariants.
+            // SAFETY: Core mm has set up the `len` entries and not finalized them by the type invariants of
+            // `Migration`.
             unsafe { bindings::migrate_device_pages(src, dst, self.len) };
         }
         Ok(self.next(false))
@@ -425,13 +425,13 @@ impl<'a, S: Stage, M: DeviceMemory> Migration<'a, S, M> {
     /// Lets core mm finish.
     fn end(&mut self) {
         if self.vma {
-            // SAFETY: Both callers consume or drop `self`, whose migration is not finalized yet by the
-            // type invariants. The mmap lock is held.
+            // SAFETY: Both callers consume or drop `self`, whose migration is not finalized yet by the type
+            // invariants of `Migration`. The mmap lock is held.
             unsafe { bindings::migrate_vma_finalize(self.args.as_ptr()) };
         } else {
             let bindings::migrate_vma { src, dst, .. } = *self.args();
             // SAFETY: Both callers consume or drop `self`, whose `len` entries are not finalized yet by the
-            // type invariants.
+            // type invariants of `Migration`.
             unsafe { bindings::migrate_device_finalize(src, dst, self.len) };
         }
     }
@@ -464,8 +464,8 @@ impl<'a, S: Stage, M: DeviceMemory> Migration<'a, S, M> {
     /// What core mm was told, and has told.
     #[inline]
     pub(super) fn args(&self) -> &bindings::migrate_vma {
-        // SAFETY: Borrowed for longer than `self` lives by the type invariants; core mm changes them in its
-        // functions only.
+        // SAFETY: Borrowed for longer than `self` lives by the type invariants of `Migration`; core mm
+        // changes them in its functions only.
         unsafe { self.args.as_ref() }
     }
 
@@ -488,14 +488,16 @@ impl<'a, S: Stage, M: DeviceMemory> Migration<'a, S, M> {
     /// The entries of the sources.
     #[inline]
     pub(super) fn sources(&self) -> &[usize] {
-        // SAFETY: There are `len` entries by the type invariants, which core mm changes in its functions only.
+        // SAFETY: There are `len` entries by the type invariants of `Migration`, which core mm changes in
+        // its functions only.
         unsafe { core::slice::from_raw_parts(self.args().src, self.len) }
     }
 
     /// The entries of the destinations.
     #[inline]
     pub(super) fn destinations_raw(&self) -> &[usize] {
-        // SAFETY: There are `len` entries by the type invariants, which core mm changes in its functions only.
+        // SAFETY: There are `len` entries by the type invariants of `Migration`, which core mm changes in
+        // its functions only.
         unsafe { core::slice::from_raw_parts(self.args().dst, self.len) }
     }
 
@@ -543,9 +545,9 @@ impl<'a, S: Stage, M: DeviceMemory> Migration<'a, S, M> {
             // A copy to the destination may be under way.
             let _ = self.memory.fence();
             self.set_dst(i, 0);
-            // SAFETY: We own the lock by the type invariants.
+            // SAFETY: We own the lock by the type invariants of `Migration`.
             unsafe { bindings::zdm_folio_unlock(page.as_ptr()) };
-            // SAFETY: We own a reference by the type invariants.
+            // SAFETY: We own a reference by the type invariants of `Migration`.
             unsafe { bindings::zdm_folio_put(page.as_ptr()) };
         }
     }

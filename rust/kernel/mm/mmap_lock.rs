@@ -67,7 +67,7 @@ impl<'a> MmapLock<'a> {
 
     /// The area that `address` lies in.
     pub(crate) fn vma_lookup(&self, address: usize) -> Option<&VmaRef> {
-        // SAFETY: The mmap lock is held by the type invariants. Any address may be asked for.
+        // SAFETY: The mmap lock is held by the type invariants of `MmapLock`. Any address may be asked for.
         let vma = unsafe { kernel::bindings::vma_lookup(self.mm.as_raw(), address) };
         if vma.is_null() {
             return None;
@@ -85,9 +85,9 @@ impl<'a> MmapLock<'a> {
             let Some(area) = self.vma_lookup(start) else {
                 return false;
             };
-            // SAFETY: The area is valid while the mmap lock is held, by the type invariants.
+            // SAFETY: The area is valid while the mmap lock is held, by the type invariants of `MmapLock`.
             let is_anonymous = unsafe { bindings::zdm_vma_is_anonymous(area.as_ptr()) };
-            // SAFETY: As above.
+            // SAFETY: The area is valid while the mmap lock is held, by the type invariants of `MmapLock`.
             if !is_anonymous && !unsafe { bindings::zdm_userfaultfd_armed(area.as_ptr()) } {
                 return true;
             }
@@ -99,7 +99,7 @@ impl<'a> MmapLock<'a> {
 
 impl Drop for MmapLock<'_> {
     fn drop(&mut self) {
-        // SAFETY: The current task holds the lock by the type invariants.
+        // SAFETY: The current task holds the lock by the type invariants of `MmapLock`.
         unsafe { kernel::bindings::mmap_read_unlock(self.mm.as_raw()) };
     }
 }

@@ -105,7 +105,7 @@ impl Work {
     pub(super) unsafe fn new(
         f: unsafe extern "C" fn(*mut bindings::work_struct),
     ) -> impl PinInit<Self> {
-        // INVARIANT: The work is initialised here; the rest is the caller's contract.
+        // INVARIANT: The work is initialised here; the rest is what the contract of this function asks.
         pin_init!(Self {
             work <- Opaque::ffi_init(move |work| {
                 // SAFETY: `work` is valid for writes.
@@ -121,20 +121,20 @@ impl Work {
 
     /// Has the work done soon, at least once after this call unless it is disabled. Does not sleep.
     pub(super) fn queue(&self) {
-        // SAFETY: The work is initialised by the type invariants.
+        // SAFETY: The work is initialised by the type invariants of `Work`.
         unsafe { bindings::zdm_work_queue(self.work.get(), 0) };
     }
 
     /// As [`Work::queue`], in [`DELAY_MS`]. To be used for the same work instead of the other, as work that
     /// waits for its time is not done earlier by either.
     pub(super) fn queue_later(&self) {
-        // SAFETY: The work is initialised by the type invariants.
+        // SAFETY: The work is initialised by the type invariants of `Work`.
         unsafe { bindings::zdm_work_queue(self.work.get(), DELAY_MS) };
     }
 
     /// Has the work done at once that was queued before, and waits until it is. May sleep.
     pub(super) fn flush(&self) {
-        // SAFETY: The work is initialised by the type invariants.
+        // SAFETY: The work is initialised by the type invariants of `Work`.
         unsafe { bindings::flush_delayed_work(self.work.get()) };
     }
 

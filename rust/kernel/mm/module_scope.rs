@@ -297,7 +297,7 @@ impl<C: Callbacks> Drop for Scoped<C> {
         let Some(loaded) = self.entry.take().and_then(ScopeEntry::leave) else {
             return;
         };
-        // SAFETY: Not used afterwards.
+        // SAFETY: The field is dropped here only, and not used afterwards.
         unsafe { ManuallyDrop::drop(&mut self.inner) };
         // The kernel calls nothing for it any more.
         drop(loaded);

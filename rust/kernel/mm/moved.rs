@@ -239,7 +239,7 @@ impl<M: DeviceMemory> Migration<'_, Copied, M> {
             .find_map(|page| NonNull::new(page.as_ptr()))?;
         // SAFETY: The migration has a reference.
         let got = unsafe { bindings::zdm_folio_try_get(held.as_ptr()) };
-        // SAFETY: Taken just now.
+        // SAFETY: The reference was taken above, and nothing else owns it.
         got.then(|| unsafe { FolioRef::from_raw(held) })
     }
 }

@@ -282,8 +282,8 @@ impl<T: IntervalOps> MmuIntervalNotifier<T> {
             return None;
         }
         let guard = self.data.lock();
-        // SAFETY: The subscription is inserted by the type invariants. The sequence is set under the lock
-        // that `guard` holds.
+        // SAFETY: The subscription is inserted by the type invariants of `MmuIntervalNotifier`. The
+        // sequence is set under the lock that `guard` holds.
         let set = unsafe { bindings::zdm_mmu_interval_read_retry(self.as_raw(), seq.seq) };
         let changed = guard.changes.changed(&seq.begun.span, seq.begun.count);
         (!set && !changed).then_some(Locked(guard))

@@ -187,7 +187,7 @@ impl<'a> PageView<'a> {
 
     /// Page frame number.
     pub(crate) fn pfn(&self) -> usize {
-        // SAFETY: The page is valid by the type invariants.
+        // SAFETY: The page is valid by the type invariants of `PageView`.
         unsafe { bindings::zdm_page_to_pfn(self.as_ptr()) }
     }
 
@@ -195,14 +195,15 @@ impl<'a> PageView<'a> {
     /// page of other memory than a device's.
     pub(super) fn type_and_owner(&self) -> (u32, *mut c_void) {
         let pgmap = self.pgmap.or_else(|| {
-            // SAFETY: By the type invariants the folio of a page without a known pagemap is in use and
-            // whole, so that its head holds the pagemap.
+            // SAFETY: By the type invariants of `PageView` the folio of a page without a known pagemap is
+            // in use and whole, so that its head holds the pagemap.
             NonNull::new(unsafe { struct_page::any_pgmap(self.as_ptr()) })
         });
         let Some(pgmap) = pgmap else {
             return (0, core::ptr::null_mut());
         };
-        // SAFETY: The pagemap stays registered: by the type invariants, or as one of its folios is in use.
+        // SAFETY: The pagemap stays registered: by the type invariants of `PageView`, or as one of its
+        // folios is in use.
         unsafe { ((*pgmap.as_ptr()).type_, (*pgmap.as_ptr()).owner) }
     }
 
@@ -219,7 +220,7 @@ impl<'a> PageView<'a> {
 
     /// The first page of the folio that this is, or was until it was freed, a part of.
     pub(crate) fn head(&self) -> Self {
-        // SAFETY: The page is valid by the type invariants.
+        // SAFETY: The page is valid by the type invariants of `PageView`.
         let head = unsafe { struct_page::head(self.as_ptr()) };
         // INVARIANT: All pages of a folio belong to one pagemap, or are in use together.
         NonNull::new(head).map_or(*self, |page| Self { page, ..*self })
@@ -231,9 +232,9 @@ impl<'a> PageView<'a> {
     ///
     /// There must be a struct page for that page, and the invariants must hold for it as for this one.
     pub(super) unsafe fn sibling(&self, n: usize) -> Option<Self> {
-        // SAFETY: There is a struct page, by the caller's contract.
+        // SAFETY: There is a struct page, by the contract of this function.
         let page = unsafe { bindings::zdm_pfn_to_page(self.pfn() + n) };
-        // INVARIANT: The caller's contract says the same.
+        // INVARIANT: The contract of this function says the same.
         NonNull::new(page).map(|page| Self { page, ..*self })
     }
 
@@ -263,13 +264,13 @@ impl<'a> PageView<'a> {
 
     /// Flags and the like, of this page only.
     pub(crate) fn bits(&self) -> PageBits {
-        // SAFETY: The page is valid by the type invariants.
+        // SAFETY: The page is valid by the type invariants of `PageView`.
         PageBits(unsafe { struct_page::bits(self.as_ptr()) })
     }
 
     /// `folio_mapcount()`: page table entries, present or not, that map the folio.
     pub(crate) fn mapcount(&self) -> i32 {
-        // SAFETY: The page is valid by the type invariants.
+        // SAFETY: The page is valid by the type invariants of `PageView`.
         unsafe { struct_page::folio_mapcount(struct_page::head(self.as_ptr())) }
     }
 
@@ -285,25 +286,25 @@ impl<'a> PageView<'a> {
 
     /// `folio_order()` of the folio that the page is part of.
     pub(crate) fn order(&self) -> u32 {
-        // SAFETY: The page is valid by the type invariants.
+        // SAFETY: The page is valid by the type invariants of `PageView`.
         unsafe { struct_page::folio_order(self.as_ptr()) }
     }
 
     /// `folio->mapping` as a number, with its type bits.
     pub(crate) fn mapping(&self) -> usize {
-        // SAFETY: The page is valid by the type invariants.
+        // SAFETY: The page is valid by the type invariants of `PageView`.
         unsafe { struct_page::mapping(struct_page::head(self.as_ptr())) }
     }
 
     /// `folio_test_ksm()`: KSM has merged the folio from others.
     pub(crate) fn is_ksm(&self) -> bool {
-        // SAFETY: The page is valid by the type invariants.
+        // SAFETY: The page is valid by the type invariants of `PageView`.
         unsafe { bindings::zdm_folio_is_ksm(self.as_ptr()) }
     }
 
     /// `folio->memcg_data` as a number, 0 without `CONFIG_MEMCG`.
     pub(crate) fn memcg(&self) -> usize {
-        // SAFETY: The page is valid by the type invariants.
+        // SAFETY: The page is valid by the type invariants of `PageView`.
         unsafe { struct_page::memcg_data(struct_page::head(self.as_ptr())) }
     }
 }

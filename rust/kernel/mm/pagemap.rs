@@ -375,7 +375,7 @@ impl<T: PagemapOps> DevPagemap<T> {
     /// is in use, each `folio_free` has returned, and after [`DevPagemap::disable_unpin`].
     pub(super) fn drop_pin(&self) {
         if self.pinned.xchg(false, Full) {
-            // SAFETY: `pinned` owned it by the type invariants.
+            // SAFETY: `pinned` owned it by the type invariants of `DevPagemap`.
             drop(unsafe { ModulePin::from_leaked(self.owner.module()) });
         }
     }
@@ -402,7 +402,7 @@ impl<T: PagemapOps> DevPagemap<T> {
             if map.folios() != 0 || !map.pinned.xchg(false, Full) {
                 return;
             }
-            // SAFETY: `pinned` owned it by the type invariants.
+            // SAFETY: `pinned` owned it by the type invariants of `DevPagemap`.
             let pin = unsafe { ModulePin::from_leaked(map.owner.module()) };
             // A folio may have been handed out, or even freed again, by a task that still saw `pinned`.
             let idle = map.folios() == 0 && map.excess_refs() == 0;
@@ -422,7 +422,7 @@ impl<T: PagemapOps> DevPagemap<T> {
     /// stay whole meanwhile.
     unsafe fn of_page<'a>(page: *mut bindings::page) -> &'a Self {
         // SAFETY: The folio is whole, so that its head holds the pagemap, which is that of a
-        // `DevPagemap<T>` by the caller's contract.
+        // `DevPagemap<T>` by the contract of this function.
         unsafe { Self::of_pgmap(struct_page::pgmap(struct_page::head(page))) }
     }
 
@@ -430,7 +430,8 @@ impl<T: PagemapOps> DevPagemap<T> {
     ///
     /// `pgmap` must be that of a registered `DevPagemap<T>` that outlives `'a`.
     unsafe fn of_pgmap<'a>(pgmap: *mut bindings::dev_pagemap) -> &'a Self {
-        // SAFETY: `pgmap` is a field of a `DevPagemap<T>` that outlives `'a`, by the caller's contract.
+        // SAFETY: `pgmap` is a field of a `DevPagemap<T>` that outlives `'a`, by the contract of this
+        // function.
         unsafe { &*kernel::container_of!(Opaque::cast_from(pgmap), Self, pgmap) }
     }
 
@@ -477,9 +478,11 @@ impl<T: PagemapOps> DevPagemap<T> {
             // SAFETY: `take_used()` made the folio ours, so that no other task reads its backing
             // meanwhile.
             unsafe { RawBacking::NONE.store(page) };
-            // SAFETY: The folio owned the backing by the type invariants, and is gone. Its page is ours.
+            // SAFETY: The folio owned the backing by the type invariants of `DevPagemap`, and is gone. Its
+            // page is ours.
             if !unsafe { map.kept.put(index, backing) } {
-                // SAFETY: The folio owned the backing by the type invariants, and is gone. It was not kept.
+                // SAFETY: The folio owned the backing by the type invariants of `DevPagemap`, and is gone.
+                // It was not kept.
                 unsafe { backing.free(order) };
             }
             // INVARIANT: The pages are in the `FreeFolio` from here on.
@@ -521,8 +524,8 @@ impl<T: PagemapOps> DevPagemap<T> {
         unsafe { bindings::zdm_folio_inherit(tail, head) };
         // SAFETY: `page` is the head of the folio that is being split.
         let whole = unsafe { RawBacking::of(page) };
-        // SAFETY: The folio owns the backing by the type invariants, and is frozen, so that no
-        // other task frees or splits the backing meanwhile.
+        // SAFETY: The folio owns the backing by the type invariants of `DevPagemap`, and is frozen, so that
+        // no other task frees or splits the backing meanwhile.
         let backing = unsafe { whole.split() };
         // SAFETY: The folio is frozen, so that no other task reads its backing meanwhile.
         unsafe { backing.store(page) };

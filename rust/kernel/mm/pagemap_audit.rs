@@ -100,7 +100,7 @@ impl<T: PagemapOps> DevPagemap<T> {
     /// pages in use have, and that this module holds. They are counted by processor, and read one after
     /// the other: exact at a quiescent point only. Does not sleep.
     pub(crate) fn excess_refs(&self) -> i64 {
-        // SAFETY: The pagemap is registered by the type invariants.
+        // SAFETY: The pagemap is registered by the type invariants of `DevPagemap`.
         let refs = unsafe { pagemap_refs::refs(self.raw()) };
         let own = self.used() + self.guards.load(Relaxed);
         // CAST: Both are less than the pages of a machine.
@@ -141,7 +141,7 @@ impl<T: PagemapOps> DevPagemap<T> {
         if self.leaked.cmpxchg(NONE, TAKING, Full).is_err() {
             return false;
         }
-        // SAFETY: The pagemap is registered by the type invariants.
+        // SAFETY: The pagemap is registered by the type invariants of `DevPagemap`.
         let taken = unsafe { bindings::zdm_pgmap_tryget_live(self.raw()) };
         self.leaked
             .store(if taken { LEAKED } else { NONE }, Release);

@@ -204,13 +204,13 @@ impl Drop for PinnedPages {
         for pages in self.pages.chunks_mut(BATCH) {
             let (first, n) = (pages.as_mut_ptr(), pages.len());
             match self.hold {
-                // SAFETY: We own a pin on each by the type invariants.
+                // SAFETY: We own a pin on each by the type invariants of `PinnedPages`.
                 Hold::Pin | Hold::LongTerm => unsafe {
                     bindings::unpin_user_pages_dirty_lock(first, n, self.dirty)
                 },
                 Hold::Get => {
                     for &page in pages.iter() {
-                        // SAFETY: We own a reference on each by the type invariants.
+                        // SAFETY: We own a reference on each by the type invariants of `PinnedPages`.
                         unsafe { put(page, self.dirty) };
                     }
                 }

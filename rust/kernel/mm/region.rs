@@ -289,7 +289,8 @@ impl ReservedRegion {
 
 impl Drop for MemRegion {
     fn drop(&mut self) {
-        // SAFETY: The region is ours by the type invariants, and nothing lies in it any more.
+        // SAFETY: The region is ours by the type invariants of `MemRegion`, and nothing lies in it any
+        // more.
         unsafe { bindings::zdm_release_mem_region(self.start, self.registered) };
     }
 }

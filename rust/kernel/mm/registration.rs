@@ -175,7 +175,7 @@ impl<T: PagemapOps> Registration<T> {
         ops: impl FnOnce(Frames) -> Result<T>,
     ) -> Result<(Self, FreeRegion), RegionError> {
         let entry = owner.scope().enter().map_err(|_| RegionError::NoSpace)?;
-        // SAFETY: `raw_ops` is as the caller's contract says, and `drop()` unregisters the pagemap before it
+        // SAFETY: `raw_ops` is as the contract of this function says, and `drop()` unregisters the pagemap before it
         // drops it.
         let registered = unsafe { DevPagemap::register(&region, memory, raw_ops, owner, ops) };
         let (map, free) = match registered {
@@ -219,7 +219,8 @@ impl<T: PagemapOps> Registration<T> {
         // The work looks at the `dev_pagemap`. A `folio_free` that has not returned cannot queue the work
         // any more.
         self.disable_unpin();
-        // SAFETY: The pagemap is registered by the type invariants, and unregistered only here.
+        // SAFETY: The pagemap is registered by the type invariants of `Registration`, and unregistered only
+        // here.
         unsafe { bindings::memunmap_pages(self.map.raw()) };
         self.drop_pin();
         // SAFETY: The caller does not use `self` afterwards; core mm has forgotten the pagemap.
@@ -231,7 +232,7 @@ impl<T: PagemapOps> Registration<T> {
     /// Keeps the memory registered for as long as the result lives; `None` while it is being
     /// unregistered. Does not sleep.
     pub(crate) fn get(&self) -> Option<PagemapRef<T>> {
-        // SAFETY: The pagemap is registered by the type invariants.
+        // SAFETY: The pagemap is registered by the type invariants of `Registration`.
         if !unsafe { bindings::zdm_pgmap_tryget_live(self.map.raw()) } {
             return None;
         }
@@ -318,7 +319,7 @@ impl<T: PagemapOps> Deref for PagemapRef<T> {
     type Target = DevPagemap<T>;
 
     fn deref(&self) -> &DevPagemap<T> {
-        // SAFETY: Not freed by the type invariants.
+        // SAFETY: Not freed by the type invariants of `PagemapRef`.
         unsafe { self.0.as_ref() }
     }
 }
@@ -326,7 +327,7 @@ impl<T: PagemapOps> Deref for PagemapRef<T> {
 impl<T: PagemapOps> Drop for PagemapRef<T> {
     fn drop(&mut self) {
         self.guards.fetch_sub(1, Relaxed);
-        // SAFETY: We own a reference by the type invariants.
+        // SAFETY: We own a reference by the type invariants of `PagemapRef`.
         unsafe { bindings::zdm_pgmap_put(self.raw()) };
     }
 }

@@ -238,8 +238,8 @@ pub(super) struct Place<'a> {
 impl<'a> Place<'a> {
     /// The page, `None` when there is none or it cannot be accessed.
     pub(super) fn page(&self) -> Option<MappedPage<'a>> {
-        // SAFETY: The entry was obtained for the address, and the lock is held, by the type
-        // invariants. Snapshots are for the owner of `DevPagemap`s.
+        // SAFETY: The entry was obtained for the address, and the lock is held, by the type invariants of
+        // `Place`. Snapshots are for the owner of `DevPagemap`s.
         unsafe { MappedPage::new(self.entry, self.address) }
     }
 
@@ -250,7 +250,7 @@ impl<'a> Place<'a> {
             return Holder::NONE;
         }
         // SAFETY: The entry is valid. Its page is mapped while the lock is held, which it is by the type
-        // invariants.
+        // invariants of `Place`.
         unsafe { kinds.holder(self.entry) }
     }
 
@@ -264,8 +264,8 @@ impl<'a> Place<'a> {
             };
         }
         Seen::Page {
-            // SAFETY: The page is mapped while the lock is held, which it is by the type invariants, so
-            // that its pagemap stays.
+            // SAFETY: The page is mapped while the lock is held, which it is by the type invariants of
+            // `Place`, so that its pagemap stays.
             memory: unsafe { kinds.of(holder) },
             write: self.entry.is_writable(),
             size: match self.entry.order() {

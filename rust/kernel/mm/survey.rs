@@ -208,7 +208,7 @@ impl AnyPagemap {
 
     /// The properties of the pagemap.
     fn says(&self) -> PagemapFacts {
-        // SAFETY: Registered by the type invariants, and `ops` outlives the registration.
+        // SAFETY: Registered by the type invariants of `AnyPagemap`, and `ops` outlives the registration.
         let ops = unsafe { (*self.as_ptr()).ops.as_ref() };
         let address = |ops: &bindings::dev_pagemap_ops| {
             ops.folio_free
@@ -217,7 +217,7 @@ impl AnyPagemap {
                 .or(ops.memory_failure.map(|f| f as usize))
         };
         PagemapFacts {
-            // SAFETY: Registered by the type invariants.
+            // SAFETY: Registered by the type invariants of `AnyPagemap`.
             memory_type: unsafe { (*self.as_ptr()).type_ },
             // SAFETY: The pagemap is registered by the type invariants of `AnyPagemap`.
             refs: unsafe { pagemap_refs::refs(self.as_ptr()) } - 1,

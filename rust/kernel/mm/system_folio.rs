@@ -179,7 +179,7 @@ fn check_order(order: u32) -> Result {
 
 impl Drop for SystemFolio {
     fn drop(&mut self) {
-        // SAFETY: We own a reference by the type invariants.
+        // SAFETY: We own a reference by the type invariants of `SystemFolio`.
         unsafe { bindings::zdm_folio_put(self.page.as_ptr()) };
     }
 }

@@ -171,7 +171,7 @@ impl Table {
         match self.block(index >> PMD_ORDER) {
             Block::Absent => 0,
             Block::Whole(first, grant) => first.wrapping_add(n) as usize | grant,
-            // SAFETY: The leaf is the table's by the type invariants, and a borrowed table is
+            // SAFETY: The leaf is the table's by the type invariants of `Table`, and a borrowed table is
             // locked.
             Block::Leaf(leaf) => unsafe { (*leaf.as_ptr())[n] },
         }
@@ -185,7 +185,7 @@ impl Table {
             return None;
         }
         let page = NonNull::new((entry & !Grant::MASK) as *mut bindings::page)?;
-        // SAFETY: Entries are valid while the table is locked by the type invariants. The page
+        // SAFETY: Entries are valid while the table is locked by the type invariants of `Table`. The page
         // borrows the table, and users have a table through its lock only.
         Some(unsafe { BorrowedPage::from_raw(page) })
     }

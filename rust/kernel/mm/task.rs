@@ -54,8 +54,8 @@ impl NoFaults {
 
 impl Drop for NoFaults {
     fn drop(&mut self) {
-        // SAFETY: `pagefault_disable()` was called for `self` by the type invariants, on this task, as `self`
-        // does not leave it.
+        // SAFETY: `pagefault_disable()` was called for `self` by the type invariants of `NoFaults`, on this
+        // task, as `self` does not leave it.
         unsafe { bindings::zdm_pagefault_enable() };
     }
 }

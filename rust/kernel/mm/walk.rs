@@ -116,7 +116,7 @@ impl CpuEntry {
         let is_large = entry.kind == bindings::ZDM_ENTRY_PRESENT && entry.order > 0;
         // SAFETY: The function takes a number.
         if is_large && unsafe { bindings::zdm_pfn_valid(entry.pfn) } {
-            // SAFETY: There is a struct page.
+            // SAFETY: `zdm_pfn_valid()` says that the page frame has a `struct page`.
             let page = unsafe { bindings::zdm_pfn_to_page(entry.pfn) };
             // SAFETY: The page is mapped while the caller holds the mmap lock, or else only reported.
             entry.zero = unsafe { struct_page::is_huge_zero(page) };
@@ -476,7 +476,7 @@ impl HmmMirror {
         // SAFETY: The function takes a number.
         let is_valid = unsafe { bindings::zdm_pfn_valid(pfn) };
         let page = match entry.0.kind {
-            // SAFETY: There is a struct page.
+            // SAFETY: `zdm_pfn_valid()` says that the page frame has a `struct page`.
             bindings::ZDM_ENTRY_PRESENT if is_valid => unsafe { bindings::zdm_pfn_to_page(pfn) },
             bindings::ZDM_ENTRY_PRIVATE => private_contents(self.owner(), pfn),
             _ => return false,
@@ -492,8 +492,8 @@ impl PageView<'_> {
     /// are: what [`PageView::mapcount`] must be. `None` where another task is at work on the folio, or
     /// rmap knows it by other means. Does not sleep.
     pub(crate) fn entries(&self) -> Option<i32> {
-        // SAFETY: The page is valid by the type invariants. The helper looks whether it is mapped after
-        // it took the lock that unmapping waits for.
+        // SAFETY: The page is valid by the type invariants of `PageView`. The helper looks whether it is
+        // mapped after it took the lock that unmapping waits for.
         let found = unsafe { bindings::zdm_count_entries(self.head().as_ptr()) };
         (found >= 0).then_some(found)
     }
