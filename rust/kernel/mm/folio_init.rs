@@ -90,7 +90,8 @@ impl<T: PagemapOps> DevPagemap<T> {
         match self.kept.take(index) {
             Some(backing) => Ok(self.end_folio_init(folio, index, head, backing)),
             None => {
-                self.end_use(1);
+                // SAFETY: `begin_folio_init()` has counted the folio, which is not handed out.
+                unsafe { self.end_use(1) };
                 Err((folio, None))
             }
         }

@@ -62,7 +62,7 @@ impl FreeFolio {
     const MARK: usize = 0x10;
     const SHIFT: u32 = 5;
 
-    /// The caller makes sure that the result is the only value that contains these pages.
+    /// The only value that contains these pages, as each caller says.
     fn new(first_pfn: usize, order: u32) -> Self {
         // INVARIANT: The callers are the functions of this module that consume a value with these pages, and
         // `from_raw()`.

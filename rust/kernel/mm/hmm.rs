@@ -278,8 +278,11 @@ impl HmmMirror {
                 let begun = self.notifier.before_read(span);
                 // SAFETY: `pfns` has an entry for each page of the range. The notifier is of `mm`,
                 // which has users while it is borrowed, and whose mmap lock is not held.
-                unsafe { range_fault_unlocked(&mut hmm_range) }
-                    .and_then(|()| self.notifier.read_by(&hmm_range, begun).ok_or(EFAULT))
+                let read = unsafe { range_fault_unlocked(&mut hmm_range) };
+                // SAFETY: `begun` is from before the call, and its span has all pages of the range.
+                read.and_then(|()| {
+                    unsafe { self.notifier.read_by(&hmm_range, begun) }.ok_or(EFAULT)
+                })
             } else {
                 let seq = self.notifier.read_begin(span)?;
                 hmm_range.notifier_seq = seq.number();

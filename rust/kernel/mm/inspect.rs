@@ -204,7 +204,7 @@ impl PageFacts {
             || can_be(self.order, self.refs, self.mapcount, self.pins)
     }
 
-    /// Of `page`, which must be in use, so that its folio and its pagemap stay what they are.
+    /// Of a `page` in use, whose folio and pagemap stay what they are.
     fn of_used(page: PageView<'_>, asking: &PgmapOwner) -> Self {
         let (memory_type, owner) = page.type_and_owner();
         let origin = Origin::new(memory_type, owner, asking);
@@ -367,8 +367,8 @@ impl Drop for AnyPagemap {
 }
 
 /// Looks at the page frames from `first` on, as many as `out` has elements, and stores the result
-/// of `f` for each; `f` gets `None` where there is no page of a pagemap. `owner` is the caller's.
-/// May sleep; the frames must be below [`MAX_PFNS`].
+/// of `f` for each; `f` gets `None` where there is no page of a pagemap. Elements for frames from [`MAX_PFNS`]
+/// on stay as they are. `owner` is the caller's. May sleep.
 pub(crate) fn inspect_pfns<T>(
     first: usize,
     out: &mut [T],

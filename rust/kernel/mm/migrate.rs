@@ -340,9 +340,14 @@ impl<'a, M: DeviceMemory> Migration<'a, Setup, M> {
     }
 
     /// Makes the folio of `order` that `page` is the head of the destination of page `part` of the
-    /// source at `i`, and takes over its lock and the caller's reference.
+    /// source at `i`.
+    ///
+    /// # Safety
+    ///
+    /// `page` must be the head of a folio of `order` with the contents of the source, which the destination
+    /// suits. The caller gives away the lock of the folio and a reference.
     #[inline]
-    pub(super) fn set_destination(
+    pub(super) unsafe fn set_destination(
         &mut self,
         i: usize,
         part: usize,

@@ -53,7 +53,9 @@ impl<M: DeviceMemory> Migration<'_, Setup, M> {
             Some(_) => Err(CopyError::Mismatch),
         };
         self.check_copied(copied)?;
-        self.set_destination(i, part, folio.into_raw(), order);
+        // SAFETY: `check_fit()` says that the folio suits the source, which was copied above. The lock and a
+        // reference are those of `folio`.
+        unsafe { self.set_destination(i, part, folio.into_raw(), order) };
         Ok(())
     }
 
@@ -96,7 +98,9 @@ impl<M: DeviceMemory> Migration<'_, Setup, M> {
         let page = folio.into_raw();
         // SAFETY: The folio is new and nobody else's, so the lock is free.
         unsafe { struct_page::set_locked(page) };
-        self.set_destination(i, part, page, order);
+        // SAFETY: `check_fit()` says that the folio suits the source, which was copied above. It was locked
+        // above, and the reference is that of `folio`.
+        unsafe { self.set_destination(i, part, page, order) };
         Ok(())
     }
 

@@ -31,7 +31,8 @@ use super::{
         Area,
         Migration,
         PfnBuffer,
-        Request, //
+        Request,
+        MAX_PAGES, //
     },
     moved::Moved,
     owner::PgmapOwner,
@@ -51,7 +52,8 @@ use super::{
     system_folio::SystemFolio,
     table::Access,
     would_deadlock,
-    PAGE_SIZE, //
+    PAGE_SIZE,
+    PMD_ORDER, //
 };
 use kernel::{
     prelude::*,
@@ -171,6 +173,42 @@ mod tests {
         assert!(map.wait_until_idle(3));
         let block = map.ops().0.pop().ok_or(ENOSPC)?;
         map.retire(block).map_err(|_| EINVAL)
+    }
+
+    #[test]
+    fn large_hole_takes_a_small_folio_only_if_it_is_split() -> Result {
+        let device = EmulatedDevice::new()?;
+        let memory = anon_range(2 * MAX_PAGES)?;
+        let start = memory.start().next_multiple_of(MAX_PAGES * PAGE_SIZE);
+        let block = PageRange::new(start, MAX_PAGES)?;
+        let task = current!();
+        let mm = task.mm().ok_or(EINVAL)?;
+        let mut buffer = PfnBuffer::new(MAX_PAGES)?;
+        let mmap = mm.mmap_read_lock();
+        let area = Area::lookup(&mmap, start).ok_or(EFAULT)?;
+        let request = Request {
+            large: true,
+            ..Request::system(area, block, device.owner())
+        };
+        let mut migration = Migration::of_range(&mut buffer, &request, &EmulatedMemory)?;
+        assert_eq!(migration.source(0), Some(PMD_ORDER));
+        // Core mm would follow the destination of each page of the hole, which has none.
+        for part in [0, 1, MAX_PAGES - 1] {
+            let refused = migration.copy_to_device(0, part, device.alloc(0)?);
+            assert_eq!(refused, Err(CopyError::Mismatch));
+        }
+        migration.split_hole(0);
+        assert_eq!(
+            (migration.source(0), migration.source(7)),
+            (Some(0), Some(0))
+        );
+        let copied = migration.copy_to_device(7, 0, device.alloc(0)?);
+        assert_eq!(copied, Ok(()));
+        let migration = migration.copied()?;
+        assert_eq!(migration.moved().pages, 1);
+        drop(migration.finalize());
+        assert_eq!(device.memory().used(), 1);
+        Ok(())
     }
 
     #[test]

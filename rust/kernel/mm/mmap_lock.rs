@@ -65,6 +65,11 @@ impl<'a> MmapLock<'a> {
         })
     }
 
+    /// The address space.
+    pub(super) fn mm(&self) -> &MmWithUser {
+        self.mm
+    }
+
     /// The area that `address` lies in.
     pub(crate) fn vma_lookup(&self, address: usize) -> Option<&VmaRef> {
         // SAFETY: The mmap lock is held by the type invariants of `MmapLock`. Any address may be asked for.

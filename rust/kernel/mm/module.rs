@@ -169,7 +169,8 @@ mod tests {
         assert_eq!(early.is_none(), is_module);
         assert_eq!(entry.is_err(), is_module);
         if let Ok(entry) = entry {
-            drop(entry.leave());
+            // SAFETY: Nothing was registered.
+            drop(unsafe { entry.leave() });
         }
         assert!(ModulePin::try_take(module).is_some());
         Ok(())

@@ -195,9 +195,14 @@ impl ScopeEntry {
         }
     }
 
-    /// Takes the registration out of its scope. The caller must end it, and keep the result until then;
-    /// `None` when the module's exit has ended it, or is doing so: then it must be left alone. May sleep.
-    pub(super) fn leave(self) -> Option<Loaded> {
+    /// Takes the registration out of its scope. `None` when the module's exit has ended it, or is doing so.
+    /// May sleep.
+    ///
+    /// # Safety
+    ///
+    /// The caller must end what was registered before it drops the result, and must leave it alone if there is
+    /// none.
+    pub(super) unsafe fn leave(self) -> Option<Loaded> {
         match self.hold {
             Hold::Module(pin) => Some(Loaded {
                 _pin: Some(ManuallyDrop::into_inner(pin)),
@@ -270,7 +275,8 @@ impl<C: Callbacks> Scoped<C> {
         let inner = match KBox::try_pin_init(init, GFP_KERNEL) {
             Ok(inner) => inner,
             Err(err) => {
-                drop(entry.leave());
+                // SAFETY: Nothing was registered.
+                drop(unsafe { entry.leave() });
                 return Err(err);
             }
         };
@@ -294,7 +300,11 @@ impl<C: Callbacks> Deref for Scoped<C> {
 
 impl<C: Callbacks> Drop for Scoped<C> {
     fn drop(&mut self) {
-        let Some(loaded) = self.entry.take().and_then(ScopeEntry::leave) else {
+        let Some(entry) = self.entry.take() else {
+            return;
+        };
+        // SAFETY: `C` is dropped, which unregisters it, before `loaded` is; without one it is left alone.
+        let Some(loaded) = (unsafe { entry.leave() }) else {
             return;
         };
         // SAFETY: The field is dropped here only, and not used afterwards.
@@ -456,7 +466,8 @@ mod tests {
         drop(unsafe { ModulePin::from_leaked(this_module()) });
         assert_eq!(module_refs(), before);
         let entry = scope.enter()?;
-        let loaded = entry.leave().ok_or(EINVAL)?;
+        // SAFETY: Nothing was registered.
+        let loaded = unsafe { entry.leave() }.ok_or(EINVAL)?;
         assert_eq!(module_refs(), one_more);
         drop(loaded);
         assert_eq!(module_refs(), before);
@@ -479,18 +490,21 @@ mod tests {
         // SAFETY: It lives until the end of the case.
         unsafe { third.set(&raw const *late) };
         assert_eq!(module_refs(), before);
-        assert!(first.leave().is_some());
+        // SAFETY: The kernel calls nothing for the values of this case.
+        assert!(unsafe { first.leave() }.is_some());
         core::mem::forget(second);
         drop(exit);
         let ended = |c: &Ended| c.0.load(Relaxed);
         assert_eq!((ended(&one), ended(&other), ended(&late)), (0, 1, 1));
         // A registration that is dropped afterwards is left alone.
-        assert!(third.leave().is_none());
+        // SAFETY: The kernel calls nothing for the values of this case.
+        assert!(unsafe { third.leave() }.is_none());
         assert_eq!(ended(&late), 1);
         // What is registered from here on takes references.
         let entry = scope.enter()?;
         assert_eq!(module_refs(), one_more);
-        drop(entry.leave());
+        // SAFETY: Nothing was registered.
+        drop(unsafe { entry.leave() });
         assert_eq!(module_refs(), before);
         Ok(())
     }

@@ -342,8 +342,8 @@ impl<T: IntervalOps> MmuIntervalNotifier<T> {
             .is_some_and(|mm| core::ptr::eq(mm.as_raw(), self.mm.as_raw()))
     }
 
-    /// To be called before core mm itself begins to read `span`, for [`MmuIntervalNotifier::read_by`]. May
-    /// sleep.
+    /// Prepares for core mm itself to begin to read `span`; [`MmuIntervalNotifier::read_by`] takes the result.
+    /// May sleep.
     pub(super) fn before_read(&self, span: Span) -> Begun {
         let guard = self.data.lock();
         if let Some(seq) = guard.changes.begin(&span) {
@@ -355,9 +355,18 @@ impl<T: IntervalOps> MmuIntervalNotifier<T> {
         Begun { span, count }
     }
 
-    /// The sequence that core mm itself has begun to read for `range`, once it has filled `range`, after
-    /// `begun`. `None` if that is of another notifier.
-    pub(super) fn read_by(&self, range: &bindings::hmm_range, begun: Begun) -> Option<ReadSeq<'_>> {
+    /// The sequence that core mm itself has begun to read for `range`, once it has filled `range`. `None` if
+    /// that is of another notifier.
+    ///
+    /// # Safety
+    ///
+    /// `begun` must be the result of [`MmuIntervalNotifier::before_read`] for the pages of `range`, from before
+    /// core mm began.
+    pub(super) unsafe fn read_by(
+        &self,
+        range: &bindings::hmm_range,
+        begun: Begun,
+    ) -> Option<ReadSeq<'_>> {
         core::ptr::eq(range.notifier, self.as_raw()).then(|| self.begun(range.notifier_seq, begun))
     }
 

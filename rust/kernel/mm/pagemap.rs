@@ -289,8 +289,8 @@ impl<T: PagemapOps> DevPagemap<T> {
         self.away.load(Acquire)
     }
 
-    /// Makes every further use of `self` fail, as its `dev_pagemap` cannot be unregistered. The caller
-    /// never drops `self` then.
+    /// Makes every further use of `self` fail, as its `dev_pagemap` cannot be unregistered, or the module is
+    /// being unloaded.
     pub(super) fn close(&self) {
         self.closed.store(true, Release);
         // The shrinker would call into the module.
@@ -351,9 +351,14 @@ impl<T: PagemapOps> DevPagemap<T> {
 
     /// Counts a folio of `pages` base pages that is in use no longer. Does not sleep.
     ///
-    /// `folio_free` must not drop the last reference of the module itself, as it returns through the text
-    /// of the module afterwards.
-    pub(super) fn end_use(&self, pages: usize) {
+    /// Work drops the reference of the module, and not this, because `folio_free` returns through the text of
+    /// the module afterwards.
+    ///
+    /// # Safety
+    ///
+    /// [`DevPagemap::begin_use`] must have counted the folio, or the parts that it was split into, and this
+    /// must be called once for each.
+    pub(super) unsafe fn end_use(&self, pages: usize) {
         if self.in_use.fetch_sub(FOLIO + pages, Full) == FOLIO + pages {
             self.unpin.queue_later();
         }
@@ -371,9 +376,13 @@ impl<T: PagemapOps> DevPagemap<T> {
         self.unpin.disable();
     }
 
-    /// Drops the reference of the module that was held for folios, if there is one. To be called when none
-    /// is in use, each `folio_free` has returned, and after [`DevPagemap::disable_unpin`].
-    pub(super) fn drop_pin(&self) {
+    /// Drops the reference of the module that was held for folios, if there is one.
+    ///
+    /// # Safety
+    ///
+    /// No folio may be in use, each `folio_free` must have returned, and [`DevPagemap::disable_unpin`] must
+    /// have been called.
+    pub(super) unsafe fn drop_pin(&self) {
         if self.pinned.xchg(false, Full) {
             // SAFETY: `pinned` owned it by the type invariants of `DevPagemap`.
             drop(unsafe { ModulePin::from_leaked(self.owner.module()) });
@@ -497,7 +506,8 @@ impl<T: PagemapOps> DevPagemap<T> {
         map.ops
             .folio_free(FreedFolio::new(view, clean, index, order, free));
         if let Some(pages) = pages {
-            map.end_use(pages);
+            // SAFETY: `take_used()` said that the folio was in use, so that it was counted, and gives it once.
+            unsafe { map.end_use(pages) };
         }
     }
 

@@ -181,7 +181,8 @@ impl<T: PagemapOps> Registration<T> {
         let (map, free) = match registered {
             Ok(registered) => registered,
             Err(err) => {
-                drop(entry.leave());
+                // SAFETY: Nothing was registered.
+                drop(unsafe { entry.leave() });
                 return Err(err);
             }
         };
@@ -222,7 +223,8 @@ impl<T: PagemapOps> Registration<T> {
         // SAFETY: The pagemap is registered by the type invariants of `Registration`, and unregistered only
         // here.
         unsafe { bindings::memunmap_pages(self.map.raw()) };
-        self.drop_pin();
+        // SAFETY: The work was disabled above. `memunmap_pages()` has waited for each folio and `folio_free`.
+        unsafe { self.drop_pin() };
         // SAFETY: The caller does not use `self` afterwards; core mm has forgotten the pagemap.
         unsafe { ManuallyDrop::drop(&mut self.map) };
         // SAFETY: The caller does not use `self` afterwards; nothing lies in the region any more.
@@ -262,7 +264,12 @@ impl<T: PagemapOps> Drop for Registration<T> {
             // The pagemap stays in its scope, as one that is forgotten.
             return;
         }
-        let Some(loaded) = self.entry.take().and_then(ScopeEntry::leave) else {
+        let Some(entry) = self.entry.take() else {
+            return;
+        };
+        // SAFETY: The pagemap is unregistered below, or ended, before `loaded` is dropped; without one it is left
+        // alone.
+        let Some(loaded) = (unsafe { entry.leave() }) else {
             return;
         };
         if !self.wait_until_idle(GUARD_MS) {

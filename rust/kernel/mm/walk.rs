@@ -107,18 +107,18 @@ pub(crate) enum Passing {
 struct CpuEntry(bindings::zdm_entry);
 
 impl CpuEntry {
-    /// The entry for page number `index` of `mm`, whose mmap lock the caller holds.
-    fn look_up(mm: &MmWithUser, index: usize) -> Self {
+    /// The entry for page number `index` of the address space whose mmap lock `lock` is.
+    fn look_up(lock: &MmapLock<'_>, index: usize) -> Self {
         let mut entry = bindings::zdm_entry::default();
-        // SAFETY: `mm` has users, and `entry` is valid for writes. A caller without the mmap lock is
-        // reported by lockdep, and reads an entry that is about to change.
-        unsafe { bindings::zdm_look_up(mm.as_raw(), index << PAGE_SHIFT, &mut entry) };
+        // SAFETY: The mmap lock is held by the type invariants of `MmapLock`, so that no page table is freed
+        // but by khugepaged, which the callee allows for. `entry` is valid for writes.
+        unsafe { bindings::zdm_look_up(lock.mm().as_raw(), index << PAGE_SHIFT, &mut entry) };
         let is_large = entry.kind == bindings::ZDM_ENTRY_PRESENT && entry.order > 0;
         // SAFETY: The function takes a number.
         if is_large && unsafe { bindings::zdm_pfn_valid(entry.pfn) } {
             // SAFETY: `zdm_pfn_valid()` says that the page frame has a `struct page`.
             let page = unsafe { bindings::zdm_pfn_to_page(entry.pfn) };
-            // SAFETY: The page is mapped while the caller holds the mmap lock, or else only reported.
+            // SAFETY: The page is mapped while the mmap lock is held, by the type invariants of `MmapLock`.
             entry.zero = unsafe { struct_page::is_huge_zero(page) };
         }
         Self(entry)
@@ -165,7 +165,7 @@ impl HmmMirror {
         next: &mut Option<usize>,
         found: &mut [Option<Untruth>],
     ) -> Result<usize> {
-        let _lock = MmapLock::read(mm)?;
+        let lock = MmapLock::read(mm)?;
         let table = self.notifier.lock();
         let mut room = found.iter_mut();
         *next = Some(first);
@@ -174,7 +174,9 @@ impl HmmMirror {
                 *next = None;
                 return Ok(compared);
             };
-            if let Some(untruth) = judge(mm, self.owner(), index, page, grant) {
+            // SAFETY: `table`, which has the entry, is locked.
+            let untruth = unsafe { judge(&lock, self.owner(), index, page, grant) };
+            if let Some(untruth) = untruth {
                 let Some(slot) = room.next() else {
                     *next = Some(index);
                     return Ok(compared);
@@ -187,16 +189,20 @@ impl HmmMirror {
     }
 }
 
-/// The difference between the CPU's table and the entry with `page` and `grant` for page number
-/// `index` of `mm`, whose mmap lock is held, as is the lock of the table.
-fn judge(
-    mm: &MmWithUser,
+/// The difference between the CPU's table and the entry with `page` and `grant` for page number `index` of the
+/// address space whose mmap lock `lock` is.
+///
+/// # Safety
+///
+/// The device's table must be locked, and have this entry.
+unsafe fn judge(
+    lock: &MmapLock<'_>,
     owner: &PgmapOwner,
     index: usize,
     page: *mut bindings::page,
     grant: Grant,
 ) -> Option<Untruth> {
-    let entry = CpuEntry::look_up(mm, index);
+    let entry = CpuEntry::look_up(lock, index);
     let (kind, pfn) = (entry.0.kind, entry.pfn(index));
     let is_exclusive = kind == bindings::ZDM_ENTRY_EXCLUSIVE;
     let cpu_page = match kind {
@@ -205,10 +211,12 @@ fn judge(
             // address, which is compared.
             unsafe { bindings::zdm_pfn_to_page(pfn) }
         }
-        bindings::ZDM_ENTRY_PRIVATE => private_contents(owner, pfn),
+        // SAFETY: The table has an entry for the address and is locked, so that no invalidation of the address
+        // has begun which was not seen.
+        bindings::ZDM_ENTRY_PRIVATE => unsafe { private_contents(owner, pfn) },
         _ => core::ptr::null_mut(),
     };
-    let cpu_write = entry.0.write && area_flags(mm, index) & flags::WRITE != 0;
+    let cpu_write = entry.0.write && area_flags(lock, index) & flags::WRITE != 0;
     let device_write = grant != Grant::Read;
     let is_true = !cpu_page.is_null()
         && cpu_page == page
@@ -236,11 +244,14 @@ fn judge(
     })
 }
 
-/// The page with the contents of PRIVATE page frame `pfn`, NULL where it is not memory of `owner`. The caller
-/// holds the lock of the table, and knows that no invalidation of an address that maps the page is under way.
-fn private_contents(owner: &PgmapOwner, pfn: usize) -> *mut bindings::page {
+/// The page with the contents of PRIVATE page frame `pfn`, NULL where it is not memory of `owner`.
+///
+/// # Safety
+///
+/// The device's table must be locked. An address must map the page of which no invalidation is under way.
+unsafe fn private_contents(owner: &PgmapOwner, pfn: usize) -> *mut bindings::page {
     // SAFETY: The page is mapped, so that it is in use: to unmap it begins with an invalidation, which waits
-    // for the lock of the table that the caller has.
+    // for the lock of the table, which is held by the contract of this function.
     if !unsafe { Memory::of_pfn(pfn, owner) }.is_local() {
         return core::ptr::null_mut();
     }
@@ -249,11 +260,11 @@ fn private_contents(owner: &PgmapOwner, pfn: usize) -> *mut bindings::page {
     unsafe { contents(bindings::zdm_pfn_to_page(pfn)) }
 }
 
-/// `vma->vm_flags` of the area that maps page number `index` of `mm`, whose mmap lock is held; 0 without
-/// an area.
-fn area_flags(mm: &MmWithUser, index: usize) -> vm_flags_t {
-    // SAFETY: `mm` has users, and the mmap lock is held.
-    unsafe { bindings::zdm_area_flags(mm.as_raw(), index << PAGE_SHIFT) }
+/// `vma->vm_flags` of the area that maps page number `index` of the address space whose mmap lock `lock` is; 0
+/// without an area.
+fn area_flags(lock: &MmapLock<'_>, index: usize) -> vm_flags_t {
+    // SAFETY: The mmap lock is held by the type invariants of `MmapLock`.
+    unsafe { bindings::zdm_area_flags(lock.mm().as_raw(), index << PAGE_SHIFT) }
 }
 
 /// The properties of a page in its entry, without the place of the page.
@@ -419,11 +430,11 @@ impl HmmMirror {
         // SAFETY: These read counters.
         let (faults, scanned) = unsafe { (bindings::zdm_faults(), bindings::zdm_scanned()) };
         for batch in range.batches(BATCH) {
-            let _lock = MmapLock::read(&mm).ok()?;
+            let lock = MmapLock::read(&mm).ok()?;
             for address in batch.addresses() {
                 let index = address >> PAGE_SHIFT;
-                let entry = CpuEntry::look_up(&mm, index);
-                let now = Marks::of(&entry.0, area_flags(&mm, index));
+                let entry = CpuEntry::look_up(&lock, index);
+                let now = Marks::of(&entry.0, area_flags(&lock, index));
                 marks.push_within_capacity(now).ok()?;
             }
         }
@@ -464,21 +475,23 @@ impl HmmMirror {
         let Ok(seq) = self.notifier.read_begin(Span { first, last }) else {
             return false;
         };
-        let Ok(_lock) = MmapLock::read(&mm) else {
+        let Ok(lock) = MmapLock::read(&mm) else {
             return false;
         };
         // No task that changes the entry is past its invalidation, which waits for this lock.
         let Some(_table) = self.notifier.lock_if_fresh(seq) else {
             return false;
         };
-        let entry = CpuEntry::look_up(&mm, index);
+        let entry = CpuEntry::look_up(&lock, index);
         let pfn = entry.pfn(index);
         // SAFETY: The function takes a number.
         let is_valid = unsafe { bindings::zdm_pfn_valid(pfn) };
         let page = match entry.0.kind {
             // SAFETY: `zdm_pfn_valid()` says that the page frame has a `struct page`.
             bindings::ZDM_ENTRY_PRESENT if is_valid => unsafe { bindings::zdm_pfn_to_page(pfn) },
-            bindings::ZDM_ENTRY_PRIVATE => private_contents(self.owner(), pfn),
+            // SAFETY: The table is locked, and no invalidation of the address is under way, as the sequence
+            // was checked under that lock.
+            bindings::ZDM_ENTRY_PRIVATE => unsafe { private_contents(self.owner(), pfn) },
             _ => return false,
         };
         // SAFETY: The page is mapped, and so in use, while the lock is held under which the sequence was

@@ -70,8 +70,7 @@ impl Watches {
     }
 
     /// Begins to watch the pages of `span` for the current task: whether anything changes them but a
-    /// migration of that task. `None` while too many are watched. The sequence must have been checked
-    /// under the lock that is held.
+    /// migration of that task. `None` while too many are watched.
     pub(super) fn begin(&self, span: Span) -> Option<usize> {
         let slot = self.slots.iter().position(|slot| slot.get().is_none())?;
         self.slots[slot].set(Some(Watched {
