@@ -128,7 +128,7 @@ impl Core {
         Err(FaultError::Sigbus)
     }
 
-    /// Whether `violation` of the folio of `fault` is none that a preempted task explains. May sleep.
+    /// Whether no preempted task explains `violation`, of the folio of `fault`. May sleep.
     #[cold]
     fn lasts(&self, fault: &VmFault<'_>, violation: Violation) -> bool {
         if self.moment == Moment::Quiet {

@@ -35,7 +35,7 @@ struct zdm_entry {
 	bool soft_dirty;
 	bool uffd;
 	bool exclusive;	/* PageAnonExclusive() */
-	bool zero;	/* the page of zeroes, which is nobody's */
+	bool zero;	/* the page of zeroes, which has no owner */
 	bool young;
 	bool dirty;	/* the entry or the page, which is anonymous, or swap has the contents */
 	bool large;	/* a page of a large folio */

@@ -17,8 +17,8 @@ pub(crate) fn param_inject() -> bool {
 #[inline]
 pub(crate) fn param_strict() -> bool {
     let strict = &raw const bindings::zdm_strict;
-    // SAFETY: A variable of this module. Whoever writes it stores 0 or 1, and a volatile read is
-    // what READ_ONCE() is.
+    // SAFETY: A variable of this module, in which only 0 and 1 are stored. A volatile read is what
+    // READ_ONCE() is.
     unsafe { strict.read_volatile() }
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! When something happened last, and which task did it.
+//! The time of the last event, and the task that caused it.
 //!
 //! C header: [`include/linux/sched/clock.h`](srctree/include/linux/sched/clock.h)
 
@@ -23,7 +23,7 @@ pub(crate) fn log_clock() -> u64 {
     unsafe { bindings::zdm_log_clock() }
 }
 
-/// Lines of the log that any task with a file of a device can cause, as often as it likes.
+/// Lines of the log that a task with a file of a device can cause again and again, so that their rate is limited.
 #[derive(Clone, Copy)]
 pub(crate) enum Topic {
     /// A device has got memory.
@@ -75,7 +75,7 @@ pub(crate) struct RecentTime {
 }
 
 impl RecentTime {
-    /// As it is now.
+    /// The clock as it is now.
     pub(crate) fn new() -> Self {
         Self {
             // A tick that is over: the clock is read again when it is wanted.
@@ -97,7 +97,7 @@ impl RecentTime {
     }
 }
 
-/// Room for when something happened, what, and by whom: 16 bytes.
+/// The time of an event, its kind, and the task that caused it: 16 bytes.
 ///
 /// A read during a write may get the time of one stamp and the rest of another.
 ///
@@ -114,12 +114,12 @@ impl RecentTime {
 /// ```
 pub(crate) struct Stamp {
     time: Atomic<u64>,
-    /// What in bits 0 to 31, the task in 32 to 63.
+    /// The kind in bits 0 to 31, the task in 32 to 63.
     rest: Atomic<u64>,
 }
 
 impl Stamp {
-    /// Of the beginning of time.
+    /// A stamp of time 0, kind 0 and task 0.
     pub(crate) fn new() -> Self {
         Self {
             time: Atomic::new(0),
@@ -127,7 +127,7 @@ impl Stamp {
         }
     }
 
-    /// `what` happens at `time`, by [`log_clock`], and the current task does it. In any context.
+    /// Records an event of kind `what` at `time`, by [`log_clock`], caused by the current task. In any context.
     pub(crate) fn set(&self, time: u64, what: u32) {
         write_once(&self.time, time);
         write_once(&self.rest, u64::from(current_pid()) << 32 | u64::from(what));
@@ -139,7 +139,7 @@ impl Stamp {
         self.set(recent.get().max(read_once(&self.time)), what);
     }
 
-    /// What happened last: when, in nanoseconds on the clock of the kernel log, what, and the task.
+    /// The last event: its time, in nanoseconds on the clock of the kernel log, its kind, and its task.
     pub(crate) fn get(&self) -> (u64, u32, u32) {
         let rest = read_once(&self.rest);
         // CAST: The lower half, and the upper one.

@@ -68,7 +68,7 @@ impl NewChunk {
 /// # Invariants
 ///
 /// A page of a chunk is free or quarantined in `blocks`, part of an entry in `owners`, or both as
-/// nobody gave it back yet.
+/// it was not given back yet.
 pub(in crate::driver) struct Allocator {
     blocks: FreeBlocks,
     owners: OwnerLists,

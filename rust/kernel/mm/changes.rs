@@ -2,9 +2,9 @@
 
 //! Which ranges of an address space were invalidated last.
 //!
-//! An interval notifier has one sequence for all of its range: with that alone, who reads one part would
-//! wait for an invalidation of any other part, and begin again after it. These are the invalidations one
-//! by one, so that a reader waits for those of its own range only.
+//! An interval notifier has one sequence for all of its range. With that alone, the reader of one part would
+//! wait for an invalidation of any other part, and begin again after it. This module records the
+//! invalidations one by one, so that a reader waits for those of its own range only.
 
 use super::{
     range::PageRange,
@@ -76,7 +76,7 @@ impl Changes {
         }
     }
 
-    /// `span` is about to change. Returns the sequence that the notifier is to be set to at once, if an
+    /// Records that `span` is about to change. Returns the sequence that the notifier must be set to at once, if an
     /// invalidation is forgotten that may be under way.
     pub(super) fn add(&self, span: Span, seq: usize) -> Option<usize> {
         let count = self.count.get();
@@ -89,7 +89,7 @@ impl Changes {
         }
     }
 
-    /// Somebody begins to read `span`. Returns the sequence that the notifier is to be set to before, if an
+    /// A reader of `span` begins. Returns the sequence that the notifier must be set to first, if an
     /// invalidation of the span may be under way.
     pub(super) fn begin(&self, span: &Span) -> Option<usize> {
         let overlapping = self.last.iter().filter_map(Cell::get);
@@ -102,7 +102,7 @@ impl Changes {
         self.set_to(latest?)
     }
 
-    /// Where [`Changes::changed`] is to begin.
+    /// The number of invalidations so far, for [`Changes::changed`].
     pub(super) fn count(&self) -> usize {
         self.count.get()
     }
@@ -117,7 +117,7 @@ impl Changes {
             })
     }
 
-    /// The notifier is to be set to `seq`, unless it was set to that or a later one.
+    /// Returns `seq` if the notifier must be set to it, that is unless it was set to that or a later sequence.
     fn set_to(&self, seq: usize) -> Option<usize> {
         if !is_later(seq, self.set.get()) {
             return None;

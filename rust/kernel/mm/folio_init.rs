@@ -134,10 +134,10 @@ impl<T: PagemapOps> DevPagemap<T> {
         // INVARIANT: `folio` is consumed, and from here on its pages are those of a folio in use.
         write_once(&self.state[index], in_use(order));
         let page = head.as_ptr();
-        // SAFETY: By the invariants of `folio` nobody else uses its pages, and no page has a reference.
+        // SAFETY: By the invariants of `FreeFolio` no other value has its pages, and no page has a reference.
         unsafe { bindings::zdm_folio_init(page, self.pgmap.get(), order) };
         // INVARIANT: `zone_device_data` owns the backing while the folio is in use.
-        // SAFETY: The folio is ours, so that nobody looks at its backing meanwhile.
+        // SAFETY: The folio is ours, so that no other task reads its backing meanwhile.
         unsafe { backing.store(page) };
         let page = head.as_non_null();
         // SAFETY: `zone_device_folio_init()` left the folio locked and with one reference.

@@ -99,11 +99,11 @@ impl FreeStack {
         let node = index as u32 | (folio.order() << ORDER_SHIFT);
         let mut head = read_once(&self.head);
         loop {
-            // INVARIANT: The folio is consumed, so that nobody else uses its link.
+            // INVARIANT: The folio is consumed, so that no other task uses its link.
             write_once(link, head);
-            // Release: who finds the folio on the stack finds its link, and what was done to its pages
-            // before. Folios below it were published likewise, and stay so: an exchange carries on the
-            // release sequence of the one whose value it replaces.
+            // Release: a task that takes the folio off the stack sees its link, and what was done to its pages
+            // before. The same holds for the folios below it: an exchange carries on the release sequence of
+            // the exchange whose value it replaces.
             match self.head.cmpxchg(head, node, Release) {
                 Ok(_) => return Ok(()),
                 Err(now) => head = now,
@@ -152,7 +152,7 @@ impl FreeStack {
     fn take_off(&self, node: &mut u32) -> FreeFolio {
         let index = (*node & ((1 << ORDER_SHIFT) - 1)) as usize;
         let order = *node >> ORDER_SHIFT;
-        // The link is read before anybody gets the folio, which may be pushed again from then on.
+        // The link is read before the caller gets the folio, which may be pushed again from then on.
         *node = read_once(&self.links[index]);
         // SAFETY: By the invariants the folio was in no other place than the chain, which it was taken off.
         unsafe { FreeFolio::from_raw(self.first_pfn + index, order) }
@@ -160,7 +160,7 @@ impl FreeStack {
 
     /// Whether the stack is empty. This is a hint unless the caller knows that no task pushes.
     pub(crate) fn is_empty(&self) -> bool {
-        // A folio that is missed here is met the next time.
+        // A folio that is pushed at this moment is found the next time.
         read_once(&self.head) == NIL
     }
 }

@@ -152,7 +152,7 @@ impl Origin {
     }
 }
 
-/// Whether a large folio can have these at one moment.
+/// Whether a large folio can have this order and these counts at the same time.
 fn can_be(order: u32, refs: i32, mapcount: i32, pins: i32) -> bool {
     (1..=bindings::PUD_ORDER).contains(&order) && mapcount >= 0 && (0..=refs.max(0)).contains(&pins)
 }

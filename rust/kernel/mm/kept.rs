@@ -44,12 +44,12 @@ pub(super) trait Keeper {
 
 /// The blocks of order 0 that a pagemap keeps for its free pages.
 ///
-/// A block is marked before it is used first. A marked one is in use, or kept for the page that used it.
+/// A block is marked before its first use. A marked block is in use, or kept for the page that used it last.
 ///
 /// # Invariants
 ///
-/// - A slot is 0, or owns a marked block. Whoever takes the block stores 0 by an exchange, so that one
-///   taker gets it. Only who owns page `i`, free or in `folio_free`, stores a block in slot `i`.
+/// - A slot is 0, or owns a marked block. A task takes the block by an exchange with 0, so that one task gets
+///   it. Only the owner of page `i`, free or in `folio_free`, stores a block in slot `i`.
 /// - `marked` is the number of blocks that are marked, but for what is being changed.
 /// - `shrinker` is 0, or a shrinker that is registered for the pagemap of `self`.
 pub(super) struct Kept {
@@ -63,7 +63,7 @@ pub(super) struct Kept {
 }
 
 impl Kept {
-    /// For `pages` pages, of which none has a block. Keeps nothing before [`Kept::start`]. May sleep.
+    /// Makes room for the blocks of `pages` pages. Keeps no block before [`Kept::start`]. May sleep.
     pub(super) fn new(pages: usize) -> Result<Self> {
         // The driver chooses the number of pages, and is told when it is too large.
         let mut slots = KVVec::with_capacity(pages, GFP_KERNEL | __GFP_NOWARN)?;
@@ -95,7 +95,7 @@ impl Kept {
         if shrinker.is_null() {
             return;
         }
-        // SAFETY: The shrinker is new and nobody else's.
+        // SAFETY: The shrinker was allocated above, and is not registered yet.
         let raw = unsafe { &mut *shrinker };
         raw.count_objects = Some(count::<T>);
         raw.scan_objects = Some(scan::<T>);
@@ -149,13 +149,13 @@ impl Kept {
             return false;
         };
         // INVARIANT: The slot is empty: the block was taken out of it, or marked for the page when the slot was
-        // empty, and nobody else has owned the page since.
+        // empty, and no other value has owned the page since.
         store_release(slot, kept);
         true
     }
 
-    /// Marks `block`, that of a folio which is about to be in use at page `index`, if it is one to be kept.
-    /// The caller must own the page.
+    /// Marks `block` as one to be kept, if the limit allows it. The caller owns page `index`, and is about to
+    /// hand out a folio there with the block.
     pub(super) fn mark(&self, index: usize, block: RawBacking) -> RawBacking {
         let is_full = || self.marked.load(Relaxed) >= self.most;
         if !block.is_single() || self.has(index) || self.shrinker.load(Relaxed) == 0 || is_full() {

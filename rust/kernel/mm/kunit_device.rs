@@ -134,7 +134,7 @@ impl EmulatedDevice {
         &self.memory
     }
 
-    /// Whose the memory is.
+    /// The owner of the memory.
     pub(crate) fn owner(&self) -> &Arc<PgmapOwner> {
         &self.owner
     }

@@ -21,8 +21,8 @@ fn counter(user: NonNull<bindings::user_struct>) -> *mut i64 {
     unsafe { bindings::zdm_user_locked_vm(user.as_ptr()) }.cast()
 }
 
-/// A number of pages that the user of the task that made this has locked. They stop counting when
-/// this is dropped, on whatever task.
+/// A number of pages that count as locked by the user of the task that made the value. Dropping the value, on
+/// any task, takes them off the count.
 ///
 /// # Examples
 ///

@@ -25,7 +25,7 @@ pub(crate) enum MemoryType {
     Private,
     /// Memory that the CPU reaches as its own.
     Coherent,
-    /// The same, and it may be pinned for long. Also what device-dax registers.
+    /// Memory that the CPU reaches as its own, and that may be pinned for long. Device-dax registers it, too.
     Generic,
 }
 

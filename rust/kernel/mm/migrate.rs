@@ -255,7 +255,7 @@ impl<'a, M: DeviceMemory> Migration<'a, Setup, M> {
     ///
     /// Core mm selects the holes of a range whatever else it is asked to select. A hole is a source
     /// on the way to the device only, where the first access may as well be the device's. On the way
-    /// back a destination would populate memory that nobody has touched.
+    /// back a destination would populate memory that no task has touched.
     #[inline]
     pub(crate) fn source(&self, i: usize) -> Option<u32> {
         self.source_of(*self.sources().get(i)?)
@@ -292,9 +292,9 @@ impl<'a, M: DeviceMemory> Migration<'a, Setup, M> {
         (i < self.len && !self.is_hole(i)).then(|| self.src(i) >> bindings::MIGRATE_PFN_SHIFT)
     }
 
-    /// Whether somebody else has moved the contents of the source at `i` away, with its charge, and
-    /// has yet to drop the last reference. A list of device pages may name such a page; core mm would
-    /// move it once more, and warn that nobody is charged for it.
+    /// Whether another task has moved the contents of the source `entry` away, with its charge, and has not
+    /// dropped the last reference yet. A list of device pages may name such a page. Core mm would move it once
+    /// more, and warn that no cgroup is charged for it.
     fn is_moving(&self, entry: usize) -> bool {
         self.page_of(entry).is_some_and(|page| {
             // SAFETY: The source is locked and referenced.

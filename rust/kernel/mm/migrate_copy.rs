@@ -96,7 +96,7 @@ impl<M: DeviceMemory> Migration<'_, Setup, M> {
         };
         self.check_copied(copied)?;
         let page = folio.into_raw();
-        // SAFETY: The folio is new and nobody else's, so the lock is free.
+        // SAFETY: No other value refers to the folio, by the type invariants of `SystemFolio`, so the lock is free.
         unsafe { struct_page::set_locked(page) };
         // SAFETY: `check_fit()` says that the folio suits the source, which was copied above. It was locked
         // above, and the reference is that of `folio`.

@@ -127,7 +127,7 @@ mod tests {
         for (pages, length) in [(0, 0), (3, 3 * PAGE_SIZE), (usize::MAX, usize::MAX)] {
             assert_eq!(bytes(pages), length);
         }
-        // A number of folios that nobody has counted.
+        // Values that no migration returns.
         let mut moved = Moved::default();
         moved.by_order[0] = 1;
         assert_eq!(moved.large(), 0);

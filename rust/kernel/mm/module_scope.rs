@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Keeps the functions of a module there for as long as the kernel may call them.
+//! Keeps a module loaded, or ends its registrations, before the kernel calls functions that are gone.
 //!
 //! A registration lets the kernel call functions of a module until it is dropped, and safe code may
 //! forget to drop it ([`core::mem::forget`]). A [`ModuleScope`] makes that harmless in one of two ways.
@@ -117,7 +117,7 @@ impl ModuleScope {
         self.module
     }
 
-    /// Room for a registration, to be had before something is registered. May sleep.
+    /// Makes an entry for a registration, which comes before the registration itself. May sleep.
     ///
     /// # Errors
     ///
@@ -160,7 +160,7 @@ impl ModuleScope {
     }
 }
 
-/// How the functions of a registration are kept there.
+/// What keeps the functions of a registration in memory.
 enum Hold {
     /// By a reference of the module.
     Module(ManuallyDrop<ModulePin>),
@@ -218,7 +218,7 @@ impl ScopeEntry {
     }
 }
 
-/// The functions of a module stay there while a registration is ended.
+/// Keeps the functions of a module in memory while a registration is ended.
 #[must_use = "the module may be unloaded when it is dropped"]
 pub(super) struct Loaded {
     _pin: Option<ModulePin>,

@@ -132,7 +132,7 @@ impl ReadSeq<'_> {
     }
 }
 
-/// What a reader of some pages keeps in mind from before it begins.
+/// The pages of a reader, and the number of invalidations before it began.
 #[derive(Clone, Copy)]
 pub(super) struct Begun {
     span: Span,
@@ -163,7 +163,7 @@ struct Protected<T> {
     data: T,
 }
 
-/// What was learnt, locked.
+/// The derived state, locked.
 #[must_use = "the lock is released at once"]
 pub(super) struct Locked<'a, T>(MutexGuard<'a, Protected<T>>);
 
@@ -175,15 +175,15 @@ impl<T> Deref for Locked<'_, T> {
     }
 }
 
-/// A subscription to the changes of an address space, or of a range of it, and what was learnt of
-/// that range.
+/// A subscription to the changes of an address space, or of a range of it, and the state that was derived
+/// from that range.
 ///
-/// A reader waits for invalidations of the pages that it reads only. Core mm has one sequence for all of the
-/// subscription, which `mmu_interval_set_seq()` is said to be called for in each invalidation. Here an
-/// invalidation is written down in [`Changes`], and the sequence is set by the first reader of the pages that
-/// may have to wait for it: one that no reader meets would make readers of other pages wait.
+/// A reader waits for invalidations of the pages that it reads only. Core mm has one sequence for the whole
+/// subscription, and its documentation says that each invalidation sets it by `mmu_interval_set_seq()`. Readers
+/// of all pages would then wait for every invalidation. Here an invalidation is recorded in [`Changes`]
+/// instead, and the first reader of the same pages sets the sequence before it begins.
 ///
-/// What was learnt is behind the lock that an invalidation takes before it sets the sequence.
+/// The derived state is behind the lock that an invalidation takes before it sets the sequence.
 /// [`MmuIntervalNotifier::lock_if_fresh`] is the only way to learn that nothing has changed, and
 /// gives the locked data at the same time, so that neither half of the protocol of
 /// `Documentation/mm/hmm.rst` can be left out.
@@ -268,14 +268,14 @@ impl<T: IntervalOps> MmuIntervalNotifier<T> {
         &self.mm
     }
 
-    /// Locks what was learnt, which may be stale. May sleep. Nothing may be waited for under the lock
-    /// that waits for an invalidation.
+    /// Locks the derived state, which may be stale. May sleep. An invalidation waits for the lock, so that its
+    /// holder must not wait for an invalidation.
     pub(super) fn lock(&self) -> Locked<'_, T> {
         Locked(self.data.lock())
     }
 
-    /// Locks what was learnt, `None` if any of the pages of `seq` has changed since: then what was read of
-    /// them since must not be used. May sleep.
+    /// Locks the derived state; `None` if any of the pages of `seq` has changed since, so that what was read
+    /// of them is out of date. May sleep.
     pub(super) fn lock_if_fresh(&self, seq: ReadSeq<'_>) -> Option<Locked<'_, T>> {
         // A number of another notifier says nothing about this one.
         if !core::ptr::eq(seq.sub, self.as_raw()) {

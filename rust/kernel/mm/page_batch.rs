@@ -11,7 +11,7 @@ use kernel::mm::virt::VmaRef;
 /// Pages that are allocated at a time, at most.
 const BATCH: usize = 64;
 
-/// Pages of system memory that nobody else knows. Dropping it frees those that are left.
+/// Pages of system memory that no other value refers to. Dropping the batch frees the pages that are left.
 ///
 /// # Invariants
 ///
@@ -38,9 +38,9 @@ impl PageBatch {
         self.next == self.end
     }
 
-    /// Allocates up to `wanted` pages with `gfp`, if none is left and nobody has said where the pages of
-    /// the current task, and those of `vma` if there is one, are to be: this does not ask memory
-    /// policies. There may be fewer pages afterwards, or none. May sleep.
+    /// Allocates up to `wanted` pages with `gfp`, if none is left. Does nothing where the current task, or
+    /// `vma`, has a memory policy, because pages that are allocated together follow none. There may be fewer
+    /// pages afterwards, or none. May sleep.
     pub(super) fn refill(&mut self, wanted: usize, gfp: bindings::gfp_t, vma: Option<&VmaRef>) {
         let vma = vma.map_or(core::ptr::null_mut(), VmaRef::as_ptr);
         // SAFETY: `vma` is NULL, or valid and locked while it is borrowed.

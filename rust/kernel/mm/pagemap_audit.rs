@@ -28,12 +28,12 @@ use kernel::{
     }, //
 };
 
-/// Looks at the references of a `dev_pagemap`, a millisecond apart, after which a task is at work
-/// on it.
+/// Number of reads of the references of a `dev_pagemap`, a millisecond apart, after which the count is taken to
+/// be changing all the time.
 const SETTLE_TRIES: usize = 1000;
 
-/// Looks in a row that must find the same. Core mm drops the reference of a page after the page is
-/// no longer in use, and on a busy machine it may lose its processor in between for many looks.
+/// Number of reads in sequence that must find the same count. Core mm drops the reference of a page after the
+/// page is no longer in use, and on a busy machine the task may lose its processor in between for many reads.
 const SETTLED: usize = 300;
 
 /// In the place of a mapping, where no object can be: poison as of `include/linux/poison.h`, with
@@ -148,10 +148,10 @@ impl<T: PagemapOps> DevPagemap<T> {
         taken
     }
 
-    /// Whether, from page `index` on, pages are free by the allocator and have nothing that a free
-    /// page must not have: how many. Does not sleep.
+    /// Counts the pages from page `index` on, at most `most`, that are not handed out and have nothing that a
+    /// free page must not have, up to the first page for which that is not so. Does not sleep.
     ///
-    /// Says the same as looking at each page, at a cost of about reading them.
+    /// The result is the same as that of a look at each page. The cost is about that of reading the pages.
     pub(crate) fn clean_pages(&self, index: usize, most: usize) -> usize {
         let n = most.min(self.pages().saturating_sub(index));
         let Some(state) = self.state.get(index..index + n) else {
@@ -181,10 +181,9 @@ impl<T: PagemapOps> DevPagemap<T> {
         n
     }
 
-    /// Spoils the first page of `folio`, or mends it, and says whether it did. Only for fault injection.
-    /// A reference cannot be taken out while some task holds another one.
-    ///
-    /// The page must not look like a tail, as then most of its fields belong to the head.
+    /// Injects `fault` into the first page of `folio`, or takes it out again, and returns whether it did. Only
+    /// for fault injection. A reference stays while some task holds another one. A page that looks like a tail
+    /// is left alone, because most of its fields belong to the head.
     pub(crate) fn corrupt(&self, folio: &FreeFolio, fault: Corruption) -> bool {
         let page = self
             .index_of_pfn(folio.first_pfn())
@@ -220,8 +219,8 @@ impl<T: PagemapOps> DevPagemap<T> {
         true
     }
 
-    /// Frees `folio`, which is free, and says whether it did. Only for fault injection: nothing but a
-    /// report comes of it. Does not sleep.
+    /// Calls `folio_free` for `folio`, which is free already, and returns whether it did. Only for fault
+    /// injection: the only effect is a report. Does not sleep.
     pub(crate) fn free_again(&self, folio: &FreeFolio) -> bool {
         let page = self
             .index_of_pfn(folio.first_pfn())

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! References on user pages, held for as long as the owner likes.
+//! References on user pages, held until the owner drops them.
 //!
 //! C header: [`include/linux/mm.h`](srctree/include/linux/mm.h);
 //! `Documentation/core-api/pin_user_pages.rst`
@@ -52,7 +52,7 @@ pub(crate) enum Hold {
     LongTerm,
 }
 
-/// How pages are to be had.
+/// The way in which pages are taken.
 ///
 /// # Examples
 ///

@@ -39,8 +39,8 @@ pub(crate) struct SystemFolio {
 // SAFETY: No other value refers to the folio, so it may change threads.
 unsafe impl Send for SystemFolio {}
 
-// Core mm cannot split a folio for which a CPU fault or an eviction asks, so that large ones are
-// worth some effort. To run out of memory is no reason for a line in the log.
+// Core mm cannot split a folio that a CPU fault or an eviction brings back, so that the allocator makes an
+// effort for large folios. A failure writes nothing to the log.
 impl SystemFolio {
     /// Allocates a movable folio for `address` of `vma`, by the memory policy there. May sleep.
     ///
@@ -123,8 +123,8 @@ impl<'a> SystemFolios<'a> {
         }
     }
 
-    /// As [`SystemFolios::for_vma`] with folios that nobody waits for, and for which nothing that is in use
-    /// is to be given up.
+    /// As [`SystemFolios::for_vma`], for folios that the caller can do without: an allocation fails before it
+    /// reclaims memory that is in use.
     pub(crate) fn try_for_vma(vma: &'a VmaRef, wanted: usize) -> Self {
         let mut folios = Self::for_vma(vma, wanted);
         folios.gfp |= bindings::GFP_NORETRY;
@@ -168,7 +168,7 @@ impl<'a> SystemFolios<'a> {
     }
 }
 
-/// Nobody asks for larger folios, and the page allocator has no order that does not fit a word.
+/// Refuses orders above [`PMD_ORDER`], some of which the page allocator does not have.
 fn check_order(order: u32) -> Result {
     if order > PMD_ORDER {
         Err(EINVAL)

@@ -67,8 +67,8 @@ pub(super) const BLOCK: usize = 1 << PMD_ORDER;
 /// The entries of a block: NULL or pointers, tagged with a [`Grant`].
 type Leaf = [usize; BLOCK];
 
-/// Marks a pointer to the first page of a block that one entry stands for. The two bits below are
-/// `xarray`'s own.
+/// Marks a pointer to the first page of a block that one entry maps as a whole. The two lower bits belong to
+/// `xarray`.
 const WHOLE: usize = 4;
 /// Marks such a block that may be stored to. The device has exclusive access to single pages only.
 const WHOLE_WRITE: usize = 8;
@@ -323,7 +323,7 @@ impl Table {
     #[inline]
     fn erase(&self, first: usize, last: usize) {
         let number = first >> PMD_ORDER;
-        // What a fault is about: a few pages of a block that was used before.
+        // A fault invalidates a few pages of a block that was used before.
         let recent = self
             .recent_leaf(number)
             .filter(|_| number == last >> PMD_ORDER && last - first < BLOCK - 1);

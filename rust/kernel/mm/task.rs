@@ -14,13 +14,13 @@ use kernel::{
     types::NotThreadSafe, //
 };
 
-/// Gives others a turn. May sleep.
+/// Lets other tasks run. May sleep.
 pub(super) fn cond_resched() {
     // SAFETY: The caller may sleep, as the contract of this function says; nothing else is asked.
     unsafe { bindings::zdm_cond_resched() };
 }
 
-/// Gives others a turn, and `EINTR` when the current task was killed. May sleep.
+/// Lets other tasks run. Returns `EINTR` when the current task was killed. May sleep.
 pub(crate) fn check_signals() -> Result {
     cond_resched();
     // SAFETY: The function looks at the current task, which there is in any context.

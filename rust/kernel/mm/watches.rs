@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Whether anything changes the pages that a migration is about, but the migration itself.
+//! Records whether anything but a migration changes the pages that the migration moves.
 
 use super::changes::Span;
 use crate::bindings;
@@ -10,7 +10,7 @@ use kernel::{
     task::Task, //
 };
 
-/// The pages that a migration of a task is about, and whether anything else has changed there.
+/// The pages that a task is about to migrate, and whether anything else has changed them.
 #[derive(Clone, Copy)]
 struct Watched {
     span: Span,
@@ -18,8 +18,8 @@ struct Watched {
     disturbed: bool,
 }
 
-/// A watch, with the number that [`Watches::begin`] gave it, for a migration to name: the address is the
-/// identity.
+/// A watch, for the request of a migration to name: the address of the token is the identity. The field is
+/// the number that [`Watches::begin`] returned.
 ///
 /// # Examples
 ///
@@ -53,7 +53,7 @@ const WATCHES: usize = 4;
 /// Watches of the migrations of an address space, which the lock of a notifier protects.
 pub(super) struct Watches {
     slots: [Cell<Option<Watched>>; WATCHES],
-    /// How many there are: most changes meet none.
+    /// Number of watches. It is usually 0, so that most changes need no look at the slots.
     some: Cell<usize>,
 }
 
@@ -82,7 +82,7 @@ impl Watches {
         Some(slot)
     }
 
-    /// The current task changes the pages of `span`, by a `migration` or otherwise.
+    /// Records that the current task changes the pages of `span`, by a `migration` or otherwise.
     #[inline]
     pub(super) fn disturb(&self, span: &Span, migration: bool) {
         if self.some.get() > 0 {

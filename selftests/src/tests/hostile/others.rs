@@ -416,7 +416,7 @@ fn odd_file_operations(ctx: &Ctx) -> Outcome {
     works(ctx)
 }
 
-/// Commands in a hail of signals, none of which is fatal.
+/// Executes commands while the process gets many signals, none of which is fatal.
 fn alarms(ctx: &Ctx) -> Outcome {
     const N: usize = 150;
     let targets = open_each_kind(ctx)?;
