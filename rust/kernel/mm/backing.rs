@@ -22,7 +22,7 @@ const ORDER_BITS: usize = 0xf;
 // Pointers to struct pages, which are an array that begins at a multiple of more, have none of these bits.
 const _: () = assert!(core::mem::size_of::<bindings::page>() % (ORDER_BITS + 1) == 0);
 
-/// What those bits hold of a single page that is to be kept. No block is of this order.
+/// The value of those bits for a single page that is to be kept. No block has this order.
 const KEPT: usize = 0xf;
 
 const _: () = assert!(PMD_ORDER < KEPT as u32);
@@ -53,8 +53,8 @@ pub(crate) struct Backing {
 unsafe impl Send for Backing {}
 
 impl Backing {
-    /// A block of system memory for a PRIVATE folio of `order`. May sleep. A caller can do without a
-    /// large block, so that the allocation of one does not wear the system out.
+    /// Allocates a block of system memory for a PRIVATE folio of `order`. May sleep. A caller can do without a large
+    /// block, so that the allocation of one makes little effort.
     ///
     /// # Errors
     ///
@@ -169,7 +169,7 @@ impl RawBacking {
     /// No backing.
     pub(super) const NONE: Self = Self(0);
 
-    /// What `head` carries.
+    /// The backing of the folio that begins with `head`.
     ///
     /// # Safety
     ///
@@ -179,7 +179,7 @@ impl RawBacking {
         Self(unsafe { struct_page::zone_device_data(head) } as usize)
     }
 
-    /// Makes `head` carry it.
+    /// Stores it as the backing of the folio that begins with `head`.
     ///
     /// # Safety
     ///
@@ -200,7 +200,7 @@ impl RawBacking {
         Self(self.0 | KEPT)
     }
 
-    /// Something to keep the block as; `None` for one that is not to be kept.
+    /// The block as a number that is not 0; `None` for a block that is not to be kept.
     pub(super) fn to_kept(self) -> Option<usize> {
         (self.0 & ORDER_BITS == KEPT).then_some(self.0)
     }
@@ -239,7 +239,7 @@ impl RawBacking {
         Self(self.page(i) as usize)
     }
 
-    /// Frees what backs a folio of `order`. Does not sleep.
+    /// Frees the backing of a folio of `order`. Does not sleep.
     ///
     /// # Safety
     ///

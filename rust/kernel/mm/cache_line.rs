@@ -5,7 +5,7 @@
 
 use core::ops::Deref;
 
-/// Something on cache lines of its own. 64 bytes are a line of x86-64, and of most others.
+/// A value on cache lines of its own. A line has 64 bytes on x86-64 and on most other machines.
 ///
 /// # Examples
 ///

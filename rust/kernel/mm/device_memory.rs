@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What holds the bytes of device memory, and the two ends of a copy.
+//! The trait of a device's memory, which copies its bytes, and the two ends of a copy.
 //!
 //! A [`Migration`](super::migrate::Migration) decides which pages move. The driver's [`DeviceMemory`]
 //! moves their bytes, by the CPU or by an engine of the device.
@@ -8,7 +8,7 @@
 //! C headers: [`include/linux/migrate.h`](srctree/include/linux/migrate.h),
 //! [`include/linux/dma-mapping.h`](srctree/include/linux/dma-mapping.h)
 
-// A driver uses what its device is like. The KUnit cases of `device_memory_kunit.rs` use all of it.
+// A driver uses the parts that suit its device. The KUnit cases of `device_memory_kunit.rs` use all parts.
 #![cfg_attr(not(CONFIG_KUNIT = "y"), allow(dead_code))]
 
 use super::{

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A device with memory of its own, which core mm and this module never see the bytes of.
+//! A device with memory of its own, whose bytes neither core mm nor this module accesses.
 
 use super::{
     device_memory::DmaPages,
@@ -42,7 +42,7 @@ struct Vram {
     under_way: Atomic<usize>,
     /// Whether the engine is broken.
     broken: Atomic<bool>,
-    /// Whether the hardware has lost what is to be copied in.
+    /// Whether the hardware has lost the source of the next copy to the device.
     poisoned: Atomic<bool>,
 }
 
@@ -79,7 +79,7 @@ impl Vram {
         Ok(())
     }
 
-    /// Looks at what the engine would be told of `dma`, a mapping of pages of `order`.
+    /// Checks the address and length of `dma`, a mapping of pages of `order`, that the engine would get.
     fn program(&self, dma: Result<DmaPages<'_>>, order: u32) -> Result<(), CopyError> {
         let dma = dma.map_err(|_| CopyError::Device)?;
         assert_eq!(dma.bytes(), PAGE_SIZE << order);

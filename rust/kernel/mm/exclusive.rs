@@ -76,8 +76,8 @@ impl HmmMirror {
     ///
     /// `EINVAL` when the process is gone, `EFAULT` where nothing writable is mapped, `EOPNOTSUPP`
     /// for memory that is not anonymous, `EBUSY` when a page is taken back for a second, `EDEADLK` for a
-    /// task that has a migration, `EINTR` for one that was killed, `ENOMEM`. Pages that come before keep what
-    /// they have got.
+    /// task that has a migration, `EINTR` for one that was killed, `ENOMEM`. The device keeps
+    /// its access to the pages before the one that failed.
     pub(crate) fn make_exclusive(&self, range: PageRange) -> Result<usize> {
         check_may_fault()?;
         let mm = self.mm().mmget_not_zero().ok_or(EINVAL)?;
@@ -142,7 +142,7 @@ impl HmmMirror {
     fn fault_file_in(&self, address: usize) -> Result {
         match self.fault(PageRange::new(address, 1)?, Access::Write) {
             Err(err) if err == EINTR => Err(err),
-            // `make_device_exclusive()` says what is wrong.
+            // `make_device_exclusive()` returns the error.
             _ => Ok(()),
         }
     }

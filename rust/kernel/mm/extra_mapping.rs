@@ -22,9 +22,10 @@ use kernel::{
 
 /// One mapping too many in the mapcount of a page, until this is dropped. Only for fault injection.
 ///
-/// Nothing maps the page for it, so nothing comes of it but a wrong number. A [`DevPagemap`] does not hand
-/// the page out meanwhile. Another driver may; if it makes the page a part of a large folio, the count has
-/// gone, and is not taken back. The pagemap stays registered; its unregistration waits.
+/// No entry maps the page for it, so that the wrong count is the only effect. A [`DevPagemap`] does not hand the
+/// page out meanwhile. Another driver may. If that driver makes the page a part of a large folio, the count is
+/// not taken back, or, if it does so while the value is dropped, the count of a tail page is one too low. The
+/// pagemap stays registered; its unregistration waits.
 ///
 /// [`DevPagemap`]: super::pagemap::DevPagemap
 ///

@@ -108,7 +108,7 @@ impl HmmMirror {
 }
 
 impl Watch<'_> {
-    /// For the request of a migration, which then is one that began after the watch.
+    /// The token for the request of a migration, which proves that the migration began after the watch.
     pub(crate) fn token(&self) -> &WatchToken {
         &self.token
     }
@@ -192,9 +192,10 @@ impl<M: DeviceMemory> Migration<'_, Copied, M> {
         (self.vma && i < self.len()).then(|| self.args().start + (i << PAGE_SHIFT))
     }
 
-    /// Whether the page table entry of what has moved to entry `i` of a range of an area will be writable:
-    /// as that of the source was, and for a hole, where core mm makes a new one, as the area is. `false` where
-    /// userfaultfd may protect the page of zeroes that was there: core mm keeps that, and does not say so.
+    /// Whether the page table entry will be writable that maps the folio which has moved to entry `i` of a range
+    /// of an area. Core mm makes it as writable as that of the source was, or, for a hole, as the area is.
+    /// `false` where userfaultfd may have protected the page of zeroes of a hole: core mm keeps the protection,
+    /// and its entries do not tell.
     fn maps_writable(&self, i: usize) -> bool {
         if is_valid(self.src(i)) {
             return self.src(i) & bindings::MIGRATE_PFN_WRITE != 0;

@@ -122,7 +122,7 @@ impl<T: PagemapOps> DevPagemap<T> {
         }
     }
 
-    /// Hands out what [`DevPagemap::begin_folio_init`] has begun to.
+    /// Hands out the folio that [`DevPagemap::begin_folio_init`] has accepted.
     fn end_folio_init(
         &self,
         folio: FreeFolio,
@@ -152,10 +152,10 @@ impl<T: PagemapOps> DevPagemap<T> {
             return false;
         }
         if !bits.is_tail() {
-            // What maps the page would see its next contents.
+            // A task that still maps the page would see its next contents.
             return !bits.is_mapped();
         }
-        // A tail has no references of its own: what matters is whether its folio is still there.
+        // A tail has no references of its own. The page is idle if its folio is no longer in use.
         // SAFETY: The page is valid, and the head of a folio of ours is a page of ours.
         let head = self.index_of(unsafe { struct_page::head(page.as_ptr()) });
         let end = self

@@ -21,7 +21,7 @@ use kernel::{
     }, //
 };
 
-/// The order is in the bits from here on of what a link holds, the index below.
+/// Position of the order in the value of a link. The index is in the bits below.
 const ORDER_SHIFT: u32 = 28;
 
 /// End of the stack. No index is so large, as its order would be 15.

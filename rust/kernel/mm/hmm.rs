@@ -138,8 +138,8 @@ impl HmmMirror {
     /// Mirrors `mm` for the device whose memory `owner` owns. The module stays loaded for as long as the
     /// mirror lives. May sleep.
     ///
-    /// The result is in memory of its own, and no initializer: `Opaque::pin_init()` and the like take any
-    /// initializer, and never drop the value. Core mm would then use the notifier after its memory is freed.
+    /// The result is a box, not an initializer. `Opaque::pin_init()` and `MaybeUninit::pin_init()` take any
+    /// initializer, and never drop the value: core mm would use the notifier after its memory is freed.
     ///
     /// # Errors
     ///
@@ -249,7 +249,7 @@ impl HmmMirror {
         let mut pfns = [0usize; BATCH];
         let range = all.first(BATCH);
         let pages = range.pages();
-        // What one entry maps is stored for all of its block.
+        // A page that a PMD maps is stored with all pages of its block.
         let span = Span::of(range).aligned(PMD_ORDER);
         let mut owner = self.owner.as_ptr();
         let deadline = Deadline::after_ms(bindings::HMM_RANGE_DEFAULT_TIMEOUT);

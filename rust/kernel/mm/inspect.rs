@@ -38,9 +38,9 @@ use kernel::{
 /// Page frames that there can be: their addresses have 64 bits.
 pub(crate) const MAX_PFNS: usize = 1 << (usize::BITS as usize - PAGE_SHIFT);
 
-/// Looks at a page that is being handed out or split, a short while apart. For as long as that takes
-/// for all of a folio, a page may not say whose it is, as the pointer to the pagemap shares its place
-/// with the one to the head, and a head may have nothing of a folio in the next page any more.
+/// Number of reads of a page that is being handed out or split. While that lasts, the page may not name its pagemap,
+/// because the pointer to the pagemap shares its place with the pointer to the head, and the second page of a
+/// folio may hold none of the folio's fields any more.
 const TRIES: usize = 20;
 
 /// Time between two of them, in microseconds.
@@ -163,7 +163,7 @@ impl PageFacts {
         let refs = head.refs();
         // A free page may look like the head of the folio that it was while the next page, which
         // the rest of that is in, is in use again.
-        // No folio is larger than what a PUD maps: what says so is being split.
+        // No folio is larger than a PUD. An order above that is read from a folio that is being split.
         let large = head.large().filter(|large| {
             large.order <= bindings::PUD_ORDER
                 && (refs != 0 || can_be(large.order, refs, large.mapcount, large.pins))
@@ -171,8 +171,8 @@ impl PageFacts {
         let order = large.map_or(0, |large| large.order);
         let index = page.pfn().wrapping_sub(head.pfn());
         if index.checked_shr(order) != Some(0) {
-            // The page was a tail until it was freed, and what begins with `head` now ends before
-            // it. It is a page by itself.
+            // The page was a tail until it was freed, and the folio that begins with `head` now ends before the
+            // page, which is a page by itself.
             return Self::read(page, page, origin);
         }
         let (mapcount, pins) = match large {
@@ -305,8 +305,8 @@ impl AnyPagemap {
         altmap.reserve + altmap.free
     }
 
-    /// Whether the pagemap has a struct page for `pfn`; it has none for what holds struct pages, and not
-    /// before there is a memory map. As `pgmap_pfn_valid()`, which is not exported.
+    /// Whether the pagemap has a struct page for `pfn`. It has none for page frames that hold struct pages, nor before
+    /// the memory map is complete. As `pgmap_pfn_valid()`, which is not exported.
     fn has_page(&self, pfn: usize) -> bool {
         let Some((number, range)) = self.range_of(pfn) else {
             return false;

@@ -3,7 +3,7 @@
 //! The block behind a page of a device may be kept when the page is freed, so that the next folio there
 //! need not allocate one.
 //!
-//! There is an upper limit, and memory pressure takes back what is kept while its page is free.
+//! There is an upper limit. Memory pressure frees the blocks of pages that are free.
 //!
 //! C header: [`include/linux/shrinker.h`](srctree/include/linux/shrinker.h)
 
@@ -30,12 +30,12 @@ use kernel::{
 /// One of so many pages of a pagemap may have a block that is kept.
 const SHARE: usize = 4;
 
-/// What a shrinker returns when there is nothing to be freed: `SHRINK_STOP`.
+/// The result of a shrinker that can free nothing: `SHRINK_STOP`.
 const STOP: usize = usize::MAX;
 
 /// A pagemap, as far as its shrinker is concerned.
 pub(super) trait Keeper {
-    /// What it keeps.
+    /// Its blocks.
     fn kept(&self) -> &Kept;
 
     /// Folios in use.
@@ -50,7 +50,7 @@ pub(super) trait Keeper {
 ///
 /// - A slot is 0, or owns a marked block. A task takes the block by an exchange with 0, so that one task gets
 ///   it. Only the owner of page `i`, free or in `folio_free`, stores a block in slot `i`.
-/// - `marked` is the number of blocks that are marked, but for what is being changed.
+/// - `marked` is the number of blocks that are marked, except while a task is changing it.
 /// - `shrinker` is 0, or a shrinker that is registered for the pagemap of `self`.
 pub(super) struct Kept {
     slots: KVVec<Atomic<usize>>,
@@ -107,7 +107,8 @@ impl Kept {
         self.shrinker.store(shrinker as usize, Release);
     }
 
-    /// Frees all that is kept, and keeps nothing from here on. No folio may be in use. May sleep.
+    /// Frees all blocks, and keeps no new ones. A block of a folio in use that is marked is kept until `self` is
+    /// dropped. May sleep.
     pub(super) fn stop(&self) {
         let shrinker = self.shrinker.xchg(0, Acquire) as *mut bindings::shrinker;
         if !shrinker.is_null() {

@@ -222,7 +222,7 @@ impl Drop for EmulatedDevice {
     }
 }
 
-/// What a driver has that never hands a page out.
+/// The callbacks of a driver that never hands a page out.
 ///
 /// # Examples
 ///

@@ -112,7 +112,7 @@ pub(crate) enum Memory {
         /// Of the device that asks.
         local: bool,
     },
-    /// MEMORY_DEVICE_GENERIC, that of device-dax included.
+    /// MEMORY_DEVICE_GENERIC, also of device-dax.
     Generic {
         /// Of the device that asks.
         local: bool,

@@ -4,7 +4,7 @@
 //!
 //! The protocol of [`include/linux/migrate.h`](srctree/include/linux/migrate.h) as types: a
 //! [`Migration`] in state [`Setup`] holds the source folios locked and unmapped, takes
-//! destinations with their contents, and becomes [`Copied`] once core mm has moved what it could.
+//! destinations with their contents, and becomes [`Copied`] once core mm has moved the pages that it can move.
 //! Each state can be left in one way only, and dropping one on the way puts every page back where
 //! it was. The driver's [`DeviceMemory`] copies the contents.
 //!
@@ -142,7 +142,7 @@ impl<'a, M: DeviceMemory> Migration<'a, Setup, M> {
     /// # Safety
     ///
     /// `fault_page` must be NULL or the locked page of a fault in the area that is being handled.
-    #[inline(always)] // A call would return all of it through memory.
+    #[inline(always)] // A call would return the large result through memory.
     pub(super) unsafe fn of_fault(
         buffer: &'a mut PfnBuffer,
         request: &Request<'a>,
@@ -196,7 +196,7 @@ impl<'a, M: DeviceMemory> Migration<'a, Setup, M> {
     }
 
     /// Takes the device pages of `pfns`, at most as many as `buffer` has room for, wherever they
-    /// are mapped; those that are free are passed over. A large folio moves only if each of its pages
+    /// are mapped. Pages that are free are skipped. A large folio moves only if each of its pages
     /// is listed, in order.
     ///
     /// Wraps `migrate_device_pfns()`. May sleep; not to be called with the mmap lock held.
@@ -280,7 +280,7 @@ impl<'a, M: DeviceMemory> Migration<'a, Setup, M> {
     /// Order of the large source that `entry` is.
     #[cold]
     fn large_order(&self, entry: usize) -> u32 {
-        // A hole is as large as what a PMD maps. A folio may have any order.
+        // A large hole has the size of a PMD. A folio may have any order.
         self.page_of(entry).map_or(PMD_ORDER, |page| {
             // SAFETY: The source is locked and referenced until the migration is finalized.
             unsafe { bindings::zdm_folio_order(page.as_ptr()) }
@@ -365,7 +365,7 @@ impl<'a, M: DeviceMemory> Migration<'a, Setup, M> {
         self.set_dst(i + part, entry);
     }
 
-    /// Waits for the copies, and moves what can be moved. Wraps `migrate_vma_pages()` and
+    /// Waits for the copies, and moves the pages that can be moved. Wraps `migrate_vma_pages()` and
     /// `migrate_device_pages()`; may sleep.
     ///
     /// # Errors
@@ -388,7 +388,7 @@ impl<'a, M: DeviceMemory> Migration<'a, Setup, M> {
 }
 
 impl<'a, M: DeviceMemory> Migration<'a, Copied, M> {
-    /// Restores the page tables and drops what is no longer needed. Wraps
+    /// Restores the page tables, and drops the references and locks of the migration. Wraps
     /// `migrate_vma_finalize()` and `migrate_device_finalize()`; may sleep.
     pub(crate) fn finalize(mut self) -> Migration<'a, Finalized, M> {
         self.end();
@@ -398,8 +398,7 @@ impl<'a, M: DeviceMemory> Migration<'a, Copied, M> {
 }
 
 impl<M: DeviceMemory> Migration<'_, Finalized, M> {
-    /// Where what has moved is now: page frame number and order of each folio. It may have gone on
-    /// since.
+    /// Page frame number and order of each destination. The contents may have moved on since.
     pub(crate) fn destinations(&self) -> impl Iterator<Item = (usize, u32)> + '_ {
         self.moved_entries()
             .map(|(i, order)| (self.dst(i) >> bindings::MIGRATE_PFN_SHIFT, order))
@@ -441,7 +440,7 @@ impl<'a, S: Stage, M: DeviceMemory> Migration<'a, S, M> {
         }
     }
 
-    /// Entries of what has moved, with the order of the destination.
+    /// Entries of the sources that have moved, with the order of the destination.
     pub(super) fn moved_entries(&self) -> impl Iterator<Item = (usize, u32)> + '_ {
         let entries = self.sources().iter().zip(self.destinations_raw());
         entries.enumerate().filter_map(|(i, (&src, &dst))| {
@@ -466,7 +465,7 @@ impl<'a, S: Stage, M: DeviceMemory> Migration<'a, S, M> {
         }
     }
 
-    /// What core mm was told, and has told.
+    /// The arguments and results of core mm.
     #[inline]
     pub(super) fn args(&self) -> &bindings::migrate_vma {
         // SAFETY: Borrowed for longer than `self` lives by the type invariants of `Migration`; core mm
@@ -484,7 +483,7 @@ impl<'a, S: Stage, M: DeviceMemory> Migration<'a, S, M> {
         self.len
     }
 
-    /// Whether core mm will move (or has moved) what starts at entry `i`.
+    /// Whether core mm will move, or has moved, the source that starts at entry `i`.
     pub(super) fn is_selected(&self, i: usize) -> bool {
         let src = self.sources().get(i);
         src.is_some_and(|src| src & bindings::MIGRATE_PFN_MIGRATE != 0)
@@ -564,7 +563,7 @@ impl<S: Stage, M: DeviceMemory> Drop for Migration<'_, S, M> {
             return;
         }
         if !S::MOVED {
-            // Core mm would take a destination for one that the source was moved to.
+            // Core mm takes a source with a destination for one that has moved.
             for i in 0..self.len {
                 self.drop_destination(i);
             }

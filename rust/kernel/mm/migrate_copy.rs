@@ -77,7 +77,7 @@ impl<M: DeviceMemory> Migration<'_, Setup, M> {
                 to.clear();
                 Ok(())
             }
-            // Core mm would move a folio of a file without what the file system keeps for it.
+            // Core mm would move a folio of a file without the private data of the file system.
             Some(_) if self.holes && !self.is_anon(i) => Err(CopyError::Mismatch),
             Some(page) if self.holes => {
                 // SAFETY: With `holes` core mm selects system memory only, which the CPU reaches. The source
@@ -104,7 +104,7 @@ impl<M: DeviceMemory> Migration<'_, Setup, M> {
         Ok(())
     }
 
-    /// Makes what `alloc` returns for an order the destination of each source, on the device. A source
+    /// Calls `alloc` with the order of each source, and makes the result its destination on the device. A source
     /// that cannot be copied stays where it is. May sleep.
     ///
     /// # Errors
@@ -177,8 +177,8 @@ impl<M: DeviceMemory> Migration<'_, Setup, M> {
         NonNull::new(page.as_ptr().wrapping_add(part))
     }
 
-    /// Takes what a copy came to. Part of one that failed may still be under way; the destination is
-    /// freed after this.
+    /// Returns the result of a copy. Part of a copy that failed may still be under way, and the destination is
+    /// freed next, so that this waits for it.
     #[inline]
     fn check_copied(&self, copied: Result<(), CopyError>) -> Result<(), CopyError> {
         if copied.is_err() {

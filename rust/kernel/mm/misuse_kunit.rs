@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What safe code may try, and must get an error for. Misuses that the compiler refuses are in
+//! Misuses by safe code that must return an error. Misuses that the compiler refuses are in
 //! `samples/compile-fail`.
 
 use super::{
@@ -243,7 +243,7 @@ mod tests {
         Ok(())
     }
 
-    /// What a fault handler got when it touched another page, and when it began a migration of its own.
+    /// The errors of a fault handler that touched another page, and that began a migration of its own.
     static IN_FAULT: [Atomic<i32>; 2] = [Atomic::new(0), Atomic::new(0)];
 
     /// The page that the handler touches.

@@ -27,7 +27,7 @@
 //!                      MmuIntervalNotifier<Table>: the device's page table
 //! ```
 //!
-//! [`registration::Registration`] is where a driver begins, and [`migrate::Migration`] what it does most.
+//! A driver begins with [`registration::Registration`], and moves pages by [`migrate::Migration`].
 //! `samples/dmem.rs` is a whole driver.
 
 pub(crate) mod access;

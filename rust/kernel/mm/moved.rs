@@ -99,7 +99,7 @@ impl<M: DeviceMemory> Migration<'_, Copied, M> {
         if self.len() > 1 {
             return self.all_moved();
         }
-        // What most faults are about. A large folio has more entries.
+        // Most faults move one page. A large folio has more entries.
         let mut moved = Moved::default();
         let one = self.has_moved(0);
         (moved.pages, moved.folios) = (usize::from(one), usize::from(one));
@@ -157,7 +157,7 @@ impl<M: DeviceMemory> Migration<'_, Copied, M> {
     #[inline]
     pub(crate) fn has_suspects(&self) -> bool {
         if let ([src], [dst]) = (self.sources(), self.destinations_raw()) {
-            // What most faults are about.
+            // Most faults move one page.
             return self.is_suspect(*src, *dst, self.fault_head());
         }
         self.has_any_suspects()
@@ -180,7 +180,7 @@ impl<M: DeviceMemory> Migration<'_, Copied, M> {
         })
     }
 
-    /// Whether what has moved from `src` to `dst` has, at one look, other references than explained.
+    /// Whether the folio that has moved from `src` to `dst` has, at one look, unexplained references at either end.
     /// `fault` is the head of the folio of the fault, or NULL.
     #[inline]
     fn is_suspect(&self, src: usize, dst: usize, fault: *mut bindings::page) -> bool {

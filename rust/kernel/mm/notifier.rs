@@ -65,7 +65,7 @@ enum Event {
 pub(super) struct NotifierRange<'a>(&'a bindings::mmu_notifier_range);
 
 impl NotifierRange<'_> {
-    /// What happens.
+    /// The kind of change.
     fn event(&self) -> Event {
         match self.0.event {
             bindings::mmu_notifier_event_MMU_NOTIFY_MIGRATE => Event::Migrate,
@@ -155,7 +155,7 @@ impl Blocking for Invalidation {
     }
 }
 
-/// What the lock of a notifier protects.
+/// The data that the lock of a notifier protects.
 #[pin_data]
 struct Protected<T> {
     changes: Changes,
@@ -347,7 +347,7 @@ impl<T: IntervalOps> MmuIntervalNotifier<T> {
     pub(super) fn before_read(&self, span: Span) -> Begun {
         let guard = self.data.lock();
         if let Some(seq) = guard.changes.begin(&span) {
-            // What is under way in the span is waited for, as any reader of this sequence waits.
+            // From here on each reader of this sequence waits for the invalidation in the span.
             // SAFETY: `guard` is the lock of `data`, and `changes` has what core mm gave to `invalidate()`.
             unsafe { self.set_seq(seq) };
         }
@@ -493,7 +493,7 @@ mod tests {
             (state(&watch, one), state(&watch, other)),
             ((1, true), (1, false))
         );
-        // A reader of what has changed sets the sequence, which is that of all readers.
+        // A reader of the pages that have changed sets the sequence, which all readers share.
         let one = watch.read_begin(low)?;
         assert_eq!(
             (state(&watch, one), state(&watch, other)),

@@ -2,9 +2,9 @@
 
 //! Plain reads, writes and additions of words that other tasks may read and write at the same time.
 //!
-//! A relaxed operation on an [`Atomic`] is a call of a function in C, which costs more than what else
-//! is done for a page. So is a store that releases. These are the same as `READ_ONCE()`, `WRITE_ONCE()`,
-//! `smp_store_release()` and `atomic64_add()`, in line.
+//! A relaxed operation on an [`Atomic`], or a store with release ordering, is a call of a function in C, which
+//! costs more than the other work for a page. The functions here are the same as `READ_ONCE()`,
+//! `WRITE_ONCE()`, `smp_store_release()` and `atomic64_add()`, and are inlined.
 
 use core::sync::atomic::{
     fence,

@@ -262,7 +262,7 @@ impl<'a> PageView<'a> {
         unsafe { struct_page::mapcount(self.as_ptr()) }
     }
 
-    /// Flags and the like, of this page only.
+    /// The properties of this page only, without those of its folio.
     pub(crate) fn bits(&self) -> PageBits {
         // SAFETY: The page is valid by the type invariants of `PageView`.
         PageBits(unsafe { struct_page::bits(self.as_ptr()) })

@@ -71,7 +71,7 @@ pub(super) const FREE: i8 = 0;
 /// The page is the head of a folio that `folio_free` is taking apart.
 const FREEING: i8 = -1;
 
-/// What `state` holds for the head of a folio in use.
+/// The value of `state` for the head of a folio in use.
 pub(super) fn in_use(order: u32) -> i8 {
     // CAST: Orders are at most `PMD_ORDER`.
     order as i8 + 1
@@ -335,7 +335,7 @@ impl<T: PagemapOps> DevPagemap<T> {
     /// in use. Does not sleep.
     pub(super) fn begin_use(&self, pages: usize) -> bool {
         self.in_use.fetch_add(FOLIO + pages, Full);
-        // Ordered after the count, so that `unpin()` sees the folio or this sees what `unpin()` did.
+        // The read is ordered after the count: `unpin()` sees the folio, or this sees that `unpin()` has run.
         if self.pinned.load(Relaxed) {
             return true;
         }
@@ -511,8 +511,8 @@ impl<T: PagemapOps> DevPagemap<T> {
         }
     }
 
-    /// A large folio was split: gives `tail` what it needs of `head`'s, or, without a tail, ends
-    /// the split for the head itself. Does not sleep.
+    /// A large folio was split. Core mm calls this for each new folio, `tail`, which gets its part of the backing,
+    /// and at the end without a tail, for the head itself. Does not sleep.
     ///
     /// # Safety
     ///

@@ -39,7 +39,7 @@ use kernel::prelude::*;
 /// # Ok::<(), Error>(())
 /// ```
 pub(crate) trait PagemapOps: Send + Sync + Sized + 'static {
-    /// What the memory is called in `/proc/iomem`.
+    /// The name of the memory in `/proc/iomem`.
     const NAME: &'static CStr = c"device memory";
 
     /// The last reference on a folio is gone, and the folio is given back.

@@ -22,8 +22,8 @@ impl<T: PagemapOps> DevPagemap<T> {
             .then(|| unsafe { DevicePfns::from_raw(pfns) })
     }
 
-    /// Whether page `index` has as many references as mappings, as one that is free has. One look, which
-    /// costs less than asking for both.
+    /// Whether page `index` has as many references as mappings. A free page has none of both. This costs less than
+    /// two calls.
     pub(crate) fn is_settled(&self, index: usize) -> bool {
         self.page(index).is_none_or(|page| {
             // SAFETY: The page is one of this pagemap, which stays registered while it is borrowed. A page

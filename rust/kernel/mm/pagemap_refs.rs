@@ -12,8 +12,8 @@ use kernel::{
 
 /// References on `pgmap`; exact while no task takes or drops one.
 ///
-/// To have `percpu_ref` count in one place would be exact at any time, and the end of the pagemap: its
-/// `percpu_ref` is not one that can be switched back (no `PERCPU_REF_ALLOW_REINIT`).
+/// A `percpu_ref` in atomic mode would have an exact count at any time. But that of a pagemap cannot be switched
+/// back afterwards (no `PERCPU_REF_ALLOW_REINIT`), so that the pagemap would have to be unregistered.
 ///
 /// # Safety
 ///
@@ -42,8 +42,8 @@ pub(super) unsafe fn refs(pgmap: *mut bindings::dev_pagemap) -> i64 {
     value(sum)
 }
 
-/// The top bit is `percpu_ref`'s own while it counts by processor, and means nothing here: what is below it
-/// is the count, or its lower bits where there were more puts than gets.
+/// The top bit is a flag of `percpu_ref` while it counts by processor. The bits below it are the count, as a signed
+/// number, because a sum that misses some gets is negative.
 fn value(sum: usize) -> i64 {
     // CAST: `usize` has 64 bits.
     ((sum << 1) as i64) >> 1

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Room for what a migration is told and tells of its pages.
+//! Room for the arguments of a migration, and for the entries of its pages.
 
 use super::{
     PAGE_SIZE,
@@ -10,8 +10,8 @@ use crate::bindings;
 use core::mem::MaybeUninit;
 use kernel::prelude::*;
 
-/// Most pages that one migration takes: what one page of page table entries maps, and what one
-/// large folio has.
+/// Most pages that one migration takes: one page of page table entries maps so many, and the largest folio has
+/// so many.
 pub(crate) const MAX_PAGES: usize = 1 << PMD_ORDER;
 
 /// Length in bytes of `pages` pages, or of as many as the largest number can tell.
@@ -33,15 +33,15 @@ pub(crate) const fn bytes(pages: usize) -> usize {
 /// # Ok::<(), Error>(())
 /// ```
 pub(crate) struct PfnBuffer {
-    /// What core mm is told of a migration. It stays in one place while the migration goes through its
-    /// stages: this many words are worth not being moved.
+    /// The arguments of core mm. They stay in one place while the migration goes through its stages, because
+    /// moving so many words would take time.
     args: MaybeUninit<bindings::migrate_vma>,
     entries: Entries,
 }
 
 /// The first half is for the source.
 enum Entries {
-    /// For one page, which is what most faults are about: not worth an allocation.
+    /// For one page, as most faults need. It takes no allocation.
     One([usize; 2]),
     Many(KVVec<usize>),
 }
@@ -92,7 +92,7 @@ impl Entries {
 pub(super) fn halves(entries: &mut [usize], len: usize) -> (&mut [usize], &mut [usize]) {
     let (src, dst) = entries.split_at_mut(entries.len() / 2);
     match &mut dst[..len] {
-        // What most faults are about is not worth a call.
+        // Most faults need one entry, for which this is faster than a call.
         [entry] => *entry = 0,
         entries => entries.fill(0),
     }

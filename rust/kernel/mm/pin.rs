@@ -47,8 +47,8 @@ pub(crate) enum Hold {
     Get,
     /// A pin: `FOLL_PIN`.
     Pin,
-    /// A pin that may last: `FOLL_PIN | FOLL_LONGTERM`. What cannot stay where it is for long is
-    /// migrated first.
+    /// A pin that may last: `FOLL_PIN | FOLL_LONGTERM`. A page that must not stay
+    /// where it is for long is migrated first.
     LongTerm,
 }
 
@@ -111,7 +111,7 @@ impl PinRequest {
 ///
 /// # Invariants
 ///
-/// - Owns what `hold` says of each of `pages`.
+/// - Owns a reference or a pin of each of `pages`, as `hold` says.
 /// - `dirty` is set only if the pages are held for writing, `write`.
 pub(crate) struct PinnedPages {
     pages: KVVec<*mut bindings::page>,

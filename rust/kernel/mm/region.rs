@@ -13,7 +13,7 @@ use kernel::{
     str::CString, //
 };
 
-/// Why a range cannot be had.
+/// Why a range is refused.
 ///
 /// # Examples
 ///
@@ -53,7 +53,7 @@ impl RegionError {
             Self::SystemRam => "overlaps System RAM",
             Self::NotReserved => "is not reserved memory (memmap=SIZE$START)",
             Self::Busy => "overlaps memory that is in use",
-            Self::NoSpace => "cannot be had: no addresses or no memory are left",
+            Self::NoSpace => "does not fit: no addresses or no memory are left",
         }
     }
 }
@@ -74,7 +74,7 @@ impl From<RegionError> for Error {
 /// ```
 /// use kernel::mm::{free_stack::FreeStack, region::Frames};
 ///
-/// /// What a driver keeps of its free pages.
+/// /// The free pages of a driver.
 /// fn new_pages(frames: Frames) -> Result<FreeStack> {
 ///     pr_debug!("{} pages from {:#x} on\n", frames.pages(), frames.first_pfn());
 ///     FreeStack::new(frames)
@@ -246,9 +246,9 @@ unsafe extern "C" fn add_bytes(resource: *mut bindings::resource, bytes: *mut c_
 /// Memory that the machine has, and that the firmware or the command line of the kernel has set aside: the
 /// system does not use it, nor does another driver while this lives. It is given back when dropped.
 ///
-/// The firmware may use it. `Soft Reserved` is memory that the firmware leaves to drivers. `Reserved` is what
-/// `memmap=SIZE$START` sets aside, and also what the firmware keeps for itself: SMM, tables, runtime services of
-/// EFI. `/proc/iomem` calls both the same, and a module cannot tell them apart: the firmware's own table, from
+/// The firmware may use it. `Soft Reserved` is memory that the firmware leaves to drivers. `Reserved` is memory
+/// that `memmap=SIZE$START` sets aside, and also memory that the firmware keeps for itself: SMM, tables, runtime
+/// services of EFI. `/proc/iomem` calls both the same, and a module cannot tell them apart: the firmware's own table, from
 /// before the command line changed it, is exported to KVM only (`e820__mapped_raw_any()`), and of the table of
 /// EFI, which not every machine has, the kernel keeps a part (`efi_mem_desc_lookup()`). So the address must be
 /// one that the administrator gave, as a parameter of the module: a driver must not choose it.
@@ -261,7 +261,7 @@ unsafe extern "C" fn add_bytes(resource: *mut bindings::resource, bytes: *mut c_
 ///     sizes::SZ_2M, //
 /// };
 ///
-/// // A machine begins with its own memory.
+/// // The first addresses of a machine are System RAM.
 /// let refused = ReservedRegion::request(0, SZ_2M, c"example");
 /// assert_eq!(refused.err(), Some(RegionError::SystemRam));
 /// ```

@@ -36,7 +36,7 @@ use kernel::mm::{
 /// # let mmap = mm.mmap_read_lock();
 /// # let area = Area::lookup(&mmap, range.start()).ok_or(EFAULT)?;
 ///
-/// // What the device has of the range is brought back.
+/// // The pages of the range that are on the device are brought back.
 /// let request = Request {
 ///     select: Select::Device(MemoryType::Private),
 ///     ..Request::system(area, range, device.owner())
@@ -68,8 +68,8 @@ impl Select {
 
 /// An area that stays as it is, since the mmap lock is held.
 ///
-/// A [`VmaRef`] may also be of an area that only its own lock protects, which is too little for a
-/// migration.
+/// A [`VmaRef`] is not enough for a migration, because it may name an area that only the lock of the area itself
+/// protects.
 ///
 /// # Examples
 ///
@@ -122,7 +122,7 @@ impl Deref for Area<'_> {
     }
 }
 
-/// A range of an area, and what of it is to be migrated.
+/// A range of an area, and the kinds of its pages that are migrated.
 ///
 /// # Examples
 ///

@@ -34,7 +34,7 @@ use kernel::{
     prelude::*, //
 };
 
-/// Pages that a snapshot shows as they were at one moment, at most: what one page of page table entries maps.
+/// Most pages that a snapshot shows as they were at one moment: one page of page table entries maps so many.
 pub(crate) const SNAPSHOT_PAGES: usize = MAX_PAGES;
 
 /// Size of the page table entry that maps a page.
@@ -56,11 +56,11 @@ pub(crate) const SNAPSHOT_PAGES: usize = MAX_PAGES;
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum MapSize {
-    /// That of a page, or any that the others are not.
+    /// A PTE, or any other size than those below.
     Base,
-    /// All of what a PMD maps.
+    /// A PMD.
     Pmd,
-    /// All of what a PUD maps.
+    /// A PUD.
     Pud,
 }
 
@@ -175,8 +175,8 @@ impl Seen {
     }
 }
 
-/// Addresses in a row that look the same, in the place of the entry of the first one: what they look like,
-/// and how many they are. It stays when the lock of the table is released.
+/// Describes consecutive addresses that look the same: their common look, and their number. It replaces the entry
+/// of the first of them, and is valid after the lock of the table is released.
 #[derive(Clone, Copy)]
 struct Summary(usize);
 
@@ -254,7 +254,7 @@ impl<'a> Place<'a> {
         unsafe { kinds.holder(self.entry) }
     }
 
-    /// What there is to be seen, of a page whose place in memory `holder` is.
+    /// The look of the address, whose page belongs to `holder`.
     fn seen(&self, kinds: &MemoryKinds<'_>, holder: Holder) -> Seen {
         if !self.entry.is_valid() {
             return if self.entry.is_error() {
@@ -304,9 +304,9 @@ impl<'a> Run<'a> {
 }
 
 impl HmmMirror {
-    /// Looks at the pages of `range`, and puts down in `out`, which has an element for each, what `f` makes
-    /// of each. May sleep, and faults nothing in. `f` is called without a lock, once for pages in a row that
-    /// look the same.
+    /// Looks at the pages of `range`, and stores the result of `f` for each page in `out`, which has an element for
+    /// each. May sleep, and faults nothing in. `f` is called without a lock, once for consecutive pages that look
+    /// the same.
     ///
     /// # Errors
     ///
@@ -323,8 +323,8 @@ impl HmmMirror {
         self.snapshot_parts(range, out, f, |_| Ok(()))
     }
 
-    /// Looks at the pages of `range` in parts that are as large as `room`, and calls `part` with what `f`
-    /// makes of the pages of each part, in their order. May sleep, and faults nothing in. `f` is called as by
+    /// Looks at the pages of `range` in parts that are as large as `room`, and calls `part` with the results of `f`
+    /// for the pages of each part, in their order. May sleep, and faults nothing in. `f` is called as by
     /// [`HmmMirror::snapshot`], and `part` without a lock, too.
     ///
     /// The pages of a part are as they were at one moment, at most [`SNAPSHOT_PAGES`] of them. Only those that

@@ -72,7 +72,7 @@ pub(crate) trait Stage {
 /// # Ok::<(), Error>(())
 /// ```
 pub(crate) struct Setup(());
-/// Core mm has moved what it could; the page tables still hold migration entries.
+/// Core mm has moved the pages that it could move. The page tables still hold migration entries.
 ///
 /// # Examples
 ///
@@ -106,7 +106,7 @@ pub(crate) struct Setup(());
 /// # Ok::<(), Error>(())
 /// ```
 pub(crate) struct Copied(());
-/// It is over; the entries are good for a look back.
+/// The migration is over. The entries still tell what has moved.
 ///
 /// # Examples
 ///

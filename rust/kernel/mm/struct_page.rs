@@ -169,7 +169,7 @@ pub(super) unsafe fn pgmap(head: *const bindings::page) -> *mut bindings::dev_pa
     unsafe { word(head, 0) as *mut bindings::dev_pagemap }
 }
 
-/// `page_pgmap()`, NULL for what is not ZONE_DEVICE memory.
+/// `page_pgmap()`, NULL for a page that is not ZONE_DEVICE memory.
 ///
 /// # Safety
 ///
@@ -327,7 +327,7 @@ pub(super) unsafe fn folio_order(page: *mut bindings::page) -> u32 {
     }
 }
 
-/// Whether the page has as many references as its folio has mappings, as one that is free has.
+/// Whether the page has as many references as its folio has mappings. A free page has none of both.
 ///
 /// # Safety
 ///
@@ -357,9 +357,9 @@ pub(super) unsafe fn memcg_data(page: *const bindings::page) -> usize {
     }
 }
 
-/// All that tells a free page from others, in one look. Of the page itself, not of its folio: a free page
-/// may still look like the tail of the large folio that it was part of, and then most of its fields are
-/// that folio's.
+/// The properties by which a free page differs from others, read at one time. They are of the page itself, not of
+/// its folio: a free page may still look like a tail of the large folio that it was part of, and then most of
+/// its fields belong to that folio.
 ///
 /// # Safety
 ///
@@ -438,8 +438,8 @@ pub(super) unsafe fn is_clean_small(page: *const bindings::page) -> bool {
 const UNFIT: usize =
     1 << bindings::pageflags_PG_locked | 1 << bindings::pageflags_PG_anon_exclusive;
 
-/// Of the `n` pages from `head` on, the first of a folio that is not in use, how many nothing refers to and
-/// are no tails of another folio, before the first one that is not so.
+/// Counts the pages from `head` on that nothing refers to and that are no tails of another folio, up to the first
+/// page for which that is not so. `head` is the first of the `n` pages of a folio that is not in use.
 ///
 /// # Safety
 ///
@@ -500,9 +500,9 @@ pub(super) unsafe fn is_huge_zero(page: *mut bindings::page) -> bool {
     !is_known && unsafe { !is_zone_device(head) && mapping(head) == 0 }
 }
 
-/// Of the `n` free pages from `first` on, how many have no flag but those of `explained`, and nothing in
-/// the fields that a free page leaves empty, before the first one that has. A tail that was left over has
-/// fields of its folio there.
+/// Counts the free pages from `first` on, of `n`, that have no flags but those of `explained`, and nothing in the
+/// fields that a free page leaves empty, up to the first page for which that is not so. These fields of a tail
+/// that was left over belong to its folio, and are not looked at.
 ///
 /// # Safety
 ///
@@ -524,7 +524,8 @@ pub(super) unsafe fn whole_pages(
         .unwrap_or(n)
 }
 
-/// Reads all words of the `n` struct pages from `first` on, and returns something that depends on them.
+/// Reads all words of the `n` struct pages from `first` on, and returns a value that depends on all of them, so that
+/// the compiler leaves none out.
 ///
 /// # Safety
 ///

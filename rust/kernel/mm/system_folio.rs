@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Folios of system memory: what device memory is migrated back to.
+//! Folios of system memory, to which device memory is migrated back.
 //!
 //! C header: [`include/linux/gfp.h`](srctree/include/linux/gfp.h)
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A comparison of page tables, of which the closure changes what is compared.
+//! A comparison of page tables whose closure changes the tables.
 
 use super::{
     kunit::{

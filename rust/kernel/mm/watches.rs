@@ -134,7 +134,7 @@ mod tests {
         watches.end(slots[1]);
         assert!(!watches.is_undisturbed(slots[1]));
         assert_eq!(watches.begin(span), Some(slots[1]));
-        // The task's own migration is what is watched.
+        // A migration of the task itself does not disturb its watch.
         watches.disturb(&span, true);
         watches.disturb(&Span { first: 0, last: 1 }, false);
         assert!(watches.is_undisturbed(slots[0]));
