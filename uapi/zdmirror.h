@@ -116,8 +116,8 @@ struct zdm_fault {
  *		only; out: what was set before
  * @flags:	must be zero
  *
- * For faults on small folios of PRIVATE memory that this file has moved to the device,
- * whoever meets them. A file begins with what the module parameter fault_around says.
+ * For faults of any task on small folios of PRIVATE memory that this file has moved to
+ * the device. A file begins with the value of the module parameter fault_around.
  *
  * A fault that follows on what another one brought, upwards or downwards, brings a window
  * of 16 pages, and each further one twice as many while the CPU uses what comes. A window
@@ -341,7 +341,7 @@ struct zdm_page {
 enum zdm_owner {
 	ZDM_OWNER_NONE		= 0,	/* system memory, or a pagemap without an owner */
 	ZDM_OWNER_LOCAL		= 1,	/* this device */
-	ZDM_OWNER_REMOTE	= 2,	/* anybody else */
+	ZDM_OWNER_REMOTE	= 2,	/* another device, or another driver */
 };
 
 /* The address maps a page, or there is such a page frame; all is 0 otherwise. */
@@ -387,7 +387,7 @@ struct zdm_inspect {
 	__u32 reserved;
 };
 
-/* Look at page frames of ZONE_DEVICE memory, whoever uses them (CAP_SYS_ADMIN). */
+/* Look at page frames of ZONE_DEVICE memory of any driver (CAP_SYS_ADMIN). */
 #define ZDM_INSPECT_PFN		0x1
 #define ZDM_INSPECT_MAX_PAGES	65536
 
@@ -430,7 +430,7 @@ struct zdm_unpin {
 	__u32 flags;
 };
 
-/* Mark the pages dirty, as who has written to them must. */
+/* Mark the pages dirty, for a process that has written to them. */
 #define ZDM_UNPIN_DIRTY		0x1
 
 #define ZDM_FAULT	_IOWR('H', 0x40, struct zdm_fault)
