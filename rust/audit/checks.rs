@@ -197,7 +197,7 @@ pub(crate) fn check_born(page: PageView<'_>) -> Option<Violation> {
 }
 
 /// I2: checks `page`, of a folio or alone, before it is allocated.
-pub(crate) fn check_handed_out(page: PageView<'_>) -> Option<Violation> {
+pub(crate) fn check_allocated(page: PageView<'_>) -> Option<Violation> {
     check_free(page, Invariant::HandedOut).or_else(|| check_whole(page, Whole::Free))
 }
 
@@ -256,24 +256,24 @@ pub(crate) fn check_pagemap(page: PageView<'_>, excess: i64) -> Option<Violation
     violation(page, Invariant::Pagemap, failed)
 }
 
-/// I4: checks the folio that begins with `page` in `folio_free`. `handed_out` is the order with
+/// I4: checks the folio that begins with `page` in `folio_free`. `allocated` is the order with
 /// which it was allocated, `None` if it was not. `clean` says that one look at the page has found a small
 /// folio that may be freed.
 pub(crate) fn check_freed(
     page: PageView<'_>,
     clean: bool,
-    handed_out: Option<u32>,
+    allocated: Option<u32>,
 ) -> Option<Violation> {
     // One read checks all of a small folio.
-    if handed_out == Some(0) && clean {
+    if allocated == Some(0) && clean {
         return check_whole(page, Whole::Freed { order: 0 });
     }
-    let failed = match handed_out {
+    let failed = match allocated {
         Some(order) => freed_folio(&Facts::of_folio(page), order),
         None => Some((Check::State, 1, 0)),
     };
     violation(page, Invariant::Freed, failed).or_else(|| {
-        let order = handed_out?;
+        let order = allocated?;
         check_whole(page, Whole::Freed { order })
     })
 }

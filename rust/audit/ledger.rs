@@ -214,11 +214,11 @@ mod tests {
         let ledger = Ledger::new(2)?;
         for _ in 0..3 {
             ledger.note(0, Event::HandedOut, 0);
-            let handed_out = ledger.last(0);
+            let allocated = ledger.last(0);
             ledger.note_recent(0, Event::Freed, 0);
             let freed = ledger.last(0);
             assert_eq!((freed.event, freed.pid), (Event::Freed, current_pid()));
-            assert!((handed_out.time..=log_clock()).contains(&freed.time));
+            assert!((allocated.time..=log_clock()).contains(&freed.time));
         }
         ledger.note_recent(2, Event::Freed, 0);
         assert_eq!(ledger.last(1).event, Event::Born);

@@ -15,12 +15,12 @@ mod report;
 mod whole;
 
 pub(crate) use checks::{
+    check_allocated,
     check_born,
     check_destination,
     check_freed,
     check_fresh,
     check_fresh_tail,
-    check_handed_out,
     check_idle,
     check_pagemap,
     check_settled,

@@ -107,7 +107,7 @@ impl PagemapOps for Chunk {
         let core = &self.core;
         let index = folio.index();
         if core.auditor.is_on()
-            && !self.judge(index, check_freed(folio.page(), folio.is_clean_small(), folio.handed_out()))
+            && !self.judge(index, check_freed(folio.page(), folio.is_clean_small(), folio.allocated_order()))
             // Checking all tails at once is cheaper. The per-page check below only adds detail
             // to the report.
             && !folio.has_clean_tails()

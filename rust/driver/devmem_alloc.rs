@@ -12,9 +12,9 @@ use super::{
 };
 use crate::{
     audit::{
+        check_allocated,
         check_fresh,
         check_fresh_tail,
-        check_handed_out,
         whole_pages,
         Check,
         Event,
@@ -68,10 +68,10 @@ pub(super) struct DevmemAlloc<'a> {
     bare: Option<usize>,
     /// The chunk of the last page.
     chunk: Option<PagemapRef<Chunk>>,
-    /// Pages of `chunk` that were found fit to be handed out.
+    /// Pages of `chunk` that were found fit to be allocated.
     clean: Range<usize>,
-    /// Base pages that were handed out. The statistics get the sum.
-    handed_out: usize,
+    /// Base pages that were allocated. The statistics get the sum.
+    allocated: usize,
 }
 
 impl<'a> DevmemAlloc<'a> {
@@ -90,7 +90,7 @@ impl<'a> DevmemAlloc<'a> {
             bare: None,
             chunk: None,
             clean: 0..0,
-            handed_out: 0,
+            allocated: 0,
         }
     }
 
@@ -152,7 +152,7 @@ impl<'a> DevmemAlloc<'a> {
                         self.check_fresh(chunk, index, &folio);
                     }
                     chunk.ops().movers().note(index, order, self.client);
-                    self.handed_out += 1 << order;
+                    self.allocated += 1 << order;
                     return Some(folio);
                 }
                 Err((folio, cause)) => {
@@ -275,7 +275,7 @@ impl<'a> DevmemAlloc<'a> {
         }
         let mut found = false;
         for i in index..index + pages {
-            let outcome = chunk.page(i).and_then(check_handed_out);
+            let outcome = chunk.page(i).and_then(check_allocated);
             found |= chunk.ops().judge(i, outcome);
         }
         found
@@ -309,7 +309,7 @@ impl<'a> DevmemAlloc<'a> {
             return;
         };
         // A page that is clean alone belongs to a folio that is in use.
-        if !chunk.ops().judge(bad, check_handed_out(view)) {
+        if !chunk.ops().judge(bad, check_allocated(view)) {
             let tail = Violation::on(view, Invariant::HandedOut, Check::Tail, 0, 1);
             chunk.ops().judge(bad, Some(tail));
         }
@@ -328,7 +328,7 @@ impl<'a> DevmemAlloc<'a> {
 
 impl Drop for DevmemAlloc<'_> {
     fn drop(&mut self) {
-        self.device.core.stats.allocated.add(self.handed_out);
+        self.device.core.stats.allocated.add(self.allocated);
         if self.next < self.end {
             let mut memory = self.device.memory();
             for i in self.next..self.end {

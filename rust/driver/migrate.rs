@@ -69,7 +69,7 @@ impl Settled {
     /// I3: checks the folio now; returns nothing if it is no longer the same folio.
     fn check(&self) -> Option<Violation> {
         // This check is cheaper. The checks below only find the reason of a difference.
-        if self.chunk.is_settled(self.index) {
+        if self.chunk.has_expected_refs(self.index) {
             return None;
         }
         if self.chunk.order_in_use(self.index) != Some(self.order) {
@@ -120,7 +120,7 @@ impl Device {
             let ledger = chunk.ops().ledger();
             ledger.note_at(now, index, Event::Settled, order);
             // This look is cheaper. Those of `Settled` only say what a difference means.
-            if !check || found >= SUSPECTS || chunk.is_settled(index) {
+            if !check || found >= SUSPECTS || chunk.has_expected_refs(index) {
                 continue;
             }
             let Some(chunk) = self.chunk(chunk.ops().number()) else {

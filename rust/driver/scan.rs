@@ -216,7 +216,7 @@ impl Device {
                 check_signals()?;
                 let number = chunk.ops().number();
                 if is_wanted(number) {
-                    excess[number] = chunk.settled_excess().unwrap_or(0);
+                    excess[number] = chunk.stable_excess().unwrap_or(0);
                 }
             }
             Ok(excess)

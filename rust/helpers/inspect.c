@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * Forwarders for a look at a page in any state. A page of a pagemap may be
- * handed out, split or freed meanwhile: the accessors of core mm insist on a folio that
+ * allocated, split or freed meanwhile: the accessors of core mm insist on a folio that
  * is not, which is a BUG with CONFIG_DEBUG_VM_PGFLAGS if it is.
  */
 #include <linux/memremap.h>

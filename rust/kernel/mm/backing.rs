@@ -27,7 +27,7 @@ const KEPT: usize = 0xf;
 
 const _: () = assert!(PMD_ORDER < KEPT as u32);
 
-/// Memory for a device folio that is not handed out yet.
+/// Memory for a device folio that is not allocated yet.
 ///
 /// # Examples
 ///

@@ -21,7 +21,7 @@ use kernel::{
     prelude::*, //
 };
 
-/// A device folio that was just handed out: locked, one reference, not mapped anywhere.
+/// A device folio that was just allocated: locked, one reference, not mapped anywhere.
 ///
 /// Dropping it unlocks and frees the folio.
 ///
@@ -222,7 +222,7 @@ pub(crate) enum FolioInitCause {
 pub(crate) struct FolioInitError {
     /// Why it refused.
     pub(crate) cause: FolioInitCause,
-    /// The folio that was to be handed out.
+    /// The folio that was to be allocated.
     pub(crate) folio: FreeFolio,
     /// The backing that was to be used.
     pub(crate) backing: Backing,
@@ -262,7 +262,7 @@ impl FolioInitError {
 /// # assert!(pages.0.is_empty());
 /// # Ok::<(), Error>(())
 /// ```
-#[must_use = "the pages of a folio that is not taken out are never handed out again"]
+#[must_use = "the pages of a folio that is not taken out are never allocated again"]
 pub(crate) struct FreedFolio<'a> {
     page: PageView<'a>,
     clean: bool,
@@ -290,7 +290,7 @@ impl<'a> FreedFolio<'a> {
         }
     }
 
-    /// The folio as a value, of the order that it was handed out with. `None` when it was not in use, so
+    /// The folio as a value, of the order that it was allocated with. `None` when it was not in use, so
     /// that this is a second free.
     pub(crate) fn into_free(self) -> Option<FreeFolio> {
         self.free
@@ -327,9 +327,9 @@ impl<'a> FreedFolio<'a> {
         self.index
     }
 
-    /// The order in which the folio was handed out or that a split left it with; `None` when it
+    /// The order in which the folio was allocated or that a split left it with; `None` when it
     /// was not in use, so that this is a second free.
-    pub(crate) fn handed_out(&self) -> Option<u32> {
+    pub(crate) fn allocated_order(&self) -> Option<u32> {
         self.free.as_ref().map(FreeFolio::order)
     }
 }

@@ -243,7 +243,7 @@ mod tests {
         let s = Setting::new()?;
         assert_eq!(s.migrate()?, PAGES);
         let vram = &s.map.ops().vram;
-        // The order in which pages were handed out does not matter.
+        // The order in which pages were allocated does not matter.
         for page in 0..PAGES {
             let bytes = vram.bytes.lock();
             let found = bytes

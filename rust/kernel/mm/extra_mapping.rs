@@ -128,7 +128,7 @@ mod tests {
     };
 
     #[test]
-    fn page_is_not_handed_out() -> Result {
+    fn page_is_not_allocated() -> Result {
         let device = EmulatedDevice::new()?;
         let map = device.memory();
         let block = device.take().ok_or(ENOSPC)?;

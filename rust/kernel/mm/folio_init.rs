@@ -90,14 +90,14 @@ impl<T: PagemapOps> DevPagemap<T> {
         match self.kept.take(index) {
             Some(backing) => Ok(self.end_folio_init(folio, index, head, backing)),
             None => {
-                // SAFETY: `begin_folio_init()` has counted the folio, which is not handed out.
+                // SAFETY: `begin_folio_init()` has counted the folio, which is not allocated.
                 unsafe { self.end_use(1) };
                 Err((folio, None))
             }
         }
     }
 
-    /// Makes sure that `folio` can be handed out, and counts it as in use. Returns the index of its first
+    /// Makes sure that `folio` can be allocated, and counts it as in use. Returns the index of its first
     /// page, and the page.
     fn begin_folio_init(&self, folio: &FreeFolio) -> Result<(usize, PageView<'_>), FolioInitCause> {
         let pages = folio.pages();
@@ -122,7 +122,7 @@ impl<T: PagemapOps> DevPagemap<T> {
         }
     }
 
-    /// Hands out the folio that [`DevPagemap::begin_folio_init`] has accepted.
+    /// Allocates the folio that [`DevPagemap::begin_folio_init`] has accepted.
     fn end_folio_init(
         &self,
         folio: FreeFolio,

@@ -3,8 +3,8 @@
 //! Free device memory as values.
 //!
 //! Registering memory yields a [`FreeRegion`], which is cut into [`FreeFolio`]s. Only the owner of a
-//! [`FreeFolio`] can hand its pages out, handing them out consumes it, and `folio_free` gives it back.
-//! A folio that is handed out twice, freed twice, or returned early can therefore not be written down.
+//! [`FreeFolio`] can allocate its pages. Allocating them consumes the value, and `folio_free` returns one.
+//! A folio that is allocated twice, freed twice, or returned early can therefore not be written down.
 //!
 //! [`FreePages`] keeps the free pages of a block of [`PMD_ORDER`] in a bit each, for allocators.
 
@@ -27,7 +27,7 @@ const _: () = assert!(SZ_2M % (BLOCK_PAGES * PAGE_SIZE) == 0);
 
 /// A folio of device memory that is free, as a value that can neither be copied nor made up.
 ///
-/// Dropping it is safe: its pages are not handed out again, and their memory stays registered.
+/// Dropping it is safe: its pages are not allocated again, and their memory stays registered.
 ///
 /// # Examples
 ///
@@ -50,11 +50,11 @@ const _: () = assert!(SZ_2M % (BLOCK_PAGES * PAGE_SIZE) == 0);
 ///
 /// - The low bits are [`FreeFolio::MARK`] and the order, at most [`PMD_ORDER`]; above them is the number of
 ///   the first page frame, which is aligned to the order.
-/// - The pages belong to a registered [`DevPagemap`](super::pagemap::DevPagemap), are not handed out, and no
+/// - The pages belong to a registered [`DevPagemap`](super::pagemap::DevPagemap), are not allocated, and no
 ///   other value of this module contains one of them. (Values of KUnit cases name frames that no
 ///   pagemap can have.)
 #[derive(Debug, PartialEq, Eq)]
-#[must_use = "the pages of a free folio that is dropped are never handed out again"]
+#[must_use = "the pages of a free folio that is dropped are never allocated again"]
 pub(crate) struct FreeFolio(NonZeroUsize);
 
 impl FreeFolio {
@@ -196,7 +196,7 @@ impl FreeFolio {
 ///
 /// As those of [`FreeFolio`], for the page frames from `next` to `end`, which are multiples of
 /// [`BLOCK_PAGES`].
-#[must_use = "pages that are not taken out of the region are never handed out"]
+#[must_use = "pages that are not taken out of the region are never allocated"]
 pub(crate) struct FreeRegion {
     next: usize,
     end: usize,

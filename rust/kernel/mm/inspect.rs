@@ -38,7 +38,7 @@ use kernel::{
 /// Page frames that there can be: their addresses have 64 bits.
 pub(crate) const MAX_PFNS: usize = 1 << (usize::BITS as usize - PAGE_SHIFT);
 
-/// Number of reads of a page that is being handed out or split. While that lasts, the page may not name its pagemap,
+/// Number of reads of a page that is being allocated or split. While that lasts, the page may not name its pagemap,
 /// because the pointer to the pagemap shares its place with the pointer to the head, and the second page of a
 /// folio may hold none of the folio's fields any more.
 const TRIES: usize = 20;
@@ -198,7 +198,7 @@ impl PageFacts {
     }
 
     /// Whether it is of one moment, as far as it shows.
-    fn is_settled(&self) -> bool {
+    fn is_consistent(&self) -> bool {
         self.refs == 0
             || !self.bits.is_head() && self.order == 0
             || can_be(self.order, self.refs, self.mapcount, self.pins)
@@ -329,7 +329,7 @@ impl AnyPagemap {
             facts = self
                 .page(pfn)
                 .map(|page| PageFacts::read(page, page.head(), self.origin(asking)));
-            if facts.is_some_and(|facts| facts.is_settled()) {
+            if facts.is_some_and(|facts| facts.is_consistent()) {
                 break;
             }
         }
@@ -437,7 +437,7 @@ mod tests {
             anon_exclusive: false,
             zero: false,
         };
-        assert!(large.is_settled());
+        assert!(large.is_consistent());
         for torn in [
             PageFacts { order: 0, ..large },
             PageFacts { order: 25, ..large },
@@ -448,7 +448,7 @@ mod tests {
                 ..large
             },
         ] {
-            assert!(!torn.is_settled());
+            assert!(!torn.is_consistent());
             // Nothing is there to be torn without a folio in use.
             for whole in [
                 PageFacts {
@@ -458,7 +458,7 @@ mod tests {
                 },
                 PageFacts { refs: 0, ..torn },
             ] {
-                assert!(whole.is_settled());
+                assert!(whole.is_consistent());
             }
         }
     }

@@ -156,7 +156,7 @@ impl Kept {
     }
 
     /// Marks `block` as one to be kept, if the limit allows it. The caller owns page `index`, and is about to
-    /// hand out a folio there with the block.
+    /// allocate a folio there with the block.
     pub(super) fn mark(&self, index: usize, block: RawBacking) -> RawBacking {
         let is_full = || self.marked.load(Relaxed) >= self.most;
         if !block.is_single() || self.has(index) || self.shrinker.load(Relaxed) == 0 || is_full() {

@@ -149,7 +149,7 @@ impl EmulatedDevice {
         let _ = self.memory.ops().free.push(folio);
     }
 
-    /// Hands out a folio of `order` with a backing. May sleep.
+    /// Allocates a folio of `order` with a backing. May sleep.
     pub(crate) fn alloc(&self, order: u32) -> Result<LockedDeviceFolio> {
         let backing = Backing::alloc(order)?;
         let folio = self.take().ok_or(ENOSPC)?;

@@ -98,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn page_with_a_stale_flag_is_not_handed_out() -> Result {
+    fn page_with_a_stale_flag_is_not_allocated() -> Result {
         let device = EmulatedDevice::new()?;
         let map = device.memory();
         let block = device.take().ok_or(ENOSPC)?;

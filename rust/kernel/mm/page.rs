@@ -17,7 +17,7 @@ use kernel::prelude::*;
 ///
 /// Of a tail page only [`PageBits::is_tail`], [`PageBits::is_anon_exclusive`] and
 /// [`PageBits::is_referenced`] are known: its other fields belong to the folio. A free page may
-/// look like a tail: `zone_device_page_init()` undoes a large folio when the page is handed out,
+/// look like a tail: `zone_device_page_init()` undoes a large folio when the page is allocated,
 /// not when it is freed.
 ///
 /// # Examples

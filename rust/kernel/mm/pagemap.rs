@@ -102,7 +102,7 @@ const FOLIO: usize = 1 << 32;
 /// # Invariants
 ///
 /// - `pgmap` is registered with `memremap_pages()`, and its `ops` are `raw_ops`, those of `T`.
-/// - `state[i]` says whether page `i` is the head of a folio that was handed out and did not come
+/// - `state[i]` says whether page `i` is the head of a folio that was allocated and did not come
 ///   back through `folio_free` yet, and of which order; while it does, `zone_device_data` of that
 ///   page owns the [`RawBacking`] of a PRIVATE folio.
 /// - Each page is in exactly one place: in a folio that `state` names, in a value of
@@ -117,7 +117,7 @@ pub(crate) struct DevPagemap<T: PagemapOps> {
     #[pin]
     pub(super) pgmap: Opaque<bindings::dev_pagemap>,
     pub(super) memory: MemoryType,
-    /// The largest order of a folio that may be handed out: a kernel that cannot migrate larger ones may
+    /// The largest order of a folio that may be allocated: a kernel that cannot migrate larger ones may
     /// split them without a call of `folio_split`.
     pub(super) max_order: u32,
     pub(super) frames: Frames,
@@ -192,7 +192,7 @@ impl<T: PagemapOps> DevPagemap<T> {
         };
         let kept = Kept::new(backed).map_err(|_| RegionError::NoSpace)?;
         let raw_owner = owner.as_ptr();
-        // INVARIANT: The pagemap is registered here, no page was handed out, and all pages are in the
+        // INVARIANT: The pagemap is registered here, no page was allocated, and all pages are in the
         // `FreeRegion` that is returned.
         let map = KBox::try_pin_init(
             try_pin_init!(&this in Self {
@@ -269,7 +269,7 @@ impl<T: PagemapOps> DevPagemap<T> {
         self.frames.pages()
     }
 
-    /// Gives the pages of `folio` back for good: they are not handed out again, and are home.
+    /// Gives the pages of `folio` back for good: they are not allocated again, and are home.
     ///
     /// # Errors
     ///
@@ -283,7 +283,7 @@ impl<T: PagemapOps> DevPagemap<T> {
         Ok(())
     }
 
-    /// Base pages that are handed out, or in a value of [`free_folio`](super::free_folio).
+    /// Base pages that are allocated, or in a value of [`free_folio`](super::free_folio).
     pub(crate) fn away(&self) -> usize {
         // Acquire: pairs with the release of the last `retire()`.
         self.away.load(Acquire)
@@ -297,7 +297,7 @@ impl<T: PagemapOps> DevPagemap<T> {
         self.kept.stop();
     }
 
-    /// Base pages that are handed out.
+    /// Base pages that are allocated.
     pub(crate) fn used(&self) -> usize {
         self.in_use.load(Relaxed) % FOLIO
     }
@@ -403,7 +403,7 @@ impl<T: PagemapOps> DevPagemap<T> {
                 // The module stays loaded, because no task would wait for this work.
                 return;
             }
-            if map.settled_excess() != Some(0) {
+            if map.stable_excess() != Some(0) {
                 // A task holds a reference of the pagemap, which could not be unregistered.
                 map.unpin.queue_later();
                 return;
@@ -413,7 +413,7 @@ impl<T: PagemapOps> DevPagemap<T> {
             }
             // SAFETY: `pinned` owned it by the type invariants of `DevPagemap`.
             let pin = unsafe { ModulePin::from_leaked(map.owner.module()) };
-            // A folio may have been handed out, or even freed again, by a task that still saw `pinned`.
+            // A folio may have been allocated, or even freed again, by a task that still saw `pinned`.
             let idle = map.folios() == 0 && map.excess_refs() == 0;
             if idle || map.pinned.xchg(true, Full) {
                 // Nothing is in use, or the task has pinned the module, too. Unloading waits for this
@@ -449,7 +449,7 @@ impl<T: PagemapOps> DevPagemap<T> {
         self.memmap.pfn_of(page).wrapping_sub(self.first_pfn())
     }
 
-    /// Takes a folio from those in use, and returns the order that it was handed out with, or that a
+    /// Takes a folio from those in use, and returns the order that it was allocated with, or that a
     /// split left it with. `None` when it is not in use.
     fn take_used(&self, index: usize) -> Option<u32> {
         let state = self.state.get(index)?;

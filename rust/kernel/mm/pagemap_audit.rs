@@ -80,7 +80,7 @@ const LEAKED: u32 = 2;
 
 impl<T: PagemapOps> DevPagemap<T> {
     /// References that this kernel keeps on a free page of such memory: as many as each page has
-    /// while none is handed out, which is when to ask. 0, but for GENERIC memory in a kernel with
+    /// while none is allocated, which is when to ask. 0, but for GENERIC memory in a kernel with
     /// the old rule.
     pub(crate) fn free_refs(&self) -> i32 {
         (0..self.pages())
@@ -109,7 +109,7 @@ impl<T: PagemapOps> DevPagemap<T> {
 
     /// [`DevPagemap::excess_refs`], once it no longer changes; `None` where it continues to change,
     /// because a task is at work. May sleep, where it is not 0 at once.
-    pub(crate) fn settled_excess(&self) -> Option<i64> {
+    pub(crate) fn stable_excess(&self) -> Option<i64> {
         let mut excess = self.excess_refs();
         let mut same = 0;
         for _ in 0..SETTLE_TRIES {
@@ -148,7 +148,7 @@ impl<T: PagemapOps> DevPagemap<T> {
         taken
     }
 
-    /// Counts the pages from page `index` on, at most `most`, that are not handed out and have nothing that a
+    /// Counts the pages from page `index` on, at most `most`, that are not allocated and have nothing that a
     /// free page must not have, up to the first page for which that is not so. Does not sleep.
     ///
     /// The result is the same as that of a look at each page. The cost is about that of reading the pages.

@@ -28,7 +28,7 @@ use kernel::prelude::*;
 ///     fn folio_free(&self, folio: FreedFolio<'_>) {
 ///         if let Some(free) = folio.into_free() {
 ///             // The allocator takes the folio off the stack. A folio that the stack refuses
-///             // is not handed out again.
+///             // is not allocated again.
 ///             let _ = self.freed.push(free);
 ///         }
 ///     }
@@ -46,7 +46,7 @@ pub(crate) trait PagemapOps: Send + Sync + Sized + 'static {
     ///
     /// Called by the task that dropped the reference, in any context, interrupts included: must not
     /// sleep, and must not take a lock that is ever taken with interrupts enabled. The folio may be
-    /// handed out again as soon as the owner's allocator has it.
+    /// allocated again as soon as the owner's allocator has it.
     fn folio_free(&self, folio: FreedFolio<'_>);
 
     /// A large folio was split, and page `index` is now the head of a folio of `order`, which may

@@ -24,11 +24,11 @@ impl<T: PagemapOps> DevPagemap<T> {
 
     /// Whether page `index` has as many references as mappings. A free page has none of both. This costs less than
     /// two calls.
-    pub(crate) fn is_settled(&self, index: usize) -> bool {
+    pub(crate) fn has_expected_refs(&self, index: usize) -> bool {
         self.page(index).is_none_or(|page| {
             // SAFETY: The page is one of this pagemap, which stays registered while it is borrowed. A page
             // that looks like a tail names another one of the pagemap.
-            unsafe { struct_page::is_settled(page.as_ptr()) }
+            unsafe { struct_page::has_expected_refs(page.as_ptr()) }
         })
     }
 

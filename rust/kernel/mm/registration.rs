@@ -52,7 +52,7 @@ pub(crate) const GUARD_MS: usize = 10_000;
 /// Dropping it calls `memunmap_pages()` if all pages are home, that is if every [`FreeFolio`] that came
 /// from the region was given back with [`DevPagemap::retire`]. Otherwise the memory stays registered for
 /// good: `memunmap_pages()` would wait forever for a page in use, and the pages of a [`FreeFolio`] could be
-/// handed out afterwards. The same happens with references of the `dev_pagemap` that have no known owner,
+/// allocated afterwards. The same happens with references of the `dev_pagemap` that have no known owner,
 /// with a [`PagemapRef`] that lives for more than [`GUARD_MS`] milliseconds, and with a call of
 /// [`PagemapOps::folio_free`] that takes as long, which is so if that call drops the registration. May sleep.
 ///
@@ -280,9 +280,9 @@ impl<T: PagemapOps> Drop for Registration<T> {
             self.map.end();
             return;
         }
-        // No folio is in use, and none can be handed out any more. The last `folio_free` may not have
+        // No folio is in use, and none can be allocated any more. The last `folio_free` may not have
         // returned yet; the references of the `dev_pagemap` tell.
-        let excess = self.settled_excess();
+        let excess = self.stable_excess();
         if excess != Some(0) {
             // `memunmap_pages()` would wait for ever for the last one to go.
             pr_err!(
@@ -522,7 +522,7 @@ mod tests {
         assert_eq!(module_refs(), before);
         let mut forgotten = ManuallyDrop::new(map);
         drop(exit);
-        // Nothing is handed out any more, for which core mm would call the module.
+        // Nothing is allocated any more, for which core mm would call the module.
         let folio = forgotten.freed().ok_or(EINVAL)?;
         let backing = forgotten.alloc(PMD_ORDER)?;
         let err = forgotten.folio_init(folio, backing).err().ok_or(EINVAL)?;

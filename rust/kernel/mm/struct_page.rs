@@ -333,7 +333,7 @@ pub(super) unsafe fn folio_order(page: *mut bindings::page) -> u32 {
 ///
 /// `page` must point to a `struct page`, and if it looks like a tail its head must exist.
 #[inline]
-pub(super) unsafe fn is_settled(page: *mut bindings::page) -> bool {
+pub(super) unsafe fn has_expected_refs(page: *mut bindings::page) -> bool {
     // SAFETY: `page` points to a `struct page` by the contract of this function, and so does its head.
     unsafe { refs(page) == folio_mapcount(head(page)) }
 }
@@ -434,7 +434,7 @@ pub(super) unsafe fn is_clean_small(page: *const bindings::page) -> bool {
     found == 0
 }
 
-/// Flags that a page must not have when it is handed out: some kernels leave them to the next user.
+/// Flags that a page must not have when it is allocated: some kernels leave them to the next user.
 const UNFIT: usize =
     1 << bindings::pageflags_PG_locked | 1 << bindings::pageflags_PG_anon_exclusive;
 
