@@ -11,7 +11,8 @@ mod facade {
     pub(crate) use crate::{
         debugfs,
         stacktrace,
-        stamp, //
+        stamp,
+        uapi, //
     };
 
     pub(crate) mod mm {

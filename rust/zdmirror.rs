@@ -45,6 +45,8 @@ mod spinlock;
 mod stacktrace;
 #[path = "kernel/stamp.rs"]
 mod stamp;
+#[path = "kernel/uapi.rs"]
+mod uapi;
 
 use crate::{
     debugfs::Dir,

@@ -14,11 +14,13 @@ use super::{
     Invariant,
     Violation, //
 };
-use crate::mm::{
-    page::{
-        PageView, //
+use crate::{
+    mm::{
+        page::{
+            PageView, //
+        }, //
     },
-    uapi::MEMORY_DEVICE_PRIVATE, //
+    uapi::MEMORY_DEVICE_PRIVATE,
 };
 use kernel::prelude::*;
 

@@ -52,14 +52,16 @@ pub(crate) use report::{
 };
 pub(crate) use whole::whole_pages;
 
-use crate::mm::{
-    page::PageView,
+use crate::{
+    mm::{
+        page::PageView, //
+    },
     uapi::{
         ZdmViolation,
         MEMORY_DEVICE_COHERENT,
         MEMORY_DEVICE_GENERIC,
         MEMORY_DEVICE_PRIVATE, //
-    }, //
+    },
 };
 use kernel::{
     fmt,

@@ -6,12 +6,12 @@
 
 use super::Violation;
 use crate::{
-    mm::uapi::ZDM_AUDIT_MAX_RECORDS,
     spinlock::{
         new_spinlock_irq,
         SpinLockIrq, //
     },
     stacktrace::Trace, //
+    uapi::ZDM_AUDIT_MAX_RECORDS,
 };
 use kernel::{
     prelude::*,
@@ -293,7 +293,7 @@ mod tests {
         Invariant,
         Transition, //
     };
-    use crate::mm::uapi::MEMORY_DEVICE_PRIVATE;
+    use crate::uapi::MEMORY_DEVICE_PRIVATE;
 
     #[test]
     fn policy_words() {

@@ -13,12 +13,12 @@ use crate::{
         TextFile, //
     },
     mm::{
-        moved::ORDERS,
-        uapi::{
-            is_admin,
-            ZdmStats,
-            ZDM_AUDIT_MAX_RECORDS, //
-        }, //
+        moved::ORDERS, //
+    },
+    uapi::{
+        is_admin,
+        ZdmStats,
+        ZDM_AUDIT_MAX_RECORDS, //
     },
 };
 use kernel::{
@@ -148,9 +148,9 @@ mod tests {
         mm::{
             kunit::this_module,
             module_scope::ModuleScope,
-            uapi::ZDM_STATS_ORDERS,
             PAGE_SIZE, //
-        }, //
+        },
+        uapi::ZDM_STATS_ORDERS, //
     };
     use core::num::NonZeroUsize;
     use kernel::sizes::SZ_2M;

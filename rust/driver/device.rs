@@ -20,30 +20,32 @@ use super::{
     },
 };
 use crate::audit::Transition;
-use crate::mm::{
-    free_folio::FreeFolio,
-    memory_type::MemoryType,
-    migrate::bytes,
-    module::ModulePin,
-    module_scope::ModuleScope,
-    not_supported,
-    owner::PgmapOwner,
-    pagemap_audit::Corruption,
-    pagemap_ops::PagemapOps,
-    region::{
-        RegionError,
-        ReservedRegion, //
-    },
-    registration::{
-        PagemapRef,
-        Registration, //
-    },
-    task::check_signals,
-    uapi::ZdmStats, //
-};
 use crate::stamp::{
     may_log,
     Topic, //
+};
+use crate::{
+    mm::{
+        free_folio::FreeFolio,
+        memory_type::MemoryType,
+        migrate::bytes,
+        module::ModulePin,
+        module_scope::ModuleScope,
+        not_supported,
+        owner::PgmapOwner,
+        pagemap_audit::Corruption,
+        pagemap_ops::PagemapOps,
+        region::{
+            RegionError,
+            ReservedRegion, //
+        },
+        registration::{
+            PagemapRef,
+            Registration, //
+        },
+        task::check_signals, //
+    },
+    uapi::ZdmStats,
 };
 use kernel::{
     new_mutex,

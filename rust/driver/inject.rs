@@ -8,12 +8,14 @@ use super::{
     client::Client,
     injection::End, //
 };
-use crate::mm::{
-    extra_mapping::ExtraMapping,
-    pagemap_audit::Corruption,
-    range::PageRange,
+use crate::{
+    mm::{
+        extra_mapping::ExtraMapping,
+        pagemap_audit::Corruption,
+        range::PageRange,
+        PAGE_SIZE, //
+    },
     uapi::ZdmInject,
-    PAGE_SIZE, //
 };
 use kernel::prelude::*;
 

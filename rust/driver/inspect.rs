@@ -5,20 +5,22 @@
 #![forbid(unsafe_code)]
 
 use super::client::Client;
-use crate::mm::{
-    inspect::{
-        inspect_pfns,
-        Ownership,
-        PageFacts, //
+use crate::{
+    mm::{
+        inspect::{
+            inspect_pfns,
+            Ownership,
+            PageFacts, //
+        },
+        range::PageRange,
+        snapshot::{
+            MapSize,
+            Seen, //
+        },
+        task::check_signals, //
     },
-    range::PageRange,
-    snapshot::{
-        MapSize,
-        Seen, //
-    },
-    task::check_signals,
     uapi,
-    uapi::ZdmPage, //
+    uapi::ZdmPage,
 };
 use core::ops::Range;
 use kernel::{

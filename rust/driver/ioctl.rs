@@ -13,14 +13,18 @@ use super::{
     streams::Most, //
 };
 use crate::audit::Moment;
-use crate::mm::{
-    inspect::MAX_PFNS,
-    pin::{
-        Hold,
-        PinRequest, //
+use crate::params::param_strict;
+use crate::{
+    mm::{
+        inspect::MAX_PFNS,
+        pin::{
+            Hold,
+            PinRequest, //
+        },
+        range::PageRange,
+        table::Access,
+        PAGE_SIZE, //
     },
-    range::PageRange,
-    table::Access,
     uapi,
     uapi::{
         as_bytes_mut,
@@ -36,9 +40,7 @@ use crate::mm::{
         ZdmPin,
         ZdmUnpin, //
     },
-    PAGE_SIZE, //
 };
-use crate::params::param_strict;
 use core::{
     mem::size_of,
     ops::Range, //

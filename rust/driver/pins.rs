@@ -4,17 +4,19 @@
 
 #![forbid(unsafe_code)]
 
-use crate::mm::{
-    locked_memory::LockedPages,
-    pin::{
-        PinRequest,
-        PinnedPages, //
+use crate::{
+    mm::{
+        locked_memory::LockedPages,
+        pin::{
+            PinRequest,
+            PinnedPages, //
+        },
+        range::PageRange, //
     },
-    range::PageRange,
     uapi::{
         ZDM_PIN_MAX,
         ZDM_PIN_MAX_PAGES, //
-    }, //
+    },
 };
 use kernel::prelude::*;
 

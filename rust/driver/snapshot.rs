@@ -5,15 +5,17 @@
 #![forbid(unsafe_code)]
 
 use super::client::Client;
-use crate::mm::{
-    mapped::Memory,
-    range::PageRange,
-    snapshot::{
-        MapSize,
-        Seen,
-        SNAPSHOT_PAGES, //
+use crate::{
+    mm::{
+        mapped::Memory,
+        range::PageRange,
+        snapshot::{
+            MapSize,
+            Seen,
+            SNAPSHOT_PAGES, //
+        }, //
     },
-    uapi, //
+    uapi,
 };
 use kernel::{
     prelude::*,

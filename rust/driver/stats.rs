@@ -4,16 +4,18 @@
 
 #![forbid(unsafe_code)]
 
-use crate::mm::{
-    moved::{
-        Moved,
-        ORDERS, //
+use crate::{
+    mm::{
+        moved::{
+            Moved,
+            ORDERS, //
+        },
+        once::add_once, //
     },
-    once::add_once,
     uapi::{
         ZdmStats,
         ZDM_STATS_ORDERS, //
-    }, //
+    },
 };
 use kernel::sync::atomic::{
     Atomic,

@@ -87,7 +87,6 @@ pub(crate) mod survey;
 pub(crate) mod system_folio;
 pub(crate) mod table;
 pub(crate) mod task;
-pub(crate) mod uapi;
 pub(crate) mod walk;
 #[cfg(CONFIG_KUNIT = "y")]
 mod walk_kunit;

@@ -102,7 +102,7 @@ pub(crate) use bindings::{
 /// # Examples
 ///
 /// ```
-/// use kernel::mm::uapi::{as_bytes_mut, ZdmFault};
+/// use kernel::uapi::{as_bytes_mut, ZdmFault};
 ///
 /// let mut arg = ZdmFault::default();
 /// // As a `UserSliceReader` would fill it.
