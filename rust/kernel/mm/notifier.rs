@@ -245,7 +245,10 @@ impl<T: IntervalOps> MmuIntervalNotifier<T> {
         // The callback may run as soon as the subscription is in, so it comes last.
         try_pin_init!(&this in Self {
             // SAFETY: `drop()` disables it. The pointer is not dereferenced before the subscription is in.
-            end <- unsafe { KillableWait::new(Invalidation(Opaque::cast_into(&raw const (*this.as_ptr()).sub))) },
+            end <- unsafe {
+                let sub = &raw const (*this.as_ptr()).sub;
+                KillableWait::new(Invalidation(Opaque::cast_into(sub)))
+            },
             data <- new_mutex!(
                 pin_init!(Protected {
                     changes: Changes::new(),

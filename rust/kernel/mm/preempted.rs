@@ -37,7 +37,8 @@ impl Blocking for GracePeriod {
 /// # Examples
 ///
 /// ```
-/// use kernel::{mm::{module_scope::{ModuleScope, Scoped}, preempted::PreemptedTasks}, module::this_module};
+/// use kernel::mm::{module_scope::{ModuleScope, Scoped}, preempted::PreemptedTasks};
+/// use kernel::module::this_module;
 ///
 /// let scope = ModuleScope::new(this_module::<LocalModule>())?;
 /// let preempted: Scoped<PreemptedTasks> = Scoped::new(&scope, PreemptedTasks::new())?;
