@@ -79,7 +79,7 @@ pub fn states(device: &Device, buf: &Buffer, first: usize, n: usize) -> Outcome<
 
 /// The flags of /proc/kpageflags that a folio has wherever it is: on a list, locked into memory and off
 /// the lists of what is reclaimed, anonymous, backed by swap, and merged by KSM.
-const FOLIO_FLAGS: u64 = 1 << 5 | 1 << 12 | 1 << 14 | 1 << 18 | 1 << 21 | 1 << 33;
+const FOLIO_FLAGS: u64 = (1 << 5) | (1 << 12) | (1 << 14) | (1 << 18) | (1 << 21) | (1 << 33);
 
 /// These flags of the folios of pages in system memory, once no CPU has them in a batch.
 #[track_caller]

@@ -433,16 +433,16 @@ type Move = fn(&Uffd, &Buffer, &Buffer) -> bool;
 const MOVES: [Move; 2] = [
     |_, from, to| from.move_contents(0, from.pages(), to, 0).is_ok(),
     |uffd, from, to| {
-        // Pages of devices, and those that somebody else looks at, stay.
+        // Pages of devices, and those that another task looks at, stay.
         let moved = uffd.move_pages(from, 0, from.pages(), to, 0);
         moved.is_ok_and(|n| n == from.pages())
     },
 ];
 
-/// Once a page is at another address, nobody changes it by way of the old one. A thread goes on
+/// Once a page is at another address, no access by way of the old one changes it. A thread goes on
 /// writing there, and gets pages of zeroes.
 fn moved(ctx: &Ctx, node: usize) -> Outcome {
-    for which in 0..MOVES.len() {
+    for take_away in MOVES {
         each(ctx, node, |target, buf, huge| {
             let n = buf.pages();
             let place = Buffer::anon_huge_aligned(n)?;
@@ -473,7 +473,7 @@ fn moved(ctx: &Ctx, node: usize) -> Outcome {
                     for page in 0..n {
                         buf.set(page, WORD - 1, 1);
                     }
-                    if !MOVES[which](&uffd, buf, &place) {
+                    if !take_away(&uffd, buf, &place) {
                         place.advise(0, n, libc::MADV_DONTNEED)?;
                         continue;
                     }
