@@ -279,8 +279,8 @@ impl HmmMirror {
                 // SAFETY: `pfns` has an entry for each page of the range. The notifier is of `mm`,
                 // which has users while it is borrowed, and whose mmap lock is not held.
                 let read = unsafe { range_fault_unlocked(&mut hmm_range) };
-                // SAFETY: `begun` is from before the call, and its span has all pages of the range.
                 read.and_then(|()| {
+                    // SAFETY: `begun` is from before the call, and its span has all pages of the range.
                     unsafe { self.notifier.read_by(&hmm_range, begun) }.ok_or(EFAULT)
                 })
             } else {
