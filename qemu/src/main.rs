@@ -204,16 +204,7 @@ fn cmd_patch_check(repo: &std::path::Path, args: &PatchCheckArgs) -> Result<bool
             machine: args.machine.clone(),
             vcpus: None,
         };
-        let run = RunArgs {
-            which,
-            select: Select::default(),
-            timeout_factor: 1,
-            repeat: 1,
-            list: false,
-            mutant: None,
-            out: None,
-            keep_going: true,
-        };
+        let run = RunArgs::going_on(which, Select::default());
         let found = runs::run_all(repo, &run)?;
         tally.skipped += found.skipped;
         tally.passed += found.passed;

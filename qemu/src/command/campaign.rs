@@ -56,29 +56,22 @@ fn applying<'a>(matrix: &'a Matrix, name: &str, own: &OwnTree) -> Result<Vec<&'a
 /// The command line of `zdvm run` that makes a run.
 fn arguments(run: &CampaignRun, own: &OwnTree) -> RunArgs {
     let kernels = if own.kdir.is_some() { Vec::new() } else { run.kernels.clone() };
-    RunArgs {
-        which: Which {
-            kernels,
-            kdir: own.kdir.clone(),
-            objdir: own.objdir.clone(),
-            expect: own.expect.clone(),
-            module: None,
-            accel: run.accel.clone(),
-            machine: run.machine.clone(),
-            vcpus: None,
-        },
-        select: Select {
-            suites: run.suites.clone(),
-            filter: run.filter.as_ref().map(|f| f.0.as_str().to_owned()),
-            full: run.full,
-        },
-        timeout_factor: 1,
-        repeat: 1,
-        list: false,
-        mutant: None,
-        out: None,
-        keep_going: true,
-    }
+    let which = Which {
+        kernels,
+        kdir: own.kdir.clone(),
+        objdir: own.objdir.clone(),
+        expect: own.expect.clone(),
+        module: None,
+        accel: run.accel.clone(),
+        machine: run.machine.clone(),
+        vcpus: None,
+    };
+    let select = Select {
+        suites: run.suites.clone(),
+        filter: run.filter.as_ref().map(|f| f.0.as_str().to_owned()),
+        full: run.full,
+    };
+    RunArgs::going_on(which, select)
 }
 
 /// Makes the runs, and prints the numbers of each.

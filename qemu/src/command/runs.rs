@@ -93,6 +93,22 @@ pub struct RunArgs {
     pub keep_going: bool,
 }
 
+impl RunArgs {
+    /// A run that goes on after a failed kernel, for a command that makes runs itself.
+    pub fn going_on(which: Which, select: Select) -> Self {
+        Self {
+            which,
+            select,
+            timeout_factor: 1,
+            repeat: 1,
+            list: false,
+            mutant: None,
+            out: None,
+            keep_going: true,
+        }
+    }
+}
+
 /// The kernel whose results the user's own tree is expected to give, by its version and its patches.
 pub fn expected(matrix: &Matrix, dir: &Path, objdir: Option<&Path>) -> Result<String> {
     let source = kdir::find(dir, objdir)?.source;
