@@ -23,7 +23,7 @@ pub(super) const OPERATIONS: &[Operation] = &[
     ("a look at a part", windows),
 ];
 
-/// Whoever looks at a part of the pages sees what he sees of it by a look at all of them: pagemap,
+/// A look at a part of the pages shows what a look at all of them shows of that part: pagemap,
 /// ZDM_INSPECT, SNAPSHOT and the device's reads, which begin in the middle of a huge page then. The
 /// frames of pagemap are those of the entries.
 fn windows(s: &Scene) -> Outcome {

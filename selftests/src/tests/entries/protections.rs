@@ -367,7 +367,7 @@ fn clear(s: &Scene) -> Outcome {
         s.huge || marked(s)? == 0,
         "marked pages after reads: expected none"
     );
-    // Once more, by whoever has the pages: each write has to be marked.
+    // Once more, with the pages in their first place: each write has to be marked.
     s.arrange()?;
     clear_soft_dirty()?;
     if s.complete {

@@ -133,7 +133,7 @@ fn upkeep(kind: usize) -> Outcome {
     s.unmount()
 }
 
-/// An access beyond the end of a file fails, whoever makes it.
+/// An access beyond the end of a file fails, by a task and by a device.
 #[track_caller]
 fn refused(s: &Setup, buf: &Buffer, page: usize) -> Outcome {
     for write in [false, true] {
@@ -148,7 +148,7 @@ fn refused(s: &Setup, buf: &Buffer, page: usize) -> Outcome {
         check_eq!(
             child.exit()?,
             Exit::Signal(libc::SIGBUS),
-            "end of who accesses page {page}, beyond the end, for writing {write}"
+            "end of the process that accesses page {page}, beyond the end, for writing {write}"
         );
     }
     for flags in [0, ZDM_PIN_WRITE] {
