@@ -249,11 +249,9 @@ fn cmd_mutants(repo: &std::path::Path, args: &MutantsArgs) -> Result<bool> {
 fn interactive(repo: &std::path::Path, which: &Which) -> Result<(Setup, Matrix, Choice)> {
     let matrix = Matrix::load(repo)?;
     let choice = Choice::new(&which.accel)?;
-    let names = runs::names(&matrix, which)?;
-    let name = names.first().context("no kernel is given")?;
-    let tree = runs::open(repo, &matrix, which, name)?;
+    let (name, tree) = runs::open_first(repo, &matrix, which)?;
     let suites = matrix.selected(&Selection::default())?;
-    let setup = Setup::new(repo, &matrix, tree, &which.request(name, &suites))?;
+    let setup = Setup::new(repo, &matrix, tree, &which.request(&name, &suites))?;
     Ok((setup, matrix, choice))
 }
 

@@ -2,33 +2,18 @@
 //! `zdvm test` and `zdvm bench`: the campaigns of the matrix. A kernel or a run that fails does not
 //! stop the others.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result};
 
 use crate::command::check;
-use crate::command::runs::{self, RunArgs, Which};
+use crate::command::runs::{self, OwnTree, RunArgs, Which};
 use crate::command::select::Select;
 use crate::job;
-use crate::kernel::{self, kdir, lanes};
+use crate::kernel::lanes;
 use crate::plan::campaign::CampaignRun;
 use crate::plan::matrix::Matrix;
 use crate::report::{self, Tally};
-
-/// The user's own kernel tree, if the campaign is not about the kernels of the matrix.
-#[derive(Debug, clap::Args)]
-pub struct OwnTree {
-    /// Use your own kernel tree, built or not, instead of the kernels of the matrix.
-    #[arg(long)]
-    kdir: Option<PathBuf>,
-    /// The directory of your tree's objects (make's O=).
-    #[arg(long, requires = "kdir")]
-    objdir: Option<PathBuf>,
-    /// The kernel of the matrix whose results your tree is expected to give; found out by its
-    /// version and its patches if not given.
-    #[arg(long, requires = "kdir")]
-    expect: Option<String>,
-}
 
 /// The options of `zdvm test`.
 #[derive(Debug, clap::Args)]
@@ -55,17 +40,8 @@ fn applying<'a>(matrix: &'a Matrix, name: &str, own: &OwnTree) -> Result<Vec<&'a
 
 /// The command line of `zdvm run` that makes a run.
 fn arguments(run: &CampaignRun, own: &OwnTree) -> RunArgs {
-    let kernels = if own.kdir.is_some() { Vec::new() } else { run.kernels.clone() };
-    let which = Which {
-        kernels,
-        kdir: own.kdir.clone(),
-        objdir: own.objdir.clone(),
-        expect: own.expect.clone(),
-        module: None,
-        accel: run.accel.clone(),
-        machine: run.machine.clone(),
-        vcpus: None,
-    };
+    let which =
+        Which { accel: run.accel.clone(), machine: run.machine.clone(), ..own.or(&run.kernels) };
     let select = Select {
         suites: run.suites.clone(),
         filter: run.filter.as_ref().map(|f| f.0.as_str().to_owned()),
@@ -90,18 +66,6 @@ fn make_runs(repo: &Path, runs: &[&CampaignRun], own: &OwnTree) -> Result<bool> 
     Ok(good)
 }
 
-/// The tree that the checks need: the user's own, or the patched kernel.
-fn tree(repo: &Path, matrix: &Matrix, own: &OwnTree) -> Result<PathBuf> {
-    let Some(dir) = &own.kdir else {
-        return Ok(kernel::build(repo, matrix, "patched")?.objects);
-    };
-    let name = match &own.expect {
-        Some(name) => name.clone(),
-        None => runs::expected(matrix, dir, own.objdir.as_deref())?,
-    };
-    Ok(kdir::open(matrix, matrix.kernel(&name)?, dir, own.objdir.as_deref())?.objects)
-}
-
 /// Runs `zdvm test`: builds all kernels, two at a time, then makes the checks that test zdvm itself,
 /// then the runs. A kernel that cannot be built is built again by the run that needs it, which says so
 /// in its verdict.
@@ -118,7 +82,8 @@ pub fn test(repo: &Path, args: &TestArgs) -> Result<bool> {
         lanes::build_all(repo, &matrix, &kernels)?;
     }
     let names = ["host".to_owned(), "boot".to_owned()];
-    let Tally { failed, .. } = check::all(repo, &names, false, || tree(repo, &matrix, &args.own))?;
+    let Tally { failed, .. } =
+        check::all(repo, &names, false, &args.own.or(&["patched".to_owned()]))?;
     let good = make_runs(repo, &runs, &args.own)?;
     if failed > 0 {
         report::say(&format!("zdvm: {failed} of the checks host and boot failed; see above\n"));

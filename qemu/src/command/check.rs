@@ -6,9 +6,8 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
-use crate::command::runs;
+use crate::command::runs::{self, OwnTree, Which};
 use crate::job::{self, Job};
-use crate::kernel::{self, kdir};
 use crate::plan::matrix::Matrix;
 use crate::report::{self, Tally};
 
@@ -68,14 +67,10 @@ pub struct Args {
     #[arg(long)]
     write: bool,
     /// The kernel that the module is built against.
-    #[arg(long, default_value = "patched")]
+    #[arg(long, default_value = "patched", conflicts_with = "kdir")]
     kernel: String,
-    /// Use your own kernel tree, built or not, instead.
-    #[arg(long, conflicts_with = "kernel")]
-    kdir: Option<PathBuf>,
-    /// The directory of your tree's objects (make's O=).
-    #[arg(long, requires = "kdir")]
-    objdir: Option<PathBuf>,
+    #[command(flatten)]
+    own: OwnTree,
 }
 
 /// Finds the named checks, or all of them.
@@ -116,16 +111,12 @@ fn run(repo: &Path, check: &Check, tree: Option<&Path>, write: bool) -> Result<b
     Ok(good)
 }
 
-/// Runs checks by name, also after one that fails. `tree` gives the directory of the kernel's objects;
-/// it is called at most once, if a check needs it.
-pub fn all(
-    repo: &Path,
-    names: &[String],
-    write: bool,
-    tree: impl FnOnce() -> Result<PathBuf>,
-) -> Result<Tally> {
+/// Runs checks by name, also after one that fails. The first kernel of `which` is opened, and built if
+/// necessary, only if a check needs it.
+pub fn all(repo: &Path, names: &[String], write: bool, which: &Which) -> Result<Tally> {
     let checks = find(names)?;
-    let tree = checks.iter().any(|c| c.tree).then(tree);
+    let open = || Ok(runs::open_first(repo, &Matrix::load(repo)?, which)?.1.objects);
+    let tree: Option<Result<PathBuf>> = checks.iter().any(|c| c.tree).then(open);
     if let Some(Err(e)) = &tree {
         eprintln!("zdvm: no kernel for the checks: {e:#}");
     }
@@ -153,17 +144,8 @@ pub fn command(repo: &Path, args: &Args) -> Result<bool> {
     if args.write && !find(&args.names)?.iter().all(|c| c.writes) {
         bail!("--write is for the checks rustfmt and page: name one of them");
     }
-    let tally = all(repo, &args.names, args.write, || {
-        let matrix = Matrix::load(repo)?;
-        match &args.kdir {
-            None => Ok(kernel::build(repo, &matrix, &args.kernel)?.objects),
-            Some(dir) => {
-                let name = runs::expected(&matrix, dir, args.objdir.as_deref())?;
-                let tree = kdir::open(&matrix, matrix.kernel(&name)?, dir, args.objdir.as_deref())?;
-                Ok(tree.objects)
-            }
-        }
-    })?;
+    let which = args.own.or(std::slice::from_ref(&args.kernel));
+    let tally = all(repo, &args.names, args.write, &which)?;
     report::say(&format!("checks: {} passed, {} failed\n", tally.passed, tally.failed));
     Ok(tally.failed == 0)
 }

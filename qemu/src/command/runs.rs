@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use crate::command::mutants::catalogue;
@@ -64,6 +64,37 @@ impl Which {
     }
 }
 
+/// The user's own kernel tree, if a command is not about the kernels of the matrix.
+#[derive(Debug, Args)]
+pub struct OwnTree {
+    /// Use your own kernel tree, built or not, instead of the kernels of the matrix.
+    #[arg(long)]
+    pub kdir: Option<PathBuf>,
+    /// The directory of your tree's objects (make's O=).
+    #[arg(long, requires = "kdir")]
+    objdir: Option<PathBuf>,
+    /// The kernel of the matrix whose results your tree is expected to give; found out by its
+    /// version and its patches if not given.
+    #[arg(long, requires = "kdir")]
+    expect: Option<String>,
+}
+
+impl OwnTree {
+    /// The own tree, or else these kernels of the matrix, on the default machine.
+    pub fn or(&self, kernels: &[String]) -> Which {
+        Which {
+            kernels: kernels.to_vec(),
+            kdir: self.kdir.clone(),
+            objdir: self.objdir.clone(),
+            expect: self.expect.clone(),
+            module: None,
+            accel: "auto".to_owned(),
+            machine: "default".to_owned(),
+            vcpus: None,
+        }
+    }
+}
+
 /// The options of `zdvm run`.
 #[derive(Debug, Args)]
 pub struct RunArgs {
@@ -109,20 +140,15 @@ impl RunArgs {
     }
 }
 
-/// The kernel whose results the user's own tree is expected to give, by its version and its patches.
-pub fn expected(matrix: &Matrix, dir: &Path, objdir: Option<&Path>) -> Result<String> {
-    let source = kdir::find(dir, objdir)?.source;
-    let (name, why) = results::expected(matrix, &source)?;
-    eprintln!("zdvm: {why}");
-    Ok(name)
-}
-
 /// The names of the kernels; for the user's own tree, the kernel whose results it is expected to
 /// give.
 pub fn names(matrix: &Matrix, which: &Which) -> Result<Vec<String>> {
     if let Some(dir) = &which.kdir {
         let Some(name) = &which.expect else {
-            return Ok(vec![expected(matrix, dir, which.objdir.as_deref())?]);
+            let source = kdir::find(dir, which.objdir.as_deref())?.source;
+            let (name, why) = results::expected(matrix, &source)?;
+            eprintln!("zdvm: {why}");
+            return Ok(vec![name]);
         };
         matrix.kernel(name)?;
         return Ok(vec![name.clone()]);
@@ -139,6 +165,13 @@ pub fn open(repo: &Path, matrix: &Matrix, which: &Which, name: &str) -> Result<T
         Some(dir) => kdir::open(matrix, matrix.kernel(name)?, dir, which.objdir.as_deref()),
         None => kernel::build(repo, matrix, name),
     }
+}
+
+/// Opens the tree of the first kernel, and builds it if necessary. Returns its name, too.
+pub fn open_first(repo: &Path, matrix: &Matrix, which: &Which) -> Result<(String, Tree)> {
+    let name = names(matrix, which)?.into_iter().next().context("no kernel is given")?;
+    let tree = open(repo, matrix, which, &name)?;
+    Ok((name, tree))
 }
 
 /// Opens the trees of kernels by name; a tree that cannot be built gives its error. Without
