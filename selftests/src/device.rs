@@ -11,6 +11,7 @@ use std::path::Path;
 use std::ptr;
 
 use crate::check::{Fail, OrFail, Outcome};
+use crate::check_eq;
 use crate::proc;
 use crate::sys::{self, cvt};
 use crate::uapi::*;
@@ -365,6 +366,15 @@ impl Device {
             result => result,
         }
         .or_fail("ZDM_AUDIT")
+    }
+
+    /// Scans the device and checks that it has counted no more violations than `before`. Returns the
+    /// counts.
+    #[track_caller]
+    pub fn expect_violations(&self, before: u64) -> Outcome<Audit> {
+        let (audit, records) = self.audit()?;
+        check_eq!(audit.total, before, "violations, {records:x?}");
+        Ok(audit)
     }
 
     pub fn try_audit(&self, flags: u32) -> io::Result<(Audit, Vec<Violation>)> {

@@ -30,32 +30,23 @@ pub const TESTS: &[Test] = &[
 
 type Operation = fn(&Buffer, usize, usize) -> io::Result<()>;
 
+fn advise<const ADVICE: i32>(buf: &Buffer, first: usize, n: usize) -> io::Result<()> {
+    buf.try_advise(first, n, ADVICE)
+}
+
 /// Operations on pages `first..first + n`, which may fail.
 pub const OPERATIONS: &[(&str, Operation)] = &[
-    ("MADV_COLD", |b, first, n| {
-        b.try_advise(first, n, libc::MADV_COLD)
-    }),
-    ("MADV_PAGEOUT", |b, first, n| {
-        b.try_advise(first, n, libc::MADV_PAGEOUT)
-    }),
-    ("MADV_WILLNEED", |b, first, n| {
-        b.try_advise(first, n, libc::MADV_WILLNEED)
-    }),
-    ("MADV_FREE", |b, first, n| {
-        b.try_advise(first, n, libc::MADV_FREE)
-    }),
-    ("MADV_POPULATE_READ", |b, first, n| {
-        b.try_advise(first, n, libc::MADV_POPULATE_READ)
-    }),
-    ("MADV_POPULATE_WRITE", |b, first, n| {
-        b.try_advise(first, n, libc::MADV_POPULATE_WRITE)
-    }),
-    ("MADV_COLLAPSE", |b, first, n| {
-        b.try_advise(first, n, libc::MADV_COLLAPSE)
-    }),
-    ("MADV_MERGEABLE", |b, first, n| {
-        b.try_advise(first, n, libc::MADV_MERGEABLE)
-    }),
+    ("MADV_COLD", advise::<{ libc::MADV_COLD }>),
+    ("MADV_PAGEOUT", advise::<{ libc::MADV_PAGEOUT }>),
+    ("MADV_WILLNEED", advise::<{ libc::MADV_WILLNEED }>),
+    ("MADV_FREE", advise::<{ libc::MADV_FREE }>),
+    ("MADV_POPULATE_READ", advise::<{ libc::MADV_POPULATE_READ }>),
+    (
+        "MADV_POPULATE_WRITE",
+        advise::<{ libc::MADV_POPULATE_WRITE }>,
+    ),
+    ("MADV_COLLAPSE", advise::<{ libc::MADV_COLLAPSE }>),
+    ("MADV_MERGEABLE", advise::<{ libc::MADV_MERGEABLE }>),
     ("mlock", |b, first, n| b.try_lock(first, n, true)),
     ("munlock", |b, first, n| b.try_lock(first, n, false)),
     ("move_pages", |b, first, n| {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use libc::{EFAULT, EINVAL, EPERM};
 
-use super::{Numbers, PINS, as_nobody, every_ioctl, works};
+use super::{Numbers, PINS, as_nobody, every_ioctl, violations, works};
 use crate::check::{Fail, OrFail, Outcome, expect_errno};
 use crate::device::{Buffer, Data, Device, PAGE, check_bytes, pattern_bytes};
 use crate::harness::{Child, note};
@@ -84,10 +84,7 @@ pub(super) const WORKS: [(&str, Work); 11] = [
 /// A process that is killed during a command ends soon, whatever the command.
 fn killed_in_each(ctx: &Ctx) -> Outcome {
     let targets = open_all(ctx)?;
-    let before = targets
-        .iter()
-        .map(|t| Ok(t.audit()?.0.total))
-        .collect::<Outcome<Vec<_>>>()?;
+    let before = violations(&targets)?;
     let mut longest = (Duration::ZERO, "");
     for (name, work) in WORKS {
         let (news, say) = sys::pipe().or_fail("pipe")?;
@@ -125,8 +122,7 @@ fn killed_in_each(ctx: &Ctx) -> Outcome {
         longest.0
     );
     for (target, before) in targets.iter().zip(before) {
-        let (audit, records) = target.audit()?;
-        check_eq!(audit.total, before, "violations, {records:x?}");
+        target.expect_violations(before)?;
     }
     works(ctx)
 }
@@ -242,9 +238,7 @@ fn closed_in_use(ctx: &Ctx) -> Outcome {
     }
     note(&format!("closed {rounds} times"));
     check!(rounds > 0, "rounds: expected some, found none");
-    let device = Device::open(0)?;
-    let (audit, records) = device.audit()?;
-    check_eq!(audit.total, before, "violations, {records:x?}");
+    let audit = Device::open(0)?.expect_violations(before)?;
     check_eq!(audit.used, 0, "pages in use after all files are closed");
     works(ctx)
 }
@@ -254,10 +248,7 @@ fn closed_in_use(ctx: &Ctx) -> Outcome {
 fn short_of_memory(ctx: &Ctx) -> Outcome {
     const PAGES: usize = 4096;
     let targets = open_all(ctx)?;
-    let before = targets
-        .iter()
-        .map(|t| Ok(t.audit()?.0.total))
-        .collect::<Outcome<Vec<_>>>()?;
+    let before = violations(&targets)?;
     let _swap = Swap::on()?;
     let dir = new_cgroup()?;
     fs::write(dir.join("memory.max"), "24M").or_fail("memory.max")?;
@@ -290,8 +281,7 @@ fn short_of_memory(ctx: &Ctx) -> Outcome {
     let removed = sys::wait_until(Duration::from_secs(5), || fs::remove_dir(&dir).is_ok());
     check!(removed, "rmdir of the cgroup: expected success");
     for (target, before) in targets.iter().zip(before) {
-        let (audit, records) = target.audit()?;
-        check_eq!(audit.total, before, "violations, {records:x?}");
+        let audit = target.expect_violations(before)?;
         check_eq!(audit.used, 0, "pages in use");
     }
     works(ctx)

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use libc::EFAULT;
 
 use super::{Numbers, PINS, as_nobody, every_ioctl, works};
+use crate::check;
 use crate::check::{Fail, OrFail, Outcome, expect_errno};
 use crate::device::{Buffer, Data, Device, HUGE_PAGES, PAGE};
 use crate::harness::Child;
@@ -17,7 +18,6 @@ use crate::tests::target::{COHERENT, GENERIC, PRIVATE};
 use crate::tests::{Ctx, Test, test};
 use crate::uapi::*;
 use crate::uring::Uring;
-use crate::{check, check_eq};
 
 pub const TESTS: &[Test] = &[
     test("hostile.secret_memory", secret_memory),
@@ -202,8 +202,7 @@ fn any_bytes(ctx: &Ctx) -> Outcome {
         }
         Ok(())
     })?;
-    let (audit, records) = device.audit()?;
-    check_eq!(audit.total, before, "violations, {records:x?}");
+    device.expect_violations(before)?;
     works(ctx)
 }
 
@@ -252,7 +251,6 @@ fn address_space_in_motion(ctx: &Ctx) -> Outcome {
         })
     })?
     .join()?;
-    let (audit, records) = Device::open(0)?.audit()?;
-    check_eq!(audit.total, before, "violations, {records:x?}");
+    Device::open(0)?.expect_violations(before)?;
     works(ctx)
 }

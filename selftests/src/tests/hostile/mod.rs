@@ -84,6 +84,12 @@ pub(super) fn every_ioctl(device: &Device, addr: u64, npages: usize) -> Outcome 
     Ok(())
 }
 
+/// The violations that the device of each target has counted, for [`Device::expect_violations`].
+#[track_caller]
+pub(super) fn violations(targets: &[Target]) -> Outcome<Vec<u64>> {
+    targets.iter().map(|t| Ok(t.audit()?.0.total)).collect()
+}
+
 /// Checks that a device works.
 pub(super) fn works(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, PRIVATE)?;

@@ -7,7 +7,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use super::files::{LONG, WORKS};
-use super::works;
+use super::{violations, works};
 use crate::check::{Fail, OrFail, Outcome};
 use crate::device::{Buffer, Device, PAGE};
 use crate::harness::{Child, note};
@@ -31,10 +31,7 @@ fn oom_killed_in_each(ctx: &Ctx) -> Outcome {
     const MORE: usize = (24 << 20) / PAGE;
     const PACE: Duration = Duration::from_millis(550);
     let targets = open_all(ctx)?;
-    let before = targets
-        .iter()
-        .map(|t| Ok(t.audit()?.0.total))
-        .collect::<Outcome<Vec<_>>>()?;
+    let before = violations(&targets)?;
     let mut longest = (Duration::ZERO, "");
     for (round, (name, work)) in WORKS.into_iter().enumerate() {
         let node = targets[round % targets.len()].node();
@@ -76,8 +73,7 @@ fn oom_killed_in_each(ctx: &Ctx) -> Outcome {
     note(&format!("{} took longest: {:?}", longest.1, longest.0));
     for (target, before) in targets.iter().zip(before) {
         target.expect_empty()?;
-        let (audit, records) = target.audit()?;
-        check_eq!(audit.total, before, "violations, {records:x?}");
+        target.expect_violations(before)?;
     }
     works(ctx)
 }
@@ -174,8 +170,7 @@ fn generations(ctx: &Ctx) -> Outcome {
             child.join()
         })?;
         target.expect_empty()?;
-        let (audit, records) = target.audit()?;
-        check_eq!(audit.total, before, "violations, {records:x?}");
+        target.expect_violations(before)?;
     }
     note(&format!("{made} generations"));
     check!(made > 0, "generations: expected some");

@@ -224,8 +224,7 @@ fn throttled_migration(ctx: &Ctx) -> Outcome {
         );
         Ok(())
     })?;
-    let (audit, records) = target.audit()?;
-    check_eq!(audit.total, before, "violations, {records:x?}");
+    target.expect_violations(before)?;
     target.expect_empty()?;
     works(ctx)
 }
