@@ -12,7 +12,21 @@ cache=${XDG_CACHE_HOME:-$HOME/.cache}/zdmirror
 os_release=${ZDM_OS_RELEASE:-/etc/os-release}
 kvm=${ZDM_KVM:-/dev/kvm}
 
-[ $# -eq 0 ] || { echo "usage: ./zdvm doctor    (it takes no options)" >&2; exit 2; }
+case ${1:-} in
+'') ;;
+-h | --help)
+	cat <<-'END'
+		Say what this machine lacks and the command that installs it, what will be slow and why, and
+		what the first run will download. The doctor changes nothing.
+
+		Usage: ./zdvm doctor
+
+		Exit status: 0 if nothing is missing, else 1.
+	END
+	exit 0
+	;;
+*) echo "usage: ./zdvm doctor    (it takes no options)" >&2; exit 2 ;;
+esac
 
 os=$( (. "$os_release" && echo "${ID:-unknown} ${ID_LIKE:-}") 2>/dev/null || echo unknown)
 version=$( (. "$os_release" && echo "${VERSION_CODENAME:-}") 2>/dev/null || true)

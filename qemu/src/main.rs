@@ -50,38 +50,47 @@ enum Cmd {
     #[command(after_help = examples::RUN)]
     Run(RunArgs),
     /// Run all tests: of zdvm on this machine, and of the module on the kernels of the matrix.
+    #[command(after_help = examples::TEST)]
     Test(campaign::TestArgs),
     /// Measure the C driver against ours, and the cost of the oracle, by the clock and by
     /// instructions.
+    #[command(after_help = examples::BENCH)]
     Bench(campaign::BenchArgs),
     /// Check the sources: format, lints, patches, documentation.
     #[command(after_help = examples::CHECK)]
     Check(check::Args),
     /// Compare the kernel's own C driver and ours, test by test; the verdict is about ours.
+    #[command(after_help = examples::COMPARE)]
     Compare(CompareArgs),
     /// Apply series patch by patch, compile the files that each touches, run checkpatch.pl; boot
     /// the result.
+    #[command(after_help = examples::PATCH_CHECK)]
     PatchCheck(PatchCheckArgs),
     /// Write the abstractions as a series over the kernel; build and boot a kernel with them.
+    #[command(after_help = examples::IN_TREE)]
     InTree(in_tree::Args),
     /// Show that the cases that series A adds to hmm-tests fail before the fixes and pass after.
     #[command(after_help = examples::REPRODUCE)]
     Reproduce(reproduce::Args),
     /// Boot the bugs of the kernel "mutants" one by one, and see whether the tests notice them.
+    #[command(after_help = examples::MUTANTS)]
     Mutants(MutantsArgs),
     /// Build kernels only.
+    #[command(after_help = examples::BUILD)]
     Build {
         /// A kernel of the matrix.
         #[arg(long = "kernel", default_value = "patched")]
         kernels: Vec<String>,
     },
     /// Print the directory of a built kernel (a KDIR); build it first if necessary.
+    #[command(after_help = examples::PATH)]
     Path {
         /// A kernel of the matrix.
         #[arg(long, default_value = "patched")]
         kernel: String,
     },
     /// Write a configuration with all symbols that zdvm needs, beside your tree.
+    #[command(after_help = examples::KCONFIG)]
     Kconfig {
         /// Your kernel tree.
         #[arg(long)]
@@ -91,6 +100,7 @@ enum Cmd {
         objdir: Option<PathBuf>,
     },
     /// Boot to a shell with the module loaded.
+    #[command(after_help = examples::SHELL)]
     Shell(Which),
     /// Boot with gdb attached to the guest and the module's symbols loaded.
     #[command(after_help = examples::GDB)]
@@ -109,6 +119,7 @@ enum Cmd {
     #[command(after_help = examples::REPORT)]
     Report(html::Args),
     /// Print the completion script of a shell.
+    #[command(after_help = examples::COMPLETIONS)]
     Completions {
         /// bash, zsh, fish or elvish.
         shell: clap_complete::Shell,

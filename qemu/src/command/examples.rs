@@ -67,3 +67,75 @@ Examples:
   ./zdvm check rustfmt --write                        format the code
 
 Exit status: 0 if all checks passed, 1 if not, 2 usage or environment.";
+
+/// Examples of `zdvm test --help`.
+pub const TEST: &str = "\
+Examples:
+  ./zdvm test --short                    an hour or two the first time, as it builds three kernels
+  ./zdvm test                            all kernels and all tests; some hours
+  ./zdvm test --short --kdir ~/src/linux only your own kernel tree";
+
+/// Examples of `zdvm bench --help`.
+pub const BENCH: &str = "\
+Examples:
+  ./zdvm bench                           on an idle machine: other work falsifies times by the clock
+  ./zdvm run --suite versus --accel icount
+                                         only the pairs with the C driver, counted in instructions,
+                                         which other work on the machine does not change";
+
+/// Examples of `zdvm compare --help`.
+pub const COMPARE: &str = "\
+Examples:
+  ./zdvm compare                         on the patched kernel
+  ./zdvm compare --kernel stock --write  also writes the table of Documentation/upstream.rst";
+
+/// Examples of `zdvm patch-check --help`.
+pub const PATCH_CHECK: &str = "\
+Examples:
+  ./zdvm patch-check --kernel patched --no-boot
+  ./zdvm patch-check                     each series, then a boot of the kernel that has it";
+
+/// Examples of `zdvm in-tree --help`.
+pub const IN_TREE: &str = "\
+Examples:
+  ./zdvm in-tree                         writes build/in-tree/*.patch and checks each patch
+  ./zdvm in-tree --boot                  builds a kernel with them and runs every example";
+
+/// Examples of `zdvm mutants --help`.
+pub const MUTANTS: &str = "\
+Examples:
+  ./zdvm mutants --list                  the seeded bugs
+  ./zdvm mutants fork_no_ref             boot one bug, once with each set of tests
+  ./zdvm mutants fork_no_ref --detector suite --filter '^fork\\.'
+  ./zdvm mutants --write                 all that have no result yet, then the table; hours";
+
+/// Examples of `zdvm build --help`.
+pub const BUILD: &str = "\
+Examples:
+  ./zdvm build                           the kernel patched
+  ./zdvm build --kernel stock --kernel clang";
+
+/// Examples of `zdvm path --help`.
+pub const PATH: &str = "\
+Examples:
+  make KDIR=\"$(./zdvm path)\"            build the module for the patched kernel
+  cp -a \"$(./zdvm path --kernel mutants)\" ~/mutants";
+
+/// Examples of `zdvm kconfig --help`.
+pub const KCONFIG: &str = "\
+Examples:
+  ./zdvm kconfig --kdir ~/src/linux      prints where it wrote the configuration, and how to use it";
+
+/// Examples of `zdvm shell --help`.
+pub const SHELL: &str = "\
+Examples:
+  ./zdvm shell                           `exit` or `poweroff` ends it; Ctrl-A X kills QEMU
+  ./zdvm shell --kdir ~/src/linux        with a kernel of yours
+  echo 'cat /sys/kernel/debug/zdmirror/pagemaps' | ./zdvm shell";
+
+/// Examples of `zdvm completions --help`.
+pub const COMPLETIONS: &str = "\
+Examples:
+  source <(./zdvm completions bash)      for this shell
+  ./zdvm completions zsh > ~/.zfunc/_zdvm
+  ./zdvm completions fish > ~/.config/fish/completions/zdvm.fish";
