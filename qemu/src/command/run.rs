@@ -450,7 +450,7 @@ pub fn once(
         verdict: &boot.verdict,
         pass: boot.verdict.pass(),
         accel: boot.accel(),
-        exit: format!("{:?}", boot.exit),
+        exit: boot.exit.to_string(),
         seconds: boot.seconds,
     };
     report::write(&run, dir)?;

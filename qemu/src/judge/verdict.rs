@@ -6,6 +6,7 @@
 //! problem is enough to fail.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 
 use serde::Serialize;
 use zdvm_guest::plan::{AUDIT, Kind};
@@ -28,6 +29,19 @@ pub enum Exit {
     Enough,
     /// The runner killed it, because this limit, in seconds, had passed.
     Timeout(String, u64),
+}
+
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Code(status) => write!(f, "status {status}"),
+            Self::Signal(signal) => write!(f, "signal {signal}"),
+            Self::Enough => f.write_str("the runner's signal, which had seen enough"),
+            Self::Timeout(limit, seconds) => {
+                write!(f, "the runner's signal, when the limit {limit} of {seconds} s had passed")
+            }
+        }
+    }
 }
 
 /// The evidence of a run.

@@ -45,7 +45,7 @@ pub fn folder(dir: &Path, kernel: &str, report: Option<&str>) -> PathBuf {
     fs::write(dir.join("selftests.ktap"), figures).unwrap();
     let verdict = json!({
         "kernel": kernel, "machine": "default", "release": "7.3.4", "pass": problems.is_empty(),
-        "accel": "tcg", "exit": "Code(0)", "seconds": 12.5,
+        "accel": "tcg", "exit": "status 0", "seconds": 12.5,
         "left_out": [["smoke", 78]], "splats": [], "problems": problems,
         "suites": [
             { "name": "selftests", "planned": 3, "with_full": 302, "tests": [

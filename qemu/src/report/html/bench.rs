@@ -9,9 +9,9 @@ use super::model::{Figure, Run, Tone};
 
 const WIDTH: f64 = 960.0;
 /// The position of a ratio of 1.
-const CENTRE: f64 = 500.0;
-/// The width of a ratio of 2.
-const DOUBLE: f64 = 90.0;
+const CENTRE: f64 = 455.0;
+/// The width of a ratio of 2. What remains is for the longest name and the longest row of figures.
+const DOUBLE: f64 = 75.0;
 /// Bars of ratios above 4 or below 1/4 are cut; the number beside the bar is the true one.
 const CUT: f64 = 2.0;
 const ROW: f64 = 22.0;
@@ -47,6 +47,17 @@ fn limits(figure: &Figure) -> Option<(f64, f64)> {
     figure.low.zip(figure.high)
 }
 
+/// Draws the limits of a row as a line.
+fn range(figure: &Figure, y: f64) -> String {
+    let line = |(low, high)| {
+        let (from, to) = (CENTRE + offset(low), CENTRE + offset(high));
+        format!(
+            "<line class=\"range\" x1=\"{from:.1}\" y1=\"{y:.0}\" x2=\"{to:.1}\" y2=\"{y:.0}\"/>"
+        )
+    };
+    limits(figure).map_or_else(String::new, line)
+}
+
 fn picture(rows: &[&Figure]) -> String {
     let mut body = String::new();
     let mut y = HEAD;
@@ -55,12 +66,13 @@ fn picture(rows: &[&Figure]) -> String {
         let tone = tone(figure);
         let limits =
             limits(figure).map_or_else(String::new, |(l, h)| format!(", ratio {l:.2} to {h:.2}"));
+        let range = range(figure, y + 10.0);
         let left = CENTRE + at.min(0.0);
         let _ = writeln!(
             body,
             "<text class=\"label\" x=\"{:.0}\" y=\"{:.0}\" text-anchor=\"end\">{}</text>\
              <rect class=\"{}\" x=\"{left:.1}\" y=\"{:.0}\" width=\"{:.1}\" height=\"14\"><title>C driver {:.1} us, \
-             this driver {:.1} us, a copy of as many bytes {:.1} us{limits}</title></rect>\
+             this driver {:.1} us, a copy of as many bytes {:.1} us{limits}</title></rect>{range}\
              <text x=\"{:.0}\" y=\"{:.0}\">{:.2}: {:.0} us, C driver {:.0} us, copy {:.0} us</text>",
             CENTRE - CUT * DOUBLE - 10.0,
             y + 14.0,
@@ -111,8 +123,13 @@ pub fn section(run: &Run) -> String {
         return String::new();
     }
     let mut out = "<section>\n<h2>Against the C driver</h2>\n<p class=\"soft\">Time of the C driver by time \
-                   of this one, both measured in this guest by turns. Above 1 this driver is faster.</p>\n"
+                   of this one, both measured in this guest by turns. Above 1 this driver is faster."
         .to_owned();
+    if run.bench.iter().any(|f| tone(f) == Tone::Aside) {
+        out += " The thin line shows where the median of the ratios probably is. If 1 is on that line, the \
+                bar is <span class=\"aside\">of this colour</span>: the two cannot be told apart.";
+    }
+    out += "</p>\n";
     for (memory, bytes) in groups {
         let of = |f: &&Figure| f.memory == memory && f.bytes == bytes;
         let rows: Vec<&Figure> = run.bench.iter().filter(of).collect();
