@@ -56,6 +56,7 @@ use crate::{
         DebugFiles,
         Device,
         Location,
+        Observer,
         PagemapsFile, //
     },
     miscdevice::Node,
@@ -80,7 +81,7 @@ module! {
     params: {
         devices: usize {
             default: 1,
-            description: "0: no device of our own, only the survey of all pagemaps in debugfs",
+            description: "0: no device of our own, only the survey of all pagemaps and ZDM_INSPECT",
         },
         devmem_chunk_mb: usize {
             default: 256,
@@ -146,6 +147,7 @@ struct Registered {
     _files: KVec<DebugFiles>,
     _pagemaps: PagemapsFile,
     _nodes: KVec<Node<Client>>,
+    _observer: Node<Observer>,
 }
 
 impl kernel::InPlaceModule for Zdmirror {
@@ -206,6 +208,7 @@ impl Registered {
             _files: files,
             _pagemaps: PagemapsFile::new(&root, scope)?,
             _nodes: nodes,
+            _observer: Observer::register(scope)?,
         })
     }
 }

@@ -12,6 +12,7 @@ use crate::{
             Ownership,
             PageFacts, //
         },
+        owner::PgmapOwner,
         range::PageRange,
         snapshot::{
             MapSize,
@@ -49,19 +50,23 @@ impl Client {
             Ok(())
         })
     }
+}
 
-    /// Describes the page frames of `frames`. May sleep.
-    ///
-    /// # Errors
-    ///
-    /// `EINTR` for a task that was killed, `EFAULT` where it cannot be written to, `ENOMEM`.
-    pub(super) fn inspect_pfns(&self, frames: Range<usize>, to: UserSliceWriter) -> Result {
-        in_batches(frames.len(), to, |first, batch| {
-            check_signals()?;
-            inspect_pfns(frames.start + first, batch, self.mirror().owner(), frame);
-            Ok(())
-        })
-    }
+/// Describes the page frames of `frames`; `owner` is the caller's. May sleep.
+///
+/// # Errors
+///
+/// `EINTR` for a task that was killed, `EFAULT` where it cannot be written to, `ENOMEM`.
+pub(super) fn describe_frames(
+    frames: Range<usize>,
+    owner: &PgmapOwner,
+    to: UserSliceWriter,
+) -> Result {
+    in_batches(frames.len(), to, |first, batch| {
+        check_signals()?;
+        inspect_pfns(frames.start + first, batch, owner, frame);
+        Ok(())
+    })
 }
 
 /// Calls `look` for pages `0..pages` in batches, with the number of the batch's first page and a

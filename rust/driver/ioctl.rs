@@ -6,6 +6,7 @@
 
 use super::{
     client::Client,
+    inspect::describe_frames,
     rw::{
         Faulting,
         Outcome, //
@@ -17,6 +18,7 @@ use crate::params::param_strict;
 use crate::{
     mm::{
         inspect::MAX_PFNS,
+        owner::PgmapOwner,
         pin::{
             Hold,
             PinRequest, //
@@ -54,7 +56,8 @@ use kernel::{
     prelude::*,
     uaccess::{
         UserPtr,
-        UserSlice, //
+        UserSlice,
+        UserSliceWriter, //
     }, //
 };
 
@@ -142,6 +145,49 @@ fn write_versioned<T: UapiStruct>(cmd: u32, arg: usize, value: &mut T) -> Result
 /// Whether `cmd` is `known`, for any size of its structure.
 fn is_versioned(cmd: u32, known: u32) -> bool {
     _IOC_TYPE(cmd) == _IOC_TYPE(known) && _IOC_NR(cmd) == _IOC_NR(known) && _IOC_SIZE(cmd) != 0
+}
+
+/// Reads the argument of `ZDM_INSPECT`.
+fn read_inspect(cmd: u32, arg: usize) -> Result<ZdmInspect> {
+    let args: ZdmInspect = read_versioned(cmd, arg)?;
+    let too_many = args.npages > u64::from(uapi::ZDM_INSPECT_MAX_PAGES);
+    if args.reserved != 0 || args.flags & !uapi::ZDM_INSPECT_PFN != 0 || too_many {
+        return Err(EINVAL);
+    }
+    Ok(args)
+}
+
+/// Where the descriptions of `pages` pages are written to.
+fn page_writer(args: &ZdmInspect, pages: usize) -> Result<UserSliceWriter> {
+    let out = user_ptr(args.pages)?;
+    Ok(UserSlice::new(out, pages * size_of::<ZdmPage>()).writer())
+}
+
+/// `ZDM_INSPECT` of page frames.
+fn inspect_frames(args: &ZdmInspect, owner: &PgmapOwner) -> Result {
+    if !is_admin() {
+        return Err(EPERM);
+    }
+    let frames = frame_range(args.addr, args.npages)?;
+    let out = page_writer(args, frames.len())?;
+    describe_frames(frames, owner, out)
+}
+
+/// All ioctls of the node that belongs to no device: `ZDM_INSPECT` of page frames. May sleep.
+///
+/// # Errors
+///
+/// `ENOTTY` for another command, `EINVAL` for addresses, which this node has none of, and those of
+/// [`describe_frames`].
+pub(super) fn without_device(cmd: u32, arg: usize, owner: &PgmapOwner) -> Result {
+    if !is_versioned(cmd, uapi::ZDM_INSPECT) {
+        return Err(ENOTTY);
+    }
+    let args = read_inspect(cmd, arg)?;
+    if args.flags & uapi::ZDM_INSPECT_PFN == 0 {
+        return Err(EINVAL);
+    }
+    inspect_frames(&args, owner)
 }
 
 impl Client {
@@ -286,25 +332,12 @@ impl Client {
     }
 
     fn zdm_inspect(&self, cmd: u32, arg: usize) -> Result {
-        let args: ZdmInspect = read_versioned(cmd, arg)?;
-        let too_many = args.npages > u64::from(uapi::ZDM_INSPECT_MAX_PAGES);
-        if args.reserved != 0 || args.flags & !uapi::ZDM_INSPECT_PFN != 0 || too_many {
-            return Err(EINVAL);
-        }
-        let writer = |pages: usize| -> Result<_> {
-            let out = user_ptr(args.pages)?;
-            Ok(UserSlice::new(out, pages * size_of::<ZdmPage>()).writer())
-        };
+        let args = read_inspect(cmd, arg)?;
         if args.flags & uapi::ZDM_INSPECT_PFN != 0 {
-            if !is_admin() {
-                return Err(EPERM);
-            }
-            let frames = frame_range(args.addr, args.npages)?;
-            let out = writer(frames.len())?;
-            return self.inspect_pfns(frames, out);
+            return inspect_frames(&args, self.mirror().owner());
         }
         let range = user_range(args.addr, args.npages)?;
-        self.inspect(range, writer(range.pages())?)
+        self.inspect(range, page_writer(&args, range.pages())?)
     }
 
     fn zdm_pin(&self, cmd: u32, arg: usize) -> Result {

@@ -24,6 +24,7 @@ mod inspect;
 mod ioctl;
 mod migrate;
 mod node;
+mod observer;
 mod page_backed;
 mod pagemaps;
 mod params;
@@ -40,6 +41,7 @@ mod verify;
 pub(crate) use client::Client;
 pub(crate) use debugfs::DebugFiles;
 pub(crate) use device::Device;
+pub(crate) use observer::Observer;
 pub(crate) use pagemaps::PagemapsFile;
 pub(crate) use params::{
     Config,

@@ -3,7 +3,7 @@
 //! The survey of every pagemap of the system: debugfs `pagemaps`.
 
 use std::fs::{self, File};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::{Ctx, PAGES, Test, absent, test, with};
@@ -400,7 +400,9 @@ fn no_devices(ctx: &Ctx) -> Outcome {
     ctx.module.try_load("devices=0").or_fail("loading")?;
     let text = survey();
     let node = Device::try_open(0).map(drop);
+    let observed = text.as_deref().map_or(Ok(()), observer);
     ctx.module.unload()?;
+    observed?;
     check!(node.is_err(), "hmm_dmirror0: expected none, found it");
     for map in text? {
         check!(
@@ -411,6 +413,32 @@ fn no_devices(ctx: &Ctx) -> Outcome {
         check_eq!(map.number("broken")?, 0, "broken pages");
     }
     Ok(())
+}
+
+/// `/dev/zdmirror` describes page frames of any pagemap, and does nothing else.
+fn observer(maps: &[Survey]) -> Outcome {
+    let node = Device::open_at(Path::new("/dev/zdmirror"))?;
+    for map in maps {
+        // The first pages of a pagemap may be taken by the page structures of the others.
+        let page = node.inspect_frames(map.end - 1, 1)?[0];
+        check_eq!(page.pfn, map.end - 1, "the page frame");
+        check!(
+            page.flags & ZDM_PAGE_THERE != 0,
+            "page {:#x} is not there",
+            page.pfn
+        );
+    }
+    let buf = Buffer::filled(1, 611)?;
+    expect_errno(
+        node.inspect(&buf, 0, 1).map(drop),
+        &[libc::EINVAL],
+        "by address",
+    )?;
+    expect_errno(
+        node.read(&buf, 0, 1).map(drop),
+        &[libc::ENOTTY],
+        "HMM_DMIRROR_READ",
+    )
 }
 
 fn bad_devices(ctx: &Ctx) -> Outcome {
