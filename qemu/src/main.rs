@@ -32,6 +32,7 @@ use zdvm::repo;
 use zdvm::report::html;
 use zdvm::report::{self, Tally};
 use zdvm::vm::kvm::Choice;
+use zdvm::vm::payload;
 
 /// Builds kernels, boots them in QEMU with the zdmirror module, and judges the result.
 #[derive(Debug, Parser)]
@@ -226,7 +227,7 @@ fn cmd_patch_check(repo: &std::path::Path, args: &PatchCheckArgs) -> Result<bool
 
 fn cmd_compare(repo: &std::path::Path, args: &CompareArgs) -> Result<bool> {
     let matrix = Matrix::load(repo)?;
-    let plans = matrix.plans()?;
+    let plans = payload::plans(repo, &matrix)?;
     let choice = Choice::new(&args.which.accel)?;
     let suites = ["hmm".to_owned()];
     let mut good = true;

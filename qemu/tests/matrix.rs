@@ -6,11 +6,20 @@ use std::path::Path;
 
 use regex::Regex;
 use zdvm::plan::expected::{Expected, On, Selection};
-use zdvm::plan::matrix::Matrix;
+use zdvm::plan::matrix::{Matrix, Plans};
 use zdvm::plan::planned::{Expect, Planned};
+use zdvm::vm::payload;
+
+fn repo() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
+}
 
 fn matrix() -> Matrix {
-    Matrix::load(Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()).unwrap()
+    Matrix::load(repo()).unwrap()
+}
+
+fn plans(matrix: &Matrix) -> Plans {
+    payload::plans(repo(), matrix).unwrap()
 }
 
 fn on(kernel: &str, machine: &str) -> On {
@@ -19,7 +28,7 @@ fn on(kernel: &str, machine: &str) -> On {
 
 fn planned(machine: &str, selection: &Selection) -> Planned {
     let matrix = matrix();
-    matrix.planned(&on("stock", machine), &matrix.plans().unwrap(), selection).unwrap()
+    matrix.planned(&on("stock", machine), &plans(&matrix), selection).unwrap()
 }
 
 fn full() -> Selection {
@@ -33,7 +42,7 @@ fn names(planned: &Planned) -> Vec<&str> {
 #[test]
 fn every_kernel_has_a_plan_on_every_machine() {
     let matrix = matrix();
-    let plans = matrix.plans().unwrap();
+    let plans = plans(&matrix);
     for kernel in matrix.kernel.keys() {
         for machine in matrix.machine.keys() {
             let planned = matrix.planned(&on(kernel, machine), &plans, &full()).unwrap();
@@ -172,7 +181,7 @@ fn a_known_fault_holds_where_its_devices_are() {
     assert_eq!(there.len(), 2);
     assert!(planned("private", &full()).known.is_empty());
     let matrix = matrix();
-    let plans = matrix.plans().unwrap();
+    let plans = plans(&matrix);
     let patched = matrix.planned(&on("patched", "default"), &plans, &full()).unwrap();
     assert!(patched.known.is_empty());
 }
@@ -203,7 +212,7 @@ fn the_kernel_before_gives_the_same_results_less_what_it_lacks() {
                 && (name.contains(".marks") || name.contains(".meanwhile"))
     };
     let matrix = matrix();
-    let plans = matrix.plans().unwrap();
+    let plans = plans(&matrix);
     for (old, new) in [("stock-7.2", "stock"), ("patched-7.2", "patched")] {
         let plan = |name: &str| matrix.planned(&on(name, "default"), &plans, &full()).unwrap();
         let series = new == "patched";
@@ -262,7 +271,7 @@ fn tests_that_the_documentation_names_are_there() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../Documentation/generic.rst");
     let text = std::fs::read_to_string(path).unwrap();
     let matrix = matrix();
-    let tests = &matrix.plans().unwrap()["selftests"].tests;
+    let tests = &plans(&matrix)["selftests"].tests;
     let groups: Vec<&str> = tests.iter().filter_map(|t| Some(t.split_once('.')?.0)).collect();
     let name = Regex::new(r"``([a-z_]+)\.([a-z_]*)(\*?)``").unwrap();
     let mut count = 0;
@@ -284,6 +293,25 @@ fn refused(text: &str, says: &str) {
         Err(e) => e.to_string(),
     };
     assert!(error.contains(says), "{error}");
+}
+
+/// What a file that counts the tests of its groups says to a program that lists these.
+fn filled(text: &str, list: &[&str]) -> Result<Vec<String>, String> {
+    let mut expected: Expected = toml::from_str(text).unwrap();
+    let list = list.iter().map(|t| (*t).to_owned()).collect();
+    expected.fill(|| Ok(list)).map(|()| expected.tests).map_err(|e| format!("{e:#}"))
+}
+
+#[test]
+fn a_test_that_is_lost_changes_the_number_of_its_group() {
+    let text = "[groups]\nfork = 2\nunload = 1";
+    let all = ["fork.cow", "fork.reads", "unload.clean"];
+    assert_eq!(filled(text, &all).unwrap(), all);
+    let error = filled(text, &["fork.cow", "new.one"]).unwrap_err();
+    assert!(error.ends_with("fork = 1, not 2; new = 1, not 0; unload = 0, not 1"), "{error}");
+    let error = filled("tests = ['fork.cow']\n[groups]\nfork = 1", &["fork.cow"]).unwrap_err();
+    assert!(error.contains("lists its tests"), "{error}");
+    assert_eq!(filled("tests = ['a.b']", &["c.d"]).unwrap(), ["a.b"]);
 }
 
 #[test]

@@ -280,7 +280,7 @@ fn say(status: u8) -> u8 {
 
 fn work(repo: &Path, args: &Args) -> Result<u8> {
     let matrix = Matrix::load(repo)?;
-    let plans = matrix.plans()?;
+    let plans = payload::plans(repo, &matrix)?;
     let selection = args.select.selection()?;
     let suites = matrix.selected(&selection)?;
     let choice = Choice::new(&args.accel)?;

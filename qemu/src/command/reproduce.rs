@@ -21,6 +21,7 @@ use crate::plan::matrix::{Matrix, Plans};
 use crate::plan::planned::{Expect, Planned};
 use crate::report;
 use crate::vm::kvm::Choice;
+use crate::vm::payload;
 
 /// The suite of the matrix that runs hmm-tests.
 const SUITE: &str = "hmm";
@@ -158,7 +159,7 @@ fn document(args: &Args, releases: (&str, &str), rows: &[Row]) -> String {
 /// Runs the cases on both kernels. Returns true if each fails before and passes after.
 pub fn command(repo: &Path, args: &Args) -> Result<bool> {
     let matrix = Matrix::load(repo)?;
-    let plans = matrix.plans()?;
+    let plans = payload::plans(repo, &matrix)?;
     let choice = Choice::new(&args.accel)?;
     let cases = args.cases(&matrix, &plans)?;
     let suites = [SUITE.to_owned()];

@@ -21,6 +21,7 @@ use crate::plan::matrix::{Matrix, Plans};
 use crate::report::html;
 use crate::report::{self, Tally};
 use crate::vm::kvm::Choice;
+use crate::vm::payload;
 
 /// The kernel, the module and the machine.
 #[derive(Debug, Args)]
@@ -276,7 +277,7 @@ impl Runs {
 /// Runs the kernels of the command line. Returns the number of results of all boots.
 pub fn run_all(repo: &Path, args: &RunArgs) -> Result<Tally> {
     let matrix = Matrix::load(repo)?;
-    let plans = matrix.plans()?;
+    let plans = payload::plans(repo, &matrix)?;
     let mut selection = args.select.selection()?;
     let suites = matrix.selected(&selection)?;
     let choice = Choice::new(&args.which.accel)?;
@@ -284,7 +285,7 @@ pub fn run_all(repo: &Path, args: &RunArgs) -> Result<Tally> {
     if let Some(mutant) = &args.mutant {
         check_mutant(&matrix, &args.which, mutant)?;
     }
-    // A mistyped filter is found before anything is built.
+    // A mistyped filter is found before a kernel is built.
     let mut planned = Vec::new();
     for name in &names {
         let request = args.which.request(name, &suites);

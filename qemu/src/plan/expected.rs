@@ -2,7 +2,7 @@
 //! The files of expected results: which tests must give a result, which may fail or skip, where and
 //! why, which ones a quick run leaves out, and which splats are deliberate.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result, bail};
 use regex::Regex;
@@ -16,9 +16,13 @@ use crate::plan::planned::{Allow, Expect, Failure, Suite, Test};
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Expected {
-    /// The tests that must give a result.
+    /// The tests that must give a result, unless the suite's program lists them.
     #[serde(default)]
     pub tests: Vec<String>,
+    /// For a suite whose program lists its tests: how many tests each group has. A test that is lost
+    /// changes a number. The group of `fork.cow` is `fork`.
+    #[serde(default)]
+    pub groups: BTreeMap<String, usize>,
     /// Expected failures.
     #[serde(default)]
     pub fail: Vec<Exception>,
@@ -170,6 +174,11 @@ impl Exception {
     }
 }
 
+/// The group of a test: its name up to the dot.
+fn group(test: &str) -> &str {
+    test.split_once('.').map_or(test, |(group, _)| group)
+}
+
 /// A set of known kernels and machines.
 pub trait Known {
     /// Returns an error unless there is such a kernel.
@@ -179,6 +188,37 @@ pub trait Known {
 }
 
 impl Expected {
+    /// Takes the tests that the suite's program lists, if the file only counts them.
+    pub fn fill(&mut self, list: impl FnOnce() -> Result<Vec<String>>) -> Result<()> {
+        if self.groups.is_empty() {
+            return Ok(());
+        }
+        if let Some(test) = self.tests.first() {
+            bail!(
+                "{test}: the suite's program lists its tests: give the number of each group only"
+            );
+        }
+        self.tests = list()?;
+        let mut found: BTreeMap<String, usize> = BTreeMap::new();
+        for test in &self.tests {
+            *found.entry(group(test).to_owned()).or_default() += 1;
+        }
+        let groups: BTreeSet<&String> = found.keys().chain(self.groups.keys()).collect();
+        let number = |map: &BTreeMap<String, usize>, name| map.get(name).copied().unwrap_or(0);
+        let wrong = groups.into_iter().filter_map(|name| {
+            let (is, planned) = (number(&found, name), number(&self.groups, name));
+            (is != planned).then(|| format!("{name} = {is}, not {planned}"))
+        });
+        let wrong: Vec<String> = wrong.collect();
+        if !wrong.is_empty() {
+            bail!(
+                "the program has other numbers of tests. If that is meant, write under [groups]: {}",
+                wrong.join("; ")
+            );
+        }
+        Ok(())
+    }
+
     /// Refuses contradictions and names that do not exist.
     pub fn check(&self, known: &dyn Known) -> Result<()> {
         let mut seen = BTreeSet::new();

@@ -14,6 +14,7 @@ use crate::job;
 use crate::kernel::Tree;
 use crate::kernel::kdir;
 use crate::kernel::make::logged;
+use crate::plan::matrix::{Matrix, Plans};
 use crate::repo;
 use crate::vm::script::LINKS;
 
@@ -187,6 +188,14 @@ pub fn list_harness(binary: &Path) -> Result<Vec<String>> {
 pub fn list_plain(binary: &Path, args: &[String]) -> Result<Vec<String>> {
     let out = job::output(Command::new(binary).args(args).arg("--list"), "zdm-selftests --list")?;
     Ok(out.lines().map(str::trim).filter(|l| !l.is_empty()).map(str::to_owned).collect())
+}
+
+/// The plans of a checkout. Builds the selftests, which list their tests.
+pub fn plans(repo: &Path, matrix: &Matrix) -> Result<Plans> {
+    matrix.plans(&|spec| {
+        let program = programs(repo, &["zdm-selftests"])?.join("zdm-selftests");
+        list_plain(&program, &spec.args)
+    })
 }
 
 /// The tree's own archiver; builds it from its source if the tree has not built it.

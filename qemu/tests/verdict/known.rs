@@ -7,6 +7,7 @@ use regex::Regex;
 use zdvm::judge::verdict::{Allow, Known};
 use zdvm::plan::expected::{On, Selection};
 use zdvm::plan::matrix::Matrix;
+use zdvm::vm::payload;
 use zdvm_guest::plan::Kind;
 
 use crate::MIGRATE;
@@ -22,7 +23,8 @@ fn known(kernel: &str) -> Vec<Known> {
     let repo = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let matrix = Matrix::load(repo).unwrap();
     let on = On { kernel: kernel.to_owned(), machine: "default".to_owned() };
-    matrix.planned(&on, &matrix.plans().unwrap(), &Selection::default()).unwrap().known
+    let plans = payload::plans(repo, &matrix).unwrap();
+    matrix.planned(&on, &plans, &Selection::default()).unwrap().known
 }
 
 /// A run on a kernel of the matrix, with these lines while KUnit's load of the module runs and

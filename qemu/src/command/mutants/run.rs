@@ -25,6 +25,7 @@ use crate::plan::planned::{Expect, Planned, Test};
 use crate::repo;
 use crate::report::{self, html};
 use crate::vm::kvm::Choice;
+use crate::vm::payload;
 
 /// The kernel of the matrix that has the bugs.
 pub const KERNEL: &str = "mutants";
@@ -446,7 +447,7 @@ pub fn all(repo: &Path, matrix: &Matrix, choice: &Choice, wish: &Wish) -> Result
     };
     fs::create_dir_all(&ground.dir)?;
     let _lock = repo::lock(&ground.dir.join("lock"))?;
-    let plans = ground.matrix.plans()?;
+    let plans = payload::plans(repo, &ground.matrix)?;
     let detectors = if wish.detectors.is_empty() { &Detector::ALL[..] } else { &wish.detectors };
     let mut ready = Vec::new();
     for &detector in detectors {
