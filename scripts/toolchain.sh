@@ -8,6 +8,7 @@
 #   scripts/toolchain.sh cross TRIPLET      prepare gcc for another architecture, too
 #   scripts/toolchain.sh sphinx             prepare Sphinx, too
 #   scripts/toolchain.sh chromium           prepare a browser without a window, too
+#   scripts/toolchain.sh strace             prepare strace, too
 #   scripts/toolchain.sh packages           print the package list
 #   scripts/toolchain.sh native             succeed if this machine's own tools are used
 #   scripts/toolchain.sh where              print "native" or the sysroot's directory; make nothing
@@ -144,7 +145,7 @@ run() {
 	exec bwrap "${args[@]}" --die-with-parent --chdir "$PWD" -- "$@"
 }
 
-# Few users need a cross compiler, Sphinx or a browser, and the sysroot's key has its packages. Such a package is
+# Few users need a cross compiler, Sphinx, a browser or strace, and the sysroot's key has its packages. Such a package is
 # therefore unpacked into the sysroot on demand, without its package database. Unpacking a package twice
 # does no harm.
 #
@@ -203,8 +204,9 @@ sphinx) extra sphinx python3-sphinx python3 -m sphinx --version ;;
 chromium)
 	extra chromium "chromium-headless-shell fonts-dejavu-core" chromium-headless-shell --version
 	;;
+strace) extra strace strace strace --version ;;
 packages) echo $packages ;;
 native) native_ok ;;
 where) if native_ok; then echo native; else sysroot_dir; echo; fi ;;
-*) die "usage: scripts/toolchain.sh run CMD [ARG...] | check | cross TRIPLET | sphinx | chromium | packages | native | where" ;;
+*) die "usage: scripts/toolchain.sh run CMD [ARG...] | check | cross TRIPLET | sphinx | chromium | strace | packages | native | where" ;;
 esac

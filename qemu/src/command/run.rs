@@ -468,15 +468,26 @@ pub fn shell_machine(setup: &Setup, matrix: &Matrix, dir: &Path) -> Result<Machi
         shell: true,
         ..Plan::default()
     };
-    let nothing = Planned::default();
-    setup.machine(matrix, dir, &plan, &setup.files(&nothing, dir)?)
+    let mut files = setup.files(&Planned::default(), dir)?;
+    for name in payload::SELFTEST_TOOLS {
+        files.extend(script::program(name)?);
+    }
+    // strace is no part of the tool set: ./zdvm adds it, if it can be had.
+    files.extend(script::program("strace").unwrap_or_default());
+    setup.machine(matrix, dir, &plan, &files)
 }
+
+/// What is printed before the guest's own lines.
+const SHELL: &str = "zdvm: booting to a shell. `exit` powers off, Ctrl-A X ends QEMU at once, Ctrl-A C is its monitor.\n\
+                     zdvm: in the guest: zdm-selftests, hmm-tests, mkfs.ext4, mkfs.xfs, strace, busybox.\n\
+                     zdvm: with a debugger: ./zdvm gdb\n";
 
 /// Runs an interactive guest.
 pub fn shell(setup: &Setup, matrix: &Matrix, choice: &Choice, dir: &Path) -> Result<()> {
     let machine = shell_machine(setup, matrix, dir)?;
     // Proving KVM takes seconds: use TCG unless an earlier run has proved KVM.
     let accel = choice.known().unwrap_or(Accel::Tcg);
+    report::say(SHELL);
     machine.interact(accel)?;
     Ok(())
 }
