@@ -131,7 +131,7 @@ pub const SHELL: &str = "\
 Examples:
   ./zdvm shell                           `exit` or `poweroff` ends it; Ctrl-A X kills QEMU
   ./zdvm shell --kdir ~/src/linux        with a kernel of yours
-  echo 'cat /sys/kernel/debug/zdmirror/pagemaps' | ./zdvm shell";
+  ./zdvm shell --machine strict          with strict=1 for the module";
 
 /// Examples of `zdvm completions --help`.
 pub const COMPLETIONS: &str = "\
