@@ -346,7 +346,12 @@ enum zdm_owner {
 
 /* The address maps a page, or there is such a page frame; all is 0 otherwise. */
 #define ZDM_PAGE_THERE		0x0001
-/* The CPU (or, for PRIVATE memory, the device) may write through the mapping. */
+/*
+ * The CPU (or, for PRIVATE memory, the device) may write through the mapping.
+ * On kernels with series A the flag is absent while a PTE or PMD of the CPU is
+ * clean, even if the CPU may write: hmm_range_fault() reports such a page as
+ * read-only, because reclaim may throw it away. The first write sets the flag.
+ */
 #define ZDM_PAGE_WRITE		0x0002
 /* One PMD maps it, one PUD maps it. */
 #define ZDM_PAGE_PMD		0x0004
