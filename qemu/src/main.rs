@@ -169,6 +169,9 @@ struct MutantsArgs {
     /// Run only tests whose name matches this regular expression.
     #[arg(long)]
     filter: Option<String>,
+    /// Of our suite run only the tests that reach the bug.
+    #[arg(long)]
+    short: bool,
     /// Ignore stored results of these bugs.
     #[arg(long)]
     fresh: bool,
@@ -250,6 +253,7 @@ fn cmd_mutants(repo: &std::path::Path, args: &MutantsArgs) -> Result<bool> {
         detectors: args.detectors.clone(),
         jobs: args.jobs,
         filter: args.filter.as_deref().map(Regex::new).transpose().context("--filter")?,
+        short: args.short,
         fresh: args.fresh,
         write: args.write,
         machine: args.machine.clone(),

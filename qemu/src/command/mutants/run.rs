@@ -47,6 +47,8 @@ pub struct Wish {
     pub jobs: usize,
     /// Only tests whose name matches.
     pub filter: Option<Regex>,
+    /// Leave out the tests of our suite that do not reach the bug.
+    pub short: bool,
     /// Ignore stored results.
     pub fresh: bool,
     /// Write Documentation/mutants.rst.
@@ -74,6 +76,8 @@ struct Ground<'a> {
     choice: &'a Choice,
     store: PathBuf,
     dir: PathBuf,
+    /// Leave out the tests of our suite that do not reach the bug.
+    short: bool,
 }
 
 /// Collects the text of a source file, or of all files of a directory in order.
@@ -258,12 +262,16 @@ impl Ground<'_> {
 
     /// The file with a detector's stored result for a bug.
     fn kept(&self, ready: &Ready, mutant: &Mutant) -> PathBuf {
-        let key = repo::key([
+        let mut parts = vec![
             self.base.clone(),
             ready.key.clone(),
             mutant.name.clone(),
             essence(&self.patches, &mutant.name),
-        ]);
+        ];
+        if self.short {
+            parts.push("short".to_owned());
+        }
+        let key = repo::key(&parts);
         self.store.join(format!("{}-{key}.json", mutant.name))
     }
 
@@ -304,7 +312,10 @@ impl Ground<'_> {
         let keep = ready.detector == Detector::UpstreamC;
         let noticed = self.noticed(ready.detector, mutant);
         let last = read_json::<String>(&noticed);
-        let planned = ordered(&ready.planned, &ready.baseline, mutant, keep, last.as_deref());
+        let mut planned = ordered(&ready.planned, &ready.baseline, mutant, keep, last.as_deref());
+        if self.short {
+            planned.suites.retain(|s| s.name != PARTS[2]);
+        }
         let dir = self.folder(&format!("{}.{}", mutant.name, ready.detector.word()))?;
         let usual = &ready.baseline.usual;
         let mut lookout = Lookout::new(&planned, usual, &mutant.name);
@@ -443,6 +454,7 @@ pub fn all(repo: &Path, matrix: &Matrix, choice: &Choice, wish: &Wish) -> Result
         choice,
         store: repo::cache("mutants")?,
         dir: repo.join("build/mutants"),
+        short: wish.short,
         matrix,
     };
     fs::create_dir_all(&ground.dir)?;
