@@ -87,6 +87,21 @@ impl Outcome {
         self.found.iter().any(|f| other.found.iter().any(|o| o.test == f.test))
     }
 
+    /// The result in short: what noticed the bug, `-` for nothing, `.` for not reached, `?` for a
+    /// result that does not count.
+    pub fn cell(&self) -> String {
+        if self.killed() {
+            let by = By::ALL.iter().filter(|by| self.by(**by)).map(|by| by.word());
+            by.collect::<Vec<_>>().join("+")
+        } else if self.uncounted.is_some() {
+            "?".to_owned()
+        } else if self.reached {
+            "-".to_owned()
+        } else {
+            ".".to_owned()
+        }
+    }
+
     /// Whether there is evidence of this kind.
     pub fn by(&self, by: By) -> bool {
         self.killed() && self.found.iter().any(|f| f.by == by)

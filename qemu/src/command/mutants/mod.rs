@@ -13,4 +13,5 @@ pub mod finding;
 pub mod plan;
 pub mod run;
 pub mod table;
+pub mod verdicts;
 pub mod watch;

@@ -14,6 +14,7 @@ use crate::command::mutants::catalogue::{Catalogue, Mutant, essence};
 use crate::command::mutants::finding::{self, Outcome};
 use crate::command::mutants::plan::{Baseline, Detector, LAST, LIMIT, PARTS, ordered};
 use crate::command::mutants::table::{self, Table};
+use crate::command::mutants::verdicts::{self, Verdict, Verdicts};
 use crate::command::mutants::watch::{Lookout, shape};
 use crate::command::run::{self, Request, Setup};
 use crate::job;
@@ -122,6 +123,16 @@ impl Ground<'_> {
         }
         fs::create_dir_all(&dir)?;
         Ok(dir)
+    }
+
+    /// The key of the series that the bugs are seeded over.
+    fn series(&self) -> Result<String> {
+        let kernel = self.matrix.kernel(KERNEL)?;
+        let mut patches = Vec::new();
+        for dir in kernel.patches.iter().rev().skip(1).rev() {
+            patches.extend(crate::kernel::series::read(&self.matrix.dir.join(dir))?);
+        }
+        Ok(verdicts::series(&patches))
     }
 
     fn ready(
@@ -428,6 +439,35 @@ pub fn catalogue(matrix: &Matrix) -> Result<(Catalogue, Vec<Patch>)> {
     Ok((Catalogue::load(&matrix.dir, &patches)?, patches))
 }
 
+/// Records the verdicts of this run beside those of earlier ones, and renews the document. If the run
+/// had only some of the tests, only bugs that were found have a verdict.
+fn record(
+    repo: &Path,
+    ground: &Ground<'_>,
+    catalogue: &Catalogue,
+    results: &Results,
+    partly: bool,
+    release: &str,
+) -> Result<()> {
+    let series = ground.series()?;
+    let file = Verdicts::path(&ground.matrix.dir);
+    let mut verdicts = Verdicts::load(&file)?;
+    for ((mutant, detector), outcome) in results {
+        if outcome.killed() || !partly {
+            verdicts.set(*detector, mutant, Verdict::new(outcome, &series));
+        }
+    }
+    verdicts.retain(|name| catalogue.mutant.iter().any(|m| m.name == name));
+    fs::write(&file, verdicts.text()).with_context(|| format!("writing {}", file.display()))?;
+    let mutants: Vec<&Mutant> = catalogue.mutant.iter().collect();
+    let part = Table::recorded(&mutants, &verdicts).document(release, &verdicts, &series);
+    let path = repo.join("Documentation/mutants.rst");
+    let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+    fs::write(&path, table::renew(&text, &part)?)?;
+    report::say("written: qemu/kernel/mutants/verdicts.toml, Documentation/mutants.rst\n");
+    Ok(())
+}
+
 /// Prints the catalogue.
 pub fn list(matrix: &Matrix) -> Result<()> {
     let (catalogue, _) = catalogue(matrix)?;
@@ -491,15 +531,7 @@ pub fn all(repo: &Path, matrix: &Matrix, choice: &Choice, wish: &Wish) -> Result
     end?;
     report::say(&table.text());
     if wish.write {
-        if !wish.names.is_empty() || wish.filter.is_some() || detectors.len() != Detector::ALL.len()
-        {
-            bail!("--write wants all mutants and all detectors");
-        }
-        let path = repo.join("Documentation/mutants.rst");
-        let text =
-            fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
-        fs::write(&path, table::renew(&text, &table.document(&tree.release()?))?)?;
-        report::say("written: Documentation/mutants.rst\n");
+        record(repo, &ground, &catalogue, &results, wish.filter.is_some(), &tree.release()?)?;
     }
     let mut good = true;
     for one in ready.iter().filter(|r| r.detector != Detector::UpstreamC) {

@@ -8,8 +8,9 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 
 use crate::command::mutants::catalogue::Mutant;
-use crate::command::mutants::finding::{By, Outcome};
+use crate::command::mutants::finding::Outcome;
 use crate::command::mutants::plan::Detector;
+use crate::command::mutants::verdicts::Verdicts;
 
 /// The share of bugs that our suite has to find, in hundredths.
 const WANTED: usize = 97;
@@ -36,20 +37,9 @@ impl Row {
         self.of(detector).is_some_and(Outcome::killed)
     }
 
-    /// The cell of a detector: what noticed the bug, `-` for nothing, `.` for not reached, `?` for
-    /// a result that does not count, and empty for a detector that did not run.
+    /// The cell of a detector, empty if it did not run.
     fn cell(&self, detector: Detector) -> String {
-        let Some(outcome) = self.of(detector) else { return String::new() };
-        if outcome.killed() {
-            let by = By::ALL.iter().filter(|by| outcome.by(**by)).map(|by| by.word());
-            by.collect::<Vec<_>>().join("+")
-        } else if outcome.uncounted.is_some() {
-            "?".to_owned()
-        } else if outcome.reached {
-            "-".to_owned()
-        } else {
-            ".".to_owned()
-        }
+        self.of(detector).map(Outcome::cell).unwrap_or_default()
     }
 }
 
@@ -124,43 +114,24 @@ impl Table {
         out
     }
 
-    /// The columns and lines of the table, which is valid reStructuredText.
-    fn grid(&self) -> String {
-        let heads: Vec<String> =
-            ["mutant", "suite", "in", "C driver", "ours"].map(str::to_owned).to_vec();
-        let cells = |row: &Row| {
-            let found = row.of(Detector::Suite).filter(|o| o.killed());
-            let test = found.and_then(|o| o.found.first()).map_or("", |f| f.test.as_str());
-            let or_empty = |text: String| if text.is_empty() { "\\".to_owned() } else { text };
-            vec![
-                row.name.clone(),
-                or_empty(row.cell(Detector::Suite)),
-                or_empty(test.to_owned()),
-                or_empty(row.cell(Detector::UpstreamC)),
-                or_empty(row.cell(Detector::UpstreamOurs)),
-            ]
-        };
-        let rows: Vec<Vec<String>> =
-            std::iter::once(heads).chain(self.rows.iter().map(cells)).collect();
-        let width = |at: usize| rows.iter().map(|r| r[at].len()).max().unwrap_or_default();
-        let widths: Vec<usize> = (0..5).map(width).collect();
-        let rule = widths.iter().map(|w| "=".repeat(*w)).collect::<Vec<_>>().join("  ") + "\n";
-        let mut out = rule.clone();
-        for (number, row) in rows.iter().enumerate() {
-            let cells = row.iter().zip(&widths).map(|(cell, w)| format!("{cell:w$}"));
-            out += cells.collect::<Vec<_>>().join("  ").trim_end();
-            out.push('\n');
-            if number == 0 {
-                out += &rule;
-            }
-        }
-        out + &rule
+    /// The cells of a row: its name, what our suite says and the test, what the others say.
+    fn cells(row: &Row) -> Vec<String> {
+        let found = row.of(Detector::Suite).filter(|o| o.killed());
+        let test = found.and_then(|o| o.found.first()).map_or("", |f| f.test.as_str());
+        vec![
+            row.name.clone(),
+            row.cell(Detector::Suite),
+            test.to_owned(),
+            row.cell(Detector::UpstreamC),
+            row.cell(Detector::UpstreamOurs),
+        ]
     }
 
     /// The matrix for a terminal.
     pub fn text(&self) -> String {
-        let grid = self.grid().replace('\\', " ");
-        let mut out = format!("{grid}\n");
+        let rows = std::iter::once(HEADS.map(str::to_owned).to_vec());
+        let rows = grid(&rows.chain(self.rows.iter().map(Self::cells)).collect::<Vec<_>>());
+        let mut out = format!("{}\n", rows.replace('\\', " "));
         for row in &self.rows {
             if let Some(why) = row.of(Detector::Suite).and_then(|o| o.uncounted.as_ref()) {
                 let _ = writeln!(out, "{}: {why}", row.name);
@@ -194,14 +165,74 @@ impl Table {
         out
     }
 
+    /// The matrix of what is recorded.
+    pub fn recorded(mutants: &[&Mutant], verdicts: &Verdicts) -> Self {
+        let mut results = BTreeMap::new();
+        for (mutant, detector) in mutants.iter().flat_map(|m| Detector::ALL.map(|d| (m, d))) {
+            if let Some(verdict) = verdicts.get(detector, &mutant.name) {
+                results.insert((mutant.name.clone(), detector), verdict.outcome());
+            }
+        }
+        Self::new(mutants, &results, &Detector::ALL)
+    }
+
+    /// The scores, those of verdicts of this series first.
+    fn scores_of(&self, verdicts: &Verdicts, series: &str) -> String {
+        let mut out = String::new();
+        for detector in Detector::ALL {
+            let of_now = |r: &&Row| {
+                r.equivalent.is_none()
+                    && verdicts.get(detector, &r.name).is_some_and(|v| v.series == series)
+            };
+            let now = self.rows.iter().filter(of_now);
+            let killed = now.clone().filter(|r| r.killed(detector)).count();
+            let now = Score { killed, of: now.count() };
+            let Some(all) = self.score(detector) else { continue };
+            let _ = write!(out, "- {}: {} with this series", detector.title(), now.say());
+            if all.of > now.of {
+                let _ = write!(out, "; with all verdicts {}", all.say());
+            }
+            out.push('\n');
+        }
+        out
+    }
+
+    /// The table of what is recorded. Our suite's column names the series of its verdict; what another
+    /// detector said about an earlier series has a star.
+    fn recorded_grid(&self, verdicts: &Verdicts, series: &str) -> String {
+        let heads = [&HEADS[..3], &["series"], &HEADS[3..]].concat();
+        let mut rows = vec![heads.into_iter().map(str::to_owned).collect::<Vec<_>>()];
+        for row in &self.rows {
+            let of = |detector| verdicts.get(detector, &row.name).map_or("", |v| v.series.as_str());
+            let mut cells = Self::cells(row);
+            for (at, detector) in [(3, Detector::UpstreamC), (4, Detector::UpstreamOurs)] {
+                if !cells[at].is_empty() && of(detector) != series {
+                    cells[at].push_str(" \\*");
+                }
+            }
+            cells.insert(3, of(Detector::Suite).to_owned());
+            rows.push(cells);
+        }
+        grid(&rows)
+    }
+
     /// The generated part of Documentation/mutants.rst.
-    pub fn document(&self, release: &str) -> String {
+    pub fn document(&self, release: &str, verdicts: &Verdicts, series: &str) -> String {
         let mut out = format!(
-            "Linux {release} with ``qemu/kernel/patches/7.3``, {} mutants.\n\n{}\n{}\n",
+            "Linux {release}, {} mutants. The series in ``qemu/kernel/patches/7.3`` is ``{series}``.\n\n{}\n",
             self.rows.len(),
-            self.scores("- "),
-            self.grid()
+            self.scores_of(verdicts, series),
         );
+        let none: Vec<String> = self
+            .rows
+            .iter()
+            .filter(|r| r.of(Detector::Suite).is_none())
+            .map(|r| format!("``{}``", r.name))
+            .collect();
+        if !none.is_empty() {
+            let _ = write!(out, "Our suite has not been run against {}.\n\n", none.join(", "));
+        }
+        let _ = writeln!(out, "{}", self.recorded_grid(verdicts, series));
         let list = |title: &str, why: &dyn Fn(&Row) -> Option<String>| {
             let mut text = String::new();
             for row in &self.rows {
@@ -236,6 +267,29 @@ impl Table {
     }
 }
 
+/// The columns of the table.
+const HEADS: [&str; 5] = ["mutant", "suite", "in", "C driver", "ours"];
+
+/// A table of these rows, the first of which has the names of the columns, as reStructuredText.
+fn grid(rows: &[Vec<String>]) -> String {
+    let columns = rows.first().map_or(0, Vec::len);
+    let cell = |text: &String| if text.is_empty() { "\\".to_owned() } else { text.clone() };
+    let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(cell).collect()).collect();
+    let width = |at: usize| rows.iter().map(|r| r[at].len()).max().unwrap_or_default();
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let rule = widths.iter().map(|w| "=".repeat(*w)).collect::<Vec<_>>().join("  ") + "\n";
+    let mut out = rule.clone();
+    for (number, row) in rows.iter().enumerate() {
+        let cells = row.iter().zip(&widths).map(|(cell, w)| format!("{cell:w$}"));
+        out += cells.collect::<Vec<_>>().join("  ").trim_end();
+        out.push('\n');
+        if number == 0 {
+            out += &rule;
+        }
+    }
+    out + &rule
+}
+
 fn upper(text: &str) -> String {
     let mut chars = text.chars();
     chars.next().map_or_else(String::new, |c| c.to_uppercase().chain(chars).collect())
@@ -256,7 +310,8 @@ pub fn renew(document: &str, part: &str) -> Result<String> {
 mod tests {
     #![allow(clippy::unwrap_used)] // A test may panic.
     use super::*;
-    use crate::command::mutants::finding::Finding;
+    use crate::command::mutants::finding::{By, Finding};
+    use crate::command::mutants::verdicts::Verdict;
 
     fn mutant(name: &str) -> Mutant {
         Mutant {
@@ -339,11 +394,34 @@ mod tests {
         let mutants = ["one", "two"].map(mutant);
         let mut mutants = mutants.to_vec();
         mutants[1].survives = Some("No test looks there.".into());
-        let table = table(&mutants, &[outcome(true, &[By::Data]), outcome(true, &[])], &[]);
-        let new = renew(&old, &table.document("7.3.4")).unwrap();
+        let mut verdicts = Verdicts::default();
+        let mut say = |detector, name: &str, outcome, series| {
+            verdicts.set(detector, name, Verdict::new(&outcome, series));
+        };
+        say(Detector::Suite, "one", outcome(true, &[By::Data]), "now");
+        say(Detector::Suite, "two", outcome(true, &[]), "old");
+        say(Detector::UpstreamC, "one", outcome(true, &[By::Splat]), "old");
+        let list: Vec<&Mutant> = mutants.iter().collect();
+        let table = Table::recorded(&list, &verdicts);
+        let document = table.document("7.3.4", &verdicts, "now");
+        let new = renew(&old, &document).unwrap();
         assert!(new.starts_with("title\n\n.. begin") && new.ends_with("tail\n"));
         assert!(!new.contains("old") && new.contains("``two``\n    Does it. No test looks there."));
-        assert_eq!(renew(&new, &table.document("7.3.4")).unwrap(), new);
+        assert_eq!(renew(&new, &document).unwrap(), new);
+        let row = |name: &str| {
+            let line = document.lines().find(|l| l.starts_with(name)).unwrap();
+            line.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert_eq!(row("one"), ["one", "data", "a.b", "now", "splat", "\\*", "\\"]);
+        assert_eq!(row("two"), ["two", "-", "\\", "old", "\\", "\\"]);
+        assert!(
+            document
+                .contains("our suite: 1 of 1 (100.0 %) with this series; with all verdicts 1 of 2")
+        );
+        assert!(
+            document
+                .contains("C driver: 0 of 0 (0.0 %) with this series; with all verdicts 1 of 1")
+        );
         assert!(renew("nothing", "x").is_err());
     }
 }
