@@ -83,6 +83,11 @@ impl Baseline {
         self.seconds.extend(splat::times(console));
     }
 
+    /// The seconds that a test takes without any bug.
+    fn takes(&self, test: &Test) -> f64 {
+        self.seconds.get(&test.name).copied().unwrap_or_default()
+    }
+
     /// The tests that reach a bug, in the order in which they run: first the likely ones of the
     /// catalogue, then those that reach few other bugs, because they test this code most directly.
     fn order(&self, mutant: &Mutant) -> Vec<&str> {
@@ -105,8 +110,21 @@ impl Baseline {
     }
 }
 
-/// Seconds that one of our tests may take.
-pub const LIMIT: u32 = 45;
+/// Seconds that one of our tests may take, unless a slow one is among those that run.
+const LIMIT: f64 = 45.0;
+/// Seconds that a slow one may take.
+const MOST: f64 = 150.0;
+/// How much longer than without any bug a test may take: a slow test on a busy machine must not look
+/// like a hang.
+const FACTOR: f64 = 3.0;
+/// The seconds that each test of a plan may take.
+pub fn limit(planned: &Planned, baseline: &Baseline) -> u64 {
+    let tests = planned.suites.iter().flat_map(|s| &s.tests);
+    let longest = tests.map(|t| baseline.takes(t) * FACTOR).fold(LIMIT, f64::max);
+    // CAST: Rounded up, and small.
+    longest.min(MOST).ceil() as u64
+}
+
 /// How many tests run first, on their own.
 const FIRST: usize = 8;
 /// The last test of our suite. Every run of the program ends with it.
@@ -134,12 +152,7 @@ pub fn ordered(
     let rank = |test: &Test| order.iter().position(|t| *t == test.name);
     let mut out = Planned { suites: Vec::new(), ..planned.clone() };
     for suite in &planned.suites {
-        // A test that takes a third of the limit without any bug may look like a hang on a busy
-        // machine.
-        let slow = |t: &Test| {
-            let seconds = baseline.seconds.get(&t.name).copied().unwrap_or_default();
-            suite.kind == Kind::Ktap && seconds * 3.0 > f64::from(LIMIT)
-        };
+        let slow = |t: &Test| suite.kind == Kind::Ktap && baseline.takes(t) * FACTOR > MOST;
         let fit = |t: &&Test| !baseline.bad.contains_key(&t.name) && !slow(t);
         let mut tests: Vec<Test> = suite.tests.iter().filter(fit).cloned().collect();
         if suite.kind != Kind::Ktap {
@@ -274,7 +287,8 @@ mod tests {
             baseline.reach.get_mut("lost").unwrap().insert(format!("t{n:02}"));
         }
         baseline.bad.insert("b".into(), "flaky".into());
-        baseline.seconds.insert("t19".into(), 16.0);
+        baseline.seconds.insert("t18".into(), 16.0);
+        baseline.seconds.insert("t19".into(), 51.0);
         let all: Vec<String> = (0..20).map(|n| format!("t{n:02}")).collect();
         let mut all: Vec<&str> = all.iter().map(String::as_str).collect();
         all.extend(["a", "b", "c", LAST]);
@@ -283,6 +297,7 @@ mod tests {
         assert_eq!(plan.suites.iter().map(|s| s.name.as_str()).collect::<Vec<_>>(), PARTS);
         assert!(names(&plan.suites[0]).contains(&"a") && plan.suites[0].tests.len() == FIRST + 1);
         assert_eq!(names(&plan.suites[2]), ["c", LAST]);
+        assert_eq!(limit(&plan, &baseline), 48, "three times what t18 takes");
         let count: usize = plan.suites.iter().map(|s| s.tests.len() - 1).sum();
         assert_eq!(count, all.len() - 3, "b and t19 are left out, the last comes with each");
         for suite in &plan.suites {

@@ -12,7 +12,7 @@ use regex::Regex;
 use crate::command::compare;
 use crate::command::mutants::catalogue::{Catalogue, Mutant, essence};
 use crate::command::mutants::finding::{self, Outcome};
-use crate::command::mutants::plan::{Baseline, Detector, LAST, LIMIT, PARTS, ordered};
+use crate::command::mutants::plan::{Baseline, Detector, LAST, PARTS, limit, ordered};
 use crate::command::mutants::table::{self, Table};
 use crate::command::mutants::verdicts::{self, Verdict, Verdicts};
 use crate::command::mutants::watch::{Lookout, shape};
@@ -164,7 +164,6 @@ impl Ground<'_> {
         let mut order = "by reach";
         match detector {
             Detector::Suite => {
-                setup.test_limit = Some(LIMIT.into());
                 // The same program runs all parts.
                 for part in PARTS {
                     let program = setup.programs.get(detector.suite()).cloned();
@@ -219,8 +218,6 @@ impl Ground<'_> {
         }
         eprintln!("zdvm: {} without any bug", ready.detector.title());
         let mut setup = ready.setup.clone();
-        // Boots with a bug leave out slow tests; in the baseline every test may run to its end.
-        setup.test_limit = None;
         setup.cmdline = format!("{PARAMETER}=coverage");
         let dir = self.folder(&format!("baseline.{}", ready.detector.word()))?;
         let mut baseline = Baseline::default();
@@ -326,6 +323,9 @@ impl Ground<'_> {
         let mut planned = ordered(&ready.planned, &ready.baseline, mutant, keep, last.as_deref());
         if self.short {
             planned.suites.retain(|s| s.name != PARTS[2]);
+        }
+        if ready.detector == Detector::Suite {
+            setup.test_limit = Some(limit(&planned, &ready.baseline));
         }
         let dir = self.folder(&format!("{}.{}", mutant.name, ready.detector.word()))?;
         let usual = &ready.baseline.usual;
