@@ -376,6 +376,8 @@ enum zdm_owner {
  *		number of the first page frame
  * @npages:	in: pages from there on, at most ZDM_INSPECT_MAX_PAGES
  * @pages:	in: user pointer to as many struct zdm_page
+/* The folio names another place than the address: another file, anon_vma or index in it. */
+#define ZDM_PAGE_MISPLACED	0x1000
  * @flags:	in: ZDM_INSPECT_*
  * @reserved:	must be zero
  *

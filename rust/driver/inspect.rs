@@ -44,6 +44,12 @@ impl Client {
         in_batches(range.pages(), to, |first, batch| {
             let range = range.skip(first).ok_or(EINVAL)?.first(batch.len());
             self.mirror().inspect(range, batch, page_seen)?;
+            self.mirror().misplaced(range, |page| {
+                // A page that is not there any more has no place.
+                if batch[page].flags & uapi::ZDM_PAGE_THERE != 0 {
+                    batch[page].flags |= uapi::ZDM_PAGE_MISPLACED;
+                }
+            })?;
             if !show_pfns {
                 batch.iter_mut().for_each(|page| page.pfn = 0);
             }

@@ -165,6 +165,7 @@ void zdm_look_up(struct mm_struct *mm, unsigned long addr, struct zdm_entry *out
 bool zdm_is_alone(struct mm_struct *mm);
 unsigned long zdm_area_flags(struct mm_struct *mm, unsigned long addr);
 int zdm_count_entries(struct page *head);
+bool zdm_is_misplaced(struct mm_struct *mm, unsigned long addr);
 unsigned long zdm_faults(void);
 unsigned long zdm_scanned(void);
 bool zdm_page_is_empty(struct page *page);

@@ -327,3 +327,54 @@ out:
 	rcu_read_unlock();
 	return found;
 }
+
+/*
+ * Whether the folio that the entry of @addr has says that it is elsewhere: in another file, another
+ * anon_vma, or at another index. rmap would not find this entry then, and whoever reports a broken
+ * page would name another place. For a caller that holds the mmap lock. UFFDIO_MOVE, migration and
+ * truncation change both in two steps, so that one look proves nothing.
+ */
+bool zdm_is_misplaced(struct mm_struct *mm, unsigned long addr)
+{
+	struct vm_area_struct *vma = find_vma(mm, addr);
+	struct zdm_entry entry, again;
+	const struct folio *folio;
+	const struct page *page;
+	unsigned long mapping, kind, pfn;
+	bool is_misplaced = false;
+	pgoff_t index;
+
+	mmap_assert_locked(mm);
+	if (!vma || vma->vm_start > addr || is_vm_hugetlb_page(vma))
+		return false;
+	rcu_read_lock();
+	look_up(mm, addr, &entry);
+	pfn = entry.pfn + ((addr >> PAGE_SHIFT) & ((1UL << entry.order) - 1));
+	if (entry.kind < ZDM_ENTRY_PRESENT || !pfn_valid(pfn))
+		goto out;
+	page = pfn_to_page(pfn);
+	folio = page_folio(page);
+	mapping = (unsigned long)READ_ONCE(folio->mapping);
+	index = READ_ONCE(folio->index) + (pfn - folio_pfn(folio));
+	kind = mapping & FOLIO_MAPPING_FLAGS;
+	if (kind == FOLIO_MAPPING_ANON) {
+		const struct anon_vma *anon_vma = (void *)(mapping - kind);
+		const struct anon_vma *own = READ_ONCE(vma->anon_vma);
+		pgoff_t start = vma_start_anon_pgoff(vma);
+
+		/* An anon_vma that was freed meanwhile can still be read, as in zdm_count_entries(). */
+		is_misplaced = !own || READ_ONCE(anon_vma->root) != READ_ONCE(own->root) ||
+			       index != start + ((addr - vma->vm_start) >> PAGE_SHIFT);
+	} else if (mapping && !kind) {
+		is_misplaced = !vma->vm_file ||
+			       vma->vm_file->f_mapping != (struct address_space *)mapping ||
+			       index != linear_page_index(vma, addr);
+	}
+	/* Neither a page without a mapping, such as a driver's, nor one of KSM names a place. */
+	look_up(mm, addr, &again);
+	if (again.kind != entry.kind || again.pfn != entry.pfn || again.order != entry.order)
+		is_misplaced = false;
+out:
+	rcu_read_unlock();
+	return is_misplaced;
+}

@@ -446,7 +446,14 @@ impl Device {
             reserved: 0,
         };
         self.ioctl_struct(ZDM_INSPECT, &mut inspect)?;
-        Ok(pages)
+        // Each page that any test looks at must say itself where it is.
+        match pages.iter().position(|p| p.flags & ZDM_PAGE_MISPLACED != 0) {
+            Some(at) => Err(io::Error::other(format!(
+                "the folio of page {at} names another place than that where it is mapped: {:x?}",
+                pages[at]
+            ))),
+            None => Ok(pages),
+        }
     }
 
     /// Inspects with a request that may be invalid. `pages` is 0, or points to nothing or to a

@@ -261,6 +261,7 @@ pub const ZDM_PAGE_MAPPING: u32 = 0x0100;
 pub const ZDM_PAGE_ANON_EXCLUSIVE: u32 = 0x0200;
 pub const ZDM_PAGE_ZERO: u32 = 0x0400;
 pub const ZDM_PAGE_ERROR: u32 = 0x0800;
+pub const ZDM_PAGE_MISPLACED: u32 = 0x1000;
 
 /// `enum memory_type` of include/linux/memremap.h; 0 stands for system memory.
 pub const TYPE_SYSTEM: u32 = 0;
@@ -564,6 +565,7 @@ mod tests {
             ("ZDM_PAGE_ZERO", ZDM_PAGE_ZERO),
             ("ZDM_PAGE_ERROR", ZDM_PAGE_ERROR),
             ("ZDM_PIN_WRITE", ZDM_PIN_WRITE),
+            ("ZDM_PAGE_MISPLACED", ZDM_PAGE_MISPLACED),
             ("ZDM_PIN_GET", ZDM_PIN_GET),
             ("ZDM_PIN_LONGTERM", ZDM_PIN_LONGTERM),
             ("ZDM_PIN_FAST", ZDM_PIN_FAST),

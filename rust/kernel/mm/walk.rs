@@ -28,7 +28,11 @@ use kernel::{
         },
         MmWithUser, //
     },
-    prelude::*, //
+    prelude::*,
+    time::{
+        delay::fsleep,
+        Delta, //
+    }, //
 };
 
 /// Entries of a device's page table that are compared before other tasks get the locks.
@@ -497,6 +501,36 @@ impl HmmMirror {
         // SAFETY: The page is mapped, and so in use, while the lock is held under which the sequence was
         // checked, and has contents.
         !page.is_null() && unsafe { bindings::zdm_page_is_empty(page) }
+    }
+}
+
+/// Looks at a page that names another place than that where it is mapped, before that is true.
+const PLACE_TRIES: usize = 10;
+
+impl HmmMirror {
+    /// Calls `f` with the number in `range` of each page whose folio names another place than that where it is
+    /// mapped: another file, another anon_vma, or another index in it. rmap does not find such a mapping. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` when the process is gone, `EINTR` on a fatal signal.
+    pub(crate) fn misplaced(&self, range: PageRange, mut f: impl FnMut(usize)) -> Result {
+        let mm = self.mm().mmget_not_zero().ok_or(EINVAL)?;
+        let lock = MmapLock::read(&mm)?;
+        for (number, address) in range.addresses().enumerate() {
+            // A task that changes the page and its entry one after the other needs a moment.
+            let is_misplaced = (0..PLACE_TRIES).all(|n| {
+                if n > 0 {
+                    fsleep(Delta::from_micros(100));
+                }
+                // SAFETY: The mmap lock is held by the type invariants of `MmapLock`.
+                unsafe { bindings::zdm_is_misplaced(lock.mm().as_raw(), address) }
+            });
+            if is_misplaced {
+                f(number);
+            }
+        }
+        Ok(())
     }
 }
 
