@@ -188,7 +188,8 @@ struct zdm_audit {
  * @kind:	in: enum zdm_inject_kind
  * @reserved:	must be zero
  * @addr:	in: user address of a device page, for the kinds that want one;
- *		physical address for ZDM_INJECT_EXTRA_MAPPING
+ *		physical address for ZDM_INJECT_EXTRA_MAPPING; milliseconds for
+ *		ZDM_INJECT_SLOW
  * @pfn:	out: the page that was touched
  *
  * Needs CAP_SYS_ADMIN and the module parameter inject=1, -EPERM otherwise;
@@ -244,6 +245,12 @@ enum zdm_inject_kind {
 	ZDM_INJECT_EXTRA_MAPPING	= 16,
 	/* Take it back. Closing the file does so, too. */
 	ZDM_INJECT_UNDO_MAPPING		= 17,
+	/*
+	 * Evictions from this device take addr milliseconds more (0 to 1000) while their
+	 * pages are unmapped, as if the device copied slowly, until this file is closed:
+	 * what other tasks do meanwhile meets migration entries.
+	 */
+	ZDM_INJECT_SLOW			= 18,
 };
 
 /* Orders that are counted by themselves; no page table entry of a device maps a larger one. */
@@ -369,6 +376,8 @@ enum zdm_owner {
 #define ZDM_PAGE_ZERO		0x0400
 /* The address cannot be accessed (poisoned, PROT_NONE, no mapping); no page then. */
 #define ZDM_PAGE_ERROR		0x0800
+/* The folio names another place than the address: another file, anon_vma or index in it. */
+#define ZDM_PAGE_MISPLACED	0x1000
 
 /**
  * struct zdm_inspect - look at pages without touching them
@@ -376,8 +385,6 @@ enum zdm_owner {
  *		number of the first page frame
  * @npages:	in: pages from there on, at most ZDM_INSPECT_MAX_PAGES
  * @pages:	in: user pointer to as many struct zdm_page
-/* The folio names another place than the address: another file, anon_vma or index in it. */
-#define ZDM_PAGE_MISPLACED	0x1000
  * @flags:	in: ZDM_INSPECT_*
  * @reserved:	must be zero
  *

@@ -111,6 +111,8 @@ pub(crate) struct Device {
     refused: AtomicFlag,
     /// Whether the next chunk gets a page with a reference (fault injection).
     spoilt: AtomicFlag,
+    /// Milliseconds by which evictions are slowed down (fault injection).
+    slow: Atomic<i32>,
     /// Keeps the module loaded while a pagemap has excess references.
     #[pin]
     pub(super) leaks: Mutex<Option<ModulePin>>,
@@ -265,6 +267,7 @@ impl Device {
                 free_refs: Atomic::new(0),
                 refused: AtomicFlag::new(false),
                 spoilt: AtomicFlag::new(false),
+                slow: Atomic::new(0),
                 leaks <- new_mutex!(None, "Device::leaks"),
                 growth <- new_mutex!((), "Device::growth"),
                 releasing <- new_mutex!((), "Device::releasing"),
@@ -282,6 +285,19 @@ impl Device {
     /// Makes the next chunk break I1.
     pub(super) fn spoil_next_memory(&self) {
         self.spoilt.store(true, Relaxed);
+    }
+
+    /// Makes each eviction take this many milliseconds more while its pages are unmapped.
+    pub(super) fn slow_down(&self, ms: u16) {
+        self.slow.store(ms.into(), Relaxed);
+    }
+
+    /// Waits as long as [`Device::slow_down()`] says. May sleep.
+    pub(super) fn be_slow(&self) {
+        let ms = self.slow.load(Relaxed);
+        if ms > 0 {
+            fsleep(Delta::from_millis(ms.into()));
+        }
     }
 
     /// Locks the memory, after freed pages are given back to the allocator.

@@ -382,6 +382,7 @@ impl Device {
     fn evict_pages(&self, mut migration: Migration<'_, Setup>) -> bool {
         let stats = &self.core.stats;
         let mut short = false;
+        self.be_slow();
         let mut pages = SystemFolios::anywhere(migration.len());
         for i in 0..migration.len() {
             let Some(order) = migration.source(i) else {

@@ -19,6 +19,9 @@ use crate::{
 };
 use kernel::prelude::*;
 
+/// Milliseconds by which an eviction can be slowed down, at most.
+const SLOWEST: u16 = 1000;
+
 /// `enum zdm_inject_kind`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
@@ -39,6 +42,7 @@ enum Kind {
     Corrupt,
     ExtraMapping,
     UndoMapping,
+    Slow,
 }
 
 impl Kind {
@@ -61,6 +65,7 @@ impl Kind {
             15 => Self::Corrupt,
             16 => Self::ExtraMapping,
             17 => Self::UndoMapping,
+            18 => Self::Slow,
             _ => return Err(EINVAL),
         })
     }
@@ -72,7 +77,8 @@ impl Client {
     pub(super) fn inject(&self, inject: &mut ZdmInject) -> Result {
         let kind = Kind::from_uapi(inject.kind)?;
         let address = usize::try_from(inject.addr).map_err(|_| EINVAL)?;
-        if inject.reserved != 0 || address % PAGE_SIZE != 0 {
+        let is_place = kind != Kind::Slow;
+        if inject.reserved != 0 || is_place && address % PAGE_SIZE != 0 {
             return Err(EINVAL);
         }
         let device = self.device();
@@ -166,6 +172,15 @@ impl Client {
                 broken.mapped.insert(mapped).pfn()
             }
             Kind::UndoMapping => broken.mapped.take().ok_or(ENOENT)?.pfn(),
+            Kind::Slow => {
+                let ms = u16::try_from(address).map_err(|_| EINVAL)?;
+                if ms > SLOWEST {
+                    return Err(EINVAL);
+                }
+                device.slow_down(ms);
+                broken.slow = true;
+                0
+            }
         };
         inject.pfn = pfn as u64;
         Ok(())
@@ -182,7 +197,8 @@ mod tests {
         assert_eq!(Kind::from_uapi(5), Ok(Kind::AllocTwice));
         assert_eq!(Kind::from_uapi(15), Ok(Kind::Corrupt));
         assert_eq!(Kind::from_uapi(17), Ok(Kind::UndoMapping));
+        assert_eq!(Kind::from_uapi(18), Ok(Kind::Slow));
         assert_eq!(Kind::from_uapi(0), Err(EINVAL));
-        assert_eq!(Kind::from_uapi(18), Err(EINVAL));
+        assert_eq!(Kind::from_uapi(19), Err(EINVAL));
     }
 }

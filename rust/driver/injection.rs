@@ -14,6 +14,7 @@ use crate::mm::{
     migrate::Copied,
     pagemap_audit::Corruption, //
 };
+use core::mem::take;
 use kernel::{
     new_mutex,
     prelude::*,
@@ -46,6 +47,8 @@ pub(super) struct Broken {
     pub(super) stale: Option<(u32, Corruption)>,
     /// A page of any pagemap with a mapping too many.
     pub(super) mapped: Option<ExtraMapping>,
+    /// Whether this client has made evictions slow.
+    pub(super) slow: bool,
     /// The end of the next migration to the device that must be held.
     armed: Option<End>,
 }
@@ -113,6 +116,9 @@ impl Injection {
             if device.corrupt(page, undo).is_err() {
                 pr_err!("page {} with an injected fault was taken meanwhile\n", page);
             }
+        }
+        if take(&mut broken.slow) {
+            device.slow_down(0);
         }
         broken.held = None;
         broken.mapped = None;

@@ -305,6 +305,7 @@ pub const ZDM_INJECT_SOURCE_REF: u32 = 14;
 pub const ZDM_INJECT_CORRUPT: u32 = 15;
 pub const ZDM_INJECT_EXTRA_MAPPING: u32 = 16;
 pub const ZDM_INJECT_UNDO_MAPPING: u32 = 17;
+pub const ZDM_INJECT_SLOW: u32 = 18;
 
 #[cfg(test)]
 mod tests {
@@ -564,8 +565,8 @@ mod tests {
             ("ZDM_PAGE_ANON_EXCLUSIVE", ZDM_PAGE_ANON_EXCLUSIVE),
             ("ZDM_PAGE_ZERO", ZDM_PAGE_ZERO),
             ("ZDM_PAGE_ERROR", ZDM_PAGE_ERROR),
-            ("ZDM_PIN_WRITE", ZDM_PIN_WRITE),
             ("ZDM_PAGE_MISPLACED", ZDM_PAGE_MISPLACED),
+            ("ZDM_PIN_WRITE", ZDM_PIN_WRITE),
             ("ZDM_PIN_GET", ZDM_PIN_GET),
             ("ZDM_PIN_LONGTERM", ZDM_PIN_LONGTERM),
             ("ZDM_PIN_FAST", ZDM_PIN_FAST),

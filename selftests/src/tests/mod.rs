@@ -279,6 +279,7 @@ pub fn all() -> Vec<&'static Test> {
         debugfs::INJECTING,
         pagemaps::INJECTING,
         strict::TESTS,
+        entries::INJECTING,
         params::TESTS,
         pagemaps::ABSENT,
         debugfs::RELOADING,

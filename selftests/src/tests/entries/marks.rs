@@ -22,12 +22,12 @@ use crate::{check, check_eq, proc};
 
 /// What the pages have before an operation.
 #[derive(Clone, Copy, Debug)]
-struct Marks {
-    dirty: bool,
-    watched: bool,
+pub(super) struct Marks {
+    pub dirty: bool,
+    pub watched: bool,
 }
 
-const MARKS: [Marks; 4] = [
+pub(super) const MARKS: [Marks; 4] = [
     Marks {
         dirty: false,
         watched: false,
@@ -48,7 +48,7 @@ const MARKS: [Marks; 4] = [
 
 /// What the pages may be afterwards.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum After {
+pub(super) enum After {
     /// As before.
     Same,
     /// Marked as written.
@@ -59,9 +59,9 @@ enum After {
 
 /// An operation on a scene. It returns where the pages are afterwards: a buffer if they have moved,
 /// the first page, and how many there are.
-type Run = fn(&Scene) -> Outcome<(Option<Buffer>, usize, usize, After)>;
+pub(super) type Run = fn(&Scene) -> Outcome<(Option<Buffer>, usize, usize, After)>;
 
-const OPERATIONS: &[(&str, Run)] = &[
+pub(super) const OPERATIONS: &[(&str, Run)] = &[
     ("nothing", |s| Ok((None, s.first, s.n, After::Same))),
     ("mprotect", |s| {
         s.buf.protect(s.first, s.n, libc::PROT_READ)?;
@@ -160,7 +160,7 @@ const OPERATIONS: &[(&str, Run)] = &[
 
 /// The states of pages. A device does not see the pages of another one's private memory.
 #[track_caller]
-fn states(s: &Scene, buf: &Buffer, first: usize, n: usize) -> Outcome<Vec<State>> {
+pub(super) fn states(s: &Scene, buf: &Buffer, first: usize, n: usize) -> Outcome<Vec<State>> {
     let seen = views(s.target, buf, first, n)?;
     let other = views(s.other, buf, first, n)?;
     let pick = |(a, b): (State, State)| if a.flags == 0 { b } else { a };
@@ -168,12 +168,12 @@ fn states(s: &Scene, buf: &Buffer, first: usize, n: usize) -> Outcome<Vec<State>
 }
 
 /// What the first pages of a test hold, of which one word is enough to write to them.
-fn word(page: usize) -> u64 {
+pub(super) fn word(page: usize) -> u64 {
     5400 + page as u64
 }
 
 impl Scene<'_> {
-    fn touch(&self, buf: &Buffer, first: usize, n: usize) {
+    pub(super) fn touch(&self, buf: &Buffer, first: usize, n: usize) {
         for page in first..first + n {
             buf.set(page, 1, word(page));
         }
@@ -181,7 +181,7 @@ impl Scene<'_> {
 
     /// Gives the pages these marks in system memory, and moves them to their place.
     #[track_caller]
-    fn mark(&self, marks: Marks) -> Outcome<Option<Uffd>> {
+    pub(super) fn mark(&self, marks: Marks) -> Outcome<Option<Uffd>> {
         self.touch(&self.buf, self.first, self.n);
         if self.huge && proc::huge(&self.buf, self.first, self.n)? != self.n {
             self.buf.advise(self.first, self.n, libc::MADV_COLLAPSE)?;
@@ -214,7 +214,13 @@ impl Scene<'_> {
     }
 
     #[track_caller]
-    fn compare(&self, found: &[State], marks: Marks, after: After, when: &str) -> Outcome {
+    pub(super) fn compare(
+        &self,
+        found: &[State],
+        marks: Marks,
+        after: After,
+        when: &str,
+    ) -> Outcome {
         for (i, state) in found.iter().enumerate() {
             // remove_migration_pmd() marks what is dirty; so a huge page may get the mark, but never
             // loses it.

@@ -12,6 +12,7 @@ mod files;
 mod maps;
 mod marks;
 mod meanwhile;
+mod midway;
 mod protections;
 
 use std::fs;
@@ -34,6 +35,11 @@ pub const TESTS: &[Test] = of_each_kind!("entries":
     "marks" => marks_test,
     "marks_dirty" => marks_dirty,
     "marks_watched" => marks_watched,
+);
+
+pub const INJECTING: &[Test] = of_each_kind!("entries", "inject=1":
+    "midway" => midway_test,
+    "midway_huge" => midway_huge,
 );
 
 const RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
@@ -284,6 +290,14 @@ fn files_test(ctx: &Ctx, node: usize) -> Outcome {
 
 fn meanwhile_test(ctx: &Ctx, node: usize) -> Outcome {
     meanwhile::all(ctx, node)
+}
+
+fn midway_test(ctx: &Ctx, node: usize) -> Outcome {
+    midway::each(ctx, node, false)
+}
+
+fn midway_huge(ctx: &Ctx, node: usize) -> Outcome {
+    midway::each(ctx, node, true)
 }
 
 fn marks_test(ctx: &Ctx, node: usize) -> Outcome {
