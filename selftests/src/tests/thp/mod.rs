@@ -3,6 +3,7 @@
 //! Transparent huge pages that migrate, come back and end in one piece. `thp/parts.rs` splits them.
 
 pub mod parts;
+pub mod shared;
 
 use std::io::{Read, Write};
 use std::time::Duration;
