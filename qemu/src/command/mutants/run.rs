@@ -12,7 +12,7 @@ use regex::Regex;
 use crate::command::compare;
 use crate::command::mutants::catalogue::{Catalogue, Mutant, essence};
 use crate::command::mutants::finding::{self, Outcome};
-use crate::command::mutants::plan::{Baseline, Detector, LAST, PARTS, limit, ordered};
+use crate::command::mutants::plan::{Baseline, Detector, LAST, PARTS, limit, ordered, shorten};
 use crate::command::mutants::table::{self, Table};
 use crate::command::mutants::verdicts::{self, Verdict, Verdicts};
 use crate::command::mutants::watch::{Lookout, shape};
@@ -322,7 +322,7 @@ impl Ground<'_> {
         let last = read_json::<String>(&noticed);
         let mut planned = ordered(&ready.planned, &ready.baseline, mutant, keep, last.as_deref());
         if self.short {
-            planned.suites.retain(|s| s.name != PARTS[2]);
+            shorten(&mut planned);
         }
         if ready.detector == Detector::Suite {
             setup.test_limit = Some(limit(&planned, &ready.baseline));
