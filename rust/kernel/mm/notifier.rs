@@ -484,6 +484,27 @@ mod tests {
         Ok(())
     }
 
+    /// Each range of a few pages, against each that is unmapped.
+    #[test]
+    fn every_overlap_is_seen() -> Result {
+        const PAGES: usize = 4;
+        let all = || (0..PAGES).flat_map(|first| (first..PAGES).map(move |last| (first, last)));
+        for (first, last) in all() {
+            for (from, to) in all() {
+                let start = mmap_anon(PAGES * PAGE_SIZE)?;
+                let own = PageRange::new(start + first * PAGE_SIZE, last - first + 1)?;
+                let watch = watch(own.start(), own.pages())?;
+                let seq = watch.read_begin(Span::of(own))?;
+                munmap(start + from * PAGE_SIZE, (to - from + 1) * PAGE_SIZE)?;
+                let meets = from <= last && first <= to;
+                assert_eq!(state(&watch, seq), (usize::from(meets), meets));
+                drop(watch);
+                munmap(start, PAGES * PAGE_SIZE)?;
+            }
+        }
+        Ok(())
+    }
+
     #[test]
     fn reader_of_other_pages_is_not_disturbed() -> Result {
         let start = mmap_anon(4 * PAGE_SIZE)?;
