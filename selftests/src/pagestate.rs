@@ -4,7 +4,6 @@
 //! them.
 
 use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -85,15 +84,8 @@ const FOLIO_FLAGS: u64 = (1 << 5) | (1 << 12) | (1 << 14) | (1 << 18) | (1 << 21
 #[track_caller]
 pub fn folio_flags(buf: &Buffer, first: usize, n: usize) -> Outcome<Vec<u64>> {
     proc::drain_batches()?;
-    let file = File::open("/proc/kpageflags").or_fail("/proc/kpageflags")?;
-    let frames = proc::frames(buf, first, n)?;
-    let read = |pfn: &u64| -> Outcome<u64> {
-        let mut flags = [0; 8];
-        file.read_exact_at(&mut flags, pfn * 8)
-            .or_fail("/proc/kpageflags")?;
-        Ok(u64::from_ne_bytes(flags) & FOLIO_FLAGS)
-    };
-    frames.iter().map(read).collect()
+    let flags = proc::frame_flags(&proc::frames(buf, first, n)?)?;
+    Ok(flags.iter().map(|flags| flags & FOLIO_FLAGS).collect())
 }
 
 /// Counters that a migration does not change, in pages or pieces.

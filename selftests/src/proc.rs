@@ -110,16 +110,24 @@ pub fn kib(text: &str, name: &str) -> Option<u64> {
     line.trim().parse().ok()
 }
 
-/// Whether a page frame of system memory is the first page of a large folio in use, by
-/// /proc/kpageflags.
+/// The flags of page frames in /proc/kpageflags.
+#[track_caller]
+pub fn frame_flags(frames: &[u64]) -> Outcome<Vec<u64>> {
+    let file = fs::File::open("/proc/kpageflags").or_fail("/proc/kpageflags")?;
+    let read = |pfn: &u64| -> Outcome<u64> {
+        let mut flags = [0; 8];
+        file.read_exact_at(&mut flags, pfn * 8)
+            .or_fail("/proc/kpageflags")?;
+        Ok(u64::from_ne_bytes(flags))
+    };
+    frames.iter().map(read).collect()
+}
+
+/// Whether a page frame of system memory is the first page of a large folio in use.
 #[track_caller]
 pub fn is_large_folio(pfn: u64) -> Outcome<bool> {
     const COMPOUND_HEAD: u64 = 1 << 15;
-    let file = fs::File::open("/proc/kpageflags").or_fail("/proc/kpageflags")?;
-    let mut flags = [0; 8];
-    file.read_exact_at(&mut flags, pfn * 8)
-        .or_fail("/proc/kpageflags")?;
-    Ok(u64::from_ne_bytes(flags) & COMPOUND_HEAD != 0)
+    Ok(frame_flags(&[pfn])?[0] & COMPOUND_HEAD != 0)
 }
 
 /// The anonymous resident memory of the process, in pages. The value is exact: /proc/PID/status

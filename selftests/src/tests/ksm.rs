@@ -10,8 +10,8 @@ use std::time::Duration;
 use super::chain::Image;
 use super::leak::settled;
 use super::strict::needs_all_fixes;
-use super::target::Target;
-use super::{Ctx, PAGES, Test};
+use super::target::{COHERENT, GENERIC, Target};
+use super::{Ctx, PAGES, Test, test};
 use crate::check::{Fail, OrFail, Outcome, expect_errno};
 use crate::device::{Buffer, check_bytes, pattern_bytes};
 use crate::harness::{Child, note};
@@ -26,6 +26,12 @@ pub const TESTS: &[Test] = of_each_kind!("ksm":
     "stays" => stays,
     "zeroes" => zeroes,
 );
+
+/// Tests for pages of a device that the CPU maps.
+pub const IN_TREE: &[Test] = &[
+    test("ksm_coherent.in_tree", |ctx| in_tree(ctx, COHERENT)),
+    test("ksm_generic.in_tree", |ctx| in_tree(ctx, GENERIC)),
+];
 
 pub const KSM: &str = "/sys/kernel/mm/ksm";
 
@@ -346,5 +352,69 @@ fn zeroes(ctx: &Ctx, node: usize) -> Outcome {
         buf.check_zero(0, part)?;
         buf.check(part, part, 1670)?;
         expect(0, "in the end")
+    })
+}
+
+/// KSM remembers a page for the rest of a scan, to merge it with an equal one that it meets later. If
+/// the page goes to a device in between, it must not become a page of KSM there.
+///
+/// The scan is so slow that the page is met a fifth of a second before the equal one. A page is
+/// remembered when it is met for the second time, so that it stays in the system for one scan and a
+/// half.
+fn in_tree(ctx: &Ctx, node: usize) -> Outcome {
+    const BETWEEN: usize = 40;
+    const PAUSE: u64 = 5;
+    const ROUNDS: usize = 10;
+    const SHARED_BY_KSM: u64 = 1 << 21;
+    settled(ctx, node, |target| {
+        let ksm = Ksm::start()?;
+        ksm.pause()?;
+        let all = Buffer::anon(BETWEEN + 2)?;
+        for page in 0..BETWEEN + 2 {
+            all.fill(page, 1, 1660 + page as u64);
+        }
+        // The first page and the last one are equal.
+        let (first, last) = (0, BETWEEN + 1);
+        for word in 0..crate::memory::WORDS {
+            all.set(last, word, all.get(first, word));
+        }
+        let words = all.words(first);
+        all.advise(0, BETWEEN + 2, libc::MADV_MERGEABLE)?;
+        // A kernel without this file does not skip pages.
+        let _ = fs::write(format!("{KSM}/smart_scan"), "0");
+        fs::write(format!("{KSM}/sleep_millisecs"), PAUSE.to_string())
+            .or_fail("sleep_millisecs")?;
+        fs::write(format!("{KSM}/pages_to_scan"), "1").or_fail("pages_to_scan")?;
+        ksm.resume()?;
+        let scan = Duration::from_millis(PAUSE * (BETWEEN as u64 + 2));
+        let mut went = 0;
+        for round in 0..ROUNDS {
+            std::thread::sleep(scan * 3 / 2);
+            // The page may be merged already, and then stays.
+            let _ = target.to_device(&all, first, 1);
+            if target.on_device(&all, first, 1)? == 0 {
+                // A write takes it from KSM.
+                all.set(first, 0, words[0]);
+                continue;
+            }
+            went += 1;
+            std::thread::sleep(scan * 3 / 2);
+            let frames = proc::frames(&all, first, 1)?;
+            for flags in proc::frame_flags(&frames)? {
+                check!(
+                    flags & SHARED_BY_KSM == 0,
+                    "page on the device in round {round}: expected none of KSM's, found {flags:#x}"
+                );
+            }
+            target.to_system(&all, first, 1).or_fail("MIGRATE_TO_SYS")?;
+            check_eq!(all.words(first), words, "contents of the page");
+        }
+        check_eq!(all.words(last), words, "contents of the equal page");
+        note(&format!("the page went in {went} of {ROUNDS} rounds"));
+        check!(
+            went > 0,
+            "rounds with the page on the device: expected some"
+        );
+        Ok(())
     })
 }

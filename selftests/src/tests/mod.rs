@@ -30,6 +30,7 @@ mod account;
 mod advice;
 mod allocator;
 mod bad;
+mod batches;
 mod bench;
 mod beside;
 mod blind;
@@ -68,6 +69,7 @@ mod migrate;
 mod mirror;
 mod mixedmap;
 mod model;
+mod nodes;
 mod owners;
 mod pagemaps;
 mod params;
@@ -197,6 +199,7 @@ pub fn all() -> Vec<&'static Test> {
         fail::TESTS,
         uffd::TESTS,
         uffd::device::TESTS,
+        uffd::held::TESTS,
         pin::TESTS,
         pin::ioctl::TESTS,
         generic::TESTS,
@@ -204,6 +207,7 @@ pub fn all() -> Vec<&'static Test> {
         hmm::TESTS,
         lost::TESTS,
         owners::TESTS,
+        nodes::TESTS,
         dax::TESTS,
         dax::pins::TESTS,
         dax::unbind::TESTS,
@@ -234,14 +238,18 @@ pub fn all() -> Vec<&'static Test> {
         swap::TESTS,
         model::TESTS,
         ksm::TESTS,
+        ksm::IN_TREE,
         poison::TESTS,
         cgroup::life::TESTS,
         fight::TESTS,
         evict::TESTS,
         exclusive::paths::TESTS,
         pin::holders::TESTS,
+        pin::around::TESTS,
+        pin::around::LONG,
         holes::TESTS,
         programs::TESTS,
+        batches::TESTS,
         beside::TESTS,
         place::TESTS,
         mirror::TESTS,

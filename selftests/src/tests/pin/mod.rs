@@ -3,6 +3,7 @@
 //! A held page does not migrate under its holder. The holders here belong to the kernel: a pipe
 //! (vmsplice) and gup_test's long-term pins.
 
+pub mod around;
 pub mod holders;
 pub mod ioctl;
 

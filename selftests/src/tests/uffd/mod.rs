@@ -3,6 +3,7 @@
 //! Ranges whose missing pages the process itself provides, by userfaultfd.
 
 pub mod device;
+pub mod held;
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
