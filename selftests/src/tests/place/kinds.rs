@@ -155,13 +155,14 @@ pub(super) fn swap_cache(ctx: &Ctx, node: usize) -> Outcome {
         swap_out(&s.buf, s.first, s.n, s.n)?;
         // A read leaves the page in the swap cache, a write does not.
         s.check(3090)?;
-        let clean = s.states()?;
-        // A kernel with series A reports these pages as read-only, because they are clean, and so
-        // does it on a device whose memory the CPU maps. They are writable on PRIVATE memory, and
-        // afterwards.
-        let mut states = clean.clone();
+        let mut states = s.states()?;
+        // A kernel with series A reports these pages as read-only, because they are clean. They are
+        // writable on PRIVATE memory, and afterwards; the CPU maps those of another kind with the
+        // entries that they had.
         for state in &mut states {
-            state.flags |= ZDM_PAGE_WRITE;
+            if !target.cpu_maps() {
+                state.flags |= ZDM_PAGE_WRITE;
+            }
         }
         proc::drain_batches()?;
         let moved = target.to_device(&s.buf, s.first, s.n);
@@ -171,8 +172,7 @@ pub(super) fn swap_cache(ctx: &Ctx, node: usize) -> Outcome {
         let went = target.on_device(&s.buf, s.first, s.n)?;
         crate::harness::note(&format!("{went} of {} pages in the swap cache went", s.n));
         if went == s.n {
-            let there = if target.cpu_maps() { &clean } else { &states };
-            s.expect(there, true, "from the swap cache, on the device")?;
+            s.expect(&states, true, "from the swap cache, on the device")?;
         }
         target
             .to_system(&s.buf, s.first, s.n)
