@@ -238,12 +238,18 @@ fn build(matrix: &Matrix, args: &Args) -> Result<Built<Tree>> {
         args: Vec::new(),
     };
     let fragments = kernel::fragments(matrix, &like.config)?;
-    let configured = match tree.objects.join(".config").is_file() {
-        true => {
-            tree.args = compiler::arguments(&tree.config()?, &compiler::version)?;
-            again(&tree, &fragments, args.objdir.is_none(), &log)
+    let arguments = match tree.objects.join(".config").is_file() {
+        true => Some(compiler::arguments(&tree.config()?, &compiler::version)),
+        false => None,
+    };
+    let configured = match arguments {
+        Some(Ok(arguments)) => {
+            tree.args = arguments;
+            again(&tree, &fragments, tree.ours, &log)
         }
-        false => kernel::configure(&tree, &fragments, &log),
+        Some(Err(e)) if !tree.ours => return Err(e),
+        // A signal during the configuration of the first commit leaves half a .config.
+        _ => kernel::configure(&tree, &fragments, &log),
     };
     // `kdir::open()` builds a tree that has a configuration.
     match of_commit(configured)? {
