@@ -60,10 +60,10 @@ use crate::{
         PagemapsFile, //
     },
     miscdevice::Node,
-    mm::module_scope::{
+    mm::module::scope::{
         ModuleExit,
         ModuleScope, //
-    }, //
+    },
 };
 use core::borrow::Borrow;
 use kernel::{

@@ -14,11 +14,11 @@ mod tests {
             NodeOps, //
         },
         mm::{
-            kunit::{
+            kunit::support::{
                 mmap_anon,
                 this_module, //
             },
-            module_scope::ModuleScope,
+            module::scope::ModuleScope,
             PAGE_SIZE, //
         },
         sample::{

@@ -109,8 +109,11 @@ fn kind(info: &str) -> Option<Kind> {
 /// The name of the item that begins in `line`, and whether it is a type that other files can name.
 fn item(line: &str) -> Option<(&str, bool)> {
     let (public, rest) = match line.trim_start().strip_prefix("pub") {
-        Some(rest) if rest.starts_with("(super)") => (false, &rest["(super)".len()..]),
-        Some(rest) => (true, rest.strip_prefix("(crate)").unwrap_or(rest)),
+        // `pub(super)` and `pub(in PATH)` hide the item from other files or folders.
+        Some(rest) => match rest.strip_prefix('(').and_then(|rest| rest.split_once(')')) {
+            Some((scope, rest)) => (scope == "crate", rest),
+            None => (true, rest),
+        },
         None => (false, line),
     };
     let rest = rest.trim_start();

@@ -94,6 +94,9 @@ pub(crate) struct Two;
 /// None.
 pub(super) struct Hidden;
 
+/// None.
+pub(in crate::mm) struct AlsoHidden;
+
 impl Two {
     /// ```ignore
     /// ?
@@ -109,7 +112,7 @@ impl Two {
             (1, "some_file", Kind::Run),
             (9, "Two", Kind::Run),
             (14, "Two", Kind::NoRun),
-            (25, "skipped", Kind::Skip),
+            (28, "skipped", Kind::Skip),
         ]
     );
     assert_eq!(

@@ -26,6 +26,19 @@ fn code(text: &str) -> String {
     text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
 }
 
+/// The files of a folder and of those in it, without the ending and without `mod.rs`, as paths from `top`.
+fn files_below(top: &Path, dir: &Path, out: &mut BTreeSet<String>) {
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            files_below(top, &path, out);
+        } else if path.file_name().unwrap() != "mod.rs" {
+            let name = path.strip_prefix(top).unwrap().with_extension("");
+            out.insert(name.to_string_lossy().into_owned());
+        }
+    }
+}
+
 #[test]
 fn each_file_is_in_the_series_or_stays_out() {
     let spec = load();
@@ -33,36 +46,83 @@ fn each_file_is_in_the_series_or_stays_out() {
     for name in spec.patch.iter().flat_map(|patch| &patch.rust) {
         assert!(known.insert(name.clone()), "{name} is there twice");
     }
-    let dir = fs::read_dir(repo().join("rust/kernel/mm")).unwrap();
-    let files: BTreeSet<String> = dir
-        .map(|entry| entry.unwrap().path().file_stem().unwrap().to_string_lossy().into_owned())
-        .filter(|name| name != "mod")
-        .collect();
+    let mut files = BTreeSet::new();
+    let top = repo().join("rust/kernel/mm");
+    files_below(&top, &top, &mut files);
     assert_eq!(known, files);
+}
+
+/// The paths that a `use` declaration names, from the text between `use` and the semicolon.
+fn paths(tree: &str, prefix: &str, out: &mut Vec<String>) {
+    let (mut depth, mut start) = (0, 0);
+    for (i, c) in tree.char_indices().chain([(tree.len(), ',')]) {
+        match c {
+            '{' => depth += 1,
+            '}' => depth -= 1,
+            ',' if depth == 0 => {
+                let part = tree[start..i].trim();
+                start = i + 1;
+                match part.split_once('{') {
+                    Some((path, rest)) => {
+                        paths(&rest[..rest.len() - 1], &format!("{prefix}{path}"), out);
+                    }
+                    None if part.is_empty() => {}
+                    None => out.push(format!("{prefix}{part}")),
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn paths_of_a_tree() {
+    let mut found = Vec::new();
+    paths(
+        "crate::{\n    a,\n    mm::{\n        b::C,\n        d::{E, F},\n    },\n}",
+        "",
+        &mut found,
+    );
+    assert_eq!(found, ["crate::a", "crate::mm::b::C", "crate::mm::d::E", "crate::mm::d::F"]);
 }
 
 /// A patch imports nothing that comes later, and nothing that stays out. KUnit cases may.
 #[test]
 fn patches_are_bottom_up() {
     let spec = load();
-    let import = Regex::new(r"(?s)^use super::(\{.*?\n\}|\w+)").unwrap();
-    let first = Regex::new(r"(?m)^    (\w+)(?:::|,)|^use super::(\w+)").unwrap();
-    let files: BTreeSet<String> = spec.patch.iter().flat_map(|patch| patch.rust.clone()).collect();
+    let import = Regex::new(r"(?ms)^(?:pub\(crate\) )?use (.*?);").unwrap();
+    let end_of_line = Regex::new(r"//[^\n]*").unwrap();
+    let mut files: BTreeSet<String> = spec.out_of_tree.iter().cloned().collect();
+    files.extend(spec.patch.iter().flat_map(|patch| patch.rust.clone()));
     let mut there: BTreeSet<&str> = BTreeSet::new();
+    let mut imports = 0;
     for patch in &spec.patch {
         there.extend(patch.rust.iter().map(String::as_str));
         for name in &patch.rust {
+            let folder = name.rsplit_once('/').map_or(String::new(), |(dir, _)| format!("{dir}/"));
             let text = code(&module(name));
-            for part in text.split("\n\n").filter_map(|part| import.find(part)) {
-                for found in first.captures_iter(part.as_str()) {
-                    let name_of = found.get(1).or(found.get(2)).unwrap().as_str();
-                    let is_file =
-                        files.contains(name_of) || spec.out_of_tree.iter().any(|n| n == name_of);
-                    assert!(!is_file || there.contains(name_of), "{name} imports {name_of}");
+            let mut found = Vec::new();
+            for tree in import.captures_iter(&end_of_line.replace_all(&text, "")) {
+                paths(&tree[1], "", &mut found);
+            }
+            for path in found {
+                let path = path.replace("::", "/");
+                let path = match path.strip_prefix("super/") {
+                    Some(rest) => format!("{folder}{rest}"),
+                    None => path.strip_prefix("crate/mm/").unwrap_or_default().to_owned(),
+                };
+                let file = files.iter().find(|file| {
+                    path.strip_prefix(file.as_str())
+                        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+                });
+                if let Some(file) = file {
+                    imports += 1;
+                    assert!(there.contains(file.as_str()), "{name} imports {file}");
                 }
             }
         }
     }
+    assert!(imports > 100, "only {imports} imports found");
 }
 
 /// What the files call in C is in the files of C that the series has.

@@ -15,12 +15,8 @@ use super::{
     Violation, //
 };
 use crate::{
-    mm::{
-        page::{
-            PageView, //
-        }, //
-    },
-    uapi::MEMORY_DEVICE_PRIVATE,
+    mm::page::view::PageView,
+    uapi::MEMORY_DEVICE_PRIVATE, //
 };
 use kernel::prelude::*;
 

@@ -5,8 +5,8 @@
 #![forbid(unsafe_code)]
 
 use crate::mm::{
-    inspect::PageFacts,
-    memory_type::MemoryType, //
+    hmm::inspect::PageFacts,
+    region::memory_type::MemoryType, //
 };
 use kernel::{
     fmt,
@@ -98,8 +98,8 @@ pub(crate) fn explained_refs(
 mod tests {
     use super::*;
     use crate::mm::{
-        inspect::Ownership,
-        page::PageBits, //
+        hmm::inspect::Ownership,
+        page::view::PageBits, //
     };
 
     fn facts(refs: i32, mapcount: i32) -> PageFacts {

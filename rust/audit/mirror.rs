@@ -12,12 +12,12 @@ use super::{
     Violation, //
 };
 use crate::mm::{
-    page::PageView,
-    walk::{
+    oracle::walk::{
         Change,
         Marks,
         Untruth, //
-    }, //
+    },
+    page::view::PageView, //
 };
 use kernel::prelude::*;
 
@@ -133,7 +133,7 @@ pub(crate) fn check_mapped(page: PageView<'_>) -> Option<Violation> {
 #[kunit_tests(zdmirror_audit_mirror)]
 mod tests {
     use super::*;
-    use crate::mm::walk::Passing;
+    use crate::mm::oracle::walk::Passing;
 
     const PAGE: u32 = Marks::MAPPED | Marks::AREA_WRITE | Marks::EXCLUSIVE | Marks::PRESENT;
 

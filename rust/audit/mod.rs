@@ -53,9 +53,7 @@ pub(crate) use report::{
 pub(crate) use whole::whole_pages;
 
 use crate::{
-    mm::{
-        page::PageView, //
-    },
+    mm::page::view::PageView,
     uapi::{
         ZdmViolation,
         MEMORY_DEVICE_COHERENT,

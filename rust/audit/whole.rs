@@ -12,17 +12,21 @@ use super::{
     Invariant,
     Violation, //
 };
-use crate::mm::{
-    page::PageView,
-    pagemap::DevPagemap,
-    pagemap_ops::PagemapOps,
-    whole::{
-        flags,
-        LargeFields,
-        PageFields, //
-    }, //
+use crate::{
+    mm::{
+        oracle::whole::{
+            flags,
+            LargeFields,
+            PageFields, //
+        },
+        page::view::PageView,
+        pagemap::{
+            dev_pagemap::DevPagemap,
+            ops::PagemapOps, //
+        },
+    },
+    params::param_strict, //
 };
-use crate::params::param_strict;
 use kernel::prelude::*;
 
 /// The state of the checked page.

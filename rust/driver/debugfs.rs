@@ -4,7 +4,6 @@
 
 #![forbid(unsafe_code)]
 
-use super::device::Device;
 use crate::{
     debugfs::{
         Dir,
@@ -12,9 +11,8 @@ use crate::{
         Text,
         TextFile, //
     },
-    mm::{
-        moved::ORDERS, //
-    },
+    driver::device::dmirror_device::Device,
+    mm::migrate::moved::ORDERS,
     uapi::{
         is_admin,
         ZdmStats,
@@ -141,13 +139,13 @@ mod tests {
     use crate::{
         audit::Policy,
         driver::{
+            fault_around::streams::Most,
             params::Location as Place,
-            streams::Most,
             Config, //
         },
         mm::{
-            kunit::this_module,
-            module_scope::ModuleScope,
+            kunit::support::this_module,
+            module::scope::ModuleScope,
             PAGE_SIZE, //
         },
         uapi::ZDM_STATS_ORDERS, //

@@ -4,31 +4,37 @@
 
 #![forbid(unsafe_code)]
 
-use super::{
-    client::Client,
-    inspect::describe_frames,
-    rw::{
-        Faulting,
-        Outcome, //
-    },
-    streams::Most, //
-};
-use crate::audit::Moment;
-use crate::params::param_strict;
 use crate::{
-    mm::{
-        inspect::MAX_PFNS,
-        owner::PgmapOwner,
-        pin::{
-            Hold,
-            PinRequest, //
+    audit::Moment,
+    driver::{
+        client::{
+            inspect::describe_frames,
+            open_file::Client,
+            rw::{
+                Faulting,
+                Outcome, //
+            },
         },
-        range::PageRange,
-        table::Access,
+        fault_around::streams::Most, //
+    },
+    mm::{
+        hmm::{
+            access::Access,
+            inspect::MAX_PFNS, //
+        },
+        region::owner::PgmapOwner,
+        user::{
+            pin::{
+                Hold,
+                PinRequest, //
+            },
+            range::PageRange, //
+        },
         PAGE_SIZE, //
     },
-    uapi,
+    params::param_strict,
     uapi::{
+        self,
         as_bytes_mut,
         is_admin,
         HmmCmd,

@@ -1,46 +1,38 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! The driver, which has policy only. Unsafe code is in `crate::mm`, the oracle in `crate::audit`.
+//!
+//! A folder or file imports only what stands before it in this list:
+//!
+//! | where | what belongs there |
+//! |---|---|
+//! | `devmem/` | the allocator: which pages are free, and which file moved the others to the device |
+//! | `fault_around/` | streams of CPU faults, and the pages around a fault that come back with its own |
+//! | `params`, `stats` | module parameters, checked; counters |
+//! | `device/` | a device: its chunks of memory, copies, checks of moved pages, CPU faults, the scan |
+//! | `migrate/` | migrations on request, folios for them, and eviction |
+//! | `client/` | an open file: reads and writes, exclusive access, snapshots, pins, injected faults |
+//! | `ioctl`, `node`, `observer` | the nodes of the devices, the node without a device, and their ioctls |
+//! | `debugfs`, `pagemaps` | files in debugfs |
 
 #![forbid(unsafe_code)]
 
-mod chunk;
 mod client;
-mod copy;
-mod core_data;
 mod debugfs;
 mod device;
 mod devmem;
-mod devmem_alloc;
-mod evict;
-mod exclusive;
-mod fault;
 mod fault_around;
-mod fault_window;
-mod heads;
-mod inject;
-mod injection;
-mod inspect;
 mod ioctl;
 mod migrate;
 mod node;
 mod observer;
-mod page_backed;
 mod pagemaps;
 mod params;
-mod pin;
-mod pins;
-mod rw;
-mod scan;
-mod snapshot;
 mod stats;
-mod streams;
-mod strict;
-mod verify;
 
-pub(crate) use client::Client;
+pub(crate) use client::open_file::Client;
 pub(crate) use debugfs::DebugFiles;
-pub(crate) use device::Device;
+pub(crate) use device::dmirror_device::Device;
 pub(crate) use observer::Observer;
 pub(crate) use pagemaps::PagemapsFile;
 pub(crate) use params::{

@@ -4,16 +4,16 @@
 
 #![forbid(unsafe_code)]
 
-use super::{
-    client::Client,
-    device::Device, //
-};
 use crate::{
+    driver::{
+        client::open_file::Client,
+        device::dmirror_device::Device, //
+    },
     miscdevice::NodeOps,
     mm::{
-        task::check_signals,
+        sync::task::check_signals,
         PAGE_SIZE, //
-    }, //
+    },
 };
 use kernel::{
     alloc::flags::__GFP_ZERO,

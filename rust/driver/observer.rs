@@ -11,8 +11,8 @@ use crate::{
         NodeOps, //
     },
     mm::{
-        module_scope::ModuleScope,
-        owner::PgmapOwner, //
+        module::scope::ModuleScope,
+        region::owner::PgmapOwner, //
     }, //
 };
 use kernel::{

@@ -18,16 +18,18 @@ use crate::{
         TextFile, //
     },
     mm::{
-        inspect::{
+        hmm::inspect::{
             inspect_pfns,
             PageFacts, //
         },
-        memory_type::MemoryType,
-        module_scope::ModuleScope,
-        owner::PgmapOwner,
-        survey,
+        module::scope::ModuleScope,
+        oracle::survey,
+        region::{
+            memory_type::MemoryType,
+            owner::PgmapOwner, //
+        },
         PUD_ORDER, //
-    }, //
+    },
 };
 use core::ops::Range;
 use kernel::{

@@ -4,16 +4,16 @@
 
 #![forbid(unsafe_code)]
 
-use super::streams::{
-    Most,
-    MAX_WINDOW, //
-};
 use crate::{
     audit::Policy,
+    driver::fault_around::streams::{
+        Most,
+        MAX_WINDOW, //
+    },
     mm::{
-        memory_type::MemoryType,
+        region::memory_type::MemoryType,
         PAGE_SIZE, //
-    }, //
+    },
 };
 use core::num::NonZeroUsize;
 use kernel::{

@@ -6,11 +6,11 @@
 
 use crate::{
     mm::{
-        moved::{
+        migrate::moved::{
             Moved,
             ORDERS, //
         },
-        once::add_once, //
+        sync::once::add_once, //
     },
     uapi::{
         ZdmStats,

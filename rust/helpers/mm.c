@@ -16,7 +16,7 @@
 
 #include "helpers.h"
 
-/* What rust/kernel/mm/struct_page.rs knows of the array of struct pages. */
+/* What rust/kernel/mm/page/struct_page.rs knows of the array of struct pages. */
 static_assert(IS_ENABLED(CONFIG_SPARSEMEM_VMEMMAP));
 
 struct page *zdm_pfn_to_page(unsigned long pfn)
@@ -29,7 +29,7 @@ unsigned long zdm_page_to_pfn(const struct page *page)
 	return page_to_pfn(page);
 }
 
-/* What rust/kernel/mm/struct_page.rs knows of the words that follow the flags. */
+/* What rust/kernel/mm/page/struct_page.rs knows of the words that follow the flags. */
 static_assert(offsetof(struct folio, pgmap) == offsetof(struct page, lru));
 static_assert(offsetof(struct page, lru) == sizeof(unsigned long));
 static_assert(offsetof(struct page, zone_device_data) == 2 * sizeof(unsigned long));

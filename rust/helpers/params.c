@@ -16,7 +16,7 @@ static bool ledger = true;
 module_param(ledger, bool, 0444);
 MODULE_PARM_DESC(ledger, "Keep the last transition of every page, for reports (default)");
 
-/* Read often, and without a call: strict.rs. */
+/* Read often, and without a call: rust/driver/client/strict.rs. */
 bool zdm_strict;
 module_param_named(strict, zdm_strict, bool, 0644);
 MODULE_PARM_DESC(strict, "Compare all of struct page, the device's page table with the CPU's, and mapping counts with page tables; slow");

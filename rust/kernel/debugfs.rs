@@ -11,11 +11,11 @@
 
 use crate::{
     bindings,
-    mm::module_scope::{
+    mm::module::scope::{
         Callbacks,
         ModuleScope,
         Scoped, //
-    }, //
+    },
 };
 use kernel::{
     fmt,
@@ -57,7 +57,7 @@ impl Drop for Dentry {
 /// # Examples
 ///
 /// ```
-/// use kernel::{debugfs::Dir, mm::module_scope::ModuleScope, module::this_module};
+/// use kernel::{debugfs::Dir, mm::module::scope::ModuleScope, module::this_module};
 ///
 /// let scope = ModuleScope::new(this_module::<LocalModule>())?;
 /// let outer = Dir::root(scope, c"zdm_outer")?;
@@ -232,9 +232,10 @@ impl<S: Source> Content<S> {
 ///
 /// ```
 /// use kernel::{
+///     //,
 ///     debugfs::{Dir, Source, Text, TextFile},
-///     mm::module_scope::ModuleScope,
-///     module::this_module, //
+///     mm::module::scope::ModuleScope,
+///     module::this_module,
 /// };
 ///
 /// struct Answer;

@@ -9,14 +9,14 @@
 
 use crate::{
     bindings,
-    mm::{
-        module::ModulePin,
-        module_scope::{
+    mm::module::{
+        pin::ModulePin,
+        scope::{
             Callbacks,
             ModuleScope,
             Scoped, //
-        }, //
-    }, //
+        },
+    },
 };
 use core::marker::PhantomData;
 use kernel::{
@@ -90,9 +90,10 @@ pub(crate) trait NodeOps: Send + Sync + Sized + 'static {
 ///
 /// ```
 /// use kernel::{
+///     //,
 ///     miscdevice::{Node, NodeOps},
-///     mm::module_scope::ModuleScope,
-///     module::this_module, //
+///     mm::module::scope::ModuleScope,
+///     module::this_module,
 /// };
 /// # struct Context;
 /// # #[vtable]
@@ -264,7 +265,7 @@ impl<T: NodeOps> MiscDevice for Shim<T> {
 #[kunit_tests(zdmirror_miscdevice)]
 mod tests {
     use super::*;
-    use crate::mm::kunit::this_module;
+    use crate::mm::kunit::support::this_module;
     use kernel::ModuleMetadata;
 
     /// A module that is not the one of this case.

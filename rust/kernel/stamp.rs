@@ -6,10 +6,10 @@
 
 use crate::{
     bindings,
-    mm::once::{
+    mm::sync::once::{
         read_once,
         write_once, //
-    }, //
+    },
 };
 use kernel::{
     current,

@@ -5,7 +5,9 @@
 
 #![forbid(unsafe_code)]
 
-use crate::mm::{kunit_device::NoPages, owner::PgmapOwner, registration::Registration};
+use crate::mm::{
+    kunit::device::NoPages, pagemap::registration::Registration, region::owner::PgmapOwner,
+};
 use kernel::sync::Arc;
 
 fn anywhere(address: u64, owner: Arc<PgmapOwner>) {

@@ -5,7 +5,7 @@
 
 #![forbid(unsafe_code)]
 
-use crate::mm::migrate::Area;
+use crate::mm::migrate::migration::Area;
 use kernel::mm::virt::VmaRef;
 
 fn area(vma: &VmaRef) -> Area<'_> {

@@ -6,10 +6,10 @@
 #![forbid(unsafe_code)]
 
 use crate::mm::{
-    fault::VmFault,
-    migrate::{Request, Select},
-    owner::PgmapOwner,
-    range::PageRange,
+    migrate::migration::{Request, Select},
+    pagemap::fault::VmFault,
+    region::owner::PgmapOwner,
+    user::range::PageRange,
 };
 
 fn all<'a>(fault: &'a VmFault<'_>, range: PageRange, owner: &'a PgmapOwner) -> Request<'a> {

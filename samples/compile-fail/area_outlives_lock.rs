@@ -5,7 +5,7 @@
 
 #![forbid(unsafe_code)]
 
-use crate::mm::migrate::Area;
+use crate::mm::migrate::migration::Area;
 use kernel::mm::MmWithUser;
 
 fn end_of(mm: &MmWithUser, address: usize) -> Option<usize> {

@@ -6,7 +6,9 @@
 #![forbid(unsafe_code)]
 
 use crate::mm::{
-    backing::Backing, free_folio::FreeFolio, pagemap::DevPagemap, pagemap_ops::PagemapOps,
+    page::backing::Backing,
+    pagemap::{dev_pagemap::DevPagemap, ops::PagemapOps},
+    region::free_folio::FreeFolio,
 };
 
 fn twice<T: PagemapOps>(map: &DevPagemap<T>, folio: FreeFolio, backing: Backing) -> u32 {

@@ -5,8 +5,10 @@
 
 #![forbid(unsafe_code)]
 
-use crate::mm::device_memory::DeviceMemory;
-use crate::mm::migrate::{DevicePfns, Migration, PfnBuffer};
+use crate::mm::migrate::{
+    device_memory::DeviceMemory,
+    migration::{DevicePfns, Migration, PfnBuffer},
+};
 
 fn both<M: DeviceMemory>(buffer: &mut PfnBuffer, pfns: &DevicePfns<'_>, memory: &M) {
     let one = Migration::of_device_pages(buffer, pfns, memory);

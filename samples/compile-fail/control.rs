@@ -5,9 +5,14 @@
 
 #![forbid(unsafe_code)]
 
-use crate::mm::device_memory::DeviceMemory;
-use crate::mm::migrate::{Area, Migration, PfnBuffer, Request};
-use crate::mm::{owner::PgmapOwner, range::PageRange};
+use crate::mm::{
+    migrate::{
+        device_memory::DeviceMemory,
+        migration::{Area, Migration, PfnBuffer, Request},
+    },
+    region::owner::PgmapOwner,
+    user::range::PageRange,
+};
 use kernel::{mm::MmWithUser, prelude::*};
 
 fn start<M: DeviceMemory>(

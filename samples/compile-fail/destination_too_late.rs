@@ -6,9 +6,11 @@
 #![forbid(unsafe_code)]
 
 use crate::mm::{
-    device_memory::DeviceMemory,
-    migrate::{Copied, Migration},
-    system_folio::SystemFolio,
+    migrate::{
+        device_memory::DeviceMemory,
+        migration::{Copied, Migration},
+    },
+    page::system_folio::SystemFolio,
 };
 
 fn late<M: DeviceMemory>(mut migration: Migration<'_, Copied, M>, folio: SystemFolio) {

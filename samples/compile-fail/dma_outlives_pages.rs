@@ -5,7 +5,7 @@
 
 #![forbid(unsafe_code)]
 
-use crate::mm::device_memory::{CpuPages, DmaPages};
+use crate::mm::migrate::device_memory::{CpuPages, DmaPages};
 use kernel::{device::Bound, device::Device, prelude::*};
 
 fn map<'a>(pages: CpuPages<'a>, dev: &'a Device<Bound>) -> Result<DmaPages<'a>> {

@@ -5,7 +5,7 @@
 
 #![forbid(unsafe_code)]
 
-use crate::mm::device_memory::{CopyError, CpuPages, DeviceMemory, DevicePages};
+use crate::mm::migrate::device_memory::{CopyError, CpuPages, DeviceMemory, DevicePages};
 use core::cell::RefCell;
 
 struct Engine(RefCell<Option<CpuPages<'static>>>);

@@ -5,7 +5,7 @@
 
 #![forbid(unsafe_code)]
 
-use crate::mm::module_scope::ModuleExit;
+use crate::mm::module::scope::ModuleExit;
 use kernel::prelude::*;
 
 fn moved(module: &'static ThisModule) -> Result {

@@ -6,9 +6,11 @@
 #![forbid(unsafe_code)]
 
 use crate::mm::{
-    device_memory::DeviceMemory,
-    migrate::{Migration, Setup},
-    system_folio::SystemFolio,
+    migrate::{
+        device_memory::DeviceMemory,
+        migration::{Migration, Setup},
+    },
+    page::system_folio::SystemFolio,
 };
 
 fn keep<M: DeviceMemory>(migration: &mut Migration<'_, Setup, M>, folio: SystemFolio) -> u32 {

@@ -5,7 +5,7 @@
 
 #![forbid(unsafe_code)]
 
-use crate::mm::free_folio::{FreeFolio, FreePages};
+use crate::mm::region::free_folio::{FreeFolio, FreePages};
 
 fn keep(pages: &FreePages, pfn: usize) -> Option<FreeFolio> {
     pages.with(pfn, |folio| *folio)

@@ -5,7 +5,7 @@
 
 #![forbid(unsafe_code)]
 
-use crate::mm::free_folio::FreeFolio;
+use crate::mm::region::free_folio::FreeFolio;
 
 fn made_up(pfn: usize) -> FreeFolio {
     FreeFolio::new(pfn, 0)

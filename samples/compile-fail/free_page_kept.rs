@@ -5,7 +5,7 @@
 
 #![forbid(unsafe_code)]
 
-use crate::mm::free_folio::{FreeFolio, FreePages};
+use crate::mm::region::free_folio::{FreeFolio, FreePages};
 
 fn keep<'a>(pages: &'a FreePages, pfn: usize, kept: &mut Option<&'a FreeFolio>) {
     pages.with(pfn, |folio| *kept = Some(folio));

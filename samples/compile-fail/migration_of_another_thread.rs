@@ -5,8 +5,10 @@
 
 #![forbid(unsafe_code)]
 
-use crate::mm::device_memory::DeviceMemory;
-use crate::mm::migrate::{Migration, Setup};
+use crate::mm::migrate::{
+    device_memory::DeviceMemory,
+    migration::{Migration, Setup},
+};
 
 fn send<T: Send>(_: T) {}
 

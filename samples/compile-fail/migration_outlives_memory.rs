@@ -5,9 +5,9 @@
 
 #![forbid(unsafe_code)]
 
-use crate::mm::{
+use crate::mm::migrate::{
     device_memory::DeviceMemory,
-    migrate::{DevicePfns, Migration, PfnBuffer},
+    migration::{DevicePfns, Migration, PfnBuffer},
 };
 
 fn late<M: DeviceMemory>(buffer: &mut PfnBuffer, pfns: &DevicePfns<'_>, memory: M) {

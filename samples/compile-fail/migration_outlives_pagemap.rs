@@ -6,10 +6,11 @@
 #![forbid(unsafe_code)]
 
 use crate::mm::{
-    device_memory::DeviceMemory,
-    migrate::{Migration, PfnBuffer},
-    pagemap_ops::PagemapOps,
-    registration::Registration,
+    migrate::{
+        device_memory::DeviceMemory,
+        migration::{Migration, PfnBuffer},
+    },
+    pagemap::{ops::PagemapOps, registration::Registration},
 };
 use kernel::prelude::*;
 

@@ -5,7 +5,7 @@
 
 #![forbid(unsafe_code)]
 
-use crate::mm::{hmm::HmmMirror, owner::PgmapOwner};
+use crate::mm::{hmm::mirror::HmmMirror, region::owner::PgmapOwner};
 use kernel::{mm::MmWithUser, prelude::*, sync::Arc, types::Opaque};
 use pin_init::Wrapper;
 

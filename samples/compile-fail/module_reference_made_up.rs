@@ -5,7 +5,7 @@
 
 #![forbid(unsafe_code)]
 
-use crate::mm::module::ModulePin;
+use crate::mm::module::pin::ModulePin;
 use kernel::ThisModule;
 
 fn pin(module: &'static ThisModule) -> ModulePin {

@@ -5,7 +5,7 @@
 
 #![forbid(unsafe_code)]
 
-use crate::mm::owner::PgmapOwner;
+use crate::mm::region::owner::PgmapOwner;
 
 fn copy(owner: &PgmapOwner) -> PgmapOwner {
     *owner

@@ -5,7 +5,7 @@
 
 #![forbid(unsafe_code)]
 
-use crate::mm::migrate::DevicePfns;
+use crate::mm::migrate::migration::DevicePfns;
 
 fn any(pfns: &[usize]) -> DevicePfns<'_> {
     DevicePfns(pfns)

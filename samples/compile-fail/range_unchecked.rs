@@ -5,7 +5,7 @@
 
 #![forbid(unsafe_code)]
 
-use crate::mm::range::PageRange;
+use crate::mm::user::range::PageRange;
 
 fn grow(mut range: PageRange) -> PageRange {
     range.end += 1;

@@ -6,7 +6,9 @@
 #![forbid(unsafe_code)]
 
 use crate::mm::{
-    kunit_device::NoPages, owner::PgmapOwner, region::ReservedRegion, registration::Registration,
+    kunit::device::NoPages,
+    pagemap::registration::Registration,
+    region::{frames::ReservedRegion, owner::PgmapOwner},
 };
 use kernel::sync::Arc;
 

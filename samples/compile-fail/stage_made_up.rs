@@ -5,7 +5,7 @@
 
 #![forbid(unsafe_code)]
 
-use crate::mm::migrate::Copied;
+use crate::mm::migrate::migration::Copied;
 
 fn stage() -> Copied {
     Copied(())

@@ -6,9 +6,11 @@
 #![forbid(unsafe_code)]
 
 use crate::mm::{
-    device_memory::DeviceMemory,
-    fill::Watch,
-    migrate::{Migration, PfnBuffer, Request},
+    hmm::fill::Watch,
+    migrate::{
+        device_memory::DeviceMemory,
+        migration::{Migration, PfnBuffer, Request},
+    },
 };
 
 fn early<M: DeviceMemory>(

@@ -5,7 +5,7 @@
 
 #![forbid(unsafe_code)]
 
-use crate::mm::watches::WatchToken;
+use crate::mm::user::watches::WatchToken;
 
 fn token() -> WatchToken {
     WatchToken(0)

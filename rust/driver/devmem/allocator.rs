@@ -10,8 +10,8 @@
 
 use super::{
     free_blocks::{
-        Blocks, //
-        FreeBlocks,
+        Blocks,
+        FreeBlocks, //
     },
     owner_list::{
         ClientId,
@@ -19,9 +19,9 @@ use super::{
         ListRoom,
         OwnerLists,
         Slot, //
-    }, //
+    },
 };
-use crate::mm::free_folio::{
+use crate::mm::region::free_folio::{
     FreeFolio,
     FreeRegion, //
 };
@@ -308,7 +308,7 @@ impl Allocator {
 mod tests {
     use super::*;
     use crate::mm::{
-        free_folio::BLOCK_PAGES,
+        region::free_folio::BLOCK_PAGES,
         PMD_ORDER, //
     };
 

@@ -16,7 +16,7 @@ use super::index_list::{
     Table, //
 };
 use crate::mm::{
-    free_folio::{
+    region::free_folio::{
         FreeFolio,
         FreePages,
         FreeRegion,

@@ -12,7 +12,7 @@ use super::{
     owner_list::ClientId, //
 };
 use crate::mm::{
-    free_folio::{
+    region::free_folio::{
         FreeFolio,
         FreeRegion,
         BLOCK_PAGES, //

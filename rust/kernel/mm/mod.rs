@@ -27,71 +27,37 @@
 //!                      MmuIntervalNotifier<Table>: the device's page table
 //! ```
 //!
-//! A driver begins with [`registration::Registration`], and moves pages by [`migrate::Migration`].
-//! `samples/dmem.rs` is a whole driver.
+//! A driver begins with [`Registration`](pagemap::registration::Registration), and moves pages by
+//! [`Migration`](migrate::migration::Migration). `samples/dmem.rs` is a whole driver.
+//!
+//! A folder imports only folders that stand before it in this list:
+//!
+//! | folder | what belongs there |
+//! |---|---|
+//! | [`module`] | what keeps a module loaded, or ends its registrations, while the kernel may call into it |
+//! | [`sync`] | words that several tasks write; waits, deadlines and fatal signals |
+//! | [`user`] | the address space of a process: ranges, mmap lock, pins, notifiers of changes |
+//! | [`region`] | device memory before it is in use: physical ranges, types, owners, free folios |
+//! | [`page`] | `struct page`, folios in use of the device and of the system, memory behind a page |
+//! | [`migrate`] | a migration from its selection to its end, and the trait of what copies the contents |
+//! | [`pagemap`] | registration, the driver's callbacks and CPU faults, references, free pages that become folios |
+//! | [`hmm`] | the mirror of an address space: page table, faults, copies, exclusive access, snapshots |
+//! | `kunit`, `prelude` | the device of KUnit cases and examples; the names that a driver starts with |
+//! | [`oracle`] | what compares pages and page tables, and breaks them, to test; no driver needs it |
 
-pub(crate) mod access;
-pub(crate) mod backing;
-pub(crate) mod cache_line;
-mod changes;
-pub(crate) mod copy;
-pub(crate) mod device_folio;
-pub(crate) mod device_memory;
-#[cfg(CONFIG_KUNIT = "y")]
-mod device_memory_kunit;
-pub(crate) mod exclusive;
-pub(crate) mod extra_mapping;
-pub(crate) mod fault;
-pub(crate) mod fill;
-mod folio_init;
-pub(crate) mod free_folio;
-pub(crate) mod free_stack;
 pub(crate) mod hmm;
-pub(crate) mod inspect;
-mod kept;
-mod killable;
-pub(crate) mod locked_memory;
-pub(crate) mod mapped;
-pub(crate) mod memory_type;
-pub(crate) mod migrate;
-mod migrate_copy;
 #[cfg(CONFIG_KUNIT = "y")]
-mod misuse_kunit;
-pub(crate) mod mmap_lock;
+pub(crate) mod kunit;
+pub(crate) mod migrate;
 pub(crate) mod module;
-pub(crate) mod module_scope;
-pub(crate) mod moved;
-pub(crate) mod notifier;
-pub(crate) mod once;
-pub(crate) mod owner;
+pub(crate) mod oracle;
 pub(crate) mod page;
-mod page_batch;
 pub(crate) mod pagemap;
-pub(crate) mod pagemap_audit;
-pub(crate) mod pagemap_ops;
-mod pagemap_pfns;
-mod pagemap_refs;
-pub(crate) mod pfn_buffer;
-pub(crate) mod pin;
-pub(crate) mod preempted;
 #[cfg(CONFIG_KUNIT = "y")]
 pub(crate) mod prelude;
-pub(crate) mod range;
 pub(crate) mod region;
-pub(crate) mod registration;
-pub(crate) mod selection;
-pub(crate) mod snapshot;
-pub(crate) mod stage;
-mod struct_page;
-pub(crate) mod survey;
-pub(crate) mod system_folio;
-pub(crate) mod table;
-pub(crate) mod task;
-pub(crate) mod walk;
-#[cfg(CONFIG_KUNIT = "y")]
-mod walk_kunit;
-pub(crate) mod watches;
-pub(crate) mod whole;
+pub(crate) mod sync;
+pub(crate) mod user;
 
 use kernel::error::Error;
 
@@ -115,8 +81,3 @@ pub(crate) fn would_deadlock() -> Error {
     // CAST: Error numbers are below 4096.
     Error::from_errno(-(crate::bindings::EDEADLK as i32))
 }
-
-#[cfg(CONFIG_KUNIT = "y")]
-pub(crate) mod kunit;
-#[cfg(CONFIG_KUNIT = "y")]
-pub(crate) mod kunit_device;

@@ -2,41 +2,49 @@
 
 //! What a driver with device memory starts with.
 
-pub(crate) use super::{
-    backing::Backing,
-    device_folio::{
-        FreedFolio,
-        LockedDeviceFolio, //
-    },
-    device_memory::{
-        CopyError,
-        CpuPages,
-        DeviceMemory,
-        DevicePages, //
-    },
-    fault::{
-        FaultError,
-        VmFault, //
-    },
-    free_stack::FreeStack,
+pub(crate) use crate::mm::{
     migrate::{
-        Area,
-        Migration,
-        PfnBuffer,
-        Request,
-        MAX_PAGES, //
+        device_memory::{
+            CopyError,
+            CpuPages,
+            DeviceMemory,
+            DevicePages, //
+        },
+        migration::{
+            Area,
+            Migration,
+            PfnBuffer,
+            Request,
+            MAX_PAGES, //
+        },
     },
-    module_scope::ModuleScope,
-    owner::PgmapOwner,
-    pagemap_ops::{
-        PagemapOps,
-        PrivateOps, //
+    module::scope::ModuleScope,
+    page::{
+        backing::Backing,
+        device_folio::{
+            FreedFolio,
+            LockedDeviceFolio, //
+        },
+        system_folio::SystemFolio, //
     },
-    range::PageRange,
-    registration::Registration,
-    system_folio::SystemFolio, //
+    pagemap::{
+        fault::{
+            FaultError,
+            VmFault, //
+        },
+        ops::{
+            PagemapOps,
+            PrivateOps, //
+        },
+        registration::Registration, //
+    },
+    region::{
+        free_stack::FreeStack,
+        owner::PgmapOwner, //
+    },
+    user::range::PageRange, //
 };
 
 // For the type of a module.
 #[allow(unused_imports)]
-pub(crate) use super::module_scope::ModuleExit;
+pub(crate) use crate::mm::module::scope::ModuleExit;

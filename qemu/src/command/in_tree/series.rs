@@ -17,13 +17,16 @@ use crate::kernel::series::apply;
 /// The condition of all files in the kernel.
 const CONDITION: &str = "CONFIG_DEVICE_PRIVATE, CONFIG_HMM_MIRROR";
 
+/// The declaration of a module with a file of its own.
+const DECLARATION: &str = r"^(?:pub(?:\(\w+\))? )?mod (\w+);$";
+
 /// `qemu/kernel/in-tree/series.toml`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Spec {
     /// The author of the patches.
     author: String,
-    /// Files of `rust/kernel/mm` that the series leaves out.
+    /// Files of `rust/kernel/mm` that the series leaves out, without the ending.
     pub out_of_tree: Vec<String>,
     /// Macros that are defined in the kernel.
     defined: Vec<String>,
@@ -42,7 +45,7 @@ pub struct PatchSpec {
     /// Files of `rust/helpers`.
     #[serde(default)]
     pub c: Vec<String>,
-    /// Files of `rust/kernel/mm`.
+    /// Files of `rust/kernel/mm`, without the ending.
     #[serde(default)]
     pub rust: Vec<String>,
     /// Other files.
@@ -94,6 +97,13 @@ fn rustfmt(text: &str) -> Result<String> {
         bail!("rustfmt does not take:\n{text}");
     }
     Ok(String::from_utf8(out.stdout)?)
+}
+
+/// The text of the `mod.rs` of a folder, with the declarations of the modules that are wanted.
+fn declaring(text: &str, wanted: impl Fn(&str) -> bool) -> Result<String> {
+    let declaration = Regex::new(DECLARATION)?;
+    let kept = text.lines().filter(|line| declaration.captures(line).is_none_or(|f| wanted(&f[1])));
+    Ok(kept.flat_map(|line| [line, "\n"]).collect())
 }
 
 /// Makes the texts.
@@ -182,19 +192,29 @@ impl Maker<'_> {
         })
     }
 
-    /// Files of `rust/kernel/mm`, and the modules of `rust/kernel/mm.rs` with those of the patches before.
+    /// Files of `rust/kernel/mm`, and the modules of `rust/kernel/mm.rs` and of the folders with those of the
+    /// patches before.
     fn rust(&mut self, files: &[String], all: &[String]) -> Result<()> {
         for name in files {
             let text = rustfmt(&text::rust(&self.module(name)?)?)?;
             self.now.insert(format!("rust/kernel/mm/{name}.rs"), text);
         }
+        let folders: BTreeSet<&str> =
+            all.iter().filter_map(|name| Some(name.split_once('/')?.0)).collect();
+        for folder in &folders {
+            // The kernel crate has FOLDER.rs next to FOLDER/.
+            let list = self.module(&format!("{folder}/mod"))?;
+            let list = declaring(&list, |name| all.contains(&format!("{folder}/{name}")))?;
+            self.now.insert(format!("rust/kernel/mm/{folder}.rs"), text::rust(&list)?);
+        }
         let list = self.module("mod")?;
         let mut modules = String::new();
-        let declaration = Regex::new(r"^(?:pub\(crate\) )?mod (\w+);$")?;
+        let declaration = Regex::new(DECLARATION)?;
         let mut kunit = false;
         for line in list.lines() {
-            if let Some(found) =
-                declaration.captures(line).filter(|f| all.iter().any(|n| *n == f[1]))
+            if let Some(found) = declaration
+                .captures(line)
+                .filter(|f| folders.contains(&f[1]) || all.iter().any(|n| *n == f[1]))
             {
                 let more =
                     if kunit && &found[1] != "prelude" { "CONFIG_KUNIT = \"y\", " } else { "" };

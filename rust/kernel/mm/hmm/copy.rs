@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The device's reads and writes of the address space that it mirrors.
+//!
+//! The CPU may write the same bytes at the same time. As with any device, user space has to order
+//! these accesses.
+
+use super::{
+    access::Access,
+    mirror::HmmMirror, //
+};
+use crate::{
+    bindings,
+    mm::{
+        user::range::PageRange,
+        PAGE_SHIFT,
+        PAGE_SIZE, //
+    },
+};
+use kernel::{
+    error::to_result,
+    page::BorrowedPage,
+    prelude::*,
+    uaccess::UserPtr, //
+};
+
+/// Why copying ended.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::mm::hmm::{access::Access, copy::Stop};
+/// # use kernel::{mm::kunit::{device::EmulatedDevice, support::anon_range}, page::PAGE_SIZE};
+/// # let device = EmulatedDevice::new()?;
+/// # let range = anon_range(2)?;
+/// # let mirror = device.mirror()?;
+///
+/// let mut bytes = KVec::from_elem(1u8, 2 * PAGE_SIZE, GFP_KERNEL)?;
+/// // Nothing is mapped yet for the device.
+/// assert_eq!(mirror.read(range, &mut bytes), (0, Stop::Unmapped));
+/// mirror.fault(range, Access::Read)?;
+/// assert_eq!(mirror.read(range, &mut bytes), (2, Stop::Done));
+/// assert!(bytes.iter().all(|&byte| byte == 0));
+/// # Ok::<(), Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stop {
+    /// All pages were copied.
+    Done,
+    /// The device does not map the next page, or not for this access.
+    Unmapped,
+    /// The user memory at the other end is not accessible now.
+    UserFault,
+    /// The next page is mapped, but the kernel cannot reach its contents: the hardware has lost them.
+    Unreachable,
+}
+
+impl HmmMirror {
+    /// Copies pages of `range` to `buf`, up to the end of either, and says how many and why it ended.
+    /// May sleep.
+    pub(crate) fn read(&self, range: PageRange, buf: &mut [u8]) -> (usize, Stop) {
+        let range = range.first(buf.len() >> PAGE_SHIFT);
+        let mut chunks = buf.chunks_exact_mut(PAGE_SIZE);
+        self.each_page(range, Access::Read, |page, _| {
+            let chunk = chunks.next().ok_or(Stop::Done)?;
+            // SAFETY: The chunk is a page long. The table keeps the page valid while it is borrowed.
+            // User space may write the page at the same time, which a copy in C allows for.
+            let ret = unsafe { bindings::zdm_read_page(chunk.as_mut_ptr().cast(), page.as_ptr()) };
+            to_result(ret).map_err(|_| Stop::Unreachable)
+        })
+    }
+
+    /// Copies pages from `buf` to `range`, up to the end of either, and says how many and why it
+    /// ended. May sleep.
+    pub(crate) fn write(&self, range: PageRange, buf: &[u8]) -> (usize, Stop) {
+        let range = range.first(buf.len() >> PAGE_SHIFT);
+        let mut chunks = buf.chunks_exact(PAGE_SIZE);
+        self.each_page(range, Access::Write, |page, _| {
+            let chunk = chunks.next().ok_or(Stop::Done)?;
+            // SAFETY: The chunk is a page long. The table keeps the page valid while it is borrowed.
+            // User space may access the page at the same time, which a copy in C allows for.
+            let ret = unsafe { bindings::zdm_write_page(page.as_ptr(), chunk.as_ptr().cast()) };
+            mark_dirty(page);
+            to_result(ret).map_err(|_| Stop::Unreachable)
+        })
+    }
+
+    /// Copies the pages of `range` to user memory of the current task at `to`, and says how many and
+    /// why it ended. May sleep, but faults on neither side. A page that the kernel cannot reach is
+    /// reported as [`Stop::UserFault`] too; [`HmmMirror::read`] tells the two apart.
+    pub(crate) fn copy_to_user(&self, range: PageRange, to: UserPtr) -> (usize, Stop) {
+        self.each_page(range, Access::Read, |page, offset| {
+            let to = to.wrapping_byte_add(offset).as_mut_ptr();
+            // SAFETY: The table keeps the page valid while it is borrowed. The callee checks that `to`
+            // is user memory, and does not fault, which could wait for the table's lock.
+            let ret = unsafe { bindings::zdm_page_to_user_nofault(to, page.as_ptr()) };
+            to_result(ret).map_err(|_| Stop::UserFault)
+        })
+    }
+
+    /// Copies user memory of the current task at `from` to the pages of `range`, and says how many
+    /// and why it ended. May sleep, but faults on neither side. Part of the next page may have been
+    /// copied too. A page that the kernel cannot reach is reported as [`Stop::UserFault`] too;
+    /// [`HmmMirror::write`] tells the two apart.
+    pub(crate) fn copy_from_user(&self, range: PageRange, from: UserPtr) -> (usize, Stop) {
+        self.each_page(range, Access::Write, |page, offset| {
+            let from = from.wrapping_byte_add(offset).as_const_ptr();
+            mark_dirty(page);
+            // SAFETY: The table keeps the page valid while it is borrowed. The callee checks that
+            // `from` is user memory, and does not fault, which could wait for the table's lock.
+            let ret = unsafe { bindings::zdm_page_from_user_nofault(page.as_ptr(), from) };
+            to_result(ret).map_err(|_| Stop::UserFault)
+        })
+    }
+
+    /// Calls `copy` for the pages of `range`, with the table locked and the offset in bytes, until a
+    /// page is not mapped or `copy` says why to stop. Returns how many were copied.
+    fn each_page(
+        &self,
+        range: PageRange,
+        access: Access,
+        mut copy: impl FnMut(&BorrowedPage<'_>, usize) -> Result<(), Stop>,
+    ) -> (usize, Stop) {
+        let table = self.notifier.lock();
+        for (i, address) in range.addresses().enumerate() {
+            let Some(page) = table.load(address >> PAGE_SHIFT, access) else {
+                return (i, Stop::Unmapped);
+            };
+            if let Err(stop) = copy(&page, i << PAGE_SHIFT) {
+                return (i, stop);
+            }
+        }
+        (range.pages(), Stop::Done)
+    }
+}
+
+/// Tells core mm that the device writes a page, whose CPU page table entry may be clean.
+fn mark_dirty(page: &BorrowedPage<'_>) {
+    // SAFETY: The page is mapped and stays so while it is borrowed from the locked table, so it
+    // cannot be truncated meanwhile.
+    unsafe { bindings::zdm_mark_dirty(page.as_ptr()) };
+}

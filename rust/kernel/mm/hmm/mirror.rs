@@ -1,0 +1,425 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A device's view of an address space, by way of its page table.
+//!
+//! C header: [`include/linux/hmm.h`](srctree/include/linux/hmm.h)
+//!
+//! Finding pages, and storing them in the table while they are sure to be the right ones, is one
+//! operation here, so that a driver cannot get it wrong; pages leave as copied bytes only, see
+//! `copy.rs`.
+
+use super::{
+    access::{
+        Access,
+        Grant, //
+    },
+    mapped::{
+        HmmEntry,
+        MappedPage, //
+    },
+    table::{
+        Table,
+        BLOCK, //
+    },
+};
+use crate::{
+    bindings,
+    mm::{
+        module::pin::ModulePin,
+        not_supported,
+        page::device_folio::FolioRef,
+        region::owner::PgmapOwner,
+        sync::task::{
+            check_may_fault,
+            check_signals,
+            Deadline, //
+        },
+        user::{
+            changes::Span,
+            mmap_lock::MmapLock,
+            notifier::MmuIntervalNotifier,
+            range::PageRange, //
+        },
+        PAGE_SHIFT,
+        PAGE_SIZE,
+        PMD_ORDER, //
+    },
+};
+use core::ptr::NonNull;
+use kernel::{
+    error::to_result,
+    mm::{
+        Mm,
+        MmWithUser, //
+    },
+    prelude::*,
+    sync::Arc,
+    time::msecs_to_jiffies, //
+};
+
+/// Pages that one call of `hmm_range_fault()` asks for; the array lives on the stack.
+pub(super) const BATCH: usize = 64;
+
+/// The treatment of pages that are not present.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Absent {
+    /// They are skipped.
+    Skip,
+    /// They are faulted in, with the mmap lock held all the time.
+    Fault(Access),
+    /// They are faulted in, and the handler of the fault may drop the mmap lock meanwhile.
+    FaultUnlocked(Access),
+}
+
+impl Absent {
+    fn is_write(self) -> bool {
+        matches!(
+            self,
+            Self::Fault(Access::Write) | Self::FaultUnlocked(Access::Write)
+        )
+    }
+
+    /// How a walk begins.
+    fn way(self) -> Way {
+        match self {
+            Self::Skip => Way::Locked,
+            Self::Fault(_) => Way::LockedUnlessFiles,
+            Self::FaultUnlocked(_) => Way::Unlocked,
+        }
+    }
+
+    /// Flags that `hmm_range_fault()` takes for it.
+    fn request(self) -> usize {
+        match self {
+            Self::Skip => 0,
+            _ => HmmEntry::request(self.is_write()),
+        }
+    }
+}
+
+/// The way in which core mm faults pages in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// With the mmap lock held all the time. A fault that waits cannot be killed then.
+    Locked,
+    /// So, unless there is an area of a file, whose server may never answer.
+    LockedUnlessFiles,
+    /// Without the mmap lock while a fault waits. A fatal signal ends the wait.
+    Unlocked,
+}
+
+/// An address space as one open file of the device sees it.
+///
+/// Dropping it waits for invalidations that are under way: may sleep, and no lock may be held that an
+/// invalidation waits for.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::mm::{
+///     hmm::{access::Access, copy::Stop, mirror::HmmMirror},
+///     region::owner::PgmapOwner,
+/// };
+/// # use kernel::{mm::kunit::support::{anon_range, touch}, module::this_module, page::PAGE_SIZE};
+/// # let range = anon_range(1)?;
+///
+/// let task = current!();
+/// let mm = task.mm().ok_or(EINVAL)?;
+/// let owner = PgmapOwner::new(this_module::<LocalModule>())?;
+/// let mirror = HmmMirror::new(mm, owner)?;
+/// mirror.fault(range, Access::Write)?;
+/// let mut bytes = KVec::from_elem(7u8, PAGE_SIZE, GFP_KERNEL)?;
+/// assert_eq!(mirror.write(range, &bytes), (1, Stop::Done));
+/// // The CPU writes the first byte of the same page.
+/// touch(range)?;
+/// assert_eq!(mirror.read(range, &mut bytes), (1, Stop::Done));
+/// assert_eq!((bytes[0], bytes[1]), (1, 7));
+/// # Ok::<(), Error>(())
+/// ```
+#[pin_data]
+pub(crate) struct HmmMirror {
+    #[pin]
+    pub(in crate::mm) notifier: MmuIntervalNotifier<Table>,
+    owner: Arc<PgmapOwner>,
+    /// The notifier calls into the module. Dropped after the notifier.
+    _loaded: ModulePin,
+}
+
+impl HmmMirror {
+    /// Mirrors `mm` for the device whose memory `owner` owns. The module stays loaded for as long as the
+    /// mirror lives. May sleep.
+    ///
+    /// The result is a box, not an initializer. `Opaque::pin_init()` and `MaybeUninit::pin_init()` take any
+    /// initializer, and never drop the value: core mm would use the notifier after its memory is freed.
+    ///
+    /// # Errors
+    ///
+    /// `ENODEV` when the module is on its way out, or its init function has not succeeded yet; `ENOMEM`.
+    pub(crate) fn new(mm: &MmWithUser, owner: Arc<PgmapOwner>) -> Result<Pin<KBox<Self>>> {
+        KBox::try_pin_init(
+            try_pin_init!(Self {
+                _loaded: ModulePin::try_take(owner.module()).ok_or(ENODEV)?,
+                notifier <- MmuIntervalNotifier::new(mm, Table::new()),
+                owner,
+            }),
+            GFP_KERNEL_ACCOUNT,
+        )
+    }
+
+    /// The address space, which may have lost its users.
+    pub(crate) fn mm(&self) -> &Mm {
+        self.notifier.mm()
+    }
+
+    /// The owner of the device's own memory.
+    pub(crate) fn owner(&self) -> &PgmapOwner {
+        &self.owner
+    }
+
+    /// Faults `range` in for `access`: afterwards the table maps it, until the next invalidation.
+    ///
+    /// Wraps `hmm_range_fault()`; where a file is mapped, `hmm_range_fault_unlocked_timeout()`, if the kernel
+    /// has it, because the file's contents may come from a server that never answers. Before Linux 7.3 a task
+    /// that waits for one cannot be killed. May sleep; the mmap lock must not be held.
+    ///
+    /// # Errors
+    ///
+    /// `EFAULT` when there is nothing to map, for memory that the kernel itself cannot reach (that of
+    /// `memfd_secret(2)`, or broken), and when the process is gone; `EPERM` for a write to what is
+    /// read-only, `EBUSY` when invalidations keep coming for a second, `EDEADLK` for a task that has a
+    /// migration, `EINTR` for one that was killed, `ENOMEM`.
+    pub(crate) fn fault(&self, range: PageRange, access: Access) -> Result {
+        self.walk(range, Absent::Fault(access), |_, _| {})
+    }
+
+    /// As [`HmmMirror::fault`], for areas whose faults drop the mmap lock, such as those that
+    /// user space handles.
+    ///
+    /// Wraps `hmm_range_fault_unlocked_timeout()`. Waits for as long as a fault takes, unless the
+    /// task is killed.
+    pub(crate) fn fault_unlocked(&self, range: PageRange, access: Access) -> Result {
+        self.walk(range, Absent::FaultUnlocked(access), |_, _| {})
+    }
+
+    /// Maps the present pages of `range`, without faulting anything in, and returns how many of
+    /// them are on the device. May sleep.
+    pub(crate) fn refresh(&self, range: PageRange) -> Result<usize> {
+        let mut found = 0;
+        self.walk(range, Absent::Skip, |page, pages| {
+            if page.memory(&self.owner).is_local() {
+                found += pages;
+            }
+        })?;
+        Ok(found)
+    }
+
+    /// Takes a reference on the first page of `range`, if it is one of the device. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOENT` when there is none, else as [`HmmMirror::fault`].
+    pub(crate) fn get_device_folio(&self, range: PageRange) -> Result<FolioRef> {
+        let mut found = None;
+        self.walk(range.first(1), Absent::Skip, |page, _| {
+            if page.memory(&self.owner).is_local() {
+                found = page.get_device_folio();
+            }
+        })?;
+        found.ok_or(ENOENT)
+    }
+
+    /// Walks `range`, in batches, and stores what is found, calling `f` under the lock for each page, or for
+    /// the first of several pages that one entry maps, with their number.
+    fn walk(
+        &self,
+        range: PageRange,
+        absent: Absent,
+        mut f: impl FnMut(MappedPage<'_>, usize),
+    ) -> Result {
+        if absent != Absent::Skip {
+            check_may_fault()?;
+        }
+        let mm = self.mm().mmget_not_zero().ok_or(EFAULT)?;
+        let mut left = Some(range);
+        while let Some(rest) = left {
+            let pages = self.walk_batch(&mm, rest, absent, &mut f)?;
+            left = rest.skip(pages);
+        }
+        Ok(())
+    }
+
+    /// Walks the first pages of `range`, and returns how many: up to [`BATCH`], or more where one entry
+    /// maps them.
+    fn walk_batch(
+        &self,
+        mm: &MmWithUser,
+        all: PageRange,
+        absent: Absent,
+        f: &mut impl FnMut(MappedPage<'_>, usize),
+    ) -> Result<usize> {
+        let mut pfns = [0usize; BATCH];
+        let range = all.first(BATCH);
+        let pages = range.pages();
+        // A page that a PMD maps is stored with all pages of its block.
+        let span = Span::of(range).aligned(PMD_ORDER);
+        let mut owner = self.owner.as_ptr();
+        let deadline = Deadline::after_ms(bindings::HMM_RANGE_DEFAULT_TIMEOUT);
+        let mut way = absent.way();
+        loop {
+            check_signals()?;
+            // A fault that user space handles may take longer than the deadline. The C function then
+            // sets a deadline for the rest after the fault.
+            let unlocked = way == Way::Unlocked;
+            if !unlocked && deadline.passed() {
+                return Err(EBUSY);
+            }
+            let mut hmm_range = bindings::hmm_range {
+                notifier: self.notifier.as_raw(),
+                notifier_seq: 0,
+                start: range.start(),
+                end: range.end(),
+                hmm_pfns: pfns.as_mut_ptr(),
+                default_flags: absent.request(),
+                pfn_flags_mask: 0,
+                dev_private_owner: owner,
+            };
+            let seq = if unlocked {
+                // The C function begins a sequence itself, and then waits only for what has come since.
+                self.notifier.read_begin(span)?;
+                let begun = self.notifier.before_read(span);
+                // SAFETY: `pfns` has an entry for each page of the range. The notifier is of `mm`,
+                // which has users while it is borrowed, and whose mmap lock is not held.
+                let read = unsafe { range_fault_unlocked(&mut hmm_range) };
+                read.and_then(|()| {
+                    // SAFETY: `begun` is from before the call, and its span has all pages of the range.
+                    unsafe { self.notifier.read_by(&hmm_range, begun) }.ok_or(EFAULT)
+                })
+            } else {
+                let seq = self.notifier.read_begin(span)?;
+                hmm_range.notifier_seq = seq.number();
+                // SAFETY: `pfns` has an entry for each page of the range. The notifier is of `mm`,
+                // and the number in `hmm_range` is of a sequence that was begun with it.
+                match unsafe { range_fault(&mut hmm_range, mm, way == Way::LockedUnlessFiles) } {
+                    Err(err) if err == EAGAIN => {
+                        way = Way::Unlocked;
+                        continue;
+                    }
+                    other => other.map(|()| seq),
+                }
+            };
+            let seq = match seq {
+                Err(err) if err == EBUSY && !unlocked => continue,
+                Err(err) if err == not_supported() && absent.way() != Way::Unlocked => {
+                    way = Way::Locked;
+                    continue;
+                }
+                other => other?,
+            };
+            let Some(table) = self.notifier.lock_if_fresh(seq) else {
+                continue;
+            };
+            let entries = || pfns[..pages].iter().map(|&raw| HmmEntry::new(raw));
+            if absent.is_write() && !entries().all(HmmEntry::is_writable) {
+                // A PRIVATE page of the owner is reported unchanged, without the requested write
+                // fault. Without an owner it is brought back and its sharing broken (or the write
+                // refused), like any other page.
+                owner = core::ptr::null_mut();
+                continue;
+            }
+            let mut done = 0;
+            while done < pages {
+                let (address, entry) =
+                    (range.start() + done * PAGE_SIZE, HmmEntry::new(pfns[done]));
+                // Pages that the same entry of the CPU's table maps, up to the end of the walked
+                // range.
+                let mut mapped = 1;
+                // SAFETY: The lock of the notifier is held until the end of the loop, under which the
+                // sequence was checked. `owner` owns the memory of `DevPagemap`s, or is none.
+                if let Some(page) = unsafe { MappedPage::new(entry, address) } {
+                    let write = entry.is_writable();
+                    let (index, contents) = (address >> PAGE_SHIFT, page.contents());
+                    let in_block = index % BLOCK;
+                    let first = contents.map(|page| page.as_ptr().wrapping_sub(in_block));
+                    let block = first
+                        .and_then(NonNull::new)
+                        .filter(|_| entry.order() >= PMD_ORDER)
+                        // SAFETY: One entry maps all of the block, to pages in a row of one folio, and so are
+                        // those that hold the contents; they are in use.
+                        .filter(|first| unsafe { are_reachable(*first, BLOCK) });
+                    if let Some(first) = block {
+                        mapped = (BLOCK - in_block).min(all.pages() - done);
+                        f(page, mapped);
+                        // SAFETY: The entry maps all of the block with this permission, as the sequence was
+                        // checked under the lock that the table is behind.
+                        unsafe { table.store_block(index - in_block, first, write) }?;
+                    } else {
+                        f(page, 1);
+                        // SAFETY: The page is mapped, so in use.
+                        let reachable = contents.filter(|page| unsafe { are_reachable(*page, 1) });
+                        if let Some(page) = reachable {
+                            // SAFETY: The CPU maps the page with this permission, as the sequence was checked
+                            // under the lock that the table is behind.
+                            unsafe { table.store(index, page, Grant::shared(write)) }?;
+                        } else if contents.is_some() && absent != Absent::Skip {
+                            return Err(EFAULT);
+                        }
+                    }
+                }
+                done += mapped;
+            }
+            return Ok(done);
+        }
+    }
+}
+
+/// Whether the kernel can reach the contents of all of the `n` pages from `first` on.
+///
+/// # Safety
+///
+/// They must be pages in use.
+unsafe fn are_reachable(first: NonNull<bindings::page>, n: usize) -> bool {
+    (0..n).all(|i| {
+        // SAFETY: There are `n` pages in use from `first` on, by the contract of this function.
+        unsafe { bindings::zdm_page_is_reachable(first.as_ptr().add(i)) }
+    })
+}
+
+/// Wraps `hmm_range_fault()`. May sleep.
+///
+/// # Errors
+///
+/// `EAGAIN` for `no_files` where a file is mapped.
+///
+/// # Safety
+///
+/// `range` must have room for an entry for each of its pages. Its notifier must be one of `mm`,
+/// and `notifier_seq` the number of a sequence that was begun with the notifier.
+pub(super) unsafe fn range_fault(
+    range: &mut bindings::hmm_range,
+    mm: &MmWithUser,
+    no_files: bool,
+) -> Result {
+    let lock = MmapLock::read(mm)?;
+    if no_files && lock.has_files(range.start..range.end) {
+        return Err(EAGAIN);
+    }
+    // SAFETY: The guard holds the mmap lock. Room, notifier and sequence are as the contract of this
+    // function says.
+    to_result(unsafe { bindings::hmm_range_fault(range) })
+}
+
+/// Wraps `hmm_range_fault_unlocked_timeout()`, which begins the sequence itself. May sleep.
+///
+/// # Errors
+///
+/// `EOPNOTSUPP` before Linux 7.3, which does not have it.
+///
+/// # Safety
+///
+/// `range` must have room for an entry for each of its pages. Its notifier must be one of an address
+/// space that has users, and whose mmap lock the current task does not hold.
+unsafe fn range_fault_unlocked(range: &mut bindings::hmm_range) -> Result {
+    let timeout = msecs_to_jiffies(bindings::HMM_RANGE_DEFAULT_TIMEOUT);
+    // SAFETY: Room, notifier and address space are as the contract of this function says.
+    to_result(unsafe { bindings::zdm_range_fault_unlocked(range, timeout) })
+}

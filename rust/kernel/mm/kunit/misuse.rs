@@ -1,0 +1,313 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Misuses by safe code that must return an error. Misuses that the compiler refuses are in
+//! `samples/compile-fail`.
+
+use super::{
+    device::{
+        EmulatedDevice,
+        EmulatedMemory, //
+    },
+    support::{
+        anon_range,
+        munmap,
+        shared_range,
+        this_module,
+        touch, //
+    },
+};
+use crate::mm::{
+    hmm::{
+        access::Access,
+        snapshot::Seen, //
+    },
+    migrate::{
+        device_memory::CopyError,
+        migration::{
+            bytes,
+            Area,
+            Migration,
+            PfnBuffer,
+            Request,
+            MAX_PAGES, //
+        },
+        moved::Moved, //
+    },
+    page::{
+        backing::Backing,
+        device_folio::{
+            FolioInitCause,
+            FreedFolio, //
+        },
+        system_folio::SystemFolio, //
+    },
+    pagemap::{
+        audit::Corruption,
+        fault::{
+            FaultError,
+            VmFault, //
+        },
+        ops::{
+            PagemapOps,
+            PrivateOps, //
+        },
+        registration::Registration, //
+    },
+    region::{
+        free_stack::FreeStack,
+        owner::PgmapOwner, //
+    },
+    user::{
+        pin::{
+            Hold,
+            PinRequest,
+            PinnedPages, //
+        },
+        range::PageRange, //
+    },
+    would_deadlock,
+    PAGE_SIZE,
+    PMD_ORDER, //
+};
+use kernel::{
+    prelude::*,
+    sizes::SZ_2M,
+    sync::atomic::{
+        Atomic,
+        Relaxed, //
+    }, //
+};
+
+/// A driver whose `folio_free` asks whether its registration could be dropped.
+struct Asking(FreeStack);
+
+/// The address of that registration, 0 while there is none.
+static ASKED: Atomic<usize> = Atomic::new(0);
+
+/// The answer: 1 for no, 2 for yes.
+static ANSWER: Atomic<u32> = Atomic::new(0);
+
+impl PagemapOps for Asking {
+    fn folio_free(&self, folio: FreedFolio<'_>) {
+        if let Some(free) = folio.into_free() {
+            let _ = self.0.push(free);
+        }
+        let asked = ASKED.load(Relaxed) as *const Registration<Self>;
+        // SAFETY: The address is 0, or that of a registration which the case that stores it keeps.
+        if let Some(registration) = unsafe { asked.as_ref() } {
+            let is_idle = registration.wait_until_idle(3);
+            ANSWER.store(1 + u32::from(is_idle), Relaxed);
+        }
+    }
+}
+
+impl PrivateOps for Asking {
+    fn migrate_to_ram(&self, _fault: &VmFault<'_>) -> Result<(), FaultError> {
+        Err(FaultError::Sigbus)
+    }
+}
+
+#[kunit_tests(zdmirror_misuse)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn page_with_a_stale_flag_is_not_allocated() -> Result {
+        let device = EmulatedDevice::new()?;
+        let map = device.memory();
+        let block = device.take().ok_or(ENOSPC)?;
+        assert!(map.corrupt(&block, Corruption::AnonExclusive(true)));
+        let index = map.index_of_pfn(block.first_pfn()).ok_or(EINVAL)?;
+        // As a large folio, and by itself.
+        let backing = Backing::alloc(block.order())?;
+        let err = map.folio_init(block, backing).err().ok_or(EINVAL)?;
+        assert_eq!(err.cause, FolioInitCause::NotFree(index));
+        let pfn = err.folio.first_pfn();
+        let page = err.folio.split_to(pfn, 0, |rest| device.put(rest));
+        let page = page.map_err(|_| EINVAL)?;
+        let err = map
+            .folio_init(page, Backing::alloc(0)?)
+            .err()
+            .ok_or(EINVAL)?;
+        assert_eq!(err.cause, FolioInitCause::NotFree(index));
+        assert!(map.corrupt(&err.folio, Corruption::AnonExclusive(false)));
+        let folio = map.folio_init(err.folio, err.backing);
+        drop(folio.map_err(|_| EINVAL)?);
+        Ok(())
+    }
+
+    #[test]
+    fn numbers_do_not_overflow() {
+        for (pages, length) in [(0, 0), (3, 3 * PAGE_SIZE), (usize::MAX, usize::MAX)] {
+            assert_eq!(bytes(pages), length);
+        }
+        // Values that no migration returns.
+        let mut moved = Moved::default();
+        moved.by_order[0] = 1;
+        assert_eq!(moved.large(), 0);
+    }
+
+    #[test]
+    fn closures_may_change_the_memory_that_is_looked_at() -> Result {
+        let device = EmulatedDevice::new()?;
+        let range = anon_range(3)?;
+        let mirror = device.mirror()?;
+        touch(range)?;
+        let unmap = |page: usize| munmap(range.start() + page * PAGE_SIZE, PAGE_SIZE);
+        let mut seen = [Seen::Error; 3];
+        mirror.snapshot(range, &mut seen, |seen| {
+            let _ = unmap(0);
+            seen
+        })?;
+        // As it was before the closure was called.
+        assert!(seen.iter().all(|seen| seen.size().is_some()));
+        let mut there = [false; 3];
+        mirror.inspect(range, &mut there, |_, facts| {
+            let _ = unmap(1);
+            let _ = mirror.refresh(range);
+            facts.is_some()
+        })?;
+        assert_eq!(there, [false, true, true]);
+        Ok(())
+    }
+
+    #[test]
+    fn registration_does_not_wait_for_the_caller_that_drops_it() -> Result {
+        let owner = PgmapOwner::new(this_module())?;
+        let pages = |frames| Ok(Asking(FreeStack::new(frames)?));
+        let (map, mut region) = Registration::private(SZ_2M, owner, pages)?;
+        let block = region.next().ok_or(ENOSPC)?;
+        let backing = Backing::none(block.order())?;
+        let folio = map.folio_init(block, backing).map_err(|_| EINVAL)?;
+        ASKED.store(&raw const map as usize, Relaxed);
+        drop(folio);
+        ASKED.store(0, Relaxed);
+        // `memunmap_pages()` would have waited for that call of `folio_free`.
+        assert_eq!(ANSWER.load(Relaxed), 1);
+        assert!(map.wait_until_idle(3));
+        let block = map.ops().0.pop().ok_or(ENOSPC)?;
+        map.retire(block).map_err(|_| EINVAL)
+    }
+
+    #[test]
+    fn large_hole_takes_a_small_folio_only_if_it_is_split() -> Result {
+        let device = EmulatedDevice::new()?;
+        let memory = anon_range(2 * MAX_PAGES)?;
+        let start = memory.start().next_multiple_of(MAX_PAGES * PAGE_SIZE);
+        let block = PageRange::new(start, MAX_PAGES)?;
+        let task = current!();
+        let mm = task.mm().ok_or(EINVAL)?;
+        let mut buffer = PfnBuffer::new(MAX_PAGES)?;
+        let mmap = mm.mmap_read_lock();
+        let area = Area::lookup(&mmap, start).ok_or(EFAULT)?;
+        let request = Request {
+            large: true,
+            ..Request::system(area, block, device.owner())
+        };
+        let mut migration = Migration::of_range(&mut buffer, &request, &EmulatedMemory)?;
+        assert_eq!(migration.source(0), Some(PMD_ORDER));
+        // Core mm would follow the destination of each page of the hole, which has none.
+        for part in [0, 1, MAX_PAGES - 1] {
+            let refused = migration.copy_to_device(0, part, device.alloc(0)?);
+            assert_eq!(refused, Err(CopyError::Mismatch));
+        }
+        migration.split_hole(0);
+        assert_eq!(
+            (migration.source(0), migration.source(7)),
+            (Some(0), Some(0))
+        );
+        let copied = migration.copy_to_device(7, 0, device.alloc(0)?);
+        assert_eq!(copied, Ok(()));
+        let migration = migration.copied()?;
+        assert_eq!(migration.moved().pages, 1);
+        drop(migration.finalize());
+        assert_eq!(device.memory().used(), 1);
+        Ok(())
+    }
+
+    #[test]
+    fn task_with_a_migration_does_not_wait_for_itself() -> Result {
+        let device = EmulatedDevice::new()?;
+        let (range, others) = (anon_range(1)?, anon_range(1)?);
+        let mirror = device.mirror()?;
+        let pin = PinRequest {
+            hold: Hold::Get,
+            write: true,
+            fast: true,
+        };
+        device.migrate_by(range, &EmulatedMemory, |migration| {
+            for range in [range, others] {
+                assert_eq!(touch(range), Err(EFAULT));
+                let pinned = PinnedPages::new(range, pin);
+                assert_eq!(pinned.err(), Some(would_deadlock()));
+                let faulted = mirror.fault(range, Access::Write);
+                assert_eq!(faulted, Err(would_deadlock()));
+                let exclusive = mirror.make_exclusive(range);
+                assert_eq!(exclusive, Err(would_deadlock()));
+                assert_eq!(device.migrate(range), Err(would_deadlock()));
+            }
+            let held = migration.hold_moved(false).ok_or(ENOENT)?;
+            assert_eq!(held.flip_bit(), Err(would_deadlock()));
+            Ok(())
+        })?;
+        for range in [range, others] {
+            touch(range)?;
+            mirror.fault(range, Access::Write)?;
+        }
+        Ok(())
+    }
+
+    /// The errors of a fault handler that touched another page, and that began a migration of its own.
+    static IN_FAULT: [Atomic<i32>; 2] = [Atomic::new(0), Atomic::new(0)];
+
+    /// The page that the handler touches.
+    static TOUCHED: Atomic<usize> = Atomic::new(0);
+
+    #[test]
+    fn fault_handler_does_not_wait_for_its_own_page() -> Result {
+        let device = EmulatedDevice::with_fault(|_| {
+            let range = PageRange::new(TOUCHED.load(Relaxed), 1)?;
+            let errno = |result: Result| result.err().map_or(0, Error::to_errno);
+            IN_FAULT[0].store(errno(touch(range)), Relaxed);
+            let task = current!();
+            let mm = task.mm().ok_or(EINVAL)?;
+            let owner = PgmapOwner::new(this_module())?;
+            let mut buffer = PfnBuffer::new(1)?;
+            let mmap = mm.mmap_read_lock();
+            let area = Area::lookup(&mmap, range.start()).ok_or(EFAULT)?;
+            let request = Request::system(area, range, &owner);
+            let nested = Migration::of_range(&mut buffer, &request, &EmulatedMemory);
+            IN_FAULT[1].store(errno(nested.map(drop)), Relaxed);
+            Err(FaultError::Sigbus)
+        })?;
+        let (range, other) = (anon_range(1)?, anon_range(1)?);
+        TOUCHED.store(other.start(), Relaxed);
+        device.migrate(range)?;
+        assert_eq!(touch(range), Err(EFAULT));
+        let found = IN_FAULT.each_ref().map(|errno| errno.load(Relaxed));
+        assert_eq!(found, [EFAULT.to_errno(), would_deadlock().to_errno()]);
+        touch(other)
+    }
+
+    #[test]
+    fn folio_of_a_file_is_not_moved_within_system_memory() -> Result {
+        let device = EmulatedDevice::new()?;
+        for (range, result) in [
+            (anon_range(1)?, Ok(())),
+            (shared_range(1)?, Err(CopyError::Mismatch)),
+        ] {
+            touch(range)?;
+            let task = current!();
+            let mm = task.mm().ok_or(EINVAL)?;
+            let mut buffer = PfnBuffer::new(1)?;
+            let mmap = mm.mmap_read_lock();
+            let area = Area::lookup(&mmap, range.start()).ok_or(EFAULT)?;
+            let request = Request::system(area, range, device.owner());
+            let mut migration = Migration::of_range(&mut buffer, &request, &EmulatedMemory)?;
+            assert_eq!(migration.source(0), Some(0));
+            let copied = migration.copy_to_system(0, 0, SystemFolio::alloc(0)?);
+            assert_eq!(copied, result);
+        }
+        Ok(())
+    }
+}

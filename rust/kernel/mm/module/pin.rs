@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Keeping a module loaded.
+//!
+//! C headers: [`include/linux/module.h`](srctree/include/linux/module.h),
+//! [`include/linux/workqueue.h`](srctree/include/linux/workqueue.h)
+
+use crate::bindings;
+use kernel::{
+    prelude::*,
+    types::Opaque, //
+};
+
+/// A reference on a module.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::{mm::module::pin::ModulePin, module::this_module};
+///
+/// let pin = ModulePin::try_take(this_module::<LocalModule>()).ok_or(ENODEV)?;
+/// // The module is not unloaded until here.
+/// drop(pin);
+/// # Ok::<(), Error>(())
+/// ```
+///
+/// # Invariants
+///
+/// Owns one count of the references of the module in the field.
+#[must_use = "the module may be unloaded again at once"]
+pub(crate) struct ModulePin(&'static ThisModule);
+
+impl ModulePin {
+    /// Takes a reference of `module`, unless the module is on its way out: its exit function runs, or
+    /// will. Nor is there one before the init function of the module has succeeded, as a module whose
+    /// init function fails goes whether it has references or not. Code that is not a module's always gets
+    /// one. Does not sleep.
+    ///
+    /// Wraps `try_module_get()`.
+    pub(crate) fn try_take(module: &'static ThisModule) -> Option<Self> {
+        // SAFETY: A `ThisModule` is NULL or the `struct module` of the code that has it, by the contract of
+        // `ThisModule::from_ptr()`. That code is running, or about to be run, so that the structure exists.
+        if !unsafe { bindings::zdm_module_is_live(module.as_ptr()) } {
+            return None;
+        }
+        // SAFETY: A `ThisModule` is NULL or the `struct module` of the code that has it, by the contract of
+        // `ThisModule::from_ptr()`. That code is running, or about to be run, so that the structure exists.
+        let taken = unsafe { bindings::zdm_module_try_get(module.as_ptr()) };
+        // INVARIANT: The reference was taken above.
+        taken.then_some(Self(module))
+    }
+
+    /// Forgets the pin without dropping the reference.
+    pub(in crate::mm) fn leak(self) {
+        core::mem::forget(self);
+    }
+
+    /// # Safety
+    ///
+    /// One pin of `module` must have been leaked for every call.
+    pub(in crate::mm) unsafe fn from_leaked(module: &'static ThisModule) -> Self {
+        // INVARIANT: The leaked pin of `module` owned the reference, by the contract of this function.
+        Self(module)
+    }
+}
+
+impl Drop for ModulePin {
+    fn drop(&mut self) {
+        // SAFETY: `self` owns a reference of the module by the type invariants of `ModulePin`.
+        unsafe { bindings::zdm_module_put(self.0.as_ptr()) };
+    }
+}
+
+/// How long after [`Work::queue_later`] the work is done. To wake a worker at once would cost the caller more
+/// than most of what it queues the work after, and often nothing is left to be done when the time is over.
+const DELAY_MS: u32 = 20;
+
+/// Something to be done later, in a context that may sleep: `struct delayed_work`.
+///
+/// # Invariants
+///
+/// `work` is initialised, and its function may be called for it until [`Work::disable`].
+#[pin_data]
+#[repr(transparent)]
+pub(in crate::mm) struct Work {
+    #[pin]
+    work: Opaque<bindings::delayed_work>,
+}
+
+// The function gets the address of the first field, which is that of all.
+const _: () = assert!(core::mem::offset_of!(bindings::delayed_work, work) == 0);
+
+// SAFETY: A `delayed_work` does its own locking.
+unsafe impl Send for Work {}
+// SAFETY: A `delayed_work` does its own locking.
+unsafe impl Sync for Work {}
+
+impl Work {
+    /// Work that calls `f`. May sleep.
+    ///
+    /// # Safety
+    ///
+    /// It must be sound to call `f` with a pointer to the result, until [`Work::disable`] was called, which
+    /// must happen before the result is dropped.
+    pub(in crate::mm) unsafe fn new(
+        f: unsafe extern "C" fn(*mut bindings::work_struct),
+    ) -> impl PinInit<Self> {
+        // INVARIANT: The work is initialised here; the rest is what the contract of this function asks.
+        pin_init!(Self {
+            work <- Opaque::ffi_init(move |work| {
+                // SAFETY: `work` is valid for writes.
+                unsafe { bindings::zdm_work_init(work, Some(f)) }
+            }),
+        })
+    }
+
+    /// The work whose function was called with `raw`.
+    pub(in crate::mm) fn of_raw(raw: *mut bindings::work_struct) -> *mut Self {
+        raw.cast()
+    }
+
+    /// Has the work done soon, at least once after this call unless it is disabled. Does not sleep.
+    pub(in crate::mm) fn queue(&self) {
+        // SAFETY: The work is initialised by the type invariants of `Work`.
+        unsafe { bindings::zdm_work_queue(self.work.get(), 0) };
+    }
+
+    /// As [`Work::queue`], in [`DELAY_MS`]. To be used for the same work instead of the other, as work that
+    /// waits for its time is not done earlier by either.
+    pub(in crate::mm) fn queue_later(&self) {
+        // SAFETY: The work is initialised by the type invariants of `Work`.
+        unsafe { bindings::zdm_work_queue(self.work.get(), DELAY_MS) };
+    }
+
+    /// Has the work done at once that was queued before, and waits until it is. May sleep.
+    pub(in crate::mm) fn flush(&self) {
+        // SAFETY: The work is initialised by the type invariants of `Work`.
+        unsafe { bindings::flush_delayed_work(self.work.get()) };
+    }
+
+    /// Waits until the work does not run, takes it off its queue, and makes [`Work::queue`] do nothing
+    /// from then on. May sleep.
+    pub(in crate::mm) fn disable(&self) {
+        // SAFETY: The work is initialised by the type invariants of `Work`.
+        unsafe { bindings::disable_delayed_work_sync(self.work.get()) };
+    }
+}
+
+#[kunit_tests(zdmirror_module)]
+mod tests {
+    use super::*;
+    use crate::mm::{
+        kunit::support::this_module,
+        module::scope::ModuleScope, //
+    };
+
+    #[test]
+    fn init_must_have_succeeded() -> Result {
+        let module = this_module();
+        let scope = ModuleScope::new(module)?;
+        // SAFETY: The state is as it was at the end of the case, and nothing relies on it meanwhile but what the
+        // case asks.
+        unsafe { bindings::zdm_kunit_set_module_live(module.as_ptr(), false) };
+        let early = ModulePin::try_take(module);
+        let entry = scope.enter();
+        // SAFETY: As it was before the case.
+        unsafe { bindings::zdm_kunit_set_module_live(module.as_ptr(), true) };
+        let is_module = !module.as_ptr().is_null();
+        assert_eq!(early.is_none(), is_module);
+        assert_eq!(entry.is_err(), is_module);
+        if let Ok(entry) = entry {
+            // SAFETY: Nothing was registered.
+            drop(unsafe { entry.leave() });
+        }
+        assert!(ModulePin::try_take(module).is_some());
+        Ok(())
+    }
+}

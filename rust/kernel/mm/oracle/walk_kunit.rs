@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A comparison of page tables whose closure changes the tables.
+
+use crate::mm::{
+    hmm::access::{
+        Access,
+        Grant, //
+    },
+    kunit::{
+        device::EmulatedDevice,
+        support::{
+            anon_range,
+            munmap, //
+        },
+    },
+    PAGE_SHIFT, //
+};
+use core::ptr::NonNull;
+use kernel::{
+    page::Page,
+    prelude::*, //
+};
+
+#[kunit_tests(zdmirror_walk_closures)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn closure_of_a_comparison_may_use_the_mirror() -> Result {
+        let device = EmulatedDevice::new()?;
+        let range = anon_range(20)?;
+        let mirror = device.mirror()?;
+        mirror.fault(range, Access::Read)?;
+        let page = Page::alloc_page(GFP_KERNEL)?;
+        let raw = NonNull::new(page.as_ptr()).ok_or(EINVAL)?;
+        for address in range.addresses() {
+            // SAFETY: Nothing is read or written through the table before the memory is unmapped.
+            unsafe {
+                mirror
+                    .notifier
+                    .lock()
+                    .store(address >> PAGE_SHIFT, raw, Grant::Read)
+            }?;
+        }
+        let mut found = 0;
+        let compared = mirror.compare(|untruth| {
+            found += 1;
+            if untruth.index == (range.end() >> PAGE_SHIFT) - 1 {
+                let _ = munmap(range.start(), range.end() - range.start());
+                let _ = mirror.refresh(range);
+            }
+        })?;
+        assert_eq!((compared, found), (20, 20));
+        assert_eq!(mirror.compare(|_| found += 1)?, 0);
+        Ok(())
+    }
+}
