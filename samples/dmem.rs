@@ -36,8 +36,8 @@ impl PrivateOps for Pages {
     }
 }
 
-/// The CPU copies to and from the backing of a page. A real engine maps the other end, as by
-/// `CpuPages::dma_map_to_device()`, gets its own from `DevicePages::pfn()`, and has a `fence()`.
+/// The CPU copies to and from the backing of a page. A real engine has a `dma_device()` and a `fence()`, and
+/// gets the two ends from `CpuPages::dma_address()` and `DevicePages::pfn()`.
 struct Vram;
 
 impl DeviceMemory for Vram {

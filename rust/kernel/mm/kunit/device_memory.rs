@@ -14,6 +14,10 @@ use crate::mm::{
     PAGE_SIZE, //
 };
 use kernel::{
+    device::{
+        Bound,
+        Device, //
+    },
     new_mutex,
     prelude::*,
     sizes::SZ_2M,
@@ -40,6 +44,8 @@ struct Vram {
     bytes: Mutex<KVVec<u8>>,
     /// Copies that were begun and not waited for.
     under_way: Atomic<usize>,
+    /// Whether the engine goes on to copy, so that the migration maps the other end.
+    goes_on: Atomic<bool>,
     /// Whether the engine is broken.
     broken: Atomic<bool>,
     /// Whether the hardware has lost the source of the next copy to the device.
@@ -55,6 +61,7 @@ impl Vram {
                 first_pfn,
                 bytes <- new_mutex!(bytes, "Vram::bytes"),
                 under_way: Atomic::new(0),
+                goes_on: Atomic::new(false),
                 broken: Atomic::new(false),
                 poisoned: Atomic::new(false),
             }? Error),
@@ -86,13 +93,21 @@ impl Vram {
         assert_eq!(dma.address() % PAGE_SIZE as u64, 0);
         Ok(())
     }
+
+    /// Checks the address that an engine which goes on gets for `pages`.
+    fn check_mapping(&self, pages: &CpuPages<'_>) {
+        // CAST: `usize` has 64 bits.
+        let address = (pages.pfn() * PAGE_SIZE) as u64;
+        let expected = self.goes_on.load(Relaxed).then_some(address);
+        assert_eq!(pages.dma_address(), expected);
+    }
 }
 
 impl DeviceMemory for Vram {
     fn copy_in(&self, to: &mut DevicePages<'_>, from: &CpuPages<'_>) -> Result<(), CopyError> {
         // Nothing that the CPU could copy to is behind the folio.
         assert_eq!(to.copy_from_cpu(from), Err(CopyError::Mismatch));
-        assert!(from.pfn() != 0);
+        self.check_mapping(from);
         let dma = from.dma_map_to_device(self.device.device());
         self.program(dma, from.order())?;
         from.set_poisoned(self.poisoned.load(Relaxed));
@@ -103,6 +118,7 @@ impl DeviceMemory for Vram {
 
     fn copy_out(&self, to: &mut CpuPages<'_>, from: &DevicePages<'_>) -> Result<(), CopyError> {
         let order = to.order();
+        self.check_mapping(to);
         self.program(to.dma_map_from_device(self.device.device()), order)?;
         let beyond = to.read_page(1 << order, &mut [0; PAGE_SIZE]);
         assert_eq!(beyond, Err(CopyError::Mismatch));
@@ -115,6 +131,10 @@ impl DeviceMemory for Vram {
             place.fill(0);
             Ok(())
         })
+    }
+
+    fn dma_device(&self) -> Option<&Device<Bound>> {
+        self.goes_on.load(Relaxed).then(|| self.device.device())
     }
 
     fn fence(&self) -> Result {
@@ -259,13 +279,16 @@ mod tests {
     #[test]
     fn copy_that_does_not_end_moves_nothing() -> Result {
         let s = Setting::new()?;
-        s.map.ops().vram.broken.store(true, Relaxed);
-        assert_eq!(s.migrate(), Err(EIO));
-        assert_eq!(s.map.used(), 0);
-        assert!(s.is_intact()?);
-        s.map.ops().vram.broken.store(false, Relaxed);
-        assert_eq!(s.migrate()?, PAGES);
-        assert!(s.is_intact()?);
+        for goes_on in [false, true] {
+            s.map.ops().vram.goes_on.store(goes_on, Relaxed);
+            s.map.ops().vram.broken.store(true, Relaxed);
+            assert_eq!(s.migrate(), Err(EIO));
+            assert_eq!(s.map.used(), 0);
+            assert!(s.is_intact()?);
+            s.map.ops().vram.broken.store(false, Relaxed);
+            assert_eq!(s.migrate()?, PAGES);
+            assert!(s.is_intact()?);
+        }
         Ok(())
     }
 

@@ -37,7 +37,8 @@ use crate::mm::{
         backing::Backing,
         device_folio::{
             FolioInitCause,
-            FreedFolio, //
+            FreedFolio,
+            LockedDeviceFolio, //
         },
         system_folio::SystemFolio, //
     },
@@ -308,6 +309,97 @@ mod tests {
             let copied = migration.copy_to_system(0, 0, SystemFolio::alloc(0)?);
             assert_eq!(copied, result);
         }
+        Ok(())
+    }
+    /// Migrates `range` to `device` as far as `copied` says, and forgets the migration.
+    fn forget_migration(
+        device: &EmulatedDevice,
+        buffer: &mut PfnBuffer,
+        range: PageRange,
+        copied: bool,
+    ) -> Result {
+        let task = current!();
+        let mm = task.mm().ok_or(EINVAL)?;
+        let mmap = mm.mmap_read_lock();
+        let area = Area::lookup(&mmap, range.start()).ok_or(EFAULT)?;
+        let request = Request::system(area, range, device.owner());
+        let mut migration = Migration::of_range(buffer, &request, &EmulatedMemory)?;
+        migration.fill_device(|order| device.alloc(order))?;
+        if copied {
+            core::mem::forget(migration.copied()?);
+        } else {
+            core::mem::forget(migration);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn forgotten_migration_ends_with_its_buffer() -> Result {
+        let device = EmulatedDevice::new()?;
+        // One page has its entries in the buffer, which may be moved, and more have them elsewhere.
+        for pages in [1, 3] {
+            let range = anon_range(pages)?;
+            touch(range)?;
+            let mut buffer = PfnBuffer::new(pages)?;
+            forget_migration(&device, &mut buffer, range, true)?;
+            assert_eq!(touch(range), Err(EFAULT));
+            let moved = KBox::new(buffer, GFP_KERNEL)?;
+            assert_eq!(device.memory().used(), pages);
+            drop(moved);
+            // Core mm had moved the pages, and the CPU gets them back.
+            touch(range)?;
+            assert_eq!(device.memory().used(), 0);
+            // The buffer can be used again, which ends the migration, too.
+            let mut buffer = PfnBuffer::new(pages)?;
+            for _ in 0..2 {
+                forget_migration(&device, &mut buffer, range, true)?;
+            }
+            drop(buffer);
+            touch(range)?;
+            assert_eq!(device.memory().used(), 0);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn forgotten_destinations_stay_in_use() -> Result {
+        let device = EmulatedDevice::new()?;
+        let range = anon_range(2)?;
+        touch(range)?;
+        let mut buffer = PfnBuffer::new(2)?;
+        forget_migration(&device, &mut buffer, range, false)?;
+        drop(buffer);
+        // The pages are where they were, and those of the device, which a copy may go to, are lost.
+        touch(range)?;
+        let lost = device.memory().used_pfns()?;
+        assert_eq!(lost.len(), 2);
+        for &pfn in &lost {
+            let index = device.memory().index_of_pfn(pfn).ok_or(EINVAL)?;
+            let page = device.memory().page(index).ok_or(EINVAL)?;
+            // SAFETY: The migration that was forgotten owned the lock and a reference of the small folio, and no
+            // copy is under way.
+            drop(unsafe { LockedDeviceFolio::from_raw(page.as_non_null(), 0) });
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn migration_that_a_fault_handler_forgets_ends() -> Result {
+        let device = EmulatedDevice::with_fault(|fault| {
+            let mut buffer = PfnBuffer::new(1)?;
+            let migration = fault.migrate(&mut buffer, &EmulatedMemory)?;
+            core::mem::forget(migration);
+            drop(buffer);
+            let mut buffer = PfnBuffer::new(1)?;
+            let mut migration = fault.migrate(&mut buffer, &EmulatedMemory)?;
+            migration.fill_system(SystemFolio::alloc)?;
+            core::mem::forget(migration.copied()?);
+            Ok(())
+        })?;
+        let range = anon_range(1)?;
+        device.migrate(range)?;
+        touch(range)?;
+        assert_eq!(device.memory().used(), 0);
         Ok(())
     }
 }

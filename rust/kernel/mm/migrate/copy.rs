@@ -23,7 +23,10 @@ use crate::{
     },
 };
 use core::ptr::NonNull;
-use kernel::prelude::*;
+use kernel::{
+    dma::DataDirection,
+    prelude::*, //
+};
 
 impl<M: DeviceMemory> Migration<'_, Setup, M> {
     /// Makes `folio` the destination of page `part` of the source at entry `i`, with the contents
@@ -33,6 +36,11 @@ impl<M: DeviceMemory> Migration<'_, Setup, M> {
     /// A small folio can take a page of a large anonymous folio of a range of an area, which core mm then
     /// splits. A large hole must be split first: see [`Migration::split_hole`]. Pages that were
     /// selected on a device are no source for this.
+    ///
+    /// # Errors
+    ///
+    /// [`CopyError::Mismatch`] where `folio` does not suit the source, and the errors of [`DeviceMemory`]. `folio` is
+    /// freed, and the source stays where it is.
     pub(crate) fn copy_to_device(
         &mut self,
         i: usize,
@@ -50,8 +58,9 @@ impl<M: DeviceMemory> Migration<'_, Setup, M> {
                 // SAFETY: With `holes` core mm selects system memory only, which the CPU reaches. The source
                 // is locked, unmapped and referenced by the type invariants of `Migration`, and
                 // `check_fit()` says that it has so many pages.
-                let from = unsafe { CpuPages::from_raw(page, order) };
-                self.memory.copy_in(&mut to, &from)
+                let mut from = unsafe { CpuPages::from_raw(page, order) };
+                self.map(&mut from, DataDirection::ToDevice)
+                    .and_then(|()| self.memory.copy_in(&mut to, &from))
             }
             // The copy would be one between two devices.
             Some(_) => Err(CopyError::Mismatch),
@@ -65,6 +74,10 @@ impl<M: DeviceMemory> Migration<'_, Setup, M> {
 
     /// As [`Migration::copy_to_device`], in the other direction. Pages that were selected in system memory
     /// are a source for this, too, if they are anonymous.
+    ///
+    /// # Errors
+    ///
+    /// As [`Migration::copy_to_device`].
     pub(crate) fn copy_to_system(
         &mut self,
         i: usize,
@@ -95,7 +108,8 @@ impl<M: DeviceMemory> Migration<'_, Setup, M> {
                 // referenced by the type invariants of `Migration`, and `check_fit()` says that it has so
                 // many pages.
                 let from = unsafe { DevicePages::from_raw(page, order) };
-                self.memory.copy_out(&mut to, &from)
+                self.map(&mut to, DataDirection::FromDevice)
+                    .and_then(|()| self.memory.copy_out(&mut to, &from))
             }
         };
         self.check_copied(copied)?;
@@ -126,7 +140,11 @@ impl<M: DeviceMemory> Migration<'_, Setup, M> {
         Ok(())
     }
 
-    /// As [`Migration::fill_device`], with folios of system memory.
+    /// As [`Migration::fill_device`], with folios of system memory. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// Those of `alloc`.
     pub(crate) fn fill_system(
         &mut self,
         mut alloc: impl FnMut(u32) -> Result<SystemFolio>,
@@ -181,12 +199,23 @@ impl<M: DeviceMemory> Migration<'_, Setup, M> {
         NonNull::new(page.as_ptr().wrapping_add(part))
     }
 
+    /// Maps `pages` until the fence, for an engine that wants that.
+    #[inline]
+    fn map(&mut self, pages: &mut CpuPages<'_>, direction: DataDirection) -> Result<(), CopyError> {
+        let memory = self.memory;
+        pages.map_until_fence(
+            memory.dma_device(),
+            direction,
+            &mut self.head_mut().mappings,
+        )
+    }
+
     /// Returns the result of a copy. Part of a copy that failed may still be under way, and the destination is
     /// freed next, so that this waits for it.
     #[inline]
-    fn check_copied(&self, copied: Result<(), CopyError>) -> Result<(), CopyError> {
+    fn check_copied(&mut self, copied: Result<(), CopyError>) -> Result<(), CopyError> {
         if copied.is_err() {
-            let _ = self.memory.fence();
+            let _ = self.fence();
         }
         copied
     }

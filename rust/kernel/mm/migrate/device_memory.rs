@@ -11,11 +11,14 @@
 // A driver uses the parts that suit its device. The KUnit cases of `device_memory_kunit.rs` use all parts.
 #![cfg_attr(not(CONFIG_KUNIT = "y"), allow(dead_code))]
 
+use super::mappings::{
+    Mapping,
+    Mappings, //
+};
 use crate::{
     bindings,
     mm::{
         page::backing::contents,
-        PAGE_SHIFT,
         PAGE_SIZE, //
     },
 };
@@ -82,7 +85,7 @@ pub(crate) enum CopyError {
 /// The memory of a device, as migrations copy to and from it.
 ///
 /// A copy may go on after the function that began it has returned. The migration keeps both ends
-/// locked and allocated until [`DeviceMemory::fence`] has returned.
+/// locked and allocated until [`DeviceMemory::fence`] has returned, and mapped for [`DeviceMemory::dma_device`].
 ///
 /// # Examples
 ///
@@ -124,6 +127,15 @@ pub(crate) trait DeviceMemory {
 
     /// Begins to fill `to` with zeroes. May sleep.
     fn clear(&self, to: &mut DevicePages<'_>) -> Result<(), CopyError>;
+
+    /// The device whose engine goes on to copy after the functions above have returned. The migration maps the
+    /// other end of each copy for it, [`CpuPages::dma_address`], until [`DeviceMemory::fence`] has returned.
+    ///
+    /// `None`, as by default, where no copy goes on, or where the functions map the pages themselves.
+    #[inline]
+    fn dma_device(&self) -> Option<&Device<Bound>> {
+        None
+    }
 
     /// Waits until no copy is under way that was begun before, also where it returns an error, which says
     /// that contents did not arrive. After an error the migration puts all pages back. May sleep.
@@ -189,6 +201,7 @@ pub(crate) trait DeviceMemory {
 pub(crate) struct CpuPages<'a> {
     page: NonNull<bindings::page>,
     order: u32,
+    dma: Option<DmaAddress>,
     _folio: PhantomData<&'a ()>,
 }
 
@@ -203,8 +216,30 @@ impl CpuPages<'_> {
         Self {
             page,
             order,
+            dma: None,
             _folio: PhantomData,
         }
+    }
+
+    /// Maps the pages for `dev`, if there is one, until `mappings` are unmapped. May sleep.
+    #[inline]
+    pub(super) fn map_until_fence(
+        &mut self,
+        dev: Option<&Device<Bound>>,
+        direction: DataDirection,
+        mappings: &mut Mappings,
+    ) -> Result<(), CopyError> {
+        if let Some(dev) = dev {
+            // SAFETY: There are so many pages by the type invariants of `CpuPages`.
+            let mapped = unsafe { mappings.map(dev, self.page, self.order, direction) };
+            self.dma = Some(mapped.map_err(|_| CopyError::Device)?);
+        }
+        Ok(())
+    }
+
+    /// The address at which [`DeviceMemory::dma_device`] reaches the pages until the fence.
+    pub(crate) fn dma_address(&self) -> Option<DmaAddress> {
+        self.dma
     }
 
     /// Number of the first page frame.
@@ -261,13 +296,7 @@ impl CpuPages<'_> {
         self.dma_map(dev, DataDirection::ToDevice)
     }
 
-    /// Maps the pages for DMA of `dev`, which overwrites them: `DMA_FROM_DEVICE`. May sleep.
-    ///
-    /// Wraps `dma_map_page()`.
-    ///
-    /// # Errors
-    ///
-    /// `ENOMEM` when the device cannot reach the pages.
+    /// As [`CpuPages::dma_map_to_device`], for a device that overwrites the pages: `DMA_FROM_DEVICE`. May sleep.
     pub(crate) fn dma_map_from_device<'d>(
         &'d mut self,
         dev: &'d Device<Bound>,
@@ -275,30 +304,15 @@ impl CpuPages<'_> {
         self.dma_map(dev, DataDirection::FromDevice)
     }
 
-    /// `direction` is one in which data goes: core DMA code takes `DMA_NONE` for a bug of the kernel.
     fn dma_map<'d>(
         &'d self,
         dev: &'d Device<Bound>,
         direction: DataDirection,
     ) -> Result<DmaPages<'d>> {
-        // `Device` is a transparent wrapper of `struct device`.
-        let raw: *mut bindings::device = core::ptr::from_ref(dev).cast_mut().cast();
-        let page = self.page.as_ptr();
-        let bytes = 1 << self.order << PAGE_SHIFT;
-        // SAFETY: `dev` is bound to a driver while it is borrowed. The pages are valid, and in a row, by
-        // the type invariants of `CpuPages`.
-        let address =
-            unsafe { bindings::dma_map_page_attrs(raw, page, 0, bytes, direction.into(), 0) };
-        // SAFETY: `address` was returned by the function for `dev`.
-        if unsafe { bindings::zdm_dma_mapping_error(raw, address) } {
-            return Err(ENOMEM);
-        }
-        // INVARIANT: The mapping was made above.
         Ok(DmaPages {
-            dev,
-            address,
-            bytes,
-            direction,
+            // SAFETY: There are so many pages by the type invariants of `CpuPages`.
+            mapping: unsafe { Mapping::new(dev, self.page, self.order, direction) }?,
+            _dev: PhantomData,
         })
     }
 
@@ -379,34 +393,28 @@ impl CpuPages<'_> {
 /// # Ok::<(), Error>(())
 /// ```
 ///
-/// # Invariants
-///
-/// `address` is a mapping of `bytes` bytes for `dev` that was not unmapped yet.
+/// A mapping that is forgotten stays, and its device may go on to use the pages.
 pub(crate) struct DmaPages<'a> {
-    dev: &'a Device<Bound>,
-    address: DmaAddress,
-    bytes: usize,
-    direction: DataDirection,
+    mapping: Mapping,
+    _dev: PhantomData<&'a Device<Bound>>,
 }
 
 impl DmaPages<'_> {
     /// The address that the device uses.
     pub(crate) fn address(&self) -> DmaAddress {
-        self.address
+        self.mapping.address()
     }
 
     /// Length in bytes.
     pub(crate) fn bytes(&self) -> usize {
-        self.bytes
+        self.mapping.bytes()
     }
 }
 
 impl Drop for DmaPages<'_> {
     fn drop(&mut self) {
-        let raw: *mut bindings::device = core::ptr::from_ref(self.dev).cast_mut().cast();
-        let direction = self.direction.into();
-        // SAFETY: The mapping is one of `dev`, of this length, by the type invariants of `DmaPages`.
-        unsafe { bindings::dma_unmap_page_attrs(raw, self.address, self.bytes, direction, 0) };
+        // SAFETY: `self` borrows the device, which is bound meanwhile, and the mapping is not used afterwards.
+        unsafe { self.mapping.unmap() };
     }
 }
 
@@ -493,7 +501,7 @@ impl DevicePages<'_> {
     /// The first page that the CPU finds the contents in: the page itself, or its backing.
     #[inline]
     fn contents(&self) -> Result<NonNull<bindings::page>, CopyError> {
-        // SAFETY: The page is of a `DevPagemap`, and nobody frees or splits its folio, by the type
+        // SAFETY: The page is of a `DevPagemap`, and no task frees or splits its folio, by the type
         // invariants of `DevicePages`.
         NonNull::new(unsafe { contents(self.page.as_ptr()) }).ok_or(CopyError::Mismatch)
     }

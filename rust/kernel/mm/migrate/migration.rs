@@ -13,16 +13,17 @@
 
 use super::{
     device_memory::DeviceMemory,
-    pfn_buffer::halves, //
+    pfn_buffer::{
+        halves,
+        Head,
+        Progress, //
+    }, //
 };
 use crate::{
     bindings,
     mm::{
         page::struct_page::MemMap,
-        sync::task::{
-            check_may_fault,
-            NoFaults, //
-        },
+        sync::task::check_may_fault,
         user::watches::WatchToken,
         PMD_ORDER, //
     },
@@ -60,9 +61,9 @@ pub(crate) use super::{
 /// wait for itself, so that page faults are disabled meanwhile: an access to user memory fails with `EFAULT`
 /// where it would need one, and the functions here that fault pages in fail with `EDEADLK`.
 ///
-/// A migration must not be forgotten ([`core::mem::forget`]), as a mutex guard must not: the pages stay locked,
-/// and tasks that use them wait for ever. No memory is freed that is in use. The task that forgot the migration
-/// gets `SIGSEGV` at its next page fault.
+/// A migration that is forgotten ([`core::mem::forget`]) ends when its [`PfnBuffer`] is used again or dropped. If
+/// the buffer is forgotten, too, the pages stay locked, as a mutex does whose guard is forgotten, and tasks that use
+/// them wait for ever. No memory is freed that is in use.
 ///
 /// # Examples
 ///
@@ -99,24 +100,24 @@ pub(crate) use super::{
 ///
 /// # Invariants
 ///
-/// - `args` is borrowed for `'a`, and its `src` and `dst` hold at least `len` entries, borrowed for `'a`, too.
-/// - The entries are those of a migration that core mm has set up and not finalized; each valid
-///   destination entry owns the lock and a reference of its folio.
+/// - `head` is borrowed for `'a`. The `src` and `dst` of its `args` hold at least `len` entries, borrowed for `'a`,
+///   too.
+/// - Unless `finalized` is set, core mm has set up the migration and not finalized it: the sources are locked,
+///   unmapped and referenced. Each valid destination entry owns the lock and a reference of its folio.
 /// - `vma` says whether `args` is used as a whole (by `migrate_vma_*()`) or only its arrays (by
 ///   `migrate_device_*()`).
+/// - The devices of the mappings in `head` are borrowed from `memory`.
 /// - No hole has a destination unless `holes` is set, and no large hole has a small one.
 /// - If `vma` is set the mmap lock of the area is held for `'a`.
 #[must_use = "dropping a migration puts the pages back"]
 pub(crate) struct Migration<'a, S: Stage, M: DeviceMemory> {
-    args: NonNull<bindings::migrate_vma>,
+    head: NonNull<Head>,
     memmap: MemMap,
     pub(super) memory: &'a M,
     len: usize,
     pub(in crate::mm) vma: bool,
     pub(super) holes: bool,
     finalized: bool,
-    /// The task has locked the pages, until the migration is finalized.
-    no_faults: Option<NoFaults>,
     /// The watch of the range that began before the migration.
     pub(in crate::mm) watch: Option<&'a WatchToken>,
     _p: PhantomData<(&'a mut PfnBuffer, Area<'a>, S)>,
@@ -138,6 +139,7 @@ impl<'a, M: DeviceMemory> Migration<'a, Setup, M> {
         request: &Request<'a>,
         memory: &'a M,
     ) -> Result<Self> {
+        buffer.end_forgotten();
         check_may_fault()?;
         let (none, memmap) = (core::ptr::null_mut(), MemMap::get());
         // SAFETY: No fault is being handled, which NULL says.
@@ -161,14 +163,14 @@ impl<'a, M: DeviceMemory> Migration<'a, Setup, M> {
         if len > buffer.capacity() {
             return Err(EINVAL);
         }
-        let (args, entries) = buffer.parts();
+        let (head, entries) = buffer.parts();
         let (src, dst) = halves(entries, len);
         let compound = if request.large {
             bindings::MIGRATE_VMA_SELECT_COMPOUND
         } else {
             0
         };
-        let args = args.write(bindings::migrate_vma {
+        let args = head.args.write(bindings::migrate_vma {
             vma: request.area.as_ptr(),
             dst: dst.as_mut_ptr(),
             src: src.as_mut_ptr(),
@@ -186,17 +188,17 @@ impl<'a, M: DeviceMemory> Migration<'a, Setup, M> {
         if unsafe { bindings::migrate_vma_setup(args) } != 0 {
             return Err(EINVAL); // It has no other error.
         }
+        // SAFETY: Core mm has set up `args` and the entries above.
+        unsafe { head.begin(!fault_page.is_null()) };
         // INVARIANT: Set up above; no destination is set.
         Ok(Self {
-            args: NonNull::from(args),
+            head: NonNull::from(head),
             memmap,
             memory,
             len,
             vma: true,
             holes: request.select == Select::System,
             finalized: false,
-            // The handler of a fault has them disabled.
-            no_faults: fault_page.is_null().then(NoFaults::new),
             watch: request.watch,
             _p: PhantomData,
         })
@@ -220,14 +222,14 @@ impl<'a, M: DeviceMemory> Migration<'a, Setup, M> {
             return Err(EINVAL);
         }
         let len = pfns.as_slice().len().min(MAX_PAGES);
-        let (args, entries) = buffer.parts();
+        let (head, entries) = buffer.parts();
         // Some kernels clear an entry for each page of a large folio, whether all are listed or not. The
         // entries of the destinations come next and are clear, too.
         entries[MAX_PAGES..MAX_PAGES + len].fill(0);
         entries[..len].copy_from_slice(&pfns.as_slice()[..len]);
         let src = entries.as_mut_ptr();
         let dst = src.wrapping_add(MAX_PAGES);
-        let args = args.write(bindings::migrate_vma {
+        let args = head.args.write(bindings::migrate_vma {
             vma: core::ptr::null_mut(),
             dst,
             src,
@@ -243,16 +245,17 @@ impl<'a, M: DeviceMemory> Migration<'a, Setup, M> {
         // `DevicePfns`. There is room for `MAX_PAGES` entries after the last one. The function always
         // returns 0.
         unsafe { bindings::migrate_device_pfns(args.src, len) };
+        // SAFETY: Core mm has set up the entries above, and `args` tells where they are, and how many.
+        unsafe { head.begin(false) };
         // INVARIANT: Set up above; no destination is set.
         Ok(Self {
-            args: NonNull::from(args),
+            head: NonNull::from(head),
             memmap: MemMap::get(),
             memory,
             len,
             vma: false,
             holes: false,
             finalized: false,
-            no_faults: Some(NoFaults::new()),
             watch: None,
             _p: PhantomData,
         })
@@ -289,7 +292,7 @@ impl<'a, M: DeviceMemory> Migration<'a, Setup, M> {
     fn large_order(&self, entry: usize) -> u32 {
         // A large hole has the size of a PMD. A folio may have any order.
         self.page_of(entry).map_or(PMD_ORDER, |page| {
-            // SAFETY: The source is locked and referenced until the migration is finalized.
+            // SAFETY: The source is locked and referenced by the type invariants of `Migration`.
             unsafe { bindings::zdm_folio_order(page.as_ptr()) }
         })
     }
@@ -304,7 +307,7 @@ impl<'a, M: DeviceMemory> Migration<'a, Setup, M> {
     /// more, and warn that no cgroup is charged for it.
     fn is_moving(&self, entry: usize) -> bool {
         self.page_of(entry).is_some_and(|page| {
-            // SAFETY: The source is locked and referenced.
+            // SAFETY: The source is locked and referenced by the type invariants of `Migration`.
             unsafe { bindings::zdm_folio_is_uncharged(page.as_ptr()) }
         })
     }
@@ -378,12 +381,15 @@ impl<'a, M: DeviceMemory> Migration<'a, Setup, M> {
     /// # Errors
     ///
     /// That of [`DeviceMemory::fence`]. All pages are put back then.
-    pub(crate) fn copied(self) -> Result<Migration<'a, Copied, M>> {
-        self.memory.fence()?;
+    pub(crate) fn copied(mut self) -> Result<Migration<'a, Copied, M>> {
+        self.fence()?;
+        let head = self.head_mut();
+        head.progress = Progress::Moved;
+        let args = head.args.as_mut_ptr();
         if self.vma {
             // SAFETY: Core mm has set up `args` and not finalized it by the type invariants of `Migration`,
             // and the mmap lock is held.
-            unsafe { bindings::migrate_vma_pages(self.args.as_ptr()) };
+            unsafe { bindings::migrate_vma_pages(args) };
         } else {
             let bindings::migrate_vma { src, dst, .. } = *self.args();
             // SAFETY: Core mm has set up the `len` entries and not finalized them by the type invariants of
@@ -399,16 +405,7 @@ impl<'a, M: DeviceMemory> Migration<'a, Copied, M> {
     /// `migrate_vma_finalize()` and `migrate_device_finalize()`; may sleep.
     pub(crate) fn finalize(mut self) -> Migration<'a, Finalized, M> {
         self.end();
-        self.no_faults = None;
         self.next(true)
-    }
-}
-
-impl<M: DeviceMemory> Migration<'_, Finalized, M> {
-    /// Page frame number and order of each destination. The contents may have moved on since.
-    pub(crate) fn destinations(&self) -> impl Iterator<Item = (usize, u32)> + '_ {
-        self.moved_entries()
-            .map(|(i, order)| (self.dst(i) >> bindings::MIGRATE_PFN_SHIFT, order))
     }
 }
 
@@ -417,14 +414,13 @@ impl<'a, S: Stage, M: DeviceMemory> Migration<'a, S, M> {
     #[inline]
     fn next<T: Stage>(mut self, finalized: bool) -> Migration<'a, T, M> {
         let next = Migration {
-            args: self.args,
+            head: self.head,
             memmap: self.memmap,
             memory: self.memory,
             len: self.len,
             vma: self.vma,
             holes: self.holes,
             finalized,
-            no_faults: self.no_faults.take(),
             watch: self.watch,
             _p: PhantomData,
         };
@@ -435,16 +431,19 @@ impl<'a, S: Stage, M: DeviceMemory> Migration<'a, S, M> {
 
     /// Lets core mm finish.
     fn end(&mut self) {
-        if self.vma {
-            // SAFETY: Both callers consume or drop `self`, whose migration is not finalized yet by the type
-            // invariants of `Migration`. The mmap lock is held.
-            unsafe { bindings::migrate_vma_finalize(self.args.as_ptr()) };
-        } else {
-            let bindings::migrate_vma { src, dst, .. } = *self.args();
-            // SAFETY: Both callers consume or drop `self`, whose `len` entries are not finalized yet by the
-            // type invariants of `Migration`.
-            unsafe { bindings::migrate_device_finalize(src, dst, self.len) };
-        }
+        // SAFETY: Both callers consume or drop `self`, whose migration is not finalized yet by the type invariants
+        // of `Migration`. Before core mm is told to move the pages there is no destination.
+        unsafe { self.head_mut().end() };
+    }
+
+    /// Waits for the copies that were begun, and unmaps their other ends.
+    #[inline]
+    pub(super) fn fence(&mut self) -> Result {
+        let fenced = self.memory.fence();
+        // SAFETY: `memory` is borrowed while `self` lives, and with it the devices, which are bound while they are
+        // borrowed. No copy is under way any more.
+        unsafe { self.head_mut().mappings.unmap() };
+        fenced
     }
 
     /// Entries of the sources that have moved, with the order of the destination.
@@ -464,7 +463,7 @@ impl<'a, S: Stage, M: DeviceMemory> Migration<'a, S, M> {
     /// Order of the large destination at entry `i`.
     fn destination_order(&self, i: usize) -> u32 {
         match self.page_of(self.dst(i)) {
-            // SAFETY: The destination is locked and referenced until the migration is finalized.
+            // SAFETY: The destination is locked and referenced by the type invariants of `Migration`.
             Some(page) if !self.finalized => unsafe { bindings::zdm_folio_order(page.as_ptr()) },
             // The range of an area has large sources of this order only; the entries of a list of device
             // pages are not looked at any more when the migration is finalized.
@@ -476,8 +475,15 @@ impl<'a, S: Stage, M: DeviceMemory> Migration<'a, S, M> {
     #[inline]
     pub(in crate::mm) fn args(&self) -> &bindings::migrate_vma {
         // SAFETY: Borrowed for longer than `self` lives by the type invariants of `Migration`; core mm
-        // changes them in its functions only.
-        unsafe { self.args.as_ref() }
+        // changes them in its functions only, and has set them up.
+        unsafe { self.head.as_ref().args.assume_init_ref() }
+    }
+
+    /// What the migration has in its buffer.
+    #[inline]
+    pub(super) fn head_mut(&mut self) -> &mut Head {
+        // SAFETY: Borrowed for longer than `self` lives by the type invariants of `Migration`.
+        unsafe { self.head.as_mut() }
     }
 
     /// The page of the fault that the migration is made for, or NULL.
@@ -554,7 +560,7 @@ impl<'a, S: Stage, M: DeviceMemory> Migration<'a, S, M> {
     fn drop_valid_destination(&mut self, i: usize) {
         if let Some(page) = self.page_of(self.dst(i)) {
             // A copy to the destination may be under way.
-            let _ = self.memory.fence();
+            let _ = self.fence();
             self.set_dst(i, 0);
             // SAFETY: We own the lock by the type invariants of `Migration`.
             unsafe { bindings::zdm_folio_unlock(page.as_ptr()) };

@@ -4,6 +4,7 @@
 
 mod copy;
 pub(crate) mod device_memory;
+mod mappings;
 pub(crate) mod migration;
 pub(crate) mod moved;
 pub(crate) mod pfn_buffer;

@@ -8,6 +8,7 @@ use super::{
     device_memory::DeviceMemory,
     migration::{
         Copied,
+        Finalized,
         Migration,
         MAX_PAGES, //
     },
@@ -104,6 +105,14 @@ impl Moved {
     }
 }
 
+impl<M: DeviceMemory> Migration<'_, Finalized, M> {
+    /// Page frame number and order of each destination. The contents may have moved on since.
+    pub(crate) fn destinations(&self) -> impl Iterator<Item = (usize, u32)> + '_ {
+        self.moved_entries()
+            .map(|(i, order)| (self.dst(i) >> bindings::MIGRATE_PFN_SHIFT, order))
+    }
+}
+
 impl<M: DeviceMemory> Migration<'_, Copied, M> {
     /// The pages that have moved so far.
     #[inline]
@@ -187,7 +196,7 @@ impl<M: DeviceMemory> Migration<'_, Copied, M> {
     #[inline]
     fn fault_head(&self) -> *mut bindings::page {
         NonNull::new(self.fault_page()).map_or(core::ptr::null_mut(), |page| {
-            // SAFETY: The fault has a reference on its page.
+            // SAFETY: The fault that the migration is made for has a reference on its page.
             unsafe { struct_page::head(page.as_ptr()) }
         })
     }
@@ -203,21 +212,21 @@ impl<M: DeviceMemory> Migration<'_, Copied, M> {
             return false;
         };
         if let Some(from) = self.page_of(src) {
-            // SAFETY: The source is locked and referenced until the migration is finalized.
+            // SAFETY: The source is locked and referenced by the type invariants of `Migration`.
             let refs = unsafe { struct_page::refs(from.as_ptr()) };
-            // SAFETY: The source is locked and referenced, so that its folio has a head.
+            // SAFETY: The source is locked and referenced by the type invariants of `Migration`.
             let is_fault = || unsafe { struct_page::head(from.as_ptr()) } == fault;
             if refs != 1 + i32::from(!fault.is_null() && is_fault()) {
                 return true;
             }
         }
-        // SAFETY: The destination is locked and referenced until the migration is finalized.
+        // SAFETY: The destination is locked and referenced by the type invariants of `Migration`.
         unsafe { struct_page::refs(to.as_ptr()) != struct_page::folio_mapcount(to.as_ptr()) + 1 }
     }
 
     /// Both ends of entry `i`, of a folio that has moved.
     fn moved_folio(&self, i: usize) -> Option<MovedFolio<'_>> {
-        // SAFETY: Both ends are locked and referenced until the migration is finalized.
+        // SAFETY: Both ends are locked and referenced by the type invariants of `Migration`.
         let view = |page| unsafe { PageView::from_raw(page) };
         let source = self.page_of(self.src(i)).map(view);
         Some(MovedFolio {
@@ -230,7 +239,7 @@ impl<M: DeviceMemory> Migration<'_, Copied, M> {
     /// Whether `page` is the first page of the folio that caused the fault of this migration.
     fn is_fault_folio(&self, page: PageView<'_>) -> bool {
         let fault = NonNull::new(self.fault_page()).map(|fault| {
-            // SAFETY: The fault has a reference on its page.
+            // SAFETY: The fault that the migration is made for has a reference on its page.
             unsafe { PageView::from_raw(fault) }.head()
         });
         fault.is_some_and(|head| head.as_ptr() == page.as_ptr())
@@ -249,7 +258,7 @@ impl<M: DeviceMemory> Migration<'_, Copied, M> {
                 }
             })
             .find_map(|page| NonNull::new(page.as_ptr()))?;
-        // SAFETY: The migration has a reference.
+        // SAFETY: The migration has a reference on both ends by the type invariants of `Migration`.
         let got = unsafe { bindings::zdm_folio_try_get(held.as_ptr()) };
         // SAFETY: The reference was taken above, and nothing else owns it.
         got.then(|| unsafe { FolioRef::from_raw(held) })

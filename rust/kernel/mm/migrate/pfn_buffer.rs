@@ -2,9 +2,11 @@
 
 //! Room for the arguments of a migration, and for the entries of its pages.
 
+use super::mappings::Mappings;
 use crate::{
     bindings,
     mm::{
+        sync::task::NoFaults,
         PAGE_SIZE,
         PMD_ORDER, //
     },
@@ -23,6 +25,10 @@ pub(crate) const fn bytes(pages: usize) -> usize {
 
 /// Source and destination entries for migrations of up to [`MAX_PAGES`] pages, to be reused.
 ///
+/// Dropping a buffer, or using it again, ends a migration that was forgotten ([`core::mem::forget`]), and may
+/// sleep then: the pages go back to where they were, unless core mm has moved them already. Destinations that
+/// core mm was not told of stay locked and in use, as a copy to them may be under way.
+///
 /// # Examples
 ///
 /// ```
@@ -35,10 +41,37 @@ pub(crate) const fn bytes(pages: usize) -> usize {
 /// # Ok::<(), Error>(())
 /// ```
 pub(crate) struct PfnBuffer {
+    head: Head,
+    entries: Entries,
+}
+
+/// What a migration has in its buffer besides the entries.
+///
+/// # Invariants
+///
+/// Unless `progress` is [`Progress::None`], core mm has set up the migration that `args` and the entries describe,
+/// and has not finalized it. `args.npages` is the number of its entries.
+pub(super) struct Head {
     /// The arguments of core mm. They stay in one place while the migration goes through its stages, because
     /// moving so many words would take time.
-    args: MaybeUninit<bindings::migrate_vma>,
-    entries: Entries,
+    pub(super) args: MaybeUninit<bindings::migrate_vma>,
+    pub(super) progress: Progress,
+    /// The task has locked the pages, until the migration is finalized. The handler of a fault has faults
+    /// disabled by other means.
+    pub(super) no_faults: Option<NoFaults>,
+    /// The other ends of copies that were begun and not waited for.
+    pub(super) mappings: Mappings,
+}
+
+/// How far the migration is that has a buffer.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Progress {
+    /// There is none.
+    None,
+    /// Core mm has set it up.
+    SetUp,
+    /// Core mm was told to move the pages.
+    Moved,
 }
 
 /// The first half is for the source.
@@ -50,14 +83,24 @@ enum Entries {
 
 impl PfnBuffer {
     /// Room for `pages` pages, at most [`MAX_PAGES`]. May sleep, to allocate room for more than one.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`, but not for a single page.
     #[inline]
     pub(crate) fn new(pages: usize) -> Result<Self> {
         let entries = match pages.min(MAX_PAGES) {
             0 | 1 => Entries::One([0; 2]),
             pages => Entries::Many(KVVec::from_elem(0, 2 * pages, GFP_KERNEL)?),
         };
+        // INVARIANT: There is no migration.
         Ok(Self {
-            args: MaybeUninit::uninit(),
+            head: Head {
+                args: MaybeUninit::uninit(),
+                progress: Progress::None,
+                no_faults: None,
+                mappings: Mappings::new(),
+            },
             entries,
         })
     }
@@ -67,9 +110,82 @@ impl PfnBuffer {
         self.entries.as_slice().len() / 2
     }
 
-    /// Room for the arguments, and all entries: the first half is for the source.
-    pub(super) fn parts(&mut self) -> (&mut MaybeUninit<bindings::migrate_vma>, &mut [usize]) {
-        (&mut self.args, self.entries.as_mut_slice())
+    /// The head, and all entries: the first half is for the source. A migration that has the buffer, and was
+    /// forgotten, is ended.
+    #[inline]
+    pub(super) fn parts(&mut self) -> (&mut Head, &mut [usize]) {
+        self.end_forgotten();
+        (&mut self.head, self.entries.as_mut_slice())
+    }
+
+    /// Ends a migration that was forgotten, if there is one.
+    #[inline]
+    pub(super) fn end_forgotten(&mut self) {
+        if self.head.progress != Progress::None {
+            self.end_migration();
+        }
+    }
+
+    #[cold]
+    fn end_migration(&mut self) {
+        let (head, entries) = (&mut self.head, self.entries.as_mut_slice());
+        // SAFETY: There is a migration, so that core mm has set up `args`, by the type invariants of `Head`.
+        let args = unsafe { head.args.assume_init_mut() };
+        let (src, dst) = entries.split_at_mut(entries.len() / 2);
+        if head.progress == Progress::SetUp {
+            // Core mm takes a source with a destination for one that has moved.
+            dst.fill(0);
+        }
+        // The buffer may have been moved meanwhile, with the entries in it.
+        (args.src, args.dst) = (src.as_mut_ptr(), dst.as_mut_ptr());
+        // The devices may be gone, with which the pages were mapped.
+        head.mappings.forget();
+        // SAFETY: There is a migration, and the entries are valid. Destinations that core mm was not told of were
+        // cleared above. The callee looks at the folios only, so that it needs no lock of the area.
+        unsafe { head.end() };
+    }
+}
+
+impl Drop for PfnBuffer {
+    #[inline]
+    fn drop(&mut self) {
+        self.end_forgotten();
+    }
+}
+
+impl Head {
+    /// Core mm has set up a migration. Disables page faults, unless the handler of a fault has.
+    ///
+    /// # Safety
+    ///
+    /// `args` and the entries must be those of the migration, and `args.npages` the number of its entries.
+    #[inline]
+    pub(super) unsafe fn begin(&mut self, is_fault: bool) {
+        // INVARIANT: The contract of this function says the same.
+        self.progress = Progress::SetUp;
+        self.no_faults = (!is_fault).then(NoFaults::new);
+    }
+
+    /// Wraps `migrate_vma_finalize()` and `migrate_device_finalize()`. May sleep.
+    ///
+    /// # Safety
+    ///
+    /// There must be a migration. Its destinations must be those that core mm was told of, and its entries valid.
+    pub(super) unsafe fn end(&mut self) {
+        // SAFETY: There is a migration by the contract of this function, for which core mm has set up `args`.
+        let args = unsafe { self.args.assume_init_mut() };
+        if args.vma.is_null() {
+            // SAFETY: Core mm has set up the entries by `migrate_device_pfns()`, and not finalized them, by the
+            // type invariants of `Head`.
+            unsafe { bindings::migrate_device_finalize(args.src, args.dst, args.npages) };
+        } else {
+            // SAFETY: Core mm has set up `args` by `migrate_vma_setup()`, and not finalized it, by the type
+            // invariants of `Head`.
+            unsafe { bindings::migrate_vma_finalize(args) };
+        }
+        // INVARIANT: Finalized above.
+        self.progress = Progress::None;
+        self.no_faults = None;
     }
 }
 
