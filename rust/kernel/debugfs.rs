@@ -22,9 +22,14 @@ use kernel::{
     new_mutex,
     prelude::*,
     sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
         Arc,
         Mutex, //
     },
+    task::Task,
     uaccess::{
         UserPtr,
         UserSlice,
@@ -74,12 +79,21 @@ pub(crate) struct Dir {
 }
 
 impl Dir {
-    /// Makes a directory at the root, for files in `scope`. May sleep.
+    /// Makes a directory at the root, for files in `scope`. May sleep. Where debugfs refuses it, as for a name that
+    /// there is already, its files do not exist either, and all goes on without them.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
     pub(crate) fn root(scope: Arc<ModuleScope>, name: &CStr) -> Result<Arc<Self>> {
         Self::make(scope, name, None)
     }
 
-    /// Makes a directory in `parent`. May sleep.
+    /// Makes a directory in `parent`, as [`Dir::root`]. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
     pub(crate) fn new(parent: Arc<Dir>, name: &CStr) -> Result<Arc<Self>> {
         Self::make(parent.scope.clone(), name, Some(parent))
     }
@@ -205,6 +219,8 @@ struct Content<S> {
     /// The text of a read in progress, because a reader may read it in pieces.
     #[pin]
     text: Mutex<Text>,
+    /// The address of the task for which `source` is writing the text, 0 while none is.
+    writer: Atomic<usize>,
 }
 
 impl<S: Source> Callbacks for Shared<S> {
@@ -219,14 +235,25 @@ impl<S: Source> Content<S> {
         let mut text = self.text.lock();
         if *pos == 0 {
             *text = Text::default();
-            self.source.write(&mut text)?;
+            self.writer.store(Task::current_raw() as usize, Relaxed);
+            let written = self.source.write(&mut text);
+            self.writer.store(0, Relaxed);
+            written?;
         }
         out.write_slice_file(text.as_bytes(), pos)
+    }
+
+    /// Whether the current task is reading the file, and is in [`Source::write`].
+    fn is_writer(&self) -> bool {
+        self.writer.load(Relaxed) == Task::current_raw() as usize
     }
 }
 
 /// A file that only its owner may read; removed when dropped, which waits for readers. One that is
 /// forgotten keeps the module loaded, or is removed when the module is unloaded, as its scope says.
+///
+/// A file that its own [`Source::write`] drops is treated as a file that was forgotten, because dropping it would
+/// wait for the reader that the function writes for.
 ///
 /// # Examples
 ///
@@ -254,16 +281,33 @@ impl<S: Source> Content<S> {
 /// # Ok::<(), Error>(())
 /// ```
 pub(crate) struct TextFile<S: Source> {
-    _shared: Scoped<Shared<S>>,
+    /// `None` only in `drop()`.
+    shared: Option<Scoped<Shared<S>>>,
 }
 
 impl<S: Source> TextFile<S> {
-    /// Makes the file `name` in `dir`. May sleep.
+    /// Makes the file `name` in `dir`, unless debugfs refuses it. May sleep.
+    ///
+    /// Wraps `debugfs_create_file()`.
+    ///
+    /// # Errors
+    ///
+    /// `ENODEV` when the module is on its way out, `ENOMEM`.
     pub(crate) fn new(dir: Arc<Dir>, name: &CStr, source: S) -> Result<Self> {
         let scope = dir.scope.clone();
         Ok(Self {
-            _shared: Scoped::new(&scope, Shared::make(dir, name, source))?,
+            shared: Some(Scoped::new(&scope, Shared::make(dir, name, source))?),
         })
+    }
+}
+
+impl<S: Source> Drop for TextFile<S> {
+    fn drop(&mut self) {
+        let shared = self.shared.take();
+        if shared.as_ref().is_some_and(|file| file.content.is_writer()) {
+            pr_err!("a debugfs file stays: its own source dropped it\n");
+            core::mem::forget(shared);
+        }
     }
 }
 
@@ -280,6 +324,7 @@ impl<S: Source> Shared<S> {
             content <- pin_init!(Content {
                 source,
                 text <- new_mutex!(Text::default(), "TextFile::text"),
+                writer: Atomic::new(0),
             }),
             // INVARIANT: `_dir` keeps the directory from being removed.
             _dir: dir,
@@ -324,6 +369,59 @@ impl<S: Source> Content<S> {
 #[kunit_tests(zdmirror_debugfs_text)]
 mod tests {
     use super::*;
+    use crate::mm::{
+        kunit::support::{
+            mmap_anon,
+            this_module, //
+        },
+        module::scope::TestExit, //
+    };
+
+    /// The place of a file that drops itself.
+    #[pin_data]
+    struct Slot {
+        #[pin]
+        file: Mutex<Option<TextFile<Own>>>,
+    }
+
+    struct Own(Arc<Slot>);
+
+    impl Source for Own {
+        fn write(&self, text: &mut Text) -> Result {
+            let file = self.0.file.lock().take();
+            drop(file);
+            text.line(fmt!("read"))
+        }
+    }
+
+    #[test]
+    fn file_does_not_wait_for_the_reader_that_drops_it() -> Result {
+        // SAFETY: The module is running this case, at the end of which the result is dropped.
+        let exit = unsafe { TestExit::new(this_module()) }?;
+        let slot = Arc::pin_init(
+            pin_init!(Slot { file <- new_mutex!(None, "Slot::file") }),
+            GFP_KERNEL,
+        )?;
+        let dir = Dir::root(exit.scope().clone(), c"zdm_kunit_own")?;
+        let file = TextFile::new(dir, c"own", Own(slot.clone()))?;
+        let shared = file.shared.as_ref().ok_or(EINVAL)?;
+        let content = &raw const shared.content;
+        *slot.file.lock() = Some(file);
+        // SAFETY: The file stays until `exit` is dropped: a file that its own source drops is forgotten.
+        let content = unsafe { &*content };
+        let address = mmap_anon(16)?;
+        let user = || UserSlice::new(UserPtr::from_addr(address), 5);
+        let mut pos = 0;
+        assert_eq!(content.read(user().writer(), &mut pos)?, 5);
+        let mut found = [0; 5];
+        user().reader().read_slice(&mut found)?;
+        assert_eq!(&found, b"read\n");
+        assert!(slot.file.lock().is_none());
+        // The file can still be read, and is removed by the exit.
+        pos = 0;
+        assert_eq!(content.read(user().writer(), &mut pos)?, 5);
+        Ok(())
+    }
 
     #[test]
     fn text_is_bounded() -> Result {

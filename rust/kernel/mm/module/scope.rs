@@ -95,6 +95,10 @@ pub(crate) struct ModuleScope {
 impl ModuleScope {
     /// A scope in which each registration takes a reference of `module`, which there is once the init
     /// function of the module has succeeded. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
     pub(crate) fn new(module: &'static ThisModule) -> Result<Arc<Self>> {
         Arc::pin_init(
             pin_init!(Self {
@@ -319,6 +323,10 @@ impl<C: Callbacks> Drop for Scoped<C> {
 /// A field of the type that implements `InPlaceModule`, after those that own registrations: fields are
 /// dropped in the order in which they are declared.
 ///
+/// The field must be of this type. `Opaque::pin_init()` and `MaybeUninit::pin_init()` take any initializer, and
+/// never drop the value. What is forgotten then goes on after the module is gone, as each registration of the
+/// kernel crate does that is put there.
+///
 /// # Examples
 ///
 /// ```
@@ -405,23 +413,27 @@ impl PinnedDrop for ModuleExit {
 
 /// What a [`ModuleExit`] does, for KUnit cases, which are not in the memory of the module.
 #[cfg(CONFIG_KUNIT = "y")]
-pub(in crate::mm) struct TestExit(Arc<ModuleScope>);
+pub(crate) struct TestExit(Arc<ModuleScope>);
 
 #[cfg(CONFIG_KUNIT = "y")]
 impl TestExit {
-    /// A scope in which registrations take no reference of `module`.
+    /// A scope in which registrations take no reference of `module`. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
     ///
     /// # Safety
     ///
     /// The module must stay loaded until the result is dropped, or every registration in its scope is.
-    pub(in crate::mm) unsafe fn new(module: &'static ThisModule) -> Result<Self> {
+    pub(crate) unsafe fn new(module: &'static ThisModule) -> Result<Self> {
         let scope = ModuleScope::new(module)?;
         scope.list.lock().has_exit = true;
         Ok(Self(scope))
     }
 
     /// The scope.
-    pub(in crate::mm) fn scope(&self) -> &Arc<ModuleScope> {
+    pub(crate) fn scope(&self) -> &Arc<ModuleScope> {
         &self.0
     }
 }
