@@ -9,13 +9,16 @@
 
 use crate::{
     bindings,
-    mm::module::{
-        pin::ModulePin,
-        scope::{
-            Callbacks,
-            ModuleScope,
-            Scoped, //
+    mm::{
+        module::{
+            pin::ModulePin,
+            scope::{
+                Callbacks,
+                ModuleScope,
+                Scoped, //
+            },
         },
+        would_deadlock, //
     },
 };
 use core::marker::PhantomData;
@@ -28,7 +31,14 @@ use kernel::{
     },
     mm::virt::VmaNew,
     prelude::*,
-    sync::Arc,
+    sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        Arc, //
+    },
+    task::Task,
     types::Opaque, //
 };
 use pin_init::Wrapper;
@@ -66,7 +76,8 @@ pub(crate) trait NodeOps: Send + Sync + Sized + 'static {
     /// Data of the device.
     type Data: Send + Sync + 'static;
 
-    /// A file is opened by the current task. May sleep.
+    /// A file is opened by the current task. May sleep. Core code holds the lock of all misc devices, so that
+    /// no [`Node`] can be registered meanwhile, and a node that is dropped stays.
     fn open(data: &Self::Data) -> Result<Pin<KBox<Self>>>;
 
     /// The last reference on the file is gone; the state is dropped afterwards. May sleep.
@@ -84,7 +95,8 @@ pub(crate) trait NodeOps: Send + Sync + Sized + 'static {
 
 /// A registered misc device.
 ///
-/// One that is forgotten keeps the module loaded, or ends with it, as its scope says.
+/// One that is forgotten keeps the module loaded, or ends with it, as its scope says. So does a node that is
+/// dropped in [`NodeOps::open`].
 ///
 /// # Examples
 ///
@@ -115,7 +127,25 @@ pub(crate) trait NodeOps: Send + Sync + Sized + 'static {
 /// # Ok::<(), Error>(())
 /// ```
 pub(crate) struct Node<T: NodeOps> {
-    _inner: Scoped<Inner<T>>,
+    /// `None` only in `drop()`.
+    inner: Option<Scoped<Inner<T>>>,
+}
+
+/// The address of the task that is in [`NodeOps::open`], 0 while none is: core code holds one lock, of all misc
+/// devices, meanwhile.
+static OPENING: Atomic<usize> = Atomic::new(0);
+
+/// Whether the current task holds the lock of all misc devices.
+fn is_opening() -> bool {
+    OPENING.load(Relaxed) == Task::current_raw() as usize
+}
+
+/// Calls `open`, with that lock held.
+fn opening<R>(open: impl FnOnce() -> R) -> R {
+    OPENING.store(Task::current_raw() as usize, Relaxed);
+    let opened = open();
+    OPENING.store(0, Relaxed);
+    opened
 }
 
 impl<T: NodeOps> Node<T> {
@@ -127,7 +157,8 @@ impl<T: NodeOps> Node<T> {
     /// # Errors
     ///
     /// `EINVAL` when [`NodeOps::OwnerModule`], which open files keep loaded, is not the module of `scope`.
-    /// `ENODEV` when the module is on its way out, `ENOMEM`, and those of `misc_register()`, as `EEXIST`.
+    /// `EDEADLK` in [`NodeOps::open`]. `ENODEV` when the module is on its way out, `ENOMEM`, and those of
+    /// `misc_register()`, as `EEXIST`.
     pub(crate) fn register(
         scope: &Arc<ModuleScope>,
         name: &'static CStr,
@@ -136,9 +167,21 @@ impl<T: NodeOps> Node<T> {
         if !is_owner::<T>(scope.module()) {
             return Err(EINVAL);
         }
-        Ok(Self {
-            _inner: Scoped::new(scope, Inner::register(scope.module(), name, data))?,
-        })
+        if is_opening() {
+            return Err(would_deadlock());
+        }
+        let inner = Scoped::new(scope, Inner::register(scope.module(), name, data))?;
+        Ok(Self { inner: Some(inner) })
+    }
+}
+
+impl<T: NodeOps> Drop for Node<T> {
+    fn drop(&mut self) {
+        let inner = self.inner.take();
+        if is_opening() {
+            pr_err!("a misc device stays: it was dropped while a file was opened\n");
+            core::mem::forget(inner);
+        }
     }
 }
 
@@ -234,7 +277,7 @@ impl<T: NodeOps> MiscDevice for Shim<T> {
         if UNOWNED && !unsafe { bindings::zdm_own_file() } {
             return Err(ENODEV);
         }
-        let device = T::open(&inner.data);
+        let device = opening(|| T::open(&inner.data));
         if UNOWNED && device.is_err() {
             // SAFETY: The reference was taken above. It is not the last one, as the misc device is registered
             // until this call returns.
@@ -265,7 +308,10 @@ impl<T: NodeOps> MiscDevice for Shim<T> {
 #[kunit_tests(zdmirror_miscdevice)]
 mod tests {
     use super::*;
-    use crate::mm::kunit::support::this_module;
+    use crate::mm::{
+        kunit::support::this_module,
+        module::scope::TestExit, //
+    };
     use kernel::ModuleMetadata;
 
     /// A module that is not the one of this case.
@@ -302,6 +348,46 @@ mod tests {
         let scope = ModuleScope::new(this_module())?;
         let node = Node::<Context>::register(&scope, c"zdm_kunit", 7);
         assert_eq!(node.err(), Some(EINVAL));
+        Ok(())
+    }
+
+    struct Own;
+
+    #[vtable]
+    impl NodeOps for Own {
+        type Data = ();
+
+        fn open(_: &()) -> Result<Pin<KBox<Self>>> {
+            Err(ENODEV)
+        }
+
+        fn release(&self) {}
+
+        fn ioctl(&self, _cmd: u32, _arg: usize) -> Result<isize> {
+            Err(ENOTTY)
+        }
+    }
+
+    #[test]
+    fn open_does_not_wait_for_its_own_lock() -> Result {
+        const NAME: &CStr = c"zdm_kunit_open";
+        // SAFETY: The module is running this case, at the end of which the result is dropped.
+        let exit = unsafe { TestExit::new(this_module()) }?;
+        let scope = exit.scope();
+        let register = || Node::<Own>::register(scope, NAME, ());
+        let node = register()?;
+        opening(|| {
+            assert_eq!(register().err(), Some(would_deadlock()));
+            drop(node);
+        });
+        // The node stays, and ends with the module.
+        assert_eq!(register().err(), Some(EEXIST));
+        drop(exit);
+        drop(Node::<Own>::register(
+            &ModuleScope::new(this_module())?,
+            NAME,
+            (),
+        )?);
         Ok(())
     }
 }
