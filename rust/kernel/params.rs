@@ -1,11 +1,43 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Parameters of this module that `module!` has no types for.
+//! Parameters of this module that `module!` has no types for, and those that only the administrator may choose.
 //!
 //! C header: [`include/linux/moduleparam.h`](srctree/include/linux/moduleparam.h)
 
-use crate::bindings;
+use crate::{
+    bindings,
+    given,
+    mm::region::frames::{
+        RegionError,
+        ReservedRegion, //
+    },
+    module_parameters, //
+};
 use kernel::prelude::*;
+
+/// Takes the `bytes` at physical address `start`, which must be the value of a parameter for the address of a
+/// device's memory. Calls them `name` in `/proc/iomem`. May sleep.
+///
+/// # Errors
+///
+/// [`RegionError::NotReserved`] for any other address, else as [`ReservedRegion::request`].
+pub(crate) fn reserved_region(
+    start: u64,
+    bytes: usize,
+    name: &CStr,
+) -> Result<ReservedRegion, RegionError> {
+    let addresses: [u64; 4] = [
+        given(module_parameters::spm_addr_dev0.value()),
+        given(module_parameters::spm_addr_dev1.value()),
+        given(module_parameters::generic_addr_dev0.value()),
+        given(module_parameters::generic_addr_dev1.value()),
+    ];
+    if start == 0 || !addresses.contains(&start) {
+        return Err(RegionError::NotReserved);
+    }
+    // SAFETY: The administrator has loaded the module with this address, as that of memory that was set aside.
+    unsafe { ReservedRegion::request(start, bytes, name) }
+}
 
 /// The `inject` parameter.
 pub(crate) fn param_inject() -> bool {
@@ -33,4 +65,17 @@ pub(crate) fn param_audit() -> &'static CStr {
     // SAFETY: A charp parameter is never NULL with a default, is NUL-terminated, and (with mode
     // 0444) does not change while the module is loaded.
     unsafe { CStr::from_char_ptr(bindings::zdm_param_audit()) }
+}
+
+#[kunit_tests(zdmirror_reserved)]
+mod tests {
+    use super::*;
+    use kernel::sizes::SZ_2M;
+
+    #[test]
+    fn address_that_was_not_given_is_refused() {
+        // No device has its memory at the first addresses, whether they are set aside or not.
+        let refused = reserved_region(SZ_2M as u64, SZ_2M, c"kunit");
+        assert_eq!(refused.err(), Some(RegionError::NotReserved));
+    }
 }

@@ -256,7 +256,7 @@ unsafe extern "C" fn add_bytes(resource: *mut bindings::resource, bytes: *mut c_
 /// services of EFI. `/proc/iomem` calls both the same, and a module cannot tell them apart: the firmware's own table, from
 /// before the command line changed it, is exported to KVM only (`e820__mapped_raw_any()`), and of the table of
 /// EFI, which not every machine has, the kernel keeps a part (`efi_mem_desc_lookup()`). So the address must be
-/// one that the administrator gave, as a parameter of the module: a driver must not choose it.
+/// one that the administrator gave, as a parameter of the module, and not one that a driver has chosen.
 ///
 /// # Examples
 ///
@@ -266,8 +266,8 @@ unsafe extern "C" fn add_bytes(resource: *mut bindings::resource, bytes: *mut c_
 ///     sizes::SZ_2M, //
 /// };
 ///
-/// // The first addresses of a machine are System RAM.
-/// let refused = ReservedRegion::request(0, SZ_2M, c"example");
+/// // SAFETY: The first addresses of a machine are System RAM, which is refused.
+/// let refused = unsafe { ReservedRegion::request(0, SZ_2M, c"example") };
 /// assert_eq!(refused.err(), Some(RegionError::SystemRam));
 /// ```
 #[must_use = "the memory is given back at once"]
@@ -283,7 +283,15 @@ impl ReservedRegion {
     ///
     /// [`RegionError::NotReserved`] unless all of it is `Reserved` or `Soft Reserved`: other memory may be a
     /// device's, whose driver has not claimed it yet. `Busy` when a driver has claimed some of it.
-    pub(crate) fn request(start: u64, bytes: usize, name: &CStr) -> Result<Self, RegionError> {
+    ///
+    /// # Safety
+    ///
+    /// The firmware must not use the memory: the administrator of the machine must have set it aside.
+    pub(crate) unsafe fn request(
+        start: u64,
+        bytes: usize,
+        name: &CStr,
+    ) -> Result<Self, RegionError> {
         MemRegion::request(start, bytes, name).map(Self)
     }
 
@@ -311,7 +319,7 @@ mod tests {
         for bytes in [1 << 57, 1 << 63, usize::MAX - (LEN - 1)] {
             let refused = MemRegion::request_free(bytes, c"kunit");
             assert_eq!(refused.err(), Some(RegionError::OutOfRange));
-            let refused = ReservedRegion::request(0, bytes, c"kunit");
+            let refused = MemRegion::request(0, bytes, c"kunit");
             assert_eq!(refused.err(), Some(RegionError::OutOfRange));
         }
         for bytes in [0, 1, LEN - 1, LEN + 4096] {
@@ -325,10 +333,10 @@ mod tests {
         let free = MemRegion::request_free(LEN, c"kunit")?;
         // Addresses that another driver has, and those next to them, which nothing is at.
         for start in [free.start, free.start - LEN as u64] {
-            let refused = ReservedRegion::request(start, LEN, c"kunit");
+            let refused = MemRegion::request(start, LEN, c"kunit");
             assert_eq!(refused.err(), Some(RegionError::NotReserved));
         }
-        let refused = ReservedRegion::request(u64::MAX - (LEN as u64 - 1), LEN, c"kunit");
+        let refused = MemRegion::request(u64::MAX - (LEN as u64 - 1), LEN, c"kunit");
         assert_eq!(refused.err(), Some(RegionError::OutOfRange));
         Ok(())
     }
