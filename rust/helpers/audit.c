@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /* Forwarders for the oracle: the log's clock, and stacks. */
+#include <linux/irqflags.h>
+#include <linux/percpu.h>
 #include <linux/ratelimit.h>
 #include <linux/sched/clock.h>
 #include <linux/stacktrace.h>
@@ -37,4 +39,34 @@ unsigned int zdm_stack(unsigned long *entries, unsigned int room, unsigned int s
 int zdm_symbol(char *buf, size_t size, unsigned long address)
 {
 	return scnprintf(buf, size, "%pB", (void *)address);
+}
+
+/*
+ * As local_interrupt_disable(), which Linux 7.3 has: in whatever order locks are given back,
+ * interrupts stay disabled until the last one.
+ */
+struct zdm_irqs {
+	unsigned int depth;
+	unsigned long flags;
+};
+
+static DEFINE_PER_CPU(struct zdm_irqs, zdm_irqs);
+
+void zdm_irq_disable(void)
+{
+	struct zdm_irqs *irqs;
+	unsigned long flags;
+
+	local_irq_save(flags);
+	irqs = this_cpu_ptr(&zdm_irqs);
+	if (!irqs->depth++)
+		irqs->flags = flags;
+}
+
+void zdm_irq_enable(void)
+{
+	struct zdm_irqs *irqs = this_cpu_ptr(&zdm_irqs);
+
+	if (!--irqs->depth)
+		local_irq_restore(irqs->flags);
 }

@@ -97,8 +97,6 @@ atomic_long_t *zdm_user_locked_vm(struct user_struct *user);
 unsigned long zdm_memlock_limit(void);
 
 int zdm_range_fault_unlocked(struct hmm_range *range, unsigned long timeout);
-unsigned long zdm_irq_save(void);
-void zdm_irq_restore(unsigned long flags);
 bool zdm_is_zero_page(const struct page *page);
 struct page *zdm_zero_page(void);
 struct page *zdm_folio_page(struct page *page, unsigned long n);
@@ -119,6 +117,8 @@ unsigned long zdm_pgmap_counts(struct dev_pagemap *pgmap);
 unsigned long zdm_pgmap_cpu_count(unsigned long counts, unsigned int cpu);
 unsigned long zdm_pgmap_count(struct dev_pagemap *pgmap);
 unsigned int zdm_next_possible_cpu(int cpu);
+void zdm_irq_disable(void);
+void zdm_irq_enable(void);
 u64 zdm_log_clock(void);
 bool zdm_may_log(unsigned int topic);
 unsigned int zdm_stack(unsigned long *entries, unsigned int room, unsigned int skip);

@@ -39,19 +39,6 @@ int zdm_range_fault_unlocked(struct hmm_range *range, unsigned long timeout)
 #endif
 }
 
-unsigned long zdm_irq_save(void)
-{
-	unsigned long flags;
-
-	local_irq_save(flags);
-	return flags;
-}
-
-void zdm_irq_restore(unsigned long flags)
-{
-	local_irq_restore(flags);
-}
-
 /* What backs PRIVATE memory is no part of an address space, and stays clean. */
 void zdm_mark_dirty(struct page *page)
 {

@@ -31,15 +31,15 @@ mod compat {
     /// A spinlock under which interrupts are disabled on this CPU.
     pub(crate) type SpinLockIrq<T> = Lock<T, SpinLockIrqBackend>;
 
-    /// A `spinlock_t` that is taken with interrupts disabled. While the lock is held, the value
-    /// keeps whether interrupts were disabled before.
+    /// A `spinlock_t` that is taken with interrupts disabled. They are enabled again, if they were before, with
+    /// the last lock that is given back.
     pub(crate) struct SpinLockIrqBackend;
 
     // SAFETY: `SpinLockBackend` ensures mutual exclusion, in the same memory. `relock` is the
     // default one.
     unsafe impl Backend for SpinLockIrqBackend {
         type State = <SpinLockBackend as Backend>::State;
-        type GuardState = usize;
+        type GuardState = ();
 
         unsafe fn init(ptr: *mut Self::State, name: *const c_char, key: *mut lock_class_key) {
             // SAFETY: `ptr`, `name` and `key` are as the contract of `Backend::init()` wants them, which
@@ -47,31 +47,31 @@ mod compat {
             unsafe { SpinLockBackend::init(ptr, name, key) }
         }
 
-        unsafe fn lock(ptr: *mut Self::State) -> usize {
-            // SAFETY: Enabled again as they were when the lock is given back.
-            let flags = unsafe { bindings::zdm_irq_save() };
+        unsafe fn lock(ptr: *mut Self::State) {
+            // SAFETY: `unlock()` enables interrupts again.
+            unsafe { bindings::zdm_irq_disable() };
             // SAFETY: The state is initialised by the contract of `Backend::lock()`.
-            let () = unsafe { SpinLockBackend::lock(ptr) };
-            flags
+            unsafe { SpinLockBackend::lock(ptr) };
         }
 
-        unsafe fn unlock(ptr: *mut Self::State, flags: &usize) {
+        unsafe fn unlock(ptr: *mut Self::State, state: &()) {
             // SAFETY: The caller owns the lock by the contract of `Backend::unlock()`.
-            unsafe { SpinLockBackend::unlock(ptr, &()) };
-            // SAFETY: `flags` are those of `lock` or `try_lock`, on the same CPU.
-            unsafe { bindings::zdm_irq_restore(*flags) };
+            unsafe { SpinLockBackend::unlock(ptr, state) };
+            // SAFETY: `lock()` or `try_lock()` has disabled interrupts, so that the task is on the same
+            // processor.
+            unsafe { bindings::zdm_irq_enable() };
         }
 
-        unsafe fn try_lock(ptr: *mut Self::State) -> Option<usize> {
-            // SAFETY: Interrupts are enabled again as they were, below or in `unlock`.
-            let flags = unsafe { bindings::zdm_irq_save() };
+        unsafe fn try_lock(ptr: *mut Self::State) -> Option<()> {
+            // SAFETY: Interrupts are enabled again below or in `unlock()`.
+            unsafe { bindings::zdm_irq_disable() };
             // SAFETY: The state is initialised by the contract of `Backend::try_lock()`.
-            if unsafe { SpinLockBackend::try_lock(ptr) }.is_some() {
-                return Some(flags);
+            let locked = unsafe { SpinLockBackend::try_lock(ptr) };
+            if locked.is_none() {
+                // SAFETY: Interrupts were disabled above.
+                unsafe { bindings::zdm_irq_enable() };
             }
-            // SAFETY: They are those of a moment ago.
-            unsafe { bindings::zdm_irq_restore(flags) };
-            None
+            locked
         }
 
         unsafe fn assert_is_held(ptr: *mut Self::State) {
@@ -91,4 +91,24 @@ mod compat {
         };
     }
     pub(crate) use new_spinlock_irq;
+}
+
+#[kernel::prelude::kunit_tests(zdmirror_spinlock)]
+mod tests {
+    use super::*;
+    use kernel::prelude::*;
+
+    #[test]
+    fn locks_are_given_back_in_any_order() -> Result {
+        pin_init::stack_pin_init!(let first = new_spinlock_irq!(1, "first"));
+        pin_init::stack_pin_init!(let second = new_spinlock_irq!(2, "second"));
+        let (one, two) = (first.lock(), second.lock());
+        drop(one);
+        assert_eq!(*two, 2);
+        drop(two);
+        // With interrupts disabled an allocation must not sleep.
+        let value = *first.lock();
+        drop(KBox::new(value, GFP_KERNEL)?);
+        Ok(())
+    }
 }
