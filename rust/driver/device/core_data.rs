@@ -138,7 +138,7 @@ impl Core {
     ) -> Result<Arc<Self>> {
         let auditor = Auditor::new(config.policy, name)?;
         let around = FaultAround::new()?;
-        let preempted = Scoped::new(scope, PreemptedTasks::new())?;
+        let preempted = PreemptedTasks::new(scope)?;
         Arc::pin_init(
             pin_init!(Self {
                 stats: Stats::new(),

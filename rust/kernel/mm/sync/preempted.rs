@@ -10,9 +10,16 @@ use super::killable::{
 };
 use crate::{
     bindings,
-    mm::module::scope::Callbacks, //
+    mm::module::scope::{
+        Callbacks,
+        ModuleScope,
+        Scoped, //
+    }, //
 };
-use kernel::prelude::*;
+use kernel::{
+    prelude::*,
+    sync::Arc, //
+};
 
 /// The longest wait, in milliseconds.
 const MOST: u32 = 10_000;
@@ -41,7 +48,7 @@ impl Blocking for GracePeriod {
 /// use kernel::module::this_module;
 ///
 /// let scope = ModuleScope::new(this_module::<LocalModule>())?;
-/// let preempted: Scoped<PreemptedTasks> = Scoped::new(&scope, PreemptedTasks::new())?;
+/// let preempted: Scoped<PreemptedTasks> = PreemptedTasks::new(&scope)?;
 /// preempted.wait()?;
 /// # Ok::<(), Error>(())
 /// ```
@@ -52,12 +59,17 @@ pub(crate) struct PreemptedTasks {
 }
 
 impl PreemptedTasks {
-    /// To be registered in a scope: deferred work calls a function of the module. May sleep.
-    pub(crate) fn new() -> impl PinInit<Self, Error> {
-        try_pin_init!(Self {
+    /// Registers the wait in `scope`, because deferred work calls a function of the module. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENODEV` when the module is on its way out, `ENOMEM`.
+    pub(crate) fn new(scope: &Arc<ModuleScope>) -> Result<Scoped<Self>> {
+        let init = try_pin_init!(Self {
             // SAFETY: `drop()` disables it.
             wait <- unsafe { KillableWait::new(GracePeriod) },
-        }? Error)
+        }? Error);
+        Scoped::new(scope, init)
     }
 
     /// Waits until each task that is preempted in the kernel has gone on. May sleep, for no longer than 10 s
