@@ -126,9 +126,10 @@ impl Pagemaps {
     fn still_broken(&self, first: &PageFacts, fault: Fault) -> bool {
         fsleep(Delta::from_millis(PAUSE_MS));
         let mut again = [None];
-        inspect_pfns(first.pfn, &mut again, &self.0, |facts| facts);
+        let looked = inspect_pfns(first.pfn, &mut again, &self.0, |facts| facts);
         let [again] = again;
-        again.is_some_and(|facts| facts == *first && check_foreign(&facts) == Some(fault))
+        looked.is_ok()
+            && again.is_some_and(|facts| facts == *first && check_foreign(&facts) == Some(fault))
     }
 
     fn survey(&self, range: &Range<usize>, text: &mut Text) -> Result {

@@ -25,6 +25,7 @@ use crate::{
             },
         },
         region::owner::PgmapOwner,
+        sync::task::check_signals,
         user::range::PageRange,
         PAGE_SHIFT, //
     },
@@ -51,6 +52,9 @@ const TRIES: usize = 20;
 
 /// Time between two of them, in microseconds.
 const PAUSE: i64 = 50;
+
+/// Page frames that [`inspect_pfns`] looks at with one reference on their pagemap.
+const BATCH: usize = 512;
 
 /// The owner of a page's pagemap, relative to the caller.
 ///
@@ -374,21 +378,31 @@ impl Drop for AnyPagemap {
 
 /// Looks at the page frames from `first` on, as many as `out` has elements, and stores the result
 /// of `f` for each; `f` gets `None` where there is no page of a pagemap. Elements for frames from [`MAX_PFNS`]
-/// on stay as they are. `owner` is the caller's. May sleep.
+/// on stay as they are. `owner` is the caller's. May sleep. While `f` runs, unregistering the pagemap waits.
+///
+/// # Errors
+///
+/// `EINTR` when the task was killed.
 pub(crate) fn inspect_pfns<T>(
     first: usize,
     out: &mut [T],
     owner: &PgmapOwner,
     f: impl Fn(Option<PageFacts>) -> T,
-) {
+) -> Result {
     let mut known: Option<AnyPagemap> = None;
-    for (pfn, slot) in (first..MAX_PFNS).zip(out.iter_mut()) {
+    for (n, (pfn, slot)) in (first..MAX_PFNS).zip(out.iter_mut()).enumerate() {
+        if n % BATCH == 0 {
+            // The reference on the pagemap is dropped first.
+            known = None;
+            check_signals()?;
+        }
         if !known.as_ref().is_some_and(|pgmap| pgmap.has_page(pfn)) {
             known = AnyPagemap::of_pfn(pfn);
         }
         let facts = known.as_ref().and_then(|pgmap| pgmap.facts(pfn, owner));
         *slot = f(facts);
     }
+    Ok(())
 }
 
 #[kunit_tests(zdmirror_inspect)]
@@ -497,7 +511,7 @@ mod tests {
         assert_eq!(page.index >> page.order, 0);
         // By number only memory of devices is looked at.
         let mut out = [Some(0)];
-        inspect_pfns(page.pfn, &mut out, mirror.owner(), |facts| facts.map(|_| 1));
+        inspect_pfns(page.pfn, &mut out, mirror.owner(), |facts| facts.map(|_| 1))?;
         assert_eq!(out, [None]);
         Ok(())
     }
@@ -508,7 +522,7 @@ mod tests {
         let owner = PgmapOwner::new(this_module())?;
         inspect_pfns(MAX_PFNS - 2, &mut out, &owner, |facts| {
             1 + i32::from(facts.is_some())
-        });
+        })?;
         assert_eq!(out, [1, 1, 0]);
         Ok(())
     }

@@ -45,13 +45,13 @@ use kernel::{
 ///
 /// let mapcount = || {
 ///     let mut found = [None];
-///     inspect_pfns(pfn, &mut found, device.owner(), |facts| facts.map(|facts| facts.mapcount));
-///     found[0]
+///     inspect_pfns(pfn, &mut found, device.owner(), |facts| facts.map(|facts| facts.mapcount))
+///         .and(Ok(found[0]))
 /// };
 /// let extra = ExtraMapping::new(pfn)?;
-/// assert_eq!((extra.pfn(), mapcount()), (pfn, Some(1)));
+/// assert_eq!((extra.pfn(), mapcount()?), (pfn, Some(1)));
 /// drop(extra);
-/// assert_eq!(mapcount(), Some(0));
+/// assert_eq!(mapcount()?, Some(0));
 /// # Ok::<(), Error>(())
 /// ```
 pub(crate) struct ExtraMapping {
