@@ -55,6 +55,7 @@ pub(crate) enum Stop {
     Unreachable,
 }
 
+// Invalidations wait while these functions copy, so that a caller divides a long range.
 impl HmmMirror {
     /// Copies pages of `range` to `buf`, up to the end of either, and says how many and why it ended.
     /// May sleep.

@@ -154,6 +154,10 @@ impl HmmMirror {
     }
 
     /// Whether the device has exclusive access to any page of `range`. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `EINTR` for a task that was killed.
     pub(crate) fn has_exclusive(&self, range: PageRange) -> Result<bool> {
         for address in range.addresses() {
             check_signals()?;

@@ -48,6 +48,9 @@ use kernel::{
 
 /// Records changes of a range, except those by migrations of the current task.
 ///
+/// A mirror has room for few watches. One that is forgotten ([`core::mem::forget`]) keeps its room, and pages are
+/// faulted in instead.
+///
 /// # Examples
 ///
 /// ```
@@ -126,6 +129,10 @@ impl Watch<'_> {
     /// it maps: not those of a folio that begins before the range, and none if another task has changed the
     /// range meanwhile, or if the migration is one of another address space, or was not requested with the
     /// token of this watch. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`; the table then maps some of the pages.
     pub(crate) fn fill<M: DeviceMemory>(
         &self,
         migration: &Migration<'_, Copied, M>,
@@ -150,7 +157,7 @@ impl Watch<'_> {
             }
             let page = migration.page_of(migration.dst(i));
             // SAFETY: The destination is locked and referenced until the migration is finalized, so that
-            // nobody frees or splits it. It is of a `DevPagemap` or no PRIVATE page.
+            // no task frees or splits it. It is of a `DevPagemap` or no PRIVATE page.
             let page = page.map(|page| unsafe { contents(page.as_ptr()) });
             let Some(page) = page.and_then(NonNull::new) else {
                 continue;

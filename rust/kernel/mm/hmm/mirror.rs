@@ -110,8 +110,10 @@ enum Way {
 
 /// An address space as one open file of the device sees it.
 ///
-/// Dropping it waits for invalidations that are under way: may sleep, and no lock may be held that an
-/// invalidation waits for.
+/// All functions but [`HmmMirror::mm`], [`HmmMirror::owner`], and those that copy bytes take the mmap lock. The
+/// caller must not hold it: a task that wants it for writing may wait in between, and both would wait for ever.
+/// Dropping the mirror waits for invalidations that are under way: may sleep, and no lock may be held that an
+/// invalidation waits for. A mirror that is forgotten keeps its module loaded.
 ///
 /// # Examples
 ///
@@ -197,12 +199,21 @@ impl HmmMirror {
     ///
     /// Wraps `hmm_range_fault_unlocked_timeout()`. Waits for as long as a fault takes, unless the
     /// task is killed.
+    ///
+    /// # Errors
+    ///
+    /// As [`HmmMirror::fault`], and `EOPNOTSUPP` before Linux 7.3.
     pub(crate) fn fault_unlocked(&self, range: PageRange, access: Access) -> Result {
         self.walk(range, Absent::FaultUnlocked(access), |_, _| {})
     }
 
     /// Maps the present pages of `range`, without faulting anything in, and returns how many of
     /// them are on the device. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `EFAULT` when the process is gone, `EBUSY` when invalidations keep coming for a second, `EINTR` for a task that
+    /// was killed, `ENOMEM`.
     pub(crate) fn refresh(&self, range: PageRange) -> Result<usize> {
         let mut found = 0;
         self.walk(range, Absent::Skip, |page, pages| {
@@ -288,7 +299,7 @@ impl HmmMirror {
                 self.notifier.read_begin(span)?;
                 let begun = self.notifier.before_read(span);
                 // SAFETY: `pfns` has an entry for each page of the range. The notifier is of `mm`,
-                // which has users while it is borrowed, and whose mmap lock is not held.
+                // which has users while it is borrowed.
                 let read = unsafe { range_fault_unlocked(&mut hmm_range) };
                 read.and_then(|()| {
                     // SAFETY: `begun` is from before the call, and its span has all pages of the range.
@@ -408,7 +419,8 @@ pub(super) unsafe fn range_fault(
     to_result(unsafe { bindings::hmm_range_fault(range) })
 }
 
-/// Wraps `hmm_range_fault_unlocked_timeout()`, which begins the sequence itself. May sleep.
+/// Wraps `hmm_range_fault_unlocked_timeout()`, which begins the sequence itself, and takes the mmap lock. May
+/// sleep.
 ///
 /// # Errors
 ///
@@ -417,7 +429,7 @@ pub(super) unsafe fn range_fault(
 /// # Safety
 ///
 /// `range` must have room for an entry for each of its pages. Its notifier must be one of an address
-/// space that has users, and whose mmap lock the current task does not hold.
+/// space that has users.
 unsafe fn range_fault_unlocked(range: &mut bindings::hmm_range) -> Result {
     let timeout = msecs_to_jiffies(bindings::HMM_RANGE_DEFAULT_TIMEOUT);
     // SAFETY: Room, notifier and address space are as the contract of this function says.

@@ -85,7 +85,8 @@ type Recent = (usize, NonNull<Leaf>);
 ///
 /// # Invariants
 ///
-/// - `xa` holds, for the number of a block, NULL, a pointer to a leaf that the table owns, or a pointer to
+/// - The lock of a notifier is held while there is a reference to the table, or no other task knows the table.
+/// - `xa` is initialised, and holds, for the number of a block, NULL, a pointer to a leaf that the table owns, or a pointer to
 ///   the first page of a block that is mapped as a whole, tagged with [`WHOLE`] and [`WHOLE_WRITE`].
 /// - Entries point to the pages that hold the contents of mapped pages; they stay valid while the table is
 ///   locked.
@@ -120,7 +121,7 @@ impl Table {
         if let Some(leaf) = self.recent_leaf(number) {
             return Block::Leaf(leaf);
         }
-        // SAFETY: The array is initialised.
+        // SAFETY: The array is initialised by the type invariants of `Table`.
         let block = Block::of_raw(unsafe { bindings::xa_load(self.xa.get(), number) } as usize);
         if let Block::Leaf(leaf) = block {
             self.remember(number, leaf);
@@ -144,8 +145,7 @@ impl Table {
         match self.block(index >> PMD_ORDER) {
             Block::Absent => 0,
             Block::Whole(first, grant) => first.wrapping_add(n) as usize | grant,
-            // SAFETY: The leaf is the table's by the type invariants of `Table`, and a borrowed table is
-            // locked.
+            // SAFETY: The leaf is the table's, which only this task uses, by the type invariants of `Table`.
             Block::Leaf(leaf) => unsafe { (*leaf.as_ptr())[n] },
         }
     }
@@ -173,7 +173,7 @@ impl Table {
         let (last, any) = (usize::MAX, bindings::XA_PRESENT);
         let mut number = from >> PMD_ORDER;
         loop {
-            // SAFETY: The array is initialised, and `number` is ours to write.
+            // SAFETY: The array is initialised by the type invariants of `Table`, and `number` is ours to write.
             let raw = unsafe { bindings::xa_find(self.xa.get(), &mut number, last, any) };
             if raw.is_null() {
                 return None;
@@ -186,7 +186,7 @@ impl Table {
                     Some((first, page.wrapping_add(first) as usize | grant))
                 }
                 Block::Leaf(leaf) => {
-                    // SAFETY: The leaf is the table's, and a borrowed table is locked.
+                    // SAFETY: The leaf is the table's, which only this task uses, by the type invariants of `Table`.
                     let leaf = unsafe { leaf.as_ref() };
                     let n = (first..BLOCK).find(|&n| leaf[n] != 0);
                     n.map(|n| (n, leaf[n]))
@@ -216,7 +216,7 @@ impl Table {
         grant: Grant,
     ) -> Result {
         let mut leaf = self.leaf(index >> PMD_ORDER)?;
-        // SAFETY: The leaf is the table's, and a borrowed table is locked.
+        // SAFETY: The leaf is the table's, which only this task uses, by the type invariants of `Table`.
         set_entry(&mut unsafe { leaf.as_mut() }[index % BLOCK], page, grant);
         Ok(())
     }
@@ -236,7 +236,7 @@ impl Table {
         let grant = Grant::shared(write);
         let number = index >> PMD_ORDER;
         if let Block::Leaf(mut leaf) = self.block(number) {
-            // SAFETY: The leaf is the table's, and a borrowed table is locked.
+            // SAFETY: The leaf is the table's, which only this task uses, by the type invariants of `Table`.
             for (n, entry) in unsafe { leaf.as_mut() }.iter_mut().enumerate() {
                 if let Some(page) = NonNull::new(page.as_ptr().wrapping_add(n)) {
                     set_entry(entry, page, grant);
@@ -301,7 +301,7 @@ impl Table {
             .recent_leaf(number)
             .filter(|_| number == last >> PMD_ORDER && last - first < BLOCK - 1);
         if let Some(mut leaf) = recent {
-            // SAFETY: The leaf is the table's, and a borrowed table is locked.
+            // SAFETY: The leaf is the table's, which only this task uses, by the type invariants of `Table`.
             let leaf = unsafe { leaf.as_mut() };
             leaf[first % BLOCK..=last % BLOCK].fill(0);
         } else {
@@ -313,7 +313,7 @@ impl Table {
         let end = last >> PMD_ORDER;
         let mut number = first >> PMD_ORDER;
         loop {
-            // SAFETY: The array is initialised, and `number` is ours to write.
+            // SAFETY: The array is initialised by the type invariants of `Table`, and `number` is ours to write.
             let raw =
                 unsafe { bindings::xa_find(self.xa.get(), &mut number, end, bindings::XA_PRESENT) };
             if raw.is_null() {
@@ -325,7 +325,7 @@ impl Table {
             match Block::of_raw(raw as usize) {
                 Block::Leaf(mut leaf) if (from, to) != (0, BLOCK - 1) => {
                     self.remember(number, leaf);
-                    // SAFETY: The leaf is the table's, and a borrowed table is locked.
+                    // SAFETY: The leaf is the table's, which only this task uses, by the type invariants of `Table`.
                     let leaf = unsafe { leaf.as_mut() };
                     leaf[from..=to].fill(0);
                 }
@@ -342,7 +342,7 @@ impl Table {
     fn remove(&self, number: usize, block: Block) {
         // INVARIANT: The leaf may be gone.
         self.recent[number % RECENT].set(None);
-        // SAFETY: The array is initialised.
+        // SAFETY: The array is initialised by the type invariants of `Table`.
         unsafe { bindings::xa_erase(self.xa.get(), number) };
         if let Block::Leaf(leaf) = block {
             // INVARIANT: The array has forgotten the leaf, which was the table's.
@@ -356,7 +356,7 @@ impl Table {
     fn trim(&self, number: usize) {
         let block = self.block(number);
         if let Block::Leaf(leaf) = block {
-            // SAFETY: The leaf is the table's, and a borrowed table is locked.
+            // SAFETY: The leaf is the table's, which only this task uses, by the type invariants of `Table`.
             if unsafe { leaf.as_ref() }.iter().all(|&entry| entry == 0) {
                 self.remove(number, block);
             }

@@ -165,7 +165,7 @@ pub(crate) fn find() -> Result<KVec<Range<usize>>> {
 /// Looks at all pages of `range`, one of [`find()`], and gives `f` the facts of each. Of a large
 /// folio in use only the first page is looked at. Returns the properties of the pagemap,
 /// `None` if it was unregistered meanwhile. `asking` is the owner that [`PageFacts`] compares with. May
-/// sleep.
+/// sleep. While `f` runs, unregistering the pagemap waits.
 ///
 /// # Errors
 ///

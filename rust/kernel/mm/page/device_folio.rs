@@ -266,6 +266,10 @@ impl FolioInitError {
 /// # assert!(pages.0.is_empty());
 /// # Ok::<(), Error>(())
 /// ```
+///
+/// # Invariants
+///
+/// `page` is the first of `1 << order` pages of one pagemap, and has number `index` there.
 #[must_use = "the pages of a folio that is not taken out are never allocated again"]
 pub(crate) struct FreedFolio<'a> {
     page: PageView<'a>,
@@ -278,13 +282,18 @@ pub(crate) struct FreedFolio<'a> {
 impl<'a> FreedFolio<'a> {
     /// The folio of `order` that begins with `page`, which has number `index` in its pagemap.
     /// `clean` is what [`FreedFolio::is_clean_small`] says, `free` the value that goes back to the owner.
-    pub(in crate::mm) fn new(
+    ///
+    /// # Safety
+    ///
+    /// There must be `1 << order` pages of one pagemap from `page` on.
+    pub(in crate::mm) unsafe fn new(
         page: PageView<'a>,
         clean: bool,
         index: usize,
         order: u32,
         free: Option<FreeFolio>,
     ) -> Self {
+        // INVARIANT: The contract of this function says the same.
         Self {
             page,
             clean,
@@ -313,7 +322,7 @@ impl<'a> FreedFolio<'a> {
 
     /// Whether the other pages are tails with nothing that a free page must not have.
     pub(crate) fn has_clean_tails(&self) -> bool {
-        // SAFETY: A folio has a struct page for each page.
+        // SAFETY: There are so many pages by the type invariants of `FreedFolio`.
         self.order == 0 || unsafe { struct_page::has_clean_tails(self.page.as_ptr(), self.order) }
     }
 
@@ -321,7 +330,7 @@ impl<'a> FreedFolio<'a> {
     pub(crate) fn tails(&self) -> impl Iterator<Item = (usize, PageView<'a>)> {
         let (page, index) = (self.page, self.index);
         (1..1 << self.order).filter_map(move |i| {
-            // SAFETY: A folio has a struct page for each page, all of one pagemap.
+            // SAFETY: There are so many pages, of one pagemap, by the type invariants of `FreedFolio`.
             Some((index + i, unsafe { page.sibling(i) }?))
         })
     }

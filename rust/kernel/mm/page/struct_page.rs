@@ -77,7 +77,7 @@ pub(in crate::mm) unsafe fn flags(page: *const bindings::page) -> usize {
 pub(in crate::mm) unsafe fn set_locked(head: *mut bindings::page) {
     // SAFETY: `head` points to a `struct page` by the contract of this function.
     let flags = unsafe { &raw mut (*head).flags.f };
-    // SAFETY: The word is one of the `struct page`, and nobody else writes it.
+    // SAFETY: The word is one of the `struct page`, and no other task writes it.
     unsafe { flags.write_volatile(flags.read_volatile() | 1 << bindings::pageflags_PG_locked) };
 }
 
@@ -219,7 +219,7 @@ pub(in crate::mm) unsafe fn zone_device_data(head: *const bindings::page) -> *mu
 pub(super) unsafe fn set_zone_device_data(head: *mut bindings::page, data: usize) {
     // SAFETY: `head` points to a `struct page`, whose union has five words, by the contract of this function.
     let word = unsafe { (&raw mut (*head).__bindgen_anon_1).cast::<usize>().add(1) };
-    // SAFETY: The word is one of the `struct page`, and nobody else uses it.
+    // SAFETY: The word is one of the `struct page`, and no other task uses it.
     unsafe { word.write(data) };
 }
 

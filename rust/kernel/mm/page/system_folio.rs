@@ -61,6 +61,10 @@ impl SystemFolio {
     }
 
     /// Allocates a movable folio for user data whose address is not known. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` for an order above [`PMD_ORDER`], `ENOMEM`.
     pub(crate) fn alloc(order: u32) -> Result<Self> {
         check_order(order)?;
         let gfp = bindings::GFP_HIGHUSER_MOVABLE | bindings::__GFP_NOWARN;

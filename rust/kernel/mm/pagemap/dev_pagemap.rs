@@ -488,7 +488,7 @@ impl<T: PagemapOps> DevPagemap<T> {
         // SAFETY: The page is one of the pagemap, which stays registered, as core mm drops the folio's references
         // of the pagemap after the call.
         let view = unsafe { PageView::of_pagemap(head, pgmap) };
-        // SAFETY: The page is valid, as said above.
+        // SAFETY: The page is one of the pagemap, which stays registered during this call.
         let clean = unsafe { struct_page::is_clean_small(page) };
         let order = map.take_used(index);
         let free = order.map(|order| {
@@ -513,8 +513,9 @@ impl<T: PagemapOps> DevPagemap<T> {
         let pages = free.as_ref().map(FreeFolio::pages);
         // The order in a free page may be left over from an earlier use.
         let order = order.unwrap_or(0);
-        map.ops
-            .folio_free(FreedFolio::new(view, clean, index, order, free));
+        // SAFETY: `take_used()` says that the folio was of this order. There is one page in any case.
+        let freed = unsafe { FreedFolio::new(view, clean, index, order, free) };
+        map.ops.folio_free(freed);
         if let Some(pages) = pages {
             // SAFETY: `take_used()` said that the folio was in use, so that it was counted, and gives it once.
             unsafe { map.end_use(pages) };

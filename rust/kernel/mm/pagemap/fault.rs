@@ -267,7 +267,7 @@ impl<'a> VmFault<'a> {
 
     /// The faulting page, which the fault holds a reference on. [`VmFault::migrate`] may split its folio.
     pub(crate) fn page(&self) -> PageView<'_> {
-        // SAFETY: The page of a fault on device memory is not NULL.
+        // SAFETY: The fault has a page by the type invariants of `VmFault`.
         let page = unsafe { NonNull::new_unchecked(self.vmf.page) };
         // SAFETY: The page is one of `pgmap`, which stays registered, by the type invariants of `VmFault`.
         unsafe { PageView::of_pagemap(page, self.pgmap) }
@@ -287,6 +287,11 @@ impl<'a> VmFault<'a> {
     }
 
     /// Starts to migrate the faulting range back. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` where `buffer` has no room for the pages of the range, `1 << order()` of them, or the area cannot be
+    /// migrated.
     pub(crate) fn migrate<'b, M: DeviceMemory>(
         &'b self,
         buffer: &'b mut PfnBuffer,

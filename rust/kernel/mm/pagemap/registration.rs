@@ -60,7 +60,8 @@ pub(crate) const GUARD_MS: usize = 10_000;
 /// good: `memunmap_pages()` would wait forever for a page in use, and the pages of a [`FreeFolio`] could be
 /// allocated afterwards. The same happens with references of the `dev_pagemap` that have no known owner,
 /// with a [`PagemapRef`] that lives for more than [`GUARD_MS`] milliseconds, and with a call of
-/// [`PagemapOps::folio_free`] that takes as long, which is so if that call drops the registration. May sleep.
+/// [`PagemapOps::folio_free`] that takes as long, which is so if that call drops the registration. May sleep; takes
+/// the memory hotplug lock, so that no page may be locked and no mmap lock held.
 ///
 /// Memory that stays registered, or whose registration was forgotten, does no harm: folios in use keep
 /// the module loaded, and for the others core mm calls nothing but a shrinker, which the
@@ -149,7 +150,11 @@ impl<T: PagemapOps> Registration<T> {
         Self::reachable(MemoryType::Coherent, region, owner, ops)
     }
 
-    /// As [`Registration::coherent`], of GENERIC memory.
+    /// As [`Registration::coherent`], of GENERIC memory. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `NoSpace` as for [`Registration::private`].
     pub(crate) fn generic(
         region: ReservedRegion,
         owner: Arc<PgmapOwner>,

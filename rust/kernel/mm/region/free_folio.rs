@@ -229,7 +229,7 @@ impl FreeRegion {
         let pfn = |block: usize| (1 << 52) + block.min(1 << 16) * BLOCK_PAGES;
         Self {
             next: pfn(blocks.start),
-            end: pfn(blocks.end),
+            end: pfn(blocks.end.max(blocks.start)),
         }
     }
 }

@@ -156,7 +156,8 @@ impl FreeStack {
         let order = *node >> ORDER_SHIFT;
         // The link is read before the caller gets the folio, which may be pushed again from then on.
         *node = read_once(&self.links[index]);
-        // SAFETY: By the invariants the folio was in no other place than the chain, which it was taken off.
+        // SAFETY: By the type invariants of `FreeStack` no other value had the folio, which was taken off the
+        // chain.
         unsafe { FreeFolio::from_raw(self.first_pfn + index, order) }
     }
 

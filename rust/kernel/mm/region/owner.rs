@@ -33,11 +33,19 @@ pub(crate) struct PgmapOwner {
 impl PgmapOwner {
     /// Makes a new identity for the driver of `module`, which stays loaded while memory of this owner is
     /// registered. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
     pub(crate) fn new(module: &'static ThisModule) -> Result<Arc<Self>> {
         Self::in_scope(ModuleScope::new(module)?)
     }
 
     /// Makes a new identity for a driver whose registrations are in `scope`. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
     pub(crate) fn in_scope(scope: Arc<ModuleScope>) -> Result<Arc<Self>> {
         Ok(Arc::new(Self { scope }, GFP_KERNEL)?)
     }

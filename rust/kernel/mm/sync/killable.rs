@@ -30,7 +30,7 @@ pub(in crate::mm) trait Blocking: Send + Sync + 'static {
     fn block(&self);
 }
 
-/// A wait that deferred work does for all who wait at the same time, so that each of them can give up.
+/// A wait that deferred work does for all tasks that wait at the same time, so that each of them can give up.
 ///
 /// # Invariants
 ///
@@ -132,7 +132,7 @@ mod tests {
         let wait = nothing()?;
         let results = [wait.wait(None), wait.wait(Some(1000))];
         let ended = wait.ended.load(Acquire);
-        // Work that is queued, but nobody waits for, ends before its memory is freed.
+        // Work that is queued, but that no task waits for, ends before its memory is freed.
         wait.work.queue();
         wait.disable();
         assert_eq!(results, [Ok(()), Ok(())]);

@@ -22,7 +22,11 @@ pub(in crate::mm) fn cond_resched() {
     unsafe { bindings::zdm_cond_resched() };
 }
 
-/// Lets other tasks run. Returns `EINTR` when the current task was killed. May sleep.
+/// Lets other tasks run. May sleep.
+///
+/// # Errors
+///
+/// `EINTR` when the current task was killed.
 pub(crate) fn check_signals() -> Result {
     cond_resched();
     // SAFETY: The function looks at the current task, which there is in any context.

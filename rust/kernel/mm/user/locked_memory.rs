@@ -15,10 +15,16 @@ use kernel::{
     }, //
 };
 
-/// The address of `counter`, which is never NULL.
-fn counter(user: NonNull<bindings::user_struct>) -> *mut i64 {
-    // SAFETY: The caller's reference keeps the user.
-    unsafe { bindings::zdm_user_locked_vm(user.as_ptr()) }.cast()
+/// The counter of the pages that `user` has locked. Every access to it is atomic.
+///
+/// # Safety
+///
+/// For the lifetime that the caller picks there must be a reference on `user`.
+unsafe fn counter<'a>(user: NonNull<bindings::user_struct>) -> &'a Atomic<i64> {
+    // SAFETY: There is a reference on `user` by the contract of this function.
+    let counter = unsafe { bindings::zdm_user_locked_vm(user.as_ptr()) };
+    // SAFETY: The counter is a valid `atomic_long_t` for as long as the user is.
+    unsafe { Atomic::from_ptr(counter.cast()) }
 }
 
 /// A number of pages that count as locked by the user of the task that made the value. Dropping the value, on
@@ -65,9 +71,8 @@ impl LockedPages {
         // SAFETY: The function looks at the limits of the current task.
         let limit = unsafe { bindings::zdm_memlock_limit() };
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        // SAFETY: The counter is a valid `atomic_long_t` for as long as the user is, which we have
-        // a reference on; every access to it is atomic.
-        let locked = unsafe { Atomic::from_ptr(counter(user)) };
+        // SAFETY: The reference was taken above.
+        let locked = unsafe { counter(user) };
         let mut before: i64 = locked.load(Relaxed);
         loop {
             let after = before.checked_add(pages).filter(|&after| after <= limit);
@@ -87,10 +92,8 @@ impl LockedPages {
 
 impl Drop for LockedPages {
     fn drop(&mut self) {
-        // SAFETY: The counter is valid for as long as the user is, which we own a reference on by the type
-        // invariants of `LockedPages`; every access to it is atomic.
-        let locked = unsafe { Atomic::<i64>::from_ptr(counter(self.user)) };
-        locked.fetch_sub(self.pages, Relaxed);
+        // SAFETY: We own a reference on the user by the type invariants of `LockedPages`.
+        unsafe { counter(self.user) }.fetch_sub(self.pages, Relaxed);
         // SAFETY: We own the reference by the type invariants of `LockedPages`, and do not use it
         // afterwards.
         unsafe { bindings::zdm_put_user(self.user.as_ptr()) };
@@ -106,7 +109,7 @@ mod tests {
         // SAFETY: The current task has a user.
         let user = NonNull::new(unsafe { bindings::zdm_get_current_user() }).ok_or(EINVAL)?;
         // SAFETY: The reference taken above keeps the user and its counter.
-        let locked = unsafe { Atomic::<i64>::from_ptr(counter(user)) };
+        let locked = unsafe { counter(user) };
         let before = locked.load(Relaxed);
         let charged = LockedPages::charge(3)?;
         assert_eq!(locked.load(Relaxed), before + 3);

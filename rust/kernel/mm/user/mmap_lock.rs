@@ -22,6 +22,10 @@ use kernel::{
 
 /// The mmap lock of an address space, held for reading.
 ///
+/// A lock that is forgotten ([`core::mem::forget`]) stays taken, as that of
+/// [`MmapReadGuard`](kernel::mm::MmapReadGuard) does: tasks that want it for writing wait for ever, the end of the
+/// address space among them.
+///
 /// # Examples
 ///
 /// ```
