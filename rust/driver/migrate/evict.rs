@@ -190,9 +190,15 @@ impl Device {
             self.report_stuck(located);
         }
         if left > 0 && may_log(Topic::Stuck) {
+            let reason = if short {
+                " for lack of free memory"
+            } else {
+                ""
+            };
             pr_err!(
-                "{} device pages would not move; the module stays loaded\n",
-                left
+                "{} device pages would not move{}; the module stays loaded\n",
+                left,
+                reason
             );
         }
     }
@@ -380,28 +386,39 @@ impl Device {
         Ok(batch.short)
     }
 
-    /// Returns whether memory was short.
+    /// Returns whether memory was short. A large folio for which no folio of its order is free moves in pages.
     fn evict_pages(&self, mut migration: Migration<'_, Setup>) -> bool {
         let stats = &self.core.stats;
         let mut short = false;
         self.be_slow();
+        // The number of pages that have a destination, and whether some are parts of a large folio.
+        let (mut filled, mut in_pages) = (0, false);
         let mut pages = SystemFolios::anywhere(migration.len());
         for i in 0..migration.len() {
             let Some(order) = migration.source(i) else {
                 continue;
             };
-            // Without memory the folio stays, and the caller tries again. The folio is not moved in
-            // pages, because core mm does that only for a range of an area.
-            let folio = match order {
-                0 => pages.alloc(0),
-                _ => SystemFolio::alloc(order),
-            };
-            match folio {
-                // A folio with lost contents stays, like one that is held.
-                Ok(folio) => drop(migration.copy_to_system(i, 0, folio)),
-                Err(_) => {
-                    stats.failed_alloc.add(1 << order);
+            if order > 0 {
+                if let Ok(folio) = SystemFolio::alloc(order) {
+                    if migration.copy_to_system(i, 0, folio).is_ok() {
+                        filled += 1 << order;
+                    }
+                    continue;
+                }
+                stats.fell_back(order);
+                in_pages = true;
+            }
+            for part in 0..1 << order {
+                // Without memory the page stays, and the caller tries again. Core mm splits a folio for the
+                // destination of its first page only.
+                let Ok(folio) = pages.alloc(0) else {
+                    stats.failed_alloc.add((1 << order) - part);
                     short = true;
+                    break;
+                };
+                // A page with lost contents stays, like one that is held.
+                if migration.copy_to_system(i, part, folio).is_ok() {
+                    filled += 1;
                 }
             }
         }
@@ -412,7 +429,8 @@ impl Device {
         };
         let moved = self.core.finish(migration, |pfn| self.last_of_pfn(pfn));
         stats.evicted(moved);
-        short
+        // Some kernels split no folio that is evicted. It waits for a free folio of its order.
+        short || in_pages && moved.pages < filled
     }
 
     /// Reports those of `pages`, which an eviction leaves behind, that were not freed or changed since. May

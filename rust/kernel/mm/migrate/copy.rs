@@ -33,9 +33,9 @@ impl<M: DeviceMemory> Migration<'_, Setup, M> {
     /// and the write permission of the source. A folio of the source's order takes all of it
     /// (`part` is 0 then). May sleep.
     ///
-    /// A small folio can take a page of a large anonymous folio of a range of an area, which core mm then
-    /// splits. A large hole must be split first: see [`Migration::split_hole`]. Pages that were
-    /// selected on a device are no source for this.
+    /// A small folio can take a page of a large anonymous folio, which core mm then splits. A large
+    /// hole must be split first: see [`Migration::split_hole`]. Pages that were selected on a device are
+    /// no source for this.
     ///
     /// # Errors
     ///
@@ -73,7 +73,8 @@ impl<M: DeviceMemory> Migration<'_, Setup, M> {
     }
 
     /// As [`Migration::copy_to_device`], in the other direction. Pages that were selected in system memory
-    /// are a source for this, too, if they are anonymous.
+    /// are a source for this, too, if they are anonymous. Some kernels do not split a folio of a list of device
+    /// pages: it stays where it is then.
     ///
     /// # Errors
     ///
@@ -160,8 +161,7 @@ impl<M: DeviceMemory> Migration<'_, Setup, M> {
     /// Whether the source at `i` has a page `part` that a folio of `order` can take.
     ///
     /// Core mm follows the destination of every page of a large hole as soon as the first one is
-    /// small, whether there is one or not; and it splits no large folio of a list of device pages. Some kernels
-    /// split one of the page cache as if it were anonymous.
+    /// small, whether there is one or not. Some kernels split a folio of the page cache as if it were anonymous.
     #[inline]
     fn check_fit(&self, i: usize, part: usize, order: u32) -> Result<(), CopyError> {
         // Most sources are small pages of an area.
@@ -174,7 +174,7 @@ impl<M: DeviceMemory> Migration<'_, Setup, M> {
     fn check_other_fit(&self, i: usize, part: usize, order: u32) -> Result<(), CopyError> {
         let source = self.source(i).ok_or(CopyError::Mismatch)?;
         let whole = order == source && part == 0;
-        let piece = order == 0 && part < 1 << source && self.vma && self.is_anon(i);
+        let piece = order == 0 && part < 1 << source && self.is_anon(i);
         if (whole || piece) && i + part + (1 << order) <= self.len() {
             Ok(())
         } else {

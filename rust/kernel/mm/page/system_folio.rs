@@ -39,7 +39,7 @@ pub(crate) struct SystemFolio {
 // SAFETY: No other value refers to the folio, so it may change threads.
 unsafe impl Send for SystemFolio {}
 
-// Core mm cannot split a folio that a CPU fault or an eviction brings back, so that the allocator makes an
+// Some kernels cannot split a folio that a CPU fault or an eviction brings back, so that the allocator makes an
 // effort for large folios. A failure writes nothing to the log.
 impl SystemFolio {
     /// Allocates a movable folio for `address` of `vma`, by the memory policy there. May sleep.
