@@ -9,14 +9,15 @@
 //!
 //! 1. `Injection::broken` and `Client::pins`, never held together; nothing but the allocator is called
 //!    under the latter
-//! 2. `TextFile::text` of debugfs, `Device::leaks`, `Device::releasing`, under the latter
+//! 2. `Device::leaks`, `Device::releasing`, under the latter
 //!    `Device::growth`, and under that `ModuleScope::list` and core mm's memory hotplug lock
 //! 3. `mmap_lock` of the mirrored process
 //! 4. folio locks, and under them `FailAlloc::list`; nothing but the allocator is called under the
 //!    latter
 //! 5. `HmmMirror`'s table, taken by interval notifiers too: nothing that waits for reclaim or faults below it
 //! 6. `Device::memory`, a spinlock
-//! 7. `FaultAround::files`, a spinlock below which no other lock is taken
+//! 7. `FaultAround::files`, a spinlock, and `TextFile::reads` of debugfs: no other lock is taken
+//!    below them
 //! 8. `Auditor::records`, a spinlock that `folio_free` takes under whatever its caller holds, in
 //!    interrupts too; of all locks of ours the only one that it takes
 

@@ -16,16 +16,13 @@ use crate::{
         ModuleScope,
         Scoped, //
     },
+    uapi::is_admin, //
 };
 use kernel::{
     fmt,
     new_mutex,
     prelude::*,
     sync::{
-        atomic::{
-            Atomic,
-            Relaxed, //
-        },
         Arc,
         Mutex, //
     },
@@ -159,7 +156,7 @@ pub(crate) struct Text {
 }
 
 impl Text {
-    /// Most bytes of a text. All of it is in memory until the next one is read.
+    /// Most bytes of a text. All of it is in memory until its reader has read it.
     pub(crate) const MOST: usize = 4 << 20;
 
     /// Adds a line. May sleep.
@@ -196,7 +193,7 @@ impl fmt::Write for Text {
             return Err(fmt::Error);
         }
         self.bytes
-            .extend_from_slice(s.as_bytes(), GFP_KERNEL)
+            .extend_from_slice(s.as_bytes(), GFP_KERNEL_ACCOUNT)
             .map_err(|_| fmt::Error)
     }
 }
@@ -211,16 +208,38 @@ struct Shared<S> {
     _dir: Arc<Dir>,
 }
 
+/// The number of reads in progress. The text of one more replaces that of the first one, which continues
+/// with a new text.
+const READERS: usize = 8;
+
+/// The number of tasks that a source writes for at a time.
+const WRITERS: usize = 64;
+
 /// The state that the readers of a file share. Readers may have a reference on it while the file is still being
 /// made.
 #[pin_data]
 struct Content<S> {
     source: S,
-    /// The text of a read in progress, because a reader may read it in pieces.
+    /// The reads in progress, the latest one last: a reader may read a text in pieces.
     #[pin]
-    text: Mutex<Text>,
-    /// The address of the task for which `source` is writing the text, 0 while none is.
-    writer: Atomic<usize>,
+    reads: Mutex<Reads>,
+}
+
+/// What is known of the readers of a file.
+struct Reads {
+    /// At most [`READERS`] texts.
+    parts: KVec<InProgress>,
+    /// The addresses of the tasks for which the source is writing a text, at most [`WRITERS`].
+    writers: KVec<usize>,
+}
+
+/// A text of which its reader has read a part.
+struct InProgress {
+    /// The open file. Its close is not noticed, and another one may come to have the same address.
+    file: usize,
+    /// Whether the text was made for a task with `CAP_SYS_ADMIN`, which sees more than others.
+    admin: bool,
+    text: Text,
 }
 
 impl<S: Source> Callbacks for Shared<S> {
@@ -231,21 +250,64 @@ impl<S: Source> Callbacks for Shared<S> {
 }
 
 impl<S: Source> Content<S> {
-    fn read(&self, mut out: UserSliceWriter, pos: &mut i64) -> Result<usize> {
-        let mut text = self.text.lock();
-        if *pos == 0 {
-            *text = Text::default();
-            self.writer.store(Task::current_raw() as usize, Relaxed);
-            let written = self.source.write(&mut text);
-            self.writer.store(0, Relaxed);
-            written?;
+    /// Reads from the open file at address `file`. May sleep, without the lock: for the source, and for user
+    /// memory.
+    fn read(&self, file: usize, mut out: UserSliceWriter, pos: &mut i64) -> Result<usize> {
+        if out.is_empty() {
+            return Ok(0);
         }
-        out.write_slice_file(text.as_bytes(), pos)
+        let admin = is_admin();
+        // A read from the start is one of a new text.
+        let begun = self.take(file, admin).filter(|_| *pos != 0);
+        let text = match begun {
+            Some(text) => text,
+            None => self.write()?,
+        };
+        let result = out.write_slice_file(text.as_bytes(), pos);
+        // The end of the text was not seen yet.
+        if !matches!(result, Ok(0)) {
+            self.keep(InProgress { file, admin, text });
+        }
+        result
+    }
+
+    /// A new text. `EBUSY` while the source writes as many as it may.
+    fn write(&self) -> Result<Text> {
+        let task = Task::current_raw().addr();
+        let begun = self.reads.lock().writers.push_within_capacity(task);
+        begun.map_err(|_| EBUSY)?;
+        let mut text = Text::default();
+        let written = self.source.write(&mut text);
+        let writers = &mut self.reads.lock().writers;
+        if let Some(place) = writers.iter().position(|&writer| writer == task) {
+            let _ = writers.remove(place);
+        }
+        written.map(|()| text)
+    }
+
+    /// Takes the text that `file` reads.
+    fn take(&self, file: usize, admin: bool) -> Option<Text> {
+        let mut reads = self.reads.lock();
+        let place = reads.parts.iter().position(|read| read.file == file)?;
+        // The text is freed without the lock.
+        let read = reads.parts.remove(place).ok()?;
+        drop(reads);
+        (read.admin == admin).then_some(read.text)
+    }
+
+    fn keep(&self, read: InProgress) {
+        let mut reads = self.reads.lock();
+        let first = (reads.parts.len() >= READERS).then(|| reads.parts.remove(0));
+        // There is room for so many.
+        let left = reads.parts.push_within_capacity(read);
+        drop(reads);
+        drop((first, left));
     }
 
     /// Whether the current task is reading the file, and is in [`Source::write`].
     fn is_writer(&self) -> bool {
-        self.writer.load(Relaxed) == Task::current_raw() as usize
+        let task = Task::current_raw().addr();
+        self.reads.lock().writers.iter().any(|&writer| writer == task)
     }
 }
 
@@ -321,11 +383,16 @@ impl<S: Source> Shared<S> {
     fn make(dir: Arc<Dir>, name: &CStr, source: S) -> impl PinInit<Self, Error> + '_ {
         let above = dir.dentry.0;
         try_pin_init!(&this in Self {
-            content <- pin_init!(Content {
+            content <- try_pin_init!(Content {
                 source,
-                text <- new_mutex!(Text::default(), "TextFile::text"),
-                writer: Atomic::new(0),
-            }),
+                reads <- new_mutex!(
+                    Reads {
+                        parts: KVec::with_capacity(READERS, GFP_KERNEL)?,
+                        writers: KVec::with_capacity(WRITERS, GFP_KERNEL)?,
+                    },
+                    "TextFile::reads"
+                ),
+            }? Error),
             // INVARIANT: `_dir` keeps the directory from being removed.
             _dir: dir,
             // The file may be read as soon as it is there, so that it comes last.
@@ -358,7 +425,7 @@ impl<S: Source> Content<S> {
         // SAFETY: This is the caller's position, which no other task uses.
         let pos = unsafe { &mut *pos };
         let out = UserSlice::new(UserPtr::from_ptr(buffer.cast()), len).writer();
-        match content.read(out, pos) {
+        match content.read(file.addr(), out, pos) {
             // CAST: No slice is larger than `isize::MAX` bytes.
             Ok(n) => n as isize,
             Err(err) => err.to_errno() as isize,
@@ -412,14 +479,14 @@ mod tests {
         let address = mmap_anon(16)?;
         let user = || UserSlice::new(UserPtr::from_addr(address), 5);
         let mut pos = 0;
-        assert_eq!(content.read(user().writer(), &mut pos)?, 5);
+        assert_eq!(content.read(1, user().writer(), &mut pos)?, 5);
         let mut found = [0; 5];
         user().reader().read_slice(&mut found)?;
         assert_eq!(&found, b"read\n");
         assert!(slot.file.lock().is_none());
         // The file can still be read, and is removed by the exit.
         pos = 0;
-        assert_eq!(content.read(user().writer(), &mut pos)?, 5);
+        assert_eq!(content.read(1, user().writer(), &mut pos)?, 5);
         Ok(())
     }
 

@@ -8,23 +8,28 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use super::target::{COHERENT, Target};
+use super::hostile::as_nobody;
+use super::target::{COHERENT, PRIVATE, Target};
 use super::{Ctx, Needs, PAGES, Test, test, unloads, with};
 use crate::check::{Fail, OrFail, Outcome};
 use crate::device::{Buffer, Device, HUGE_PAGES};
 use crate::module::NAME;
 use crate::uapi::*;
-use crate::{check, check_eq, sys};
+use crate::{check, check_eq, sys, threads};
 
 pub const TESTS: &[Test] = &[
     test("debugfs.stats", stats),
     test("debugfs.audit", audit),
     test("debugfs.every_node", every_node),
     test("debugfs.healed", healed),
+    test("debugfs.in_pieces", in_pieces),
 ];
 
 /// Tests that need injection.
-pub const INJECTING: &[Test] = &[with("inject=1", test("debugfs.violation", violation))];
+pub const INJECTING: &[Test] = &[
+    with("inject=1", test("debugfs.violation", violation)),
+    with("inject=1", test("debugfs.secrets", secrets)),
+];
 
 /// Tests that unload the module.
 pub const RELOADING: &[Test] = &[unloads(Needs::Any, test("debugfs.gone", gone))];
@@ -161,6 +166,53 @@ fn healed(ctx: &Ctx) -> Outcome {
     })
 }
 
+/// Each reader of a file reads a text of its own, in pieces of any size, whatever others read meanwhile.
+fn in_pieces(ctx: &Ctx) -> Outcome {
+    const READERS: usize = 4;
+    const ROUNDS: usize = 12;
+    const NAMES: [&str; 6] = ["pages", "free", "used", "found", "total", "healed"];
+    let target = Target::open(ctx, PRIVATE)?;
+    let buf = Buffer::filled(1100, 513)?;
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        // The number of used pages has one to four digits.
+        scope.spawn(|| {
+            for pages in [1, 12, 1100].iter().cycle() {
+                if over.load(Ordering::Relaxed) {
+                    return;
+                }
+                let _ = target.to_device(&buf, 0, *pages);
+                let _ = target.to_system(&buf, 0, *pages);
+            }
+        });
+        let read = |reader: usize| -> Outcome {
+            let path = path(PRIVATE, "audit");
+            for round in 0..ROUNDS {
+                let mut file = fs::File::open(&path).or_fail("open of audit")?;
+                let mut text = Vec::new();
+                let mut piece = vec![0; 1 + (reader + round) % 7];
+                loop {
+                    let n = file.read(&mut piece).or_fail("read of audit")?;
+                    if n == 0 {
+                        break;
+                    }
+                    text.extend_from_slice(&piece[..n]);
+                }
+                let text = String::from_utf8_lossy(&text);
+                let lines = text.lines().take(NAMES.len());
+                let names: Vec<_> = lines.filter_map(|l| l.split(' ').next()).collect();
+                check_eq!(names, NAMES, "lines that reader {reader} read: {text:?}");
+                let [pages, free, used] = ["pages", "free", "used"].map(|name| number(&text, name));
+                check_eq!(pages?, free? + used?, "pages in {text:?}");
+            }
+            Ok(())
+        };
+        let result = threads::run(READERS, read);
+        over.store(true, Ordering::Relaxed);
+        result
+    })
+}
+
 fn every_node(ctx: &Ctx) -> Outcome {
     let nodes = ctx.module.nodes();
     for node in &nodes {
@@ -224,6 +276,46 @@ fn violation(_: &Ctx) -> Outcome {
     check_eq!(number(&text, "found")?, 0, "violations of a mended page");
     check_eq!(number(&text, "total")?, 0, "violations on record");
     Ok(())
+}
+
+/// A reader without capabilities does not see what was written for another reader of the file.
+fn secrets(_: &Ctx) -> Outcome {
+    let device = Device::open(1)?;
+    let path = path(1, "audit");
+    let open = || fs::File::open(&path).or_fail("open of audit");
+    let [mut here, mut there] = [open()?, open()?];
+    let pfn = device
+        .inject(ZDM_INJECT_FREE_PAGE_REF, 0)
+        .or_fail("ZDM_INJECT_FREE_PAGE_REF")?;
+    let result = (|| {
+        let mut text = vec![0; 4096];
+        let n = here.read(&mut text).or_fail("read of audit")?;
+        let seen = String::from_utf8_lossy(&text[..n]);
+        check!(
+            seen.contains(&format!("{pfn:#x}")),
+            "what root reads: expected {pfn:#x}, found {seen:?}"
+        );
+        as_nobody(|| {
+            for file in [&mut here, &mut there] {
+                // Not from the start, where a text is made.
+                file.seek(std::io::SeekFrom::Start(1)).or_fail("lseek")?;
+                let mut text = String::new();
+                file.read_to_string(&mut text).or_fail("read of audit")?;
+                check!(
+                    text.contains("found 1") && !text.contains(&format!("{pfn:#x}")),
+                    "what nobody reads: expected no page frame, found {text:?}"
+                );
+            }
+            Ok(())
+        })
+    })();
+    device
+        .inject(ZDM_INJECT_UNDO_FREE_PAGE_REF, 0)
+        .or_fail("ZDM_INJECT_UNDO_FREE_PAGE_REF")?;
+    device
+        .try_audit(ZDM_AUDIT_CLEAR)
+        .or_fail("ZDM_AUDIT_CLEAR")?;
+    result
 }
 
 /// An open file does not hold the module, and reads as empty after the module has gone.
