@@ -6,7 +6,10 @@
 
 use super::{
     open_file::Client,
-    pins::Pinned, //
+    pins::{
+        Pinned,
+        Room, //
+    }, //
 };
 use crate::mm::user::{
     pin::PinRequest,
@@ -24,6 +27,12 @@ impl Client {
     /// [`PinnedPages::new`](crate::mm::user::pin::PinnedPages::new).
     pub(in crate::driver) fn pin(&self, range: PageRange, request: PinRequest) -> Result<u32> {
         let pages = range.pages();
+        if self.pins().lock().needs_room() {
+            // Under the lock, the other tasks of the file would wait for memory, too.
+            let room = Room::new()?;
+            let left = self.pins().lock().take_room(room);
+            drop(left);
+        }
         self.pins().lock().promise(pages)?;
         // Faults are handled here, so no lock is held.
         match Pinned::new(range, request) {

@@ -68,7 +68,19 @@ struct Held<T> {
     what: T,
 }
 
+/// Room for all pins of a file, allocated without a lock.
+pub(super) struct Room<T>(KVec<Held<T>>);
+
+impl<T> Room<T> {
+    /// Makes room. May sleep.
+    pub(super) fn new() -> Result<Self> {
+        let list = KVec::with_capacity(ZDM_PIN_MAX as usize, GFP_KERNEL_ACCOUNT)?;
+        Ok(Self(list))
+    }
+}
+
 impl<T> Pins<T> {
+    /// A list without room.
     pub(super) fn new() -> Self {
         Self {
             list: KVec::new(),
@@ -78,19 +90,32 @@ impl<T> Pins<T> {
         }
     }
 
+    /// Whether the list has no room yet.
+    pub(super) fn needs_room(&self) -> bool {
+        self.list.capacity() == 0
+    }
+
+    /// Takes `room`. Returns what is not needed, for the caller to free without the lock.
+    pub(super) fn take_room(&mut self, room: Room<T>) -> Option<Room<T>> {
+        if !self.needs_room() {
+            return Some(room);
+        }
+        self.list = room.0;
+        None
+    }
+
     /// Promises a place to a pin of `pages` pages, which is for [`Pins::add`] or
-    /// [`Pins::give_up`] then. May sleep.
+    /// [`Pins::give_up`] then.
     ///
     /// # Errors
     ///
-    /// `ENOSPC` when there would be too many of either, `ENOMEM`.
+    /// `ENOSPC` when there would be too many of either, or the list has no room.
     pub(super) fn promise(&mut self, pages: usize) -> Result {
         let total = self.pages.saturating_add(pages);
-        if self.places >= ZDM_PIN_MAX as usize || total > ZDM_PIN_MAX_PAGES as usize {
+        let most = self.list.capacity().min(ZDM_PIN_MAX as usize);
+        if self.places >= most || total > ZDM_PIN_MAX_PAGES as usize {
             return Err(ENOSPC);
         }
-        self.list
-            .reserve(self.places + 1 - self.list.len(), GFP_KERNEL)?;
         self.places += 1;
         self.pages = total;
         Ok(())
@@ -149,10 +174,21 @@ mod tests {
         pins.add(pages, what).map_err(|_| EINVAL)
     }
 
+    fn with_room<T>() -> Result<Pins<T>> {
+        let mut pins = Pins::new();
+        assert!(pins.needs_room());
+        assert_eq!(pins.promise(1), Err(ENOSPC));
+        assert!(pins.take_room(Room::new()?).is_none());
+        assert!(!pins.needs_room());
+        // Another task may have been faster.
+        assert!(pins.take_room(Room::new()?).is_some());
+        Ok(pins)
+    }
+
     #[test]
     fn so_many_pins_and_pages() -> Result {
         const MOST: usize = ZDM_PIN_MAX_PAGES as usize;
-        let mut pins = Pins::new();
+        let mut pins = with_room()?;
         for (pages, result) in [
             (MOST + 1, Err(ENOSPC)),
             (usize::MAX, Err(ENOSPC)),
@@ -173,7 +209,7 @@ mod tests {
 
     #[test]
     fn promises_count() -> Result {
-        let mut pins = Pins::new();
+        let mut pins = with_room()?;
         for _ in 0..ZDM_PIN_MAX {
             pins.promise(2)?;
         }
@@ -191,7 +227,7 @@ mod tests {
 
     #[test]
     fn numbers_are_not_used_again_soon() -> Result {
-        let mut pins = Pins::new();
+        let mut pins = with_room()?;
         let first = pin(&mut pins, 1, 1)?;
         let second = pin(&mut pins, 1, 2)?;
         assert_eq!((first, second), (1, 2));

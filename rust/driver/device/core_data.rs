@@ -57,25 +57,27 @@ pub(in crate::driver) struct FailAlloc {
 }
 
 impl FailAlloc {
-    fn new() -> impl PinInit<Self> {
-        pin_init!(Self {
+    fn new() -> impl PinInit<Self, Error> {
+        try_pin_init!(Self {
             len: Atomic::new(0),
-            list <- new_mutex!(KVec::new(), "FailAlloc::list"),
-        })
+            list <- new_mutex!(KVec::with_capacity(MAX_ASKED, GFP_KERNEL)?, "FailAlloc::list"),
+        }? Error)
     }
 
     /// Makes the next allocation of `client`, or of a CPU fault in `mm`, fail. May sleep.
     ///
     /// # Errors
     ///
-    /// `ENOSPC` when too many clients have asked, `ENOMEM`.
+    /// `ENOSPC` when too many clients have asked.
     pub(in crate::driver) fn ask(&self, client: ClientId, mm: &Mm) -> Result {
         let mut list = self.list.lock();
         if !list.iter().any(|(other, _)| *other == client) {
             if list.len() >= MAX_ASKED {
                 return Err(ENOSPC);
             }
-            list.push((client, mm.into()), GFP_KERNEL_ACCOUNT)?;
+            // There is room for so many. An allocation might wait for memory, and CPU faults for the lock.
+            let asked = (client, mm.into());
+            list.push_within_capacity(asked).map_err(|_| ENOSPC)?;
             self.len.add(1, Relaxed);
         }
         Ok(())
@@ -140,7 +142,7 @@ impl Core {
         let around = FaultAround::new()?;
         let preempted = PreemptedTasks::new(scope)?;
         Arc::pin_init(
-            pin_init!(Self {
+            try_pin_init!(Self {
                 stats: Stats::new(),
                 fail_alloc <- FailAlloc::new(),
                 auditor <- auditor,
@@ -153,7 +155,7 @@ impl Core {
                 } else {
                     Moment::Busy
                 },
-            }),
+            }? Error),
             GFP_KERNEL,
         )
     }
