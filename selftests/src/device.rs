@@ -84,9 +84,19 @@ impl Device {
         Self { file }
     }
 
+    /// The open file.
+    pub fn into_file(self) -> File {
+        self.file
+    }
+
     /// Maps pages of the driver, with MAP_SHARED or MAP_PRIVATE.
     pub fn map(&self, pages: usize, flags: i32) -> io::Result<Buffer> {
         Buffer::of_file(&self.file, pages, flags)
+    }
+
+    /// As [`Device::map`], from any offset, with any flags but MAP_FIXED.
+    pub fn map_at(&self, pages: usize, flags: i32, offset: i64) -> io::Result<Buffer> {
+        Buffer::of_file_at(&self.file, pages, flags, offset)
     }
 
     /// Closes the file while other threads may be executing commands on it. Later commands fail.

@@ -120,6 +120,12 @@ impl Buffer {
         Ok(buf)
     }
 
+    /// Maps private anonymous memory at an address where nothing is mapped.
+    pub fn anon_at(addr: u64, pages: usize) -> io::Result<Self> {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
+        Self::map(addr as usize, pages, flags, -1)
+    }
+
     /// Maps a file, shared.
     #[track_caller]
     pub fn shared(file: &File, pages: usize) -> Outcome<Self> {
@@ -129,6 +135,46 @@ impl Buffer {
     /// Maps a file from its beginning, with MAP_SHARED or MAP_PRIVATE.
     pub fn of_file(file: &File, pages: usize, flags: i32) -> io::Result<Self> {
         Self::map(0, pages, flags, file.as_raw_fd())
+    }
+
+    /// As [`Buffer::of_file`], from any offset, with any flags but MAP_FIXED.
+    pub fn of_file_at(file: &File, pages: usize, flags: i32, offset: i64) -> io::Result<Self> {
+        let flags = flags & !libc::MAP_FIXED;
+        Self::map_at_offset(0, pages, flags, file.as_raw_fd(), offset)
+    }
+
+    /// Makes the mapping `pages` longer; it may move. The new pages belong to the buffer.
+    pub fn grow(&mut self, pages: usize) -> io::Result<()> {
+        let (old, new) = (self.pages * PAGE, (self.pages + pages) * PAGE);
+        let (base, flags) = (self.base as *mut libc::c_void, libc::MREMAP_MAYMOVE);
+        // SAFETY: The kernel chooses free addresses. Nothing else has one in the range, as `self` is borrowed
+        // mutably.
+        let ret = unsafe { libc::mremap(base, old, new, flags) };
+        if ret == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        // INVARIANT: The range has just been mapped, and no other value has its address.
+        self.base = ret as usize;
+        self.gone.extend((0..pages).map(|_| AtomicBool::new(false)));
+        self.pages += pages;
+        Ok(())
+    }
+
+    /// Maps the same pages of a shared mapping once more, at another place: mremap() of no bytes.
+    pub fn duplicate(&self) -> io::Result<Self> {
+        let (base, len) = (self.base as *mut libc::c_void, self.pages * PAGE);
+        // SAFETY: The kernel chooses free addresses for the copy, and leaves the mapping as it is.
+        let ret = unsafe { libc::mremap(base, 0, len, libc::MREMAP_MAYMOVE) };
+        if ret == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        // INVARIANT: The range has just been mapped, and no other value has its address.
+        let gone = std::iter::repeat_with(|| AtomicBool::new(false));
+        Ok(Self {
+            base: ret as usize,
+            pages: self.pages,
+            gone: gone.take(self.pages).collect(),
+        })
     }
 
     /// Maps private memory of reserved huge pages, of which there must be enough.
@@ -160,11 +206,21 @@ impl Buffer {
     }
 
     fn map(addr: usize, pages: usize, flags: i32, fd: i32) -> io::Result<Self> {
+        Self::map_at_offset(addr, pages, flags, fd, 0)
+    }
+
+    fn map_at_offset(
+        addr: usize,
+        pages: usize,
+        flags: i32,
+        fd: i32,
+        offset: i64,
+    ) -> io::Result<Self> {
         let prot = libc::PROT_READ | libc::PROT_WRITE;
         let (hint, len) = (addr as *mut libc::c_void, pages * PAGE);
         // SAFETY: Without MAP_FIXED the kernel chooses free addresses. MAP_FIXED_NOREPLACE, the
         // only other flag used here, never replaces a mapping.
-        let ret = unsafe { libc::mmap(hint, len, prot, flags, fd, 0) };
+        let ret = unsafe { libc::mmap(hint, len, prot, flags, fd, offset) };
         if ret == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }

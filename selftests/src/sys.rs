@@ -215,6 +215,12 @@ pub fn new_user_namespace() -> io::Result<()> {
     cvt(unsafe { libc::unshare(libc::CLONE_NEWUSER) }.into()).map(drop)
 }
 
+/// The children of this process are in a process namespace of their own, of which the next one is the first.
+pub fn new_process_namespace() -> io::Result<()> {
+    // SAFETY: The call takes only numbers.
+    cvt(unsafe { libc::unshare(libc::CLONE_NEWPID) }.into()).map(drop)
+}
+
 /// Lets the calling thread run on processor `cpu` only.
 pub fn run_on(cpu: usize) -> io::Result<()> {
     // SAFETY: All zeroes is the empty set.

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the system does with tasks and processors in the midst of commands.
+//! What the system does with tasks, processors and memory in the midst of commands.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::files::WORKS;
 use super::upkeep::KILLED;
-use super::works;
+use super::{violations, works};
 use crate::check::{Fail, OrFail, Outcome};
 use crate::device::{Buffer, Device, HUGE_PAGES};
 use crate::harness::{Child, note};
@@ -16,11 +16,13 @@ use crate::sys::{self, Exit};
 use crate::tests::account::{in_cgroup, join_cgroup};
 use crate::tests::target::{open_all, open_each_kind};
 use crate::tests::{Ctx, Test, test};
+use crate::uapi::*;
 use crate::{check, check_eq};
 
 pub const TESTS: &[Test] = &[
     test("hostile.frozen_in_each", frozen_in_each),
     test("hostile.processor_goes", processor_goes),
+    test("hostile.memory_goes", memory_goes),
 ];
 
 /// Whether the tasks of a cgroup are frozen.
@@ -155,4 +157,113 @@ fn processor_goes(ctx: &Ctx) -> Outcome {
         target.expect_violations(before)?;
     }
     works(ctx)
+}
+
+/// A block of memory that is on again when this is dropped.
+struct Block(PathBuf);
+
+impl Block {
+    fn switch(&self, on: bool) -> std::io::Result<()> {
+        let state = if on { "online" } else { "offline" };
+        fs::write(self.0.join("state"), state)
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        let _ = self.switch(true);
+    }
+}
+
+/// The blocks of memory, the last ones first.
+fn blocks() -> Outcome<Vec<Block>> {
+    const DIR: &str = "/sys/devices/system/memory";
+    let entries = fs::read_dir(DIR).map_err(|e| Fail::Skip(format!("{DIR}: {e}")))?;
+    let mut found: Vec<(u32, PathBuf)> = entries
+        .filter_map(Result::ok)
+        .filter_map(|entry| {
+            let name = entry.file_name();
+            let number = name.to_str()?.strip_prefix("memory")?.parse().ok()?;
+            Some((number, entry.path()))
+        })
+        .collect();
+    found.sort();
+    Ok(found
+        .into_iter()
+        .rev()
+        .map(|(_, path)| Block(path))
+        .collect())
+}
+
+/// Whether a block goes off in 30 s. What cannot move stays, and its block with it.
+fn goes(block: &Block) -> Outcome<bool> {
+    let child = Child::spawn(|| sys::exit_now(i32::from(block.switch(false).is_err())))?;
+    let ended = sys::wait_until(Duration::from_secs(30), || {
+        child.is_running().is_ok_and(|runs| !runs)
+    });
+    Ok(match ended {
+        true => child.exit()? == Exit::Code(0),
+        false => {
+            child.kill()?;
+            false
+        }
+    })
+}
+
+/// Blocks of memory go off and on again, for which their pages have to move, while tasks migrate pages and
+/// RELEASE takes away the devices' own memory, which needs the same lock.
+fn memory_goes(ctx: &Ctx) -> Outcome {
+    const N: usize = 600;
+    const TRIED: usize = 3;
+    let targets = open_each_kind(ctx)?;
+    let before = violations(&targets)?;
+    let blocks = blocks()?;
+    let workers = targets
+        .iter()
+        .map(|target| {
+            let node = target.node();
+            Child::spawn(|| {
+                let device = Device::open(node)?;
+                let [buf, pinned] = [Buffer::filled(N, 1830)?, Buffer::filled(N, 1831)?];
+                loop {
+                    // A page may stay where it is.
+                    let _ = device.to_device(&buf, 0, N);
+                    let _ = device.to_system(&buf, 100, N - 200);
+                    if let Ok(id) = device.pin(&pinned, 0, N, ZDM_PIN_WRITE) {
+                        let _ = device.unpin(id, 0);
+                    }
+                    let _ = device.exclusive(&pinned, 0, 64);
+                    let _ = device.release();
+                    buf.check(0, N, 1830)?;
+                    pinned.check(0, N, 1831)?;
+                }
+            })
+        })
+        .collect::<Outcome<Vec<_>>>()?;
+    let start = Instant::now();
+    let mut went = 0;
+    for block in blocks.iter().take(TRIED) {
+        if goes(block)? {
+            went += 1;
+            works(ctx)?;
+            block.switch(true).or_fail("a block that goes on again")?;
+        }
+    }
+    note(&format!(
+        "{went} of {TRIED} blocks went, in {:?}",
+        start.elapsed()
+    ));
+    for worker in workers {
+        check!(worker.is_running()?, "a process: expected it to run");
+        worker.kill()?;
+    }
+    for (target, before) in targets.iter().zip(before) {
+        target.expect_empty()?;
+        target.expect_violations(before)?;
+    }
+    works(ctx)?;
+    match went {
+        0 => Err(Fail::Skip("no block of memory can go".into())),
+        _ => Ok(()),
+    }
 }

@@ -18,6 +18,7 @@ pub mod servers;
 pub mod storm;
 pub mod tasks;
 pub mod upkeep;
+pub mod ways;
 
 use super::Ctx;
 use super::target::{PRIVATE, Target};

@@ -232,7 +232,8 @@ fn throttled_migration(ctx: &Ctx) -> Outcome {
 /// A userfaultfd that is never answered keeps nobody but those who want the page.
 fn nobody_answers(ctx: &Ctx) -> Outcome {
     const N: usize = 8;
-    let buf = Buffer::filled(N, 1703)?;
+    const COMMANDS: [u64; 4] = [HMM_READ, HMM_MIGRATE_TO_DEV, HMM_WRITE, HMM_SNAPSHOT];
+    let buf = Buffer::filled(N + 4 * COMMANDS.len(), 1703)?;
     let handled = Buffer::anon(N)?;
     if Uffd::new().is_err() {
         return Err(Fail::Skip("no userfaultfd".into()));
@@ -250,26 +251,37 @@ fn nobody_answers(ctx: &Ctx) -> Outcome {
         let _ = device.read_unlocked(&handled, 0, 1);
         Ok(())
     })?;
-    let ends = [HMM_READ, HMM_MIGRATE_TO_DEV, HMM_WRITE, HMM_SNAPSHOT]
+    let ends = COMMANDS
         .into_iter()
-        .map(|request| {
+        .enumerate()
+        .map(|(i, request)| {
+            // Each command has pages of its own: one that another command works on does not migrate.
+            let pages = buf.at(N + 4 * i);
+            let run = || device.command(request, pages, 4, Data::At(&handled, 1));
             let child = Child::spawn(|| {
                 let uffd = Uffd::new().or_fail("userfaultfd")?;
                 uffd.register(&handled, 0, N).or_fail("UFFDIO_REGISTER")?;
-                let data = Data::At(&handled, 1);
-                let result = device.command(request, buf.at(0), 4, data);
+                let mut result = run();
+                // So does one that a fork is about to share: the next child starts meanwhile.
+                while matches!(&result, Err(e) if e.raw_os_error() == Some(libc::ENOENT)) {
+                    result = run();
+                }
                 Err(Fail::failed(format!(
                     "ioctl {request:#x} returned {result:?}"
                 )))
             })?;
-            Ok(child)
+            Ok((request, child))
         })
         .collect::<Outcome<Vec<_>>>()?;
     std::thread::sleep(Duration::from_millis(500));
     let start = Instant::now();
-    for child in ends.iter().chain([&source]) {
-        check!(child.is_running()?, "a process: expected it to wait");
+    for (request, child) in &ends {
+        check!(
+            child.is_running()?,
+            "ioctl {request:#x}: expected it to wait"
+        );
     }
+    check!(source.is_running()?, "READ_UNLOCKED: expected it to wait");
     // The same file, another file of the same device, and all of the device.
     let read = device.read(&buf, 4, 2).or_fail("READ by the same file")?;
     check_bytes(&read.data, 1703, 4, "READ by the same file")?;
@@ -285,7 +297,7 @@ fn nobody_answers(ctx: &Ctx) -> Outcome {
         took < Duration::from_secs(4),
         "time of the commands of others: found {took:?}"
     );
-    for child in ends {
+    for (_, child) in ends {
         let start = Instant::now();
         child.kill()?;
         let took = start.elapsed();
