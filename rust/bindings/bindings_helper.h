@@ -18,6 +18,9 @@
 #include "uapi/zdmirror.h"
 #include "rust/helpers/helpers.h"
 
+/* On arm64 these are macros with arguments, which bindgen does not evaluate. */
+const unsigned int RUST_CONST_HELPER_PMD_ORDER = PMD_ORDER;
+const unsigned int RUST_CONST_HELPER_PUD_ORDER = PUD_ORDER;
 const gfp_t RUST_CONST_HELPER_GFP_HIGHUSER = GFP_HIGHUSER;
 const gfp_t RUST_CONST_HELPER_GFP_NORETRY = __GFP_NORETRY;
 const gfp_t RUST_CONST_HELPER_GFP_HIGHUSER_MOVABLE = GFP_HIGHUSER_MOVABLE;
