@@ -390,7 +390,7 @@ mod tests {
 
     #[test]
     fn the_document_keeps_what_people_wrote() {
-        let old = format!("title\n\n{}old\n{}tail\n", MARKS[0], MARKS[1]);
+        let old = format!("title\n\n{}replaced\n{}tail\n", MARKS[0], MARKS[1]);
         let mutants = ["one", "two"].map(mutant);
         let mut mutants = mutants.to_vec();
         mutants[1].survives = Some("No test looks there.".into());
@@ -406,7 +406,7 @@ mod tests {
         let document = table.document("7.3.4", &verdicts, "now");
         let new = renew(&old, &document).unwrap();
         assert!(new.starts_with("title\n\n.. begin") && new.ends_with("tail\n"));
-        assert!(!new.contains("old") && new.contains("``two``\n    Does it. No test looks there."));
+        assert!(!new.contains("replaced") && new.contains("``two``\n    Does it. No test looks there."));
         assert_eq!(renew(&new, &document).unwrap(), new);
         let row = |name: &str| {
             let line = document.lines().find(|l| l.starts_with(name)).unwrap();
