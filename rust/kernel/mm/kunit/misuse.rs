@@ -226,6 +226,18 @@ mod tests {
         Ok(())
     }
 
+    /// Begins a migration of a page while the task has the mmap lock. A second `mmap_read_lock()` could wait for a
+    /// task that waits to write, so this only tries.
+    fn begin_nested(range: PageRange, owner: &PgmapOwner) -> Result {
+        let task = current!();
+        let mm = task.mm().ok_or(EINVAL)?;
+        let mut buffer = PfnBuffer::new(1)?;
+        let mmap = mm.mmap_read_trylock().ok_or(EAGAIN)?;
+        let area = Area::lookup(&mmap, range.start()).ok_or(EFAULT)?;
+        let request = Request::system(area, range, owner);
+        Migration::of_range(&mut buffer, &request, &EmulatedMemory).map(drop)
+    }
+
     #[test]
     fn task_with_a_migration_does_not_wait_for_itself() -> Result {
         let device = EmulatedDevice::new()?;
@@ -245,7 +257,7 @@ mod tests {
                 assert_eq!(faulted, Err(would_deadlock()));
                 let exclusive = mirror.make_exclusive(range);
                 assert_eq!(exclusive, Err(would_deadlock()));
-                assert_eq!(device.migrate(range), Err(would_deadlock()));
+                assert_eq!(begin_nested(range, device.owner()), Err(would_deadlock()));
             }
             let held = migration.hold_moved(false).ok_or(ENOENT)?;
             assert_eq!(held.flip_bit(), Err(would_deadlock()));
@@ -270,15 +282,9 @@ mod tests {
             let range = PageRange::new(TOUCHED.load(Relaxed), 1)?;
             let errno = |result: Result| result.err().map_or(0, Error::to_errno);
             IN_FAULT[0].store(errno(touch(range)), Relaxed);
-            let task = current!();
-            let mm = task.mm().ok_or(EINVAL)?;
             let owner = PgmapOwner::new(this_module())?;
-            let mut buffer = PfnBuffer::new(1)?;
-            let mmap = mm.mmap_read_lock();
-            let area = Area::lookup(&mmap, range.start()).ok_or(EFAULT)?;
-            let request = Request::system(area, range, &owner);
-            let nested = Migration::of_range(&mut buffer, &request, &EmulatedMemory);
-            IN_FAULT[1].store(errno(nested.map(drop)), Relaxed);
+            let nested = begin_nested(range, &owner);
+            IN_FAULT[1].store(errno(nested), Relaxed);
             Err(FaultError::Sigbus)
         })?;
         let (range, other) = (anon_range(1)?, anon_range(1)?);

@@ -137,12 +137,11 @@ impl Scene<'_> {
                 (same(done), in_time)
             }
             _ => {
-                let (done, in_time) = self.midway(slow, || {
+                let ((), in_time) = self.midway(slow, || {
                     self.buf
                         .advise(first + GONE.start, GONE.len(), libc::MADV_DONTNEED)
                 })?;
                 self.buf.check_zero(first + GONE.start, GONE.len())?;
-                let _ = done;
                 ((None, first + GONE.end, n - GONE.end, After::Same), in_time)
             }
         };

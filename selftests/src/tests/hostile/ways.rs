@@ -34,7 +34,7 @@ pub const TESTS: &[Test] = &[
 
 /// The number of an ioctl, as _IOC() makes it.
 fn ioc(direction: u64, kind: u8, number: u8, size: u64) -> u64 {
-    direction << 30 | size << 16 | u64::from(kind) << 8 | u64::from(number)
+    (direction << 30) | (size << 16) | (u64::from(kind) << 8) | u64::from(number)
 }
 
 /// Numbers that are near to those of the commands: of another size, direction or kind.
@@ -54,8 +54,8 @@ fn odd_numbers(ctx: &Ctx) -> Outcome {
                     if !OWN.contains(&number) && near.is_err() {
                         refused += 1;
                     }
-                    // Another kind. Those of the kernel itself are `T` and `f`.
-                    for kind in [0, b'G', b'I', 0xff] {
+                    // Another kind. The kernel itself has commands of the kinds 0, `T`, `X` and `f`.
+                    for kind in [b'G', b'I', 0xff] {
                         let request = ioc(direction, kind, number, size);
                         let other = target.ioctl_bytes(request, &mut arg);
                         let what = format!("ioctl {request:#x}");
@@ -76,14 +76,15 @@ fn odd_numbers(ctx: &Ctx) -> Outcome {
     works(ctx)
 }
 
-/// The first page that is not of user space.
-const END: u64 = 0x7fff_ffff_f000;
+/// The first page that is not of user space, with page tables of five and of four levels.
+const ENDS: [u64; 2] = [(1 << 56) - PAGE as u64, (1 << 47) - PAGE as u64];
 
 /// Ranges, and other ends of copies, at the ends of the address space. The last page is one as any other.
 fn ends_of_the_address_space(ctx: &Ctx) -> Outcome {
     const P: u64 = PAGE as u64;
     for target in open_each_kind(ctx)? {
-        let Ok(last) = Buffer::anon_at(END - P, 1) else {
+        let last_page = |end: u64| Some((end, Buffer::anon_at(end - P, 1).ok()?));
+        let Some((end, last)) = ENDS.into_iter().find_map(last_page) else {
             return Err(Fail::Skip("the last page is in use".into()));
         };
         last.fill(0, 1, 1840);
@@ -97,11 +98,11 @@ fn ends_of_the_address_space(ctx: &Ctx) -> Outcome {
         last.check(0, 1, 1840)?;
         let mut room = vec![0; 4 * PAGE];
         for (addr, npages) in [
-            (END - P, 2),
-            (END - P, 1 << 52),
-            (END - P, u64::MAX / P),
-            (END, 1),
-            (END + P, 1),
+            (end - P, 2),
+            (end - P, 1 << 52),
+            (end - P, u64::MAX / P),
+            (end, 1),
+            (end + P, 1),
             (1 << 63, 1),
             ((1 << 63) - P, 2),
             (u64::MAX - P + 1, 1),
@@ -142,7 +143,7 @@ fn ends_of_the_address_space(ctx: &Ctx) -> Outcome {
         let read = target.command(HMM_READ, last.at(0), 1, Data::Into(&mut room));
         read.or_fail("READ of the last page")?;
         drop(last);
-        let gone = target.command(HMM_READ, END - P, 1, Data::Into(&mut room));
+        let gone = target.command(HMM_READ, end - P, 1, Data::Into(&mut room));
         expect_errno(
             gone,
             &[EFAULT],
