@@ -307,7 +307,11 @@ impl<S: Source> Content<S> {
     /// Whether the current task is reading the file, and is in [`Source::write`].
     fn is_writer(&self) -> bool {
         let task = Task::current_raw().addr();
-        self.reads.lock().writers.iter().any(|&writer| writer == task)
+        self.reads
+            .lock()
+            .writers
+            .iter()
+            .any(|&writer| writer == task)
     }
 }
 

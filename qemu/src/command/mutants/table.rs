@@ -406,7 +406,9 @@ mod tests {
         let document = table.document("7.3.4", &verdicts, "now");
         let new = renew(&old, &document).unwrap();
         assert!(new.starts_with("title\n\n.. begin") && new.ends_with("tail\n"));
-        assert!(!new.contains("replaced") && new.contains("``two``\n    Does it. No test looks there."));
+        assert!(
+            !new.contains("replaced") && new.contains("``two``\n    Does it. No test looks there.")
+        );
         assert_eq!(renew(&new, &document).unwrap(), new);
         let row = |name: &str| {
             let line = document.lines().find(|l| l.starts_with(name)).unwrap();
