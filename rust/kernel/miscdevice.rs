@@ -357,7 +357,7 @@ mod tests {
     impl NodeOps for Own {
         type Data = ();
 
-        fn open(_: &()) -> Result<Pin<KBox<Self>>> {
+        fn open((): &()) -> Result<Pin<KBox<Self>>> {
             Err(ENODEV)
         }
 
