@@ -412,6 +412,22 @@ impl PinnedDrop for ModuleExit {
 }
 
 /// What a [`ModuleExit`] does, for KUnit cases, which are not in the memory of the module.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::{
+///     debugfs::Dir,
+///     mm::module::scope::TestExit,
+///     sync::Arc, //
+/// };
+///
+/// /// A directory whose files go when `exit` is dropped.
+/// fn directory(exit: &TestExit) -> Result<Arc<Dir>> {
+///     Dir::root(exit.scope().clone(), c"zdm_kunit")
+/// }
+/// # let _ = directory;
+/// ```
 #[cfg(CONFIG_KUNIT = "y")]
 pub(crate) struct TestExit(Arc<ModuleScope>);
 

@@ -14,8 +14,7 @@ use crate::mm::{
     },
     page::{
         backing::contents,
-        struct_page,
-        view::PageView, //
+        struct_page, //
     },
     region::owner::PgmapOwner,
     sync::task::check_signals,
@@ -34,11 +33,7 @@ use kernel::{
         },
         MmWithUser, //
     },
-    prelude::*,
-    time::{
-        delay::fsleep,
-        Delta, //
-    }, //
+    prelude::*, //
 };
 
 /// Entries of a device's page table that are compared before other tasks get the locks.
@@ -507,48 +502,6 @@ impl HmmMirror {
         // SAFETY: The page is mapped, and so in use, while the lock is held under which the sequence was
         // checked, and has contents.
         !page.is_null() && unsafe { bindings::zdm_page_is_empty(page) }
-    }
-}
-
-/// Looks at a page that names another place than that where it is mapped, before that is true.
-const PLACE_TRIES: usize = 10;
-
-impl HmmMirror {
-    /// Calls `f` with the number in `range` of each page whose folio names another place than that where it is
-    /// mapped: another file, another anon_vma, or another index in it. rmap does not find such a mapping. May sleep.
-    ///
-    /// # Errors
-    ///
-    /// `EINVAL` when the process is gone, `EINTR` on a fatal signal.
-    pub(crate) fn misplaced(&self, range: PageRange, mut f: impl FnMut(usize)) -> Result {
-        let mm = self.mm().mmget_not_zero().ok_or(EINVAL)?;
-        let lock = MmapLock::read(&mm)?;
-        for (number, address) in range.addresses().enumerate() {
-            // A task that changes the page and its entry one after the other needs a moment.
-            let is_misplaced = (0..PLACE_TRIES).all(|n| {
-                if n > 0 {
-                    fsleep(Delta::from_micros(100));
-                }
-                // SAFETY: The mmap lock is held by the type invariants of `MmapLock`.
-                unsafe { bindings::zdm_is_misplaced(lock.mm().as_raw(), address) }
-            });
-            if is_misplaced {
-                f(number);
-            }
-        }
-        Ok(())
-    }
-}
-
-impl PageView<'_> {
-    /// Entries of page tables that map the anonymous folio of this page where its index says that they
-    /// are: what [`PageView::mapcount`] must be. `None` where another task is at work on the folio, or
-    /// rmap knows it by other means. Does not sleep.
-    pub(crate) fn entries(&self) -> Option<i32> {
-        // SAFETY: The page is valid by the type invariants of `PageView`. The helper looks whether it is
-        // mapped after it took the lock that unmapping waits for.
-        let found = unsafe { bindings::zdm_count_entries(self.head().as_ptr()) };
-        (found >= 0).then_some(found)
     }
 }
 
