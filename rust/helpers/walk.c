@@ -362,7 +362,7 @@ bool zdm_is_misplaced(struct mm_struct *mm, unsigned long addr)
 		const struct anon_vma *own = READ_ONCE(vma->anon_vma);
 		pgoff_t start = vma_start_anon_pgoff(vma);
 
-		/* An anon_vma that was freed meanwhile can still be read, as in zdm_count_entries(). */
+		/* A freed anon_vma can still be read, as in zdm_count_entries(). */
 		is_misplaced = !own || READ_ONCE(anon_vma->root) != READ_ONCE(own->root) ||
 			       index != start + ((addr - vma->vm_start) >> PAGE_SHIFT);
 	} else if (mapping && !kind) {
