@@ -330,7 +330,7 @@ out:
 
 /*
  * Whether the folio that the entry of @addr has says that it is elsewhere: in another file, another
- * anon_vma, or at another index. rmap would not find this entry then, and whoever reports a broken
+ * anon_vma, or at another index. rmap would not find this entry then, and a report of a broken
  * page would name another place. For a caller that holds the mmap lock. UFFDIO_MOVE, migration and
  * truncation change both in two steps, so that one look proves nothing.
  */
