@@ -40,15 +40,18 @@ use kernel::{
 /// # Invariants
 ///
 /// We own the lock of the folio of `page` and a reference.
-struct ExclusivePage {
+struct ExclusivePage<'a> {
     page: NonNull<bindings::page>,
+    // It is released after the folio. fork(), which does not wait for a locked folio of an exclusive page before
+    // our series, and fails, waits for this lock.
+    _lock: MmapLock<'a>,
 }
 
-impl ExclusivePage {
+impl<'a> ExclusivePage<'a> {
     /// Takes the page at `address` from the CPU, after faulting it in for writing. `owner` is told
     /// to interval notifiers. `EAGAIN` for `no_file` where a file is mapped. May sleep; the mmap lock must not
     /// be held.
-    fn make(mm: &MmWithUser, address: usize, owner: *mut c_void, no_file: bool) -> Result<Self> {
+    fn make(mm: &'a MmWithUser, address: usize, owner: *mut c_void, no_file: bool) -> Result<Self> {
         let mut folio = core::ptr::null_mut();
         let lock = MmapLock::read(mm)?;
         if no_file && lock.has_files(address..address + PAGE_SIZE) {
@@ -61,11 +64,12 @@ impl ExclusivePage {
         // INVARIANT: The folio came locked and referenced, and it is that of `page`.
         Ok(Self {
             page: NonNull::new(page).ok_or(EFAULT)?,
+            _lock: lock,
         })
     }
 }
 
-impl Drop for ExclusivePage {
+impl Drop for ExclusivePage<'_> {
     fn drop(&mut self) {
         // SAFETY: We own the lock by the type invariants of `ExclusivePage`.
         unsafe { bindings::zdm_folio_unlock(self.page.as_ptr()) };
