@@ -93,6 +93,12 @@ fn ends_of_the_address_space(ctx: &Ctx) -> Outcome {
         for _ in 0..2 {
             target.move_all(&last, 1840)?;
             last.check(0, 1, 1840)?;
+            // The check of PRIVATE memory has brought the page back, CPUs read all other memory where it is.
+            if target.on_device(&last, 0, 1)? == 1 {
+                target
+                    .to_system(&last, 0, 1)
+                    .or_fail("MIGRATE_TO_SYS of the last page")?;
+            }
         }
         every_ioctl(&target, last.at(0), 1)?;
         last.check(0, 1, 1840)?;
