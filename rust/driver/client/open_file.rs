@@ -140,6 +140,7 @@ impl Client {
         // Pinned pages do not move, so they are unpinned before the eviction.
         self.unpin_all();
         // The processes that own the data keep it. Only this client's pages are moved.
+        self.migrator().evict_mapped();
         self.device.evict(self.id);
         self.device.core.around.forget(self.id);
         self.device.memory().allocator.remove_client(self.id);
@@ -329,8 +330,11 @@ mod tests {
         let mm = task.mm().ok_or(EINVAL)?;
         let other = Client::new(&s.device, mm)?;
         fill(s.address)?;
-        s.client.to_device(s.range.first(PAGES / 2))?;
-        other.to_device(s.range.skip(PAGES / 2).ok_or(EINVAL)?)?;
+        // Pages of both are between those of the other one.
+        for (n, page) in s.range.batches(1).enumerate() {
+            let client = if n % 2 == 0 { &s.client } else { &other };
+            client.to_device(page)?;
+        }
         s.client.close();
         let counts = s.device.audit(Moment::Quiet)?;
         assert_eq!((counts.used, counts.found), (PAGES as u64 / 2, 0));

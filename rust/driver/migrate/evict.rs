@@ -153,7 +153,7 @@ impl Batch {
         if let Some(list) = chunk.device_pfns(&self.pfns) {
             if let Ok(migration) = Migration::of_device_pages(&mut self.buffer, &list, &PageBacked)
             {
-                self.short |= device.evict_pages(migration);
+                self.short |= device.evict_pages(migration, None);
             }
         }
         self.pfns.clear();
@@ -386,18 +386,27 @@ impl Device {
         Ok(batch.short)
     }
 
-    /// Returns whether memory was short. A large folio for which no folio of its order is free moves in pages.
-    fn evict_pages(&self, mut migration: Migration<'_, Setup>) -> bool {
+    /// Evicts the sources of `migration` that were allocated for client `of`, or for any. Returns whether memory
+    /// was short. A large folio for which no folio of its order is free moves in pages. May sleep.
+    pub(super) fn evict_pages(
+        &self,
+        mut migration: Migration<'_, Setup>,
+        of: Option<ClientId>,
+    ) -> bool {
         let stats = &self.core.stats;
         let mut short = false;
         self.be_slow();
         // The number of pages that have a destination, and whether some are parts of a large folio.
         let (mut filled, mut in_pages) = (0, false);
         let mut pages = SystemFolios::anywhere(migration.len());
+        let mut near = None;
         for i in 0..migration.len() {
             let Some(order) = migration.source(i) else {
                 continue;
             };
+            if !of.is_none_or(|client| self.is_of(&mut near, migration.source_pfn(i), client)) {
+                continue;
+            }
             if order > 0 {
                 if let Ok(folio) = SystemFolio::alloc(order) {
                     if migration.copy_to_system(i, 0, folio).is_ok() {
@@ -431,6 +440,25 @@ impl Device {
         stats.evicted(moved);
         // Some kernels split no folio that is evicted. It waits for a free folio of its order.
         short || in_pages && moved.pages < filled
+    }
+
+    /// Whether the page with page frame number `pfn` was allocated for `client`. `near` is the chunk of the page
+    /// that was looked at before.
+    fn is_of(
+        &self,
+        near: &mut Option<PagemapRef<Chunk>>,
+        pfn: Option<usize>,
+        client: ClientId,
+    ) -> bool {
+        let Some(pfn) = pfn else { return false };
+        let known = near.as_ref().and_then(|chunk| chunk.index_of_pfn(pfn));
+        let index = known.or_else(|| {
+            let (chunk, index) = self.locate_pfn(pfn)?;
+            *near = Some(chunk);
+            Some(index)
+        });
+        let mover = near.as_ref().zip(index);
+        mover.and_then(|(chunk, index)| chunk.ops().movers().of(index)) == Some(client.number())
     }
 
     /// Reports those of `pages`, which an eviction leaves behind, that were not freed or changed since. May

@@ -6,4 +6,5 @@
 
 mod alloc;
 mod evict;
+mod mapped;
 pub(super) mod request;

@@ -175,9 +175,9 @@ impl Device {
 
 /// Migrations for one client.
 pub(in crate::driver) struct Migrator<'a> {
-    device: &'a Device,
-    mirror: &'a HmmMirror,
-    client: ClientId,
+    pub(super) device: &'a Device,
+    pub(super) mirror: &'a HmmMirror,
+    pub(super) client: ClientId,
 }
 
 impl<'a> Migrator<'a> {

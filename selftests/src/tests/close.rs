@@ -6,17 +6,18 @@ use std::io::{Read, Write};
 
 use super::target::{GENERIC, PRIVATE, Target};
 use super::{Ctx, PAGES, Test, test};
-use crate::check;
 use crate::check::{OrFail, Outcome, expect_errno};
 use crate::device::{Buffer, check_bytes};
 use crate::harness::{Child, note};
 use crate::sys;
+use crate::{check, check_eq};
 
 pub const TESTS: &[Test] = &[
     test("close.while_migrated", while_migrated::<PRIVATE>),
     test("close.other_opener_keeps", other_opener_keeps::<PRIVATE>),
     test("close.after_fork", after_fork::<PRIVATE>),
     test("close.fd_outlives_mm", fd_outlives_mm::<PRIVATE>),
+    test("close.in_each_place", in_each_place::<PRIVATE>),
     test("close_generic.while_migrated", while_migrated::<GENERIC>),
     test(
         "close_generic.other_opener_keeps",
@@ -24,6 +25,7 @@ pub const TESTS: &[Test] = &[
     ),
     test("close_generic.after_fork", after_fork::<GENERIC>),
     test("close_generic.fd_outlives_mm", fd_outlives_mm::<GENERIC>),
+    test("close_generic.in_each_place", in_each_place::<GENERIC>),
 ];
 
 fn while_migrated<const NODE: usize>(ctx: &Ctx) -> Outcome {
@@ -141,5 +143,68 @@ fn fd_outlives_mm<const NODE: usize>(ctx: &Ctx) -> Outcome {
     (&go).write_all(b"g").or_fail("pipe")?;
     // The grandchild reports its own failures; its end closes the pipe.
     done.read_to_end(&mut Vec::new()).or_fail("pipe")?;
+    Ok(())
+}
+
+/// All pages of a file that is closed come back, wherever they are mapped: where they were written first, at
+/// another place, in an area that nobody may read, in a child too, and between pages of another file, which stay.
+fn in_each_place<const NODE: usize>(ctx: &Ctx) -> Outcome {
+    const N: usize = 48;
+    let observer = Target::open(ctx, NODE)?;
+    let device = Target::open(ctx, NODE)?;
+    let filled = || {
+        let buf = Buffer::filled(N, 68)?;
+        device.move_all(&buf, 68)?;
+        Ok(buf)
+    };
+    let (first, hidden, shared) = (filled()?, filled()?, filled()?);
+    let moved = filled()?.move_to_another_place()?;
+    hidden.protect(0, N, libc::PROT_NONE)?;
+    // Each second page is one of another file.
+    let between = Buffer::filled(N, 68)?;
+    for page in 0..N {
+        let file = if page % 2 == 0 { &device } else { &observer };
+        let moved = file.to_device(&between, page, 1);
+        check_eq!(
+            moved.or_fail("MIGRATE_TO_DEV")?.cpages,
+            1,
+            "pages that went"
+        );
+    }
+    let (mut wait, go) = sys::pipe().or_fail("pipe")?;
+    let (mut closed, tell) = sys::pipe().or_fail("pipe")?;
+    let child = Child::spawn(|| {
+        // The parent has the last descriptor of the file.
+        device.close_under_all().or_fail("dup3")?;
+        (&tell).write_all(b"c").or_fail("pipe")?;
+        wait.read_exact(&mut [0]).or_fail("pipe")?;
+        shared.check(0, N, 68)
+    })?;
+    closed.read_exact(&mut [0]).or_fail("pipe")?;
+    let before = observer.stats()?.evicted;
+    drop(device);
+    let evicted = observer.stats()?.evicted.wrapping_sub(before);
+    check_eq!(
+        evicted,
+        4 * N as u64 + N as u64 / 2,
+        "growth of stats.evicted"
+    );
+    for (buf, what) in [
+        (&first, "where they were written"),
+        (&hidden, "that nobody may read"),
+        (&shared, "that a child has"),
+        (&moved, "that were moved"),
+    ] {
+        let left = observer.on_device(buf, 0, N)?;
+        check_eq!(left, 0, "device pages {what}");
+    }
+    let left = observer.on_device(&between, 0, N)?;
+    check_eq!(left, N / 2, "device pages of the other file");
+    (&go).write_all(b"g").or_fail("pipe")?;
+    child.join()?;
+    hidden.protect(0, N, libc::PROT_READ | libc::PROT_WRITE)?;
+    for buf in [&first, &hidden, &shared, &moved, &between] {
+        buf.check(0, N, 68)?;
+    }
     Ok(())
 }

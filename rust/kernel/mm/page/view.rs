@@ -296,6 +296,18 @@ impl<'a> PageView<'a> {
         unsafe { struct_page::mapping(struct_page::head(self.as_ptr())) }
     }
 
+    /// The page number of the address at which the anonymous page was mapped first, unless the area that it was
+    /// mapped in had been moved or maps a file: a hint only. Other tasks may change it meanwhile. `None` for a
+    /// page that is not anonymous, or is not mapped.
+    ///
+    /// Wraps `folio->index`.
+    pub(crate) fn first_place(&self) -> Option<usize> {
+        let head = self.head();
+        // SAFETY: The page is valid by the type invariants of `PageView`.
+        let index = unsafe { struct_page::index(head.as_ptr()) };
+        head.bits().is_anon().then_some(index)
+    }
+
     /// `folio_test_ksm()`: KSM has merged the folio from others.
     pub(crate) fn is_ksm(&self) -> bool {
         // SAFETY: The page is valid by the type invariants of `PageView`.
