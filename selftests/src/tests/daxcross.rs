@@ -41,8 +41,17 @@ pub const TESTS: &[Test] = cross!(
 /// Operations of file systems that share blocks.
 pub const SHARING: &[Test] = &[
     test("daxcross.dedupe_reflink", |_| each(REFLINK, Op::dedupe)),
+    test("daxcross.dedupe_older_reflink", |_| {
+        each(REFLINK, Op::dedupe_older)
+    }),
     test("daxcross.clone_reflink", |_| each(REFLINK, Op::clone)),
+    test("daxcross.clone_older_reflink", |_| {
+        each(REFLINK, Op::clone_older)
+    }),
     test("daxcross.source_reflink", |_| each(REFLINK, Op::source)),
+    test("daxcross.source_older_reflink", |_| {
+        each(REFLINK, Op::source_older)
+    }),
 ];
 
 /// The operations that take blocks away.
@@ -57,12 +66,15 @@ enum Op {
     unlink,
     last_close,
     unmount,
-    /// The file gets blocks of another file with the same data, which is newer. If it were older, the
-    /// kernel would spin instead of waiting (pending/kernel/0003).
+    /// The file gets blocks of another file with the same data, which is newer or older: the kernel
+    /// takes both files in the order of their numbers.
     dedupe,
+    dedupe_older,
     clone,
+    clone_older,
     /// The other file gets blocks of this one.
     source,
+    source_older,
 }
 
 /// The users of the pages.
@@ -114,17 +126,21 @@ impl Op {
             _ => {
                 let twin = twin.ok_or(io::ErrorKind::NotFound)?;
                 match self {
-                    Op::dedupe => files::dedupe(twin, file, FIRST, COUNT),
-                    Op::clone => files::clone_part(twin, file, FIRST, COUNT),
+                    Op::dedupe | Op::dedupe_older => files::dedupe(twin, file, FIRST, COUNT),
+                    Op::clone | Op::clone_older => files::clone_part(twin, file, FIRST, COUNT),
                     _ => files::clone_part(file, twin, 0, COUNT),
                 }
             }
         }
     }
 
-    /// Whether there is another file.
-    fn has_twin(self) -> bool {
-        matches!(self, Op::dedupe | Op::clone | Op::source)
+    /// Whether there is another file, and whether it is older.
+    fn twin(self) -> Option<bool> {
+        match self {
+            Op::dedupe | Op::clone | Op::source => Some(false),
+            Op::dedupe_older | Op::clone_older | Op::source_older => Some(true),
+            _ => None,
+        }
     }
 
     /// The content of the file after the operation: for each page the old page, or `None` for
@@ -147,7 +163,9 @@ impl Op {
         let content = self.content();
         match self {
             Op::zero => Vec::new(),
-            Op::dedupe | Op::clone => (FIRST..FIRST + COUNT).collect(),
+            Op::dedupe | Op::dedupe_older | Op::clone | Op::clone_older => {
+                (FIRST..FIRST + COUNT).collect()
+            }
             _ => (0..N)
                 .filter(|page| !content.contains(&Some(*page)))
                 .collect(),
@@ -398,8 +416,10 @@ fn case(kind: usize, op: Op, user: User) -> Outcome {
             .or_fail("write")?;
         Ok(file)
     };
+    let (older, newer) = (op.twin() == Some(true), op.twin() == Some(false));
+    let older = older.then(twin).transpose()?;
     let file = s.fs.file("a", N)?;
-    let twin = op.has_twin().then(twin).transpose()?;
+    let twin = older.or(newer.then(twin).transpose()?);
     let mut used = Used::start(&s, &file, user)?;
     match op {
         Op::unlink => return unlink(s, file, used, user),
@@ -472,10 +492,10 @@ fn case(kind: usize, op: Op, user: User) -> Outcome {
     drop((again, used.buf, file, twin));
     let frames = used.frames;
     s.fs.remove("a")?;
-    if op.has_twin() {
+    if op.twin().is_some() {
         let twin = s.fs.open("twin")?;
         let from = match op {
-            Op::source => 0,
+            Op::source | Op::source_older => 0,
             _ => FIRST,
         };
         Buffer::shared(&twin, COUNT)?.check_from(0, COUNT, SEED, from)?;
