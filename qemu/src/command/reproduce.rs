@@ -3,19 +3,21 @@
 //! the kernel without the fixes and pass on the kernel with them.
 //!
 //! Both kernels run the same program, which is built from the tree with the series, with our
-//! module. A case may crash the kernel without the fixes; the remaining cases then run in another
-//! guest.
+//! module. Cases that do not fail without the fixes run once more, on both kernels, with the C
+//! driver of the kernel's own tree: our module may do by itself what the fix does for every driver,
+//! and some fixes are fixes of the C driver. A case may crash the kernel without the fixes; the
+//! remaining cases then run in another guest.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use regex::Regex;
 
 use crate::command::compare::{self, Outcome};
 use crate::command::run::{self, Request, Setup};
-use crate::kernel;
+use crate::kernel::{self, Tree};
 use crate::plan::expected::{On, Selection};
 use crate::plan::matrix::{Matrix, Plans};
 use crate::plan::planned::{Expect, Planned};
@@ -76,37 +78,69 @@ impl Args {
     }
 }
 
-/// One variant of a case.
+/// The driver that a case ran with.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Driver {
+    Ours,
+    /// lib/test_hmm.c of the kernel that runs.
+    C,
+}
+
+impl Driver {
+    fn name(self) -> &'static str {
+        match self {
+            Driver::Ours => "zdmirror",
+            Driver::C => "test_hmm",
+        }
+    }
+}
+
+/// The last part of `fixture.variant.case`.
+fn case(name: &str) -> &str {
+    name.rsplit('.').next().unwrap_or(name)
+}
+
+/// One variant of a case with one driver.
 #[derive(Clone, Debug)]
 struct Row {
     /// `fixture.variant.case`.
     name: String,
+    driver: Driver,
     before: Outcome,
     after: Outcome,
 }
 
 impl Row {
     fn case(&self) -> &str {
-        self.name.rsplit('.').next().unwrap_or(&self.name)
+        case(&self.name)
     }
 }
 
-/// The cases that do not show their fix: each must fail in one of its variants before, and pass in
-/// all of them after.
-fn problems(rows: &[Row]) -> Vec<String> {
+fn by_case(rows: &[Row]) -> BTreeMap<&str, Vec<&Row>> {
     let mut cases: BTreeMap<&str, Vec<&Row>> = BTreeMap::new();
     for row in rows {
         cases.entry(row.case()).or_default().push(row);
     }
+    cases
+}
+
+fn never_fails_before(variants: &[&Row]) -> bool {
+    variants.iter().all(|row| row.before.good() || row.before.word == "skip")
+}
+
+/// The cases that do not show their fix: each must fail in one of its variants before, and pass in
+/// all of them after, with the same driver.
+fn problems(rows: &[Row]) -> Vec<String> {
     let mut out = Vec::new();
-    for (case, variants) in cases {
-        if variants.iter().all(|row| row.before.good() || row.before.word == "skip") {
+    for (case, variants) in by_case(rows) {
+        if never_fails_before(&variants) {
             out.push(format!("{case}: does not fail without the fixes"));
         }
         // A case that a variant skips on both kernels does not apply to that type of memory.
         let applies = |row: &&&Row| row.before.word != "skip" || row.after.word != "skip";
         for row in variants.iter().filter(applies).filter(|row| !row.after.good()) {
-            out.push(format!("{}: {} with the fixes", row.name, row.after.word));
+            let (name, driver, word) = (&row.name, row.driver.name(), row.after.word);
+            out.push(format!("{name}: {word} with the fixes, with {driver}"));
         }
     }
     out
@@ -115,17 +149,19 @@ fn problems(rows: &[Row]) -> Vec<String> {
 /// The table in reStructuredText. The terminal gets the same text.
 fn table(rows: &[Row]) -> String {
     let names = rows.iter().map(|r| r.name.len()).max().unwrap_or(0).max(4);
-    let rule = format!("{}  ======  ======  ======  ======\n", "=".repeat(names));
+    let rule = format!("{}  ========  ======  ======  ======  ======\n", "=".repeat(names));
     let number = |n: usize| if n == 0 { "-".to_owned() } else { n.to_string() };
     let mut out = rule.clone();
-    let _ = writeln!(out, "{:names$}  before  oops    other   after", "case");
+    let _ = writeln!(out, "{:names$}  driver    before  oops    other   after", "case");
     out += &rule;
-    for Row { name, before, after } in rows {
+    for Row { name, driver, before, after } in rows {
         let (oopses, others) = (number(before.oopses), number(before.warnings));
         let _ = writeln!(
             out,
-            "{name:names$}  {:<6}  {oopses:<6}  {others:<6}  {}",
-            before.word, after.word
+            "{name:names$}  {:<8}  {:<6}  {oopses:<6}  {others:<6}  {}",
+            driver.name(),
+            before.word,
+            after.word
         );
     }
     out + &rule
@@ -135,7 +171,9 @@ fn document(args: &Args, releases: (&str, &str), rows: &[Row]) -> String {
     let problems = problems(rows);
     let verdict = match problems.is_empty() {
         true => {
-            "Every case fails before in at least one variant, and passes after in all.".to_owned()
+            "Every case fails before in at least one variant, and passes after in all, with the same \
+             driver."
+                .to_owned()
         }
         false => format!("Not as it should be:\n\n- {}", problems.join("\n- ")),
     };
@@ -145,8 +183,9 @@ fn document(args: &Args, releases: (&str, &str), rows: &[Row]) -> String {
          Reproducers of series A, run twice\n\
          ==================================\n\n\
          Written by ``./zdvm reproduce --write``. \"Before\" is Linux {} without the series (kernel\n\
-         ``{}``), \"after\" is Linux {} with it (kernel ``{}``). The module and the program,\n\
-         hmm-tests of the series, are the same. \"oops\" and \"other\" count the reports in the kernel\n\
+         ``{}``), \"after\" is Linux {} with it (kernel ``{}``). The program, hmm-tests of the\n\
+         series, is the same. Cases that do not fail before with zdmirror were run with ``test_hmm``,\n\
+         the C driver of the tree of either kernel. \"oops\" and \"other\" count the reports in the kernel\n\
          log before; \"died\" means that the kernel did not survive the case.\n\n{verdict}\n\n{}",
         releases.0,
         args.before,
@@ -156,41 +195,87 @@ fn document(args: &Args, releases: (&str, &str), rows: &[Row]) -> String {
     )
 }
 
+/// The cases that do not fail before in any variant.
+fn unshown(rows: &[Row]) -> BTreeSet<&str> {
+    let cases = by_case(rows).into_iter();
+    cases.filter(|(_, variants)| never_fails_before(variants)).map(|(case, _)| case).collect()
+}
+
+/// The data that the runs with either driver share.
+struct Bench<'a> {
+    repo: &'a Path,
+    args: &'a Args,
+    matrix: &'a Matrix,
+    before: Tree,
+    after: Tree,
+    choice: Choice,
+    dir: PathBuf,
+}
+
+impl Bench<'_> {
+    fn setup(&self, driver: Driver, tree: &Tree, name: &str) -> Result<Setup> {
+        let suites = [SUITE.to_owned()];
+        let module = match driver {
+            Driver::Ours => None,
+            Driver::C => Some(tree.c_driver()?),
+        };
+        let on = self.args.on(name);
+        let request = Request { on, vcpus: None, module: module.as_deref(), suites: &suites };
+        let mut setup = Setup::new(self.repo, self.matrix, tree.clone(), &request)?;
+        setup.audited = driver == Driver::Ours;
+        Ok(setup)
+    }
+
+    /// Runs the cases on both kernels.
+    fn rows(&self, driver: Driver, cases: &Planned) -> Result<Vec<Row>> {
+        let after = self.setup(driver, &self.after, &self.args.after)?;
+        let mut before = self.setup(driver, &self.before, &self.args.before)?;
+        // The program of the tree without the series does not have the cases.
+        before.programs.clone_from(&after.programs);
+        before.lists.clone_from(&after.lists);
+        let run = |what: &str, setup: &Setup| {
+            eprintln!("zdvm: {what} the fixes, with {}", driver.name());
+            let dir = self.dir.join(format!("{what}-{}", driver.name()));
+            compare::theirs(setup, self.matrix, cases, &self.choice, &dir)
+        };
+        let mut outcomes = run("without", &before)?;
+        let with = run("with", &after)?;
+        let rows = with.into_iter().filter_map(|(name, after)| {
+            let at = outcomes.iter().position(|(other, _)| *other == name)?;
+            Some(Row { before: outcomes.swap_remove(at).1, name, driver, after })
+        });
+        Ok(rows.collect())
+    }
+}
+
 /// Runs the cases on both kernels. Returns true if each fails before and passes after.
 pub fn command(repo: &Path, args: &Args) -> Result<bool> {
     let matrix = Matrix::load(repo)?;
     let plans = payload::plans(repo, &matrix)?;
-    let choice = Choice::new(&args.accel)?;
     let cases = args.cases(&matrix, &plans)?;
-    let suites = [SUITE.to_owned()];
-    let dir = run::folder(repo, None)?;
-    let setup = |name: &str| -> Result<Setup> {
-        let tree = kernel::build(repo, &matrix, name)?;
-        let request = Request { on: args.on(name), vcpus: None, module: None, suites: &suites };
-        Setup::new(repo, &matrix, tree, &request)
+    let bench = Bench {
+        repo,
+        args,
+        matrix: &matrix,
+        before: kernel::build(repo, &matrix, &args.before)?,
+        after: kernel::build(repo, &matrix, &args.after)?,
+        choice: Choice::new(&args.accel)?,
+        dir: run::folder(repo, None)?,
     };
-    let after = setup(&args.after)?;
-    let mut before = setup(&args.before)?;
-    // The program of the tree without the series does not have the cases.
-    before.programs.clone_from(&after.programs);
-    before.lists.clone_from(&after.lists);
-
-    eprintln!("zdvm: without the fixes");
-    let mut outcomes = compare::theirs(&before, &matrix, &cases, &choice, &dir.join("before"))?;
-    eprintln!("zdvm: with the fixes");
-    let with = compare::theirs(&after, &matrix, &cases, &choice, &dir.join("after"))?;
-    let rows = with.into_iter().filter_map(|(name, after)| {
-        let at = outcomes.iter().position(|(other, _)| *other == name)?;
-        Some(Row { before: outcomes.swap_remove(at).1, name, after })
-    });
-    let rows: Vec<Row> = rows.collect();
+    let mut rows = bench.rows(Driver::Ours, &cases)?;
+    let mut again = cases;
+    let unshown = unshown(&rows);
+    again.suites.iter_mut().for_each(|s| s.tests.retain(|t| unshown.contains(case(&t.name))));
+    if again.suites.iter().any(|s| !s.tests.is_empty()) {
+        rows.extend(bench.rows(Driver::C, &again)?);
+    }
 
     report::say(&format!("\n{}", table(&rows)));
     let problems = problems(&rows);
     problems.iter().for_each(|problem| report::say(&format!("  {problem}\n")));
     if args.write {
         let path = repo.join("Documentation/reproducers.rst");
-        let releases = (&*before.tree.release()?, &*after.tree.release()?);
+        let releases = (&*bench.before.release()?, &*bench.after.release()?);
         std::fs::write(&path, document(args, releases, &rows))
             .with_context(|| format!("writing {}", path.display()))?;
         report::say("written: Documentation/reproducers.rst\n");
@@ -208,7 +293,7 @@ mod tests {
     }
 
     fn row(name: &str, before: Outcome, after: Outcome) -> Row {
-        Row { name: name.to_owned(), before, after }
+        Row { name: name.to_owned(), driver: Driver::Ours, before, after }
     }
 
     #[test]
@@ -241,13 +326,27 @@ mod tests {
             row("hmm.private.a", outcome("fail", 0), outcome("skip", 0)),
             row("hmm.coherent.a", outcome("skip", 0), outcome("skip", 0)),
         ];
-        assert_eq!(problems(&rows), ["hmm.private.a: skip with the fixes"]);
+        assert_eq!(problems(&rows), ["hmm.private.a: skip with the fixes, with zdmirror"]);
     }
 
     #[test]
     fn a_case_that_fails_after_is_named_with_its_variant() {
         let rows = [row("hmm.private.a", outcome("died", 1), outcome("fail", 0))];
-        assert_eq!(problems(&rows), ["hmm.private.a: fail with the fixes"]);
-        assert!(table(&rows).contains("hmm.private.a  died    1       -       fail"));
+        assert_eq!(problems(&rows), ["hmm.private.a: fail with the fixes, with zdmirror"]);
+        assert!(table(&rows).contains("hmm.private.a  zdmirror  died    1       -       fail"));
+    }
+
+    #[test]
+    fn a_case_that_fails_with_the_other_driver_is_a_reproducer() {
+        let mut rows = vec![
+            row("hmm.private.a", outcome("pass", 0), outcome("pass", 0)),
+            row("hmm.private.b", outcome("fail", 0), outcome("pass", 0)),
+        ];
+        assert_eq!(Vec::from_iter(unshown(&rows)), ["a"]);
+        let mut other = row("hmm.private.a", outcome("fail", 0), outcome("pass", 0));
+        other.driver = Driver::C;
+        rows.push(other);
+        assert!(problems(&rows).is_empty());
+        assert!(table(&rows).contains("hmm.private.a  test_hmm  fail "));
     }
 }
