@@ -9,7 +9,8 @@ use super::leak::settled;
 use super::target::{COHERENT, GENERIC, PRIVATE, Target};
 use super::{Ctx, Test, test};
 use crate::check::{Fail, OrFail, Outcome};
-use crate::device::Buffer;
+use crate::device::{Buffer, HUGE_PAGES};
+use crate::pagestate::{self, views};
 use crate::{check, check_eq, proc};
 
 pub const TESTS: &[Test] = &[
@@ -17,6 +18,7 @@ pub const TESTS: &[Test] = &[
     test("lost.dirty_bit_failed", dirty_bit_failed::<PRIVATE>),
     test("lost.writes", writes::<PRIVATE>),
     test("lost.exclusive_memory", exclusive_memory),
+    test("lost.moved_table", moved_table),
     test("lost_coherent.dirty_bit", dirty_bit::<COHERENT>),
     test("lost_coherent.writes", writes::<COHERENT>),
     test("lost_generic.dirty_bit", dirty_bit::<GENERIC>),
@@ -114,4 +116,33 @@ fn exclusive_memory(ctx: &Ctx) -> Outcome {
         }
         Ok(())
     })
+}
+
+/// mremap(2) marks what it moves as soft-dirty, also if it moves a page table as a whole: pages of
+/// the system, and pages of the device.
+fn moved_table(ctx: &Ctx) -> Outcome {
+    let target = Target::open(ctx, PRIVATE)?;
+    for away in [false, true] {
+        let buf = Buffer::anon_huge_aligned(2 * HUGE_PAGES)?;
+        buf.advise(0, 2 * HUGE_PAGES, libc::MADV_NOHUGEPAGE)?;
+        buf.fill(0, HUGE_PAGES, 1920);
+        if away {
+            target
+                .to_device(&buf, 0, HUGE_PAGES)
+                .or_fail("MIGRATE_TO_DEV")?;
+        }
+        let before = target.on_device(&buf, 0, HUGE_PAGES)?;
+        pagestate::clear_soft_dirty()?;
+        let marked = |at: usize| -> Outcome<usize> {
+            let pages = views(&target, &buf, at, HUGE_PAGES)?;
+            Ok(pages.iter().filter(|page| page.soft_dirty).count())
+        };
+        check_eq!(marked(0)?, 0, "marks after clear_refs, away {away}");
+        buf.move_pages(0, HUGE_PAGES, &buf, HUGE_PAGES)?;
+        target.expect(&buf, HUGE_PAGES, HUGE_PAGES, before)?;
+        let moved = marked(HUGE_PAGES)?;
+        check_eq!(moved, HUGE_PAGES, "marks after mremap, away {away}");
+        buf.check_from(HUGE_PAGES, HUGE_PAGES, 1920, 0)?;
+    }
+    Ok(())
 }

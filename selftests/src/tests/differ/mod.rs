@@ -36,6 +36,12 @@ pub const TESTS: &[Test] = &[
     }),
     test("differ_coherent.small", |ctx| small(ctx, COHERENT)),
     test("differ_generic.small", |ctx| small(ctx, GENERIC)),
+    test("differ.huge", |ctx| {
+        needs_all_fixes(ctx)?;
+        huge(ctx, PRIVATE)
+    }),
+    test("differ_coherent.huge", |ctx| huge(ctx, COHERENT)),
+    test("differ_generic.huge", |ctx| huge(ctx, GENERIC)),
 ];
 
 const RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
@@ -198,4 +204,8 @@ fn live(ctx: &Ctx, node: usize, huge: bool, swap: bool, seed: u64, steps: usize)
 /// The seeds are fixed.
 fn small(ctx: &Ctx, node: usize) -> Outcome {
     (1..=3).try_for_each(|seed| live(ctx, node, false, false, seed, 150))
+}
+
+fn huge(ctx: &Ctx, node: usize) -> Outcome {
+    (1..=3).try_for_each(|seed| live(ctx, node, true, false, seed, 60))
 }

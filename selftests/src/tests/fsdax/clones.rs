@@ -8,10 +8,12 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 use crate::check::{Fail, OrFail, Outcome};
-use crate::device::{Buffer, HUGE_PAGES, pattern_bytes};
+use crate::device::{Buffer, Device, HUGE_PAGES, PAGE, pattern_bytes};
 use crate::fsdax::REFLINK;
-use crate::tests::counts::{IDLE, MAPPED, frames as frames_of, held};
+use crate::sys::Exit;
+use crate::tests::counts::{IDLE, MAPPED, Waiting, frames as frames_of, held};
 use crate::tests::fsdax::share::{needs_fixes, twins};
+use crate::tests::fsdax::waits::{IN_BREAK, expect_waits, expect_woken};
 use crate::tests::fsdax::{LARGE, SMALL, Setup};
 use crate::tests::{Ctx, Test, test};
 use crate::uapi::*;
@@ -22,6 +24,8 @@ pub const TESTS: &[Test] = &[
     test("fsdax.clone_part_second", part_second),
     test("fsdax.clone_part_written", part_written),
     test("fsdax.clone_pinned_again", pinned_again),
+    test("fsdax.clone_pinned_written", pinned_written),
+    test("fsdax.clone_pinned_end", pinned_end),
     test("fsdax.clone_race", race),
 ];
 
@@ -52,7 +56,7 @@ fn expect_small(s: &Setup, buf: &Buffer, counts: [i32; 3], when: &str) -> Outcom
 }
 
 /// Removes both files, after which no page is in use.
-fn end(s: Setup, frames: &[u64]) -> Outcome {
+fn end_of(s: Setup, frames: &[u64]) -> Outcome {
     s.expect_frames(frames, IDLE, "unmapped")?;
     s.fs.remove("a")?;
     s.fs.remove("b")?;
@@ -78,7 +82,7 @@ fn part_first(ctx: &Ctx) -> Outcome {
     expect_small(&s, &map_a, MAPPED, "of the second file")?;
     map_a.check(0, LARGE, 890)?;
     drop((a, b, map_a));
-    end(s, &frames)
+    end_of(s, &frames)
 }
 
 /// A file maps all of its blocks, then another one maps a few of them, from a page that is not the
@@ -101,7 +105,7 @@ fn part_second(ctx: &Ctx) -> Outcome {
     s.expect_free(&frames[..1], "of no file")?;
     map_b.check(1, LARGE - 1, 891)?;
     drop((a, b, map_a, map_b));
-    end(s, &frames)
+    end_of(s, &frames)
 }
 
 /// Pages of a file are read as a whole, and written to by a mapping of a few pages. Each that is
@@ -129,7 +133,7 @@ fn part_written(ctx: &Ctx) -> Outcome {
     expect_small(&s, &map_b, MAPPED, "of the other file")?;
     map_b.check(0, LARGE, 893)?;
     drop((a, b, map_a, map_b, part));
-    end(s, &frames)
+    end_of(s, &frames)
 }
 
 /// A page of a shared block is pinned, and the file maps it once more.
@@ -156,7 +160,104 @@ fn pinned_again(ctx: &Ctx) -> Outcome {
     s.expect_frames(&frames[1..2], held(BOTH, 1), "mapped by both and held")?;
     s.device.unpin(pin, 0).or_fail("ZDM_UNPIN")?;
     drop((a, b, map_a, map_b));
-    end(s, &frames)
+    end_of(s, &frames)
+}
+
+/// Where 7.3 with the series waits for a page whose block write(2) is to replace.
+const IN_WRITE: (char, &[&str]) = (
+    'S',
+    &[
+        "dax_wait_page",
+        "dax_invalidate_shared",
+        "dax_iomap_iter",
+        "dax_iomap_rw",
+    ],
+);
+
+/// write(2) to a shared block waits for a page that is pinned, because the file forgets it: nobody
+/// else would know of the pin when the other file gives up the block. A signal ends the wait.
+fn pinned_written(ctx: &Ctx) -> Outcome {
+    needs_fixes(ctx)?;
+    let what = "write(2) to a shared block whose page is held";
+    for both in [false, true] {
+        let s = Setup::new(REFLINK)?;
+        let ([a, b], [map_a, map_b]) = twins(&s, SMALL, 900)?;
+        map_a.check(0, SMALL, 900)?;
+        if both {
+            map_b.check(0, SMALL, 900)?;
+        }
+        let frames = frames_of(&s.device, &map_a, 0, SMALL)?;
+        let write = || {
+            a.write_all_at(&pattern_bytes(901, 1, 1), 4096)
+                .or_fail("write")
+        };
+        let (killed, writer) = (
+            Waiting::start(|| Ok(()), write)?,
+            Waiting::start(|| Ok(()), write)?,
+        );
+        let holder = Device::open(0)?;
+        let pin = holder.pin(&map_a, 1, 1, 0).or_fail("ZDM_PIN")?;
+        let killed = killed.release()?;
+        expect_waits(&killed, IN_WRITE, what)?;
+        let end = killed.kill()?;
+        check_eq!(end, Exit::Signal(libc::SIGKILL), "{what}, killed");
+        map_a.check(0, SMALL, 900)?;
+        let writer = writer.release()?;
+        expect_waits(&writer, IN_WRITE, what)?;
+        // The page is mapped once more meanwhile, and is the same.
+        map_a.check(1, 1, 900)?;
+        check_eq!(
+            frames_of(&s.device, &map_a, 1, 1)?,
+            frames[1..2],
+            "page frame while the writer waits"
+        );
+        expect_waits(&writer, IN_WRITE, what)?;
+        holder.unpin(pin, 0).or_fail("ZDM_UNPIN")?;
+        expect_woken(writer, what)?;
+        map_a.check(0, 1, 900)?;
+        map_a.check(1, 1, 901)?;
+        map_a.check(2, SMALL - 2, 900)?;
+        map_b.check(0, SMALL, 900)?;
+        drop((a, b, map_a, map_b));
+        end_of(s, &frames)?;
+    }
+    Ok(())
+}
+
+/// write(2) beyond the end of a file zeroes the rest of the last page, whose block is shared, and
+/// waits for the page for the same reason.
+fn pinned_end(ctx: &Ctx) -> Outcome {
+    needs_fixes(ctx)?;
+    let what = "write(2) beyond the end of a file whose last page is held";
+    let s = Setup::new(REFLINK)?;
+    let last = SMALL - 1;
+    let (a, map) = s.mapped("a", SMALL, 902)?;
+    drop(map);
+    a.set_len((last * PAGE + 8) as u64).or_fail("ftruncate")?;
+    let b = s.fs.empty("b")?;
+    files::clone(&a, &b).or_fail("FICLONE")?;
+    let map = Buffer::shared(&a, SMALL)?;
+    map.check(0, last, 902)?;
+    let word = map.get(last, 0);
+    let frames = frames_of(&s.device, &map, 0, SMALL)?;
+    let writer = Waiting::start(
+        || Ok(()),
+        || {
+            a.write_all_at(&pattern_bytes(903, 0, 1), ((SMALL + 2) * PAGE) as u64)
+                .or_fail("write")
+        },
+    )?;
+    let holder = Device::open(0)?;
+    let pin = holder.pin(&map, last, 1, 0).or_fail("ZDM_PIN")?;
+    let writer = writer.release()?;
+    expect_waits(&writer, IN_BREAK, what)?;
+    holder.unpin(pin, 0).or_fail("ZDM_UNPIN")?;
+    expect_woken(writer, what)?;
+    map.check(0, last, 902)?;
+    check_eq!(map.get(last, 0), word, "the first word of the last page");
+    check_eq!(map.get(last, 1), 0, "the word after the old end");
+    drop((a, b, map));
+    end_of(s, &frames)
 }
 
 /// Two files map the same blocks at the same time, and forget them, many times.
@@ -193,5 +294,5 @@ fn race(ctx: &Ctx) -> Outcome {
     drop((a, b, maps, others));
     s.fs.remove("c")?;
     s.fs.remove("d")?;
-    end(s, &frames)
+    end_of(s, &frames)
 }
