@@ -27,8 +27,6 @@ use crate::swap::Swap;
 use crate::uffd::Uffd;
 use crate::{proc, sys};
 
-/// Huge pages are left out while it is not known why a mark is lost there: of seed 2, in step 19, page 0
-/// has lost its soft-dirty bit after mremap(2), on PRIVATE and on COHERENT memory.
 pub const TESTS: &[Test] = &[
     test("differ.small", |ctx| {
         needs_all_fixes(ctx)?;

@@ -167,6 +167,7 @@ fn pinned_again(ctx: &Ctx) -> Outcome {
 const IN_WRITE: (char, &[&str]) = (
     'S',
     &[
+        "wait_page_idle",
         "dax_wait_page",
         "dax_invalidate_shared",
         "dax_iomap_iter",
