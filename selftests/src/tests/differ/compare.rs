@@ -53,9 +53,9 @@ impl Pair<'_> {
 
     #[track_caller]
     fn compare_page(&self, page: usize, away: &State, home: &State) -> Outcome {
-        // remove_migration_pmd() marks what is dirty, so a mark may appear, but never gets lost.
-        let marked = away.soft_dirty == home.soft_dirty || self.huge && away.soft_dirty;
-        let same = exists(away) == exists(home) && away.uffd_wp == home.uffd_wp && marked;
+        let same = exists(away) == exists(home)
+            && away.uffd_wp == home.uffd_wp
+            && away.soft_dirty == home.soft_dirty;
         check!(
             same,
             "page {page}: existence, soft-dirty and userfaultfd marks: expected the same, found \

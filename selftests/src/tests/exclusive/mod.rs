@@ -6,6 +6,7 @@ pub mod paths;
 
 use std::io::{Read, Write};
 use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::target::{COHERENT, GENERIC, PRIVATE, Target, expect_huge, huge_filled};
@@ -26,6 +27,7 @@ pub const TESTS: &[Test] = &[
     test("exclusive.syscall", syscall),
     test("exclusive.device_write", device_write),
     test("exclusive.fork", fork),
+    test("exclusive.fork_meanwhile", fork_meanwhile),
     test("exclusive.munmap", munmap),
     test("exclusive.mremap", mremap),
     test("exclusive.mprotect", mprotect),
@@ -259,6 +261,41 @@ fn fork(_: &Ctx) -> Outcome {
     buf.check(0, PAGES, 323)?;
     let read = device.read(&buf, 0, PAGES).or_fail("READ")?;
     check_bytes(&read.data, 323, 0, "READ after fork")
+}
+
+/// A process forks while a thread takes exclusive access, one page after the other. fork() waits for a page whose
+/// folio the thread has locked.
+fn fork_meanwhile(_: &Ctx) -> Outcome {
+    const FORKS: usize = 30;
+    let device = Device::open(0)?;
+    let buf = Buffer::filled(PAGES, 345)?;
+    keep();
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let (over, device, buf) = (&over, &device, &buf);
+        let taking = scope.spawn(move || -> Outcome<usize> {
+            let mut rounds = 0;
+            while !over.load(Ordering::SeqCst) {
+                // fork() takes pages away before they are read back.
+                if let Err(e) = device.exclusive(buf, 0, PAGES) {
+                    expect_errno::<()>(Err(e), &[libc::ENOENT], "EXCLUSIVE")?;
+                }
+                rounds += 1;
+            }
+            Ok(rounds)
+        });
+        let forking = {
+            let _over = threads::SetOnDrop(over);
+            (0..FORKS).try_for_each(|fork| {
+                std::thread::sleep(Duration::from_millis(fork as u64 % 5));
+                Child::spawn(|| buf.check(0, PAGES, 345))?.join()
+            })
+        };
+        let rounds = threads::join(taking)?;
+        note(&format!("the pages were taken {rounds} times"));
+        forking
+    })?;
+    buf.check(0, PAGES, 345)
 }
 
 fn munmap(_: &Ctx) -> Outcome {
