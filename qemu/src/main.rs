@@ -230,8 +230,8 @@ fn cmd_patch_check(repo: &std::path::Path, args: &PatchCheckArgs) -> Result<bool
 
 fn cmd_compare(repo: &std::path::Path, args: &CompareArgs) -> Result<bool> {
     let matrix = Matrix::load(repo)?;
-    let plans = payload::plans(repo, &matrix)?;
     let choice = Choice::new(&args.which.accel)?;
+    let plans = payload::plans(repo, &matrix)?;
     let suites = ["hmm".to_owned()];
     let mut good = true;
     for name in runs::names(&matrix, &args.which)? {

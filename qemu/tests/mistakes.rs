@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Mistyped commands: each gives an exit status that is no verdict, and a sentence that names the
-//! mistake. Nothing is built before that.
+//! mistake. Nothing is built before that, except the program that lists the tests for a filter.
 #![allow(clippy::unwrap_used, clippy::expect_used)] // A test may panic.
 
 use std::fs;
@@ -32,7 +32,35 @@ fn expect(out: &Output, status: i32, words: &[&str]) {
 /// Runs zdvm with a cache of its own, which stays empty if nothing is built.
 #[track_caller]
 fn zdvm(here: &Path, arguments: &[&str], status: i32, words: &[&str]) {
+    with_cache(
+        &TempDir::new().unwrap(),
+        here,
+        arguments,
+        status,
+        words,
+        &["kernels", "modules", "guest"],
+    );
+}
+
+/// Runs zdvm with a cache that has the guest's programs, and stays empty otherwise.
+#[track_caller]
+fn listing(arguments: &[&str], status: i32, words: &[&str]) {
     let cache = TempDir::new().unwrap();
+    fs::create_dir(cache.path().join("zdmirror")).unwrap();
+    let programs = zdvm::repo::cache("guest").unwrap();
+    std::os::unix::fs::symlink(programs, cache.path().join("zdmirror/guest")).unwrap();
+    with_cache(&cache, &repo(), arguments, status, words, &["kernels", "modules"]);
+}
+
+#[track_caller]
+fn with_cache(
+    cache: &TempDir,
+    here: &Path,
+    arguments: &[&str],
+    status: i32,
+    words: &[&str],
+    empty: &[&str],
+) {
     let out = Command::new(env!("CARGO_BIN_EXE_zdvm"))
         .args(arguments)
         .current_dir(here)
@@ -41,8 +69,8 @@ fn zdvm(here: &Path, arguments: &[&str], status: i32, words: &[&str]) {
         .output()
         .unwrap();
     expect(&out, status, words);
-    let built = ["kernels", "modules", "guest"].map(|d| cache.path().join("zdmirror").join(d));
-    for dir in built {
+    for dir in empty {
+        let dir = cache.path().join("zdmirror").join(dir);
         let files = fs::read_dir(&dir).into_iter().flatten().count();
         assert_eq!(files, 0, "{} has files", dir.display());
     }
@@ -66,9 +94,9 @@ fn names_that_do_not_exist() {
 fn a_filter_that_matches_nothing() {
     for list in [&["--list"][..], &[]] {
         let arguments = [&["run", "--filter", "^nosuch"], list].concat();
-        zdvm(&repo(), &arguments, 2, &["no test matches", "--list --full"]);
+        listing(&arguments, 2, &["no test matches", "--list --full"]);
         let arguments = [&["run", "--filter", "^dax.pud$"], list].concat();
-        zdvm(&repo(), &arguments, 2, &["slow", "--full only (tests: 1)"]);
+        listing(&arguments, 2, &["slow", "--full only (tests: 1)"]);
     }
 }
 

@@ -206,12 +206,11 @@ fn of_commit<T>(result: Result<T>) -> Result<Built<T>> {
     }
 }
 
-/// Builds the commit that is checked out, in the objects of the previous commit.
-fn build(matrix: &Matrix, args: &Args) -> Result<Built<Tree>> {
-    let like = matrix.kernel(&args.expect)?;
+/// The kernel tree, if a bisection can work in it. An error here is about the place, not about the
+/// commit: it must not make git skip all of them.
+fn place(args: &Args) -> Result<PathBuf> {
     let source =
         args.kdir.canonicalize().with_context(|| format!("--kdir {}", args.kdir.display()))?;
-    // An error here is about the place, not about the commit: it must not make git skip all of them.
     if !source.join("Kbuild").is_file() || kdir::version(&source).is_err() {
         bail!("{} is no kernel tree (--kdir DIR names one)", source.display());
     }
@@ -222,6 +221,12 @@ fn build(matrix: &Matrix, args: &Args) -> Result<Built<Tree>> {
             source.display()
         );
     }
+    Ok(source)
+}
+
+/// Builds the commit that is checked out, in the objects of the previous commit.
+fn build(matrix: &Matrix, args: &Args, source: PathBuf) -> Result<Built<Tree>> {
+    let like = matrix.kernel(&args.expect)?;
     let kernels = repo::cache("kernels")?;
     let name = format!("bisect-{}", repo::key([source.display().to_string()]));
     let objects = args.objdir.clone().unwrap_or_else(|| kernels.join(&name));
@@ -286,11 +291,12 @@ fn say(status: u8) -> u8 {
 
 fn work(repo: &Path, args: &Args) -> Result<u8> {
     let matrix = Matrix::load(repo)?;
-    let plans = payload::plans(repo, &matrix)?;
+    let source = place(args)?;
     let selection = args.select.selection()?;
     let suites = matrix.selected(&selection)?;
     let choice = Choice::new(&args.accel)?;
-    let tree = match build(&matrix, args)? {
+    let plans = payload::plans(repo, &matrix)?;
+    let tree = match build(&matrix, args, source)? {
         Ok(tree) => tree,
         Err(e) => return Ok(skip("the kernel does not build", &e, args.unbuildable)),
     };

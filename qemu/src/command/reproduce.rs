@@ -251,6 +251,7 @@ impl Bench<'_> {
 /// Runs the cases on both kernels. Returns true if each fails before and passes after.
 pub fn command(repo: &Path, args: &Args) -> Result<bool> {
     let matrix = Matrix::load(repo)?;
+    let choice = Choice::new(&args.accel)?;
     let plans = payload::plans(repo, &matrix)?;
     let cases = args.cases(&matrix, &plans)?;
     let bench = Bench {
@@ -259,7 +260,7 @@ pub fn command(repo: &Path, args: &Args) -> Result<bool> {
         matrix: &matrix,
         before: kernel::build(repo, &matrix, &args.before)?,
         after: kernel::build(repo, &matrix, &args.after)?,
-        choice: Choice::new(&args.accel)?,
+        choice,
         dir: run::folder(repo, None)?,
     };
     let mut rows = bench.rows(Driver::Ours, &cases)?;

@@ -277,7 +277,6 @@ impl Runs {
 /// Runs the kernels of the command line. Returns the number of results of all boots.
 pub fn run_all(repo: &Path, args: &RunArgs) -> Result<Tally> {
     let matrix = Matrix::load(repo)?;
-    let plans = payload::plans(repo, &matrix)?;
     let mut selection = args.select.selection()?;
     let suites = matrix.selected(&selection)?;
     let choice = Choice::new(&args.which.accel)?;
@@ -285,7 +284,9 @@ pub fn run_all(repo: &Path, args: &RunArgs) -> Result<Tally> {
     if let Some(mutant) = &args.mutant {
         check_mutant(&matrix, &args.which, mutant)?;
     }
-    // A mistyped filter is found before a kernel is built.
+    matrix.machine(&args.which.machine)?;
+    // Other mistakes are found before the selftests are built, and a mistyped filter before a kernel is.
+    let plans = payload::plans(repo, &matrix)?;
     let mut planned = Vec::new();
     for name in &names {
         let request = args.which.request(name, &suites);

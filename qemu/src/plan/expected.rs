@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Context, Result, bail};
 use regex::Regex;
 use serde::Deserialize;
+use sha2::{Digest, Sha256};
 use zdvm_guest::plan::Kind;
 
 use crate::kernel::kconfig;
@@ -19,10 +20,10 @@ pub struct Expected {
     /// The tests that must give a result, unless the suite's program lists them.
     #[serde(default)]
     pub tests: Vec<String>,
-    /// For a suite whose program lists its tests: how many tests each group has. A test that is lost
-    /// changes a number. The group of `fork.cow` is `fork`.
+    /// For a suite whose program lists its tests: the [`sum`] of the names of each group. A test that is
+    /// lost or renamed changes it. The group of `fork.cow` is `fork`.
     #[serde(default)]
-    pub groups: BTreeMap<String, usize>,
+    pub groups: BTreeMap<String, String>,
     /// Expected failures.
     #[serde(default)]
     pub fail: Vec<Exception>,
@@ -179,6 +180,17 @@ fn group(test: &str) -> &str {
     test.split_once('.').map_or(test, |(group, _)| group)
 }
 
+/// The number of tests in a group, and four digits that depend on their names.
+fn sum(tests: &BTreeSet<&str>) -> String {
+    let mut hash = Sha256::new();
+    for test in tests {
+        hash.update(test);
+        hash.update("\n");
+    }
+    let digits = hash.finalize();
+    format!("{} {:02x}{:02x}", tests.len(), digits[0], digits[1])
+}
+
 /// A set of known kernels and machines.
 pub trait Known {
     /// Returns an error unless there is such a kernel.
@@ -188,32 +200,34 @@ pub trait Known {
 }
 
 impl Expected {
-    /// Takes the tests that the suite's program lists, if the file only counts them.
+    /// Takes the tests that the suite's program lists, if the file has only the sums of their names.
     pub fn fill(&mut self, list: impl FnOnce() -> Result<Vec<String>>) -> Result<()> {
         if self.groups.is_empty() {
             return Ok(());
         }
         if let Some(test) = self.tests.first() {
-            bail!(
-                "{test}: the suite's program lists its tests: give the number of each group only"
-            );
+            bail!("{test}: the suite's program lists its tests: give the sum of each group only");
         }
         self.tests = list()?;
-        let mut found: BTreeMap<String, usize> = BTreeMap::new();
+        let mut found: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
         for test in &self.tests {
-            *found.entry(group(test).to_owned()).or_default() += 1;
+            found.entry(group(test)).or_default().insert(test);
         }
-        let groups: BTreeSet<&String> = found.keys().chain(self.groups.keys()).collect();
-        let number = |map: &BTreeMap<String, usize>, name| map.get(name).copied().unwrap_or(0);
-        let wrong = groups.into_iter().filter_map(|name| {
-            let (is, planned) = (number(&found, name), number(&self.groups, name));
-            (is != planned).then(|| format!("{name} = {is}, not {planned}"))
-        });
-        let wrong: Vec<String> = wrong.collect();
+        let mut wrong = String::new();
+        for (name, tests) in &found {
+            let (is, planned) = (sum(tests), self.groups.get(*name));
+            if planned != Some(&is) {
+                let before = planned.map_or("no line", String::as_str);
+                let tests = Vec::from_iter(tests.iter().copied()).join(" ");
+                wrong += &format!("\n{name} = \"{is}\"\n  before: {before}; now: {tests}");
+            }
+        }
+        for (name, planned) in self.groups.iter().filter(|(n, _)| !found.contains_key(n.as_str())) {
+            wrong += &format!("\nno line for {name}\n  before: {planned}; now: no test");
+        }
         if !wrong.is_empty() {
             bail!(
-                "the program has other numbers of tests. If that is meant, write under [groups]: {}",
-                wrong.join("; ")
+                "tests were added, renamed or lost. If that is meant, write under [groups]:{wrong}"
             );
         }
         Ok(())
