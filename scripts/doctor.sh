@@ -136,7 +136,7 @@ if [ ! -e "$kvm" ]; then
 elif [ ! -r "$kvm" ] || [ ! -w "$kvm" ]; then
 	slow "$kvm is not yours to open: run ${sudo}usermod -aG kvm $(id -un) and log in again; until then guests run under TCG"
 else
-	ok "$kvm opens; the first boot finds out whether a guest really runs with it"
+	ok "$kvm opens; whether a guest really runs with it, a boot finds out"
 fi
 
 echo "The first run downloads:"

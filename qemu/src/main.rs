@@ -50,7 +50,8 @@ enum Cmd {
     /// Build, boot, run the suites, judge.
     #[command(after_help = examples::RUN)]
     Run(RunArgs),
-    /// Run all tests: of zdvm on this machine, and of the module on the kernels of the matrix.
+    /// Run all tests: of zdvm on this machine, and of the module on the kernels of
+    /// qemu/kernel/matrix.toml.
     #[command(after_help = examples::TEST)]
     Test(campaign::TestArgs),
     /// Measure the C driver against ours, and the cost of the oracle, by the clock and by
@@ -79,14 +80,14 @@ enum Cmd {
     /// Build kernels only.
     #[command(after_help = examples::BUILD)]
     Build {
-        /// A kernel of the matrix.
+        /// A kernel of qemu/kernel/matrix.toml.
         #[arg(long = "kernel", default_value = "patched")]
         kernels: Vec<String>,
     },
     /// Print the directory of a built kernel (a KDIR); build it first if necessary.
     #[command(after_help = examples::PATH)]
     Path {
-        /// A kernel of the matrix.
+        /// A kernel of qemu/kernel/matrix.toml.
         #[arg(long, default_value = "patched")]
         kernel: String,
     },
@@ -138,8 +139,8 @@ struct CompareArgs {
 
 #[derive(Debug, Args)]
 struct PatchCheckArgs {
-    /// A kernel of the matrix that has patches; may be given more than once. The default is every
-    /// kernel with one series.
+    /// A kernel of qemu/kernel/matrix.toml that has patches; may be given more than once. The default
+    /// is every kernel with one series.
     #[arg(long = "kernel")]
     kernels: Vec<String>,
     /// Do not build and boot the patched kernels.
@@ -148,7 +149,7 @@ struct PatchCheckArgs {
     /// auto, kvm, tcg or icount (TCG, with clocks that count instructions).
     #[arg(long, default_value = "auto")]
     accel: String,
-    /// A machine of the matrix.
+    /// A machine of qemu/kernel/matrix.toml.
     #[arg(long, default_value = "default")]
     machine: String,
 }
@@ -181,7 +182,7 @@ struct MutantsArgs {
     /// auto, kvm, tcg or icount (TCG, with clocks that count instructions).
     #[arg(long, default_value = "auto")]
     accel: String,
-    /// A machine of the matrix.
+    /// A machine of qemu/kernel/matrix.toml.
     #[arg(long, default_value = "default")]
     machine: String,
 }

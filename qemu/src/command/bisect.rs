@@ -52,7 +52,8 @@ pub struct Args {
     /// the cache.
     #[arg(long)]
     objdir: Option<PathBuf>,
-    /// The kernel of the matrix whose configuration and results the tree is expected to have.
+    /// The kernel of qemu/kernel/matrix.toml whose configuration and results the tree is expected to
+    /// have.
     #[arg(long, default_value = "stock")]
     expect: String,
     #[command(flatten)]
@@ -69,7 +70,7 @@ pub struct Args {
     /// auto, kvm, tcg or icount (TCG, with clocks that count instructions).
     #[arg(long, default_value = "auto")]
     accel: String,
-    /// A machine of the matrix.
+    /// A machine of qemu/kernel/matrix.toml.
     #[arg(long, default_value = "default")]
     machine: String,
 }

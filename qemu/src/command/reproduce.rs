@@ -48,7 +48,7 @@ pub struct Args {
     /// auto, kvm, tcg or icount (TCG, with clocks that count instructions).
     #[arg(long, default_value = "auto")]
     accel: String,
-    /// A machine of the matrix.
+    /// A machine of qemu/kernel/matrix.toml.
     #[arg(long, default_value = "default")]
     machine: String,
 }

@@ -26,7 +26,7 @@ use crate::vm::payload;
 /// The kernel, the module and the machine.
 #[derive(Debug, Args)]
 pub struct Which {
-    /// A kernel of the matrix; may be given more than once.
+    /// A kernel of qemu/kernel/matrix.toml; may be given more than once.
     #[arg(long = "kernel", default_value = "patched")]
     pub kernels: Vec<String>,
     /// Use your own kernel tree, built or not, instead.
@@ -35,8 +35,8 @@ pub struct Which {
     /// The directory of your tree's objects (make's O=).
     #[arg(long, requires = "kdir")]
     pub objdir: Option<PathBuf>,
-    /// The kernel of the matrix whose results your tree is expected to give; found out by its
-    /// version and its patches if not given.
+    /// The kernel of qemu/kernel/matrix.toml whose results your tree is expected to give; found out
+    /// by its version and its patches if not given.
     #[arg(long, requires = "kdir")]
     pub expect: Option<String>,
     /// Use this module instead of building ours.
@@ -45,7 +45,7 @@ pub struct Which {
     /// auto, kvm, tcg or icount (TCG, with clocks that count instructions).
     #[arg(long, default_value = "auto")]
     pub accel: String,
-    /// A machine of the matrix.
+    /// A machine of qemu/kernel/matrix.toml.
     #[arg(long, default_value = "default")]
     pub machine: String,
     /// The number of processors, if not the machine's own.
@@ -68,14 +68,14 @@ impl Which {
 /// The user's own kernel tree, if a command is not about the kernels of the matrix.
 #[derive(Debug, Args)]
 pub struct OwnTree {
-    /// Use your own kernel tree, built or not, instead of the kernels of the matrix.
+    /// Use your own kernel tree, built or not, instead of the kernels of qemu/kernel/matrix.toml.
     #[arg(long)]
     pub kdir: Option<PathBuf>,
     /// The directory of your tree's objects (make's O=).
     #[arg(long, requires = "kdir")]
     objdir: Option<PathBuf>,
-    /// The kernel of the matrix whose results your tree is expected to give; found out by its
-    /// version and its patches if not given.
+    /// The kernel of qemu/kernel/matrix.toml whose results your tree is expected to give; found out
+    /// by its version and its patches if not given.
     #[arg(long, requires = "kdir")]
     expect: Option<String>,
 }

@@ -9,7 +9,8 @@ use crate::plan::expected::Selection;
 /// The options that select tests.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct Select {
-    /// Run only this suite; may be given more than once.
+    /// Run only this suite: kunit, selftests, hmm, or another one of qemu/kernel/matrix.toml; may be
+    /// given more than once.
     #[arg(long = "suite")]
     pub suites: Vec<String>,
     /// Run only tests whose name matches this regular expression.

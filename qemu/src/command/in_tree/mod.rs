@@ -41,7 +41,7 @@ pub struct Args {
     /// Also boot that kernel, which runs every example.
     #[arg(long)]
     pub boot: bool,
-    /// The kernel of the matrix that the build begins with.
+    /// The kernel of qemu/kernel/matrix.toml that the build begins with.
     #[arg(long, value_name = "NAME", default_value = "stock")]
     pub kernel: String,
     /// The directory for the patches.
