@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! System calls on files and file systems for which std has no safe wrapper, or a wrapper that
-//! restarts after a signal.
+//! restarts after a signal; by nix where it has a safe function.
 
 #![allow(unsafe_code)]
 
-use std::ffi::{CString, c_void};
+use std::ffi::c_void;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -15,6 +15,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use linux_raw_sys::general::{file_clone_range, file_dedupe_range_info};
 use linux_raw_sys::ioctl::{FICLONE, FICLONERANGE, FIDEDUPERANGE};
 use linux_raw_sys::mempolicy::MPOL_MF_MOVE;
+use nix::fcntl::{FallocateFlags, copy_file_range, fallocate};
+use nix::mount::{MntFlags, MsFlags};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
 use crate::memory::{Buffer, PAGE};
 use crate::sys::cvt;
@@ -29,56 +34,46 @@ pub fn own_mounts() -> io::Result<()> {
     if of("self")? != of("1")? {
         return Ok(());
     }
-    // SAFETY: The call takes only a number.
-    cvt(unsafe { libc::unshare(libc::CLONE_NEWNS) }.into()).map(drop)
+    Ok(unshare(CloneFlags::CLONE_NEWNS)?)
 }
 
 /// mount(2).
 pub fn mount(device: &str, at: &Path, kind: &str, data: &str) -> io::Result<()> {
-    let (device, kind, data) = (
-        CString::new(device)?,
-        CString::new(kind)?,
-        CString::new(data)?,
-    );
-    let at = CString::new(at.as_os_str().as_encoded_bytes())?;
-    let data = data.as_ptr().cast::<c_void>();
-    // SAFETY: The C strings outlive the call; the file systems used here take text as data.
-    let ret = unsafe { libc::mount(device.as_ptr(), at.as_ptr(), kind.as_ptr(), 0, data) };
-    cvt(ret.into()).map(drop)
+    let (device, kind, data) = (Some(device), Some(kind), Some(data));
+    Ok(nix::mount::mount(device, at, kind, MsFlags::empty(), data)?)
 }
 
 /// umount2(2).
-pub fn unmount(at: &Path, flags: i32) -> io::Result<()> {
-    let at = CString::new(at.as_os_str().as_encoded_bytes())?;
-    // SAFETY: The C string outlives the call.
-    cvt(unsafe { libc::umount2(at.as_ptr(), flags) }.into()).map(drop)
+pub fn unmount(at: &Path, flags: MntFlags) -> io::Result<()> {
+    Ok(nix::mount::umount2(at, flags)?)
 }
 
 /// Sets the size of a file in pages with one ftruncate(2); the caller handles EINTR.
 pub fn truncate(file: &File, pages: usize) -> io::Result<()> {
     // CAST: No file here comes near the limit.
     let len = (pages * PAGE) as libc::off_t;
-    // SAFETY: The call takes only numbers.
-    cvt(unsafe { libc::ftruncate(file.as_raw_fd(), len) }.into()).map(drop)
+    Ok(nix::unistd::ftruncate(file, len)?)
 }
 
 /// Calls fallocate(2) once, with a range of pages.
-pub fn allocate(file: &File, mode: i32, first: usize, n: usize) -> io::Result<()> {
+pub fn allocate(file: &File, mode: FallocateFlags, first: usize, n: usize) -> io::Result<()> {
     allocate_bytes(file, mode, first * PAGE, n * PAGE)
 }
 
 /// Calls fallocate(2) once, with a range of bytes.
-pub fn allocate_bytes(file: &File, mode: i32, at: usize, len: usize) -> io::Result<()> {
+pub fn allocate_bytes(file: &File, mode: FallocateFlags, at: usize, len: usize) -> io::Result<()> {
     // CAST: No file here comes near the limit.
     let (offset, len) = (at as libc::off_t, len as libc::off_t);
-    // SAFETY: The call takes only numbers.
-    cvt(unsafe { libc::fallocate(file.as_raw_fd(), mode, offset, len) }.into()).map(drop)
+    Ok(fallocate(file, mode, offset, len)?)
 }
+
+/// Punches a hole; the size of the file stays the same.
+pub const PUNCH_HOLE: FallocateFlags =
+    FallocateFlags::FALLOC_FL_PUNCH_HOLE.union(FallocateFlags::FALLOC_FL_KEEP_SIZE);
 
 /// Punches a hole with one call; the size of the file stays the same.
 pub fn punch(file: &File, first: usize, n: usize) -> io::Result<()> {
-    let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-    allocate(file, mode, first, n)
+    allocate(file, PUNCH_HOLE, first, n)
 }
 
 /// Makes `to` share the blocks of `from`, with FICLONE.
@@ -113,11 +108,9 @@ fn clone_bytes(from: &File, source: usize, to: &File, at: usize, len: usize) -> 
 /// Calls copy_file_range(2) once, with the same offset in both files.
 pub fn copy_range(from: &File, to: &File, at: usize, len: usize) -> io::Result<usize> {
     // CAST: No file here comes near the limit.
-    let (mut source, mut target) = (at as libc::off64_t, at as libc::off64_t);
-    let (from, to) = (from.as_raw_fd(), to.as_raw_fd());
-    // SAFETY: Both offsets outlive the call.
-    let n = unsafe { libc::copy_file_range(from, &mut source, to, &mut target, len, 0) };
-    cvt(n as libc::c_long).map(|n| n as usize)
+    let (mut source, mut target) = (at as i64, at as i64);
+    let n = copy_file_range(from, Some(&mut source), to, Some(&mut target), len)?;
+    Ok(n)
 }
 
 /// Makes the pages of `to` from `at` on share the blocks of the first `n` pages of `from`, which must
@@ -221,21 +214,20 @@ pub fn move_to_node(buf: &Buffer, first: usize, n: usize) -> io::Result<Vec<i32>
 /// Catches a signal with a handler that does nothing; `restart` sets SA_RESTART.
 pub fn catch(signal: i32, restart: bool) -> io::Result<()> {
     extern "C" fn nothing(_: i32) {}
-    // SAFETY: All zeroes is a valid value of this structure.
-    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
-    action.sa_sigaction = nothing as *const () as usize;
-    action.sa_flags = if restart { libc::SA_RESTART } else { 0 };
-    // SAFETY: The handler does nothing, and the structure outlives the call.
-    cvt(unsafe { libc::sigaction(signal, &action, std::ptr::null_mut()) }.into()).map(drop)
+    let flags = if restart {
+        SaFlags::SA_RESTART
+    } else {
+        SaFlags::empty()
+    };
+    let action = SigAction::new(SigHandler::Handler(nothing), flags, SigSet::empty());
+    // SAFETY: The handler does nothing.
+    unsafe { sigaction(Signal::try_from(signal)?, &action) }?;
+    Ok(())
 }
 
 /// How often the calling thread has gone to sleep voluntarily.
 pub fn sleeps() -> io::Result<i64> {
-    // SAFETY: All zeroes is a valid value of this structure.
-    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
-    // SAFETY: `usage` outlives the call.
-    cvt(unsafe { libc::getrusage(libc::RUSAGE_THREAD, &mut usage) }.into())?;
-    Ok(usage.ru_nvcsw)
+    Ok(getrusage(UsageWho::RUSAGE_THREAD)?.voluntary_context_switches())
 }
 
 /// Opens or makes a file for direct I/O.
@@ -255,32 +247,12 @@ pub fn cut_power(file: &File) -> io::Result<()> {
     cvt(unsafe { libc::ioctl(file.as_raw_fd(), GOINGDOWN, &NOLOGFLUSH) }.into()).map(drop)
 }
 
-/// Gives a signal its default action. Rust's runtime would handle the first SIGBUS itself and wait
-/// for a second one.
-pub fn uncatch(signal: i32) -> io::Result<()> {
-    // SAFETY: The default action runs no function of this program.
-    match unsafe { libc::signal(signal, libc::SIG_DFL) } {
-        libc::SIG_ERR => Err(io::Error::last_os_error()),
-        _ => Ok(()),
-    }
-}
-
-/// Makes the kernel tell the calling process of bad memory early (PR_MCE_KILL_EARLY).
-pub fn hear_of_bad_memory_early() -> io::Result<()> {
-    let (set, early) = (libc::PR_MCE_KILL_SET, libc::PR_MCE_KILL_EARLY);
-    // SAFETY: This option takes only numbers.
-    cvt(unsafe { libc::prctl(libc::PR_MCE_KILL, set, early, 0, 0) }.into()).map(drop)
-}
-
 /// Blocks a signal for the calling thread. A signal that the thread's own access causes is
 /// delivered nevertheless.
 pub fn block(signal: i32) -> io::Result<()> {
-    // SAFETY: All zeroes is a valid value of this type.
-    let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
-    // SAFETY: `set` outlives the call.
-    cvt(unsafe { libc::sigaddset(&mut set, signal) }.into())?;
-    // SAFETY: `set` outlives the call.
-    cvt(unsafe { libc::sigprocmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()) }.into()).map(drop)
+    let mut set = SigSet::empty();
+    set.add(Signal::try_from(signal)?);
+    Ok(set.thread_block()?)
 }
 
 /// The data of the last signal that `catch_address` has caught.
@@ -304,12 +276,11 @@ pub fn catch_address(signal: i32) -> io::Result<()> {
     for number in &CAUGHT {
         number.store(0, Ordering::SeqCst);
     }
-    // SAFETY: All zeroes is a valid value of this structure.
-    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
-    action.sa_sigaction = remember as *const () as usize;
-    action.sa_flags = libc::SA_SIGINFO;
+    let handler = SigHandler::SigAction(remember);
+    let action = SigAction::new(handler, SaFlags::empty(), SigSet::empty());
     // SAFETY: The handler only stores to two atomics.
-    cvt(unsafe { libc::sigaction(signal, &action, std::ptr::null_mut()) }.into()).map(drop)
+    unsafe { sigaction(Signal::try_from(signal)?, &action) }?;
+    Ok(())
 }
 
 /// The address of the last such signal, 0 for none, and the number of its low bits that mean

@@ -13,6 +13,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use nix::fcntl::FallocateFlags;
+use nix::mount::MntFlags;
+
 use crate::check::{Fail, OrFail, Outcome};
 use crate::dax;
 use crate::device::PAGE;
@@ -172,7 +175,7 @@ impl Mounted {
     #[track_caller]
     pub fn file(&self, name: &str, pages: usize) -> Outcome<File> {
         let file = self.empty(name)?;
-        files::allocate(&file, 0, 0, pages).or_fail("fallocate")?;
+        files::allocate(&file, FallocateFlags::empty(), 0, pages).or_fail("fallocate")?;
         Ok(file)
     }
 
@@ -183,7 +186,7 @@ impl Mounted {
 
     /// Unmounts and returns the result.
     pub fn unmount(&mut self) -> io::Result<()> {
-        files::unmount(&self.dir, 0)?;
+        files::unmount(&self.dir, MntFlags::empty())?;
         self.mounted = false;
         Ok(())
     }
@@ -203,7 +206,7 @@ impl Drop for Mounted {
         if self.mounted {
             // A process may still use the mount or hold a page. Detach the mount: the test has
             // already failed, and the end of its process releases everything.
-            let _ = files::unmount(&self.dir, libc::MNT_DETACH);
+            let _ = files::unmount(&self.dir, MntFlags::MNT_DETACH);
         }
     }
 }

@@ -10,6 +10,8 @@ use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::mount::MntFlags;
+
 use crate::{files, sys};
 
 const INIT: u32 = 26;
@@ -179,6 +181,6 @@ impl SlowFile {
 impl Drop for SlowFile {
     fn drop(&mut self) {
         // The force fails every request that waits for an answer, whoever has the device open.
-        let _ = files::unmount(&self.path, libc::MNT_FORCE | libc::MNT_DETACH);
+        let _ = files::unmount(&self.path, MntFlags::MNT_FORCE | MntFlags::MNT_DETACH);
     }
 }

@@ -133,7 +133,7 @@ impl Buffer {
     }
 
     /// Maps a file from its beginning, with MAP_SHARED or MAP_PRIVATE.
-    pub fn of_file(file: &File, pages: usize, flags: i32) -> io::Result<Self> {
+    pub fn of_file(file: &impl AsRawFd, pages: usize, flags: i32) -> io::Result<Self> {
         Self::map(0, pages, flags, file.as_raw_fd())
     }
 

@@ -12,12 +12,13 @@ use linux_raw_sys::general::{
     PAGE_IS_FILE, PAGE_IS_HUGE, PAGE_IS_PFNZERO, PAGE_IS_PRESENT, PAGE_IS_SOFT_DIRTY,
     PAGE_IS_SWAPPED, PAGE_IS_WRITTEN, PM_SCAN_CHECK_WPASYNC, PM_SCAN_WP_MATCHING, pm_scan_arg,
 };
+use nix::request_code_readwrite;
 
 use crate::memory::PAGE;
-use crate::sys::{self, cvt};
+use crate::sys::cvt;
 
 /// linux-raw-sys lacks this number, which linux/fs.h composes.
-const PAGEMAP_SCAN: u32 = sys::iowr::<pm_scan_arg>(b'f' as u32, 16);
+const PAGEMAP_SCAN: u64 = request_code_readwrite!(b'f', 16, size_of::<pm_scan_arg>());
 
 /// The bits of PAGEMAP_SCAN.
 pub const SCAN_WRITTEN: u64 = PAGE_IS_WRITTEN as u64;
@@ -75,7 +76,7 @@ fn scan_with(
     let (fd, arg) = (pagemap.as_raw_fd(), std::ptr::from_mut(&mut arg));
     // SAFETY: `arg` and the vector that it points to outlive the call and have the sizes that `arg`
     // says.
-    let n = cvt(unsafe { libc::ioctl(fd, PAGEMAP_SCAN.into(), arg) }.into())?;
+    let n = cvt(unsafe { libc::ioctl(fd, PAGEMAP_SCAN, arg) }.into())?;
     found.truncate(n as usize);
     Ok(found)
 }

@@ -5,85 +5,63 @@
 #![allow(unsafe_code)]
 
 use std::fs::File;
-use std::io;
+use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+
+use nix::fcntl::{FcntlArg, FdFlag, SpliceFFlags, fcntl};
+use nix::sys::ptrace;
+use nix::sys::socket::{
+    ControlMessage, ControlMessageOwned, MsgFlags, cmsg_space, recvmsg, sendmsg,
+};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
 
 use crate::memory::Buffer;
 use crate::sys::cvt;
 
-/// The room for one control message with one descriptor, as `CMSG_SPACE(sizeof(int))` says.
-const CONTROL: usize = 24;
-
-/// A message of one byte with room for a descriptor, for `f`.
-fn with_message<T>(f: impl FnOnce(&mut libc::msghdr) -> T) -> T {
-    let mut byte = [0u8; 1];
-    let mut vec = libc::iovec {
-        iov_base: byte.as_mut_ptr().cast(),
-        iov_len: byte.len(),
-    };
-    // Words, for the alignment of the header.
-    let mut control = [0u64; CONTROL / 8];
-    // SAFETY: All zeroes is a valid value of this structure.
-    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
-    message.msg_iov = &mut vec;
-    message.msg_iovlen = 1;
-    message.msg_control = control.as_mut_ptr().cast();
-    message.msg_controllen = CONTROL;
-    f(&mut message)
-}
-
-/// Sends a copy of a descriptor through a socket.
+/// Sends a copy of a descriptor through a socket, with one byte.
 pub fn send_file(socket: &UnixStream, file: impl AsFd) -> io::Result<()> {
-    with_message(|message| {
-        // SAFETY: The control buffer is long enough for a header and a descriptor, and aligned.
-        unsafe {
-            let header = libc::CMSG_FIRSTHDR(message);
-            (*header).cmsg_level = libc::SOL_SOCKET;
-            (*header).cmsg_type = libc::SCM_RIGHTS;
-            // CAST: A constant of a few bytes.
-            (*header).cmsg_len = libc::CMSG_LEN(size_of::<i32>() as u32) as usize;
-            let data = libc::CMSG_DATA(header).cast::<i32>();
-            data.write_unaligned(file.as_fd().as_raw_fd());
-        }
-        // SAFETY: The message and its buffers outlive the call.
-        cvt(unsafe { libc::sendmsg(socket.as_raw_fd(), message, 0) } as libc::c_long).map(drop)
-    })
+    let (bytes, fds) = ([IoSlice::new(&[0])], [file.as_fd().as_raw_fd()]);
+    let control = [ControlMessage::ScmRights(&fds)];
+    sendmsg::<()>(
+        socket.as_raw_fd(),
+        &bytes,
+        &control,
+        MsgFlags::empty(),
+        None,
+    )?;
+    Ok(())
 }
 
 /// Receives a descriptor from a socket.
 pub fn receive_file(socket: &UnixStream) -> io::Result<File> {
-    with_message(|message| {
-        let flags = libc::MSG_CMSG_CLOEXEC;
-        // SAFETY: The message and its buffers outlive the call.
-        cvt(unsafe { libc::recvmsg(socket.as_raw_fd(), message, flags) } as libc::c_long)?;
-        // SAFETY: The kernel has filled in the length of the control buffer.
-        let header = unsafe { libc::CMSG_FIRSTHDR(message) };
-        if header.is_null() {
-            return Err(io::Error::other("a message without a descriptor"));
+    let (mut byte, mut control) = ([0], [0; cmsg_space::<i32>()]);
+    let (mut bytes, flags) = ([IoSliceMut::new(&mut byte)], MsgFlags::MSG_CMSG_CLOEXEC);
+    let message = recvmsg::<()>(socket.as_raw_fd(), &mut bytes, Some(&mut control), flags)?;
+    match message.cmsgs()?.next() {
+        Some(ControlMessageOwned::ScmRights(fds)) if fds.len() == 1 => {
+            // SAFETY: The kernel has just made this descriptor, and nothing else owns it.
+            Ok(File::from(unsafe { OwnedFd::from_raw_fd(fds[0]) }))
         }
-        // SAFETY: There is a header, which the kernel has written together with a descriptor.
-        let fd = unsafe { libc::CMSG_DATA(header).cast::<i32>().read_unaligned() };
-        // SAFETY: The kernel has just made this descriptor, and nothing else owns it.
-        Ok(File::from(unsafe { OwnedFd::from_raw_fd(fd) }))
-    })
+        _ => Err(io::Error::other("a message without a descriptor")),
+    }
 }
 
 /// Moves bytes from a pipe to a socket, or the other way round, with splice(2), without waiting.
 pub fn splice(from: impl AsFd, to: impl AsFd, bytes: usize) -> io::Result<usize> {
-    let (from, to) = (from.as_fd().as_raw_fd(), to.as_fd().as_raw_fd());
-    let none = std::ptr::null_mut();
-    // SAFETY: The call takes only numbers and no offsets.
-    let ret = unsafe { libc::splice(from, none, to, none, bytes, libc::SPLICE_F_NONBLOCK) };
-    cvt(ret as libc::c_long).map(|n| n as usize)
+    let flags = SpliceFFlags::SPLICE_F_NONBLOCK;
+    Ok(nix::fcntl::splice(from, None, to, None, bytes, flags)?)
 }
 
 /// Gives a second pipe the pages that a pipe holds, with tee(2).
 pub fn tee(from: &File, to: &File, bytes: usize) -> io::Result<usize> {
-    let flags = libc::SPLICE_F_NONBLOCK;
-    // SAFETY: The call takes only numbers.
-    let ret = unsafe { libc::tee(from.as_raw_fd(), to.as_raw_fd(), bytes, flags) };
-    cvt(ret as libc::c_long).map(|n| n as usize)
+    Ok(nix::fcntl::tee(
+        from,
+        to,
+        bytes,
+        SpliceFFlags::SPLICE_F_NONBLOCK,
+    )?)
 }
 
 /// Writes pages of the caller to process `pid` at the addresses of `to`, with process_vm_writev(2).
@@ -102,33 +80,32 @@ pub fn write_process(
 
 /// Becomes the tracer of process `pid`, which goes on running.
 pub fn trace(pid: i32) -> io::Result<()> {
-    // SAFETY: This request takes only numbers.
-    cvt(unsafe { libc::ptrace(libc::PTRACE_SEIZE, pid, 0, 0) }).map(drop)
+    Ok(ptrace::seize(Pid::from_raw(pid), ptrace::Options::empty())?)
 }
 
 /// Stops a traced process, and waits until it has stopped.
 pub fn stop_traced(pid: i32) -> io::Result<()> {
-    // SAFETY: This request takes only numbers.
-    cvt(unsafe { libc::ptrace(libc::PTRACE_INTERRUPT, pid, 0, 0) })?;
-    let mut status = 0;
-    // SAFETY: `status` outlives the call.
-    cvt(unsafe { libc::waitpid(pid, &mut status, libc::__WALL) }.into())?;
-    match libc::WIFSTOPPED(status) {
-        true => Ok(()),
-        false => Err(io::Error::other("the traced process has ended")),
+    let pid = Pid::from_raw(pid);
+    ptrace::interrupt(pid)?;
+    match waitpid(pid, Some(WaitPidFlag::__WALL))? {
+        WaitStatus::Stopped(..) | WaitStatus::PtraceEvent(..) => Ok(()),
+        _ => Err(io::Error::other("the traced process has ended")),
     }
 }
 
 /// Writes a word to a stopped process, as a debugger does.
 pub fn poke(pid: i32, address: u64, word: u64) -> io::Result<()> {
-    // SAFETY: The kernel checks the address, which is one of the other process.
-    cvt(unsafe { libc::ptrace(libc::PTRACE_POKEDATA, pid, address, word) }).map(drop)
+    // CAST: A word, with the same bits.
+    Ok(ptrace::write(
+        Pid::from_raw(pid),
+        address as *mut _,
+        word as libc::c_long,
+    )?)
 }
 
 /// Lets a stopped process go on without a tracer.
 pub fn untrace(pid: i32) -> io::Result<()> {
-    // SAFETY: This request takes only numbers.
-    cvt(unsafe { libc::ptrace(libc::PTRACE_DETACH, pid, 0, 0) }).map(drop)
+    Ok(ptrace::detach(Pid::from_raw(pid), None)?)
 }
 
 /// A process, which stays the same one when its number is used again.
@@ -163,9 +140,8 @@ impl PidFd {
 
 /// Lets `file` stay open across execve(2).
 pub fn keep_across_exec(file: impl AsFd) -> io::Result<()> {
-    let fd = file.as_fd().as_raw_fd();
-    // SAFETY: The call takes only numbers.
-    cvt(unsafe { libc::fcntl(fd, libc::F_SETFD, 0) }.into()).map(drop)
+    fcntl(file, FcntlArg::F_SETFD(FdFlag::empty()))?;
+    Ok(())
 }
 
 /// Sends SIGALRM to the process each time it has existed for so many microseconds more; 0 ends it.
@@ -187,13 +163,6 @@ pub fn alarm_every(us: i64) -> io::Result<()> {
 mod unit {
     use super::*;
     use std::io::{Read, Write};
-
-    #[test]
-    fn room_for_a_descriptor() {
-        // SAFETY: The macro computes a number.
-        let space = unsafe { libc::CMSG_SPACE(size_of::<i32>() as u32) };
-        assert_eq!(space as usize, CONTROL);
-    }
 
     #[test]
     fn files_pass_through_sockets() {

@@ -17,19 +17,20 @@ use linux_raw_sys::general::{
 use linux_raw_sys::ioctl::{
     UFFDIO_API, UFFDIO_COPY, UFFDIO_REGISTER, UFFDIO_WRITEPROTECT, UFFDIO_ZEROPAGE,
 };
+use nix::request_code_readwrite;
 
 use crate::memory::{Buffer, PAGE};
 use crate::sys::{self, cvt};
 
 /// linux-raw-sys lacks this number, which linux/userfaultfd.h composes.
-const UFFDIO_MOVE: u32 = sys::iowr::<uffdio_move>(UFFDIO, _UFFDIO_MOVE);
+const UFFDIO_MOVE: u64 = request_code_readwrite!(UFFDIO, _UFFDIO_MOVE, size_of::<uffdio_move>());
 /// linux-raw-sys lacks this flag of linux/userfaultfd.h.
 const UFFDIO_WRITEPROTECT_MODE_WP: u64 = 1;
 
 /// linux-raw-sys lacks these of linux/userfaultfd.h, which came with Linux 7.3.
 const UFFDIO_REGISTER_MODE_RWP: u32 = 8;
 const UFFDIO_RWPROTECT_MODE_RWP: u64 = 1;
-const UFFDIO_RWPROTECT: u32 = sys::iowr::<uffdio_writeprotect>(UFFDIO, 9);
+const UFFDIO_RWPROTECT: u64 = request_code_readwrite!(UFFDIO, 9, size_of::<uffdio_writeprotect>());
 /// The feature that `hide` needs.
 pub const RWP: u64 = 1 << 17;
 
@@ -70,7 +71,8 @@ impl Uffd {
     }
 
     /// Executes an ioctl. `arg` has the size that `request` has.
-    fn ioctl<T>(&self, request: u32, arg: &mut T) -> io::Result<()> {
+    fn ioctl<T>(&self, request: impl Into<u64>, arg: &mut T) -> io::Result<()> {
+        let request = request.into();
         let size = (request >> 16) as usize & 0x3fff;
         if size != size_of::<T>() {
             return Err(io::Error::other("argument is not what its ioctl says"));
@@ -78,7 +80,7 @@ impl Uffd {
         let (fd, arg) = (self.file.as_raw_fd(), std::ptr::from_mut(arg));
         // SAFETY: `arg` outlives the call and has the right size, which is checked above. The
         // addresses in it are those of `Buffer`s, whose accesses are all volatile.
-        let ret = unsafe { libc::ioctl(fd, request.into(), arg) };
+        let ret = unsafe { libc::ioctl(fd, request, arg) };
         cvt(ret.into()).map(drop)
     }
 

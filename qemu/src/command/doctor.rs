@@ -22,9 +22,10 @@ fn acceleration(known: Option<Accel>, device: bool) -> String {
     match known {
         Some(Accel::Kvm) => line("ok", "guests run under KVM here"),
         None => line("ok", "KVM has not been tried since this machine booted"),
-        Some(_) if device => {
-            line("slow", "no guest boots with /dev/kvm, as an earlier run found out: guests run under TCG")
-        }
+        Some(_) if device => line(
+            "slow",
+            "no guest boots with /dev/kvm, as an earlier run found out: guests run under TCG",
+        ),
         Some(_) => line("slow", "guests run under TCG"),
     }
 }
@@ -58,7 +59,9 @@ mod tests {
 
     #[test]
     fn what_is_slow_is_marked() {
-        assert!(acceleration(Some(Accel::Tcg), true).contains("slow      no guest boots with /dev/kvm"));
+        assert!(
+            acceleration(Some(Accel::Tcg), true).contains("slow      no guest boots with /dev/kvm")
+        );
         assert!(acceleration(Some(Accel::Tcg), false).contains("slow      guests run under TCG"));
         assert!(acceleration(Some(Accel::Kvm), true).starts_with("  ok"));
         assert!(acceleration(None, true).starts_with("  ok"));

@@ -11,6 +11,9 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use nix::fcntl::FallocateFlags;
+use nix::mount::MntFlags;
+
 use super::counts::{Counts, IDLE, MAPPED, Waiting, pinned};
 use super::fsdax::Setup;
 use super::fsdax::waits::{IN_BREAK, IN_FINAL, expect_waits, expect_woken};
@@ -119,9 +122,9 @@ impl Op {
         match self {
             Op::truncate => files::truncate(file, FIRST),
             Op::punch => files::punch(file, FIRST, COUNT),
-            Op::zero => allocate(libc::FALLOC_FL_ZERO_RANGE),
-            Op::collapse => allocate(libc::FALLOC_FL_COLLAPSE_RANGE),
-            Op::insert => allocate(libc::FALLOC_FL_INSERT_RANGE),
+            Op::zero => allocate(FallocateFlags::FALLOC_FL_ZERO_RANGE),
+            Op::collapse => allocate(FallocateFlags::FALLOC_FL_COLLAPSE_RANGE),
+            Op::insert => allocate(FallocateFlags::FALLOC_FL_INSERT_RANGE),
             Op::unlink | Op::last_close | Op::unmount => Ok(()),
             _ => {
                 let twin = twin.ok_or(io::ErrorKind::NotFound)?;
@@ -376,7 +379,7 @@ fn expect_mapping(used: &Used, op: Op, user: User) -> Outcome {
             Some(None) => used.buf.check_zero(page, 1)?,
             None => {
                 let child = Child::spawn(|| {
-                    files::uncatch(libc::SIGBUS).or_fail("signal")?;
+                    sys::on_signal(libc::SIGBUS, true).or_fail("signal")?;
                     used.buf.get(page, 0);
                     Ok(())
                 })?;
@@ -559,7 +562,10 @@ fn unmount(mut s: Setup, kind: usize, file: File, mut used: Used, user: User) ->
     used.buf.unmap(0, N)?;
     if user.holds() {
         let dir = s.fs.dir().to_path_buf();
-        let taker = Waiting::start(|| Ok(()), || files::unmount(&dir, 0).or_fail("umount"))?;
+        let taker = Waiting::start(
+            || Ok(()),
+            || files::unmount(&dir, MntFlags::empty()).or_fail("umount"),
+        )?;
         let taker = taker.release()?;
         // The counts show whether the unmount waits or leaves the pages to their holders.
         let ended = sys::wait_until(Duration::from_millis(500), || {

@@ -9,6 +9,8 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
+use nix::fcntl::FallocateFlags;
+
 use super::Setup;
 use super::share::needs_fixes;
 use crate::check::{Fail, OrFail, Outcome};
@@ -113,8 +115,8 @@ impl Op {
                 store(map, range);
                 Ok(())
             }
-            Op::Zero => allocate(libc::FALLOC_FL_ZERO_RANGE),
-            Op::Punch => allocate(libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE),
+            Op::Zero => allocate(FallocateFlags::FALLOC_FL_ZERO_RANGE),
+            Op::Punch => allocate(files::PUNCH_HOLE),
             Op::Cut => {
                 file.set_len(at as u64)?;
                 file.set_len(LEN as u64)
@@ -129,7 +131,7 @@ impl Op {
                 }
                 Ok(())
             }
-            Op::Unshare => allocate(libc::FALLOC_FL_UNSHARE_RANGE),
+            Op::Unshare => allocate(FallocateFlags::FALLOC_FL_UNSHARE_RANGE),
             Op::Share => files::clone_range(donor, file, at, len),
             Op::Extend => {
                 let end = LEN - WRITTEN;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::check::{Fail, OrFail, Outcome, expect_errno};
 use crate::device::{Buffer, check_bytes, pattern_bytes};
 use crate::fsdax::{self, EXT4, Mounted, REFLINK, XFS};
-use crate::sys::Exit;
+use crate::sys::{self, Exit};
 use crate::tests::counts::{IDLE, MAPPED, Waiting};
 use crate::tests::fsdax::{LARGE, SMALL, Setup, expect_pmem_free};
 use crate::tests::{Ctx, Test, test};
@@ -47,13 +47,13 @@ fn poison<const KIND: usize>(_: &Ctx) -> Outcome {
         let frames = s.expect(&buf, MAPPED, "mapped")?;
         drop(buf);
         let buf = Buffer::shared(&file, pages)?;
-        let plain = || files::uncatch(libc::SIGBUS).or_fail("signal");
+        let plain = || sys::on_signal(libc::SIGBUS, true).or_fail("signal");
         // Four processes: one that asked for an early signal, one that did not, one that maps the
         // file but not that page, and one that reports the page as bad.
         let early = Waiting::start(
             || {
                 plain()?;
-                files::hear_of_bad_memory_early().or_fail("PR_MCE_KILL")?;
+                sys::want_memory_failures().or_fail("PR_MCE_KILL")?;
                 buf.check(0, pages, 890)
             },
             || {
@@ -175,7 +175,7 @@ fn unbind_mapped<const KIND: usize>(_: &Ctx) -> Outcome {
         file.sync_all().or_fail("fsync")?;
         let user = Waiting::start(
             || {
-                files::uncatch(libc::SIGBUS).or_fail("signal")?;
+                sys::on_signal(libc::SIGBUS, true).or_fail("signal")?;
                 files::block(libc::SIGBUS).or_fail("sigprocmask")?;
                 buf.check(0, pages, 893)
             },

@@ -166,7 +166,7 @@ fn told_huge(kind: usize) -> Outcome {
     let buf = Buffer::shared(&file, LARGE)?;
     let speaker = Waiting::start(
         || {
-            files::uncatch(libc::SIGBUS).or_fail("signal")?;
+            sys::on_signal(libc::SIGBUS, true).or_fail("signal")?;
             buf.check(broken, 1, SEED)
         },
         || {

@@ -13,7 +13,7 @@ use crate::check::{Fail, OrFail, Outcome, expect_errno};
 use crate::device::{Buffer, HUGE_PAGES, PAGE, check_bytes, pattern_bytes};
 use crate::fsdax::{EXT4, REFLINK, XFS};
 use crate::harness::Child;
-use crate::sys::Exit;
+use crate::sys::{self, Exit};
 use crate::tests::counts::MAPPED;
 use crate::tests::{Test, test};
 use crate::uapi::*;
@@ -129,7 +129,7 @@ fn upkeep(kind: usize) -> Outcome {
 fn refused(s: &Setup, buf: &Buffer, page: usize) -> Outcome {
     for write in [false, true] {
         let child = Child::spawn(|| {
-            files::uncatch(libc::SIGBUS).or_fail("signal")?;
+            sys::on_signal(libc::SIGBUS, true).or_fail("signal")?;
             match write {
                 true => buf.set(page, 0, 1),
                 false => drop(std::hint::black_box(buf.get(page, 0))),

@@ -8,6 +8,9 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
+use nix::fcntl::FallocateFlags;
+use nix::mount::MntFlags;
+
 use crate::check::{Fail, OrFail, Outcome, expect_errno};
 use crate::device::{Buffer, Device, check_bytes};
 use crate::fsdax::{EXT4, Mounted, REFLINK, XFS};
@@ -120,12 +123,12 @@ const TAKING: &[Taking] = &[
     ("a hole punch", |f| files::punch(f, 0, 4), |n| n),
     (
         "FALLOC_FL_ZERO_RANGE",
-        |f| files::allocate(f, libc::FALLOC_FL_ZERO_RANGE, 0, 4),
+        |f| files::allocate(f, FallocateFlags::FALLOC_FL_ZERO_RANGE, 0, 4),
         |n| n,
     ),
     (
         "FALLOC_FL_COLLAPSE_RANGE",
-        |f| files::allocate(f, libc::FALLOC_FL_COLLAPSE_RANGE, 0, 4),
+        |f| files::allocate(f, FallocateFlags::FALLOC_FL_COLLAPSE_RANGE, 0, 4),
         |n| n - 4,
     ),
 ];
@@ -280,10 +283,13 @@ fn umount<const KIND: usize>(_: &Ctx) -> Outcome {
         let mut s = Setup::new(KIND)?;
         let dir = s.fs.dir().to_path_buf();
         // The child has no copy of the file, nor of the file that pins its page.
-        let unmounting = Waiting::start(|| Ok(()), || files::unmount(&dir, 0).or_fail("umount"))?;
+        let unmounting = Waiting::start(
+            || Ok(()),
+            || files::unmount(&dir, MntFlags::empty()).or_fail("umount"),
+        )?;
         let (file, buf) = s.mapped("a", pages, 843)?;
         let frames = s.expect(&buf, MAPPED, "mapped")?;
-        let busy = files::unmount(&dir, 0);
+        let busy = files::unmount(&dir, MntFlags::empty());
         expect_errno(busy, &[libc::EBUSY], "umount of what is mapped")?;
         let holder = Device::open(0)?;
         let id = holder.pin(&buf, 1, 1, 0).or_fail("ZDM_PIN")?;

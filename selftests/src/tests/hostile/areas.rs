@@ -7,6 +7,7 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 
 use libc::{EBUSY, EFAULT, EINVAL, ENOENT, EPERM};
+use nix::fcntl::SealFlag;
 
 use super::{PINS, every_ioctl, works};
 use crate::check::{Fail, OrFail, Outcome, expect_errno};
@@ -148,7 +149,7 @@ fn sealed_file(ctx: &Ctx) -> Outcome {
             .or_fail("WRITE")?;
         let id = target.pin(&buf, 1, 1, ZDM_PIN_WRITE).or_fail("ZDM_PIN")?;
         buf.unmap(0, N)?;
-        let seal = || sys::add_seals(&file, libc::F_SEAL_WRITE);
+        let seal = || sys::add_seals(&file, SealFlag::F_SEAL_WRITE);
         expect_errno(seal(), &[EBUSY], "F_SEAL_WRITE of a pinned file")?;
         target.unpin(id, ZDM_UNPIN_DIRTY).or_fail("ZDM_UNPIN")?;
         seal().or_fail("F_SEAL_WRITE")?;

@@ -5,6 +5,7 @@
 use std::fs;
 
 use libc::{EFAULT, ENOMEM};
+use nix::sys::resource::Resource;
 
 use super::lives::mappings;
 use super::{PINS, READS, every_ioctl, works};
@@ -226,11 +227,11 @@ fn small_limits(ctx: &Ctx) -> Outcome {
                 .and_then(|n| n.parse::<u64>().ok());
             let size = pages.unwrap_or(0) * PAGE as u64;
             // The test itself needs some.
-            sys::limit(libc::RLIMIT_AS, size + (8 << 20)).or_fail("RLIMIT_AS")?;
-            sys::limit(libc::RLIMIT_STACK, 64 << 10).or_fail("RLIMIT_STACK")?;
-            sys::limit(libc::RLIMIT_DATA, 4 << 20).or_fail("RLIMIT_DATA")?;
-            sys::limit(libc::RLIMIT_FSIZE, 0).or_fail("RLIMIT_FSIZE")?;
-            sys::limit(libc::RLIMIT_MEMLOCK, 0).or_fail("RLIMIT_MEMLOCK")?;
+            sys::limit(Resource::RLIMIT_AS, size + (8 << 20)).or_fail("RLIMIT_AS")?;
+            sys::limit(Resource::RLIMIT_STACK, 64 << 10).or_fail("RLIMIT_STACK")?;
+            sys::limit(Resource::RLIMIT_DATA, 4 << 20).or_fail("RLIMIT_DATA")?;
+            sys::limit(Resource::RLIMIT_FSIZE, 0).or_fail("RLIMIT_FSIZE")?;
+            sys::limit(Resource::RLIMIT_MEMLOCK, 0).or_fail("RLIMIT_MEMLOCK")?;
             let big = device.map((16 << 20) / PAGE, libc::MAP_SHARED);
             expect_errno(big.map(drop), &[ENOMEM], "mmap beyond RLIMIT_AS")?;
             for _ in 0..3 {

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use libc::{EFAULT, EINVAL, EPERM};
+use nix::sys::resource::Resource;
 
 use super::{Numbers, PINS, as_nobody, every_ioctl, violations, works};
 use crate::check::{Fail, OrFail, Outcome, expect_errno};
@@ -315,7 +316,7 @@ fn user_namespace(ctx: &Ctx) -> Outcome {
             &[EPERM],
             "ZDM_INJECT",
         )?;
-        sys::limit(libc::RLIMIT_MEMLOCK, 2 * PAGE as u64).or_fail("setrlimit")?;
+        sys::limit(Resource::RLIMIT_MEMLOCK, 2 * PAGE as u64).or_fail("setrlimit")?;
         let own = Buffer::filled(4, 1661)?;
         for flags in PINS {
             let more = target.pin(&own, 0, 3, flags);

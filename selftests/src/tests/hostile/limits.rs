@@ -3,6 +3,7 @@
 //! Secrets, limits and charges.
 
 use libc::{EFAULT, ENOMEM, EPERM};
+use nix::sys::resource::Resource;
 
 use super::{PINS, as_nobody};
 use crate::check::{Fail, OrFail, Outcome, expect_errno};
@@ -63,7 +64,7 @@ fn pins_are_limited(ctx: &Ctx) -> Outcome {
     let target = Target::open(ctx, PRIVATE)?;
     let other = Device::open(1)?;
     as_nobody(|| {
-        sys::limit(libc::RLIMIT_MEMLOCK, (MOST * PAGE) as u64).or_fail("setrlimit")?;
+        sys::limit(Resource::RLIMIT_MEMLOCK, (MOST * PAGE) as u64).or_fail("setrlimit")?;
         let buf = Buffer::filled(2 * MOST, 1602)?;
         for flags in PINS {
             let all = target.pin(&buf, 0, MOST + 1, flags);

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use libc::EFAULT;
+use nix::sys::resource::Resource;
 
 use super::{Numbers, PINS, as_nobody, every_ioctl, works};
 use crate::check;
@@ -141,7 +142,7 @@ fn any_bytes(ctx: &Ctx) -> Outcome {
     let device = Device::open(0)?;
     let before = device.audit()?.0.total;
     as_nobody(|| {
-        sys::limit(libc::RLIMIT_MEMLOCK, 64 * PAGE as u64).or_fail("setrlimit")?;
+        sys::limit(Resource::RLIMIT_MEMLOCK, 64 * PAGE as u64).or_fail("setrlimit")?;
         // Pages behind the used ones are not mapped, so that nothing is written there.
         let buf = Buffer::filled(PAGES + 64, 1608)?;
         buf.unmap(PAGES, 64)?;

@@ -7,6 +7,8 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use nix::sys::resource::Resource;
+
 use super::files::{LONG, WORKS};
 use super::upkeep::KILLED;
 use super::{Numbers, PINS, READS, works};
@@ -183,7 +185,7 @@ fn storm(ctx: &Ctx) -> Outcome {
         let (news, say) = sys::pipe().or_fail("pipe")?;
         let child = Child::spawn(|| {
             let device = Device::open(node)?;
-            sys::limit(libc::RLIMIT_MEMLOCK, 512 * PAGE as u64).or_fail("setrlimit")?;
+            sys::limit(Resource::RLIMIT_MEMLOCK, 512 * PAGE as u64).or_fail("setrlimit")?;
             sys::become_nobody().or_fail("setresuid")?;
             let buf = Buffer::anon_huge_aligned(2 * HUGE_PAGES)?;
             let _ = buf.try_advise(0, buf.pages(), libc::MADV_HUGEPAGE);

@@ -10,6 +10,7 @@ use linux_raw_sys::general::{
     UFFD_FEATURE_EVENT_FORK, UFFD_FEATURE_EVENT_REMAP, UFFD_FEATURE_EVENT_REMOVE,
     UFFD_FEATURE_EVENT_UNMAP,
 };
+use nix::sys::resource::Resource;
 
 use super::lives::{Opener, say_word, wait_word};
 use super::upkeep::KILLED;
@@ -237,7 +238,7 @@ fn many_files(ctx: &Ctx) -> Outcome {
     const N: usize = 64;
     let (news, say) = sys::pipe().or_fail("pipe")?;
     let child = Child::spawn(|| {
-        sys::limit(libc::RLIMIT_NOFILE, FILES as u64).or_fail("setrlimit")?;
+        sys::limit(Resource::RLIMIT_NOFILE, FILES as u64).or_fail("setrlimit")?;
         let mut files = Vec::new();
         while let Ok(file) = Device::try_open(files.len() % ctx.module.nodes().len()) {
             files.push(file);
