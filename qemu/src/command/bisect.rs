@@ -282,8 +282,8 @@ fn skip(what: &str, e: &Error, as_what: Taken) -> u8 {
 
 fn say(status: u8) -> u8 {
     let word = match status {
-        0 => "good",
-        1 => "bad",
+        0 => "is good",
+        1 => "is bad",
         _ => "cannot be tested",
     };
     report::say(&format!("zdvm: bisect: this commit {word} (exit status {status})\n"));
