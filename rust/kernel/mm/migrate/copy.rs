@@ -24,6 +24,10 @@ use crate::{
 };
 use core::ptr::NonNull;
 use kernel::{
+    device::{
+        Bound,
+        Device, //
+    },
     dma::DataDirection,
     prelude::*, //
 };
@@ -31,7 +35,8 @@ use kernel::{
 impl<M: DeviceMemory> Migration<'_, Setup, M> {
     /// Makes `folio` the destination of page `part` of the source at entry `i`, with the contents
     /// and the write permission of the source. A folio of the source's order takes all of it
-    /// (`part` is 0 then). May sleep.
+    /// (`part` is 0 then). The contents are copied by [`DeviceMemory::copy_in`], or [`DeviceMemory::clear`] for a hole.
+    /// May sleep.
     ///
     /// A small folio can take a page of a large anonymous folio, which core mm then splits. A large
     /// hole must be split first: see [`Migration::split_hole`]. Pages that were selected on a device are
@@ -51,7 +56,7 @@ impl<M: DeviceMemory> Migration<'_, Setup, M> {
         self.check_fit(i, part, order)?;
         // SAFETY: The folio is of a `DevPagemap`, and we own its lock, by the invariants of
         // `LockedDeviceFolio`. The result does not outlive `folio`.
-        let mut to = unsafe { DevicePages::from_raw(folio.page().as_non_null(), order) };
+        let mut to = unsafe { DevicePages::new_folio(folio.page().as_non_null(), order) };
         let copied = match self.part(i, part) {
             None => self.memory.clear(&mut to),
             Some(page) if self.holes => {
@@ -66,13 +71,15 @@ impl<M: DeviceMemory> Migration<'_, Setup, M> {
             Some(_) => Err(CopyError::Mismatch),
         };
         self.check_copied(copied)?;
+        to.fill_backing();
         // SAFETY: `check_fit()` says that the folio suits the source, which was copied above. The lock and a
         // reference are those of `folio`.
         unsafe { self.set_destination(i, part, folio.into_raw(), order) };
         Ok(())
     }
 
-    /// As [`Migration::copy_to_device`], in the other direction. Pages that were selected in system memory
+    /// As [`Migration::copy_to_device`], in the other direction, by [`DeviceMemory::copy_out`]. May sleep. Pages that
+    /// were selected in system memory
     /// are a source for this, too, if they are anonymous. Some kernels do not split a folio of a list of device
     /// pages: it stays where it is then.
     ///
@@ -89,7 +96,7 @@ impl<M: DeviceMemory> Migration<'_, Setup, M> {
         self.check_fit(i, part, order)?;
         // SAFETY: The folio is of this order, and no other value refers to it, by the invariants of
         // `SystemFolio`. The result does not outlive `folio`.
-        let mut to = unsafe { CpuPages::from_raw(folio.as_non_null(), order) };
+        let mut to = unsafe { CpuPages::new_folio(folio.as_non_null(), order) };
         let copied = match self.part(i, part) {
             None => {
                 to.clear();
@@ -114,6 +121,7 @@ impl<M: DeviceMemory> Migration<'_, Setup, M> {
             }
         };
         self.check_copied(copied)?;
+        to.fill_rest();
         let page = folio.into_raw();
         // SAFETY: No other value refers to the folio, by the type invariants of `SystemFolio`, so the lock is free.
         unsafe { struct_page::set_locked(page) };
@@ -203,11 +211,22 @@ impl<M: DeviceMemory> Migration<'_, Setup, M> {
     #[inline]
     fn map(&mut self, pages: &mut CpuPages<'_>, direction: DataDirection) -> Result<(), CopyError> {
         let memory = self.memory;
-        pages.map_until_fence(
-            memory.dma_device(),
-            direction,
-            &mut self.head_mut().mappings,
-        )
+        match memory.dma_device() {
+            Some(dev) => self.map_for(dev, pages, direction),
+            None => Ok(()),
+        }
+    }
+
+    fn map_for(
+        &mut self,
+        dev: &Device<Bound>,
+        pages: &mut CpuPages<'_>,
+        direction: DataDirection,
+    ) -> Result<(), CopyError> {
+        if let Some(promise) = self.memory.overwrites() {
+            pages.skip_clearing(promise);
+        }
+        pages.map_until_fence(dev, direction, &mut self.head_mut().mappings)
     }
 
     /// Returns the result of a copy. Part of a copy that failed may still be under way, and the destination is

@@ -208,7 +208,7 @@ impl<'a, M: DeviceMemory> Migration<'a, Setup, M> {
     /// are mapped. Pages that are free are skipped. A large folio moves only if each of its pages
     /// is listed, in order.
     ///
-    /// Wraps `migrate_device_pfns()`. May sleep; not to be called with the mmap lock held.
+    /// Wraps `migrate_device_pfns()`. May sleep.
     ///
     /// # Errors
     ///
@@ -312,7 +312,7 @@ impl<'a, M: DeviceMemory> Migration<'a, Setup, M> {
         })
     }
 
-    /// Pages of all sources.
+    /// Base pages of all sources: as many destinations of order 0 would take all of them.
     pub(crate) fn selected(&self) -> usize {
         let mut pages = 0;
         for &entry in self.sources() {
@@ -324,7 +324,7 @@ impl<'a, M: DeviceMemory> Migration<'a, Setup, M> {
     }
 
     /// Makes a large hole, at entry `i`, one of small holes, so that each of them gets a destination
-    /// of its own or none.
+    /// of its own or none. Does nothing where there is no large hole. May sleep, to free destinations.
     pub(crate) fn split_hole(&mut self, i: usize) {
         let Some(order) = self.source(i) else { return };
         if order > 0 && self.is_hole(i) {

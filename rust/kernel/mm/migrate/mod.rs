@@ -3,6 +3,7 @@
 //! Moves pages between system and device memory.
 
 mod copy;
+mod cpu_pages;
 pub(crate) mod device_memory;
 mod mappings;
 pub(crate) mod migration;

@@ -106,7 +106,8 @@ impl Moved {
 }
 
 impl<M: DeviceMemory> Migration<'_, Finalized, M> {
-    /// Page frame number and order of each destination. The contents may have moved on since.
+    /// Page frame number of the first page, and order, of each destination that contents have moved to. The contents
+    /// may have moved on since.
     pub(crate) fn destinations(&self) -> impl Iterator<Item = (usize, u32)> + '_ {
         self.moved_entries()
             .map(|(i, order)| (self.dst(i) >> bindings::MIGRATE_PFN_SHIFT, order))
@@ -245,8 +246,8 @@ impl<M: DeviceMemory> Migration<'_, Copied, M> {
         fault.is_some_and(|head| head.as_ptr() == page.as_ptr())
     }
 
-    /// Takes a reference on the first folio that has moved, where it is now or where it came from.
-    /// Only for fault injection.
+    /// Takes a reference on the first folio that has moved: where it came from if `source`, else where it is now. `None`
+    /// where none has moved. Only for fault injection.
     pub(crate) fn hold_moved(&self, source: bool) -> Option<FolioRef> {
         let held = self
             .moved_folios()

@@ -99,7 +99,7 @@ impl Select {
 pub(crate) struct Area<'a>(&'a VmaRef);
 
 impl<'a> Area<'a> {
-    /// The area that `address` lies in.
+    /// The area that address `address`, in bytes, lies in; `None` where nothing is mapped.
     pub(crate) fn lookup(mmap: &'a MmapReadGuard<'_>, address: usize) -> Option<Self> {
         // INVARIANT: The guard holds the mmap lock, and is borrowed for `'a`.
         mmap.vma_lookup(address).map(Self)

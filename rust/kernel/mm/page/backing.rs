@@ -29,7 +29,7 @@ const KEPT: usize = 0xf;
 
 const _: () = assert!(PMD_ORDER < KEPT as u32);
 
-/// Memory for a device folio that is not allocated yet.
+/// Memory for a device folio that is not allocated yet. Dropping it frees the memory.
 ///
 /// # Examples
 ///
@@ -56,7 +56,9 @@ unsafe impl Send for Backing {}
 
 impl Backing {
     /// Allocates a block of system memory for a PRIVATE folio of `order`. May sleep. A caller can do without a large
-    /// block, so that the allocation of one makes little effort.
+    /// block, so that the allocation of one makes little effort. The memory is not cleared: a migration fills it.
+    ///
+    /// Wraps `alloc_pages()`.
     ///
     /// # Errors
     ///
@@ -76,6 +78,8 @@ impl Backing {
 
     /// A block for a PRIVATE folio of order 0 out of `batch`, which gets new blocks together if it is empty
     /// and `wanted`, with this one, are. May sleep.
+    ///
+    /// Wraps `alloc_pages_bulk()`.
     ///
     /// # Errors
     ///

@@ -42,7 +42,10 @@ unsafe impl Send for SystemFolio {}
 // Some kernels cannot split a folio that a CPU fault or an eviction brings back, so that the allocator makes an
 // effort for large folios. A failure writes nothing to the log.
 impl SystemFolio {
-    /// Allocates a movable folio for `address` of `vma`, by the memory policy there. May sleep.
+    /// Allocates a movable folio of `order` for address `address`, in bytes, of `vma`, by the memory policy there. May
+    /// sleep. The folio is not cleared: a migration fills it.
+    ///
+    /// Wraps `vma_alloc_folio()`.
     ///
     /// # Errors
     ///
@@ -60,7 +63,10 @@ impl SystemFolio {
         })
     }
 
-    /// Allocates a movable folio for user data whose address is not known. May sleep.
+    /// Allocates a movable folio of `order` for user data whose address is not known. May sleep. The folio is not
+    /// cleared: a migration fills it.
+    ///
+    /// Wraps `folio_alloc()`.
     ///
     /// # Errors
     ///
@@ -117,7 +123,8 @@ pub(crate) struct SystemFolios<'a> {
 }
 
 impl<'a> SystemFolios<'a> {
-    /// Up to `wanted` movable folios for `vma`. Does not sleep.
+    /// Up to `wanted` movable folios for `vma`, of which the first [`SystemFolios::alloc`] allocates some together. Does
+    /// not sleep.
     pub(crate) fn for_vma(vma: &'a VmaRef, wanted: usize) -> Self {
         Self {
             vma: Some(vma),
@@ -128,7 +135,7 @@ impl<'a> SystemFolios<'a> {
     }
 
     /// As [`SystemFolios::for_vma`], for folios that the caller can do without: an allocation fails before it
-    /// reclaims memory that is in use.
+    /// reclaims memory that is in use. Does not sleep.
     pub(crate) fn try_for_vma(vma: &'a VmaRef, wanted: usize) -> Self {
         let mut folios = Self::for_vma(vma, wanted);
         folios.gfp |= bindings::GFP_NORETRY;
@@ -145,7 +152,9 @@ impl<'a> SystemFolios<'a> {
         }
     }
 
-    /// A folio, for `address` if an area was given. May sleep.
+    /// A folio of order 0, for address `address`, in bytes, if an area was given. May sleep.
+    ///
+    /// Wraps `alloc_pages_bulk()`, or `vma_alloc_folio()` where there is a memory policy.
     ///
     /// # Errors
     ///
