@@ -13,19 +13,19 @@ use crate::{
     },
     module_parameters, //
 };
-use kernel::prelude::*;
+use kernel::{
+    prelude::*,
+    sizes::SZ_1M, //
+};
 
-/// Takes the `bytes` at physical address `start`, which must be the value of a parameter for the address of a
-/// device's memory. Calls them `name` in `/proc/iomem`. May sleep.
+/// Takes the memory of a device at physical address `start`, which must be the value of a parameter for such an
+/// address. The memory is as long as the parameter for its size says, and not as a driver chooses, because memory of the
+/// firmware may follow. Calls it `name` in `/proc/iomem`. May sleep.
 ///
 /// # Errors
 ///
 /// [`RegionError::NotReserved`] for any other address, else as [`ReservedRegion::request`].
-pub(crate) fn reserved_region(
-    start: u64,
-    bytes: usize,
-    name: &CStr,
-) -> Result<ReservedRegion, RegionError> {
+pub(crate) fn reserved_region(start: u64, name: &CStr) -> Result<ReservedRegion, RegionError> {
     let addresses: [u64; 4] = [
         given(module_parameters::spm_addr_dev0.value()),
         given(module_parameters::spm_addr_dev1.value()),
@@ -35,7 +35,10 @@ pub(crate) fn reserved_region(
     if start == 0 || !addresses.contains(&start) {
         return Err(RegionError::NotReserved);
     }
-    // SAFETY: The administrator has loaded the module with this address, as that of memory that was set aside.
+    let mb: usize = given(module_parameters::devmem_chunk_mb.value());
+    let bytes = mb.checked_mul(SZ_1M).ok_or(RegionError::OutOfRange)?;
+    // SAFETY: The administrator has loaded the module with this address and this size, as those of memory that was
+    // set aside.
     unsafe { ReservedRegion::request(start, bytes, name) }
 }
 
@@ -75,7 +78,7 @@ mod tests {
     #[test]
     fn address_that_was_not_given_is_refused() {
         // No device has its memory at the first addresses, whether they are set aside or not.
-        let refused = reserved_region(SZ_2M as u64, SZ_2M, c"kunit");
+        let refused = reserved_region(SZ_2M as u64, c"kunit");
         assert_eq!(refused.err(), Some(RegionError::NotReserved));
     }
 }

@@ -384,7 +384,7 @@ impl Device {
         let mut new = NewChunk::with_room(pages).map_err(|_| RegionError::NoSpace)?;
         let ops = |frames| Chunk::new(self.core.clone(), number, frames);
         let owner = self.owner.clone();
-        let reserved = |start| reserved_region(start, bytes(pages), Chunk::NAME);
+        let reserved = |start| reserved_region(start, Chunk::NAME);
         let (chunk, free) = match self.location {
             Location::Anywhere => Registration::private(bytes(pages), owner, ops)?,
             Location::Coherent(start) => Registration::coherent(reserved(start)?, owner, ops)?,
