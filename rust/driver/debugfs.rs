@@ -137,38 +137,17 @@ impl Source for Audit {
 mod tests {
     use super::*;
     use crate::{
-        audit::Policy,
-        driver::{
-            fault_around::streams::Most,
-            params::Location as Place,
-            Config, //
-        },
         mm::{
             kunit::support::this_module,
-            module::scope::ModuleScope,
-            PAGE_SIZE, //
+            module::scope::ModuleScope, //
         },
         uapi::ZDM_STATS_ORDERS, //
     };
-    use core::num::NonZeroUsize;
-    use kernel::sizes::SZ_2M;
-
-    fn device() -> Result<Arc<Device>> {
-        let config = Config {
-            policy: Policy::Report,
-            chunk_pages: NonZeroUsize::new(SZ_2M / PAGE_SIZE).ok_or(EINVAL)?,
-            inject: false,
-            ledger: true,
-            fault_around: Most::ONE,
-        };
-        let scope = ModuleScope::new(this_module())?;
-        Device::new(c"kunit", config, Place::Anywhere, &scope).map_err(Error::from)
-    }
 
     #[test]
     fn stats_are_names_and_numbers() -> Result {
         let mut text = Text::default();
-        Stats(device()?).write(&mut text)?;
+        Stats(Device::for_test()?).write(&mut text)?;
         let text = core::str::from_utf8(text.as_bytes()).map_err(|_| EINVAL)?;
         assert!(text.starts_with("allocated 0\nfreed 0\n"));
         assert!(text.contains("\naround_waste 0\nto_device_order_0 0\n"));
@@ -180,7 +159,7 @@ mod tests {
     #[test]
     fn audit_of_a_fresh_device() -> Result {
         let mut text = Text::default();
-        Audit(device()?).write(&mut text)?;
+        Audit(Device::for_test()?).write(&mut text)?;
         let expected = b"pages 512\nfree 512\nused 0\nfound 0\ntotal 0\nhealed 0\n";
         assert_eq!(text.as_bytes(), expected);
         Ok(())
@@ -193,7 +172,7 @@ mod tests {
         // Debugfs refuses a name that exists. The module ignores that, but the log has an error:
         // the first files must be gone.
         for _ in 0..2 {
-            drop(DebugFiles::new(&root, c"kunit", &device()?)?);
+            drop(DebugFiles::new(&root, c"kunit", &Device::for_test()?)?);
         }
         Ok(())
     }

@@ -163,45 +163,24 @@ fn describe(facts: PageFacts) -> ZdmPage {
 mod tests {
     use super::*;
     use crate::{
-        audit::Policy,
-        driver::{
-            fault_around::streams::Most,
-            Config,
-            Device,
-            Location as Place, //
-        },
+        driver::Device,
         mm::{
             hmm::mapped::Memory,
             kunit::support::{
                 mmap_anon,
                 this_module, //
             },
-            module::scope::ModuleScope,
             region::owner::PgmapOwner,
             PAGE_SIZE, //
         },
     };
-    use core::num::NonZeroUsize;
     use kernel::{
         sizes::SZ_2M,
-        sync::Arc,
         uaccess::{
             UserPtr,
             UserSlice, //
         },
     };
-
-    fn device() -> Result<Arc<Device>> {
-        let config = Config {
-            policy: Policy::Report,
-            chunk_pages: NonZeroUsize::new(SZ_2M / PAGE_SIZE).ok_or(EINVAL)?,
-            inject: false,
-            ledger: true,
-            fault_around: Most::ONE,
-        };
-        let scope = ModuleScope::new(this_module())?;
-        Device::new(c"kunit", config, Place::Anywhere, &scope).map_err(Error::from)
-    }
 
     #[test]
     fn flags_of_the_uapi() {
@@ -268,7 +247,7 @@ mod tests {
 
     #[test]
     fn free_pages_by_number() -> Result {
-        let device = device()?;
+        let device = Device::for_test()?;
         let first = device.chunk(0).ok_or(EINVAL)?.first_pfn();
         let there = uapi::ZDM_PAGE_THERE;
         let private = uapi::MEMORY_DEVICE_PRIVATE;
@@ -290,7 +269,7 @@ mod tests {
 
     #[test]
     fn page_of_the_device_by_address() -> Result {
-        let device = device()?;
+        let device = Device::for_test()?;
         let start = mmap_anon(PAGE_SIZE)?;
         UserSlice::new(UserPtr::from_addr(start), 1)
             .writer()

@@ -170,15 +170,8 @@ impl Client {
 mod tests {
     use super::*;
     use crate::{
-        audit::{
-            Moment,
-            Policy, //
-        },
-        driver::{
-            client::rw::Faulting,
-            Config,
-            Location, //
-        },
+        audit::Moment,
+        driver::client::rw::Faulting,
         mm::{
             hmm::{
                 access::Access,
@@ -190,22 +183,16 @@ mod tests {
             },
             kunit::support::{
                 mmap_anon,
-                munmap,
-                this_module, //
+                munmap, //
             },
             migrate::migration::bytes,
-            module::scope::ModuleScope,
             user::range::PageRange,
             PAGE_SIZE, //
         },
     };
-    use core::num::NonZeroUsize;
-    use kernel::{
-        sizes::SZ_2M,
-        uaccess::{
-            UserPtr,
-            UserSlice, //
-        }, //
+    use kernel::uaccess::{
+        UserPtr,
+        UserSlice, //
     };
 
     const PAGES: usize = 16;
@@ -235,15 +222,7 @@ mod tests {
     /// A device of its own, a client, and some memory of the KUnit thread's address space.
     fn setting() -> Result<Setting> {
         let address = mmap_anon(bytes(PAGES))?;
-        let config = Config {
-            policy: Policy::Report,
-            chunk_pages: NonZeroUsize::new(SZ_2M / PAGE_SIZE).ok_or(EINVAL)?,
-            inject: false,
-            ledger: true,
-            fault_around: Most::ONE,
-        };
-        let scope = ModuleScope::new(this_module())?;
-        let device = Device::new(c"kunit", config, Location::Anywhere, &scope)?;
+        let device = Device::for_test()?;
         let task = current!();
         let mm = task.mm().ok_or(EINVAL)?;
         let client = Client::new(&device, mm)?;

@@ -248,6 +248,28 @@ impl Device {
             .and_then(|device| device.grow().map(|()| device))
     }
 
+    /// A device with one block of PRIVATE memory, for KUnit cases. May sleep.
+    #[cfg(CONFIG_KUNIT = "y")]
+    pub(in crate::driver) fn for_test() -> Result<Arc<Self>> {
+        use crate::{
+            audit::Policy,
+            driver::fault_around::streams::Most,
+            mm::{
+                kunit::support::this_module,
+                region::free_folio::BLOCK_PAGES, //
+            },
+        };
+        let config = Config {
+            policy: Policy::Report,
+            chunk_pages: BLOCK_PAGES.try_into().map_err(|_| EINVAL)?,
+            inject: false,
+            ledger: true,
+            fault_around: Most::ONE,
+        };
+        let scope = ModuleScope::new(this_module())?;
+        Self::new(c"kunit", config, Location::Anywhere, &scope).map_err(Error::from)
+    }
+
     fn empty(
         name: &'static CStr,
         config: Config,
