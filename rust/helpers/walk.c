@@ -18,6 +18,7 @@
 #include <linux/rcupdate.h>
 #include <linux/rmap.h>
 #include <linux/sched.h>
+#include <linux/uaccess.h>
 #include <linux/userfaultfd_k.h>
 #include <linux/vmstat.h>
 
@@ -361,9 +362,15 @@ bool zdm_is_misplaced(struct mm_struct *mm, unsigned long addr)
 		const struct anon_vma *anon_vma = (void *)(mapping - kind);
 		const struct anon_vma *own = READ_ONCE(vma->anon_vma);
 		pgoff_t start = vma_start_anon_pgoff(vma);
+		struct anon_vma *root;
 
-		/* A freed anon_vma can still be read, as in zdm_count_entries(). */
-		is_misplaced = !own || READ_ONCE(anon_vma->root) != READ_ONCE(own->root) ||
+		/*
+		 * A freed anon_vma can still be read, as in zdm_count_entries(). But the page may
+		 * have got another use since its entry was read, and the word be no mapping.
+		 */
+		if (get_kernel_nofault(root, &anon_vma->root))
+			goto out;
+		is_misplaced = !own || root != READ_ONCE(own->root) ||
 			       index != start + ((addr - vma->vm_start) >> PAGE_SHIFT);
 	} else if (mapping && !kind) {
 		is_misplaced = !vma->vm_file ||

@@ -46,13 +46,7 @@ impl Client {
         let show_pfns = uapi::is_admin();
         in_batches(range.pages(), to, |first, batch| {
             let range = range.skip(first).ok_or(EINVAL)?.first(batch.len());
-            self.mirror().inspect(range, batch, page_seen)?;
-            self.mirror().misplaced(range, |page| {
-                // A page that is not there any more has no place.
-                if batch[page].flags & uapi::ZDM_PAGE_THERE != 0 {
-                    batch[page].flags |= uapi::ZDM_PAGE_MISPLACED;
-                }
-            })?;
+            self.mirror().inspect_places(range, batch, page_seen)?;
             if !show_pfns {
                 batch.iter_mut().for_each(|page| page.pfn = 0);
             }
@@ -97,8 +91,8 @@ fn in_batches(
     Ok(())
 }
 
-/// Describes the page at an address.
-fn page_seen(seen: Seen, facts: Option<PageFacts>) -> ZdmPage {
+/// Describes the page at an address, which names another place if it is `misplaced`.
+fn page_seen(seen: Seen, facts: Option<PageFacts>, misplaced: bool) -> ZdmPage {
     let (Seen::Page { write, size, .. }, Some(facts)) = (seen, facts) else {
         return ZdmPage {
             flags: if seen == Seen::Error {
@@ -112,6 +106,9 @@ fn page_seen(seen: Seen, facts: Option<PageFacts>) -> ZdmPage {
     let mut page = describe(facts);
     if write {
         page.flags |= uapi::ZDM_PAGE_WRITE;
+    }
+    if misplaced {
+        page.flags |= uapi::ZDM_PAGE_MISPLACED;
     }
     page.flags |= match size {
         MapSize::Base => 0,
@@ -226,7 +223,10 @@ mod tests {
                 0x405,
             ),
         ] {
-            assert_eq!(page_seen(seen, facts).flags, flags);
+            assert_eq!(page_seen(seen, facts, false).flags, flags);
+            // A page that is not there any more has no place.
+            let place = if facts.is_some() { 0x1000 } else { 0 };
+            assert_eq!(page_seen(seen, facts, true).flags, flags | place);
         }
         let page = frame(Some(facts));
         assert_eq!(page.flags, 0x1);
@@ -280,7 +280,7 @@ mod tests {
         let range = PageRange::new(start, 1)?;
         client.to_device(range)?;
         let mut out = [ZdmPage::default()];
-        client.mirror().inspect(range, &mut out, page_seen)?;
+        client.mirror().inspect_places(range, &mut out, page_seen)?;
         let page = &out[0];
         assert_eq!((page.refs, page.mapcount, page.pins), (1, 1, 0));
         assert_eq!((page.order, page.index), (0, 0));

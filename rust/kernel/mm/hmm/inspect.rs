@@ -26,11 +26,15 @@ use crate::{
         },
         region::owner::PgmapOwner,
         sync::task::check_signals,
-        user::range::PageRange,
+        user::{
+            mmap_lock::MmapLock,
+            range::PageRange, //
+        },
         PAGE_SHIFT, //
     },
 };
 use core::{
+    cell::Cell,
     ops::Range,
     ptr::NonNull, //
 };
@@ -222,8 +226,31 @@ impl PageFacts {
     }
 }
 
+/// A mark for each page of a part of a range.
+struct Marked([Cell<u64>; SNAPSHOT_PAGES / 64]);
+
+impl Marked {
+    fn place(&self, address: usize) -> (&Cell<u64>, u64) {
+        let page = (address >> PAGE_SHIFT) % SNAPSHOT_PAGES;
+        (&self.0[page / 64], 1 << (page % 64))
+    }
+
+    fn set(&self, address: usize, is_marked: bool) {
+        let (word, bit) = self.place(address);
+        let others = word.get() & !bit;
+        word.set(if is_marked { others | bit } else { others });
+    }
+
+    fn get(&self, address: usize) -> bool {
+        let (word, bit) = self.place(address);
+        word.get() & bit != 0
+    }
+}
+
 impl HmmMirror {
-    /// As [`HmmMirror::snapshot`], with the facts of each page that is there. `f` is called for each page.
+    /// Looks at the pages of `range`, as [`HmmMirror::snapshot`], and stores the result of `f` for each page in `out`,
+    /// which has an element for each. `f` gets the facts of the page, too, and is called without a lock, once for
+    /// each page. May sleep, and faults nothing in.
     ///
     /// # Errors
     ///
@@ -234,23 +261,42 @@ impl HmmMirror {
         out: &mut [T],
         f: impl Fn(Seen, Option<PageFacts>) -> T,
     ) -> Result {
+        let no_mark = |_: &MmapLock<'_>, _| false;
+        self.inspect_marked(range, out, no_mark, |seen, facts, _| f(seen, facts))
+    }
+
+    /// As [`HmmMirror::inspect`], but that `f` also gets the result of `mark` for the address of the page. `mark` is
+    /// called with the mmap lock held, and may be called again for an address that has changed since.
+    pub(in crate::mm) fn inspect_marked<T>(
+        &self,
+        range: PageRange,
+        out: &mut [T],
+        mark: impl Fn(&MmapLock<'_>, usize) -> bool,
+        f: impl Fn(Seen, Option<PageFacts>, bool) -> T,
+    ) -> Result {
         if out.len() != range.pages() {
             return Err(EINVAL);
         }
         let most = range.pages().min(SNAPSHOT_PAGES);
-        let mut room = KVVec::from_elem((Seen::Absent, None), most, GFP_KERNEL)?;
+        let mut room = KVVec::from_elem((Seen::Absent, None, false), most, GFP_KERNEL)?;
+        let marked = Marked([const { Cell::new(0) }; SNAPSHOT_PAGES / 64]);
+        let locked = |lock: &MmapLock<'_>, part: PageRange| {
+            for address in part.addresses() {
+                marked.set(address, mark(lock, address));
+            }
+        };
         let look = |seen: Seen, place: Place<'_>| {
             let facts = place.page().map(|page| PageFacts {
                 zero: page.is_zero() || seen.size() == Some(MapSize::Pmd) && page.is_huge_zero(),
                 // The page is mapped, so in use, until the closure returns.
                 ..PageFacts::of_used(page.view(), self.owner())
             });
-            (seen, facts)
+            (seen, facts, marked.get(place.address()))
         };
         let mut slots = out.iter_mut();
-        self.look(range, &mut room, look, |found| {
-            for (slot, &(seen, facts)) in slots.by_ref().zip(found) {
-                *slot = f(seen, facts);
+        self.look(range, &mut room, locked, look, |found| {
+            for (slot, &(seen, facts, is_marked)) in slots.by_ref().zip(found) {
+                *slot = f(seen, facts, is_marked);
             }
             Ok(())
         })

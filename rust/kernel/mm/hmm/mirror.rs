@@ -308,9 +308,10 @@ impl HmmMirror {
             } else {
                 let seq = self.notifier.read_begin(span)?;
                 hmm_range.notifier_seq = seq.number();
+                let no_files = way == Way::LockedUnlessFiles;
                 // SAFETY: `pfns` has an entry for each page of the range. The notifier is of `mm`,
                 // and the number in `hmm_range` is of a sequence that was begun with it.
-                match unsafe { range_fault(&mut hmm_range, mm, way == Way::LockedUnlessFiles) } {
+                match unsafe { range_fault(&mut hmm_range, mm, no_files, |_| {}) } {
                     Err(err) if err == EAGAIN => {
                         way = Way::Unlocked;
                         continue;
@@ -395,7 +396,7 @@ unsafe fn are_reachable(first: NonNull<bindings::page>, n: usize) -> bool {
     })
 }
 
-/// Wraps `hmm_range_fault()`. May sleep.
+/// Wraps `hmm_range_fault()`. Calls `then` afterwards, with the mmap lock still held, if it succeeds. May sleep.
 ///
 /// # Errors
 ///
@@ -409,6 +410,7 @@ pub(super) unsafe fn range_fault(
     range: &mut bindings::hmm_range,
     mm: &MmWithUser,
     no_files: bool,
+    then: impl FnOnce(&MmapLock<'_>),
 ) -> Result {
     let lock = MmapLock::read(mm)?;
     if no_files && lock.has_files(range.start..range.end) {
@@ -416,7 +418,9 @@ pub(super) unsafe fn range_fault(
     }
     // SAFETY: The guard holds the mmap lock. Room, notifier and sequence are as the contract of this
     // function says.
-    to_result(unsafe { bindings::hmm_range_fault(range) })
+    to_result(unsafe { bindings::hmm_range_fault(range) })?;
+    then(&lock);
+    Ok(())
 }
 
 /// Wraps `hmm_range_fault_unlocked_timeout()`, which begins the sequence itself, and takes the mmap lock. May

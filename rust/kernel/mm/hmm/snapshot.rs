@@ -28,6 +28,7 @@ use crate::{
         },
         user::{
             changes::Span,
+            mmap_lock::MmapLock,
             range::PageRange, //
         },
         PAGE_SHIFT,
@@ -242,6 +243,11 @@ pub(super) struct Place<'a> {
 }
 
 impl<'a> Place<'a> {
+    /// The address.
+    pub(super) fn address(&self) -> usize {
+        self.address
+    }
+
     /// The page, `None` when there is none or it cannot be accessed.
     pub(super) fn page(&self) -> Option<MappedPage<'a>> {
         // SAFETY: The entry was obtained for the address, and the lock is held, by the type invariants of
@@ -314,6 +320,8 @@ impl HmmMirror {
     /// each. May sleep, and faults nothing in. `f` is called without a lock, once for consecutive pages that look
     /// the same.
     ///
+    /// Wraps `hmm_range_fault()`.
+    ///
     /// # Errors
     ///
     /// As [`HmmMirror::snapshot_parts`], and `EINVAL` when `out` is not of the size of `range`.
@@ -339,7 +347,8 @@ impl HmmMirror {
     /// # Errors
     ///
     /// `EINVAL` when the process is gone or `room` empty, `EBUSY` when invalidations keep coming for a
-    /// second, `EINTR` for a task that was killed, `ENOMEM`, and those of `part`.
+    /// second, `EDEADLK` for a task that has a migration, `EINTR` for a task that was killed, `ENOMEM`, and those of
+    /// `part`.
     pub(crate) fn snapshot_parts<T: Copy>(
         &self,
         range: PageRange,
@@ -348,16 +357,18 @@ impl HmmMirror {
         part: impl FnMut(&[T]) -> Result,
     ) -> Result {
         let each = |out: &mut [T], seen| out.fill(f(seen));
-        self.each_part(range, room, |_, _, _| {}, each, part)
+        self.each_part(range, room, |_, _| {}, |_, _, _| {}, each, part)
     }
 
     /// As [`HmmMirror::snapshot_parts`], but that `f` also gets the place, for the page. It is mapped until
     /// `f` returns. `f` is called with the lock of the table held, which invalidations wait for: it must
-    /// neither sleep nor be a driver's.
+    /// neither sleep nor be a driver's. `locked` is called before, for the pages of a part, with the mmap lock held,
+    /// and again for the same pages when they have changed.
     pub(super) fn look<T>(
         &self,
         range: PageRange,
         room: &mut [T],
+        locked: impl FnMut(&MmapLock<'_>, PageRange),
         f: impl Fn(Seen, Place<'_>) -> T,
         part: impl FnMut(&[T]) -> Result,
     ) -> Result {
@@ -366,17 +377,18 @@ impl HmmMirror {
                 *slot = f(seen, place);
             }
         };
-        self.each_part(range, room, look, |_, _| {}, part)
+        self.each_part(range, room, locked, look, |_, _| {}, part)
     }
 
-    /// Calls `look`, with the lock of the table held, and then `each`, without it, for the pages of
-    /// `range`, those in a row together that look the same, with an element of `room` for each. Calls `part`
-    /// with the elements whenever they are used up, and at the end.
+    /// Calls `locked`, with the mmap lock held, `look`, with the lock of the table held, and then `each`, without
+    /// either, for the pages of `range`, the last two for those in a row together that look the same, with an
+    /// element of `room` for each. Calls `part` with the elements whenever they are used up, and at the end.
     #[inline]
     fn each_part<T>(
         &self,
         range: PageRange,
         room: &mut [T],
+        mut locked: impl FnMut(&MmapLock<'_>, PageRange),
         mut look: impl FnMut(&mut [T], Seen, &Run<'_>),
         mut each: impl FnMut(&mut [T], Seen),
         mut part: impl FnMut(&[T]) -> Result,
@@ -402,7 +414,7 @@ impl HmmMirror {
             let pages = batch.pages();
             let out = &mut room[filled..filled + pages];
             let mut at = 0;
-            self.each_run(&mm, batch, pfns, &kinds, |seen, run| {
+            self.each_run(&mm, batch, pfns, &kinds, &mut locked, |seen, run| {
                 let first = at;
                 at += run.pfns.len();
                 look(&mut out[first..at], seen, run);
@@ -427,8 +439,8 @@ impl HmmMirror {
         Ok(())
     }
 
-    /// Calls `look`, with the lock of the table held, for each run of pages of `range` that look the same, in
-    /// their order, with what they look like. `pfns` has room for the range. In the place of the first page
+    /// Calls `locked`, with the mmap lock held, for `range`, and then `look`, with the lock of the table held, for each
+    /// run of pages of `range` that look the same, in their order, with what they look like. `pfns` has room for the range. In the place of the first page
     /// of each run it holds the [`Summary`] afterwards.
     #[inline]
     fn each_run(
@@ -437,6 +449,7 @@ impl HmmMirror {
         range: PageRange,
         pfns: &mut [usize],
         kinds: &MemoryKinds<'_>,
+        locked: &mut impl FnMut(&MmapLock<'_>, PageRange),
         mut look: impl FnMut(Seen, &Run<'_>),
     ) -> Result {
         let pfns = pfns.get_mut(..range.pages()).ok_or(EINVAL)?;
@@ -455,7 +468,7 @@ impl HmmMirror {
             };
             // SAFETY: `pfns` has an entry for each page, as checked above. The notifier is one of `mm`,
             // and the sequence was begun with it.
-            match unsafe { range_fault(&mut hmm_range, mm, false) } {
+            match unsafe { range_fault(&mut hmm_range, mm, false, |lock| locked(lock, range)) } {
                 Err(err) if err == EBUSY => {
                     tries.again()?;
                     continue;

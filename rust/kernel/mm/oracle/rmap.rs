@@ -7,12 +7,16 @@
 
 use crate::bindings;
 use crate::mm::{
-    hmm::mirror::HmmMirror,
+    hmm::{
+        inspect::PageFacts,
+        mirror::HmmMirror,
+        snapshot::Seen, //
+    },
     page::view::PageView,
     user::{
         mmap_lock::MmapLock,
         range::PageRange, //
-    }, //
+    },
 };
 use kernel::{
     prelude::*,
@@ -25,30 +29,33 @@ use kernel::{
 /// Looks at a page that names another place than that where it is mapped, before that is true.
 const PLACE_TRIES: usize = 10;
 
+/// Whether the folio of the page that `address` maps names another place than that: another file, another anon_vma,
+/// or another index in it. rmap does not find such a mapping. May sleep.
+fn is_misplaced(lock: &MmapLock<'_>, address: usize) -> bool {
+    // A task that changes the page and its entry one after the other needs a moment.
+    (0..PLACE_TRIES).all(|n| {
+        if n > 0 {
+            fsleep(Delta::from_micros(100));
+        }
+        // SAFETY: The mmap lock is held by the type invariants of `MmapLock`.
+        unsafe { bindings::zdm_is_misplaced(lock.mm().as_raw(), address) }
+    })
+}
+
 impl HmmMirror {
-    /// Calls `f` with the number in `range` of each page whose folio names another place than that where it is
-    /// mapped: another file, another anon_vma, or another index in it. rmap does not find such a mapping. May sleep.
+    /// As [`HmmMirror::inspect`], but that `f` is also told whether the page's folio names another place than that
+    /// where it is mapped. May sleep.
     ///
     /// # Errors
     ///
-    /// `EINVAL` when the process is gone, `EINTR` on a fatal signal.
-    pub(crate) fn misplaced(&self, range: PageRange, mut f: impl FnMut(usize)) -> Result {
-        let mm = self.mm().mmget_not_zero().ok_or(EINVAL)?;
-        let lock = MmapLock::read(&mm)?;
-        for (number, address) in range.addresses().enumerate() {
-            // A task that changes the page and its entry one after the other needs a moment.
-            let is_misplaced = (0..PLACE_TRIES).all(|n| {
-                if n > 0 {
-                    fsleep(Delta::from_micros(100));
-                }
-                // SAFETY: The mmap lock is held by the type invariants of `MmapLock`.
-                unsafe { bindings::zdm_is_misplaced(lock.mm().as_raw(), address) }
-            });
-            if is_misplaced {
-                f(number);
-            }
-        }
-        Ok(())
+    /// As [`HmmMirror::inspect`].
+    pub(crate) fn inspect_places<T>(
+        &self,
+        range: PageRange,
+        out: &mut [T],
+        f: impl Fn(Seen, Option<PageFacts>, bool) -> T,
+    ) -> Result {
+        self.inspect_marked(range, out, is_misplaced, f)
     }
 }
 

@@ -11,10 +11,12 @@ use crate::mm::{
         device::EmulatedDevice,
         support::{
             anon_range,
-            munmap, //
+            munmap,
+            touch, //
         },
     },
-    PAGE_SHIFT, //
+    PAGE_SHIFT,
+    PAGE_SIZE, //
 };
 use core::ptr::NonNull;
 use kernel::{
@@ -53,6 +55,22 @@ mod tests {
         })?;
         assert_eq!((compared, found), (20, 20));
         assert_eq!(mirror.compare(|_| found += 1)?, 0);
+        Ok(())
+    }
+
+    #[test]
+    fn closure_that_looks_at_places_may_unmap_them() -> Result {
+        let device = EmulatedDevice::new()?;
+        let range = anon_range(3)?;
+        let mirror = device.mirror()?;
+        touch(range)?;
+        let mut there = [(false, true); 3];
+        mirror.inspect_places(range, &mut there, |_, facts, misplaced| {
+            // The mmap lock is not held.
+            let _ = munmap(range.start(), PAGE_SIZE);
+            (facts.is_some(), misplaced)
+        })?;
+        assert_eq!(there, [(true, false); 3]);
         Ok(())
     }
 }

@@ -485,18 +485,19 @@ pub(super) unsafe fn has_clean_tails(head: *const bindings::page, order: u32) ->
 ///
 /// # Safety
 ///
-/// `page` must point to the `struct page` of a page in use, whose folio stays whole.
+/// `page` must point to a `struct page`, and if it looks like a tail its head must exist. The result means something
+/// only while the page is in use and its folio whole.
 pub(in crate::mm) unsafe fn is_huge_zero(page: *mut bindings::page) -> bool {
     // SAFETY: `page` points to a `struct page` by the contract of this function.
     let head = unsafe { head(page) };
-    // SAFETY: The head of a folio has a `struct page`.
+    // SAFETY: The head exists by the contract of this function.
     if unsafe { flags(head) } >> bindings::pageflags_PG_head & 1 == 0 {
         return false;
     }
-    // SAFETY: `head` is that of a large folio in use, by the contract of this function.
+    // SAFETY: With the flag of a head the page has a second one.
     let is_known =
         unsafe { bindings::zdm_folio_is_rmappable(head) || bindings::zdm_folio_is_hugetlb(head) };
-    // SAFETY: The head of a folio has a `struct page`.
+    // SAFETY: The head exists by the contract of this function.
     !is_known && unsafe { !is_zone_device(head) && mapping(head) == 0 }
 }
 
