@@ -12,6 +12,7 @@ use super::{
 use crate::{
     bindings,
     mm::{
+        sync::task::cond_resched,
         user::range::PageRange,
         PAGE_SHIFT,
         PAGE_SIZE, //
@@ -55,10 +56,13 @@ pub(crate) enum Stop {
     Unreachable,
 }
 
-// Invalidations wait while these functions copy, so that a caller divides a long range.
+/// Pages that are copied before invalidations and other tasks get their turn.
+const BATCH: usize = 64;
+
+// Invalidations wait while these functions copy a batch.
 impl HmmMirror {
-    /// Copies pages of `range` to `buf`, up to the end of either, and says how many and why it ended.
-    /// May sleep.
+    /// Copies whole pages of `range` to `buf`, up to the end of either, and says how many and why it ended. Pages that
+    /// the device does not map are not faulted in. May sleep.
     pub(crate) fn read(&self, range: PageRange, buf: &mut [u8]) -> (usize, Stop) {
         let range = range.first(buf.len() >> PAGE_SHIFT);
         let mut chunks = buf.chunks_exact_mut(PAGE_SIZE);
@@ -71,8 +75,8 @@ impl HmmMirror {
         })
     }
 
-    /// Copies pages from `buf` to `range`, up to the end of either, and says how many and why it
-    /// ended. May sleep.
+    /// Copies whole pages from `buf` to `range`, up to the end of either, and says how many and why it
+    /// ended. Pages that the device may not write are not faulted in. May sleep.
     pub(crate) fn write(&self, range: PageRange, buf: &[u8]) -> (usize, Stop) {
         let range = range.first(buf.len() >> PAGE_SHIFT);
         let mut chunks = buf.chunks_exact(PAGE_SIZE);
@@ -122,16 +126,23 @@ impl HmmMirror {
         access: Access,
         mut copy: impl FnMut(&BorrowedPage<'_>, usize) -> Result<(), Stop>,
     ) -> (usize, Stop) {
-        let table = self.notifier.lock();
-        for (i, address) in range.addresses().enumerate() {
-            let Some(page) = table.load(address >> PAGE_SHIFT, access) else {
-                return (i, Stop::Unmapped);
-            };
-            if let Err(stop) = copy(&page, i << PAGE_SHIFT) {
-                return (i, stop);
+        let mut pages = 0;
+        for batch in range.batches(BATCH) {
+            if pages > 0 {
+                cond_resched();
+            }
+            let table = self.notifier.lock();
+            for address in batch.addresses() {
+                let Some(page) = table.load(address >> PAGE_SHIFT, access) else {
+                    return (pages, Stop::Unmapped);
+                };
+                if let Err(stop) = copy(&page, pages << PAGE_SHIFT) {
+                    return (pages, stop);
+                }
+                pages += 1;
             }
         }
-        (range.pages(), Stop::Done)
+        (pages, Stop::Done)
     }
 }
 

@@ -238,7 +238,7 @@ impl<T: PagemapOps> DevPagemap<T> {
                 unpin <- unsafe { Work::new(Self::unpin) },
                 guards: Atomic::new(0),
                 // SAFETY: The pagemap was registered just now.
-                first_refs: unsafe { refs::refs(pgmap.get()) },
+                first_refs: refs::first(unsafe { refs::refs(pgmap.get()) }, frames.pages()),
                 leaked: Atomic::new(0),
                 closed: AtomicFlag::new(false),
                 owner,
@@ -279,7 +279,7 @@ impl<T: PagemapOps> DevPagemap<T> {
         self.frames.pages()
     }
 
-    /// Gives the pages of `folio` back for good: they are not allocated again, and are home.
+    /// Gives the pages of `folio` back for good: they are not allocated again, and are home. In any context.
     ///
     /// # Errors
     ///

@@ -8,12 +8,16 @@ use super::{
 };
 use crate::mm::{
     migrate::selection::DevicePfns,
-    page::struct_page, //
+    page::struct_page,
+    sync::task::cond_resched, //
 };
 use kernel::{
     alloc::flags::__GFP_NOWARN,
     prelude::*, //
 };
+
+/// Pages that are looked at before other tasks get their turn.
+const STEPS: usize = 1 << 16;
 
 impl<T: PagemapOps> DevPagemap<T> {
     /// A list of page frames, `None` unless all of them belong to this pagemap.
@@ -44,6 +48,9 @@ impl<T: PagemapOps> DevPagemap<T> {
     pub(crate) fn used_pfns(&self) -> Result<KVVec<usize>> {
         let mut pfns = KVVec::new();
         for index in 0..self.pages() {
+            if index % STEPS == 0 {
+                cond_resched();
+            }
             for page in 0..self.order_in_use(index).map_or(0, |order| 1 << order) {
                 pfns.push(self.first_pfn() + index + page, GFP_KERNEL | __GFP_NOWARN)?;
             }

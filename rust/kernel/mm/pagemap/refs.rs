@@ -42,6 +42,19 @@ pub(in crate::mm) unsafe fn refs(pgmap: *mut bindings::dev_pagemap) -> i64 {
     value(sum)
 }
 
+/// References that a pagemap of `pages` pages has after it was registered and before a page is in use: 1, and one for
+/// each page where the kernel does not count those in use. `refs` are those that are found, of which some may belong
+/// to tasks that look at the pagemap just now.
+pub(super) fn first(refs: i64, pages: usize) -> i64 {
+    // CAST: Less than the pages of a machine.
+    let pages = pages as i64;
+    if refs > pages {
+        1 + pages
+    } else {
+        1
+    }
+}
+
 /// The top bit is a flag of `percpu_ref` while it counts by processor. The bits below it are the count, as a signed
 /// number, because a sum that misses some gets is negative.
 fn value(sum: usize) -> i64 {
@@ -64,6 +77,13 @@ mod tests {
             ((1 << 63) - 2, -2),
         ] {
             assert_eq!(value(sum), refs);
+        }
+    }
+
+    #[test]
+    fn references_of_others_are_not_the_first_ones() {
+        for (refs, expected) in [(1, 1), (2, 1), (512, 1), (513, 513), (515, 513)] {
+            assert_eq!(first(refs, 512), expected);
         }
     }
 }

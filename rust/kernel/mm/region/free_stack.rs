@@ -70,7 +70,7 @@ impl FreeStack {
     ///
     /// # Errors
     ///
-    /// `EINVAL` when there are more pages than numbers.
+    /// `EINVAL` for more than 1 << 28 pages, `ENOMEM`.
     pub(crate) fn new(frames: Frames) -> Result<Self> {
         if frames.pages() > 1 << ORDER_SHIFT {
             return Err(EINVAL);
@@ -114,11 +114,12 @@ impl FreeStack {
     }
 
     /// Takes up to `most` folios off and calls `f` with each, the one that was pushed last first. Returns
-    /// whether some are left.
+    /// whether some are left. `f` may push folios. In any context.
     pub(crate) fn take(&self, most: usize, mut f: impl FnMut(FreeFolio)) -> bool {
         // Acquire, here and below: pairs with the release in `push()`, of every folio on the stack.
         let mut node = self.rest.xchg(NIL, Acquire);
-        for _ in 0..most {
+        // No more are free at a time. With a larger number an `f` that pushes each folio again would never end.
+        for _ in 0..most.min(self.links.len()) {
             if node == NIL {
                 if self.is_empty() {
                     return false;
@@ -142,7 +143,7 @@ impl FreeStack {
         true
     }
 
-    /// Takes the folio off that was pushed last, if there is one.
+    /// Takes the folio off that was pushed last, if there is one. In any context.
     pub(crate) fn pop(&self) -> Option<FreeFolio> {
         let mut popped = None;
         self.take(1, |folio| popped = Some(folio));
@@ -239,6 +240,15 @@ mod tests {
         assert!(stack.take(1, |folio| drop(stack.push(folio))));
         assert!(!stack.take(usize::MAX, |_| left += 1));
         assert_eq!(left, 3);
+        // A folio that comes back each time is taken as often as there are pages.
+        let page = pages.take(0).ok_or(EINVAL)?;
+        stack.push(page).map_err(|_| EINVAL)?;
+        let mut turns = 0;
+        assert!(stack.take(usize::MAX, |folio| {
+            turns += 1;
+            drop(stack.push(folio));
+        }));
+        assert_eq!(turns, BLOCK_PAGES);
         Ok(())
     }
 }
