@@ -11,10 +11,13 @@
 
 use crate::{
     bindings,
-    mm::module::scope::{
-        Callbacks,
-        ModuleScope,
-        Scoped, //
+    mm::module::{
+        callback::Callback,
+        scope::{
+            Callbacks,
+            ModuleScope,
+            Scoped, //
+        },
     },
     uapi::is_admin, //
 };
@@ -26,7 +29,6 @@ use kernel::{
         Arc,
         Mutex, //
     },
-    task::Task,
     uaccess::{
         UserPtr,
         UserSlice,
@@ -132,7 +134,12 @@ impl Dir {
 /// # Ok::<(), Error>(())
 /// ```
 pub(crate) trait Source: Send + Sync + 'static {
-    /// Writes the text, when a file is read from its start. May sleep.
+    /// Writes the text, when a file is read from its start. May sleep. A registration that is dropped here, as
+    /// that of a file, stays, as [`Scoped`] says.
+    ///
+    /// # Errors
+    ///
+    /// What `read(2)` returns.
     fn write(&self, text: &mut Text) -> Result;
 }
 
@@ -212,25 +219,14 @@ struct Shared<S> {
 /// with a new text.
 const READERS: usize = 8;
 
-/// The number of tasks that a source writes for at a time.
-const WRITERS: usize = 64;
-
 /// The state that the readers of a file share. Readers may have a reference on it while the file is still being
 /// made.
 #[pin_data]
 struct Content<S> {
     source: S,
-    /// The reads in progress, the latest one last: a reader may read a text in pieces.
+    /// The reads in progress, at most [`READERS`], the latest one last: a reader may read a text in pieces.
     #[pin]
-    reads: Mutex<Reads>,
-}
-
-/// What is known of the readers of a file.
-struct Reads {
-    /// At most [`READERS`] texts.
-    parts: KVec<InProgress>,
-    /// The addresses of the tasks for which the source is writing a text, at most [`WRITERS`].
-    writers: KVec<usize>,
+    reads: Mutex<KVec<InProgress>>,
 }
 
 /// A text of which its reader has read a part.
@@ -271,55 +267,39 @@ impl<S: Source> Content<S> {
         result
     }
 
-    /// A new text. `EBUSY` while the source writes as many as it may.
+    /// A new text. `EBUSY` while too many tasks are in callbacks.
     fn write(&self) -> Result<Text> {
-        let task = Task::current_raw().addr();
-        let begun = self.reads.lock().writers.push_within_capacity(task);
-        begun.map_err(|_| EBUSY)?;
+        let _callback = Callback::enter()?;
         let mut text = Text::default();
-        let written = self.source.write(&mut text);
-        let writers = &mut self.reads.lock().writers;
-        if let Some(place) = writers.iter().position(|&writer| writer == task) {
-            let _ = writers.remove(place);
-        }
-        written.map(|()| text)
+        self.source.write(&mut text).map(|()| text)
     }
 
     /// Takes the text that `file` reads.
     fn take(&self, file: usize, admin: bool) -> Option<Text> {
         let mut reads = self.reads.lock();
-        let place = reads.parts.iter().position(|read| read.file == file)?;
+        let place = reads.iter().position(|read| read.file == file)?;
         // The text is freed without the lock.
-        let read = reads.parts.remove(place).ok()?;
+        let read = reads.remove(place).ok()?;
         drop(reads);
         (read.admin == admin).then_some(read.text)
     }
 
     fn keep(&self, read: InProgress) {
         let mut reads = self.reads.lock();
-        let first = (reads.parts.len() >= READERS).then(|| reads.parts.remove(0));
+        let first = (reads.len() >= READERS).then(|| reads.remove(0));
         // There is room for so many.
-        let left = reads.parts.push_within_capacity(read);
+        let left = reads.push_within_capacity(read);
         drop(reads);
         drop((first, left));
-    }
-
-    /// Whether the current task is reading the file, and is in [`Source::write`].
-    fn is_writer(&self) -> bool {
-        let task = Task::current_raw().addr();
-        self.reads
-            .lock()
-            .writers
-            .iter()
-            .any(|&writer| writer == task)
     }
 }
 
 /// A file that only its owner may read; removed when dropped, which waits for readers. One that is
 /// forgotten keeps the module loaded, or is removed when the module is unloaded, as its scope says.
 ///
-/// A file that its own [`Source::write`] drops is treated as a file that was forgotten, because dropping it would
-/// wait for the reader that the function writes for.
+/// A file that a [`Source::write`] drops, its own or another, is treated as a file that was forgotten, as
+/// [`Scoped`] says: dropping it would wait for the reader that the function writes for, or for one that waits for
+/// this task.
 ///
 /// # Examples
 ///
@@ -347,8 +327,7 @@ impl<S: Source> Content<S> {
 /// # Ok::<(), Error>(())
 /// ```
 pub(crate) struct TextFile<S: Source> {
-    /// `None` only in `drop()`.
-    shared: Option<Scoped<Shared<S>>>,
+    shared: Scoped<Shared<S>>,
 }
 
 impl<S: Source> TextFile<S> {
@@ -362,18 +341,8 @@ impl<S: Source> TextFile<S> {
     pub(crate) fn new(dir: Arc<Dir>, name: &CStr, source: S) -> Result<Self> {
         let scope = dir.scope.clone();
         Ok(Self {
-            shared: Some(Scoped::new(&scope, Shared::make(dir, name, source))?),
+            shared: Scoped::new(&scope, Shared::make(dir, name, source))?,
         })
-    }
-}
-
-impl<S: Source> Drop for TextFile<S> {
-    fn drop(&mut self) {
-        let shared = self.shared.take();
-        if shared.as_ref().is_some_and(|file| file.content.is_writer()) {
-            pr_err!("a debugfs file stays: its own source dropped it\n");
-            core::mem::forget(shared);
-        }
     }
 }
 
@@ -390,10 +359,7 @@ impl<S: Source> Shared<S> {
             content <- try_pin_init!(Content {
                 source,
                 reads <- new_mutex!(
-                    Reads {
-                        parts: KVec::with_capacity(READERS, GFP_KERNEL)?,
-                        writers: KVec::with_capacity(WRITERS, GFP_KERNEL)?,
-                    },
+                    KVec::with_capacity(READERS, GFP_KERNEL)?,
                     "TextFile::reads"
                 ),
             }? Error),
@@ -475,8 +441,7 @@ mod tests {
         )?;
         let dir = Dir::root(exit.scope().clone(), c"zdm_kunit_own")?;
         let file = TextFile::new(dir, c"own", Own(slot.clone()))?;
-        let shared = file.shared.as_ref().ok_or(EINVAL)?;
-        let content = &raw const shared.content;
+        let content = &raw const file.shared.content;
         *slot.file.lock() = Some(file);
         // SAFETY: The file stays until `exit` is dropped: a file that its own source drops is forgotten.
         let content = unsafe { &*content };

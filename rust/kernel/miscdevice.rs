@@ -11,6 +11,10 @@ use crate::{
     bindings,
     mm::{
         module::{
+            callback::{
+                check_may_wait,
+                Callback, //
+            },
             pin::ModulePin,
             scope::{
                 Callbacks,
@@ -18,7 +22,7 @@ use crate::{
                 Scoped, //
             },
         },
-        would_deadlock, //
+        sync::task::NoFaults, //
     },
 };
 use core::marker::PhantomData;
@@ -31,14 +35,7 @@ use kernel::{
     },
     mm::virt::VmaNew,
     prelude::*,
-    sync::{
-        atomic::{
-            Atomic,
-            Relaxed, //
-        },
-        Arc, //
-    },
-    task::Task,
+    sync::Arc,
     types::Opaque, //
 };
 use pin_init::Wrapper;
@@ -78,16 +75,30 @@ pub(crate) trait NodeOps: Send + Sync + Sized + 'static {
 
     /// A file is opened by the current task. May sleep. Core code holds the lock of all misc devices, so that
     /// no [`Node`] can be registered meanwhile, and a node that is dropped stays.
+    ///
+    /// # Errors
+    ///
+    /// What `open(2)` returns.
     fn open(data: &Self::Data) -> Result<Pin<KBox<Self>>>;
 
     /// The last reference on the file is gone; the state is dropped afterwards. May sleep.
     fn release(&self);
 
-    /// An ioctl of the current task, possibly one of several at a time. May sleep.
+    /// An ioctl of the current task, possibly one of several at a time. `arg` is its argument, as a number. May
+    /// sleep.
+    ///
+    /// # Errors
+    ///
+    /// What `ioctl(2)` returns.
     fn ioctl(&self, cmd: u32, arg: usize) -> Result<isize>;
 
-    /// The file is mapped at `vma`, with the mmap lock held for writing. May sleep. After an error
-    /// core mm unmaps what was mapped already. By default a file cannot be mapped.
+    /// The file is mapped at `vma`, with the mmap lock held for writing. May sleep. Page faults are disabled: an
+    /// access to user memory that needs one fails with `EFAULT`, and what takes the mmap lock with `EDEADLK`. After
+    /// an error core mm unmaps what was mapped already. By default a file cannot be mapped.
+    ///
+    /// # Errors
+    ///
+    /// What `mmap(2)` returns.
     fn mmap(&self, _vma: &VmaNew) -> Result {
         Err(ENODEV)
     }
@@ -96,7 +107,7 @@ pub(crate) trait NodeOps: Send + Sync + Sized + 'static {
 /// A registered misc device.
 ///
 /// One that is forgotten keeps the module loaded, or ends with it, as its scope says. So does a node that is
-/// dropped in [`NodeOps::open`].
+/// dropped in [`NodeOps::open`], as [`Scoped`] says.
 ///
 /// # Examples
 ///
@@ -127,25 +138,7 @@ pub(crate) trait NodeOps: Send + Sync + Sized + 'static {
 /// # Ok::<(), Error>(())
 /// ```
 pub(crate) struct Node<T: NodeOps> {
-    /// `None` only in `drop()`.
-    inner: Option<Scoped<Inner<T>>>,
-}
-
-/// The address of the task that is in [`NodeOps::open`], 0 while none is: core code holds one lock, of all misc
-/// devices, meanwhile.
-static OPENING: Atomic<usize> = Atomic::new(0);
-
-/// Whether the current task holds the lock of all misc devices.
-fn is_opening() -> bool {
-    OPENING.load(Relaxed) == Task::current_raw() as usize
-}
-
-/// Calls `open`, with that lock held.
-fn opening<R>(open: impl FnOnce() -> R) -> R {
-    OPENING.store(Task::current_raw() as usize, Relaxed);
-    let opened = open();
-    OPENING.store(0, Relaxed);
-    opened
+    _inner: Scoped<Inner<T>>,
 }
 
 impl<T: NodeOps> Node<T> {
@@ -157,7 +150,8 @@ impl<T: NodeOps> Node<T> {
     /// # Errors
     ///
     /// `EINVAL` when [`NodeOps::OwnerModule`], which open files keep loaded, is not the module of `scope`.
-    /// `EDEADLK` in [`NodeOps::open`]. `ENODEV` when the module is on its way out, `ENOMEM`, and those of
+    /// `EDEADLK` in [`NodeOps::open`], where core code holds the lock of all misc devices, and wherever else
+    /// [`check_may_wait`] says so. `ENODEV` when the module is on its way out, `ENOMEM`, and those of
     /// `misc_register()`, as `EEXIST`.
     pub(crate) fn register(
         scope: &Arc<ModuleScope>,
@@ -167,21 +161,10 @@ impl<T: NodeOps> Node<T> {
         if !is_owner::<T>(scope.module()) {
             return Err(EINVAL);
         }
-        if is_opening() {
-            return Err(would_deadlock());
-        }
-        let inner = Scoped::new(scope, Inner::register(scope.module(), name, data))?;
-        Ok(Self { inner: Some(inner) })
-    }
-}
-
-impl<T: NodeOps> Drop for Node<T> {
-    fn drop(&mut self) {
-        let inner = self.inner.take();
-        if is_opening() {
-            pr_err!("a misc device stays: it was dropped while a file was opened\n");
-            core::mem::forget(inner);
-        }
+        check_may_wait()?;
+        Ok(Self {
+            _inner: Scoped::new(scope, Inner::register(scope.module(), name, data))?,
+        })
     }
 }
 
@@ -277,7 +260,7 @@ impl<T: NodeOps> MiscDevice for Shim<T> {
         if UNOWNED && !unsafe { bindings::zdm_own_file() } {
             return Err(ENODEV);
         }
-        let device = opening(|| T::open(&inner.data));
+        let device = Callback::enter().and_then(|_callback| T::open(&inner.data));
         if UNOWNED && device.is_err() {
             // SAFETY: The reference was taken above. It is not the last one, as the misc device is registered
             // until this call returns.
@@ -300,6 +283,8 @@ impl<T: NodeOps> MiscDevice for Shim<T> {
     }
 
     fn mmap(device: Pin<&T>, _file: &File, vma: &VmaNew) -> Result {
+        // Core mm holds the mmap lock.
+        let _no_faults = NoFaults::new();
         device.get_ref().mmap(vma)
     }
 }
@@ -310,7 +295,8 @@ mod tests {
     use super::*;
     use crate::mm::{
         kunit::support::this_module,
-        module::scope::TestExit, //
+        module::scope::TestExit,
+        would_deadlock, //
     };
     use kernel::ModuleMetadata;
 
@@ -376,10 +362,10 @@ mod tests {
         let scope = exit.scope();
         let register = || Node::<Own>::register(scope, NAME, ());
         let node = register()?;
-        opening(|| {
-            assert_eq!(register().err(), Some(would_deadlock()));
-            drop(node);
-        });
+        let opening = Callback::enter()?;
+        assert_eq!(register().err(), Some(would_deadlock()));
+        drop(node);
+        drop(opening);
         // The node stays, and ends with the module.
         assert_eq!(register().err(), Some(EEXIST));
         drop(exit);

@@ -40,7 +40,7 @@ use kernel::{
 /// The state of an open file, which forked processes may share.
 #[pin_data]
 pub(crate) struct Client {
-    mirror: Pin<KBox<HmmMirror>>,
+    mirror: HmmMirror,
     device: Arc<Device>,
     id: ClientId,
     /// Whether a migration to the device, or a fault injection, was attempted.

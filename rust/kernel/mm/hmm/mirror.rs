@@ -45,7 +45,10 @@ use crate::{
         PMD_ORDER, //
     },
 };
-use core::ptr::NonNull;
+use core::{
+    mem::ManuallyDrop,
+    ptr::NonNull, //
+};
 use kernel::{
     error::to_result,
     mm::{
@@ -112,8 +115,12 @@ enum Way {
 ///
 /// All functions but [`HmmMirror::mm`], [`HmmMirror::owner`], and those that copy bytes take the mmap lock. The
 /// caller must not hold it: a task that wants it for writing may wait in between, and both would wait for ever.
+/// A task that has a migration, or handles a fault on device memory, gets `EDEADLK` from them.
+///
 /// Dropping the mirror waits for invalidations that are under way: may sleep, and no lock may be held that an
-/// invalidation waits for. A mirror that is forgotten keeps its module loaded.
+/// invalidation waits for. A mirror that is forgotten keeps its module loaded. So does one that is dropped in a
+/// migration, or in the handler of a fault on device memory, as an invalidation may wait for the pages that the
+/// task has locked.
 ///
 /// # Examples
 ///
@@ -138,34 +145,55 @@ enum Way {
 /// assert_eq!((bytes[0], bytes[1]), (1, 7));
 /// # Ok::<(), Error>(())
 /// ```
-#[pin_data]
+///
+/// # Invariants
+///
+/// `notifier` and `loaded` are valid, and dropped by `drop()` only.
 pub(crate) struct HmmMirror {
-    #[pin]
-    pub(in crate::mm) notifier: MmuIntervalNotifier<Table>,
+    pub(in crate::mm) notifier: ManuallyDrop<Pin<KBox<MmuIntervalNotifier<Table>>>>,
     owner: Arc<PgmapOwner>,
-    /// The notifier calls into the module. Dropped after the notifier.
-    _loaded: ModulePin,
+    /// The notifier calls into the module.
+    loaded: ManuallyDrop<ModulePin>,
+}
+
+impl Drop for HmmMirror {
+    fn drop(&mut self) {
+        if check_may_fault().is_err() {
+            pr_err!("a mirror stays: it was dropped by a task that has locked pages\n");
+            return;
+        }
+        // SAFETY: The field is valid by the type invariants of `HmmMirror`, and not used afterwards.
+        unsafe { ManuallyDrop::drop(&mut self.notifier) };
+        // The kernel calls nothing for the mirror any more.
+        // SAFETY: The field is valid by the type invariants of `HmmMirror`, and not used afterwards.
+        unsafe { ManuallyDrop::drop(&mut self.loaded) };
+    }
 }
 
 impl HmmMirror {
     /// Mirrors `mm` for the device whose memory `owner` owns. The module stays loaded for as long as the
-    /// mirror lives. May sleep.
+    /// mirror lives. May sleep; takes the mmap lock for writing, so that the caller must not hold it.
     ///
-    /// The result is a box, not an initializer. `Opaque::pin_init()` and `MaybeUninit::pin_init()` take any
-    /// initializer, and never drop the value: core mm would use the notifier after its memory is freed.
+    /// Wraps `mmu_interval_notifier_insert()`.
+    ///
+    /// The notifier is in a box of its own. A mirror that `Opaque::pin_init()` puts where it is never dropped is one
+    /// that was forgotten.
     ///
     /// # Errors
     ///
-    /// `ENODEV` when the module is on its way out, or its init function has not succeeded yet; `ENOMEM`.
-    pub(crate) fn new(mm: &MmWithUser, owner: Arc<PgmapOwner>) -> Result<Pin<KBox<Self>>> {
-        KBox::try_pin_init(
-            try_pin_init!(Self {
-                _loaded: ModulePin::try_take(owner.module()).ok_or(ENODEV)?,
-                notifier <- MmuIntervalNotifier::new(mm, Table::new()),
-                owner,
-            }),
-            GFP_KERNEL_ACCOUNT,
-        )
+    /// `ENODEV` when the module is on its way out, or its init function has not succeeded yet; `EDEADLK` for a task
+    /// that has a migration, or handles a fault on device memory; `ENOMEM`.
+    pub(crate) fn new(mm: &MmWithUser, owner: Arc<PgmapOwner>) -> Result<Self> {
+        check_may_fault()?;
+        let loaded = ModulePin::try_take(owner.module()).ok_or(ENODEV)?;
+        let notifier = MmuIntervalNotifier::new(mm, Table::new());
+        let notifier = KBox::try_pin_init(notifier, GFP_KERNEL_ACCOUNT)?;
+        // INVARIANT: Made above.
+        Ok(Self {
+            notifier: ManuallyDrop::new(notifier),
+            owner,
+            loaded: ManuallyDrop::new(loaded),
+        })
     }
 
     /// The address space, which may have lost its users.
@@ -197,7 +225,7 @@ impl HmmMirror {
     /// As [`HmmMirror::fault`], for areas whose faults drop the mmap lock, such as those that
     /// user space handles.
     ///
-    /// Wraps `hmm_range_fault_unlocked_timeout()`. Waits for as long as a fault takes, unless the
+    /// Wraps `hmm_range_fault_unlocked_timeout()`. May sleep, for as long as a fault takes, unless the
     /// task is killed.
     ///
     /// # Errors
@@ -210,10 +238,12 @@ impl HmmMirror {
     /// Maps the present pages of `range`, without faulting anything in, and returns how many of
     /// them are on the device. May sleep.
     ///
+    /// Wraps `hmm_range_fault()`.
+    ///
     /// # Errors
     ///
-    /// `EFAULT` when the process is gone, `EBUSY` when invalidations keep coming for a second, `EINTR` for a task that
-    /// was killed, `ENOMEM`.
+    /// `EFAULT` when the process is gone, `EBUSY` when invalidations keep coming for a second, `EDEADLK` for a task
+    /// that has a migration, `EINTR` for a task that was killed, `ENOMEM`.
     pub(crate) fn refresh(&self, range: PageRange) -> Result<usize> {
         let mut found = 0;
         self.walk(range, Absent::Skip, |page, pages| {
@@ -224,7 +254,9 @@ impl HmmMirror {
         Ok(found)
     }
 
-    /// Takes a reference on the first page of `range`, if it is one of the device. May sleep.
+    /// Takes a reference on the first page of `range`, if it is one of the device. May sleep, and faults nothing in.
+    ///
+    /// Wraps `hmm_range_fault()` and `folio_try_get()`.
     ///
     /// # Errors
     ///
@@ -247,9 +279,7 @@ impl HmmMirror {
         absent: Absent,
         mut f: impl FnMut(MappedPage<'_>, usize),
     ) -> Result {
-        if absent != Absent::Skip {
-            check_may_fault()?;
-        }
+        check_may_fault()?;
         let mm = self.mm().mmget_not_zero().ok_or(EFAULT)?;
         let mut left = Some(range);
         while let Some(rest) = left {
@@ -438,4 +468,44 @@ unsafe fn range_fault_unlocked(range: &mut bindings::hmm_range) -> Result {
     let timeout = msecs_to_jiffies(bindings::HMM_RANGE_DEFAULT_TIMEOUT);
     // SAFETY: Room, notifier and address space are as the contract of this function says.
     to_result(unsafe { bindings::zdm_range_fault_unlocked(range, timeout) })
+}
+
+#[kunit_tests(zdmirror_mirror)]
+mod tests {
+    use super::*;
+    use crate::mm::{
+        kunit::support::{
+            anon_range,
+            module_refs,
+            this_module,
+            touch, //
+        },
+        sync::task::NoFaults,
+        would_deadlock, //
+    };
+
+    #[test]
+    fn mirror_stays_while_its_task_has_locked_pages() -> Result {
+        let range = anon_range(1)?;
+        touch(range)?;
+        let task = current!();
+        let mm = task.mm().ok_or(EINVAL)?;
+        let owner = PgmapOwner::new(this_module())?;
+        let refs = module_refs();
+        let mirror = HmmMirror::new(mm, owner.clone())?;
+        // The owner is dropped with the mirror, though the rest of that stays.
+        core::mem::forget(owner.clone());
+        // SAFETY: It is used only after `mirror` was dropped without effect.
+        let same = ManuallyDrop::new(unsafe { core::ptr::read(&mirror) });
+        let no_faults = NoFaults::new();
+        let another = HmmMirror::new(mm, owner);
+        assert_eq!(another.err(), Some(would_deadlock()));
+        drop(mirror);
+        drop(no_faults);
+        assert_eq!(module_refs(), refs.map(|refs| refs + 1));
+        assert_eq!(same.refresh(range)?, 0);
+        drop(ManuallyDrop::into_inner(same));
+        assert_eq!(module_refs(), refs);
+        Ok(())
+    }
 }

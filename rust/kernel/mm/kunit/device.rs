@@ -106,6 +106,10 @@ pub(crate) struct EmulatedDevice {
 
 impl EmulatedDevice {
     /// A device that brings the page of a CPU fault back. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
     pub(crate) fn new() -> Result<Self> {
         Self::with_fault(|fault| {
             let mut buffer = PfnBuffer::new(1 << fault.order())?;
@@ -117,6 +121,10 @@ impl EmulatedDevice {
     }
 
     /// A device that handles CPU faults by `fault`. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
     pub(crate) fn with_fault(fault: FaultHandler) -> Result<Self> {
         let owner = PgmapOwner::new(this_module())?;
         let (memory, region) = Registration::private(SZ_2M, owner.clone(), |frames| {
@@ -153,6 +161,11 @@ impl EmulatedDevice {
     }
 
     /// Allocates a folio of `order` with a backing. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOSPC` when the device has no such folio left, `EBUSY` when its pages are not clean, `EINVAL` for an order that
+    /// is too large, `ENOMEM`.
     pub(crate) fn alloc(&self, order: u32) -> Result<LockedDeviceFolio> {
         let backing = Backing::alloc(order)?;
         let folio = self.take().ok_or(ENOSPC)?;
@@ -168,12 +181,20 @@ impl EmulatedDevice {
     }
 
     /// Migrates `range` of the KUnit thread to the device. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `EFAULT` where nothing is mapped, and those of [`Migration::of_range`] and [`EmulatedDevice::alloc`].
     pub(crate) fn migrate(&self, range: PageRange) -> Result {
         self.migrate_by(range, &EmulatedMemory, |_| Ok(()))
     }
 
     /// As [`EmulatedDevice::migrate`], with the contents copied by `memory`. `f` gets the migration before
-    /// it is finalized.
+    /// it is finalized. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// As [`EmulatedDevice::migrate`], and those of `memory` and `f`.
     pub(crate) fn migrate_by<M: DeviceMemory>(
         &self,
         range: PageRange,
@@ -195,13 +216,21 @@ impl EmulatedDevice {
     }
 
     /// The view of the device on the address space of the KUnit thread. May sleep.
-    pub(crate) fn mirror(&self) -> Result<Pin<KBox<HmmMirror>>> {
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` for a thread without an address space, and those of [`HmmMirror::new`].
+    pub(crate) fn mirror(&self) -> Result<HmmMirror> {
         let task = current!();
         let mm = task.mm().ok_or(EINVAL)?;
         HmmMirror::new(mm, self.owner.clone())
     }
 
     /// Brings all pages back. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`. A page that another task holds stays.
     pub(crate) fn evict(&self) -> Result {
         let mut buffer = PfnBuffer::new(MAX_PAGES)?;
         let pfns = self.memory.used_pfns()?;

@@ -6,7 +6,8 @@
 use super::{
     device::{
         EmulatedDevice,
-        EmulatedMemory, //
+        EmulatedMemory,
+        NoPages, //
     },
     support::{
         anon_range,
@@ -19,10 +20,16 @@ use super::{
 use crate::mm::{
     hmm::{
         access::Access,
+        mirror::HmmMirror,
         snapshot::Seen, //
     },
     migrate::{
-        device_memory::CopyError,
+        device_memory::{
+            CopyError,
+            CpuPages,
+            DeviceMemory,
+            DevicePages, //
+        },
         migration::{
             bytes,
             Area,
@@ -55,10 +62,12 @@ use crate::mm::{
         registration::Registration, //
     },
     region::{
+        frames::RegionError,
         free_stack::FreeStack,
         owner::PgmapOwner, //
     },
     user::{
+        mmap_lock::MmapLock,
         pin::{
             Hold,
             PinRequest,
@@ -76,8 +85,29 @@ use kernel::{
     sync::atomic::{
         Atomic,
         Relaxed, //
+    },
+    uaccess::{
+        UserPtr,
+        UserSlice, //
     }, //
 };
+
+/// Memory of a device whose functions say that they have copied, and copy nothing.
+struct Idle;
+
+impl DeviceMemory for Idle {
+    fn copy_in(&self, _: &mut DevicePages<'_>, _: &CpuPages<'_>) -> Result<(), CopyError> {
+        Ok(())
+    }
+
+    fn copy_out(&self, _: &mut CpuPages<'_>, _: &DevicePages<'_>) -> Result<(), CopyError> {
+        Ok(())
+    }
+
+    fn clear(&self, _: &mut DevicePages<'_>) -> Result<(), CopyError> {
+        Ok(())
+    }
+}
 
 /// A driver whose `folio_free` asks whether its registration could be dropped.
 struct Asking(FreeStack);
@@ -134,6 +164,63 @@ mod tests {
         assert!(map.corrupt(&err.folio, Corruption::AnonExclusive(false)));
         let folio = map.folio_init(err.folio, err.backing);
         drop(folio.map_err(|_| EINVAL)?);
+        Ok(())
+    }
+
+    /// Bytes of `range` that are not 0, as the CPU sees them.
+    fn bytes_that_are_set(range: PageRange) -> Result<usize> {
+        let mut page = KVec::from_elem(0u8, PAGE_SIZE, GFP_KERNEL)?;
+        let mut found = 0;
+        for address in range.addresses() {
+            let user = UserSlice::new(UserPtr::from_addr(address), PAGE_SIZE);
+            user.reader().read_slice(&mut page)?;
+            found += page.iter().filter(|&&byte| byte != 0).count();
+        }
+        Ok(found)
+    }
+
+    /// Fills `range` with bytes that are not 0.
+    fn fill(range: PageRange) -> Result {
+        let page = KVec::from_elem(0xa5u8, PAGE_SIZE, GFP_KERNEL)?;
+        for address in range.addresses() {
+            let user = UserSlice::new(UserPtr::from_addr(address), PAGE_SIZE);
+            user.writer().write_slice(&page)?;
+        }
+        Ok(())
+    }
+
+    /// Has the allocator give out pages next that hold bytes which are not 0.
+    fn dirty_free_pages() -> Result {
+        let range = anon_range(256)?;
+        fill(range)?;
+        munmap(range.start(), bytes(range.pages()))
+    }
+
+    #[test]
+    fn copy_that_copies_nothing_shows_no_memory_of_the_system() -> Result {
+        let range = anon_range(16)?;
+        // To the device, of pages and of places without one.
+        let device = EmulatedDevice::new()?;
+        fill(range.first(8))?;
+        dirty_free_pages()?;
+        device.migrate_by(range, &Idle, |migration| {
+            assert_eq!(migration.moved().pages, 16);
+            Ok(())
+        })?;
+        assert_eq!(bytes_that_are_set(range)?, 0);
+        // And back.
+        let device = EmulatedDevice::with_fault(|fault| {
+            let mut buffer = PfnBuffer::new(1)?;
+            let mut migration = fault.migrate(&mut buffer, &Idle)?;
+            migration.fill_system(SystemFolio::alloc)?;
+            drop(migration.copied()?.finalize());
+            Ok(())
+        })?;
+        fill(range)?;
+        device.migrate(range)?;
+        assert_eq!(device.memory().used(), 16);
+        dirty_free_pages()?;
+        assert_eq!(bytes_that_are_set(range)?, 0);
         Ok(())
     }
 
@@ -261,6 +348,24 @@ mod tests {
             }
             let held = migration.hold_moved(false).ok_or(ENOENT)?;
             assert_eq!(held.flip_bit(), Err(would_deadlock()));
+            // The task has the mmap lock, and an invalidation may wait for the page.
+            let task = current!();
+            let mm = task.mm().ok_or(EINVAL)?;
+            let lock = MmapLock::read(mm);
+            assert_eq!(lock.err(), Some(would_deadlock()));
+            let another = HmmMirror::new(mm, device.owner().clone());
+            assert_eq!(another.err(), Some(would_deadlock()));
+            let mut seen = [Seen::Error];
+            let snapshot = mirror.snapshot(others, &mut seen, |seen| seen);
+            assert_eq!(snapshot, Err(would_deadlock()));
+            let inspected = mirror.inspect(others, &mut seen, |seen, _| seen);
+            assert_eq!(inspected, Err(would_deadlock()));
+            assert_eq!(mirror.refresh(others), Err(would_deadlock()));
+            assert!(mirror.watch(others).is_none());
+            // And a task with the memory hotplug lock, too.
+            let owner = device.owner().clone();
+            let refused = Registration::private(SZ_2M, owner, |_| Ok(NoPages));
+            assert_eq!(refused.err(), Some(RegionError::Locked));
             Ok(())
         })?;
         for range in [range, others] {

@@ -46,6 +46,10 @@ pub(crate) fn module_refs() -> Option<i32> {
 
 /// Maps `bytes` of private anonymous memory in the address space of the KUnit thread, which gets
 /// one where it has none; both go away with the test. May sleep.
+///
+/// # Errors
+///
+/// `EINVAL` outside of a KUnit case, `ENOMEM`.
 pub(crate) fn mmap_anon(bytes: usize) -> Result<usize> {
     mmap(bytes, false)
 }
@@ -66,17 +70,29 @@ fn mmap(bytes: usize, shared: bool) -> Result<usize> {
     }
 }
 
-/// As [`mmap_anon`], as a range of `pages` pages.
+/// As [`mmap_anon`], as a range of `pages` pages. May sleep.
+///
+/// # Errors
+///
+/// As [`mmap_anon`].
 pub(crate) fn anon_range(pages: usize) -> Result<PageRange> {
     PageRange::new(mmap_anon(pages << PAGE_SHIFT)?, pages)
 }
 
-/// As [`anon_range`], of memory that is shared: its folios are in the page cache of a file without a name.
+/// As [`anon_range`], of memory that is shared: its folios are in the page cache of a file without a name. May sleep.
+///
+/// # Errors
+///
+/// As [`mmap_anon`].
 pub(crate) fn shared_range(pages: usize) -> Result<PageRange> {
     PageRange::new(mmap(pages << PAGE_SHIFT, true)?, pages)
 }
 
 /// Has the CPU write to each page of `range` in the address space of the KUnit thread. May sleep.
+///
+/// # Errors
+///
+/// `EFAULT` where a page cannot be written to.
 pub(crate) fn touch(range: PageRange) -> Result {
     for address in range.addresses() {
         let user = UserSlice::new(UserPtr::from_addr(address), 1);
@@ -114,6 +130,10 @@ unsafe impl Sync for KunitDevice {}
 
 impl KunitDevice {
     /// Registers a platform device. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
     pub(crate) fn new() -> Result<Self> {
         // SAFETY: The function takes no argument. The caller may sleep.
         let dev = unsafe { bindings::zdm_kunit_device_register() };
@@ -139,6 +159,10 @@ impl Drop for KunitDevice {
 }
 
 /// Unmaps `bytes` from `address` on in the address space of the KUnit thread. May sleep.
+///
+/// # Errors
+///
+/// `EINVAL` for a thread without an address space, and those of `munmap(2)`.
 pub(crate) fn munmap(address: usize, bytes: usize) -> Result {
     current!().mm().ok_or(EINVAL)?;
     // SAFETY: The current task has an address space, as checked above.

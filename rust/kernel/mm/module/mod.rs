@@ -2,5 +2,6 @@
 
 //! Keeps the module of a driver loaded while the kernel may call into it.
 
+pub(crate) mod callback;
 pub(crate) mod pin;
 pub(crate) mod scope;

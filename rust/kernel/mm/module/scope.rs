@@ -13,7 +13,10 @@
 //!
 //! C header: [`include/linux/module.h`](srctree/include/linux/module.h)
 
-use super::pin::ModulePin;
+use super::{
+    callback::check_may_wait,
+    pin::ModulePin, //
+};
 use crate::bindings;
 use core::{
     marker::PhantomPinned,
@@ -116,7 +119,7 @@ impl ModuleScope {
         )
     }
 
-    /// The module.
+    /// The module that registrations in this scope call.
     pub(crate) fn module(&self) -> &'static ThisModule {
         self.module
     }
@@ -230,6 +233,9 @@ pub(in crate::mm) struct Loaded {
 
 /// Something registered in a scope, which dropping it unregisters.
 ///
+/// One that is dropped where the end of a registration must not be waited for, as [`check_may_wait`] says, is treated
+/// as one that was forgotten: it keeps the module loaded, or ends with it, as its scope says.
+///
 /// # Examples
 ///
 /// ```
@@ -304,6 +310,13 @@ impl<C: Callbacks> Deref for Scoped<C> {
 
 impl<C: Callbacks> Drop for Scoped<C> {
     fn drop(&mut self) {
+        if check_may_wait().is_err() {
+            pr_err!(
+                "a registration stays: it was dropped by a task that must not wait for its end\n"
+            );
+            // The entry stays in its scope, as one that is forgotten.
+            return;
+        }
         let Some(entry) = self.entry.take() else {
             return;
         };
@@ -398,7 +411,7 @@ impl ModuleExit {
         })
     }
 
-    /// The scope.
+    /// The scope, for the registrations that the module drops itself.
     pub(crate) fn scope(&self) -> &Arc<ModuleScope> {
         &self.scope
     }
@@ -464,9 +477,12 @@ impl Drop for TestExit {
 #[kunit_tests(zdmirror_module_scope)]
 mod tests {
     use super::*;
-    use crate::mm::kunit::support::{
-        module_refs,
-        this_module, //
+    use crate::mm::{
+        kunit::support::{
+            module_refs,
+            this_module, //
+        },
+        module::callback::Callback, //
     };
     use kernel::sync::atomic::{
         Atomic,
@@ -479,6 +495,17 @@ mod tests {
     impl Callbacks for Ended {
         fn end(&self) {
             self.0.fetch_add(1, Relaxed);
+        }
+    }
+
+    #[pin_data]
+    struct Own {
+        ended: Ended,
+    }
+
+    impl Callbacks for Own {
+        fn end(&self) {
+            self.ended.end();
         }
     }
 
@@ -538,6 +565,29 @@ mod tests {
         // SAFETY: Nothing was registered.
         drop(unsafe { entry.leave() });
         assert_eq!(module_refs(), before);
+        Ok(())
+    }
+
+    #[test]
+    fn dropped_in_a_callback_ends_with_the_module() -> Result {
+        // SAFETY: The module is running this case, and the result is dropped in it.
+        let exit = unsafe { TestExit::new(this_module()) }?;
+        let make = || {
+            Scoped::new(
+                exit.scope(),
+                try_pin_init!(Own { ended: Ended(Atomic::new(0)) }? Error),
+            )
+        };
+        let (one, other) = (make()?, make()?);
+        let at = &raw const *one;
+        let callback = Callback::enter()?;
+        drop(one);
+        drop((callback, other));
+        // SAFETY: What is dropped in a callback stays.
+        let ended = unsafe { &(*at).ended.0 };
+        assert_eq!(ended.load(Relaxed), 0);
+        drop(exit);
+        assert_eq!(ended.load(Relaxed), 1);
         Ok(())
     }
 

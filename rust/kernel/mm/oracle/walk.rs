@@ -123,7 +123,8 @@ impl CpuEntry {
         if is_large && unsafe { bindings::zdm_pfn_valid(entry.pfn) } {
             // SAFETY: `zdm_pfn_valid()` says that the page frame has a `struct page`.
             let page = unsafe { bindings::zdm_pfn_to_page(entry.pfn) };
-            // SAFETY: The page is mapped while the mmap lock is held, by the type invariants of `MmapLock`.
+            // The page may have been unmapped since: the mark is for a comparison, which looks again.
+            // SAFETY: There is a `struct page`, and the head of a tail is another page of the same memory.
             entry.zero = unsafe { struct_page::is_huge_zero(page) };
         }
         Self(entry)
@@ -521,7 +522,7 @@ mod tests {
     const PAGES: usize = 4;
 
     struct Setting {
-        mirror: Pin<KBox<HmmMirror>>,
+        mirror: HmmMirror,
         range: PageRange,
     }
 

@@ -30,6 +30,7 @@ use crate::{
             memory_type::MemoryType,
             owner::PgmapOwner, //
         },
+        sync::task::check_may_fault, //
     },
 };
 use core::{
@@ -38,6 +39,7 @@ use core::{
     ptr::NonNull, //
 };
 use kernel::{
+    fmt,
     prelude::*,
     sync::{
         atomic::Relaxed,
@@ -59,9 +61,10 @@ pub(crate) const GUARD_MS: usize = 10_000;
 /// from the region was given back with [`DevPagemap::retire`]. Otherwise the memory stays registered for
 /// good: `memunmap_pages()` would wait forever for a page in use, and the pages of a [`FreeFolio`] could be
 /// allocated afterwards. The same happens with references of the `dev_pagemap` that have no known owner,
-/// with a [`PagemapRef`] that lives for more than [`GUARD_MS`] milliseconds, and with a call of
-/// [`PagemapOps::folio_free`] that takes as long, which is so if that call drops the registration. May sleep; takes
-/// the memory hotplug lock, so that no page may be locked and no mmap lock held.
+/// with a [`PagemapRef`] that lives for more than [`GUARD_MS`] milliseconds, with a call of
+/// [`PagemapOps::folio_free`] that takes as long, which is so if that call drops the registration, and where a task
+/// drops the registration in a migration, or in the handler of a fault on device memory. May sleep; takes the memory
+/// hotplug lock, so that no page may be locked and no mmap lock held.
 ///
 /// Memory that stays registered, or whose registration was forgotten, does no harm: folios in use keep
 /// the module loaded, and for the others core mm calls nothing but a shrinker, which the
@@ -120,7 +123,8 @@ impl<T: PagemapOps> Registration<T> {
     /// [`RegionError::Unaligned`] when `bytes` is no multiple of 2 MiB, `NoSpace` when addresses
     /// or memory are short, or when the scope of `owner` can have no registration, as the module is on its
     /// way out, or its init function has not succeeded and no
-    /// [`ModuleExit`](crate::mm::module::scope::ModuleExit) ends the registration.
+    /// [`ModuleExit`](crate::mm::module::scope::ModuleExit) ends the registration; `Locked` in a migration, or in
+    /// the handler of a fault on device memory.
     pub(crate) fn private(
         bytes: usize,
         owner: Arc<PgmapOwner>,
@@ -141,7 +145,7 @@ impl<T: PagemapOps> Registration<T> {
     ///
     /// # Errors
     ///
-    /// `NoSpace` as for [`Registration::private`].
+    /// `NoSpace` and `Locked` as for [`Registration::private`].
     pub(crate) fn coherent(
         region: ReservedRegion,
         owner: Arc<PgmapOwner>,
@@ -154,7 +158,7 @@ impl<T: PagemapOps> Registration<T> {
     ///
     /// # Errors
     ///
-    /// `NoSpace` as for [`Registration::private`].
+    /// `NoSpace` and `Locked` as for [`Registration::private`].
     pub(crate) fn generic(
         region: ReservedRegion,
         owner: Arc<PgmapOwner>,
@@ -185,6 +189,7 @@ impl<T: PagemapOps> Registration<T> {
         owner: Arc<PgmapOwner>,
         ops: impl FnOnce(Frames) -> Result<T>,
     ) -> Result<(Self, FreeRegion), RegionError> {
+        check_may_fault().map_err(|_| RegionError::Locked)?;
         let entry = owner.scope().enter().map_err(|_| RegionError::NoSpace)?;
         // SAFETY: `raw_ops` is as the contract of this function says, and `drop()` unregisters the pagemap before it
         // drops it.
@@ -242,8 +247,17 @@ impl<T: PagemapOps> Registration<T> {
         unsafe { ManuallyDrop::drop(&mut self.region) };
     }
 
+    /// Says in the log why the memory stays registered.
+    #[cold]
+    fn stays(&self, why: fmt::Arguments<'_>) {
+        let first = self.first_pfn();
+        pr_err!("pagemap at pfn {:#x} stays registered: {}\n", first, why);
+    }
+
     /// Keeps the memory registered for as long as the result lives; `None` while it is being
     /// unregistered. Does not sleep.
+    ///
+    /// Wraps `percpu_ref_tryget_live()` of `dev_pagemap.ref`.
     pub(crate) fn get(&self) -> Option<PagemapRef<T>> {
         // SAFETY: The pagemap is registered by the type invariants of `Registration`.
         if !unsafe { bindings::zdm_pgmap_tryget_live(self.map.raw()) } {
@@ -265,15 +279,17 @@ impl<T: PagemapOps> Deref for Registration<T> {
 
 impl<T: PagemapOps> Drop for Registration<T> {
     fn drop(&mut self) {
+        // Unless it leaves its scope the pagemap stays there, as one that is forgotten.
         if self.away() != 0 {
-            pr_err!(
-                "pagemap at pfn {:#x} stays registered: {} pages in use, {} not given back\n",
-                self.first_pfn(),
+            let lost = self.away() - self.used().min(self.away());
+            return self.stays(fmt!(
+                "{} pages in use, {} not given back",
                 self.used(),
-                self.away() - self.used().min(self.away())
-            );
-            // The pagemap stays in its scope, as one that is forgotten.
-            return;
+                lost
+            ));
+        }
+        if check_may_fault().is_err() {
+            return self.stays(fmt!("the task that dropped it has locked pages"));
         }
         let Some(entry) = self.entry.take() else {
             return;
@@ -284,25 +300,17 @@ impl<T: PagemapOps> Drop for Registration<T> {
             return;
         };
         if !self.wait_until_idle(GUARD_MS) {
-            pr_err!(
-                "pagemap at pfn {:#x} stays registered: it is still used\n",
-                self.first_pfn()
-            );
-            self.map.end();
-            return;
+            self.stays(fmt!("it is still used"));
+            return self.map.end();
         }
         // No folio is in use, and none can be allocated any more. The last `folio_free` may not have
         // returned yet; the references of the `dev_pagemap` tell.
         let excess = self.stable_excess();
         if excess != Some(0) {
             // `memunmap_pages()` would wait for ever for the last one to go.
-            pr_err!(
-                "pagemap at pfn {:#x} stays registered: {} references too many on it\n",
-                self.first_pfn(),
-                excess.unwrap_or_default()
-            );
-            self.map.end();
-            return;
+            let excess = excess.unwrap_or_default();
+            self.stays(fmt!("{} references too many on it", excess));
+            return self.map.end();
         }
         // SAFETY: The registration has left its scope, and all pages are home.
         unsafe { self.unregister() };

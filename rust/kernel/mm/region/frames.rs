@@ -6,7 +6,10 @@
 
 use crate::{
     bindings,
-    mm::PAGE_SHIFT, //
+    mm::{
+        would_deadlock,
+        PAGE_SHIFT, //
+    },
 };
 use kernel::{
     error::from_err_ptr,
@@ -47,10 +50,13 @@ pub(crate) enum RegionError {
     Busy,
     /// No addresses or no memory are left.
     NoSpace,
+    /// The task has a migration, or handles a fault on device memory. Registering takes the memory hotplug lock,
+    /// whose holder may wait for a page that the task has locked.
+    Locked,
 }
 
 impl RegionError {
-    /// For the log.
+    /// The reason in words, for a line of the log that begins with the region.
     pub(crate) fn reason(self) -> &'static str {
         match self {
             Self::Unaligned => "is not a multiple of 2 MiB",
@@ -59,6 +65,7 @@ impl RegionError {
             Self::NotReserved => "is not reserved memory (memmap=SIZE$START)",
             Self::Busy => "overlaps memory that is in use",
             Self::NoSpace => "does not fit: no addresses or no memory are left",
+            Self::Locked => "cannot be registered by a task that has locked pages",
         }
     }
 }
@@ -67,6 +74,7 @@ impl From<RegionError> for Error {
     fn from(err: RegionError) -> Self {
         match err {
             RegionError::NoSpace => ENOMEM,
+            RegionError::Locked => would_deadlock(),
             _ => EINVAL,
         }
     }

@@ -43,14 +43,31 @@ pub(crate) fn check_signals() -> Result {
 /// Wraps `pagefault_disable()`. A task that has locked pages, and waited in a fault for one of them, would wait
 /// for itself, and could not be killed.
 ///
+/// # Examples
+///
+/// ```
+/// use kernel::mm::sync::task::NoFaults;
+/// # use kernel::mm::kunit::{device::EmulatedDevice, support::{anon_range, touch}};
+/// # let device = EmulatedDevice::new()?;
+/// # let range = anon_range(1)?;
+///
+/// device.migrate(range)?;
+/// let no_faults = NoFaults::new();
+/// // The page is on the device, and no fault brings it back.
+/// assert_eq!(touch(range), Err(EFAULT));
+/// drop(no_faults);
+/// touch(range)?;
+/// # Ok::<(), Error>(())
+/// ```
+///
 /// # Invariants
 ///
 /// The current task has called `pagefault_disable()` once for `self`.
-pub(in crate::mm) struct NoFaults(NotThreadSafe);
+pub(crate) struct NoFaults(NotThreadSafe);
 
 impl NoFaults {
-    /// Disables page faults.
-    pub(in crate::mm) fn new() -> Self {
+    /// Disables page faults. Does not sleep.
+    pub(crate) fn new() -> Self {
         // SAFETY: The function adds one to a counter of the current task, which `drop()` takes back.
         unsafe { bindings::zdm_pagefault_disable() };
         // INVARIANT: Called above.
@@ -66,7 +83,8 @@ impl Drop for NoFaults {
     }
 }
 
-/// Makes sure that the current task may wait for any page of user memory.
+/// Makes sure that the current task may wait for any page of user memory, for the mmap lock, and for an
+/// invalidation: a task that changes an address space waits for locked pages, and keeps both meanwhile.
 ///
 /// # Errors
 ///

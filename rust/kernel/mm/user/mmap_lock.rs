@@ -8,7 +8,10 @@
 //!
 //! C header: [`include/linux/mmap_lock.h`](srctree/include/linux/mmap_lock.h)
 
-use crate::bindings;
+use crate::{
+    bindings,
+    mm::sync::task::check_may_fault, //
+};
 use core::ops::Range;
 use kernel::{
     error::to_result,
@@ -52,14 +55,17 @@ pub(crate) struct MmapLock<'a> {
 }
 
 impl<'a> MmapLock<'a> {
-    /// Locks the areas of `mm`. May sleep.
+    /// Locks the areas of `mm`. May sleep. The current task must not have the lock: another task that wants it for
+    /// writing may come in between, and both would wait for ever, unless one of them is killed.
     ///
     /// Wraps `mmap_read_lock_killable()`.
     ///
     /// # Errors
     ///
-    /// `EINTR` on a fatal signal.
+    /// `EDEADLK` for a task that has a migration, or handles a fault on device memory: it has locked pages, and
+    /// the lock itself in most cases. `EINTR` on a fatal signal.
     pub(crate) fn read(mm: &'a MmWithUser) -> Result<Self> {
+        check_may_fault()?;
         // SAFETY: `mm` has users while it is borrowed.
         to_result(unsafe { bindings::zdm_mmap_read_lock_killable(mm.as_raw()) })?;
         // INVARIANT: The lock was taken above.
@@ -74,7 +80,9 @@ impl<'a> MmapLock<'a> {
         self.mm
     }
 
-    /// The area that `address` lies in.
+    /// The area that address `address`, in bytes, lies in; `None` where nothing is mapped.
+    ///
+    /// Wraps `vma_lookup()`.
     pub(crate) fn vma_lookup(&self, address: usize) -> Option<&VmaRef> {
         // SAFETY: The mmap lock is held by the type invariants of `MmapLock`. Any address may be asked for.
         let vma = unsafe { kernel::bindings::vma_lookup(self.mm.as_raw(), address) };

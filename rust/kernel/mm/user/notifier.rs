@@ -13,9 +13,12 @@ use super::range::PageRange;
 use crate::{
     bindings,
     mm::{
-        sync::killable::{
-            Blocking,
-            KillableWait, //
+        sync::{
+            killable::{
+                Blocking,
+                KillableWait, //
+            },
+            task::check_may_fault, //
         },
         PAGE_SHIFT, //
     },
@@ -325,8 +328,10 @@ impl<T: IntervalOps> MmuIntervalNotifier<T> {
     ///
     /// # Errors
     ///
-    /// `EINTR` when this task is of another process, and was killed.
+    /// `EINTR` when this task is of another process, and was killed. `EDEADLK` for a task that has locked
+    /// pages, which an invalidation may wait for.
     pub(in crate::mm) fn read_begin(&self, span: Span) -> Result<ReadSeq<'_>> {
+        check_may_fault()?;
         let begun = self.before_read(span);
         let seq = if self.is_own() {
             // SAFETY: The subscription is inserted by the type invariants.

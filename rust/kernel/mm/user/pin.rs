@@ -264,7 +264,7 @@ mod tests {
 
     /// Two pages of the KUnit thread's own, both there, with nothing mapped behind them that is
     /// looked at.
-    fn setting() -> Result<(usize, Pin<KBox<HmmMirror>>)> {
+    fn setting() -> Result<(usize, HmmMirror)> {
         let start = mmap_anon(2 * PAGE_SIZE)?;
         for address in [start, start + PAGE_SIZE] {
             UserSlice::new(UserPtr::from_addr(address), 1)
