@@ -30,6 +30,19 @@
 //! A driver begins with [`Registration`](pagemap::registration::Registration), and moves pages by
 //! [`Migration`](migrate::migration::Migration). `samples/dmem.rs` is a whole driver.
 //!
+//! # Contexts and units
+//!
+//! A function that may sleep says so. Any other function may be called in any context, in an interrupt and under a
+//! spinlock, too. The same holds for the end of a value: it may sleep where the documentation of the type says so.
+//! Where a function may sleep it says which locks the caller must not hold.
+//!
+//! Addresses and lengths are in bytes, and ends are exclusive. Numbers of pages and of page frames are of pages of
+//! [`PAGE_SIZE`] bytes. An order `n` stands for `1 << n` pages.
+//!
+//! A task with a [`Migration`](migrate::migration::Migration), or in the handler of a CPU fault on device memory,
+//! has locked pages of user memory. What could wait for such a page, for the mmap lock, or for the end of a
+//! registration fails with `EDEADLK` then.
+//!
 //! A folder imports only folders that stand before it in this list:
 //!
 //! | folder | what belongs there |

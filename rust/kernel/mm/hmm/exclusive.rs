@@ -80,7 +80,9 @@ impl Drop for ExclusivePage<'_> {
 
 impl HmmMirror {
     /// Gets exclusive access to each page of `range`, until the CPU wants it back, and returns how
-    /// many pages were not exclusive before. May sleep.
+    /// many pages were not exclusive before. May sleep; the mmap lock must not be held.
+    ///
+    /// Wraps `make_device_exclusive()`.
     ///
     /// # Errors
     ///

@@ -48,7 +48,7 @@ use kernel::{
 
 /// Records changes of a range, except those by migrations of the current task.
 ///
-/// A mirror has room for few watches. One that is forgotten ([`core::mem::forget`]) keeps its room, and pages are
+/// Dropping it ends the watch, and may sleep. A mirror has room for few watches. One that is forgotten ([`core::mem::forget`]) keeps its room, and pages are
 /// faulted in instead.
 ///
 /// # Examples
@@ -100,8 +100,8 @@ pub(crate) struct Watch<'a> {
 }
 
 impl HmmMirror {
-    /// Begins to watch `range`; `None` where others change the address space just now, or too many
-    /// migrations are watched. Waits for invalidations that are under way: may sleep, and no lock may be
+    /// Begins to watch `range`; `None` where others change the address space just now, too many
+    /// migrations are watched, or the task has a migration already. Waits for invalidations that are under way: may sleep, and no lock may be
     /// held that an invalidation waits for.
     pub(crate) fn watch(&self, range: PageRange) -> Option<Watch<'_>> {
         let span = Span::of(range);

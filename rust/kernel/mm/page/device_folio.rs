@@ -27,7 +27,7 @@ use kernel::{
 
 /// A device folio that was just allocated: locked, one reference, not mapped anywhere.
 ///
-/// Dropping it unlocks and frees the folio.
+/// Dropping it unlocks and frees the folio: the driver's `folio_free` is called, by the same task. Does not sleep.
 ///
 /// # Examples
 ///
@@ -68,7 +68,7 @@ impl LockedDeviceFolio {
         self.order
     }
 
-    /// The head page.
+    /// The head page, which the folio's counts and flags are read from.
     pub(crate) fn page(&self) -> PageView<'_> {
         // SAFETY: Our reference keeps the folio in use, and with it the pagemap registered.
         unsafe { PageView::from_raw(self.page) }
@@ -97,7 +97,8 @@ impl Drop for LockedDeviceFolio {
     }
 }
 
-/// A reference on a folio in use, of device or of system memory.
+/// A reference on a folio in use, of device or of system memory. Dropping the last one of a device folio calls the
+/// `folio_free` of its driver. Does not sleep.
 ///
 /// # Examples
 ///
@@ -326,7 +327,7 @@ impl<'a> FreedFolio<'a> {
         self.order == 0 || unsafe { struct_page::has_clean_tails(self.page.as_ptr(), self.order) }
     }
 
-    /// The other pages, with their index in the pagemap.
+    /// The other pages, in ascending order, with their index in the pagemap. None for a folio of order 0.
     pub(crate) fn tails(&self) -> impl Iterator<Item = (usize, PageView<'a>)> {
         let (page, index) = (self.page, self.index);
         (1..1 << self.order).filter_map(move |i| {

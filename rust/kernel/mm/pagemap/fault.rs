@@ -192,7 +192,7 @@ impl<'a> VmFault<'a> {
         self.index_of(self.memmap.pfn_of(self.folio().as_ptr()))
     }
 
-    /// Index in the pagemap of page frame `pfn`.
+    /// Index in the pagemap of page frame `pfn`, which must be one of the pagemap's: else the number means nothing.
     pub(crate) fn index_of(&self, pfn: usize) -> usize {
         pfn.wrapping_sub(self.first_pfn)
     }
@@ -286,7 +286,9 @@ impl<'a> VmFault<'a> {
         core::ptr::eq(vm_mm, mm.as_raw())
     }
 
-    /// Starts to migrate the faulting range back. May sleep.
+    /// Starts to migrate the faulting range back, `1 << order()` pages from [`VmFault::address`] on. May sleep.
+    ///
+    /// Wraps `migrate_vma_setup()` with `fault_page`.
     ///
     /// # Errors
     ///
@@ -302,8 +304,10 @@ impl<'a> VmFault<'a> {
         self.migrate_range(buffer, range, order > 0, memory)
     }
 
-    /// Starts to migrate the device's small folios of `range` back, together with the faulting
+    /// Starts to migrate the device's small folios of `range`, in bytes, back, together with the faulting
     /// folio. May sleep.
+    ///
+    /// Wraps `migrate_vma_setup()` with `fault_page`.
     ///
     /// Pages that another task has locked are skipped. A large folio in the range that is mapped
     /// page by page is split.

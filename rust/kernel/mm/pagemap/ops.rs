@@ -91,6 +91,12 @@ pub(crate) trait PagemapOps: Send + Sync + Sized + 'static {
 /// ```
 pub(crate) trait PrivateOps: PagemapOps {
     /// The CPU touched a folio. The mmap lock is held for reading, the folio is locked, and page faults are
-    /// disabled for the task. May sleep.
+    /// disabled for the task, so that what takes the mmap lock fails with `EDEADLK`. May sleep.
+    ///
+    /// The faulting task tries the access again after `Ok`, and comes back here if the page was not migrated.
+    ///
+    /// # Errors
+    ///
+    /// How the fault ends otherwise.
     fn migrate_to_ram(&self, fault: &VmFault<'_>) -> Result<(), FaultError>;
 }

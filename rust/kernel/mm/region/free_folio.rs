@@ -100,7 +100,7 @@ impl FreeFolio {
     ///
     /// # Errors
     ///
-    /// Gives a single page back.
+    /// Gives a folio of order 0 back, which has no halves.
     pub(crate) fn split(self) -> Result<(Self, Self), Self> {
         let Some(order) = self.order().checked_sub(1) else {
             return Err(self);
@@ -384,7 +384,8 @@ impl FreePages {
             && span(index, order).all(|(word, mask)| self.map[word] & mask == mask)
     }
 
-    /// Calls `f` with page frame `pfn`, if that is free. The page stays free.
+    /// Calls `f` with page frame `pfn` as a folio of order 0, if it is free. The page stays free. `None` where it is
+    /// not free, or belongs to another block.
     pub(crate) fn with<R>(&self, pfn: usize, f: impl FnOnce(&FreeFolio) -> R) -> Option<R> {
         if !self.contains(pfn, 0) {
             return None;

@@ -89,7 +89,9 @@ impl MemoryType {
         self.select_flags() != 0
     }
 
-    /// The largest order of a folio that this kernel can migrate to and from such memory.
+    /// The largest order of a folio that this kernel can migrate to and from such memory. May sleep.
+    ///
+    /// Wraps `migrate_device_max_order()`.
     ///
     /// A kernel with `migrate_device_max_order()` says so itself. One without it knows large
     /// folios in PRIVATE memory only: it would not take a large COHERENT one back out. Where nothing

@@ -42,7 +42,7 @@ pub(crate) struct PageRange {
 }
 
 impl PageRange {
-    /// The `pages` pages from address `start` on.
+    /// The `pages` pages from address `start`, in bytes, on.
     ///
     /// # Errors
     ///
@@ -76,7 +76,7 @@ impl PageRange {
         (self.end - self.start) >> PAGE_SHIFT
     }
 
-    /// The address of each page.
+    /// The address of each page, in bytes, in ascending order.
     pub(crate) fn addresses(&self) -> impl Iterator<Item = usize> {
         (self.start..self.end).step_by(PAGE_SIZE)
     }
