@@ -7,7 +7,7 @@
 //!
 //! C header: [`include/linux/migrate.h`](srctree/include/linux/migrate.h)
 
-// A driver uses the parts that suit its device. The KUnit cases of `device_memory_kunit.rs` use all parts.
+// A driver uses the parts that suit its device. The KUnit cases use all parts.
 #![cfg_attr(not(CONFIG_KUNIT = "y"), allow(dead_code))]
 
 use super::cpu_pages::{
