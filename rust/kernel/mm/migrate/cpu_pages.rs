@@ -240,8 +240,8 @@ impl CpuPages<'_> {
         self.filled = self.filled.max(end);
     }
 
-    /// Leaves the contents of the pages to an engine, which overwrites them. May only be called before the
-    /// pages are mapped for the engine, as [`CpuPages::dma_map_from_device`] clears them.
+    /// Leaves the contents of the pages to an engine, which overwrites them: they are not cleared when they are mapped
+    /// from here on, nor after the copy.
     pub(crate) fn skip_clearing(&mut self, _promise: Overwrites) {
         // INVARIANT: The engine overwrites the pages, as `Overwrites` promises.
         self.filled = 1 << self.order;
@@ -262,7 +262,8 @@ impl CpuPages<'_> {
         Ok(())
     }
 
-    /// The address at which [`DeviceMemory::dma_device`](super::device_memory::DeviceMemory::dma_device) reaches the pages until the fence.
+    /// The address at which the device of
+    /// [`DeviceMemory::dma_device`](super::device_memory::DeviceMemory::dma_device) reaches the pages until the fence.
     pub(crate) fn dma_address(&self) -> Option<DmaAddress> {
         self.dma
     }
