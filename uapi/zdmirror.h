@@ -187,7 +187,7 @@ struct zdm_audit {
  * struct zdm_inject - break one invariant on purpose, to test the oracle
  * @kind:	in: enum zdm_inject_kind
  * @reserved:	must be zero
- * @addr:	in: user address of a device page, for the kinds that want one;
+ * @addr:	in: user address of a page, for the kinds that want one;
  *		physical address for ZDM_INJECT_EXTRA_MAPPING; milliseconds for
  *		ZDM_INJECT_SLOW
  * @pfn:	out: the page that was touched
@@ -251,6 +251,17 @@ enum zdm_inject_kind {
 	 * what other tasks do meanwhile meets migration entries.
 	 */
 	ZDM_INJECT_SLOW			= 18,
+	/*
+	 * The next invalidation of the page at addr lasts until ZDM_INJECT_LET_GO on this
+	 * file, but for a second at most, as if another mirror of the process were slow:
+	 * others can change the page before the change that was announced. -EBUSY while one
+	 * is held or asked for. What core mm does not let sleep is not held.
+	 */
+	ZDM_INJECT_HOLD			= 19,
+	/* pfn is 1 while an invalidation is held, else 0. */
+	ZDM_INJECT_IS_HELD		= 20,
+	/* pfn is 1 if one was held. */
+	ZDM_INJECT_LET_GO		= 21,
 };
 
 /* Orders that are counted by themselves; no page table entry of a device maps a larger one. */

@@ -306,6 +306,9 @@ pub const ZDM_INJECT_CORRUPT: u32 = 15;
 pub const ZDM_INJECT_EXTRA_MAPPING: u32 = 16;
 pub const ZDM_INJECT_UNDO_MAPPING: u32 = 17;
 pub const ZDM_INJECT_SLOW: u32 = 18;
+pub const ZDM_INJECT_HOLD: u32 = 19;
+pub const ZDM_INJECT_IS_HELD: u32 = 20;
+pub const ZDM_INJECT_LET_GO: u32 = 21;
 
 #[cfg(test)]
 mod tests {

@@ -43,6 +43,9 @@ enum Kind {
     ExtraMapping,
     UndoMapping,
     Slow,
+    Hold,
+    IsHeld,
+    LetGo,
 }
 
 impl Kind {
@@ -66,6 +69,9 @@ impl Kind {
             16 => Self::ExtraMapping,
             17 => Self::UndoMapping,
             18 => Self::Slow,
+            19 => Self::Hold,
+            20 => Self::IsHeld,
+            21 => Self::LetGo,
             _ => return Err(EINVAL),
         })
     }
@@ -181,6 +187,12 @@ impl Client {
                 broken.slow = true;
                 0
             }
+            Kind::Hold => {
+                self.mirror().hold_next(address)?;
+                0
+            }
+            Kind::IsHeld => usize::from(self.mirror().is_held()),
+            Kind::LetGo => usize::from(self.mirror().let_go()),
         };
         inject.pfn = pfn as u64;
         Ok(())
@@ -199,6 +211,8 @@ mod tests {
         assert_eq!(Kind::from_uapi(17), Ok(Kind::UndoMapping));
         assert_eq!(Kind::from_uapi(18), Ok(Kind::Slow));
         assert_eq!(Kind::from_uapi(0), Err(EINVAL));
-        assert_eq!(Kind::from_uapi(19), Err(EINVAL));
+        assert_eq!(Kind::from_uapi(19), Ok(Kind::Hold));
+        assert_eq!(Kind::from_uapi(21), Ok(Kind::LetGo));
+        assert_eq!(Kind::from_uapi(22), Err(EINVAL));
     }
 }

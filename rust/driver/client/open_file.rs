@@ -137,6 +137,7 @@ impl Client {
     /// Ends the client's use of the device, when the file is closed. May sleep.
     pub(in crate::driver) fn close(&self) {
         self.device.core.fail_alloc.take(self.id);
+        self.mirror.let_go();
         // Pinned pages do not move, so they are unpinned before the eviction.
         self.unpin_all();
         // The processes that own the data keep it. Only this client's pages are moved.

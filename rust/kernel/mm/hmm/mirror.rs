@@ -206,6 +206,26 @@ impl HmmMirror {
         &self.owner
     }
 
+    /// Holds the next invalidation of the page at `address` for up to a second, so that a test can act while
+    /// it is under way.
+    ///
+    /// # Errors
+    ///
+    /// `EBUSY` when one is held or asked for, `EINVAL` for an address that no process has.
+    pub(crate) fn hold_next(&self, address: usize) -> Result {
+        self.notifier.hold_next(address >> PAGE_SHIFT)
+    }
+
+    /// Whether an invalidation is held now.
+    pub(crate) fn is_held(&self) -> bool {
+        self.notifier.is_held()
+    }
+
+    /// Ends what [`HmmMirror::hold_next`] asked for. Returns whether an invalidation was held.
+    pub(crate) fn let_go(&self) -> bool {
+        self.notifier.let_go()
+    }
+
     /// Faults `range` in for `access`: afterwards the table maps it, until the next invalidation.
     ///
     /// Wraps `hmm_range_fault()`; where a file is mapped, `hmm_range_fault_unlocked_timeout()`, if the kernel

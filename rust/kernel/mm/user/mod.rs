@@ -3,6 +3,7 @@
 //! The address space of a process: ranges, the mmap lock, pins, and notifiers of changes.
 
 pub(super) mod changes;
+mod hold;
 pub(crate) mod locked_memory;
 pub(crate) mod mmap_lock;
 pub(crate) mod notifier;

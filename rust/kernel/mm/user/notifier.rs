@@ -4,12 +4,15 @@
 //!
 //! C header: [`include/linux/mmu_notifier.h`](srctree/include/linux/mmu_notifier.h)
 
-use super::changes::{
-    Changes,
-    Span, //
-};
 #[cfg(CONFIG_KUNIT = "y")]
 use super::range::PageRange;
+use super::{
+    changes::{
+        Changes,
+        Span, //
+    },
+    hold::Hold, //
+};
 use crate::{
     bindings,
     mm::{
@@ -204,6 +207,8 @@ pub(in crate::mm) struct MmuIntervalNotifier<T: IntervalOps> {
     mm: ARef<Mm>,
     #[pin]
     data: Mutex<Protected<T>>,
+    /// The invalidation that a test holds.
+    hold: Hold,
     /// For tasks that the end of this address space's tasks does not end.
     #[pin]
     end: KillableWait<Invalidation>,
@@ -262,6 +267,7 @@ impl<T: IntervalOps> MmuIntervalNotifier<T> {
                 "MmuIntervalNotifier::data"
             ),
             mm: ARef::from(&**mm),
+            hold: Hold::new(),
             sub <- Opaque::try_ffi_init(move |sub: *mut bindings::mmu_interval_notifier| {
                 // SAFETY: The borrowed `mm` has users. `sub` stays pinned until `drop` removes it.
                 to_result(unsafe {
@@ -307,6 +313,26 @@ impl<T: IntervalOps> MmuIntervalNotifier<T> {
         // SAFETY: The caller holds the lock that `lock_if_fresh()` takes, and `seq` is one of this
         // subscription, by the contract of this function.
         unsafe { bindings::zdm_mmu_interval_set_seq(self.as_raw(), seq) };
+    }
+
+    /// Holds the next invalidation of page number `page` for up to a second, as if another subscriber of the
+    /// address space were slow. An invalidation that must not sleep is not held.
+    ///
+    /// # Errors
+    ///
+    /// `EBUSY` when one is held or asked for, `EINVAL` for a page that no process has.
+    pub(in crate::mm) fn hold_next(&self, page: usize) -> Result {
+        self.hold.ask(page)
+    }
+
+    /// Whether an invalidation is held now.
+    pub(in crate::mm) fn is_held(&self) -> bool {
+        self.hold.is_held()
+    }
+
+    /// Ends what [`MmuIntervalNotifier::hold_next`] asked for. Returns whether an invalidation was held.
+    pub(in crate::mm) fn let_go(&self) -> bool {
+        self.hold.let_go()
     }
 
     pub(in crate::mm) fn as_raw(&self) -> *mut bindings::mmu_interval_notifier {
@@ -418,6 +444,10 @@ impl<T: IntervalOps> MmuIntervalNotifier<T> {
             unsafe { this.set_seq(seq) };
         }
         data.data.invalidate(&range);
+        drop(data);
+        if range.is_blockable() {
+            this.hold.wait(&range.span());
+        }
         true
     }
 }
@@ -488,6 +518,24 @@ mod tests {
         assert_eq!(state(&watch, seq), (1, true));
         let seq = watch.read_begin(all)?;
         assert_eq!(state(&watch, seq), (1, false));
+        Ok(())
+    }
+
+    #[test]
+    fn other_invalidations_are_not_held() -> Result {
+        let start = mmap_anon(4 * PAGE_SIZE)?;
+        let watch = watch(start, 4)?;
+        let page = |n: usize| (start >> PAGE_SHIFT) + n;
+        assert_eq!(watch.hold_next(0), Err(EINVAL));
+        assert_eq!(watch.hold_next(page(2)), Ok(()));
+        assert_eq!(watch.hold_next(page(1)), Err(EBUSY));
+        // Of other pages.
+        munmap(start, 2 * PAGE_SIZE)?;
+        munmap(start + 3 * PAGE_SIZE, PAGE_SIZE)?;
+        assert_eq!(watch.hold_next(page(1)), Err(EBUSY));
+        assert!(!watch.is_held() && !watch.let_go());
+        assert_eq!(watch.hold_next(page(1)), Ok(()));
+        assert!(!watch.let_go());
         Ok(())
     }
 
