@@ -110,6 +110,21 @@ pub(crate) fn check_in_place(change: &Change) -> Option<Violation> {
     })
 }
 
+/// I13: core mm's account of what it has collected of a range for a migration, from page number `index` on, differs
+/// from what it has collected.
+pub(crate) fn check_collected(index: usize, (expected, found): (usize, usize)) -> Violation {
+    Violation {
+        invariant: Invariant::InPlace,
+        check: Check::Entries,
+        pfn: index,
+        memory_type: 0,
+        order: 0,
+        expected: expected as u64,
+        found: found as u64,
+        last: Transition::NONE,
+    }
+}
+
 /// I11: checks the folio of `page`, which is in use. Each mapping that the folio counts must be an entry
 /// of a page table that rmap finds, because I3 and I5 accept a reference for each counted mapping.
 pub(crate) fn check_mapped(page: PageView<'_>) -> Option<Violation> {

@@ -42,6 +42,7 @@ pub(crate) use ledger::{
     Transition, //
 };
 pub(crate) use mirror::{
+    check_collected,
     check_in_place,
     check_mapped,
     check_mirror, //

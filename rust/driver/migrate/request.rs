@@ -7,6 +7,7 @@
 use super::alloc::DevmemAlloc;
 use crate::{
     audit::{
+        check_collected,
         check_settled,
         Event,
         Violation, //
@@ -362,6 +363,10 @@ impl<'a> Migrator<'a> {
                 watch: watch.as_ref().map(Watch::token),
             };
             let mut migration = Migration::of_range(&mut buffer, &request, &PageBacked)?;
+            if let Some(difference) = param_strict().then(|| migration.miscounted()).flatten() {
+                let violation = check_collected(batch.start() >> PAGE_SHIFT, difference);
+                device.core.auditor.judge(Some(violation));
+            }
             let wanted = migration.selected();
             // On failure the migration is dropped, which restores the pages.
             fill(&mut migration, area, batch.start(), wanted)?;

@@ -18,6 +18,7 @@ pub const TESTS: &[Test] = of_each_kind!("strict", "strict=1":
     "marked" => marked,
     "split" => split,
     "sizes" => sizes,
+    "collected" => collected,
 );
 
 /// The device that shows whether the kernel keeps a reference on free pages.
@@ -176,4 +177,70 @@ fn sizes(ctx: &Ctx, node: usize) -> Outcome {
         })?;
     }
     Ok(())
+}
+
+/// Ranges of which each half is one of: never touched, only read, written, on the device already. Core mm counts
+/// what it collects of each.
+fn collected(ctx: &Ctx, node: usize) -> Outcome {
+    const HALF: usize = 4;
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    enum Half {
+        Hole,
+        Zeroes,
+        Pages,
+        Away,
+    }
+    const HALVES: [Half; 4] = [Half::Hole, Half::Zeroes, Half::Pages, Half::Away];
+    needs_all_fixes(ctx)?;
+    settled(ctx, node, |target| {
+        for both in HALVES.iter().flat_map(|a| HALVES.map(|b| [*a, b])) {
+            let buf = Buffer::anon(2 * HALF)?;
+            for (i, half) in both.into_iter().enumerate() {
+                let first = i * HALF;
+                match half {
+                    Half::Hole => {}
+                    Half::Zeroes => buf.check_zero(first, HALF)?,
+                    Half::Pages | Half::Away => buf.fill(first, HALF, 4240),
+                }
+            }
+            proc::drain_batches()?;
+            for (i, half) in both.into_iter().enumerate() {
+                if half == Half::Away {
+                    let moved = target.to_device(&buf, i * HALF, HALF);
+                    moved.or_fail("MIGRATE_TO_DEV of a half")?;
+                }
+            }
+            let told = |e| Fail::failed(format!("{both:?}: {e}"));
+            for _ in 0..2 {
+                let moved = target.to_device(&buf, 0, 2 * HALF);
+                moved.or_fail("MIGRATE_TO_DEV").map_err(told)?;
+                nothing_found(target).map_err(told)?;
+                target.expect(&buf, 0, 2 * HALF, 2 * HALF).map_err(told)?;
+                target
+                    .to_system(&buf, 0, 2 * HALF)
+                    .or_fail("MIGRATE_TO_SYS")?;
+                nothing_found(target).map_err(told)?;
+            }
+            for (i, half) in both.into_iter().enumerate() {
+                match half {
+                    Half::Hole | Half::Zeroes => buf.check_zero(i * HALF, HALF)?,
+                    Half::Pages | Half::Away => buf.check(i * HALF, HALF, 4240)?,
+                }
+            }
+        }
+        // The page of zeroes that is huge, and a hole of that size.
+        for read in [true, false] {
+            let buf = Buffer::anon_huge_aligned(HUGE_PAGES)?;
+            buf.advise(0, HUGE_PAGES, libc::MADV_HUGEPAGE)?;
+            if read {
+                buf.check_zero(0, 1)?;
+            }
+            target
+                .to_device(&buf, 0, HUGE_PAGES)
+                .or_fail("MIGRATE_TO_DEV")?;
+            nothing_found(target)?;
+            buf.check_zero(0, HUGE_PAGES)?;
+        }
+        Ok(())
+    })
 }

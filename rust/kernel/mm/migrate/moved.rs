@@ -10,6 +10,7 @@ use super::{
         Copied,
         Finalized,
         Migration,
+        Setup,
         MAX_PAGES, //
     },
 };
@@ -102,6 +103,27 @@ impl Moved {
     /// Large folios that have moved in one piece.
     pub(crate) fn large(&self) -> usize {
         self.folios.saturating_sub(usize::from(self.by_order[0]))
+    }
+}
+
+impl<M: DeviceMemory> Migration<'_, Setup, M> {
+    /// What core mm says about its entries, if that is not so: what there is, and what it says. It has an entry for
+    /// each page of a range, and counts those that can move. Drivers that believe it would leave pages behind, or
+    /// take one page for another.
+    pub(crate) fn miscounted(&self) -> Option<(usize, usize)> {
+        let args = self.args();
+        // CAST: Core mm counts up from 0, to the number of pages in an address space.
+        let (entries, movable) = (args.npages as usize, args.cpages as usize);
+        if !self.vma {
+            return None;
+        }
+        if entries != self.len() {
+            return Some((self.len(), entries));
+        }
+        let there = self.sources().iter();
+        let there = there.filter(|entry| **entry & bindings::MIGRATE_PFN_MIGRATE != 0);
+        let there = there.count();
+        (movable != there).then_some((there, movable))
     }
 }
 

@@ -6,7 +6,9 @@
 
 use crate::check::{Fail, OrFail, Outcome};
 use crate::device::{Buffer, HUGE_PAGES, check_bytes};
+use crate::tests::entries::Strict;
 use crate::tests::leak::settled;
+use crate::tests::strict::clears_flags;
 use crate::tests::target::{COHERENT, Target, huge_filled};
 use crate::tests::{Ctx, Test, test};
 use crate::uapi::*;
@@ -40,6 +42,11 @@ fn mixed(by_pages: bool) -> Outcome<Buffer> {
 
 fn around(ctx: &Ctx, node: usize) -> Outcome {
     settled(ctx, node, |target| {
+        // What core mm counts shows in strict mode.
+        let _strict = match clears_flags(ctx) {
+            Ok(()) => Some(Strict::on()?),
+            Err(_) => None,
+        };
         for by_pages in [false, true] {
             for (first, n) in RANGES {
                 beside(target, by_pages, first, n).map_err(|e| match e {
