@@ -64,6 +64,9 @@ impl Core {
         let poisoned = copy_back(&mut migration, &self.stats, false, alloc)?;
         let moved = self.finish(migration.copied()?, |pfn| ledger.last(fault.index_of(pfn)));
         self.stats.moved_to_system(moved);
+        if moved.pages == 0 {
+            self.stats.failed_migrate.add(1 << fault.order());
+        }
         if moved.pages == 0 && poisoned > 0 {
             // The page stays on the device, where the next access finds it again.
             return Err(FaultError::Poisoned);

@@ -365,6 +365,12 @@ fn fail_fault(ctx: &Ctx) -> Outcome {
     target.expect(&buf, 0, N, 0)?;
     target.expect_large(&before, 0, 0, 1)?;
     freed_since(&target, &before, N)?;
+    // The driver did not have to try again.
+    check_eq!(
+        target.stats()?.failed_migrate,
+        before.failed_migrate,
+        "pages that did not move at first"
+    );
     // The failure does not repeat.
     make_huge(&buf)?;
     target.move_huge(&buf, 223)?;
