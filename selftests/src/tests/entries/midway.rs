@@ -76,7 +76,9 @@ impl Scene<'_> {
         let same = |(): ()| (None, first, n, After::Same);
         let mut child = None;
         let mut expected = marks;
-        let common = marks::OPERATIONS.iter().find(|(known, _)| *known == name);
+        // Some of the others have a namesake.
+        let mut known = marks::OPERATIONS.iter();
+        let common = known.find(|(known, _)| *known == name && COMMON.contains(known));
         let (done, in_time) = match (name, common) {
             (_, Some((_, run))) => self.midway(slow, || run(self))?,
             ("read-only", _) => {
@@ -161,7 +163,11 @@ impl Scene<'_> {
                  found {:x?}",
                 wrong.map(|i| now[i])
             );
-            drop(uffd);
+            // The child has the descriptor, too, and nobody handles what it watches.
+            if let Some(uffd) = &uffd {
+                uffd.protect(&self.buf, first, n, false)
+                    .or_fail("UFFDIO_WRITEPROTECT")?;
+            }
             self.set_words(500);
             let child = child.release()?;
             self.holds_words(500, "of the parent, which has written")?;
