@@ -13,9 +13,10 @@ use linux_raw_sys::general::{MADV_GUARD_INSTALL, MADV_GUARD_REMOVE};
 use super::chain::{SIZES, filled};
 use super::counts::{expect_free, frames};
 use super::leak::settled;
+use super::strict::needs_all_fixes;
 use super::target::{Target, expect_huge, huge_filled};
 use super::{Ctx, Test, freed_since};
-use crate::check::{OrFail, Outcome, expect_errno};
+use crate::check::{Fail, OrFail, Outcome, expect_errno};
 use crate::device::{Buffer, HUGE_PAGES, PAGE, check_bytes, pattern_bytes};
 use crate::harness::{Child, note};
 use crate::sys;
@@ -28,6 +29,7 @@ pub const TESTS: &[Test] = of_each_kind!("advice":
     "populate" => populate,
     "collapse" => collapse,
     "guard" => guard,
+    "nothing_to_do" => nothing_to_do,
     "lock" => lock,
     "lock_on_fault" => lock_on_fault,
     "lock_huge_part" => lock_huge_part,
@@ -260,6 +262,67 @@ fn collapse(ctx: &Ctx, node: usize) -> Outcome {
         })?;
     }
     Ok(())
+}
+
+/// Calls that ask for what is so already, of all of a huge page and of parts of it. They succeed, and the page
+/// stays what it is and where it is, for the CPU and for the device.
+fn nothing_to_do(ctx: &Ctx, node: usize) -> Outcome {
+    const RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
+    type Call = fn(&Buffer, usize, usize) -> Outcome;
+    const ANY: [(&str, Call); 7] = [
+        ("MADV_GUARD_REMOVE", |buf, first, n| {
+            buf.advise(first, n, MADV_GUARD_REMOVE as i32)
+        }),
+        ("MADV_NORMAL", |buf, first, n| {
+            buf.advise(first, n, libc::MADV_NORMAL)
+        }),
+        ("MADV_DOFORK", |buf, first, n| {
+            buf.advise(first, n, libc::MADV_DOFORK)
+        }),
+        ("MADV_UNMERGEABLE", |buf, first, n| {
+            buf.advise(first, n, libc::MADV_UNMERGEABLE)
+        }),
+        ("MADV_HUGEPAGE", |buf, first, n| {
+            buf.advise(first, n, libc::MADV_HUGEPAGE)
+        }),
+        ("mprotect", |buf, first, n| buf.protect(first, n, RW)),
+        ("munlock", |buf, first, n| buf.lock(first, n, false)),
+    ];
+    const WHOLE: [(&str, Call); 1] = [("MADV_COLLAPSE", |buf, first, n| {
+        buf.advise(first, n, libc::MADV_COLLAPSE)
+    })];
+    needs_all_fixes(ctx)?;
+    settled(ctx, node, |target| {
+        if !target.moves_large() {
+            return Err(Fail::Skip("this kernel moves small pages only".into()));
+        }
+        let buf = huge_filled(2, 1355)?;
+        let n = buf.pages();
+        target.move_huge(&buf, 1355)?;
+        let before = target.inspect(&buf, 0, n).or_fail("ZDM_INSPECT")?;
+        let parts = [(0, n), (0, N), (N / 2, N), (3, 1), (N - 1, 2)];
+        let any = ANY.iter().flat_map(|call| parts.map(|part| (call, part)));
+        let whole = WHOLE.iter().map(|call| (call, (0, n)));
+        for ((name, run), (first, count)) in any.chain(whole) {
+            let told = |e| Fail::failed(format!("{name} of {count} pages from {first} on: {e}"));
+            run(&buf, first, count).map_err(told)?;
+            expect_huge(&buf, 0, n, n).map_err(told)?;
+            let now = target.inspect(&buf, 0, n).or_fail("ZDM_INSPECT")?;
+            let wrong = now
+                .iter()
+                .zip(&before)
+                .position(|(now, before)| now != before);
+            check!(
+                wrong.is_none(),
+                "{name} of {count} pages from {first} on: page {wrong:?} has changed: expected {:x?}, found {:x?}",
+                wrong.map(|i| before[i]),
+                wrong.map(|i| now[i])
+            );
+        }
+        let read = target.read(&buf, 0, n).or_fail("READ")?;
+        check_bytes(&read.data, 1355, 0, "READ in the end")?;
+        buf.check(0, n, 1355)
+    })
 }
 
 /// Guard pages replace pages on the device, which are freed.
