@@ -216,6 +216,7 @@ pub fn all() -> Vec<&'static Test> {
         dax::uring::TESTS,
         fsdax::TESTS,
         fsdax::share::TESTS,
+        fsdax::blocks::TESTS,
         fsdax::bytes::TESTS,
         fsdax::written::TESTS,
         fsdax::upkeep::TESTS,

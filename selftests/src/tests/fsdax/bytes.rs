@@ -195,7 +195,7 @@ fn same(found: &[u8], expected: &[u8], what: &str) -> Outcome {
 
 /// Checks the content of a file by read(2).
 #[track_caller]
-fn reads(file: &File, expected: &[u8], what: &str) -> Outcome {
+pub(super) fn reads(file: &File, expected: &[u8], what: &str) -> Outcome {
     let mut data = vec![0; expected.len()];
     file.read_exact_at(&mut data, 0).or_fail(what)?;
     same(&data, expected, what)
@@ -203,7 +203,7 @@ fn reads(file: &File, expected: &[u8], what: &str) -> Outcome {
 
 /// Checks the content of a mapping, up to the end of the file.
 #[track_caller]
-fn maps(map: &Buffer, expected: &[u8], what: &str) -> Outcome {
+pub(super) fn maps(map: &Buffer, expected: &[u8], what: &str) -> Outcome {
     let words = (0..expected.len().div_ceil(PAGE)).flat_map(|page| map.words(page));
     let data: Vec<u8> = words.flat_map(u64::to_ne_bytes).collect();
     same(&data[..expected.len()], expected, what)

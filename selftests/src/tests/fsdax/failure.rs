@@ -13,7 +13,7 @@ use crate::sys::{self, Exit};
 use crate::tests::counts::{IDLE, MAPPED, Waiting};
 use crate::tests::fsdax::{LARGE, SMALL, Setup, expect_pmem_free};
 use crate::tests::{Ctx, Test, test};
-use crate::{check, check_eq, dax, files};
+use crate::{check, check_eq, dax, files, threads};
 
 pub const TESTS: &[Test] = &[
     test("fsdax.poison_ext4", poison::<EXT4>),
@@ -163,33 +163,62 @@ fn unbind_mounted<const KIND: usize>(_: &Ctx) -> Outcome {
     s.unmount()
 }
 
-/// The pmem is removed while a process has a file mapped. xfs unmaps the file, and the next access
-/// ends in SIGBUS.
+/// The pmem is removed while processes have files mapped: one maps all, others a page each, as what unmaps one
+/// page of an extent may forget another. xfs tells each of them, and unmaps the pages: the next access ends in SIGBUS.
 ///
-/// The process blocks the early signal: xfs of 7.3 does not wait for the pages of an exiting
-/// process.
+/// The processes block the early signal: xfs of 7.3 does not wait for the pages of an exiting process.
 fn unbind_mapped<const KIND: usize>(_: &Ctx) -> Outcome {
     for pages in [SMALL, LARGE] {
         let mut s = Setup::one_group(KIND)?;
         let (file, buf) = s.mapped("a", pages, 893)?;
         file.sync_all().or_fail("fsync")?;
-        let user = Waiting::start(
-            || {
-                sys::on_signal(libc::SIGBUS, true).or_fail("signal")?;
-                files::block(libc::SIGBUS).or_fail("sigprocmask")?;
-                buf.check(0, pages, 893)
-            },
-            || {
-                buf.get(0, 0);
-                Err(Fail::failed(
-                    "access to a pmem that has gone: expected SIGBUS, found none",
-                ))
-            },
-        )?;
+        let user = |first: usize, n: usize| {
+            let own = Buffer::shared(&file, pages)?;
+            for (from, count) in [(0, first), (first + n, pages - first - n)] {
+                if count > 0 {
+                    own.unmap(from, count)?;
+                }
+            }
+            Waiting::start(
+                || {
+                    sys::on_signal(libc::SIGBUS, true).or_fail("signal")?;
+                    files::block(libc::SIGBUS).or_fail("sigprocmask")?;
+                    own.check(first, n, 893)
+                },
+                || {
+                    let is_told = files::is_pending(libc::SIGBUS).or_fail("sigpending")?;
+                    check!(is_told, "page {first} has gone: expected a signal to wait");
+                    own.get(first, 0);
+                    Err(Fail::failed(
+                        "access to a pmem that has gone: expected SIGBUS, found none",
+                    ))
+                },
+            )
+        };
+        let mut users = vec![user(0, pages)?];
+        for page in [0, 1, pages / 2 - 1, pages / 2, pages - 2, pages - 1] {
+            users.push(user(page, 1)?);
+        }
         drop((file, buf));
-        dax::unbind_pmem().or_fail("unbind of a mapped pmem")?;
-        let end = Exit::Signal(libc::SIGBUS);
-        check_eq!(user.end()?, end, "end of who maps a file");
+        std::thread::scope(|scope| {
+            let unbind = scope.spawn(|| dax::unbind_pmem().or_fail("unbind of a mapped pmem"));
+            // It waits for a page that stays mapped.
+            let ends = sys::wait_until(LIMIT, || unbind.is_finished());
+            for user in users.drain(..) {
+                if ends {
+                    let end = Exit::Signal(libc::SIGBUS);
+                    check_eq!(user.end()?, end, "end of who maps a file");
+                } else {
+                    user.kill()?;
+                }
+            }
+            threads::join(unbind)?;
+            check!(
+                ends,
+                "unbind of a mapped pmem: expected an end within {LIMIT:?}, found that a page stays mapped"
+            );
+            Ok(())
+        })?;
         s.fs.unmount().or_fail("umount")?;
         dax::bind_pmem().or_fail("bind of the pmem")?;
         expect_pmem_free(&s.device)?;

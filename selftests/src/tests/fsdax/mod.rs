@@ -3,6 +3,7 @@
 //! Mapped files on pmem without a page cache. An idle page has count 0; each entry that maps it and
 //! each holder adds one reference. Each test runs on ext4, on xfs, and on xfs with shared blocks.
 
+pub mod blocks;
 pub mod bytes;
 pub mod clones;
 pub mod failure;
