@@ -291,6 +291,7 @@ pub fn all() -> Vec<&'static Test> {
         debugfs::INJECTING,
         pagemaps::INJECTING,
         entries::INJECTING,
+        mirror::INJECTING,
         strict::TESTS,
         params::TESTS,
         pagemaps::ABSENT,

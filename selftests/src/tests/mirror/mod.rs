@@ -10,6 +10,7 @@
 mod mappings;
 mod pages;
 mod race;
+mod window;
 
 use self::mappings::{
     fork, mprotect, mremap, mremap_dontunmap, mremap_over, munmap, munmap_part, prot_none,
@@ -20,6 +21,7 @@ use self::pages::{
     to_other_device, truncate,
 };
 use self::race::{race_dontneed, race_migrate, race_protect};
+use self::window::{windows, windows_huge};
 use super::chain::{SIZES, filled};
 use super::leak::settled;
 use super::target::{Place, Target};
@@ -53,6 +55,11 @@ pub const TESTS: &[Test] = of_each_kind!("mirror":
     "race_dontneed" => race_dontneed,
     "race_protect" => race_protect,
     "race_migrate" => race_migrate,
+);
+
+pub const INJECTING: &[Test] = of_each_kind!("mirror", "inject=1":
+    "windows" => windows,
+    "windows_huge" => windows_huge,
 );
 
 const RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
