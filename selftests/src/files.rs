@@ -255,16 +255,6 @@ pub fn block(signal: i32) -> io::Result<()> {
     Ok(set.thread_block()?)
 }
 
-/// Whether a signal waits for the calling thread, which blocks it.
-pub fn is_pending(signal: i32) -> io::Result<bool> {
-    // SAFETY: All zeroes is a valid value of this type.
-    let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
-    // SAFETY: `set` outlives the call.
-    cvt(unsafe { libc::sigpending(&mut set) }.into())?;
-    // SAFETY: `set` outlives the call.
-    cvt(unsafe { libc::sigismember(&set, signal) }.into()).map(|is| is == 1)
-}
-
 /// The data of the last signal that `catch_address` has caught.
 static CAUGHT: [AtomicU64; 2] = [AtomicU64::new(0), AtomicU64::new(0)];
 
