@@ -16,6 +16,7 @@ use nix::mount::MntFlags;
 
 use super::counts::{Counts, IDLE, MAPPED, Waiting, pinned};
 use super::fsdax::Setup;
+use super::fsdax::share::needs_fixes;
 use super::fsdax::waits::{IN_BREAK, IN_FINAL, expect_waits, expect_woken};
 use super::{Test, test};
 use crate::check::{Fail, OrFail, Outcome};
@@ -44,15 +45,18 @@ pub const TESTS: &[Test] = cross!(
 /// Operations of file systems that share blocks.
 pub const SHARING: &[Test] = &[
     test("daxcross.dedupe_reflink", |_| each(REFLINK, Op::dedupe)),
-    test("daxcross.dedupe_older_reflink", |_| {
+    test("daxcross.dedupe_older_reflink", |ctx| {
+        needs_fixes(ctx)?;
         each(REFLINK, Op::dedupe_older)
     }),
     test("daxcross.clone_reflink", |_| each(REFLINK, Op::clone)),
-    test("daxcross.clone_older_reflink", |_| {
+    test("daxcross.clone_older_reflink", |ctx| {
+        needs_fixes(ctx)?;
         each(REFLINK, Op::clone_older)
     }),
     test("daxcross.source_reflink", |_| each(REFLINK, Op::source)),
-    test("daxcross.source_older_reflink", |_| {
+    test("daxcross.source_older_reflink", |ctx| {
+        needs_fixes(ctx)?;
         each(REFLINK, Op::source_older)
     }),
 ];

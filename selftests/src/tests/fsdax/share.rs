@@ -354,7 +354,7 @@ fn clone_mapped(_: &Ctx) -> Outcome {
 
 /// Skips the test on a kernel that takes folios of shared blocks apart while they are mapped.
 #[track_caller]
-pub(super) fn needs_fixes(ctx: &Ctx) -> Outcome {
+pub(in crate::tests) fn needs_fixes(ctx: &Ctx) -> Outcome {
     // GENERIC memory shows whether the kernel has the series; that for 7.2 lacks the fixes.
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").or_fail("the release")?;
     if release.starts_with("7.2.") || old_rule(ctx, &open(ctx, GENERIC)?, GENERIC)? {
