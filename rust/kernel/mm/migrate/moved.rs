@@ -112,8 +112,7 @@ impl<M: DeviceMemory> Migration<'_, Setup, M> {
     /// take one page for another.
     pub(crate) fn miscounted(&self) -> Option<(usize, usize)> {
         let args = self.args();
-        // CAST: Core mm counts up from 0, to the number of pages in an address space.
-        let (entries, movable) = (args.npages as usize, args.cpages as usize);
+        let (entries, movable) = (args.npages, args.cpages);
         if !self.vma {
             return None;
         }
