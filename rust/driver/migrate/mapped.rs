@@ -35,8 +35,8 @@ use kernel::{
 /// The number of folios that are taken from the client's list at a time.
 const LIST: usize = 128;
 
-/// The number of places that are sorted together: the first and the last page of each folio.
-const SORTED: usize = 2 * MAX_PAGES;
+/// The number of places that are divided into blocks together: the first and the last page of each folio.
+const PLACES: usize = 2 * MAX_PAGES;
 
 /// A page number of the address space, and whether the folio there is mapped by several entries. A walk of the
 /// page tables takes such a folio apart, while an eviction leaves it as it is.
@@ -62,23 +62,28 @@ impl Migrator<'_> {
         // The process may have ended. Its pages are on the device for other processes then.
         let mm = self.mirror.mm().mmget_not_zero().ok_or(EINVAL)?;
         let mut buffer = PfnBuffer::new(MAX_PAGES)?;
-        let mut places = KVVec::with_capacity(SORTED, GFP_KERNEL)?;
+        let mut places = KVVec::with_capacity(PLACES, GFP_KERNEL)?;
         while left > 0 {
             let before = owned();
             places.clear();
-            while left > 0 && places.len() + 2 * LIST <= SORTED {
+            while left > 0 && places.len() + 2 * LIST <= PLACES {
                 left = self.add_places(&mut places, left)?;
             }
-            places.sort_unstable();
             // A batch is what one page of page table entries maps.
-            for block in places.chunk_by(|(a, _), (b, _)| a >> PMD_ORDER == b >> PMD_ORDER) {
+            while let Some(&(place, _)) = places.first() {
                 check_signals()?;
-                let [(first, _), .., (last, _)] = block else {
-                    continue;
-                };
-                if !block.iter().any(|(_, by_several)| *by_several) {
+                let (mut first, mut last, mut any_by_several) = (place, place, false);
+                places.retain(|&mut (other, by_several)| {
+                    let is_in_block = other >> PMD_ORDER == place >> PMD_ORDER;
+                    if is_in_block {
+                        (first, last) = (first.min(other), last.max(other));
+                        any_by_several |= by_several;
+                    }
+                    !is_in_block
+                });
+                if !any_by_several {
                     // Another mapping may be there now, or none.
-                    let _ = self.evict_block(&mm, &mut buffer, *first, *last);
+                    let _ = self.evict_block(&mm, &mut buffer, first, last);
                 }
             }
             // The places of these folios say nothing, and neither may those of others.
@@ -120,7 +125,8 @@ impl Migrator<'_> {
             let Some((first, now)) = found else { continue };
             let last = first.saturating_add((1 << order) - 1);
             // Core mm may have split the folio since it was allocated.
-            let by_several = now != order || (now > 0 && now < PMD_ORDER);
+            let is_in_block = first >> PMD_ORDER == last >> PMD_ORDER;
+            let by_several = now != order || (now > 0 && now < PMD_ORDER) || !is_in_block;
             for place in [first, last] {
                 let added = places.push_within_capacity((place, by_several));
                 added.map_err(|_| ENOMEM)?;
