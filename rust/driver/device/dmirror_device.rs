@@ -539,6 +539,23 @@ impl Device {
         })
     }
 
+    /// As [`Device::locate_pfn`], for page frames of which most that follow each other are in one chunk. `near` is
+    /// the chunk of the one before.
+    #[inline]
+    pub(in crate::driver) fn locate_near<'a>(
+        &self,
+        near: &'a mut Option<PagemapRef<Chunk>>,
+        pfn: usize,
+    ) -> Option<(&'a PagemapRef<Chunk>, usize)> {
+        let known = near.as_ref().and_then(|chunk| chunk.index_of_pfn(pfn));
+        let index = known.or_else(|| {
+            let (chunk, index) = self.locate_pfn(pfn)?;
+            *near = Some(chunk);
+            Some(index)
+        })?;
+        near.as_ref().map(|chunk| (chunk, index))
+    }
+
     /// The last transition of page frame `pfn`, if it belongs to the device.
     pub(in crate::driver) fn last_of_pfn(&self, pfn: usize) -> Transition {
         self.locate_pfn(pfn)

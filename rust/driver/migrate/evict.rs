@@ -450,15 +450,8 @@ impl Device {
         pfn: Option<usize>,
         client: ClientId,
     ) -> bool {
-        let Some(pfn) = pfn else { return false };
-        let known = near.as_ref().and_then(|chunk| chunk.index_of_pfn(pfn));
-        let index = known.or_else(|| {
-            let (chunk, index) = self.locate_pfn(pfn)?;
-            *near = Some(chunk);
-            Some(index)
-        });
-        let mover = near.as_ref().zip(index);
-        mover.and_then(|(chunk, index)| chunk.ops().movers().of(index)) == Some(client.number())
+        let found = pfn.and_then(|pfn| self.locate_near(near, pfn));
+        found.and_then(|(chunk, index)| chunk.ops().movers().of(index)) == Some(client.number())
     }
 
     /// Reports those of `pages`, which an eviction leaves behind, that were not freed or changed since. May

@@ -111,19 +111,10 @@ impl Device {
         let done = migration.finalize();
         let mut suspects = [const { None }; SUSPECTS];
         let mut found = 0;
-        let mut near: Option<PagemapRef<Chunk>> = None;
+        let mut near = None;
         let now = log_clock();
         for (pfn, order) in done.destinations() {
-            // Most are in the same chunk.
-            let mut index = near.as_ref().and_then(|chunk| chunk.index_of_pfn(pfn));
-            if index.is_none() {
-                let Some(located) = self.locate_pfn(pfn) else {
-                    continue;
-                };
-                index = Some(located.1);
-                near = Some(located.0);
-            }
-            let Some((chunk, index)) = near.as_ref().zip(index) else {
+            let Some((chunk, index)) = self.locate_near(&mut near, pfn) else {
                 continue;
             };
             let ledger = chunk.ops().ledger();
