@@ -78,7 +78,7 @@ impl Hold {
         while self.is_held() && !deadline.passed() {
             fsleep(Delta::from_millis(STEP));
         }
-        // Who let it go may have asked for another one already, which stays.
+        // The task that let it go may have asked for another one already, which stays.
         let _ = self.0.cmpxchg(HELD, NONE, Full);
     }
 }
