@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)] // A test may panic.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{symlink, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -14,14 +14,13 @@ fn repo() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
 }
 
-/// Programs that the doctor itself uses, which every machine has. `du`, which reads the whole cache, is
-/// only for a disk that is nearly full.
+/// Programs that the doctor itself uses, which every machine has. `df` and `du` are not among them: the
+/// disk is part of the machine that a test describes.
 const PLAIN: &[&str] = &[
     "awk",
     "bash",
     "cat",
     "cut",
-    "df",
     "dirname",
     "env",
     "grep",
@@ -34,8 +33,26 @@ const PLAIN: &[&str] = &[
     "uname",
 ];
 
-/// The doctor's exit status and output on a machine that has `programs` and this os-release.
+/// A shell script that prints `text`.
+fn prints(path: &Path, text: &str) {
+    fs::write(path, format!("#!/bin/sh\nprintf '%s\\n' '{text}'\n")).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+/// The doctor's exit status and output on a machine with room on its disk that has `programs` and this
+/// os-release.
 fn doctor(os_release: &str, programs: &[&str], kvm: bool) -> (i32, String) {
+    doctor_with_disk(os_release, programs, kvm, 100, 0)
+}
+
+/// The same on a disk with `free` GiB, where the cache holds `used` GiB.
+fn doctor_with_disk(
+    os_release: &str,
+    programs: &[&str],
+    kvm: bool,
+    free: u64,
+    used: u64,
+) -> (i32, String) {
     let dir = TempDir::new().unwrap();
     let bin = dir.path().join("bin");
     fs::create_dir(&bin).unwrap();
@@ -49,6 +66,12 @@ fn doctor(os_release: &str, programs: &[&str], kvm: bool) -> (i32, String) {
     for name in programs {
         symlink(find("true").unwrap(), bin.join(name)).unwrap();
     }
+    let kib = |gib: u64| gib << 20;
+    prints(
+        &bin.join("df"),
+        &format!("Filesystem 1024-blocks Used Available\ndisk 1 1 {}", kib(free)),
+    );
+    prints(&bin.join("du"), &format!("{} cache", kib(used)));
     let os = dir.path().join("os-release");
     fs::write(&os, os_release).unwrap();
     let device = dir.path().join("kvm");
@@ -111,6 +134,21 @@ fn a_machine_with_podman_lacks_nothing() {
     assert!(text.contains("Next: podman build"), "{text}");
     assert!(!text.contains("--device"), "there is no device to pass on: {text}");
     assert!(text.contains("slow      no "), "{text}");
+}
+
+#[test]
+fn a_full_disk_is_named_with_its_remedy() {
+    let lacks_nothing = &["git", "make", "podman"];
+    let (status, text) = doctor_with_disk("ID=fedora\n", lacks_nothing, false, 14, 0);
+    assert_eq!(status, 1, "{text}");
+    assert!(text.contains("MISSING   disk: 15 GiB are needed in "), "{text}");
+    assert!(text.contains(", 14 GiB are free"), "{text}");
+    assert!(remedies(&text).iter().any(|r| r.starts_with("export XDG_CACHE_HOME=")), "{text}");
+
+    // What the cache holds need not be written again.
+    let (status, text) = doctor_with_disk("ID=fedora\n", lacks_nothing, false, 14, 1);
+    assert_eq!(status, 0, "{text}");
+    assert!(text.contains(", 1 GiB used there"), "{text}");
 }
 
 #[test]
