@@ -4,6 +4,8 @@
 # Prints what this machine lacks with the command that installs it, what will be slow and why, and what
 # the first run will download. It changes nothing. Exit status: 0 if nothing is missing, else 1.
 #
+# ZDM_TOOLCHAIN and ZDM_SOURCE count, as for every other command.
+#
 # ZDM_OS_RELEASE and ZDM_KVM stand for /etc/os-release and /dev/kvm in tests.
 set -euo pipefail
 
@@ -65,9 +67,32 @@ echo "This machine ($family${version:+ $version}, $(uname -m)):"
 have git git
 have make make
 
+# With ZDM_TOOLCHAIN=native everything runs with the programs of this machine, whichever it is.
+own_tools() {
+	local tool path=$PATH absent=()
+	PATH=$PATH:${HOME:-/root}/.cargo/bin:/usr/local/sbin:/usr/sbin:/sbin
+	for tool in bc bindgen bison busybox cargo cpio depmod flex gcc gdb git ld mkfs.ext4 mkfs.xfs objcopy pahole \
+		patch perl python3 qemu-system-x86_64 rustc rustfmt setpriv xz; do
+		command -v "$tool" >/dev/null || absent+=("$tool")
+	done
+	PATH=$path
+	if [ ${#absent[@]} -eq 0 ]; then
+		ok "the programs of this machine, as ZDM_TOOLCHAIN=native wants"
+	else
+		lacking "programs that ZDM_TOOLCHAIN=native takes from this machine: ${absent[*]}"
+		remedies+=("unset ZDM_TOOLCHAIN    # or install what has the programs above, with your package manager")
+	fi
+	if [ -n "${ZDM_SOURCE:-}" ] || [ -e "$cache/src/linux-source-7.3.path" ] || command -v apt-get >/dev/null; then
+		return
+	fi
+	lacking "apt-get, which would get the kernel source"
+	remedies+=("export ZDM_SOURCE=/a/tree/or/tarball/of/Linux-7.3")
+}
+
 # Debian's tools come as a sysroot, except on Debian 13 with all packages installed.
-case $family in
-debian | ubuntu)
+case ${ZDM_TOOLCHAIN:-auto}:$family in
+native:*) own_tools ;;
+*:debian | *:ubuntu)
 	if "$here/toolchain.sh" native 2>/dev/null; then
 		ok "all tools are installed; no sysroot is needed"
 	else
@@ -89,7 +114,7 @@ debian | ubuntu)
 esac
 
 # Many containers forbid user namespaces, and so does Ubuntu since 24.04.
-if command -v bwrap >/dev/null && ! bwrap --ro-bind / / true 2>/dev/null; then
+if [ "${ZDM_TOOLCHAIN:-auto}" != native ] && command -v bwrap >/dev/null && ! bwrap --ro-bind / / true 2>/dev/null; then
 	lacking "permission to make user namespaces, which bwrap needs"
 	if [ "$(cat /proc/sys/kernel/apparmor_restrict_unprivileged_userns 2>/dev/null)" = 1 ]; then
 		remedies+=("${sudo}sysctl kernel.apparmor_restrict_unprivileged_userns=0")
@@ -146,7 +171,9 @@ if [ "$root" != native ] && [ ! -e "${root:-/nonexistent}/.complete" ]; then
 	download "a Debian 13 sysroot (2.5 GB on disk, one to three minutes)"
 	need=1
 fi
-if [ ! -e "$cache/src/linux-source-7.3.path" ]; then
+if [ -n "${ZDM_SOURCE:-}" ]; then
+	ok "the kernel source is $ZDM_SOURCE"
+elif [ ! -e "$cache/src/linux-source-7.3.path" ]; then
 	download "Debian's linux-source-7.3 (1.6 GB on disk, under a minute)"
 	need=1
 fi

@@ -4,7 +4,8 @@
 # Run a command with the tool set of Debian 13, which Linux 7.3 requires.
 #
 #   scripts/toolchain.sh run CMD [ARG...]   run CMD with that tool set
-#   scripts/toolchain.sh check              prepare the tool set, print where it comes from
+#   scripts/toolchain.sh get                prepare the tool set; silent if it is there
+#   scripts/toolchain.sh check              the same, and print where it comes from
 #   scripts/toolchain.sh cross TRIPLET      prepare gcc for another architecture, too
 #   scripts/toolchain.sh sphinx             prepare Sphinx, too
 #   scripts/toolchain.sh chromium           prepare a browser without a window, too
@@ -16,8 +17,8 @@
 # On Debian 13 with the packages installed CMD runs directly. On another system with mmdebstrap and
 # bubblewrap (on Debian, root gets them installed) CMD runs in a sysroot below
 # ${XDG_CACHE_HOME:-~/.cache}/zdmirror, which has the caller's files under their own names.
-# ZDM_TOOLCHAIN=native|sysroot overrides the choice: native uses the caller's PATH and rustup's programs
-# in ~/.cargo/bin.
+# ZDM_TOOLCHAIN=native|sysroot overrides the choice: native uses the caller's PATH, and then rustup's
+# programs in ~/.cargo/bin.
 set -euo pipefail
 
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/zdmirror
@@ -118,7 +119,7 @@ run() {
 	export CARGO_HOME=${ZDM_CARGO_HOME:-$cache/cargo} CCACHE_DIR=${CCACHE_DIR:-$cache/ccache}
 	if [ "${ZDM_TOOLCHAIN:-auto}" = native ]; then
 		# The caller has chosen these tools: put no others before them.
-		export PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
+		export PATH=$PATH:${HOME:-/root}/.cargo/bin:/usr/local/sbin:/usr/sbin:/sbin
 	else
 		export PATH=/usr/lib/ccache:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 		# Debian's cargo must not see rustup's settings on the host.
@@ -191,6 +192,7 @@ run)
 	ensure
 	run "$@"
 	;;
+get) ensure ;;
 check)
 	ensure
 	if [ -n "$root" ]; then say "using the sysroot $root"; else say "using this machine's own tools"; fi
@@ -207,6 +209,12 @@ chromium)
 strace) extra strace strace strace --version ;;
 packages) echo $packages ;;
 native) native_ok ;;
-where) if native_ok; then echo native; else sysroot_dir; echo; fi ;;
-*) die "usage: scripts/toolchain.sh run CMD [ARG...] | check | cross TRIPLET | sphinx | chromium | strace | packages | native | where" ;;
+where)
+	if [ "${ZDM_TOOLCHAIN:-auto}" = native ] || { [ "${ZDM_TOOLCHAIN:-auto}" = auto ] && native_ok; }; then
+		echo native
+	else
+		sysroot_dir; echo
+	fi
+	;;
+*) die "usage: scripts/toolchain.sh run CMD [ARG...] | get | check | cross TRIPLET | sphinx | chromium | strace | packages | native | where" ;;
 esac

@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)] // A test may panic.
 
 use std::fs;
-use std::os::unix::fs::{symlink, PermissionsExt};
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -42,16 +42,16 @@ fn prints(path: &Path, text: &str) {
 /// The doctor's exit status and output on a machine with room on its disk that has `programs` and this
 /// os-release.
 fn doctor(os_release: &str, programs: &[&str], kvm: bool) -> (i32, String) {
-    doctor_with_disk(os_release, programs, kvm, 100, 0)
+    doctor_with(os_release, programs, kvm, (100, 0), "sysroot")
 }
 
-/// The same on a disk with `free` GiB, where the cache holds `used` GiB.
-fn doctor_with_disk(
+/// The same on a disk with some GiB free, where the cache holds some GiB, and with ZDM_TOOLCHAIN.
+fn doctor_with(
     os_release: &str,
     programs: &[&str],
     kvm: bool,
-    free: u64,
-    used: u64,
+    (free, used): (u64, u64),
+    toolchain: &str,
 ) -> (i32, String) {
     let dir = TempDir::new().unwrap();
     let bin = dir.path().join("bin");
@@ -85,7 +85,7 @@ fn doctor_with_disk(
         .env("HOME", dir.path())
         .env("ZDM_OS_RELEASE", &os)
         .env("ZDM_KVM", &device)
-        .env("ZDM_TOOLCHAIN", "sysroot")
+        .env("ZDM_TOOLCHAIN", toolchain)
         .output()
         .unwrap();
     (out.status.code().unwrap(), String::from_utf8_lossy(&out.stdout).into_owned())
@@ -136,17 +136,40 @@ fn a_machine_with_podman_lacks_nothing() {
     assert!(text.contains("slow      no "), "{text}");
 }
 
+/// With the tools of the machine itself neither a container nor a sysroot is needed, but each tool is.
+#[test]
+fn own_tools_are_named_one_by_one() {
+    let own = |programs: &[&str]| doctor_with("ID=fedora\n", programs, false, (100, 0), "native");
+    let (status, text) = own(&["git", "make", "gcc"]);
+    assert_eq!(status, 1, "{text}");
+    let line = text.lines().find(|l| l.contains("ZDM_TOOLCHAIN=native takes")).unwrap();
+    assert!(
+        line.contains(" bindgen ") && !line.contains(" gcc ") && !text.contains("podman"),
+        "{text}"
+    );
+    let remedies = remedies(&text);
+    assert!(remedies.iter().any(|r| r.starts_with("unset ZDM_TOOLCHAIN")), "{text}");
+    assert!(remedies.iter().any(|r| r.starts_with("export ZDM_SOURCE=")), "no apt-get: {text}");
+
+    let (_, tools) = line.split_once(": ").unwrap();
+    let all: Vec<&str> =
+        ["git", "make", "gcc", "apt-get"].into_iter().chain(tools.split(' ')).collect();
+    let (status, text) = own(&all);
+    assert_eq!(status, 0, "{text}");
+    assert!(text.contains("Next: ./zdvm run") && !text.contains("sysroot"), "{text}");
+}
+
 #[test]
 fn a_full_disk_is_named_with_its_remedy() {
     let lacks_nothing = &["git", "make", "podman"];
-    let (status, text) = doctor_with_disk("ID=fedora\n", lacks_nothing, false, 14, 0);
+    let (status, text) = doctor_with("ID=fedora\n", lacks_nothing, false, (14, 0), "sysroot");
     assert_eq!(status, 1, "{text}");
     assert!(text.contains("MISSING   disk: 15 GiB are needed in "), "{text}");
     assert!(text.contains(", 14 GiB are free"), "{text}");
     assert!(remedies(&text).iter().any(|r| r.starts_with("export XDG_CACHE_HOME=")), "{text}");
 
     // What the cache holds need not be written again.
-    let (status, text) = doctor_with_disk("ID=fedora\n", lacks_nothing, false, 14, 1);
+    let (status, text) = doctor_with("ID=fedora\n", lacks_nothing, false, (14, 1), "sysroot");
     assert_eq!(status, 0, "{text}");
     assert!(text.contains(", 1 GiB used there"), "{text}");
 }
