@@ -223,6 +223,50 @@ fn a_build_ends_with_us() {
     signalled("child_that_builds", "-KILL");
 }
 
+/// `./zdvm` builds the program before it starts it.
+#[test]
+fn what_precedes_the_program_ends_with_the_wrapper() {
+    let repo = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let dir = TempDir::new().unwrap();
+    let script = |name: &str, text: &str| {
+        let file = dir.path().join(name);
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(&file, text).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
+        file
+    };
+    let wrapper = script("zdvm", &fs::read_to_string(repo.join("zdvm")).unwrap());
+    let tools = "#!/bin/sh\n[ \"$1\" = run ] || echo making a sysroot >&2\n";
+    script("scripts/toolchain.sh", tools);
+    let compiler = "echo $$ > pid.new; mv pid.new pid; while :; do sleep 0.1; done";
+    let compiler = compiler.replace('$', "$$");
+    script("Makefile", &format!("target/debug/zdvm:\n\t@$(MAKE) deep\ndeep:\n\t@{compiler}\n"));
+    for (command, status) in [("run", 2), ("bisect", 128)] {
+        for signal in ["-TERM", "-INT", "-HUP"] {
+            let _ = fs::remove_file(dir.path().join("pid"));
+            // Who runs these tests may ignore signals, as nohup does.
+            let mut child = Command::new("env")
+                .args([std::ffi::OsStr::new("--default-signal"), wrapper.as_os_str()])
+                .arg(command)
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .process_group(0)
+                .spawn()
+                .unwrap();
+            let compiler = pid_in(dir.path());
+            let sent = Command::new("kill").args([signal, &child.id().to_string()]).status();
+            assert!(sent.unwrap().success());
+            assert_eq!(child.wait().unwrap().code(), Some(status), "{command} {signal}");
+            wait_for("the compiler's end", || !alive(&compiler));
+        }
+    }
+    // What takes minutes is announced, once.
+    script("Makefile", "target/debug/zdvm:\n\t@true\n");
+    let out = Command::new(&wrapper).arg("run").output().unwrap();
+    assert!(out.status.success());
+    assert_eq!(String::from_utf8_lossy(&out.stderr), "making a sysroot\n");
+}
+
 #[test]
 fn ctrl_c_and_sigterm_leave_no_qemu() {
     for (signal, number) in [("-INT", 2), ("-TERM", 15)] {
