@@ -5,7 +5,9 @@
 #
 #   scripts/kernel-source.sh VERSION     prints the path of the pristine tree
 #
-# ZDM_SOURCE names a source tree, or a tarball of one, to use instead; it must have that version.
+# ZDM_SOURCE names a source tree, or a tarball of one, to use instead; it must have that version. A tree is
+# copied, and an edited one is copied again, because the name of the copy is part of the key of each
+# kernel that zdvm builds: no kernel of an older state is taken for this one.
 #
 # Run it with the tool set (scripts/toolchain.sh run): it needs the apt of Debian 13.
 set -euo pipefail
@@ -26,25 +28,60 @@ version_of() {
 	awk -F ' *= *' '$1 == "VERSION" { v = $2 } $1 == "PATCHLEVEL" { print v "." $2; exit }' "$1/Makefile"
 }
 
+# The names, sizes and times of all files of a tree, as a key. What git keeps for itself does not count.
+state_of() {
+	(cd "$1" && find . -path ./.git -prune -o ! -type d -printf '%P %s %T@ %l\n' | LC_ALL=C sort) |
+		sha256sum | cut -c1-12
+}
+
+# keep TREE COMMAND: makes TREE, unless it is there, by the command, which gets a directory to fill.
+keep() {
+	local tree=$1
+	shift
+	[ ! -e "$tree/.complete" ] || return 0
+	work=$(mktemp -d "$cache/src/tmp.XXXXXX")
+	trap 'rm -rf "$work"' EXIT
+	"$@" "$work" || die "cannot read $ZDM_SOURCE"
+	touch "$work/.complete"
+	rm -rf "$tree"
+	mv "$work" "$tree"
+	chmod 755 "$tree"
+}
+
+unpack() {
+	say "unpacking $ZDM_SOURCE"
+	tar -xf "$ZDM_SOURCE" -C "$1" --strip-components=1
+}
+
+copy() {
+	say "copying $ZDM_SOURCE"
+	find "$ZDM_SOURCE" -mindepth 1 -maxdepth 1 ! -name .git -exec cp -a --reflink=auto -t "$1" {} +
+}
+
 if [ -n "${ZDM_SOURCE:-}" ]; then
-	tree=$ZDM_SOURCE
-	if [ -f "$tree" ]; then
+	[ -e "$ZDM_SOURCE" ] || die "ZDM_SOURCE=$ZDM_SOURCE: no such file or directory"
+	if [ -f "$ZDM_SOURCE" ]; then
 		tree=$cache/src/linux-$ver-$(sha256sum <"$ZDM_SOURCE" | cut -c1-12)
-		if [ ! -e "$tree/.complete" ]; then
-			say "unpacking $ZDM_SOURCE"
-			work=$(mktemp -d "$cache/src/tmp.XXXXXX")
-			trap 'rm -rf "$work"' EXIT
-			tar -xf "$ZDM_SOURCE" -C "$work" --strip-components=1 || die "cannot unpack $ZDM_SOURCE"
-			touch "$work/.complete"
-			rm -rf "$tree"
-			mv "$work" "$tree"
-			chmod 755 "$tree"
-		fi
+		keep "$tree" unpack
+	else
+		tree=$ZDM_SOURCE
 	fi
 	[ -r "$tree/Makefile" ] || die "$ZDM_SOURCE holds no kernel tree"
-	[ ! -e "$tree/.config" ] || die "$ZDM_SOURCE is configured in place: a source as it was unpacked is wanted"
+	if [ -e "$tree/.config" ] || [ -d "$tree/include/config" ]; then
+		die "$ZDM_SOURCE is configured or built in place: a source as it was unpacked is wanted"
+	fi
 	found=$(version_of "$tree")
 	[ "$found" = "$ver" ] || die "$ZDM_SOURCE is Linux $found; the kernels that are asked for are Linux $ver"
+	if [ -d "$ZDM_SOURCE" ]; then
+		place=$(readlink -f "$ZDM_SOURCE" | sha256sum | cut -c1-6)
+		tree=$cache/src/linux-$ver-$place-$(state_of "$ZDM_SOURCE")
+		keep "$tree" copy
+		touch "$tree/.complete"
+		# Copies of older states: one that was used lately may be in use now.
+		for old in "$cache/src/linux-$ver-$place"-*; do
+			[ "$old" = "$tree" ] || [ -z "$(find "$old/.complete" -mmin +720 2>/dev/null)" ] || rm -rf "$old"
+		done
+	fi
 	echo "$tree"
 	exit 0
 fi
@@ -58,9 +95,11 @@ fi
 # Backports is another suite of the same archive. The apt configuration of the sysroot (or of this
 # machine, if it is Debian 13) has the archive's address. A private apt state lets an ordinary user do
 # this, and leaves the machine's own apt unchanged.
+command -v apt-get >/dev/null ||
+	die "no apt-get here: name a tree or a tarball of Linux $ver (make SOURCE=..., or ZDM_SOURCE= for ./zdvm)"
 site=$(apt-get indextargets --format '$(SITE) $(ORIGIN)' 'Created-By: Packages' 2>/dev/null |
 	awk '$2 == "Debian" && $1 !~ /security/ { print $1; exit }')
-[ -n "$site" ] ||
+[ -n "$site" ] || [ ! -r /etc/apt/sources.list ] ||
 	site=$(awk '$1 == "deb" { for (i = 2; i <= NF; i++) if ($i ~ /:\/\// && $i !~ /security/) { print $i; exit } }' \
 		/etc/apt/sources.list)
 [ -n "$site" ] || die "no Debian mirror known to apt"
@@ -74,7 +113,7 @@ say "looking for $package in trixie-backports"
 work=$(mktemp -d "$cache/src/tmp.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 (cd "$work" && "${apt[@]}" download "$package" >&2) ||
-	die "cannot download $package: if it has left trixie-backports, name a tree or a tarball of Linux $ver (make SOURCE=...)"
+	die "cannot download $package: if it has left trixie-backports, name a tree or a tarball of Linux $ver (make SOURCE=..., or ZDM_SOURCE= for ./zdvm)"
 deb=$(echo "$work"/*.deb)
 debver=$(dpkg-deb -f "$deb" Version)
 tree=$cache/src/linux-$ver-$debver
