@@ -53,12 +53,11 @@ build-tree = $$($(RUN) path --kernel patched)
 need-tree := $(ZDVM)
 endif
 # The compilers that the tree was built with, unless the command line names others.
-ifeq ($(filter-out undefined default,$(origin LLVM) $(origin CC)),)
-compilers = $$(scripts/tree-compilers.sh "$$tree")
-endif
+found-out = $(if $(filter-out undefined default,$(foreach name,$2,$(origin $(name)))),,$1)
+compilers = $(ENV) scripts/tree-compilers.sh "$$tree" $(call found-out,c,LLVM CC) $(call found-out,rust,RUSTC)
 # The kernel's make says less about a tree that cannot have this module.
-kbuild = tree="$(build-tree)"; scripts/tree-check.sh "$$tree"; \
-	$(ENV) make -C "$$tree" $(compilers) M="$(CURDIR)" $(if $(MO),MO="$(abspath $(MO))")
+kbuild = tree="$(build-tree)"; scripts/tree-check.sh "$$tree"; compilers=$$($(compilers)); \
+	$(ENV) make -C "$$tree" $$compilers M="$(CURDIR)" $(if $(MO),MO="$(abspath $(MO))")
 
 .PHONY: all modules modules_install rust-analyzer clean distclean help run test bench test-repeat \
 	test-upstream mutants patch-check in-tree doctor shell kconfig check rustfmt rustfmtcheck clippy \

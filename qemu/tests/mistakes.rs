@@ -139,4 +139,7 @@ fn a_directory_that_is_no_built_kernel_tree() {
     make(&tree, &["without CONFIG_RUST", "make kconfig"]);
     write(&tree.join(".config"), "CONFIG_RUST=y\n");
     make(&tree, &["libkernel.rmeta", "build the kernel first"]);
+    write(&tree.join("rust/libkernel.rmeta"), "");
+    write(&tree.join(".config"), "CONFIG_RUST=y\nCONFIG_RUSTC_VERSION_TEXT=\"rustc 0.9\"\n");
+    make(&tree, &["was built with \"rustc 0.9\", here is \"rustc 1.", "ZDM_TOOLCHAIN=native"]);
 }
