@@ -310,13 +310,7 @@ fn work(cli: &Cli) -> Result<bool> {
         Cmd::Kconfig { kdir, objdir } => {
             let matrix = Matrix::load(&repo)?;
             let file = kdir::configure(&matrix, kdir, objdir.as_deref())?;
-            report::say(&format!(
-                "{0}\nThis is your configuration with what was missing. To build a kernel with it in a \
-                 directory of its own, and to test that kernel:\n    mkdir -p DIR && cp {0} DIR/.config\n    \
-                 make -C {1} O=DIR -j$(nproc)\n    ./zdvm run --kdir {1} --objdir DIR\n",
-                file.display(),
-                kdir.display()
-            ));
+            report::say(&kdir::advice(&file, kdir, objdir.as_deref()));
         }
         Cmd::Shell(which) => {
             let (setup, matrix, choice) = interactive(&repo, which)?;

@@ -194,6 +194,23 @@ fn a_tree_configured_in_place_is_built_in_place() {
     assert!(!error.to_string().contains("mrproper"));
 }
 
+/// kbuild refuses `O=` beside such a tree, and advises what deletes the configuration.
+#[test]
+fn the_configuration_of_a_tree_in_place_is_for_a_copy() {
+    let dir = built(&matrix());
+    let file = Path::new("/cache/.config");
+    let said = kdir::advice(file, dir.path(), None);
+    let copy =
+        format!("cp -a --reflink=auto {} DIR && cp {} ", dir.path().display(), file.display());
+    assert!(said.contains(&copy) && said.contains("--kdir DIR\n"), "{said}");
+    assert!(!said.contains("objdir"), "{said}");
+    let clean = TempDir::new().unwrap();
+    let said = kdir::advice(file, clean.path(), None);
+    assert!(said.contains("mkdir -p DIR") && said.contains("--objdir DIR\n"), "{said}");
+    let said = kdir::advice(file, clean.path(), Some(dir.path()));
+    assert!(said.contains(&copy) && said.contains("--objdir DIR\n"), "{said}");
+}
+
 #[test]
 fn a_module_of_another_kernel_is_refused() {
     let dir = built(&matrix());

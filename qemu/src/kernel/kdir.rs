@@ -191,6 +191,31 @@ pub fn configure(matrix: &Matrix, kdir: &Path, objdir: Option<&Path>) -> Result<
     Ok(file)
 }
 
+/// Says how to test a kernel with the configuration that [`configure`] has written. kbuild takes no
+/// build directory beside a tree that is configured or built in place, and what it advises then,
+/// `make mrproper`, deletes the configuration: such a tree is copied.
+pub fn advice(file: &Path, kdir: &Path, objdir: Option<&Path>) -> String {
+    let in_place = kdir.join(".config").exists() || kdir.join("include/config").is_dir();
+    let (file, kdir) = (file.display(), kdir.display());
+    let commands = match (in_place, objdir) {
+        (true, _) => format!(
+            "    cp -a --reflink=auto {kdir} DIR && cp {file} DIR/.config\n    ./zdvm run --kdir DIR\n"
+        ),
+        (false, Some(objdir)) => format!(
+            "    cp -a --reflink=auto {} DIR && cp {file} DIR/.config\n    ./zdvm run --kdir {kdir} \
+             --objdir DIR\n",
+            objdir.display()
+        ),
+        (false, None) => format!(
+            "    mkdir -p DIR && cp {file} DIR/.config\n    ./zdvm run --kdir {kdir} --objdir DIR\n"
+        ),
+    };
+    format!(
+        "{file}\nThis is your configuration with what was missing. These commands build a kernel with \
+         it in a directory of its own, and test that kernel:\n{commands}"
+    )
+}
+
 /// The release in the header of a bzImage (Documentation/arch/x86/boot.rst, kernel_version).
 pub fn image_release(image: &Path) -> Result<String> {
     let bytes = fs::read(image).with_context(|| format!("reading {}", image.display()))?;
