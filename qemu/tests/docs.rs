@@ -113,6 +113,43 @@ fn the_readme_shows_a_table_as_it_is_printed() {
     }
 }
 
+/// The words in double backticks in the first column of the tables below a title.
+fn first_column(page: &str, title: &str) -> BTreeSet<String> {
+    let head = format!("\n{title}\n{}\n", "=".repeat(title.len()));
+    let (_, rest) = page.split_once(&head).unwrap_or_else(|| panic!("no section {title}"));
+    let end = Regex::new(r"\n[A-Za-z][^\n]*\n={3,}\n").unwrap();
+    let section = end.find(rest).map_or(rest, |next| &rest[..next.start()]);
+    let name = Regex::new("``([a-z0-9_.-]+)``").unwrap();
+    // The rulers around a table have its width in signs of equality.
+    let (mut width, mut out) = (0, BTreeSet::new());
+    for line in section.lines() {
+        if line.starts_with("===") {
+            width = line.find(' ').unwrap_or(0);
+        } else if line.is_empty() {
+            width = 0;
+        }
+        let cell = line.get(..width.min(line.len())).unwrap_or_default();
+        out.extend(name.captures_iter(cell).map(|n| n[1].to_owned()));
+    }
+    out
+}
+
+#[test]
+fn the_runner_page_names_every_kernel_machine_suite_and_parameter() {
+    let page = read("Documentation/runner.rst");
+    let matrix = zdvm::plan::matrix::Matrix::load(&repo()).unwrap();
+    assert_eq!(first_column(&page, "Kernels"), matrix.kernel.keys().cloned().collect());
+    assert_eq!(first_column(&page, "Machines"), matrix.machine.keys().cloned().collect());
+    assert_eq!(first_column(&page, "Suites"), matrix.suite.keys().cloned().collect());
+    let in_rust = Regex::new(r"(?m)^        ([a-z0-9_]+): [a-z0-9]+ \{$").unwrap();
+    let in_c = Regex::new(r"(?m)^module_param(?:_named)?\(([a-z_]+),").unwrap();
+    let (rust, c) = (read("rust/zdmirror.rs"), read("rust/helpers/params.c"));
+    let parameters = in_rust.captures_iter(&rust).chain(in_c.captures_iter(&c));
+    let parameters: BTreeSet<String> = parameters.map(|p| p[1].to_owned()).collect();
+    assert!(parameters.len() > 8, "{parameters:?}");
+    assert_eq!(first_column(&page, "The module"), parameters);
+}
+
 /// The `#define`s of ioctls in a header.
 fn ioctls(header: &str) -> Vec<String> {
     let define = Regex::new(r"(?m)^#define\s+(ZDM_[A-Z_]+)\s+_IO[WR]+\(").unwrap();
