@@ -69,6 +69,9 @@ pub struct Plan {
     pub nodes: u32,
     /// Whether to run an interactive shell instead of suites.
     pub shell: bool,
+    /// Whether a suite of a harness ends with the first test that the kernel reports something in, or that
+    /// does not end in time: what such a kernel says of the tests that follow is worth nothing.
+    pub while_sound: bool,
     /// The suites, in order.
     pub suites: Vec<Suite>,
 }
@@ -88,8 +91,10 @@ impl Plan {
                 let _ = writeln!(out, "{word} {number}");
             }
         }
-        if self.shell {
-            out.push_str("shell\n");
+        for (word, set) in [("shell", self.shell), ("while-sound", self.while_sound)] {
+            if set {
+                let _ = writeln!(out, "{word}");
+            }
         }
         for s in &self.suites {
             let _ = writeln!(out, "suite {} {} {} {}", s.name, s.kind.word(), s.timeout, s.program);
@@ -117,6 +122,7 @@ impl Plan {
                     *if words[0] == "cpus" { &mut plan.cpus } else { &mut plan.nodes } = number;
                 }
                 ["shell"] => plan.shell = true,
+                ["while-sound"] => plan.while_sound = true,
                 ["suite", name, kind, timeout, program] => plan.suites.push(Suite {
                     name: name.to_owned(),
                     kind: match kind {
@@ -160,6 +166,7 @@ mod tests {
             cpus: 4,
             nodes: 2,
             shell: true,
+            while_sound: true,
             suites: vec![
                 Suite {
                     name: "kunit".into(),

@@ -98,7 +98,7 @@ fn tests(link: &mut Link, plan: &Plan, suite: &Suite) -> Result<()> {
 fn whole(link: &mut Link, command: Command) -> Result<()> {
     match child(link, command, None)? {
         End::Well => Ok(()),
-        End::Ill(why) | End::Stuck(why) => bail!("{why}"),
+        End::Ill(why) | End::Late(why) | End::Stuck(why) => bail!("{why}"),
     }
 }
 
@@ -130,6 +130,7 @@ fn kunit(link: &mut Link, plan: &Plan, suite: &Suite) -> Result<()> {
 
 fn harness(link: &mut Link, plan: &Plan, suite: &Suite) -> Result<()> {
     sys::insmod(MODULE, &plan.params)?;
+    let taint = sys::taint()?;
     for test in &suite.tests {
         link.send(&Message::TestStart(test.clone()))?;
         sys::kmsg(&format!("zdvm-guest: begin {test}"));
@@ -142,11 +143,16 @@ fn harness(link: &mut Link, plan: &Plan, suite: &Suite) -> Result<()> {
             _ => audit(plan)?,
         };
         sys::kmsg(&format!("zdvm-guest: end {test}"));
+        let is_sound = !matches!(end, End::Late(_)) && sys::taint()? == taint;
         let why: Vec<String> = end.why().into_iter().chain(audit).collect();
         let why = (!why.is_empty()).then(|| why.join("; "));
         link.send(&Message::TestEnd(test.clone(), why))?;
         if let End::Stuck(why) = end {
             bail!("{test} {why}: what follows is not run");
+        }
+        if plan.while_sound && !is_sound {
+            // What the module waits for may be lost.
+            return Ok(());
         }
     }
     sys::rmmod(&plan.module)
@@ -185,6 +191,8 @@ enum End {
     Well,
     /// In another way, with a description.
     Ill(String),
+    /// The program was killed at its time limit.
+    Late(String),
     /// The program did not end even when it was killed.
     Stuck(String),
 }
@@ -193,7 +201,7 @@ impl End {
     fn why(&self) -> Option<String> {
         match self {
             Self::Well => None,
-            Self::Ill(why) | Self::Stuck(why) => Some(why.clone()),
+            Self::Ill(why) | Self::Late(why) | Self::Stuck(why) => Some(why.clone()),
         }
     }
 }
@@ -323,7 +331,7 @@ fn watched(
             child.kill()?;
             let why = format!("timed out after {} s", limit.as_secs());
             break match wait_for(&mut child, DEATH)? {
-                Some(_) => End::Ill(why),
+                Some(_) => End::Late(why),
                 None => End::Stuck(format!("{why} and cannot be killed")),
             };
         }

@@ -223,6 +223,7 @@ impl Bench<'_> {
         let request = Request { on, vcpus: None, module: module.as_deref(), suites: &suites };
         let mut setup = Setup::new(self.repo, self.matrix, tree.clone(), &request)?;
         setup.audited = driver == Driver::Ours;
+        setup.while_sound = true;
         Ok(setup)
     }
 

@@ -60,6 +60,8 @@ pub struct Setup {
     pub module: PathBuf,
     /// Whether the module can be audited after every test.
     pub audited: bool,
+    /// Whether a suite of a harness ends with the first test that leaves the kernel in doubt.
+    pub while_sound: bool,
     /// Options of the kernel command line in addition to those of the matrix.
     pub cmdline: String,
     /// A factor for all time limits, in addition to the kernel's own.
@@ -105,6 +107,7 @@ impl Setup {
             machine,
             module,
             audited: true,
+            while_sound: false,
             cmdline: String::new(),
             timeout_factor: 1,
             test_limit: None,
@@ -197,6 +200,7 @@ impl Setup {
             cpus: self.machine.vcpus,
             nodes: self.machine.nodes,
             shell: false,
+            while_sound: self.while_sound,
             suites: Vec::new(),
         };
         for suite in &planned.suites {
