@@ -18,12 +18,22 @@ use kernel::{
     uaccess::UserPtr, //
 };
 
+/// How often exclusive access is taken again when a page was taken back before it was read.
+const TRIES: usize = 10;
+
 impl Client {
-    /// Takes exclusive access, and reads the pages.
+    /// Takes exclusive access, and reads the pages. Core mm may take a page back in between, as khugepaged does
+    /// when it looks at an area of huge pages; then the device takes it once more.
     pub(in crate::driver) fn exclusive(&self, range: PageRange, ptr: UserPtr) -> Result<Outcome> {
-        let pages = self.mirror().make_exclusive(range)?;
-        self.device().core.stats.exclusive.add(pages);
-        self.read(range, ptr, Faulting::Never)
+        let mut tries = TRIES;
+        loop {
+            let pages = self.mirror().make_exclusive(range)?;
+            self.device().core.stats.exclusive.add(pages);
+            match self.read(range, ptr, Faulting::Never) {
+                Err(err) if err == ENOENT && tries > 1 => tries -= 1,
+                other => return other,
+            }
+        }
     }
 
     /// Fails with `EPERM` while the device has exclusive access to any page of `range`.
