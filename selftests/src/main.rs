@@ -17,6 +17,7 @@ mod fuse;
 mod gup;
 mod harness;
 mod ktap;
+mod kvm;
 mod memory;
 mod module;
 mod numa;

@@ -40,9 +40,16 @@ fn snapshot(_: &Ctx) -> Outcome {
     buf.set(0, 0, 1);
     let seen = device.snapshot(&buf, 0, 1).or_fail("SNAPSHOT")?;
     check_eq!(seen, [PROT_WRITE], "SNAPSHOT of a copy");
-    // All pages are mapped from the beginning.
+    // All pages are mapped from the beginning. Before the first write they are clean, and a kernel with "hmm:
+    // do not report a clean page as writable" says that a write needs a fault.
     let shared = map(&device, N, libc::MAP_SHARED)?;
     check_eq!(proc::present(&shared, 0, N)?, N, "present pages");
+    let seen = device.snapshot(&shared, 0, N).or_fail("SNAPSHOT")?;
+    check!(
+        [PROT_READ, PROT_WRITE].contains(&seen[0]) && seen.iter().all(|s| *s == seen[0]),
+        "SNAPSHOT of a clean shared mapping: expected {PROT_READ} or {PROT_WRITE}, found {seen:?}"
+    );
+    shared.fill(0, N, 369);
     let seen = device.snapshot(&shared, 0, N).or_fail("SNAPSHOT")?;
     check_eq!(seen, vec![PROT_WRITE; N], "SNAPSHOT of a shared mapping");
     Ok(())

@@ -63,6 +63,7 @@ mod inject;
 mod inspect;
 mod kill;
 mod ksm;
+mod kvm;
 mod leak;
 mod lost;
 mod migrate;
@@ -213,6 +214,8 @@ pub fn all() -> Vec<&'static Test> {
         dax::unbind::TESTS,
         dax::upkeep::TESTS,
         vfio::TESTS,
+        kvm::DAX,
+        kvm::TESTS,
         dax::uring::TESTS,
         fsdax::TESTS,
         fsdax::share::TESTS,
