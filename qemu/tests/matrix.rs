@@ -129,7 +129,8 @@ fn what_a_kernel_cannot_do_is_not_applicable() {
                   CONFIG_NET=y\nCONFIG_UNIX=y\nCONFIG_TASKS_RCU=y\nCONFIG_FUSE_FS=y\n\
                   CONFIG_HUGETLBFS=y\nCONFIG_VSOCKETS_LOOPBACK=y\nCONFIG_LRU_GEN=y\n\
                   CONFIG_DEBUG_FS=y\nCONFIG_HOTPLUG_CPU=y\n\
-                  CONFIG_COMPACTION=y\nCONFIG_IO_URING=y\nCONFIG_MEMORY_HOTREMOVE=y\nCONFIG_PID_NS=y\n";
+                  CONFIG_COMPACTION=y\nCONFIG_IO_URING=y\nCONFIG_MEMORY_HOTREMOVE=y\nCONFIG_PID_NS=y\n\
+                  CONFIG_KVM_AMD=y\n";
     let all = planned("default", &full());
     let config = Some(config.to_owned());
     let some = planned("default", &Selection { config, ..full() });
@@ -146,6 +147,8 @@ fn what_a_kernel_cannot_do_is_not_applicable() {
             || t.starts_with("daxcross.")
             || t.starts_with("blind.dax_")
             || t.contains("dax.")
+            || t.starts_with("kvm.dax")
+            || t.starts_with("kvm.unbind")
             || t == "pagemaps.device_dax"
             || t == "pagemaps.p2pdma"
             || t == "pagemaps.spoilt_device_dax"
