@@ -53,7 +53,7 @@ build-tree = $$($(RUN) path --kernel patched)
 need-tree := $(ZDVM)
 endif
 # The compilers that the tree was built with, unless the command line names others.
-found-out = $(if $(filter-out undefined default,$(foreach name,$2,$(origin $(name)))),,$1)
+found-out = $(if $(filter-out undefined default,$(foreach name,$2,$(origin $(name)))),given,$1)
 compilers = $(ENV) scripts/tree-compilers.sh "$$tree" $(call found-out,c,LLVM CC) $(call found-out,rust,RUSTC)
 # The kernel's make says less about a tree that cannot have this module.
 kbuild = tree="$(build-tree)"; scripts/tree-check.sh "$$tree"; compilers=$$($(compilers)); \

@@ -3,10 +3,11 @@
 #
 # Prints the arguments that make needs to use the compilers that a kernel was built with.
 #
-#   scripts/tree-compilers.sh DIR [c] [rust]     DIR is the build directory
+#   scripts/tree-compilers.sh DIR [c] [rust]     DIR is the build directory; without more words: c rust
 #
 # Run it with the tool set (scripts/toolchain.sh run). zdvm also checks the versions of C compilers; this
 # script is for `make modules`, which runs without zdvm.
+[ $# -gt 1 ] || set -- "$1" c rust
 has() { grep -qsx "$2=y" "$1/.config"; }
 
 case " $* " in

@@ -143,3 +143,18 @@ fn a_directory_that_is_no_built_kernel_tree() {
     write(&tree.join(".config"), "CONFIG_RUST=y\nCONFIG_RUSTC_VERSION_TEXT=\"rustc 0.9\"\n");
     make(&tree, &["was built with \"rustc 0.9\", here is \"rustc 1.", "ZDM_TOOLCHAIN=native"]);
 }
+
+/// The checks of the module name the tree only; `make` says what its command line leaves open.
+#[test]
+fn the_compilers_of_a_tree_are_found_out() {
+    let dir = TempDir::new().unwrap();
+    write(&dir.path().join(".config"), "CONFIG_CC_IS_CLANG=y\nCONFIG_LD_IS_LLD=y\n");
+    for (words, says) in
+        [(&[][..], "LLVM=1\n"), (&["c", "given"], "LLVM=1\n"), (&["given", "rust"], "")]
+    {
+        let script = repo().join("scripts/tree-compilers.sh");
+        let out = Command::new(script).arg(dir.path()).args(words).output().unwrap();
+        assert!(out.status.success());
+        assert_eq!(String::from_utf8_lossy(&out.stdout), says, "{words:?}");
+    }
+}
