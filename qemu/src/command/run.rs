@@ -478,6 +478,9 @@ pub fn shell_machine(setup: &Setup, matrix: &Matrix, dir: &Path) -> Result<Machi
     }
     // strace is no part of the tool set: ./zdvm adds it, if it can be had.
     files.extend(script::program("strace").unwrap_or_default());
+    let mut setup = setup.clone();
+    // Each load of the module would run its unit tests, which provoke warnings.
+    setup.cmdline = format!("{} kunit.enable=0", setup.cmdline);
     setup.machine(matrix, dir, &plan, &files)
 }
 
