@@ -99,16 +99,24 @@ fn the_readme_shows_a_table_as_it_is_printed() {
         let text = read(file);
         let head = table.lines().next().unwrap();
         assert!(text.contains(head), "{file} has no line {head:?}");
-        // The numbers of every row stand below the heads, and all results together are the planned
-        // number.
-        let tables = text.match_indices(head);
-        let rows = tables.flat_map(|(from, _)| {
-            text[from..].lines().skip(1).take_while(|l| !l.contains("verdict:"))
-        });
-        for row in rows {
-            let numbers: Vec<usize> =
-                row.split_whitespace().skip(1).map(|n| n.parse().unwrap()).collect();
-            assert_eq!(numbers[0], numbers[1..6].iter().sum::<usize>(), "{file}: {row}");
+        // All results of a row together are the planned number, and those of all rows stand in the
+        // line of the verdict.
+        for (from, _) in text.match_indices(head) {
+            let mut sums = [0; 8];
+            let mut lines = text[from..].lines().skip(1);
+            let verdict = lines.by_ref().find(|line| {
+                let numbers = line.split_whitespace().skip(1).map(str::parse::<usize>);
+                let Ok(numbers) = numbers.collect::<Result<Vec<_>, _>>() else { return true };
+                assert_eq!(numbers[0], numbers[1..6].iter().sum::<usize>(), "{file}: {line}");
+                sums.iter_mut().zip(numbers).for_each(|(sum, n)| *sum += n);
+                false
+            });
+            let [_, passed, failed, skipped, xfail, ..] = sums;
+            let counts = format!(
+                "{passed} passed, {failed} failed, {xfail} failed as expected, {skipped} skipped, "
+            );
+            let verdict = verdict.unwrap_or_default();
+            assert!(verdict.contains(&counts), "{file}: {counts}is not in {verdict}");
         }
     }
 }
