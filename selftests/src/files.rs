@@ -255,6 +255,19 @@ pub fn block(signal: i32) -> io::Result<()> {
     Ok(set.thread_block()?)
 }
 
+/// Whether a signal that is blocked waits for the process, by /proc/self/status.
+pub fn is_pending(signal: i32) -> io::Result<bool> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let sets = status.lines().filter_map(|line| {
+        line.strip_prefix("SigPnd:")
+            .or(line.strip_prefix("ShdPnd:"))
+    });
+    let waits =
+        |set: &str| u64::from_str_radix(set.trim(), 16).map(|set| (set >> (signal - 1)) & 1);
+    let mut found = sets.map(|set| waits(set).map_err(io::Error::other));
+    found.try_fold(false, |any, set| Ok(any || set? == 1))
+}
+
 /// The data of the last signal that `catch_address` has caught.
 static CAUGHT: [AtomicU64; 2] = [AtomicU64::new(0), AtomicU64::new(0)];
 
