@@ -87,8 +87,26 @@ fn fill(text: &str) -> String {
     out
 }
 
+/// Functions for the errors that the kernel crate of an older kernel does not have, and the errors.
+const ERRORS: [(&str, &str); 2] = [("not_supported", "EOPNOTSUPP"), ("would_deadlock", "EDEADLK")];
+
+/// Text with the errors of the kernel crate in the place of our functions, which are not imported then.
+fn errors(text: &str) -> Result<String> {
+    let mut text = text.to_owned();
+    for (function, error) in ERRORS {
+        // The last one of a list has the mark that keeps the list in lines of its own.
+        let last = regex(&format!(r",( //)?\n *(?:mm::)?{function}, //\n"))?;
+        text = last.replace_all(&text, ", //\n").into_owned();
+        let other = regex(&format!(r"\n *(?:mm::)?{function},\n"))?;
+        text = other.replace_all(&text, "\n").into_owned();
+        text = text.replace(&format!("{function}()"), error);
+    }
+    Ok(text)
+}
+
 /// A file of `rust/kernel` as one of the kernel crate.
 pub fn rust(text: &str) -> Result<String> {
+    let text = errors(text)?;
     let path = regex(r"(^|[^\w:])kernel::")?;
     let suite = regex(r"kunit_tests\(zdmirror_")?;
     let mut out = String::new();
@@ -282,6 +300,41 @@ pub(super) fn g() {}
 
 ";
         assert_eq!(rust(text).unwrap(), wanted);
+    }
+
+    #[test]
+    fn errors_are_those_of_the_kernel_crate() {
+        let text = "\
+use crate::{
+    bindings,
+    mm::{
+        not_supported,
+        sync::task::NoFaults,
+        would_deadlock, //
+    },
+};
+fn f() -> Error {
+    if g() == not_supported() {
+        return would_deadlock();
+    }
+}
+";
+        let wanted = "\
+use crate::{
+    bindings,
+    mm::{
+        sync::task::NoFaults, //
+    },
+};
+fn f() -> Error {
+    if g() == EOPNOTSUPP {
+        return EDEADLK;
+    }
+}
+";
+        assert_eq!(rust(text).unwrap(), wanted);
+        let text = "use crate::{\n    bindings,\n    mm::would_deadlock, //\n};\n";
+        assert_eq!(rust(text).unwrap(), "use crate::{\n    bindings, //\n};\n");
     }
 
     #[test]
