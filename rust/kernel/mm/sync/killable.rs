@@ -86,8 +86,10 @@ impl<B: Blocking> KillableWait<B> {
     ///
     /// `EINTR` when this task was killed, `ETIMEDOUT` when `most` milliseconds were not enough.
     pub(in crate::mm) fn wait(&self, most: Option<u32>) -> Result {
-        // The work runs at least once after `queue()`. If it begins earlier, that is after this load.
-        let wanted = self.begun.load(Acquire).wrapping_add(1);
+        // The work runs at least once after `queue()`. If it begins earlier, that is after this read. What the caller
+        // has stored before, as the sequence of a notifier, must be visible to that run: the addition of 0 is a full
+        // barrier, as the one in `run()` is.
+        let wanted = self.begun.fetch_add(0, Full).wrapping_add(1);
         self.work.queue();
         let deadline = most.map(Deadline::after_ms);
         let [mut pause, longest] = Self::PAUSES;
