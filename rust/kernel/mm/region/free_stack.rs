@@ -121,7 +121,7 @@ impl FreeStack {
         // No more are free at a time. With a larger number an `f` that pushes each folio again would never end.
         for _ in 0..most.min(self.links.len()) {
             if node == NIL {
-                if self.is_empty() {
+                if !self.has_new() {
                     return false;
                 }
                 node = self.head.xchg(NIL, Acquire);
@@ -132,7 +132,7 @@ impl FreeStack {
             f(self.take_off(&mut node));
         }
         if node == NIL {
-            return !self.is_empty();
+            return self.has_new();
         }
         if self.rest.cmpxchg(NIL, node, Release).is_err() {
             // Another task takes folios off at the same time, and has left a rest.
@@ -162,10 +162,16 @@ impl FreeStack {
         unsafe { FreeFolio::from_raw(self.first_pfn + index, order) }
     }
 
-    /// Whether the stack is empty. This is a hint unless the caller knows that no task pushes.
-    pub(crate) fn is_empty(&self) -> bool {
+    /// Whether folios were pushed that no call of [`FreeStack::take`] has seen.
+    fn has_new(&self) -> bool {
         // A folio that is pushed at this moment is found the next time.
-        read_once(&self.head) == NIL
+        read_once(&self.head) != NIL
+    }
+
+    /// Whether the stack is empty. This is a hint unless the caller knows that no task pushes or takes. In any
+    /// context.
+    pub(crate) fn is_empty(&self) -> bool {
+        !self.has_new() && read_once(&self.rest) == NIL
     }
 }
 
@@ -226,8 +232,10 @@ mod tests {
             let _ = pages.put(folio);
         };
         assert!(stack.take(2, &mut see));
+        // Those that are left are on the stack.
+        assert!(!stack.is_empty());
         assert!(stack.take(2, &mut see));
-        assert!(!stack.take(2, &mut see));
+        assert!(!stack.take(2, &mut see) && stack.is_empty());
         assert!(!stack.take(2, &mut see));
         assert_eq!(seen[..], [4, 3, 2, 1, 0]);
         assert_eq!(pages.len(), BLOCK_PAGES);
