@@ -472,8 +472,9 @@ impl HmmMirror {
         }
     }
 
-    /// Whether page number `index` is in reach of the CPU, or of this device, and holds zeroes. May sleep.
-    fn is_empty(&self, index: usize) -> bool {
+    /// Whether page number `index` is in reach of the CPU, or of this device, and of the kernel, and holds zeroes. May
+    /// sleep.
+    pub(super) fn is_empty(&self, index: usize) -> bool {
         let Some(mm) = self.mm().mmget_not_zero() else {
             return false;
         };
@@ -500,9 +501,12 @@ impl HmmMirror {
             bindings::ZDM_ENTRY_PRIVATE => unsafe { private_contents(self.owner(), pfn) },
             _ => return false,
         };
+        // What is mapped there now may be out of the kernel's reach, as the memory of memfd_secret(2) is.
         // SAFETY: The page is mapped, and so in use, while the lock is held under which the sequence was
         // checked, and has contents.
-        !page.is_null() && unsafe { bindings::zdm_page_is_empty(page) }
+        let is_reachable = !page.is_null() && unsafe { bindings::zdm_page_is_reachable(page) };
+        // SAFETY: The page is in use while the lock is held, and the kernel reaches its contents.
+        is_reachable && unsafe { bindings::zdm_page_is_empty(page) }
     }
 }
 

@@ -59,6 +59,24 @@ mod tests {
     }
 
     #[test]
+    fn page_out_of_reach_is_not_read() -> Result {
+        let device = EmulatedDevice::new()?;
+        let range = anon_range(1)?;
+        let mirror = device.mirror()?;
+        device.migrate(range)?;
+        let index = range.start() >> PAGE_SHIFT;
+        assert!(mirror.is_empty(index));
+        let held = mirror.get_device_folio(range)?;
+        held.set_poisoned(true);
+        let (is_empty, flipped) = (mirror.is_empty(index), held.flip_bit());
+        held.set_poisoned(false);
+        assert_eq!((is_empty, flipped), (false, Err(EFAULT)));
+        // The page is as it was.
+        assert!(mirror.is_empty(index));
+        Ok(())
+    }
+
+    #[test]
     fn closure_that_looks_at_places_may_unmap_them() -> Result {
         let device = EmulatedDevice::new()?;
         let range = anon_range(3)?;

@@ -143,7 +143,7 @@ impl FolioRef {
     /// # Errors
     ///
     /// `EDEADLK` where the current task may have locked the folio, as it has a migration; `EINTR` on a fatal
-    /// signal.
+    /// signal; `EFAULT` for a page whose contents the kernel does not reach: they are lost, or in the device's own memory.
     pub(crate) fn flip_bit(&self) -> Result {
         check_may_fault()?;
         let page = self.page.as_ptr();
@@ -152,13 +152,16 @@ impl FolioRef {
         to_result(unsafe { bindings::zdm_folio_lock_killable(page) })?;
         // SAFETY: The page is valid by the type invariants of `FolioRef`, and locked, so that no task
         // splits its folio.
-        if let Some(data) = NonNull::new(unsafe { contents(page) }) {
-            // SAFETY: The memory that holds the contents lives as long as the page.
+        let data = NonNull::new(unsafe { contents(page) });
+        // SAFETY: The memory that holds the contents lives as long as the page.
+        let data = data.filter(|data| unsafe { bindings::zdm_page_is_reachable(data.as_ptr()) });
+        if let Some(data) = data {
+            // SAFETY: The kernel reaches the memory, which lives as long as the page.
             unsafe { bindings::zdm_flip_bit(data.as_ptr()) };
         }
         // SAFETY: The current task locked the folio above.
         unsafe { bindings::zdm_folio_unlock(page) };
-        Ok(())
+        data.map(|_| ()).ok_or(EFAULT)
     }
 
     /// Marks the page that holds the contents as broken, or as whole again. Only for KUnit cases.
