@@ -118,7 +118,10 @@ impl<'a> DevmemAlloc<'a> {
                 return None;
             }
             let chunk = self.chunk.as_ref()?;
-            let index = chunk.index_of_pfn(folio.first_pfn())?;
+            let Some(index) = chunk.index_of_pfn(folio.first_pfn()) else {
+                self.lost(&folio);
+                return None;
+            };
             if order == 0 && !self.clean.contains(&index) {
                 let pages = self.run(&folio);
                 self.clean = index..index + self.clean_pages(chunk, index, pages);

@@ -127,10 +127,11 @@ impl<M: DeviceMemory> Migration<'_, Setup, M> {
 }
 
 impl<M: DeviceMemory> Migration<'_, Finalized, M> {
-    /// Page frame number of the first page, and order, of each destination that contents have moved to. The contents
-    /// may have moved on since.
+    /// Page frame number of the first page, and order, of each destination that contents of a range have moved to. The
+    /// contents may have moved on since. A list of device pages has none: nothing tells the order of a folio any more.
     pub(crate) fn destinations(&self) -> impl Iterator<Item = (usize, u32)> + '_ {
         self.moved_entries()
+            .filter(|_| self.vma)
             .map(|(i, order)| (self.dst(i) >> bindings::MIGRATE_PFN_SHIFT, order))
     }
 }
