@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! A driver to start from, for a device with its own memory. Processes migrate their pages to the
-//! device by an ioctl; the first CPU access brings them back, and so does the last close.
-//!
-//! It uses only `rust/kernel`. A real driver has a copy engine, and allocates large folios, too.
+//! device by an ioctl; the first CPU access brings them back, and so does the last close. It uses only
+//! `rust/kernel`. A real driver has a copy engine, and allocates large folios, too.
 
 #![forbid(unsafe_code)]
 
@@ -114,8 +113,9 @@ impl Context {
         let mm = task.mm().ok_or(EINVAL)?;
         let mut buffer = PfnBuffer::new(range.pages())?;
         for range in range.batches(buffer.capacity()) {
-            let mmap = mm.mmap_read_lock();
-            let area = Area::lookup(&mmap, range.start()).ok_or(EFAULT)?;
+            check_signals()?;
+            let lock = MmapLock::read(mm)?;
+            let area = Area::locked(&lock, range.start()).ok_or(EFAULT)?;
             let request = Request::system(area, range, &self.0.owner);
             let mut migration = Migration::of_range(&mut buffer, &request, &Vram)?;
             migration.fill_device(|_| self.0.alloc().ok_or(ENOSPC))?;
@@ -144,7 +144,7 @@ impl NodeOps for Context {
         }
         let user = uaccess::UserSlice::new(uaccess::UserPtr::from_addr(arg), 16);
         let [start, pages]: [u64; 2] = user.reader().read()?;
-        self.migrate(PageRange::new(start as usize, pages as usize)?)?;
-        Ok(0)
+        let range = PageRange::new(start as usize, pages as usize)?;
+        self.migrate(range).map(|()| 0)
     }
 }

@@ -16,7 +16,8 @@ mod tests {
         mm::{
             kunit::support::{
                 mmap_anon,
-                this_module, //
+                this_module,
+                Killed, //
             },
             module::scope::ModuleScope,
             PAGE_SIZE, //
@@ -45,6 +46,10 @@ mod tests {
         writer.write(&(start as u64))?;
         writer.write(&(pages as u64))?;
         assert_eq!(context.ioctl(MIGRATE, arg)?, 0);
+        // A killed task ends, however many pages are left.
+        let killed = Killed::new()?;
+        assert_eq!(context.ioctl(MIGRATE, arg), Err(EINTR));
+        drop(killed);
         Ok(())
     }
 

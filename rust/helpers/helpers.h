@@ -82,6 +82,9 @@ void zdm_pagefault_disable(void);
 void zdm_pagefault_enable(void);
 bool zdm_pagefault_disabled(void);
 int zdm_mmap_read_lock_killable(struct mm_struct *mm);
+int zdm_mmap_write_lock_killable(struct mm_struct *mm);
+void zdm_mmap_write_unlock(struct mm_struct *mm);
+bool zdm_mm_has_notifiers(struct mm_struct *mm);
 bool zdm_vma_is_anonymous(struct vm_area_struct *vma);
 bool zdm_userfaultfd_armed(struct vm_area_struct *vma);
 unsigned long zdm_jiffies_after_ms(unsigned int ms);
@@ -153,6 +156,7 @@ int zdm_kunit_attach_mm(void);
 unsigned long zdm_kunit_mmap(unsigned long len, bool shared);
 int zdm_kunit_module_refs(struct module *module);
 void zdm_kunit_set_module_live(struct module *module, bool live);
+void zdm_kunit_set_killed(bool killed);
 void zdm_kunit_set_poisoned(struct page *page, bool poisoned);
 
 int zdm_whole_entire_mapcount(const struct page *head);

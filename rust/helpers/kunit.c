@@ -6,6 +6,7 @@
 #include <linux/mman.h>
 #include <linux/module.h>
 #include <linux/platform_device.h>
+#include <linux/sched/signal.h>
 
 #include "helpers.h"
 
@@ -66,4 +67,18 @@ void zdm_kunit_set_poisoned(struct page *page, bool poisoned)
 		SetPageHWPoison(page);
 	else if (page)
 		ClearPageHWPoison(page);
+}
+
+/* As a task that was killed sees itself. Nothing but the flags is changed. */
+void zdm_kunit_set_killed(bool killed)
+{
+	spin_lock_irq(&current->sighand->siglock);
+	if (killed) {
+		sigaddset(&current->pending.signal, SIGKILL);
+		set_thread_flag(TIF_SIGPENDING);
+	} else {
+		sigdelset(&current->pending.signal, SIGKILL);
+		recalc_sigpending();
+	}
+	spin_unlock_irq(&current->sighand->siglock);
 }

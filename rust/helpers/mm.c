@@ -284,6 +284,21 @@ int zdm_mmap_read_lock_killable(struct mm_struct *mm)
 	return mmap_read_lock_killable(mm);
 }
 
+int zdm_mmap_write_lock_killable(struct mm_struct *mm)
+{
+	return mmap_write_lock_killable(mm);
+}
+
+void zdm_mmap_write_unlock(struct mm_struct *mm)
+{
+	mmap_write_unlock(mm);
+}
+
+bool zdm_mm_has_notifiers(struct mm_struct *mm)
+{
+	return mm_has_notifiers(mm);
+}
+
 unsigned long zdm_jiffies_after_ms(unsigned int ms)
 {
 	return jiffies + msecs_to_jiffies(ms);

@@ -42,7 +42,11 @@ pub(crate) use crate::mm::{
         free_stack::FreeStack,
         owner::PgmapOwner, //
     },
-    user::range::PageRange, //
+    sync::task::check_signals,
+    user::{
+        mmap_lock::MmapLock,
+        range::PageRange, //
+    },
 };
 
 // For the type of a module.

@@ -172,7 +172,9 @@ impl Drop for HmmMirror {
 
 impl HmmMirror {
     /// Mirrors `mm` for the device whose memory `owner` owns. The module stays loaded for as long as the
-    /// mirror lives. May sleep; takes the mmap lock for writing, so that the caller must not hold it.
+    /// mirror lives. May sleep. The caller must not hold the mmap lock, which the first mirror of an address space takes
+    /// for writing: the task would wait until it is killed. If another driver has subscribed to the address space by a
+    /// `mmu_notifier`, and none by an interval notifier, not even that ends the wait.
     ///
     /// Wraps `mmu_interval_notifier_insert()`.
     ///
@@ -182,7 +184,7 @@ impl HmmMirror {
     /// # Errors
     ///
     /// `ENODEV` when the module is on its way out, or its init function has not succeeded yet; `EDEADLK` for a task
-    /// that has a migration, or handles a fault on device memory; `ENOMEM`.
+    /// that has a migration, or handles a fault on device memory; `EINTR` on a fatal signal; `ENOMEM`.
     pub(crate) fn new(mm: &MmWithUser, owner: Arc<PgmapOwner>) -> Result<Self> {
         check_may_fault()?;
         let loaded = ModulePin::try_take(owner.module()).ok_or(ENODEV)?;
@@ -229,7 +231,7 @@ impl HmmMirror {
     /// Faults `range` in for `access`: afterwards the table maps it, until the next invalidation.
     ///
     /// Wraps `hmm_range_fault()`; where a file is mapped, `hmm_range_fault_unlocked_timeout()`, if the kernel
-    /// has it, because the file's contents may come from a server that never answers. Before Linux 7.3 a task
+    /// has it, because the file's contents may come from a server that never answers. In a kernel without it a task
     /// that waits for one cannot be killed. May sleep; the mmap lock must not be held.
     ///
     /// # Errors
@@ -248,9 +250,25 @@ impl HmmMirror {
     /// Wraps `hmm_range_fault_unlocked_timeout()`. May sleep, for as long as a fault takes, unless the
     /// task is killed.
     ///
+    /// # Examples
+    ///
+    /// ```
+    /// use kernel::mm::hmm::access::Access;
+    /// # use kernel::mm::kunit::{device::EmulatedDevice, support::anon_range};
+    /// # let device = EmulatedDevice::new()?;
+    /// # let range = anon_range(1)?;
+    /// # let mirror = device.mirror()?;
+    ///
+    /// // Not every kernel has it.
+    /// if mirror.fault_unlocked(range, Access::Write).is_err() {
+    ///     mirror.fault(range, Access::Write)?;
+    /// }
+    /// # Ok::<(), Error>(())
+    /// ```
+    ///
     /// # Errors
     ///
-    /// As [`HmmMirror::fault`], and `EOPNOTSUPP` before Linux 7.3.
+    /// As [`HmmMirror::fault`], and `EOPNOTSUPP` in a kernel that does not have that function.
     pub(crate) fn fault_unlocked(&self, range: PageRange, access: Access) -> Result {
         self.walk(range, Absent::FaultUnlocked(access), |_, _| {})
     }
@@ -259,6 +277,23 @@ impl HmmMirror {
     /// them are on the device. May sleep.
     ///
     /// Wraps `hmm_range_fault()`.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use kernel::mm::hmm::copy::Stop;
+    /// # use kernel::{mm::kunit::{device::EmulatedDevice, support::anon_range}, page::PAGE_SIZE};
+    /// # let device = EmulatedDevice::new()?;
+    /// # let range = anon_range(3)?;
+    /// # let mirror = device.mirror()?;
+    ///
+    /// device.migrate(range.first(2))?;
+    /// assert_eq!(mirror.refresh(range)?, 2);
+    /// // Nothing is mapped for the third page.
+    /// # let mut bytes = KVec::from_elem(0u8, 3 * PAGE_SIZE, GFP_KERNEL)?;
+    /// assert_eq!(mirror.read(range, &mut bytes), (2, Stop::Unmapped));
+    /// # Ok::<(), Error>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -478,7 +513,7 @@ pub(super) unsafe fn range_fault(
 ///
 /// # Errors
 ///
-/// `EOPNOTSUPP` before Linux 7.3, which does not have it.
+/// `EOPNOTSUPP` in a kernel that does not have it.
 ///
 /// # Safety
 ///

@@ -14,7 +14,8 @@ use super::{
         munmap,
         shared_range,
         this_module,
-        touch, //
+        touch,
+        Killed, //
     },
 };
 use crate::mm::{
@@ -80,16 +81,27 @@ use crate::mm::{
     PMD_ORDER, //
 };
 use kernel::{
+    mm::MmWithUser,
     prelude::*,
     sizes::SZ_2M,
-    sync::atomic::{
-        Atomic,
-        Relaxed, //
+    sync::{
+        aref::ARef,
+        atomic::{
+            Acquire,
+            Atomic,
+            Relaxed,
+            Release, //
+        }, //
+    },
+    time::{
+        delay::fsleep,
+        Delta, //
     },
     uaccess::{
         UserPtr,
         UserSlice, //
-    }, //
+    },
+    workqueue, //
 };
 
 /// Memory of a device whose functions say that they have copied, and copy nothing.
@@ -375,6 +387,48 @@ mod tests {
         Ok(())
     }
 
+    /// Counts the steps of the case below.
+    static STEP: Atomic<u32> = Atomic::new(0);
+
+    /// Waits until the other task has come to `step`, for no longer than a second.
+    fn wait_for(step: u32) -> Result {
+        for _ in 0..1000 {
+            if STEP.load(Acquire) >= step {
+                return Ok(());
+            }
+            fsleep(Delta::from_millis(1));
+        }
+        Err(ETIMEDOUT)
+    }
+
+    #[test]
+    fn killed_task_does_not_wait_for_the_mmap_lock() -> Result {
+        let range = anon_range(1)?;
+        let task = current!();
+        let mm = task.mm().ok_or(EINVAL)?;
+        let owner = PgmapOwner::new(this_module())?;
+        STEP.store(0, Relaxed);
+        let other: ARef<MmWithUser> = mm.into();
+        // The lock of this task itself would do, but for lockdep.
+        workqueue::system_unbound().try_spawn(GFP_KERNEL, move || {
+            let lock = other.mmap_read_lock();
+            STEP.store(1, Release);
+            let _ = wait_for(2);
+            drop(lock);
+            STEP.store(3, Release);
+        })?;
+        wait_for(1)?;
+        let killed = Killed::new()?;
+        let refused = HmmMirror::new(mm, owner.clone()).err();
+        drop(killed);
+        // The lock is still held.
+        let step = STEP.xchg(2, Release);
+        wait_for(3)?;
+        assert_eq!((refused, step), (Some(EINTR), 1));
+        HmmMirror::new(mm, owner)?.refresh(range)?;
+        Ok(())
+    }
+
     /// The errors of a fault handler that touched another page, and that began a migration of its own.
     static IN_FAULT: [Atomic<i32>; 2] = [Atomic::new(0), Atomic::new(0)];
 
@@ -422,6 +476,23 @@ mod tests {
         }
         Ok(())
     }
+
+    #[test]
+    fn list_of_device_pages_tells_no_orders_afterwards() -> Result {
+        let device = EmulatedDevice::new()?;
+        device.migrate(anon_range(2)?)?;
+        let mut buffer = PfnBuffer::new(MAX_PAGES)?;
+        let pfns = device.memory().used_pfns()?;
+        let list = device.memory().device_pfns(&pfns).ok_or(EINVAL)?;
+        let mut migration = Migration::of_device_pages(&mut buffer, &list, &EmulatedMemory)?;
+        migration.fill_system(SystemFolio::alloc)?;
+        let migration = migration.copied()?;
+        assert_eq!(migration.moved().pages, 2);
+        // A large folio may have any order, and has no lock that would keep it.
+        assert_eq!(migration.finalize().destinations().count(), 0);
+        Ok(())
+    }
+
     /// Migrates `range` to `device` as far as `copied` says, and forgets the migration.
     fn forget_migration(
         device: &EmulatedDevice,

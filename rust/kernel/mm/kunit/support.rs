@@ -19,6 +19,7 @@ use kernel::{
     },
     error::to_result,
     prelude::*,
+    types::NotThreadSafe,
     uaccess::{
         UserPtr,
         UserSlice, //
@@ -99,6 +100,51 @@ pub(crate) fn touch(range: PageRange) -> Result {
         user.writer().write_slice(&[1])?;
     }
     Ok(())
+}
+
+/// While this lives the KUnit thread sees itself as a task that was killed.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::mm::{kunit::support::Killed, sync::task::check_signals};
+///
+/// let killed = Killed::new()?;
+/// assert_eq!(check_signals(), Err(EINTR));
+/// drop(killed);
+/// assert_eq!(check_signals(), Ok(()));
+/// # Ok::<(), Error>(())
+/// ```
+///
+/// # Invariants
+///
+/// The current task is the thread of a KUnit case, and `zdm_kunit_set_killed()` was called for it.
+#[must_use = "the thread is alive again at once"]
+pub(crate) struct Killed(NotThreadSafe);
+
+impl Killed {
+    /// Sets the flags of a fatal signal. Does not sleep.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` outside of a KUnit case.
+    pub(crate) fn new() -> Result<Self> {
+        // SAFETY: The function looks at the current task.
+        if !unsafe { bindings::zdm_kunit_running() } {
+            return Err(EINVAL);
+        }
+        // SAFETY: The current task is the thread of a KUnit case, whose flags `drop()` clears.
+        unsafe { bindings::zdm_kunit_set_killed(true) };
+        // INVARIANT: Called above.
+        Ok(Self(NotThreadSafe))
+    }
+}
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        // SAFETY: The flags are those of the current task, as `self` does not leave it.
+        unsafe { bindings::zdm_kunit_set_killed(false) };
+    }
 }
 
 /// A device that can address all memory, and whose DMA addresses are not translated.

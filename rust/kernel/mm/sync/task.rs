@@ -24,6 +24,18 @@ pub(in crate::mm) fn cond_resched() {
 
 /// Lets other tasks run. May sleep.
 ///
+/// # Examples
+///
+/// ```
+/// use kernel::mm::sync::task::check_signals;
+///
+/// for _page in 0..1000 {
+///     check_signals()?;
+///     // Work whose amount user space has chosen.
+/// }
+/// # Ok::<(), Error>(())
+/// ```
+///
 /// # Errors
 ///
 /// `EINTR` when the current task was killed.

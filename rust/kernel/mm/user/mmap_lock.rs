@@ -120,3 +120,46 @@ impl Drop for MmapLock<'_> {
         unsafe { kernel::bindings::mmap_read_unlock(self.mm.as_raw()) };
     }
 }
+
+/// The mmap lock of an address space, held for writing.
+///
+/// # Invariants
+///
+/// The current task holds the mmap lock of `mm` for writing.
+#[must_use = "the lock is released at once"]
+pub(super) struct MmapWriteLock<'a> {
+    mm: &'a MmWithUser,
+    // The task that has locked must unlock.
+    _task: NotThreadSafe,
+}
+
+impl<'a> MmapWriteLock<'a> {
+    /// Takes the lock of an address space without subscribers: only the first one needs the lock. `None` where there
+    /// are some. May sleep. The current task must not have the lock, for which it would wait until it is killed.
+    ///
+    /// Wraps `mmap_write_lock_killable()`.
+    ///
+    /// # Errors
+    ///
+    /// `EINTR` on a fatal signal.
+    pub(super) fn for_first_notifier(mm: &'a MmWithUser) -> Result<Option<Self>> {
+        // SAFETY: `mm` has users while it is borrowed.
+        if unsafe { bindings::zdm_mm_has_notifiers(mm.as_raw()) } {
+            return Ok(None);
+        }
+        // SAFETY: `mm` has users while it is borrowed.
+        to_result(unsafe { bindings::zdm_mmap_write_lock_killable(mm.as_raw()) })?;
+        // INVARIANT: The lock was taken above.
+        Ok(Some(Self {
+            mm,
+            _task: NotThreadSafe,
+        }))
+    }
+}
+
+impl Drop for MmapWriteLock<'_> {
+    fn drop(&mut self) {
+        // SAFETY: The current task holds the lock by the type invariants of `MmapWriteLock`.
+        unsafe { bindings::zdm_mmap_write_unlock(self.mm.as_raw()) };
+    }
+}

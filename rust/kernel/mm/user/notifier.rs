@@ -11,7 +11,8 @@ use super::{
         Changes,
         Span, //
     },
-    hold::Hold, //
+    hold::Hold,
+    mmap_lock::MmapWriteLock, //
 };
 use crate::{
     bindings,
@@ -209,7 +210,7 @@ pub(in crate::mm) struct MmuIntervalNotifier<T: IntervalOps> {
     data: Mutex<Protected<T>>,
     /// The invalidation that a test holds.
     hold: Hold,
-    /// For tasks that the end of this address space's tasks does not end.
+    /// Waits for an invalidation for tasks of other processes, which can be killed meanwhile.
     #[pin]
     end: KillableWait<Invalidation>,
 }
@@ -244,14 +245,14 @@ impl<T: IntervalOps> MmuIntervalNotifier<T> {
         Self::insert(mm, range.start(), range.end() - range.start(), data)
     }
 
-    /// Wraps `mmu_interval_notifier_insert()`.
+    /// Wraps `mmu_interval_notifier_insert()`, and `mmu_interval_notifier_insert_locked()` for the first subscriber.
     fn insert<'a>(
         mm: &'a MmWithUser,
         start: usize,
         length: usize,
         data: impl PinInit<T> + 'a,
     ) -> impl PinInit<Self, Error> + 'a {
-        let raw_mm = mm.as_raw();
+        let users = mm;
         // The callback may run as soon as the subscription is in, so it comes last.
         try_pin_init!(&this in Self {
             // SAFETY: `drop()` disables it. The pointer is not dereferenced before the subscription is in.
@@ -269,10 +270,14 @@ impl<T: IntervalOps> MmuIntervalNotifier<T> {
             mm: ARef::from(&**mm),
             hold: Hold::new(),
             sub <- Opaque::try_ffi_init(move |sub: *mut bindings::mmu_interval_notifier| {
-                // SAFETY: The borrowed `mm` has users. `sub` stays pinned until `drop` removes it.
-                to_result(unsafe {
-                    bindings::mmu_interval_notifier_insert(sub, raw_mm, start, length, &Self::OPS)
-                })
+                let lock = MmapWriteLock::for_first_notifier(users)?;
+                let insert = match lock {
+                    Some(_) => bindings::mmu_interval_notifier_insert_locked,
+                    None => bindings::mmu_interval_notifier_insert,
+                };
+                // SAFETY: The borrowed `mm` has users, and `lock` is its lock where `insert` wants that. `sub` stays
+                // pinned until `drop` removes it.
+                to_result(unsafe { insert(sub, users.as_raw(), start, length, &Self::OPS) })
             }),
         })
     }
