@@ -33,8 +33,8 @@
 //! # Contexts and units
 //!
 //! A function that may sleep says so. Any other function may be called in any context, in an interrupt and under a
-//! spinlock, too. The same holds for the end of a value: it may sleep where the documentation of the type says so.
-//! Where a function may sleep it says which locks the caller must not hold.
+//! spinlock, too. The end of a value may sleep if the function that makes the value may, unless the documentation of the
+//! type says that it does not. Where a function may sleep it says which locks the caller must not hold.
 //!
 //! Addresses and lengths are in bytes, and ends are exclusive. Numbers of pages and of page frames are of pages of
 //! [`PAGE_SIZE`] bytes. An order `n` stands for `1 << n` pages.

@@ -93,6 +93,29 @@ impl HmmMirror {
     /// Copies the pages of `range` to user memory of the current task at `to`, and says how many and
     /// why it ended. May sleep, but faults on neither side. A page that the kernel cannot reach is
     /// reported as [`Stop::UserFault`] too; [`HmmMirror::read`] tells the two apart.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use kernel::{
+    ///     mm::hmm::{access::Access, copy::Stop},
+    ///     uaccess::UserPtr, //
+    /// };
+    /// # use kernel::mm::kunit::{device::EmulatedDevice, support::{anon_range, touch}};
+    /// # let device = EmulatedDevice::new()?;
+    /// # let (range, other) = (anon_range(1)?, anon_range(1)?);
+    /// # let mirror = device.mirror()?;
+    ///
+    /// mirror.fault(range, Access::Write)?;
+    /// let user = UserPtr::from_addr(other.start());
+    /// // A driver faults the user memory in, or copies by way of a buffer, and tries again.
+    /// assert_eq!(mirror.copy_to_user(range, user), (0, Stop::UserFault));
+    /// touch(other)?;
+    /// assert_eq!(mirror.copy_to_user(range, user), (1, Stop::Done));
+    /// // And in the other direction.
+    /// assert_eq!(mirror.copy_from_user(range, user), (1, Stop::Done));
+    /// # Ok::<(), Error>(())
+    /// ```
     pub(crate) fn copy_to_user(&self, range: PageRange, to: UserPtr) -> (usize, Stop) {
         self.each_page(range, Access::Read, |page, offset| {
             let to = to.wrapping_byte_add(offset).as_mut_ptr();

@@ -161,6 +161,21 @@ impl HmmMirror {
 
     /// Whether the device has exclusive access to any page of `range`. May sleep.
     ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use kernel::mm::kunit::{device::EmulatedDevice, support::{anon_range, touch}};
+    /// # let device = EmulatedDevice::new()?;
+    /// # let range = anon_range(2)?;
+    /// # let mirror = device.mirror()?;
+    /// assert_eq!(mirror.make_exclusive(range)?, 2);
+    /// assert!(mirror.has_exclusive(range)?);
+    /// // The CPU takes both pages back.
+    /// touch(range)?;
+    /// assert!(!mirror.has_exclusive(range)?);
+    /// # Ok::<(), Error>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// `EINTR` for a task that was killed.

@@ -344,6 +344,25 @@ impl HmmMirror {
     /// The pages of a part are as they were at one moment, at most [`SNAPSHOT_PAGES`] of them. Only those that
     /// another task gets exclusive access to meanwhile, by the same mirror, may be as they were at another one.
     ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use kernel::mm::kunit::{device::EmulatedDevice, support::{anon_range, touch}};
+    /// # let device = EmulatedDevice::new()?;
+    /// # let range = anon_range(5)?;
+    /// # let mirror = device.mirror()?;
+    /// # touch(range.first(3))?;
+    /// // Room for two pages at a time.
+    /// let (mut room, mut there, mut parts) = ([false; 2], 0, 0);
+    /// mirror.snapshot_parts(range, &mut room, |seen| seen.size().is_some(), |part| {
+    ///     there += part.iter().filter(|&&there| there).count();
+    ///     parts += 1;
+    ///     Ok(())
+    /// })?;
+    /// assert_eq!((there, parts), (3, 3));
+    /// # Ok::<(), Error>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// `EINVAL` when the process is gone or `room` empty, `EBUSY` when invalidations keep coming for a

@@ -232,11 +232,20 @@ impl EmulatedDevice {
     ///
     /// `ENOMEM`. A page that another task holds stays.
     pub(crate) fn evict(&self) -> Result {
+        self.evict_by(&EmulatedMemory)
+    }
+
+    /// As [`EmulatedDevice::evict`], with the contents copied by `memory`. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// As [`EmulatedDevice::evict`], and those of `memory`.
+    pub(crate) fn evict_by<M: DeviceMemory>(&self, memory: &M) -> Result {
         let mut buffer = PfnBuffer::new(MAX_PAGES)?;
         let pfns = self.memory.used_pfns()?;
         for part in pfns.chunks(MAX_PAGES) {
             let list = self.memory.device_pfns(part).ok_or(EINVAL)?;
-            let mut migration = Migration::of_device_pages(&mut buffer, &list, &EmulatedMemory)?;
+            let mut migration = Migration::of_device_pages(&mut buffer, &list, memory)?;
             migration.fill_system(SystemFolio::alloc)?;
             drop(migration.copied()?.finalize());
         }
@@ -254,7 +263,7 @@ impl Drop for EmulatedDevice {
     }
 }
 
-/// The callbacks of a driver that never hands a page out.
+/// The callbacks of a driver that never allocates a page.
 ///
 /// # Examples
 ///

@@ -131,6 +131,47 @@ impl<M: DeviceMemory> Migration<'_, Setup, M> {
         Ok(())
     }
 
+    /// Makes a large hole, at entry `i`, one of small holes, so that each of them gets a destination
+    /// of its own or none. Does nothing where there is no large hole. May sleep, to free destinations.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use kernel::mm::{migrate::migration::{Area, Migration, PfnBuffer, Request, MAX_PAGES}, PAGE_SIZE};
+    /// # use kernel::mm::{
+    /// #     kunit::{device::{EmulatedDevice, EmulatedMemory}, support::anon_range},
+    /// #     user::range::PageRange,
+    /// # };
+    /// # let device = EmulatedDevice::new()?;
+    /// # let start = anon_range(2 * MAX_PAGES)?.start().next_multiple_of(MAX_PAGES * PAGE_SIZE);
+    /// # let block = PageRange::new(start, MAX_PAGES)?;
+    /// # let task = current!();
+    /// # let mm = task.mm().ok_or(EINVAL)?;
+    /// # let mut buffer = PfnBuffer::new(MAX_PAGES)?;
+    /// # let mmap = mm.mmap_read_lock();
+    /// # let area = Area::lookup(&mmap, start).ok_or(EFAULT)?;
+    ///
+    /// let request = Request { large: true, ..Request::system(area, block, device.owner()) };
+    /// let mut migration = Migration::of_range(&mut buffer, &request, &EmulatedMemory)?;
+    /// // The device has no large folio: the hole takes small ones, and need not be filled.
+    /// migration.split_hole(0);
+    /// for i in 0..2 {
+    ///     migration.copy_to_device(i, 0, device.alloc(0)?).map_err(|_| EINVAL)?;
+    /// }
+    /// assert_eq!(migration.copied()?.moved().pages, 2);
+    /// # drop(mmap);
+    /// # Ok::<(), Error>(())
+    /// ```
+    pub(crate) fn split_hole(&mut self, i: usize) {
+        let Some(order) = self.source(i) else { return };
+        if order > 0 && self.is_hole(i) {
+            for entry in i..self.len().min(i + (1 << order)) {
+                self.drop_destination(entry);
+                self.set_src(entry, bindings::MIGRATE_PFN_MIGRATE);
+            }
+        }
+    }
+
     /// Calls `alloc` with the order of each source, and makes the result its destination on the device. A source
     /// that cannot be copied stays where it is. May sleep.
     ///

@@ -135,7 +135,7 @@ impl Overwrites {
 /// ```
 /// use kernel::mm::migrate::device_memory::{CopyError, CpuPages, DeviceMemory, DevicePages};
 /// # use kernel::mm::kunit::{device::EmulatedDevice, support::{anon_range, touch}};
-/// # use kernel::{new_mutex, page::PAGE_SIZE, sync::Mutex};
+/// # use kernel::{new_mutex, page::PAGE_SIZE, sync::Mutex, uaccess::{UserPtr, UserSlice}};
 /// # let device = EmulatedDevice::new()?;
 /// # let range = anon_range(1)?;
 /// # touch(range)?;
@@ -155,9 +155,11 @@ impl Overwrites {
 ///         }
 ///         Ok(())
 ///     }
-/// #   fn copy_out(&self, to: &mut CpuPages<'_>, from: &DevicePages<'_>) -> Result<(), CopyError> {
-/// #         from.copy_to_cpu(to)
-/// #     }
+///
+///     fn copy_out(&self, to: &mut CpuPages<'_>, _: &DevicePages<'_>) -> Result<(), CopyError> {
+///         let window = self.page.lock();
+///         (0..1 << to.order()).try_for_each(|n| to.write_page(n, &window))
+///     }
 /// #     fn clear(&self, to: &mut DevicePages<'_>) -> Result<(), CopyError> {
 /// #         to.clear()
 /// #     }
@@ -171,6 +173,11 @@ impl Overwrites {
 /// })?;
 /// // The CPU wrote the first byte.
 /// assert_eq!(window.page.lock()[0], 1);
+/// window.page.lock()[0] = 7;
+/// device.evict_by(&*window)?;
+/// # let mut byte = [0];
+/// # UserSlice::new(UserPtr::from_addr(range.start()), 1).reader().read_slice(&mut byte)?;
+/// assert_eq!(byte, [7]);
 /// # Ok::<(), Error>(())
 /// ```
 ///

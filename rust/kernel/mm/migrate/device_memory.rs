@@ -79,6 +79,11 @@ pub(crate) trait DeviceMemory {
     /// Begins to copy `from` to the device. Both ends have the same order. May sleep.
     ///
     /// A [`Backing`](crate::mm::page::backing::Backing) that nothing was copied to is filled with zeroes afterwards.
+    ///
+    /// # Errors
+    ///
+    /// [`CopyError::Device`] when the device cannot copy now, or the error of the function that copies. The source stays
+    /// where it is then. The same holds for the other functions.
     fn copy_in(&self, to: &mut DevicePages<'_>, from: &CpuPages<'_>) -> Result<(), CopyError>;
 
     /// Begins to copy `from`, on the device, to memory that the CPU reaches. Both ends have the same

@@ -323,18 +323,6 @@ impl<'a, M: DeviceMemory> Migration<'a, Setup, M> {
         pages
     }
 
-    /// Makes a large hole, at entry `i`, one of small holes, so that each of them gets a destination
-    /// of its own or none. Does nothing where there is no large hole. May sleep, to free destinations.
-    pub(crate) fn split_hole(&mut self, i: usize) {
-        let Some(order) = self.source(i) else { return };
-        if order > 0 && self.is_hole(i) {
-            for entry in i..self.len.min(i + (1 << order)) {
-                self.drop_destination(entry);
-                self.set_src(entry, bindings::MIGRATE_PFN_MIGRATE);
-            }
-        }
-    }
-
     /// Whether the source at `i` is a small page of an area, as [`Migration::source`] says.
     #[inline]
     pub(super) fn is_small_page(&self, i: usize) -> bool {
@@ -465,8 +453,8 @@ impl<'a, S: Stage, M: DeviceMemory> Migration<'a, S, M> {
         match self.page_of(self.dst(i)) {
             // SAFETY: The destination is locked and referenced by the type invariants of `Migration`.
             Some(page) if !self.finalized => unsafe { bindings::zdm_folio_order(page.as_ptr()) },
-            // The range of an area has large sources of this order only; the entries of a list of device
-            // pages are not looked at any more when the migration is finalized.
+            // The range of an area has large sources of this order only. A list of device pages is not looked at any
+            // more when the migration is finalized: see `destinations()`.
             _ => PMD_ORDER,
         }
     }
@@ -537,7 +525,7 @@ impl<'a, S: Stage, M: DeviceMemory> Migration<'a, S, M> {
         NonNull::new(self.memmap.page_of(entry >> bindings::MIGRATE_PFN_SHIFT))
     }
 
-    fn set_src(&mut self, i: usize, entry: usize) {
+    pub(super) fn set_src(&mut self, i: usize, entry: usize) {
         assert_index(i, self.len);
         // SAFETY: `i` is below `len`.
         unsafe { *self.args().src.add(i) = entry };
@@ -550,7 +538,7 @@ impl<'a, S: Stage, M: DeviceMemory> Migration<'a, S, M> {
     }
 
     #[inline]
-    fn drop_destination(&mut self, i: usize) {
+    pub(super) fn drop_destination(&mut self, i: usize) {
         if is_valid(self.dst(i)) {
             self.drop_valid_destination(i);
         }

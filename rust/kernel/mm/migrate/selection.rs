@@ -106,6 +106,21 @@ impl<'a> Area<'a> {
     }
 
     /// As [`Area::lookup`], under a lock that a killed task does not wait for.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use kernel::mm::{migrate::migration::Area, user::mmap_lock::MmapLock};
+    /// # use kernel::mm::kunit::support::anon_range;
+    /// # let range = anon_range(1)?;
+    ///
+    /// let task = current!();
+    /// let mm = task.mm().ok_or(EINVAL)?;
+    /// let lock = MmapLock::read(mm)?;
+    /// let area = Area::locked(&lock, range.start()).ok_or(EFAULT)?;
+    /// assert!(area.end() >= range.end());
+    /// # Ok::<(), Error>(())
+    /// ```
     pub(crate) fn locked(mmap: &'a MmapLock<'_>, address: usize) -> Option<Self> {
         // INVARIANT: `mmap` is the mmap lock, and is borrowed for `'a`.
         mmap.vma_lookup(address).map(Self)

@@ -24,7 +24,7 @@ use kernel::{
 /// Most tasks that are in a callback at the same time.
 const MOST: usize = 256;
 
-/// The addresses of the tasks that are in a callback; 0 is nobody.
+/// The addresses of the tasks that are in a callback; 0 for a place that is not taken.
 static TASKS: [Atomic<usize>; MOST] = [const { Atomic::new(0) }; MOST];
 
 /// The current task is in a callback of the module while this lives.

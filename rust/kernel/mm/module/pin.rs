@@ -71,8 +71,8 @@ impl Drop for ModulePin {
     }
 }
 
-/// How long after [`Work::queue_later`] the work is done. To wake a worker at once would cost the caller more
-/// than most of what it queues the work after, and often nothing is left to be done when the time is over.
+/// The time between [`Work::queue_later`] and the work, in milliseconds. Waking a worker costs the caller more than
+/// freeing a page does, and often nothing is left to be done when the time is over.
 const DELAY_MS: u32 = 20;
 
 /// Something to be done later, in a context that may sleep: `struct delayed_work`.
@@ -125,8 +125,8 @@ impl Work {
         unsafe { bindings::zdm_work_queue(self.work.get(), 0) };
     }
 
-    /// As [`Work::queue`], in [`DELAY_MS`]. To be used for the same work instead of the other, as work that
-    /// waits for its time is not done earlier by either.
+    /// As [`Work::queue`], after [`DELAY_MS`]. One work is queued by this function or by [`Work::queue`], never by both:
+    /// work that waits for its time is done no earlier.
     pub(in crate::mm) fn queue_later(&self) {
         // SAFETY: The work is initialised by the type invariants of `Work`.
         unsafe { bindings::zdm_work_queue(self.work.get(), DELAY_MS) };

@@ -24,8 +24,8 @@ use kernel::{
 
 /// One mapping too many in the mapcount of a page, until this is dropped. Only for fault injection.
 ///
-/// No entry maps the page for it, so that the wrong count is the only effect. A [`DevPagemap`] does not hand the
-/// page out meanwhile. Another driver may. If that driver makes the page a part of a large folio, the count is
+/// No entry maps the page for it, so that the wrong count is the only effect. A [`DevPagemap`] does not allocate
+/// the page meanwhile. Another driver may. If that driver makes the page a part of a large folio, the count is
 /// not taken back, or, if it does so while the value is dropped, the count of a tail page is one too low. The
 /// pagemap stays registered; its unregistration waits.
 ///

@@ -66,8 +66,8 @@ const STALE_MAPPING: usize = 0xdead_0000_5a5a_5000;
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Corruption {
-    /// Whether it has a reference, which stays until it is taken out again. The page cannot be handed
-    /// out unless it has none.
+    /// Whether it has a reference, which stays until it is taken out again. The page cannot be
+    /// allocated unless it has none.
     Referenced(bool),
     /// Whether it has a mapping: a poison, which is no address.
     Mapping(bool),

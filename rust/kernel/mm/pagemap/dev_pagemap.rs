@@ -133,7 +133,7 @@ pub(crate) struct DevPagemap<T: PagemapOps> {
     pub(super) frames: Frames,
     memmap: MemMap,
     pub(super) state: KVVec<Atomic<i8>>,
-    /// Folios in use or in the hands of `folio_free`, times [`FOLIO`], and their base pages.
+    /// Folios in use, or that `folio_free` is taking apart, times [`FOLIO`], and their base pages.
     in_use: CacheLine<Atomic<usize>>,
     /// Base pages whose owner did not give them back with `retire()`.
     away: Atomic<usize>,
@@ -565,7 +565,7 @@ impl<T: PagemapOps> Keeper for DevPagemap<T> {
         &self.kept
     }
 
-    /// Or in the hands of `folio_free`.
+    /// Those that `folio_free` is taking apart count, too.
     fn folios(&self) -> usize {
         self.in_use.load(Relaxed) / FOLIO
     }

@@ -312,6 +312,38 @@ impl<'a> VmFault<'a> {
     /// Pages that another task has locked are skipped. A large folio in the range that is mapped
     /// page by page is split.
     ///
+    /// # Examples
+    ///
+    /// ```
+    /// use kernel::mm::{
+    ///     migrate::migration::{PfnBuffer, MAX_PAGES},
+    ///     page::system_folio::SystemFolios,
+    /// };
+    /// # use kernel::mm::kunit::{
+    /// #     device::{EmulatedDevice, EmulatedMemory},
+    /// #     support::{anon_range, touch},
+    /// # };
+    /// # let range = anon_range(3)?;
+    ///
+    /// let device = EmulatedDevice::with_fault(|fault| {
+    ///     let mut buffer = PfnBuffer::new(MAX_PAGES)?;
+    ///     // All that one page of page table entries maps. A large folio comes back by `migrate()`.
+    ///     let mut migration = fault.migrate_around(&mut buffer, fault.table_range(), &EmulatedMemory)?;
+    ///     let mut folios = SystemFolios::for_vma(fault.vma(), migration.selected());
+    ///     let start = fault.table_range().start;
+    ///     migration.fill_system(|_order| folios.alloc(start))?;
+    ///     drop(migration.copied()?.finalize());
+    ///     Ok(())
+    /// })?;
+    /// device.migrate(range)?;
+    /// touch(range.first(1))?;
+    /// // Those of another page of entries wait for a fault of their own.
+    /// assert!(device.memory().used() < 3);
+    /// # touch(range)?;
+    /// # assert_eq!(device.memory().used(), 0);
+    /// # Ok::<(), Error>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// `EINVAL` unless `range` is part of [`VmFault::table_range`], made of whole pages, and has the page of

@@ -40,9 +40,10 @@ use kernel::{
 };
 
 impl<T: PagemapOps> DevPagemap<T> {
-    /// Hands `folio` out. `backing` holds its contents where the CPU cannot reach the memory.
+    /// Allocates `folio`. `backing` holds its contents where the CPU cannot reach the memory.
     ///
-    /// Wraps `zone_device_folio_init()`. Does not sleep.
+    /// Wraps `zone_device_folio_init()`. Not for atomic context: the C function takes the lock of the folio, which is free,
+    /// by `lock_page()`.
     ///
     /// # Errors
     ///
@@ -79,7 +80,27 @@ impl<T: PagemapOps> DevPagemap<T> {
         folio.order() == 0 && self.kept.has(index)
     }
 
-    /// As [`DevPagemap::folio_init`], with the memory that the last folio there had. Does not sleep.
+    /// As [`DevPagemap::folio_init`], with the memory that the last folio there had.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use kernel::mm::kunit::device::EmulatedDevice;
+    /// # let device = EmulatedDevice::new()?;
+    /// // The folio is freed, and the memory behind it is kept.
+    /// drop(device.alloc(0)?);
+    /// let page = device.take().ok_or(ENOSPC)?;
+    /// assert!(device.memory().has_kept(&page));
+    /// // Memory pressure may take what is kept, so that a driver falls back to `folio_init()`.
+    /// match device.memory().folio_init_kept(page) {
+    ///     Ok(folio) => drop(folio),
+    ///     Err((page, cause)) => {
+    ///         assert!(cause.is_none());
+    ///         device.put(page);
+    ///     }
+    /// }
+    /// # Ok::<(), Error>(())
+    /// ```
     ///
     /// # Errors
     ///

@@ -38,8 +38,8 @@ impl<T: PagemapOps> DevPagemap<T> {
         })
     }
 
-    /// Page frame numbers of all folios in use, page by page. Out of date at once, unless nothing is handed
-    /// out or freed meanwhile. May sleep.
+    /// Page frame numbers of all folios in use, page by page. Out of date at once, unless nothing is
+    /// allocated or freed meanwhile. May sleep.
     ///
     /// # Errors
     ///

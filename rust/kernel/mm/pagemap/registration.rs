@@ -121,7 +121,7 @@ impl<T: PagemapOps> Registration<T> {
     /// # Errors
     ///
     /// [`RegionError::Unaligned`] when `bytes` is no multiple of 2 MiB, `NoSpace` when addresses
-    /// or memory are short, or when the scope of `owner` can have no registration, as the module is on its
+    /// or memory are short, when `ops` fails, or when the scope of `owner` can have no registration, as the module is on its
     /// way out, or its init function has not succeeded and no
     /// [`ModuleExit`](crate::mm::module::scope::ModuleExit) ends the registration; `Locked` in a migration, or in
     /// the handler of a fault on device memory.

@@ -269,13 +269,28 @@ unsafe extern "C" fn add_bytes(resource: *mut bindings::resource, bytes: *mut c_
 /// # Examples
 ///
 /// ```
-/// use kernel::mm::region::frames::{RegionError, ReservedRegion};
+/// use kernel::mm::{
+///     pagemap::registration::Registration,
+///     region::{
+///         frames::{RegionError, ReservedRegion},
+///         free_folio::FreeRegion,
+///         owner::PgmapOwner,
+///     },
+/// };
+/// # use kernel::{mm::kunit::device::NoPages, module::this_module, sync::Arc};
 ///
-/// /// Whether another driver has the memory that the administrator named.
-/// fn is_taken(memory: &Result<ReservedRegion, RegionError>) -> bool {
-///     matches!(memory, Err(RegionError::Busy))
+/// /// Registers the memory that the administrator named.
+/// fn register(
+///     memory: Result<ReservedRegion, RegionError>,
+///     owner: Arc<PgmapOwner>,
+/// ) -> Result<(Registration<NoPages>, FreeRegion), RegionError> {
+///     let memory = memory.inspect_err(|err| pr_debug!("the memory {}\n", err.reason()))?;
+///     Registration::coherent(memory, owner, |_frames| Ok(NoPages))
 /// }
-/// assert!(!is_taken(&Err(RegionError::SystemRam)));
+/// # let owner = PgmapOwner::new(this_module::<LocalModule>())?;
+/// # let refused = register(Err(RegionError::SystemRam), owner).map(drop);
+/// assert_eq!(refused, Err(RegionError::SystemRam));
+/// # Ok::<(), Error>(())
 /// ```
 #[must_use = "the memory is given back at once"]
 pub(crate) struct ReservedRegion(MemRegion);

@@ -265,6 +265,12 @@ const WORDS: usize = BLOCK_PAGES / BITS;
 /// assert!(!pages.contains(folio.first_pfn(), 0));
 /// pages.put(folio).map_err(|_| EINVAL)?;
 /// assert_eq!(pages.len(), BLOCK_PAGES);
+/// // Several pages at a time, and a look at one that stays free.
+/// let mut batch = [const { None }; 8];
+/// assert_eq!(pages.take_pages(&mut batch), 8);
+/// let first = pages.first_pfn();
+/// assert!(pages.with(first, |_| ()).is_none());
+/// assert_eq!(pages.with(first + 8, |page| page.order()), Some(0));
 /// # Ok::<(), Error>(())
 /// ```
 ///

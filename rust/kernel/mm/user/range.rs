@@ -27,6 +27,9 @@ pub(crate) fn task_size() -> usize {
 /// let range = PageRange::new(0x10000, 3)?;
 /// assert_eq!((range.start(), range.end(), range.pages()), (0x10000, 0x13000, 3));
 /// assert_eq!(range.skip(1), PageRange::new(0x11000, 2).ok());
+/// assert_eq!(range.addresses().last(), Some(0x12000));
+/// let mut parts = range.batches(2).map(|part| part.pages());
+/// assert_eq!((parts.next(), parts.next(), parts.next()), (Some(2), Some(1), None));
 /// assert!(PageRange::new(0x10001, 1).is_err());
 /// # Ok::<(), Error>(())
 /// ```
