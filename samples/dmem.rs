@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! A driver to start from, for a device with its own memory. Processes migrate their pages to the
-//! device by an ioctl; the first CPU access brings them back, and so does the last close. It uses only
-//! `rust/kernel`. A real driver has a copy engine, and allocates large folios, too.
+//! device by an ioctl. The first CPU access brings them back, and so does the last close. It uses
+//! only `rust/kernel`. A real driver has a copy engine, and allocates large folios, too.
 
 #![forbid(unsafe_code)]
 
@@ -35,8 +35,8 @@ impl PrivateOps for Pages {
     }
 }
 
-/// The CPU copies to and from the backing of a page. A real engine has a `dma_device()` and a `fence()`, and
-/// gets the two ends from `CpuPages::dma_address()` and `DevicePages::pfn()`.
+/// The CPU copies to and from the backing of a page. A real engine has a `dma_device()` and a
+/// `fence()`, and gets the two ends from `CpuPages::dma_address()` and `DevicePages::pfn()`.
 struct Vram;
 
 impl DeviceMemory for Vram {

@@ -137,11 +137,12 @@ impl<M: DeviceMemory> Migration<'_, Setup, M> {
     /// # Examples
     ///
     /// ```
-    /// use kernel::mm::{migrate::migration::{Area, Migration, PfnBuffer, Request, MAX_PAGES}, PAGE_SIZE};
+    /// use kernel::mm::migrate::migration::{Area, Migration, PfnBuffer, Request, MAX_PAGES};
     /// # use kernel::mm::{
     /// #     kunit::{device::{EmulatedDevice, EmulatedMemory}, support::anon_range},
     /// #     user::range::PageRange,
     /// # };
+    /// # use kernel::page::PAGE_SIZE;
     /// # let device = EmulatedDevice::new()?;
     /// # let start = anon_range(2 * MAX_PAGES)?.start().next_multiple_of(MAX_PAGES * PAGE_SIZE);
     /// # let block = PageRange::new(start, MAX_PAGES)?;

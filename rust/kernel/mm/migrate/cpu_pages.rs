@@ -85,7 +85,9 @@ pub(crate) enum CopyError {
 /// # Examples
 ///
 /// ```
-/// use kernel::mm::migrate::device_memory::{CopyError, CpuPages, DeviceMemory, DevicePages, Overwrites};
+/// use kernel::mm::migrate::device_memory::{
+///     CopyError, CpuPages, DeviceMemory, DevicePages, Overwrites, //
+/// };
 /// # use kernel::mm::kunit::{device::EmulatedDevice, support::anon_range};
 /// # let device = EmulatedDevice::new()?;
 /// # let range = anon_range(1)?;

@@ -327,10 +327,11 @@ impl<'a> VmFault<'a> {
     ///
     /// let device = EmulatedDevice::with_fault(|fault| {
     ///     let mut buffer = PfnBuffer::new(MAX_PAGES)?;
-    ///     // All that one page of page table entries maps. A large folio comes back by `migrate()`.
-    ///     let mut migration = fault.migrate_around(&mut buffer, fault.table_range(), &EmulatedMemory)?;
+    ///     // All that one page of page table entries maps.
+    ///     let range = fault.table_range();
+    ///     let start = range.start;
+    ///     let mut migration = fault.migrate_around(&mut buffer, range, &EmulatedMemory)?;
     ///     let mut folios = SystemFolios::for_vma(fault.vma(), migration.selected());
-    ///     let start = fault.table_range().start;
     ///     migration.fill_system(|_order| folios.alloc(start))?;
     ///     drop(migration.copied()?.finalize());
     ///     Ok(())
