@@ -7,23 +7,20 @@
 //!
 //! C header: [`include/linux/miscdevice.h`](srctree/include/linux/miscdevice.h)
 
-use crate::{
-    bindings,
-    mm::{
-        module::{
-            callback::{
-                check_may_wait,
-                Callback, //
-            },
-            pin::ModulePin,
-            scope::{
-                Callbacks,
-                ModuleScope,
-                Scoped, //
-            },
+use crate::mm::{
+    module::{
+        callback::{
+            check_may_wait,
+            Callback, //
         },
-        sync::task::NoFaults, //
+        pin::ModulePin,
+        scope::{
+            Callbacks,
+            ModuleScope,
+            Scoped, //
+        },
     },
+    sync::task::NoFaults, //
 };
 use core::marker::PhantomData;
 use kernel::{
@@ -232,9 +229,29 @@ impl<T: NodeOps> PinnedDrop for Inner<T> {
     }
 }
 
-/// Whether the operations of a misc device name no module, so that core code does not keep the module loaded
-/// for an open file: before Linux 7.3.
-const UNOWNED: bool = cfg!(zdm_no_module_type);
+/// Calls [`NodeOps::open`] for a new file.
+#[cfg(not(zdm_no_module_type))]
+fn open_file<T: NodeOps>(data: &T::Data) -> Result<Pin<KBox<T>>> {
+    let _callback = Callback::enter()?;
+    T::open(data)
+}
+
+/// The same before Linux 7.3, where the operations of a misc device name no module: the file takes a reference of
+/// its own.
+#[cfg(zdm_no_module_type)]
+fn open_file<T: NodeOps>(data: &T::Data) -> Result<Pin<KBox<T>>> {
+    // SAFETY: The function takes no argument.
+    if !unsafe { crate::bindings::zdm_own_file() } {
+        return Err(ENODEV);
+    }
+    let opened = Callback::enter().and_then(|_callback| T::open(data));
+    if opened.is_err() {
+        // SAFETY: The reference was taken above. It is not the last one, as the misc device is registered
+        // until `open()` returns.
+        unsafe { crate::bindings::zdm_disown_file() };
+    }
+    opened
+}
 
 /// Carries the operations. The type is private to this file, so that only [`Node::register`] can
 /// register it.
@@ -256,25 +273,16 @@ impl<T: NodeOps> MiscDevice for Shim<T> {
         // The reference that core code has taken for the file keeps the module once its init function has
         // succeeded, and not before.
         let _live = ModulePin::try_take(inner.module).ok_or(ENODEV)?;
-        // SAFETY: The function takes no argument.
-        if UNOWNED && !unsafe { bindings::zdm_own_file() } {
-            return Err(ENODEV);
-        }
-        let device = Callback::enter().and_then(|_callback| T::open(&inner.data));
-        if UNOWNED && device.is_err() {
-            // SAFETY: The reference was taken above. It is not the last one, as the misc device is registered
-            // until this call returns.
-            unsafe { bindings::zdm_disown_file() };
-        }
-        device
+        open_file::<T>(&inner.data)
     }
 
-    fn release(device: Self::Ptr, file: &File) {
+    fn release(device: Self::Ptr, _file: &File) {
         device.release();
-        if UNOWNED {
-            // SAFETY: `file` is the last reference of a file for which `open()` has taken a reference of the
+        #[cfg(zdm_no_module_type)]
+        {
+            // SAFETY: This is the last reference of a file for which `open_file()` has taken a reference of the
             // module. Core code does nothing with the operations after this call but to drop their module.
-            unsafe { bindings::zdm_give_file(file.as_ptr().cast()) };
+            unsafe { crate::bindings::zdm_give_file(_file.as_ptr().cast()) };
         }
     }
 

@@ -123,7 +123,14 @@ fn build(repo: &Path, matrix: &Matrix, name: &str, files: &series::Files) -> Res
     let log = base.join(format!("{key}.log"));
     let _ = fs::remove_file(&log);
     if !CONFIG.lines().all(|line| text.lines().any(|l| l == line)) {
-        fs::write(&config, text + CONFIG)?;
+        // A second line for an option is a warning.
+        let symbol = |line: &str| {
+            line.split(['=', ' ']).find(|w| w.starts_with("CONFIG_")).map(str::to_owned)
+        };
+        let ours: Vec<_> = CONFIG.lines().map(symbol).collect();
+        let others = text.lines().filter(|line| !ours.contains(&symbol(line)));
+        let others: String = others.flat_map(|line| [line, "\n"]).collect();
+        fs::write(&config, others + CONFIG)?;
         logged(tree.make().arg("olddefconfig"), "configuring", &log, None)?;
         let text = fs::read_to_string(&config)?;
         if let Some(line) = CONFIG.lines().find(|line| !text.lines().any(|l| l == *line)) {

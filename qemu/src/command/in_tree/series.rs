@@ -29,9 +29,9 @@ pub struct Spec {
     /// Files of `rust/kernel/mm` that the series leaves out, without the ending.
     pub out_of_tree: Vec<String>,
     /// Macros that are defined in the kernel.
-    defined: Vec<String>,
+    pub defined: Vec<String>,
     /// Macros that are not defined in the kernel.
-    undefined: Vec<String>,
+    pub undefined: Vec<String>,
     /// The patches, in order.
     pub patch: Vec<PatchSpec>,
 }
@@ -50,7 +50,11 @@ pub struct PatchSpec {
     pub rust: Vec<String>,
     /// Other files.
     #[serde(default)]
-    other: Vec<String>,
+    pub other: Vec<String>,
+    /// Whether the KUnit cases of all files so far come with this patch. They use files of later patches than
+    /// their own.
+    #[serde(default)]
+    pub cases: bool,
 }
 
 /// The series that was written.
@@ -193,10 +197,12 @@ impl Maker<'_> {
     }
 
     /// Files of `rust/kernel/mm`, and the modules of `rust/kernel/mm.rs` and of the folders with those of the
-    /// patches before.
-    fn rust(&mut self, files: &[String], all: &[String]) -> Result<()> {
-        for name in files {
-            let text = rustfmt(&text::rust(&self.module(name)?)?)?;
+    /// patches before. With `cases` all files get their KUnit cases.
+    fn rust(&mut self, files: &[String], all: &[String], cases: bool) -> Result<()> {
+        for name in if cases { all } else { files } {
+            let all = self.module(name)?;
+            let text = if cases { all.as_str() } else { text::without_cases(&all)? };
+            let text = rustfmt(&text::rust(text)?)?;
             self.now.insert(format!("rust/kernel/mm/{name}.rs"), text);
         }
         let folders: BTreeSet<&str> =
@@ -278,7 +284,6 @@ use crate::page::{
                 })
             }
             "rust/kernel/miscdevice.rs" => {
-                let text = text.replace("use kernel::{", "use crate::{");
                 let text = rustfmt(&text::rust(&text)?)?;
                 self.now.insert("rust/kernel/miscdevice/node.rs".to_owned(), text);
                 self.change("rust/kernel/miscdevice.rs", |text| {
@@ -377,7 +382,7 @@ pub fn write(repo: &Path, source: &Path, dir: &Path) -> Result<Files> {
         }
         if !patch.rust.is_empty() {
             all.extend(patch.rust.iter().cloned());
-            maker.rust(&patch.rust, &all)?;
+            maker.rust(&patch.rust, &all, patch.cases)?;
         }
         for file in &patch.other {
             maker.other(file)?;

@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use regex::Regex;
 
 /// The longest line that checkpatch.pl accepts.
@@ -102,6 +102,19 @@ fn errors(text: &str) -> Result<String> {
         text = text.replace(&format!("{function}()"), error);
     }
     Ok(text)
+}
+
+/// The text of a file before its KUnit cases, which are the last item.
+pub fn without_cases(text: &str) -> Result<&str> {
+    let suite = regex(r"(?m)^#\[(?:kernel::prelude::)?kunit_tests\(")?;
+    let Some(found) = suite.find(text) else { return Ok(text) };
+    let (before, cases) = text.split_at(found.start());
+    let mut items = cases.lines().filter(|line| !line.is_empty() && !line.starts_with([' ', '#']));
+    if !matches!((items.next(), items.next(), items.next()), (Some("mod tests {"), Some("}"), None))
+    {
+        bail!("an item follows the KUnit cases:\n{cases}");
+    }
+    Ok(before.trim_end_matches('\n'))
 }
 
 /// A file of `rust/kernel` as one of the kernel crate.
@@ -300,6 +313,14 @@ pub(super) fn g() {}
 
 ";
         assert_eq!(rust(text).unwrap(), wanted);
+    }
+
+    #[test]
+    fn cases_are_the_last_item() {
+        let text = "fn f() {}\n\n#[kunit_tests(zdmirror_f)]\nmod tests {\n    use super::*;\n}\n";
+        assert_eq!(without_cases(text).unwrap(), "fn f() {}");
+        assert_eq!(without_cases("fn f() {}\n").unwrap(), "fn f() {}\n");
+        without_cases(&format!("{text}fn g() {{}}\n")).unwrap_err();
     }
 
     #[test]

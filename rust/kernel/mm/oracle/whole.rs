@@ -111,15 +111,51 @@ pub(crate) struct LargeFields {
     pub(crate) deferred: bool,
 }
 
+/// The flags of `page->flags`, without node, zone and section, which say where the page is.
+const PAGE_FLAGS: usize = (1 << bindings::pageflags___NR_PAGEFLAGS) - 1;
+
+/// `page->private`.
+///
+/// # Safety
+///
+/// `page` must point to a `struct page`.
+#[inline]
+unsafe fn private(page: *const bindings::page) -> usize {
+    // SAFETY: `page` points to a `struct page` by the contract of this function.
+    unsafe { struct_page::word(page, 4) }
+}
+
+/// Counts the free pages from `first` on, of `n`, that have no flags but those of `explained`, and nothing in the
+/// fields that a free page leaves empty, up to the first page for which that is not so. These fields of a tail
+/// that was left over belong to its folio, and are not looked at.
+///
+/// # Safety
+///
+/// There must be `n` struct pages from `first` on.
+unsafe fn whole_pages(first: *const bindings::page, n: usize, explained: usize) -> usize {
+    (0..n)
+        .position(|i| {
+            // SAFETY: There are so many pages by the contract of this function.
+            let page = unsafe { first.add(i) };
+            // SAFETY: There is a `struct page` by the contract of this function.
+            let tail = unsafe { struct_page::is_tail(page) };
+            // SAFETY: There is a `struct page` by the contract of this function.
+            let words = unsafe { private(page) | struct_page::word(page, 1) };
+            // SAFETY: There is a `struct page` by the contract of this function.
+            !tail && (unsafe { struct_page::flags(page) } & PAGE_FLAGS & !explained | words) != 0
+        })
+        .unwrap_or(n)
+}
+
 impl PageView<'_> {
     /// The fields of this page itself. Not exact while others can reach the page.
     pub(crate) fn fields(&self) -> PageFields {
         let page = self.as_ptr();
         PageFields {
             // SAFETY: The page is valid by the type invariants of `PageView`.
-            flags: unsafe { struct_page::flags(page) & struct_page::PAGE_FLAGS } as u64,
+            flags: unsafe { struct_page::flags(page) & PAGE_FLAGS } as u64,
             // SAFETY: The page is valid by the type invariants of `PageView`.
-            private: unsafe { struct_page::private(page) } as u64,
+            private: unsafe { private(page) } as u64,
             // SAFETY: The page is valid by the type invariants of `PageView`.
             index: unsafe { struct_page::index(page) } as u64,
             // SAFETY: The page is valid by the type invariants of `PageView`.
@@ -168,7 +204,7 @@ impl<T: PagemapOps> DevPagemap<T> {
         // CAST: `usize` has 64 bits.
         let explained = explained as usize;
         // SAFETY: The pagemap has struct pages for the `n` pages from `index` on.
-        unsafe { struct_page::whole_pages(page.as_ptr(), n, explained) }
+        unsafe { whole_pages(page.as_ptr(), n, explained) }
     }
 }
 

@@ -42,9 +42,6 @@ const UNCLEAN: usize = 1 << bindings::pageflags_PG_locked
     | 1 << bindings::pageflags_PG_lru
     | 1 << bindings::pageflags_PG_anon_exclusive;
 
-/// The flags of `page->flags`, without node, zone and section, which say where the page is.
-pub(in crate::mm) const PAGE_FLAGS: usize = (1 << bindings::pageflags___NR_PAGEFLAGS) - 1;
-
 /// Bits of [`bits`]. A tail has none but [`TAIL`], [`ANON_EXCLUSIVE`] and [`REFERENCED`].
 pub(super) const LOCKED: u32 = 0x01;
 pub(super) const LRU: u32 = 0x02;
@@ -93,13 +90,13 @@ pub(in crate::mm) unsafe fn refs(page: *const bindings::page) -> i32 {
 }
 
 /// Word `n` of the union that follows the flags, whose uses depend on the page: the pagemap of a head
-/// or the compound word of a tail (0), the data of the driver (1), the mapping (2).
+/// or the compound word of a tail (0), the data of the driver (1), the mapping (2), the index (3), `private` (4).
 ///
 /// # Safety
 ///
 /// `page` must point to a `struct page`, and `n` must be below 5.
 #[inline]
-unsafe fn word(page: *const bindings::page, n: usize) -> usize {
+pub(in crate::mm) unsafe fn word(page: *const bindings::page, n: usize) -> usize {
     // SAFETY: `page` points to a `struct page`, whose union has five words, by the contract of this
     // function.
     let word = unsafe { (&raw const (*page).__bindgen_anon_1).cast::<usize>().add(n) };
@@ -124,7 +121,7 @@ pub(super) unsafe fn compound_word(page: *const bindings::page) -> usize {
 ///
 /// `page` must point to a `struct page`.
 #[inline]
-pub(super) unsafe fn is_tail(page: *const bindings::page) -> bool {
+pub(in crate::mm) unsafe fn is_tail(page: *const bindings::page) -> bool {
     // SAFETY: `page` points to a `struct page` by the contract of this function.
     unsafe { compound_word(page) & 1 != 0 }
 }
@@ -232,17 +229,6 @@ pub(super) unsafe fn set_zone_device_data(head: *mut bindings::page, data: usize
 pub(in crate::mm) unsafe fn index(page: *const bindings::page) -> usize {
     // SAFETY: `page` points to a `struct page` by the contract of this function.
     unsafe { word(page, 3) }
-}
-
-/// `page->private`.
-///
-/// # Safety
-///
-/// `page` must point to a `struct page`.
-#[inline]
-pub(in crate::mm) unsafe fn private(page: *const bindings::page) -> usize {
-    // SAFETY: `page` points to a `struct page` by the contract of this function.
-    unsafe { word(page, 4) }
 }
 
 /// `page->mapping`, with its type bits.
@@ -499,30 +485,6 @@ pub(in crate::mm) unsafe fn is_huge_zero(page: *mut bindings::page) -> bool {
         unsafe { bindings::zdm_folio_is_rmappable(head) || bindings::zdm_folio_is_hugetlb(head) };
     // SAFETY: The head exists by the contract of this function.
     !is_known && unsafe { !is_zone_device(head) && mapping(head) == 0 }
-}
-
-/// Counts the free pages from `first` on, of `n`, that have no flags but those of `explained`, and nothing in the
-/// fields that a free page leaves empty, up to the first page for which that is not so. These fields of a tail
-/// that was left over belong to its folio, and are not looked at.
-///
-/// # Safety
-///
-/// There must be `n` struct pages from `first` on.
-pub(in crate::mm) unsafe fn whole_pages(
-    first: *const bindings::page,
-    n: usize,
-    explained: usize,
-) -> usize {
-    (0..n)
-        .position(|i| {
-            // SAFETY: There are so many pages by the contract of this function.
-            let page = unsafe { first.add(i) };
-            // SAFETY: There is a `struct page` by the contract of this function.
-            let (tail, words) = unsafe { (is_tail(page), private(page) | word(page, 1)) };
-            // SAFETY: There is a `struct page` by the contract of this function.
-            !tail && (unsafe { flags(page) } & PAGE_FLAGS & !explained | words) != 0
-        })
-        .unwrap_or(n)
 }
 
 /// Reads all words of the `n` struct pages from `first` on, and returns a value that depends on all of them, so that

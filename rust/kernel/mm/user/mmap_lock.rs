@@ -85,7 +85,7 @@ impl<'a> MmapLock<'a> {
     /// Wraps `vma_lookup()`.
     pub(crate) fn vma_lookup(&self, address: usize) -> Option<&VmaRef> {
         // SAFETY: The mmap lock is held by the type invariants of `MmapLock`. Any address may be asked for.
-        let vma = unsafe { kernel::bindings::vma_lookup(self.mm.as_raw(), address) };
+        let vma = unsafe { kernel::bindings::vma_lookup(self.mm().as_raw(), address) };
         if vma.is_null() {
             return None;
         }
