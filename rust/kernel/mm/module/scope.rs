@@ -430,16 +430,15 @@ impl PinnedDrop for ModuleExit {
 ///
 /// ```
 /// use kernel::{
-///     debugfs::Dir,
-///     mm::module::scope::TestExit,
+///     mm::{module::scope::TestExit, region::owner::PgmapOwner},
 ///     sync::Arc, //
 /// };
 ///
-/// /// A directory whose files go when `exit` is dropped.
-/// fn directory(exit: &TestExit) -> Result<Arc<Dir>> {
-///     Dir::root(exit.scope().clone(), c"zdm_kunit")
+/// /// An owner whose registrations end when `exit` is dropped.
+/// fn owner(exit: &TestExit) -> Result<Arc<PgmapOwner>> {
+///     PgmapOwner::in_scope(exit.scope().clone())
 /// }
-/// # let _ = directory;
+/// # let _ = owner;
 /// ```
 #[cfg(CONFIG_KUNIT = "y")]
 pub(crate) struct TestExit(Arc<ModuleScope>);
