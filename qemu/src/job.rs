@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 /// The number of the signal that asked this program to stop, 0 if none did.
 static STOP: LazyLock<Arc<AtomicUsize>> = LazyLock::new(Arc::default);
@@ -154,6 +154,30 @@ impl Job {
 impl Drop for Job {
     fn drop(&mut self) {
         self.kill();
+    }
+}
+
+/// Runs a command on this terminal, in our own process group, to which the terminal's keys go. A signal
+/// to this program ends the command.
+pub fn attached(command: &mut Command, name: &str) -> Result<ExitStatus> {
+    let mut child = command.spawn().with_context(|| format!("starting {name}"))?;
+    let mut asked = None;
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return check_signals().map(|()| status);
+        }
+        match asked {
+            None if check_signals().is_err() => {
+                // SIGTERM lets QEMU restore the terminal.
+                if let Some(pid) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
+                    let _ = kill_process(pid, Signal::TERM);
+                }
+                asked = Some(Instant::now());
+            }
+            Some(since) if since.elapsed() > Duration::from_secs(2) => child.kill()?,
+            _ => {}
+        }
+        thread::sleep(Duration::from_millis(20));
     }
 }
 

@@ -175,6 +175,17 @@ fn child_that_boots() {
     fs::write(dir.join("error"), format!("{error:#}")).unwrap();
 }
 
+/// A child process with a guest on its terminal, whose QEMU ignores SIGTERM.
+#[test]
+#[ignore = "started by the tests of signals"]
+fn child_that_shows_a_shell() {
+    let dir = PathBuf::from(std::env::var_os("ZDVM_TEST_DIR").unwrap());
+    zdvm::job::watch_signals().unwrap();
+    let script = r#"trap '' TERM; echo $$ > "$(dirname "$0")/pid"; while :; do sleep 0.1; done"#;
+    let error = machine(&dir, script).interact(Accel::Tcg).unwrap_err();
+    fs::write(dir.join("error"), format!("{error:#}")).unwrap();
+}
+
 /// Another child process: a build in progress whose compiler ignores SIGTERM.
 #[test]
 #[ignore = "started by the tests of signals"]
@@ -274,6 +285,16 @@ fn ctrl_c_and_sigterm_leave_no_qemu() {
         let error = fs::read_to_string(dir.path().join("error")).unwrap();
         assert_eq!(error, format!("interrupted by signal {number}"));
     }
+}
+
+#[test]
+fn a_shell_ends_with_us() {
+    for (signal, number) in [("-INT", 2), ("-TERM", 15), ("-HUP", 1)] {
+        let dir = signalled("child_that_shows_a_shell", signal);
+        let error = fs::read_to_string(dir.path().join("error")).unwrap();
+        assert_eq!(error, format!("interrupted by signal {number}"));
+    }
+    signalled("child_that_shows_a_shell", "-KILL");
 }
 
 #[test]

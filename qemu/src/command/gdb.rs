@@ -135,7 +135,7 @@ fn interactive(machine: &Machine, accel: Accel, socket: &Path, dir: &Path) -> Re
     let mut command = std::process::Command::new("setpriv");
     command.args(["--pdeathsig", "KILL", "--"]).arg(&machine.qemu);
     command.args(arguments(machine, accel, socket, &console));
-    command.status().context("starting QEMU")?;
+    job::attached(&mut command, "QEMU")?;
     Ok(())
 }
 

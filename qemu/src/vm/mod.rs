@@ -263,7 +263,7 @@ impl Machine {
         command.args(["--pdeathsig", "KILL", "--"]).arg(&self.qemu).args(self.basics(accel));
         command.arg("-append").arg(self.append(accel).replace("ignore_loglevel", "loglevel=4"));
         command.args(["-serial", "mon:stdio"]).args(&self.extra);
-        command.status().context("starting QEMU")
+        job::attached(&mut command, "QEMU")
     }
 }
 
