@@ -69,13 +69,12 @@ have make make
 
 # With ZDM_TOOLCHAIN=native everything runs with the programs of this machine, whichever it is.
 own_tools() {
-	local tool path=$PATH absent=()
-	PATH=$PATH:${HOME:-/root}/.cargo/bin:/usr/local/sbin:/usr/sbin:/sbin
-	for tool in bc bindgen bison busybox cargo cpio depmod flex gcc gdb git ld mkfs.ext4 mkfs.xfs objcopy pahole \
-		patch perl python3 qemu-system-x86_64 rustc rustfmt setpriv xz; do
-		command -v "$tool" >/dev/null || absent+=("$tool")
-	done
-	PATH=$path
+	local absent
+	# toolchain.sh knows where the programs are looked for.
+	# shellcheck disable=SC2016
+	mapfile -t absent < <("$here/toolchain.sh" run bash -c 'for t; do command -v "$t" >/dev/null || echo "$t"; done' - \
+		bc bindgen bison busybox cargo cpio depmod flex gcc gdb git ld mkfs.ext4 mkfs.xfs objcopy pahole \
+		patch perl python3 qemu-system-x86_64 rustc rustfmt setpriv xz)
 	if [ ${#absent[@]} -eq 0 ]; then
 		ok "the programs of this machine, as ZDM_TOOLCHAIN=native wants"
 	else

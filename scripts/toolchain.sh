@@ -103,14 +103,21 @@ make_sysroot() {
 	flock -u 9
 }
 
-ensure() {
+# Sets root to the directory of the sysroot, made or not, or to nothing for the machine's own tools.
+choose() {
+	root=
 	case ${ZDM_TOOLCHAIN:-auto} in
-	native) root= ; return ;;
-	auto) if native_ok; then root= ; return; fi ;;
+	native) return ;;
+	auto) if native_ok; then return; fi ;;
 	sysroot) ;;
 	*) die "ZDM_TOOLCHAIN must be native or sysroot, not '$ZDM_TOOLCHAIN'" ;;
 	esac
 	root=$(sysroot_dir)
+}
+
+ensure() {
+	choose
+	[ -n "$root" ] || return 0
 	[ -e "$root/.complete" ] || make_sysroot "$root"
 	command -v bwrap >/dev/null || need_tools
 }
@@ -210,11 +217,8 @@ strace) extra strace strace strace --version ;;
 packages) echo $packages ;;
 native) native_ok ;;
 where)
-	if [ "${ZDM_TOOLCHAIN:-auto}" = native ] || { [ "${ZDM_TOOLCHAIN:-auto}" = auto ] && native_ok; }; then
-		echo native
-	else
-		sysroot_dir; echo
-	fi
+	choose
+	echo "${root:-native}"
 	;;
 *) die "usage: scripts/toolchain.sh run CMD [ARG...] | get | check | cross TRIPLET | sphinx | chromium | strace | packages | native | where" ;;
 esac

@@ -77,13 +77,15 @@ pub struct Job {
     child: Child,
     name: String,
     status: Option<ExitStatus>,
+    /// Whether the child has a process group of its own.
+    has_group: bool,
 }
 
 impl Job {
     /// Starts the command.
     pub fn spawn(command: &mut Command, name: &str) -> Result<Self> {
         let child = command.spawn().with_context(|| format!("starting {name}"))?;
-        Ok(Self { child, name: name.to_owned(), status: None })
+        Ok(Self { child, name: name.to_owned(), status: None, has_group: true })
     }
 
     /// The process id.
@@ -111,13 +113,18 @@ impl Job {
         }
         let pid = i32::try_from(self.id()).ok().and_then(Pid::from_raw);
         if let Some(pid) = pid {
-            // SIGTERM lets make and ccache remove half-written files.
-            let _ = kill_process_group(pid, Signal::TERM);
+            // SIGTERM lets make and ccache remove half-written files, and QEMU restore the terminal.
+            let _ = match self.has_group {
+                true => kill_process_group(pid, Signal::TERM),
+                false => kill_process(pid, Signal::TERM),
+            };
             let end = Instant::now() + Duration::from_secs(2);
             while Instant::now() < end && matches!(self.poll(), Ok(None)) {
                 thread::sleep(Duration::from_millis(10));
             }
-            let _ = kill_process_group(pid, Signal::KILL);
+            if self.has_group {
+                let _ = kill_process_group(pid, Signal::KILL);
+            }
         }
         if self.status.is_none() {
             let _ = self.child.kill();
@@ -160,25 +167,11 @@ impl Drop for Job {
 /// Runs a command on this terminal, in our own process group, to which the terminal's keys go. A signal
 /// to this program ends the command.
 pub fn attached(command: &mut Command, name: &str) -> Result<ExitStatus> {
-    let mut child = command.spawn().with_context(|| format!("starting {name}"))?;
-    let mut asked = None;
-    loop {
-        if let Some(status) = child.try_wait()? {
-            return check_signals().map(|()| status);
-        }
-        match asked {
-            None if check_signals().is_err() => {
-                // SIGTERM lets QEMU restore the terminal.
-                if let Some(pid) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
-                    let _ = kill_process(pid, Signal::TERM);
-                }
-                asked = Some(Instant::now());
-            }
-            Some(since) if since.elapsed() > Duration::from_secs(2) => child.kill()?,
-            _ => {}
-        }
-        thread::sleep(Duration::from_millis(20));
-    }
+    let mut job = Job::spawn(command, name)?;
+    job.has_group = false;
+    let status = job.wait(|| Ok(()))?;
+    // The terminal's keys reach the command, too, which may be the first to end.
+    check_signals().map(|()| status)
 }
 
 /// Returns the standard output of a short command.

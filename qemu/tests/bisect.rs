@@ -5,12 +5,14 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)] // A test may panic.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Output};
 
 use tempfile::TempDir;
 use zdvm_guest::wire::{Encoder, Message};
+
+mod common;
+use common::script;
 
 const MATRIX: &str = r#"
 order = ["kunit"]
@@ -86,12 +88,6 @@ flaky)
 esac
 echo "[    1.000000] reboot: Power down"
 "#;
-
-fn script(path: &Path, text: &str) {
-    fs::create_dir_all(path.parent().unwrap()).unwrap();
-    fs::write(path, text).unwrap();
-    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
-}
 
 /// The messages of a guest with a suite of two cases, the second of which may fail.
 fn wire(second: &str) -> String {

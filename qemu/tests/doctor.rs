@@ -4,11 +4,14 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)] // A test may panic.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use tempfile::TempDir;
+
+mod common;
+use common::script;
 
 fn repo() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
@@ -35,8 +38,7 @@ const PLAIN: &[&str] = &[
 
 /// A shell script that prints `text`.
 fn prints(path: &Path, text: &str) {
-    fs::write(path, format!("#!/bin/sh\nprintf '%s\\n' '{text}'\n")).unwrap();
-    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    script(path, &format!("#!/bin/sh\nprintf '%s\\n' '{text}'\n"));
 }
 
 /// The doctor's exit status and output on a machine with room on its disk that has `programs` and this

@@ -3,10 +3,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)] // A test may panic.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -18,13 +17,14 @@ use zdvm::vm::kvm::Choice;
 use zdvm::vm::{Blind, Boot, Machine};
 use zdvm_guest::wire::{Encoder, Message};
 
+mod common;
+
 const LIMITS: Timeouts = Timeouts { boot: 2, test: 2, suite: 10, total: 20, tcg_factor: 1 };
 
 /// A machine whose QEMU is a script.
 fn machine(dir: &Path, script: &str) -> Machine {
     let qemu = dir.join("qemu");
-    fs::write(&qemu, format!("#!/bin/sh\n{script}\n")).unwrap();
-    fs::set_permissions(&qemu, fs::Permissions::from_mode(0o755)).unwrap();
+    common::script(&qemu, &format!("#!/bin/sh\n{script}\n"));
     Machine {
         qemu,
         image: "bzImage".into(),
@@ -204,23 +204,26 @@ fn child_that_builds() {
     fs::write(dir.join("error"), format!("{:#}", error.unwrap_err())).unwrap();
 }
 
-fn signalled(role: &str, signal: &str) -> TempDir {
-    let dir = TempDir::new().unwrap();
-    let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--ignored", "--exact", role])
-        .env("ZDVM_TEST_DIR", dir.path())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .process_group(0)
-        .spawn()
-        .unwrap();
-    let qemu = pid_in(dir.path());
-    assert!(alive(&qemu));
+/// Runs a command that starts a process with its number in a file of `dir`, and sends the command a signal.
+/// Returns the command's status when both have ended.
+fn ended_by(signal: &str, command: &mut Command, dir: &Path) -> ExitStatus {
+    command.stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
+    let mut child = command.spawn().unwrap();
+    let started = pid_in(dir);
+    assert!(alive(&started));
     let sent = Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
     assert!(sent.success());
     let status = child.wait().unwrap();
+    wait_for("the end of what it had started", || !alive(&started));
+    status
+}
+
+fn signalled(role: &str, signal: &str) -> TempDir {
+    let dir = TempDir::new().unwrap();
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--ignored", "--exact", role]).env("ZDVM_TEST_DIR", dir.path());
+    let status = ended_by(signal, &mut command, dir.path());
     assert_eq!(status.signal().is_some(), signal == "-KILL");
-    wait_for("the end of what it had started", || !alive(&qemu));
     dir
 }
 
@@ -239,14 +242,9 @@ fn a_build_ends_with_us() {
 fn what_precedes_the_program_ends_with_the_wrapper() {
     let repo = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let dir = TempDir::new().unwrap();
-    let script = |name: &str, text: &str| {
-        let file = dir.path().join(name);
-        fs::create_dir_all(file.parent().unwrap()).unwrap();
-        fs::write(&file, text).unwrap();
-        fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
-        file
-    };
-    let wrapper = script("zdvm", &fs::read_to_string(repo.join("zdvm")).unwrap());
+    let script = |name: &str, text: &str| common::script(&dir.path().join(name), text);
+    let wrapper = dir.path().join("zdvm");
+    script("zdvm", &fs::read_to_string(repo.join("zdvm")).unwrap());
     let tools = "#!/bin/sh\n[ \"$1\" = run ] || echo making a sysroot >&2\n";
     script("scripts/toolchain.sh", tools);
     let compiler = "echo $$ > pid.new; mv pid.new pid; while :; do sleep 0.1; done";
@@ -255,20 +253,11 @@ fn what_precedes_the_program_ends_with_the_wrapper() {
     for (command, status) in [("run", 2), ("bisect", 128)] {
         for signal in ["-TERM", "-INT", "-HUP"] {
             let _ = fs::remove_file(dir.path().join("pid"));
-            // Who runs these tests may ignore signals, as nohup does.
-            let mut child = Command::new("env")
-                .args([std::ffi::OsStr::new("--default-signal"), wrapper.as_os_str()])
-                .arg(command)
-                .stdout(Stdio::null())
-                .stderr(Stdio::null())
-                .process_group(0)
-                .spawn()
-                .unwrap();
-            let compiler = pid_in(dir.path());
-            let sent = Command::new("kill").args([signal, &child.id().to_string()]).status();
-            assert!(sent.unwrap().success());
-            assert_eq!(child.wait().unwrap().code(), Some(status), "{command} {signal}");
-            wait_for("the compiler's end", || !alive(&compiler));
+            // The program that runs these tests may ignore signals, as nohup does.
+            let mut wrapped = Command::new("env");
+            wrapped.arg("--default-signal").arg(&wrapper).arg(command);
+            let end = ended_by(signal, &mut wrapped, dir.path());
+            assert_eq!(end.code(), Some(status), "{command} {signal}");
         }
     }
     // What takes minutes is announced, once.

@@ -8,6 +8,7 @@
 use std::ffi::c_void;
 use std::fs::File;
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -255,17 +256,13 @@ pub fn block(signal: i32) -> io::Result<()> {
     Ok(set.thread_block()?)
 }
 
-/// Whether a signal that is blocked waits for the process, by /proc/self/status.
+/// Whether a signal that is blocked waits for this thread or for the process.
 pub fn is_pending(signal: i32) -> io::Result<bool> {
-    let status = std::fs::read_to_string("/proc/self/status")?;
-    let sets = status.lines().filter_map(|line| {
-        line.strip_prefix("SigPnd:")
-            .or(line.strip_prefix("ShdPnd:"))
-    });
-    let waits =
-        |set: &str| u64::from_str_radix(set.trim(), 16).map(|set| (set >> (signal - 1)) & 1);
-    let mut found = sets.map(|set| waits(set).map_err(io::Error::other));
-    found.try_fold(false, |any, set| Ok(any || set? == 1))
+    let mut set = MaybeUninit::uninit();
+    // SAFETY: The function fills the set.
+    cvt(unsafe { libc::sigpending(set.as_mut_ptr()) }.into())?;
+    // SAFETY: The set was filled above.
+    Ok(unsafe { libc::sigismember(set.as_ptr(), signal) } == 1)
 }
 
 /// The data of the last signal that `catch_address` has caught.

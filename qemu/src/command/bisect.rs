@@ -215,7 +215,7 @@ fn place(args: &Args) -> Result<PathBuf> {
     if !source.join("Kbuild").is_file() || kdir::version(&source).is_err() {
         bail!("{} is no kernel tree (--kdir DIR names one)", source.display());
     }
-    if source.join(".config").exists() || source.join("include/config").is_dir() {
+    if kdir::is_in_place(&source) {
         bail!(
             "{0} is configured or built in place, and kbuild takes no build directory beside that. A \
              worktree leaves it as it is: git -C {0} worktree add --detach ../bisect, then bisect in there",

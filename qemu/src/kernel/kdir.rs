@@ -191,11 +191,16 @@ pub fn configure(matrix: &Matrix, kdir: &Path, objdir: Option<&Path>) -> Result<
     Ok(file)
 }
 
-/// Says how to test a kernel with the configuration that [`configure`] has written. kbuild takes no
-/// build directory beside a tree that is configured or built in place, and what it advises then,
-/// `make mrproper`, deletes the configuration: such a tree is copied.
+/// Whether a tree is configured or built in place. kbuild takes no build directory beside such a tree.
+pub fn is_in_place(source: &Path) -> bool {
+    source.join(".config").exists() || source.join("include/config").is_dir()
+}
+
+/// Says how to test a kernel with the configuration that [`configure`] has written. What kbuild advises
+/// beside a tree that is configured in place, `make mrproper`, deletes the configuration: such a tree is
+/// copied.
 pub fn advice(file: &Path, kdir: &Path, objdir: Option<&Path>) -> String {
-    let in_place = kdir.join(".config").exists() || kdir.join("include/config").is_dir();
+    let in_place = is_in_place(kdir);
     let (file, kdir) = (file.display(), kdir.display());
     let commands = match (in_place, objdir) {
         (true, _) => format!(

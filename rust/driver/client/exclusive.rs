@@ -18,19 +18,19 @@ use kernel::{
     uaccess::UserPtr, //
 };
 
-/// How often exclusive access is taken again when a page was taken back before it was read.
+/// How often exclusive access is taken, as a page may be taken back before it is read.
 const TRIES: usize = 10;
 
 impl Client {
     /// Takes exclusive access, and reads the pages. Core mm may take a page back in between, as khugepaged does
     /// when it looks at an area of huge pages; then the device takes it once more.
     pub(in crate::driver) fn exclusive(&self, range: PageRange, ptr: UserPtr) -> Result<Outcome> {
-        let mut tries = TRIES;
+        let mut more = 1..TRIES;
         loop {
             let pages = self.mirror().make_exclusive(range)?;
             self.device().core.stats.exclusive.add(pages);
             match self.read(range, ptr, Faulting::Never) {
-                Err(err) if err == ENOENT && tries > 1 => tries -= 1,
+                Err(err) if err == ENOENT && more.next().is_some() => {}
                 other => return other,
             }
         }

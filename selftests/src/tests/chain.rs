@@ -34,6 +34,11 @@ pub const TESTS: &[Test] = of_each_kind!("chain":
 /// Both sizes of folios.
 pub const SIZES: [bool; 2] = [false, true];
 
+/// The first, the middle and the last of `n` pages.
+pub fn spread(n: usize) -> [usize; 3] {
+    [0, n / 2, n - 1]
+}
+
 /// A buffer of small pages, or one huge page, with the pattern of `seed`.
 #[track_caller]
 pub fn filled(huge: bool, seed: u64) -> Outcome<Buffer> {

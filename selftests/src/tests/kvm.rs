@@ -4,7 +4,7 @@
 //! page, so it must hear of each change by its MMU notifier: a page that moves without it shows as an
 //! old value, or as a write that is lost.
 
-use super::chain::{SIZES, filled};
+use super::chain::{SIZES, filled, spread};
 use super::dax::mapped::{FOLIOS, Mapped};
 use super::leak::settled;
 use super::target::Target;
@@ -29,96 +29,90 @@ pub const DAX: &[Test] = &[
 
 const SEED: u64 = 3100;
 
-/// The pages of a buffer of `n` pages that the guest uses.
-fn used(n: usize) -> [usize; 3] {
-    [0, n / 2, n - 1]
-}
-
 /// The first byte of a page, as the process reads it.
 fn byte(buf: &Buffer, page: usize) -> u8 {
     buf.get(page, 0).to_le_bytes()[0]
 }
 
-/// The device writes the first byte of a page, and leaves the rest as it is.
-fn device_writes(target: &Target, buf: &Buffer, page: usize, value: u8) -> Outcome {
-    let mut data = target.read(buf, page, 1).or_fail("READ")?.data;
-    data[0] = value;
-    target.write(buf, page, &data).or_fail("WRITE")?;
+/// Runs `body` with a guest whose memory is a buffer of small pages, and then one huge page.
+fn with_guest(
+    ctx: &Ctx,
+    node: usize,
+    body: impl Fn(&Target, &Buffer, &mut Guest) -> Outcome,
+) -> Outcome {
+    // Skip here if necessary, before anything is set up.
+    Guest::new()?;
+    for huge in SIZES {
+        settled(ctx, node, |target| {
+            let buf = filled(huge, SEED)?;
+            let mut guest = Guest::new()?;
+            guest.map(&buf)?;
+            body(target, &buf, &mut guest)
+        })?;
+    }
     Ok(())
 }
 
 /// A guest, the device and the process write to the same pages in turn, while the pages move to the device and
 /// back. Each reads what the one before has written.
 fn follows(ctx: &Ctx, node: usize) -> Outcome {
-    Guest::new()?;
-    for huge in SIZES {
-        settled(ctx, node, |target| {
-            let buf = filled(huge, SEED)?;
-            let n = buf.pages();
-            let mut guest = Guest::new()?;
-            guest.map(&buf)?;
-            for round in 0..3 {
-                let value = |step: u8| 16 * round + step;
-                for page in used(n) {
-                    guest.write(page, value(1)).or_fail("write by the guest")?;
-                }
-                target.to_device(&buf, 0, n).or_fail("MIGRATE_TO_DEV")?;
-                target.expect(&buf, 0, n, n)?;
-                for page in used(n) {
-                    let found = target.read(&buf, page, 1).or_fail("READ")?.data[0];
-                    check_eq!(found, value(1), "page {page} on the device");
-                    device_writes(target, &buf, page, value(2))?;
-                }
-                for page in used(n) {
-                    let found = guest.read(page).or_fail("read by the guest")?;
-                    check_eq!(found, value(2), "page {page} for the guest");
-                    guest.write(page, value(3)).or_fail("write by the guest")?;
-                    let found = target.read(&buf, page, 1).or_fail("READ")?.data[0];
-                    check_eq!(found, value(3), "page {page} for the device");
-                }
-                // The guest maps what the CPU may map where it is, and faults in the rest.
-                if target.cpu_maps() {
-                    target.expect(&buf, 0, n, n)?;
-                }
-                target.bring_back(&buf, 0, n)?;
-                for page in used(n) {
-                    let found = guest.read(page).or_fail("read by the guest")?;
-                    check_eq!(found, value(3), "page {page} back, for the guest");
-                    check_eq!(byte(&buf, page), value(3), "page {page} back");
-                }
+    with_guest(ctx, node, |target, buf, guest| {
+        let n = buf.pages();
+        for round in 0..3 {
+            let value = |step: u8| 16 * round + step;
+            for page in spread(n) {
+                guest.write(page, value(1)).or_fail("write by the guest")?;
             }
-            buf.check(1, n / 2 - 1, SEED)
-        })?;
-    }
-    Ok(())
+            target.to_device(buf, 0, n).or_fail("MIGRATE_TO_DEV")?;
+            target.expect(buf, 0, n, n)?;
+            for page in spread(n) {
+                let mut data = target.read(buf, page, 1).or_fail("READ")?.data;
+                check_eq!(data[0], value(1), "page {page} on the device");
+                // The rest of the page stays as it is.
+                data[0] = value(2);
+                target.write(buf, page, &data).or_fail("WRITE")?;
+            }
+            for page in spread(n) {
+                let found = guest.read(page).or_fail("read by the guest")?;
+                check_eq!(found, value(2), "page {page} for the guest");
+                guest.write(page, value(3)).or_fail("write by the guest")?;
+                let found = target.read(buf, page, 1).or_fail("READ")?.data[0];
+                check_eq!(found, value(3), "page {page} for the device");
+            }
+            // The guest maps what the CPU may map where it is, and faults in the rest.
+            if target.cpu_maps() {
+                target.expect(buf, 0, n, n)?;
+            }
+            target.bring_back(buf, 0, n)?;
+            for page in spread(n) {
+                let found = guest.read(page).or_fail("read by the guest")?;
+                check_eq!(found, value(3), "page {page} back, for the guest");
+                check_eq!(byte(buf, page), value(3), "page {page} back");
+            }
+        }
+        buf.check(1, n / 2 - 1, SEED)
+    })
 }
 
 /// The file of the device is closed while a guest maps pages on it.
 fn close(ctx: &Ctx, node: usize) -> Outcome {
-    Guest::new()?;
-    for huge in SIZES {
-        settled(ctx, node, |target| {
-            let buf = filled(huge, SEED)?;
-            let n = buf.pages();
-            let mut guest = Guest::new()?;
-            guest.map(&buf)?;
-            let other = Target::open(ctx, node)?;
-            other.to_device(&buf, 0, n).or_fail("MIGRATE_TO_DEV")?;
-            for page in used(n) {
-                let found = guest.read(page).or_fail("read by the guest")?;
-                check_eq!(found, byte(&buf, page), "page {page} on the device");
-            }
-            drop(other);
-            target.expect(&buf, 0, n, 0)?;
-            for page in used(n) {
-                buf.set(page, 0, !buf.get(page, 0));
-                let found = guest.read(page).or_fail("read by the guest")?;
-                check_eq!(found, byte(&buf, page), "page {page} after the close");
-            }
-            Ok(())
-        })?;
-    }
-    Ok(())
+    with_guest(ctx, node, |target, buf, guest| {
+        let n = buf.pages();
+        let other = Target::open(ctx, node)?;
+        other.to_device(buf, 0, n).or_fail("MIGRATE_TO_DEV")?;
+        for page in spread(n) {
+            let found = guest.read(page).or_fail("read by the guest")?;
+            check_eq!(found, byte(buf, page), "page {page} on the device");
+        }
+        drop(other);
+        target.expect(buf, 0, n, 0)?;
+        for page in spread(n) {
+            buf.set(page, 0, !buf.get(page, 0));
+            let found = guest.read(page).or_fail("read by the guest")?;
+            check_eq!(found, byte(buf, page), "page {page} after the close");
+        }
+        Ok(())
+    })
 }
 
 /// The guest uses memory of a device-dax. KVM has no reference to it.

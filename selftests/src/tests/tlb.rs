@@ -10,7 +10,7 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use super::chain::SIZES;
+use super::chain::{SIZES, spread};
 use super::leak::settled;
 use super::swap::swap_out;
 use super::target::{Target, huge_filled};
@@ -48,14 +48,9 @@ const WRITERS: usize = 2;
 /// The word of the first writer.
 const WORD: usize = 8;
 
-/// The pages of a buffer of `n` pages that the threads use.
-fn used(n: usize) -> [usize; 3] {
-    [0, n / 2, n - 1]
-}
-
 /// Counts in the words of writer `me` until `over` is set. Returns the last value.
 fn write(buf: &Buffer, me: usize, over: &AtomicBool, ready: &AtomicUsize) -> Outcome<u64> {
-    let pages = used(buf.pages());
+    let pages = spread(buf.pages());
     let mut steps = 0;
     loop {
         let last = over.load(Ordering::SeqCst);
@@ -80,7 +75,7 @@ fn write(buf: &Buffer, me: usize, over: &AtomicBool, ready: &AtomicUsize) -> Out
 
 /// Reads all words until `over` is set, and checks that none decreases.
 fn read(buf: &Buffer, over: &AtomicBool) -> Outcome {
-    let pages = used(buf.pages());
+    let pages = spread(buf.pages());
     let mut seen = [[0; WRITERS]; 3];
     while !over.load(Ordering::SeqCst) {
         for (page, seen) in pages.iter().zip(&mut seen) {
@@ -136,7 +131,7 @@ fn through(buf: &Buffer, mut operation: impl FnMut(usize) -> Outcome) -> Outcome
         }
         threads::join(reader)?;
         result?;
-        for page in used(buf.pages()) {
+        for page in spread(buf.pages()) {
             for (me, steps) in steps.iter().enumerate() {
                 let found = buf.get(page, WORD + me);
                 check_eq!(
@@ -159,7 +154,7 @@ fn each(ctx: &Ctx, node: usize, body: impl Fn(&Target, &Buffer, bool) -> Outcome
                 false => Buffer::filled(SMALL, 1)?,
                 true => huge_filled(1, 1)?,
             };
-            for page in used(buf.pages()) {
+            for page in spread(buf.pages()) {
                 for me in 0..WRITERS {
                     buf.set(page, WORD + me, 0);
                 }
@@ -294,7 +289,7 @@ fn protect(ctx: &Ctx, node: usize) -> Outcome {
                     let writer = scope.spawn(|| {
                         let mut value = 0;
                         loop {
-                            for page in used(n) {
+                            for page in spread(n) {
                                 value += 1;
                                 buf.set(page, WORD, value);
                             }
@@ -307,7 +302,7 @@ fn protect(ctx: &Ctx, node: usize) -> Outcome {
                     buf.protect(0, n, libc::PROT_READ)?;
                     // Only a writer with an old translation can change the value now.
                     for _ in 0..200 {
-                        for page in used(n) {
+                        for page in spread(n) {
                             let first = buf.get(page, WORD);
                             std::thread::yield_now();
                             if buf.get(page, WORD) != first {
@@ -336,7 +331,7 @@ fn protect(ctx: &Ctx, node: usize) -> Outcome {
 /// threads.
 fn fork(ctx: &Ctx, node: usize) -> Outcome {
     each(ctx, node, |target, buf, _| {
-        let pages = used(buf.pages());
+        let pages = spread(buf.pages());
         through(buf, |round| {
             if round % 2 == 0 {
                 let _ = target.to_device(buf, 0, buf.pages());
@@ -453,7 +448,7 @@ fn moved(ctx: &Ctx, node: usize) -> Outcome {
             uffd.register(&place, 0, n).or_fail("UFFDIO_REGISTER")?;
             let over = AtomicBool::new(false);
             std::thread::scope(|scope| {
-                for page in used(n).into_iter().take(WRITERS) {
+                for page in spread(n).into_iter().take(WRITERS) {
                     let over = &over;
                     scope.spawn(move || {
                         let mut value = 0;
@@ -478,7 +473,7 @@ fn moved(ctx: &Ctx, node: usize) -> Outcome {
                         continue;
                     }
                     times += 1;
-                    for page in used(n).into_iter().take(WRITERS) {
+                    for page in spread(n).into_iter().take(WRITERS) {
                         let first = place.get(page, WORD);
                         std::thread::sleep(Duration::from_micros(300));
                         check_eq!(
@@ -506,7 +501,7 @@ fn beside_pinned(ctx: &Ctx, node: usize) -> Outcome {
         // Small entries of the large folio, and a small page in front of them.
         buf.advise(0, n, libc::MADV_NOHUGEPAGE)?;
         buf.advise(0, 1, libc::MADV_DONTNEED)?;
-        for page in used(n) {
+        for page in spread(n) {
             for me in 0..WRITERS {
                 buf.set(page, WORD + me, 0);
             }
@@ -529,7 +524,7 @@ fn beside_pinned(ctx: &Ctx, node: usize) -> Outcome {
 fn zero_page(ctx: &Ctx, node: usize) -> Outcome {
     each(ctx, node, |target, buf, _| {
         let n = buf.pages();
-        let [page, ..] = used(n);
+        let [page, ..] = spread(n);
         let (over, value) = (AtomicBool::new(false), AtomicUsize::new(0));
         std::thread::scope(|scope| {
             // The reader must find the value that was published before it read the page, or a zero

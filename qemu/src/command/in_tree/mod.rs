@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail};
 use crate::job::{self, Job};
 use crate::judge::ktap::{self, Outcome};
 use crate::kernel::make::logged;
-use crate::kernel::{self, Tree};
+use crate::kernel::{self, Tree, kconfig};
 use crate::plan::matrix::Matrix;
 use crate::progress::Progress;
 use crate::repo;
@@ -124,11 +124,9 @@ fn build(repo: &Path, matrix: &Matrix, name: &str, files: &series::Files) -> Res
     let _ = fs::remove_file(&log);
     if !CONFIG.lines().all(|line| text.lines().any(|l| l == line)) {
         // A second line for an option is a warning.
-        let symbol = |line: &str| {
-            line.split(['=', ' ']).find(|w| w.starts_with("CONFIG_")).map(str::to_owned)
-        };
-        let ours: Vec<_> = CONFIG.lines().map(symbol).collect();
-        let others = text.lines().filter(|line| !ours.contains(&symbol(line)));
+        let ours = kconfig::parse(CONFIG);
+        let is_ours = |line: &&str| kconfig::parse(line).keys().any(|s| ours.contains_key(s));
+        let others = text.lines().filter(|line| !is_ours(line));
         let others: String = others.flat_map(|line| [line, "\n"]).collect();
         fs::write(&config, others + CONFIG)?;
         logged(tree.make().arg("olddefconfig"), "configuring", &log, None)?;
