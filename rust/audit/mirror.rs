@@ -59,6 +59,8 @@ pub(crate) fn check_mirror(untruth: &Untruth) -> Violation {
 ///
 /// Allowed changes, for which the migration is not responsible:
 ///
+/// - a page in a hole, or in the place of the page of zeroes, which has been written to as after a fault, and is
+///   protected as that was;
 /// - a page that khugepaged has collapsed meanwhile, which is another page;
 /// - an empty page of a large folio: the split of the folio maps the page of zeroes in its place, and the
 ///   migration fills that with a new page, which has the area's rights;
@@ -78,8 +80,14 @@ fn is_in_place(change: &Change) -> bool {
     }
     let is_collapsed = is(now, Marks::HUGE) && !is(then, Marks::HUGE);
     let is_refilled = is(then, Marks::LARGE) && change.is_empty;
-    if !is(then, Marks::MAPPED) || is_collapsed || is_refilled {
+    if is_collapsed || is_refilled {
         return true;
+    }
+    if !is(then, Marks::MAPPED) {
+        // A page of a file is mapped as it is.
+        let is_new = is(then, Marks::HOLE) && is(now, Marks::EXCLUSIVE);
+        let is_protected = is(then, Marks::UFFD);
+        return !is_new || is(now, Marks::SOFT_DIRTY) && (!is_protected || is(now, Marks::UFFD));
     }
     let both = |bit| is(then & now, bit);
     let mut kept = Marks::SOFT_DIRTY | Marks::UFFD | Marks::DIRTY;
@@ -182,6 +190,15 @@ mod tests {
             (w, w | Marks::YOUNG, true),
             // A hole, filled with the area's rights, and with more.
             (Marks::AREA_WRITE, w, true),
+            (Marks::HOLE, w | Marks::SOFT_DIRTY, true),
+            (Marks::HOLE, w, false),
+            (Marks::HOLE | Marks::UFFD, PAGE | Marks::SOFT_DIRTY, false),
+            (
+                Marks::HOLE | Marks::UFFD,
+                PAGE | Marks::SOFT_DIRTY | Marks::UFFD,
+                true,
+            ),
+            (Marks::HOLE, PAGE & !Marks::EXCLUSIVE, true),
             (0, w & !Marks::AREA_WRITE, false),
             // The page is gone: swapped out, or in motion.
             (w, Marks::AREA_WRITE, true),

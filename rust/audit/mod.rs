@@ -51,7 +51,10 @@ pub(crate) use report::{
     Auditor,
     Policy, //
 };
-pub(crate) use whole::whole_pages;
+pub(crate) use whole::{
+    check_used_whole,
+    whole_pages, //
+};
 
 use crate::{
     mm::page::view::PageView,

@@ -166,6 +166,35 @@ fn look_at(page: PageView<'_>, whole: Whole) -> Option<Violation> {
     })
 }
 
+/// What a folio in use, which is mapped and not in motion, must have, and must not have.
+fn used_fields(f: &PageFields, large: Option<&LargeFields>) -> Option<Failed> {
+    // Without this flag a page that comes back and is swapped out cannot be read again.
+    expect(Check::Flags, flags::UPTODATE, f.flags & flags::UPTODATE)
+        // Neither buffers nor an entry of the swap cache are a device page's.
+        .or_else(|| expect(Check::Private, 0, f.private))
+        .or_else(|| expect(Check::Deferred, 0, large?.deferred.into()))
+}
+
+/// I14: checks the folio in use that begins with `page`.
+pub(crate) fn check_used_whole(page: PageView<'_>) -> Option<Violation> {
+    let settles = || {
+        let bits = page.bits();
+        bits.is_mapped() && !bits.is_locked() && !bits.is_tail()
+    };
+    if !settles() {
+        return None;
+    }
+    let failed = used_fields(&page.fields(), page.large_fields().as_ref());
+    let (check, expected, found) = failed.filter(|_| settles())?;
+    Some(Violation::on(
+        page,
+        Invariant::Whole,
+        check,
+        expected,
+        found,
+    ))
+}
+
 /// I14: checks tail page `page` of a folio that was just allocated.
 pub(super) fn check_whole_tail(page: PageView<'_>) -> Option<Violation> {
     let is_second = page.pfn() == page.head().pfn() + 1;
@@ -193,6 +222,19 @@ mod tests {
         page_type: NO_TYPE,
         data: 0,
     };
+
+    #[test]
+    fn fields_of_pages_in_use() {
+        let used = PageFields {
+            flags: flags::RESERVED | flags::UPTODATE | flags::DIRTY,
+            ..CLEAN
+        };
+        assert_eq!(used_fields(&used, None), None);
+        let swapped = PageFields { private: 7, ..used };
+        assert_eq!(used_fields(&swapped, None), Some((Check::Private, 0, 7)));
+        let is_read = Some((Check::Flags, flags::UPTODATE, 0));
+        assert_eq!(used_fields(&CLEAN, None), is_read);
+    }
 
     #[test]
     fn fields_of_pages() {

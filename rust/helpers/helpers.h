@@ -39,6 +39,8 @@ struct zdm_entry {
 	bool young;
 	bool dirty;	/* the entry or the page, which is anonymous, or swap has the contents */
 	bool large;	/* a page of a large folio */
+	bool marks_new;	/* what fills a hole is soft-dirty, and keeps what protects the zero page */
+	bool clean;	/* the CPU may write, which marks the entry dirty; a device may not yet */
 };
 
 struct page *zdm_pfn_to_page(unsigned long pfn);

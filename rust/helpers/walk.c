@@ -11,6 +11,7 @@
  */
 #include <linux/highmem.h>
 #include <linux/leafops.h>
+#include <linux/migrate.h>
 #include <linux/mm.h>
 #include <linux/mmap_lock.h>
 #include <linux/pagemap.h>
@@ -34,6 +35,13 @@
 #define vma_start_anon_pgoff(vma)	((vma)->vm_pgoff)
 #endif
 
+/* With the series for 7.3 a fault makes an entry dirty before a device may write. */
+#if defined(UFFDIO_REGISTER_MODE_RWP) && defined(MIGRATE_VMA_SELECT_DEVICE_GENERIC)
+#define ZDM_HAS_SERIES	true
+#else
+#define ZDM_HAS_SERIES	false
+#endif
+
 /*
  * Another task may have freed the page that an entry has, and used it again, as the tail of a large
  * folio, too. So its flags are read without the checks of folio_test_*(), which are a BUG then with
@@ -51,6 +59,8 @@ static void of_page(struct zdm_entry *out)
 	folio = page_folio(page);
 	flags = READ_ONCE(folio->flags.f);
 	out->large = flags & BIT(PG_head);
+	if (flags & BIT(PG_dirty))
+		out->clean = false;
 	if (!folio_test_anon(folio)) {
 		/* Writeback cleans what a file backs at any time. */
 		out->dirty = false;
@@ -98,6 +108,7 @@ static void of_pte(pte_t pte, struct zdm_entry *out)
 	out->uffd = pte_uffd(pte);
 	out->young = pte_young(pte);
 	out->dirty = pte_dirty(pte);
+	out->clean = ZDM_HAS_SERIES && out->write && !out->dirty;
 	out->zero = is_zero_pfn(out->pfn);
 	of_page(out);
 }
@@ -120,6 +131,7 @@ static void of_pmd(pmd_t pmd, struct zdm_entry *out)
 	out->uffd = pmd_uffd(pmd);
 	out->young = pmd_young(pmd);
 	out->dirty = pmd_dirty(pmd);
+	out->clean = ZDM_HAS_SERIES && out->write && !out->dirty;
 	of_page(out);
 }
 
@@ -139,6 +151,7 @@ static void look_up(struct mm_struct *mm, unsigned long addr, struct zdm_entry *
 
 	memset(out, 0, sizeof(*out));
 	out->order = PMD_ORDER;
+	out->marks_new = ZDM_HAS_SERIES && IS_ENABLED(CONFIG_MEM_SOFT_DIRTY);
 	pgd = pgd_offset(mm, addr);
 	if (pgd_none(*pgd))
 		return;

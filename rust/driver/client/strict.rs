@@ -12,6 +12,7 @@ use crate::{
         check_in_place,
         check_mapped,
         check_mirror,
+        check_used_whole,
         Violation, //
     },
     driver::device::dmirror_device::Device,
@@ -142,7 +143,8 @@ impl Device {
                 left = rest;
                 let look = || {
                     chunk.order_in_use(index)?;
-                    chunk.page(index).and_then(check_mapped)
+                    let page = chunk.page(index)?;
+                    check_mapped(page).or_else(|| check_used_whole(page))
                 };
                 let mut found = look();
                 for _ in 0..TRIES {

@@ -23,6 +23,7 @@ use crate::{
         check_pagemap,
         check_tail,
         check_used,
+        check_used_whole,
         whole_pages,
         Moment,
         Transition,
@@ -347,7 +348,7 @@ fn scan_chunk(
     Ok(counts)
 }
 
-/// I11: checks `page`, if strict mode is on.
+/// I11 and I14: checks `page`, if strict mode is on.
 fn check_entries(page: PageView<'_>) -> Option<Violation> {
-    param_strict().then(|| check_mapped(page))?
+    param_strict().then(|| check_mapped(page).or_else(|| check_used_whole(page)))?
 }

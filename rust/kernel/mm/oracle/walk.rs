@@ -13,7 +13,10 @@ use crate::mm::{
         mirror::HmmMirror, //
     },
     page::{
-        backing::contents,
+        backing::{
+            contents,
+            is_cleanable, //
+        },
         struct_page, //
     },
     region::owner::PgmapOwner,
@@ -222,7 +225,9 @@ unsafe fn judge(
         bindings::ZDM_ENTRY_PRIVATE => unsafe { private_contents(owner, pfn) },
         _ => core::ptr::null_mut(),
     };
-    let cpu_write = entry.0.write && area_flags(lock, index) & flags::WRITE != 0;
+    // SAFETY: The page is mapped: to unmap it begins with an invalidation, which waits for the lock of the table.
+    let is_clean = entry.0.clean && cpu_page == page && unsafe { is_cleanable(page) };
+    let cpu_write = entry.0.write && !is_clean && area_flags(lock, index) & flags::WRITE != 0;
     let device_write = grant != Grant::Read;
     let is_true = !cpu_page.is_null()
         && cpu_page == page
@@ -320,6 +325,8 @@ impl Marks {
     pub(crate) const PRESENT: u32 = 1024;
     /// It is a page of a large folio.
     pub(crate) const LARGE: u32 = 2048;
+    /// There is nothing, or the page of zeroes, and the kernel marks what a migration puts there.
+    pub(crate) const HOLE: u32 = 4096;
 
     fn of(entry: &bindings::zdm_entry, area: vm_flags_t) -> Self {
         let is_page = match entry.kind {
@@ -340,6 +347,10 @@ impl Marks {
             (Self::DIRTY, entry.dirty),
             (Self::PRESENT, entry.kind == bindings::ZDM_ENTRY_PRESENT),
             (Self::LARGE, entry.large),
+            (
+                Self::HOLE,
+                entry.marks_new && (entry.zero || entry.kind == bindings::ZDM_ENTRY_NONE),
+            ),
         ] {
             if is_set {
                 marks |= bit;

@@ -266,6 +266,19 @@ impl RawBacking {
     }
 }
 
+/// Whether the contents of `page` may be dropped, or not be written back, for want of a mark. Those of device
+/// memory that contents migrate to may not, and what comes back from there is marked.
+///
+/// # Safety
+///
+/// `page` must point to the `struct page` of a page that is mapped, and stays so.
+pub(in crate::mm) unsafe fn is_cleanable(page: *mut bindings::page) -> bool {
+    // SAFETY: There is a `struct page` by the contract of this function.
+    let pgmap = unsafe { struct_page::any_pgmap(page) };
+    // SAFETY: A pagemap outlives the mappings of its pages, of which this is one.
+    pgmap.is_null() || unsafe { (*pgmap).type_ } == bindings::MEMORY_DEVICE_FS_DAX
+}
+
 /// The page that the CPU finds the contents of `page` in: the backing of a PRIVATE page, or
 /// `page` itself. NULL when a PRIVATE page has no backing, that is when it is not in use.
 ///
