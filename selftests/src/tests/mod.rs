@@ -257,6 +257,7 @@ pub fn all() -> Vec<&'static Test> {
         beside::TESTS,
         place::TESTS,
         mirror::TESTS,
+        mirror::IN_PLACE,
         entries::TESTS,
         differ::TESTS,
         tlb::TESTS,

@@ -7,6 +7,7 @@
 //! Each operation meets pages in system memory that the device has mapped for writing, pages on the
 //! device, and pages of the other device of the kind, small and huge.
 
+mod kinds;
 mod mappings;
 mod pages;
 mod race;
@@ -25,7 +26,7 @@ use self::window::{windows, windows_huge};
 use super::chain::{SIZES, filled};
 use super::leak::settled;
 use super::target::{Place, Target};
-use super::{Ctx, Test};
+use super::{Ctx, Test, test};
 use crate::check::{Fail, OrFail, Outcome, expect_errno};
 use crate::check_eq;
 use crate::device::{Buffer, check_bytes, pattern_bytes};
@@ -61,6 +62,9 @@ pub const INJECTING: &[Test] = of_each_kind!("mirror", "inject=1":
     "windows" => windows,
     "windows_huge" => windows_huge,
 );
+
+/// Nothing of these is on a device.
+pub const IN_PLACE: &[Test] = &[test("mirror.kinds", kinds::kinds)];
 
 const RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
 const DENIED: &[i32] = &[libc::EPERM, libc::EFAULT];
