@@ -168,12 +168,11 @@ fn unbind_mounted<const KIND: usize>(_: &Ctx) -> Outcome {
 /// may forget another, with and without one that maps all. xfs tells each of them, and unmaps the pages: the next
 /// access ends in SIGBUS.
 ///
-/// The kernel unmaps as much at a time as the largest entry of the page's users maps, and tells the users of the
-/// page. If a process maps all by huge entries, those who map another page of these are not told.
+/// A kernel without the series unmaps as much at a time as the largest entry of the page's users maps, and tells
+/// the users of the page: those who map another page of a huge entry are not told.
 ///
 /// The processes block the early signal: xfs of 7.3 does not wait for the pages of an exiting process.
 fn unbind_mapped<const KIND: usize>(ctx: &Ctx) -> Outcome {
-    // The signals were not looked at on other kernels.
     let looks = has_all_fixes(ctx)?;
     for (pages, with_all) in [(SMALL, true), (LARGE, false), (LARGE, true)] {
         let mut s = Setup::one_group(KIND)?;
@@ -186,7 +185,6 @@ fn unbind_mapped<const KIND: usize>(ctx: &Ctx) -> Outcome {
                     own.unmap(from, count)?;
                 }
             }
-            let is_first = first % HUGE_PAGES == 0;
             Waiting::start(
                 || {
                     sys::on_signal(libc::SIGBUS, true).or_fail("signal")?;
@@ -194,7 +192,7 @@ fn unbind_mapped<const KIND: usize>(ctx: &Ctx) -> Outcome {
                     own.check(first, n, 893)
                 },
                 || {
-                    if looks && (is_first || pages == SMALL || !with_all) {
+                    if looks {
                         let is_told = files::is_pending(libc::SIGBUS).or_fail("signals")?;
                         check!(is_told, "page {first}: expected a signal to wait");
                     }
