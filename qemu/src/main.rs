@@ -309,8 +309,8 @@ fn work(cli: &Cli) -> Result<bool> {
         }
         Cmd::Kconfig { kdir, objdir } => {
             let matrix = Matrix::load(&repo)?;
-            let file = kdir::configure(&matrix, kdir, objdir.as_deref())?;
-            report::say(&kdir::advice(&file, kdir, objdir.as_deref()));
+            let written = kdir::configure(&matrix, kdir, objdir.as_deref())?;
+            report::say(&kdir::advice(&written, kdir, objdir.as_deref()));
         }
         Cmd::Shell(which) => {
             let (setup, matrix, choice) = interactive(&repo, which)?;

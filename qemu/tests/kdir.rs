@@ -8,7 +8,7 @@ use std::process::Command;
 
 use tempfile::TempDir;
 use zdvm::kernel::Tree;
-use zdvm::kernel::kdir;
+use zdvm::kernel::kdir::{self, Configured};
 use zdvm::plan::matrix::Matrix;
 
 fn write(path: &Path, text: impl AsRef<[u8]>) {
@@ -199,16 +199,24 @@ fn a_tree_configured_in_place_is_built_in_place() {
 fn the_configuration_of_a_tree_in_place_is_for_a_copy() {
     let dir = built(&matrix());
     let file = Path::new("/cache/.config");
-    let said = kdir::advice(file, dir.path(), None);
+    let mut written = Configured { file: file.to_owned(), is_theirs: true, added: vec![] };
+    let said = kdir::advice(&written, dir.path(), None);
     let copy =
         format!("cp -a --reflink=auto {} DIR && cp {} ", dir.path().display(), file.display());
     assert!(said.contains(&copy) && said.contains("--kdir DIR\n"), "{said}");
     assert!(!said.contains("objdir"), "{said}");
     let clean = TempDir::new().unwrap();
-    let said = kdir::advice(file, clean.path(), None);
+    let said = kdir::advice(&written, clean.path(), None);
     assert!(said.contains("mkdir -p DIR") && said.contains("--objdir DIR\n"), "{said}");
-    let said = kdir::advice(file, clean.path(), Some(dir.path()));
+    let said = kdir::advice(&written, clean.path(), Some(dir.path()));
     assert!(said.contains(&copy) && said.contains("--objdir DIR\n"), "{said}");
+    assert!(said.contains("lacked nothing"), "{said}");
+    written.added.push("CONFIG_A=y".to_owned());
+    let said = kdir::advice(&written, clean.path(), None);
+    assert!(said.contains("with what it lacked: CONFIG_A=y."), "{said}");
+    written.is_theirs = false;
+    let said = kdir::advice(&written, clean.path(), None);
+    assert!(said.contains("has no configuration"), "{said}");
 }
 
 #[test]

@@ -145,20 +145,31 @@ fn unconfigured(matrix: &Matrix, like: &Kernel, tree: &mut Tree, given: bool) ->
     kernel::compile(tree, &log)
 }
 
+/// What [`configure`] has written.
+#[derive(Debug)]
+pub struct Configured {
+    pub file: PathBuf,
+    /// Whether it began as the tree's own.
+    pub is_theirs: bool,
+    /// The required settings that it had to be given.
+    pub added: Vec<String>,
+}
+
 /// Writes a configuration with all required symbols, and the tree's own settings for the rest, into
-/// a directory of its own. Returns the file. The tree's own configuration stays unchanged.
-pub fn configure(matrix: &Matrix, kdir: &Path, objdir: Option<&Path>) -> Result<PathBuf> {
+/// a directory of its own. The tree's own configuration stays unchanged.
+pub fn configure(matrix: &Matrix, kdir: &Path, objdir: Option<&Path>) -> Result<Configured> {
     let mut tree = find(kdir, objdir)?;
     let key = repo::key([tree.objects.display().to_string()]);
     let dir = repo::cache("kernels")?.join(format!("kconfig-{key}"));
     fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
     let file = dir.join(".config");
     let theirs = tree.objects.join(".config");
-    let mut text = match theirs.is_file() {
+    let is_theirs = theirs.is_file();
+    let mut text = match is_theirs {
         true => tree.config()?,
         false => String::new(),
     };
-    if theirs.is_file() {
+    if is_theirs {
         tree.args = compiler::arguments(&text, &compiler::version).unwrap_or_default();
     } else {
         let base = kernel::fragments(matrix, &[PathBuf::from("config/base.config")])?;
@@ -166,12 +177,16 @@ pub fn configure(matrix: &Matrix, kdir: &Path, objdir: Option<&Path>) -> Result<
     }
     // The last line of a symbol counts.
     text.push('\n');
-    for symbol in kconfig::lacking(&matrix.requires, &text) {
-        text.push_str(&if symbol.contains('=') { symbol } else { format!("{symbol}=y") });
+    let mut added = kconfig::lacking(&matrix.requires, &text);
+    for symbol in added.iter_mut().filter(|s| !s.contains('=')) {
+        symbol.push_str("=y");
+    }
+    for symbol in &added {
+        text.push_str(symbol);
         text.push('\n');
     }
     fs::write(&file, text).with_context(|| format!("writing {}", file.display()))?;
-    let in_place = tree.objects == tree.source && theirs.is_file();
+    let in_place = tree.objects == tree.source && is_theirs;
     if !in_place {
         tree.objects = dir.clone();
     }
@@ -188,7 +203,7 @@ pub fn configure(matrix: &Matrix, kdir: &Path, objdir: Option<&Path>) -> Result<
             lacking.join("\n  ")
         );
     }
-    Ok(file)
+    Ok(Configured { file, is_theirs, added })
 }
 
 /// Whether a tree is configured or built in place. kbuild takes no build directory beside such a tree.
@@ -199,9 +214,9 @@ pub fn is_in_place(source: &Path) -> bool {
 /// Says how to test a kernel with the configuration that [`configure`] has written. What kbuild advises
 /// beside a tree that is configured in place, `make mrproper`, deletes the configuration: such a tree is
 /// copied.
-pub fn advice(file: &Path, kdir: &Path, objdir: Option<&Path>) -> String {
+pub fn advice(written: &Configured, kdir: &Path, objdir: Option<&Path>) -> String {
     let in_place = is_in_place(kdir);
-    let (file, kdir) = (file.display(), kdir.display());
+    let (file, kdir) = (written.file.display(), kdir.display());
     let commands = match (in_place, objdir) {
         (true, _) => format!(
             "    cp -a --reflink=auto {kdir} DIR && cp {file} DIR/.config\n    ./zdvm run --kdir DIR\n"
@@ -215,9 +230,14 @@ pub fn advice(file: &Path, kdir: &Path, objdir: Option<&Path>) -> String {
             "    mkdir -p DIR && cp {file} DIR/.config\n    ./zdvm run --kdir {kdir} --objdir DIR\n"
         ),
     };
+    let origin = match (written.is_theirs, written.added.as_slice()) {
+        (false, _) => "The tree has no configuration. This is one that suffices.".to_owned(),
+        (true, []) => "This is your configuration, which lacked nothing.".to_owned(),
+        (true, added) => format!("This is your configuration with what it lacked: {}.", added.join(" ")),
+    };
     format!(
-        "{file}\nThis is your configuration with what was missing. These commands build a kernel with \
-         it in a directory of its own, and test that kernel:\n{commands}"
+        "{file}\n{origin} These commands build a kernel with it in a directory of its own, and test \
+         that kernel:\n{commands}"
     )
 }
 
