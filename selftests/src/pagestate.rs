@@ -15,7 +15,7 @@ use crate::uapi::*;
 use crate::{check, numa, pagemap, proc, sys};
 
 const SOFT_DIRTY: u64 = 1 << 55;
-const UFFD_WP: u64 = 1 << 57;
+pub const UFFD_WP: u64 = 1 << 57;
 
 /// The flags of ZDM_INSPECT that do not depend on the place of a page. A device page is on no list.
 const IN_PLACE: u32 =

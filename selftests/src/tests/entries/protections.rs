@@ -7,7 +7,7 @@ use super::super::differ::WP_ASYNC;
 use super::{Operation, Place, RW, Scene};
 use crate::check::{OrFail, Outcome};
 use crate::pagemap::{SCAN_WRITTEN, protect_written};
-use crate::pagestate::{State, clear_soft_dirty, states};
+use crate::pagestate::{State, UFFD_WP, clear_soft_dirty, states};
 use crate::uapi::*;
 use crate::uffd::{RWP, Uffd};
 use crate::{check, check_eq, numa, proc};
@@ -26,6 +26,7 @@ pub(super) const OPERATIONS: &[Operation] = &[
     ("userfaultfd and zeroes", uffd_zeroes),
     ("userfaultfd of exclusive pages", uffd_exclusive),
     ("protection against reads", hidden),
+    ("protection against reads and fork", hidden_fork),
     ("PAGEMAP_SCAN that protects", scan_protects),
     ("clear_refs", clear),
 ];
@@ -54,6 +55,20 @@ impl Scene<'_> {
             states[i].uffd_wp != is(i) || (is(i) && writable)
         });
         check_eq!(wrong, None, "first page with the wrong protection {when}");
+        Ok(())
+    }
+
+    /// SNAPSHOT finds no right to any page.
+    #[track_caller]
+    fn unseen(&self, what: &str) -> Outcome {
+        let seen = self.target.snapshot(&self.buf, self.first, self.n);
+        let grants = |kind: &u8| *kind != PROT_ERROR && *kind & (PROT_READ | PROT_WRITE) != 0;
+        let found = seen.or_fail("SNAPSHOT")?.iter().position(grants);
+        check_eq!(
+            found,
+            None,
+            "first page {what} that SNAPSHOT gives rights to"
+        );
         Ok(())
     }
 
@@ -281,17 +296,7 @@ fn hidden(s: &Scene) -> Outcome {
         .or_fail("UFFDIO_RWPROTECT")?;
     s.look()?;
     // Before anything else: a fault may bring a PRIVATE page back, which is then another case.
-    let seen = s
-        .target
-        .snapshot(&s.buf, s.first, s.n)
-        .or_fail("SNAPSHOT")?;
-    let grants = |kind: &u8| *kind != PROT_ERROR && *kind & (PROT_READ | PROT_WRITE) != 0;
-    let found = seen.iter().position(grants);
-    check_eq!(
-        found,
-        None,
-        "first hidden page that SNAPSHOT gives rights to"
-    );
+    s.unseen("that was hidden")?;
     let unread = |page: usize| -> Outcome {
         let read = s.target.read(&s.buf, s.first + page, 1);
         check!(
@@ -309,6 +314,42 @@ fn hidden(s: &Scene) -> Outcome {
         unread(page)?;
     }
     s.look()?;
+    uffd.hide(&s.buf, s.first, s.n, false)
+        .or_fail("UFFDIO_RWPROTECT")?;
+    s.write(0, s.n, s.seed + 1)?;
+    s.holds(0, s.n, s.seed + 1)
+}
+
+/// What is hidden stays so after fork(), and not for the child, which has no userfaultfd: nothing is left there of
+/// the protection.
+fn hidden_fork(s: &Scene) -> Outcome {
+    let Ok(uffd) = Uffd::with_features(RWP) else {
+        return Ok(());
+    };
+    uffd.register_accesses(&s.buf, s.first, s.n)
+        .or_fail("UFFDIO_REGISTER")?;
+    s.map()?;
+    uffd.hide(&s.buf, s.first, s.n, true)
+        .or_fail("UFFDIO_RWPROTECT")?;
+    let child = Waiting::start(
+        || {
+            let entries = proc::entries(&s.buf, s.first, s.n)?;
+            let found = entries.iter().position(|e| e & UFFD_WP != 0);
+            check_eq!(found, None, "first page of the child that is protected");
+            Ok(())
+        },
+        || {
+            s.buf.check(s.first, s.n, s.seed)?;
+            s.buf.fill(s.first, s.n, s.seed + 2);
+            s.buf.check(s.first, s.n, s.seed + 2)
+        },
+    )?;
+    s.look()?;
+    s.unseen("that was hidden before fork()")?;
+    child.join()?;
+    s.unseen("that was hidden, after the child,")?;
+    s.denied(0)?;
+    s.denied(s.n - 1)?;
     uffd.hide(&s.buf, s.first, s.n, false)
         .or_fail("UFFDIO_RWPROTECT")?;
     s.write(0, s.n, s.seed + 1)?;

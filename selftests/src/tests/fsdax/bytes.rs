@@ -30,6 +30,8 @@ pub const TESTS: &[Test] = &[
         each(REFLINK, true)
     }),
     test("fsdax.unequal", unequal),
+    test("fsdax.unequal_holes", unequal_holes),
+    test("fsdax.unequal_unwritten", unequal_unwritten),
 ];
 
 /// The blocks of a file, and its size in bytes.
@@ -364,4 +366,49 @@ fn unequal(_: &Ctx) -> Outcome {
         }
     }
     s.unmount()
+}
+
+/// Deduplicates two files with the same data, after `empty` has taken some pages from one of them. Those read as
+/// zeroes, whatever the memory holds that they had or get, so that the files differ and share nothing.
+fn without(empty: &dyn Fn(&File, usize, usize) -> io::Result<()>) -> Outcome {
+    let s = Setup::new(REFLINK)?;
+    for (first, n) in [(0, 1), (N - 1, 1), (1, N - 2), (0, N)] {
+        for whose in [0, 1] {
+            let what = format!("pages {first} to {} of file {whose} emptied", first + n - 1);
+            let files = [s.fs.file("a", N)?, s.fs.file("b", N)?];
+            let mut data = [pattern_bytes(SEED, 0, N), pattern_bytes(SEED, 0, N)];
+            for file in &files {
+                file.write_all_at(&data[0], 0).or_fail("write")?;
+                file.sync_all().or_fail("fsync")?;
+            }
+            empty(&files[whose], first, n).or_fail(&what)?;
+            data[whose][first * PAGE..(first + n) * PAGE].fill(0);
+            let done = files::dedupe(&files[0], &files[1], 0, N);
+            for (i, file) in files.iter().enumerate() {
+                let name = format!("file {i}, {what}, after FIDEDUPERANGE, {done:?},");
+                reads(file, &data[i], &name)?;
+                maps(&Buffer::shared(file, N)?, &data[i], &name)?;
+            }
+            check!(done.is_err(), "FIDEDUPERANGE, {what}: expected an error");
+            drop(files);
+            s.fs.remove("a")?;
+            s.fs.remove("b")?;
+        }
+    }
+    s.unmount()
+}
+
+/// A hole differs from any data.
+fn unequal_holes(_: &Ctx) -> Outcome {
+    without(&files::punch)
+}
+
+/// So does what was allocated and not yet written, although its memory may hold the same data.
+fn unequal_unwritten(_: &Ctx) -> Outcome {
+    without(&|file, first, n| {
+        files::punch(file, first, n)?;
+        files::allocate(file, FallocateFlags::FALLOC_FL_KEEP_SIZE, first, n)
+    })?;
+    let zero = FallocateFlags::FALLOC_FL_ZERO_RANGE;
+    without(&|file, first, n| files::allocate(file, zero, first, n))
 }

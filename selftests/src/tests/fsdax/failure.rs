@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 use crate::check::{Fail, OrFail, Outcome, expect_errno};
-use crate::device::{Buffer, HUGE_PAGES, check_bytes, pattern_bytes};
+use crate::device::{Buffer, check_bytes, pattern_bytes};
 use crate::fsdax::{self, EXT4, Mounted, REFLINK, XFS};
 use crate::sys::{self, Exit};
 use crate::tests::counts::{IDLE, MAPPED, Waiting};

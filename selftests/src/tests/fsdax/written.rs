@@ -20,6 +20,9 @@ pub const TESTS: &[Test] = &[
     test("fsdax.written_ext4", |_| written(EXT4)),
     test("fsdax.written_xfs", |_| written(XFS)),
     test("fsdax.written_reflink", |_| written(REFLINK)),
+    test("fsdax.written_part_ext4", |_| written_part(EXT4)),
+    test("fsdax.written_part_xfs", |_| written_part(XFS)),
+    test("fsdax.written_part_reflink", |_| written_part(REFLINK)),
 ];
 
 type Call = fn(&File, &Buffer) -> io::Result<()>;
@@ -119,5 +122,43 @@ fn written(kind: usize) -> Outcome {
             }
         }
     }
+    s.unmount()
+}
+
+/// The file keeps one mark for all of a huge folio: whichever page of it is written back, all of its pages
+/// lose the right to write, those that another mapping maps one by one included, and the other folio none.
+fn written_part(kind: usize) -> Outcome {
+    let s = Setup::new(kind)?;
+    let (file, huge) = s.mapped("a", LARGE, 960)?;
+    // Without its last page no PMD fits.
+    let flags = libc::MAP_SHARED;
+    let small = Buffer::of_file(&file, HUGE_PAGES - 1, flags).or_fail("mmap")?;
+    for (round, page) in [HUGE_PAGES / 2, HUGE_PAGES - 2, 1, 0]
+        .into_iter()
+        .enumerate()
+    {
+        let seed = 961 + round as u64;
+        huge.fill(0, LARGE, seed);
+        small.fill(0, small.pages(), seed);
+        let found = s.device.inspect_one(&small, page)?;
+        check_eq!(
+            (found.flags & ZDM_PAGE_PMD, found.order),
+            (0, 9),
+            "how it is mapped"
+        );
+        files::sync(&small, page, 1).or_fail("msync")?;
+        check_eq!(
+            writable(&s, &small)?,
+            Vec::new(),
+            "pages that the small mapping may write after page {page} was written back"
+        );
+        check_eq!(
+            writable(&s, &huge)?,
+            (HUGE_PAGES..LARGE).collect::<Vec<_>>(),
+            "pages that the huge mapping may write after page {page} was written back"
+        );
+    }
+    drop((small, huge, file));
+    s.fs.remove("a")?;
     s.unmount()
 }

@@ -19,10 +19,10 @@ use self::mappings::{
 };
 use self::pages::{
     collapse, dontneed, exclusive, exclusive_other, guard, ksm, moved, swapped_out,
-    to_other_device, truncate,
+    to_other_device, truncate, zeroes,
 };
 use self::race::{race_dontneed, race_migrate, race_protect};
-use self::window::{windows, windows_huge};
+use self::window::{windows, windows_huge, windows_reclaim};
 use super::chain::{SIZES, filled};
 use super::leak::settled;
 use super::target::{Place, Target};
@@ -44,6 +44,7 @@ pub const TESTS: &[Test] = of_each_kind!("mirror":
     "uffd_move" => uffd_move,
     "uffd_wp" => uffd_wp,
     "dontneed" => dontneed,
+    "zeroes" => zeroes,
     "guard" => guard,
     "swap_out" => swapped_out,
     "ksm" => ksm,
@@ -61,6 +62,7 @@ pub const TESTS: &[Test] = of_each_kind!("mirror":
 pub const INJECTING: &[Test] = of_each_kind!("mirror", "inject=1":
     "windows" => windows,
     "windows_huge" => windows_huge,
+    "windows_reclaim" => windows_reclaim,
 );
 
 /// Nothing of these is on a device.

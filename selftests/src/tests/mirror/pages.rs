@@ -34,6 +34,42 @@ pub(super) fn dontneed(ctx: &Ctx, node: usize) -> Outcome {
     })
 }
 
+/// Files that have read the page of zeroes in each place read afterwards what a device has put there, and written.
+pub(super) fn zeroes(ctx: &Ctx, node: usize) -> Outcome {
+    each(ctx, node, 3380, |s| {
+        let taker = match s.place {
+            Place::System => return Ok(()),
+            Place::Local => s.target,
+            Place::Remote => &s.other,
+        };
+        let n = if s.huge { HUGE_PAGES } else { PAGES };
+        let buf = Buffer::anon_huge_aligned(n)?;
+        let advice = if s.huge {
+            libc::MADV_HUGEPAGE
+        } else {
+            libc::MADV_NOHUGEPAGE
+        };
+        buf.advise(0, n, advice)?;
+        buf.check_zero(0, n)?;
+        let second = Target::open(ctx, node)?;
+        let files = [s.target, &second, &s.other];
+        for file in files {
+            let mapped = file.fault(buf.at(0), n as u64, 0).or_fail("ZDM_FAULT")?;
+            check_eq!(mapped, n as u64, "pages of zeroes that a file maps");
+        }
+        taker.to_device(&buf, 0, n).or_fail("MIGRATE_TO_DEV")?;
+        taker
+            .write(&buf, 0, &pattern_bytes(3381, 0, n))
+            .or_fail("WRITE")?;
+        for file in files {
+            let read = file.read(&buf, 0, n).or_fail("READ")?;
+            check_bytes(&read.data, 3381, 0, "what took the place of zeroes")?;
+        }
+        buf.check(0, n, 3381)?;
+        s.agree(&buf, 0, n)
+    })
+}
+
 /// The device finds nothing behind guard markers.
 pub(super) fn guard(ctx: &Ctx, node: usize) -> Outcome {
     const INSTALL: i32 = 102;

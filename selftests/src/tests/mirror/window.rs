@@ -9,6 +9,8 @@
 //! Afterwards all agree on what the memory holds: the CPU, the device, its other file, a file that was
 //! opened meanwhile, and a child.
 
+use std::fs;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -23,6 +25,7 @@ use super::{Place, RW, Scene};
 use crate::check::{Fail, OrFail, Outcome};
 use crate::device::{Buffer, HUGE_PAGES, check_bytes, pattern_bytes};
 use crate::memory::{PAGE, WORDS, pattern_words};
+use crate::swap::Swap;
 use crate::threads::{self, SetOnDrop};
 use crate::uapi::*;
 use crate::{check, check_eq, proc, sys};
@@ -52,6 +55,8 @@ enum Change {
     Fill,
     /// Small pages become a huge one.
     Collapse,
+    /// Core mm swaps out what the other file has for itself. It does so without a lock of the process.
+    Reclaim,
 }
 
 /// What comes in between.
@@ -201,6 +206,21 @@ fn same(device: &Target, buf: &Buffer) -> Outcome {
     Ok(())
 }
 
+/// Asks the cgroup of the process to give up memory, until the first page is in swap.
+fn reclaim(buf: &Buffer) -> Outcome {
+    let text = fs::read_to_string("/proc/self/cgroup").or_fail("/proc/self/cgroup")?;
+    let own = text.trim().strip_prefix("0::/").unwrap_or_default();
+    let file = Path::new("/sys/fs/cgroup").join(own).join("memory.reclaim");
+    for _ in 0..8 {
+        // It fails if there is less, which the caller sees.
+        let _ = fs::write(&file, (buf.pages() * PAGE).to_string());
+        if proc::swapped(buf, 0, 1)? == 1 {
+            break;
+        }
+    }
+    Ok(())
+}
+
 impl Scene<'_> {
     fn change(&self, (change, act): (Change, Act), buf: &Buffer, second: &Target) -> Outcome<Left> {
         let n = buf.pages();
@@ -222,6 +242,7 @@ impl Scene<'_> {
             Change::Release => self.target.release().or_fail("RELEASE")?,
             Change::Exclusive => drop(second.exclusive(buf, 0, n)),
             Change::Collapse => drop(buf.try_advise(0, n, libc::MADV_COLLAPSE)),
+            Change::Reclaim => reclaim(buf)?,
         }
         Ok(Left::default())
     }
@@ -354,7 +375,8 @@ impl Scene<'_> {
             let _ = self.target.fault(buf.at(0), n as u64, 0);
             let _ = second.fault(buf.at(0), n as u64, 0);
         }
-        if change == Change::Access && (self.place == Place::System || self.target.cpu_maps()) {
+        let is_away = self.place != Place::System && !self.target.cpu_maps();
+        if matches!(change, Change::Access | Change::Reclaim) && !is_away {
             second.exclusive(&buf, 0, n).or_fail("EXCLUSIVE")?;
         }
         let met = self.meet(ctx, (change, act), &buf, &second)?;
@@ -446,11 +468,13 @@ fn is_left_out(change: Change, act: Act, place: Place, huge: bool) -> bool {
     is_deadly || is_anywhere || is_rare || change == Change::Collapse && !huge
 }
 
-fn each(ctx: &Ctx, node: usize, huge: bool) -> Outcome {
+fn each(ctx: &Ctx, node: usize, huge: bool, changes: &[Change], places: &[Place]) -> Outcome {
     needs_all_fixes(ctx)?;
-    for place in [Place::System, Place::Local] {
+    for &place in places {
         settled(ctx, node, |target| {
             let _strict = Strict::on()?;
+            let swap = changes.contains(&Change::Reclaim).then(Swap::on);
+            let _swap = swap.transpose()?;
             let scene = Scene {
                 target,
                 other: Target::open(ctx, node + 1)?,
@@ -458,7 +482,7 @@ fn each(ctx: &Ctx, node: usize, huge: bool) -> Outcome {
                 huge,
                 seed: SEED,
             };
-            for change in CHANGES {
+            for &change in changes {
                 let mut met = [0; 2];
                 let acts = ACTS
                     .into_iter()
@@ -500,10 +524,15 @@ fn each(ctx: &Ctx, node: usize, huge: bool) -> Outcome {
 
 /// Small pages.
 pub(super) fn windows(ctx: &Ctx, node: usize) -> Outcome {
-    each(ctx, node, false)
+    each(ctx, node, false, &CHANGES, &[Place::System, Place::Local])
 }
 
 /// Huge pages.
 pub(super) fn windows_huge(ctx: &Ctx, node: usize) -> Outcome {
-    each(ctx, node, true)
+    each(ctx, node, true, &CHANGES, &[Place::System, Place::Local])
+}
+
+/// Small pages that are swapped out, while their folios are locked and the locks of the process are free.
+pub(super) fn windows_reclaim(ctx: &Ctx, node: usize) -> Outcome {
+    each(ctx, node, false, &[Change::Reclaim], &[Place::System])
 }
