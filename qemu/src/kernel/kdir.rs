@@ -233,7 +233,9 @@ pub fn advice(written: &Configured, kdir: &Path, objdir: Option<&Path>) -> Strin
     let origin = match (written.is_theirs, written.added.as_slice()) {
         (false, _) => "The tree has no configuration. This is one that suffices.".to_owned(),
         (true, []) => "This is your configuration, which lacked nothing.".to_owned(),
-        (true, added) => format!("This is your configuration with what it lacked: {}.", added.join(" ")),
+        (true, added) => {
+            format!("This is your configuration with what it lacked: {}.", added.join(" "))
+        }
     };
     format!(
         "{file}\n{origin} These commands build a kernel with it in a directory of its own, and test \
