@@ -262,6 +262,11 @@ enum zdm_inject_kind {
 	ZDM_INJECT_IS_HELD		= 20,
 	/* pfn is 1 if one was held. */
 	ZDM_INJECT_LET_GO		= 21,
+	/*
+	 * As ZDM_INJECT_LET_GO, and the next invalidation of the page at addr is held, which
+	 * cannot pass in between. -ENOENT if none is held.
+	 */
+	ZDM_INJECT_GO_ON		= 22,
 };
 
 /* Orders that are counted by themselves; no page table entry of a device maps a larger one. */

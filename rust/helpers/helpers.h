@@ -176,6 +176,7 @@ unsigned long zdm_faults(void);
 unsigned long zdm_scanned(void);
 bool zdm_page_is_empty(struct page *page);
 bool zdm_may_protect(const struct vm_area_struct *vma);
+bool zdm_may_hide(const struct vm_area_struct *vma);
 extern bool zdm_strict;
 
 #endif /* ZDM_HELPERS_H */

@@ -345,3 +345,13 @@ bool zdm_may_protect(const struct vm_area_struct *vma)
 #endif
 	return vma->vm_flags & flags;
 }
+
+/* Whether userfaultfd may keep the process from reading pages of @vma. */
+bool zdm_may_hide(const struct vm_area_struct *vma)
+{
+#ifdef UFFDIO_REGISTER_MODE_RWP
+	return vma->vm_flags & VM_UFFD_RWP;
+#else
+	return false;
+#endif
+}

@@ -309,6 +309,7 @@ pub const ZDM_INJECT_SLOW: u32 = 18;
 pub const ZDM_INJECT_HOLD: u32 = 19;
 pub const ZDM_INJECT_IS_HELD: u32 = 20;
 pub const ZDM_INJECT_LET_GO: u32 = 21;
+pub const ZDM_INJECT_GO_ON: u32 = 22;
 
 #[cfg(test)]
 mod tests {

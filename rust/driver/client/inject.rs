@@ -46,6 +46,7 @@ enum Kind {
     Hold,
     IsHeld,
     LetGo,
+    GoOn,
 }
 
 impl Kind {
@@ -72,6 +73,7 @@ impl Kind {
             19 => Self::Hold,
             20 => Self::IsHeld,
             21 => Self::LetGo,
+            22 => Self::GoOn,
             _ => return Err(EINVAL),
         })
     }
@@ -193,6 +195,10 @@ impl Client {
             }
             Kind::IsHeld => usize::from(self.mirror().is_held()),
             Kind::LetGo => usize::from(self.mirror().let_go()),
+            Kind::GoOn => {
+                self.mirror().go_on(address)?;
+                0
+            }
         };
         inject.pfn = pfn as u64;
         Ok(())
@@ -213,6 +219,7 @@ mod tests {
         assert_eq!(Kind::from_uapi(0), Err(EINVAL));
         assert_eq!(Kind::from_uapi(19), Ok(Kind::Hold));
         assert_eq!(Kind::from_uapi(21), Ok(Kind::LetGo));
-        assert_eq!(Kind::from_uapi(22), Err(EINVAL));
+        assert_eq!(Kind::from_uapi(22), Ok(Kind::GoOn));
+        assert_eq!(Kind::from_uapi(23), Err(EINVAL));
     }
 }

@@ -344,6 +344,8 @@ impl<'a> Migrator<'a> {
             if area.flags() & flags::READ == 0 {
                 return Err(EINVAL);
             }
+            // What the process hides from itself stays hidden: the device faults such pages in when it needs them.
+            let watch = watch.as_ref().filter(|_| !area.may_hide());
             let batch = batch.first((area.end() - batch.start()) >> PAGE_SHIFT);
             let request = Request {
                 area,
@@ -351,7 +353,7 @@ impl<'a> Migrator<'a> {
                 select,
                 large: device.max_order() > 0,
                 owner: self.mirror.owner(),
-                watch: watch.as_ref().map(Watch::token),
+                watch: watch.map(Watch::token),
             };
             let mut migration = Migration::of_range(&mut buffer, &request, &PageBacked)?;
             if let Some(difference) = param_strict().then(|| migration.miscounted()).flatten() {
@@ -362,7 +364,7 @@ impl<'a> Migrator<'a> {
             // On failure the migration is dropped, which restores the pages.
             fill(&mut migration, area, batch.start(), wanted)?;
             let migration = migration.copied()?;
-            let moved = finish(migration, watch.as_ref());
+            let moved = finish(migration, watch);
             match select {
                 Select::System => stats.moved_to_device(moved),
                 Select::Device(_) => stats.moved_to_system(moved),

@@ -228,6 +228,15 @@ impl HmmMirror {
         self.notifier.let_go()
     }
 
+    /// Ends the invalidation that is held, and holds the next one of the page at `address`.
+    ///
+    /// # Errors
+    ///
+    /// `ENOENT` when none is held, `EINVAL` for an address that no process has.
+    pub(crate) fn go_on(&self, address: usize) -> Result {
+        self.notifier.go_on(address >> PAGE_SHIFT)
+    }
+
     /// Faults `range` in for `access`: afterwards the table maps it, until the next invalidation.
     ///
     /// Wraps `hmm_range_fault()`; where a file is mapped, `hmm_range_fault_unlocked_timeout()`, if the kernel

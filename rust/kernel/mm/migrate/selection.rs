@@ -126,6 +126,30 @@ impl<'a> Area<'a> {
         mmap.vma_lookup(address).map(Self)
     }
 
+    /// Whether userfaultfd may keep the process from reading pages of the area (`UFFDIO_REGISTER_MODE_RWP`).
+    ///
+    /// A migration takes such pages along, and says nothing of it. A device that maps what it has migrated would
+    /// read past the protection: let it fault the pages in instead, with `hmm_range_fault()`.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use kernel::mm::{migrate::migration::Area, user::mmap_lock::MmapLock};
+    /// # use kernel::mm::kunit::support::anon_range;
+    /// # let range = anon_range(1)?;
+    ///
+    /// let task = current!();
+    /// let mm = task.mm().ok_or(EINVAL)?;
+    /// let lock = MmapLock::read(mm)?;
+    /// let area = Area::locked(&lock, range.start()).ok_or(EFAULT)?;
+    /// assert!(!area.may_hide());
+    /// # Ok::<(), Error>(())
+    /// ```
+    pub(crate) fn may_hide(self) -> bool {
+        // SAFETY: The area stays as it is while its lock is held, by the type invariants.
+        unsafe { bindings::zdm_may_hide(self.0.as_ptr()) }
+    }
+
     /// # Safety
     ///
     /// The current task must hold the mmap lock of the area's address space for `'a`.

@@ -65,6 +65,22 @@ impl Hold {
         self.0.xchg(NONE, Full) == HELD
     }
 
+    /// Ends the invalidation that is held and asks for the next one of page number `page`, without a gap in which
+    /// that could pass.
+    ///
+    /// # Errors
+    ///
+    /// `ENOENT` when none is held, `EINVAL` for a page that no process has.
+    pub(super) fn go_on(&self, page: usize) -> Result {
+        if page == NONE || page == HELD {
+            return Err(EINVAL);
+        }
+        self.0
+            .cmpxchg(HELD, page, Full)
+            .map(drop)
+            .map_err(|_| ENOENT)
+    }
+
     /// Waits, if the invalidation of `span` is to be held. May sleep then.
     pub(super) fn wait(&self, span: &Span) {
         let page = self.0.load(Relaxed);

@@ -330,7 +330,7 @@ impl<T: IntervalOps> MmuIntervalNotifier<T> {
         self.hold.ask(page)
     }
 
-    /// Whether an invalidation is held now.
+    /// As [`Hold::is_held`].
     pub(in crate::mm) fn is_held(&self) -> bool {
         self.hold.is_held()
     }
@@ -338,6 +338,11 @@ impl<T: IntervalOps> MmuIntervalNotifier<T> {
     /// Ends what [`MmuIntervalNotifier::hold_next`] asked for. Returns whether an invalidation was held.
     pub(in crate::mm) fn let_go(&self) -> bool {
         self.hold.let_go()
+    }
+
+    /// As [`Hold::go_on`].
+    pub(in crate::mm) fn go_on(&self, page: usize) -> Result {
+        self.hold.go_on(page)
     }
 
     pub(in crate::mm) fn as_raw(&self) -> *mut bindings::mmu_interval_notifier {
@@ -539,6 +544,8 @@ mod tests {
         munmap(start + 3 * PAGE_SIZE, PAGE_SIZE)?;
         assert_eq!(watch.hold_next(page(1)), Err(EBUSY));
         assert!(!watch.is_held() && !watch.let_go());
+        assert_eq!(watch.go_on(page(1)), Err(ENOENT));
+        assert_eq!(watch.go_on(0), Err(EINVAL));
         assert_eq!(watch.hold_next(page(1)), Ok(()));
         assert!(!watch.let_go());
         Ok(())

@@ -328,9 +328,21 @@ fn hidden_fork(s: &Scene) -> Outcome {
     };
     uffd.register_accesses(&s.buf, s.first, s.n)
         .or_fail("UFFDIO_REGISTER")?;
+    // A huge page that goes to the device after it was hidden keeps the right to write there.
+    let to = if s.place == Place::Remote {
+        s.other
+    } else {
+        s.target
+    };
+    to.bring_back(&s.buf, s.first, s.n)?;
     s.map()?;
     uffd.hide(&s.buf, s.first, s.n, true)
         .or_fail("UFFDIO_RWPROTECT")?;
+    if s.place != Place::System {
+        // It may stay where it is.
+        let _ = to.to_device(&s.buf, s.first, s.n);
+        s.look()?;
+    }
     let child = Waiting::start(
         || {
             let entries = proc::entries(&s.buf, s.first, s.n)?;

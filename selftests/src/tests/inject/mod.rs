@@ -95,7 +95,7 @@ fn not_root(_: &Ctx) -> Outcome {
 fn bad(_: &Ctx) -> Outcome {
     let device = Device::open(0)?;
     let buf = Buffer::filled(2, 102)?;
-    for kind in [0, ZDM_INJECT_LET_GO + 1, u32::MAX] {
+    for kind in [0, ZDM_INJECT_GO_ON + 1, u32::MAX] {
         let what = format!("ZDM_INJECT of kind {kind}");
         expect_errno(device.inject(kind, buf.at(0)), &[libc::EINVAL], &what)?;
     }
