@@ -44,6 +44,16 @@ pub fn number(name: &str) -> Outcome<u64> {
         .map_err(|e| Fail::failed(format!("{path}: '{text}': {e}")))
 }
 
+/// Waits for some full scans of a running KSM.
+pub fn wait_for_scans() -> Outcome {
+    let start = number("full_scans")?;
+    let done = sys::wait_until(Duration::from_secs(20), || {
+        number("full_scans").is_ok_and(|n| n >= start + 3)
+    });
+    check!(done, "scans of KSM: expected 3 more than {start} in 20 s");
+    Ok(())
+}
+
 /// A running KSM. Dropping it stops KSM and unmerges all pages.
 pub struct Ksm;
 
@@ -65,12 +75,7 @@ impl Ksm {
 
     /// Waits for some full scans.
     pub fn scan(&self) -> Outcome {
-        let start = number("full_scans")?;
-        let done = sys::wait_until(Duration::from_secs(20), || {
-            number("full_scans").is_ok_and(|n| n >= start + 3)
-        });
-        check!(done, "scans of KSM: expected 3 more than {start} in 20 s");
-        Ok(())
+        wait_for_scans()
     }
 
     /// Continues after `pause()`.

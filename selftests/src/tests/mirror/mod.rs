@@ -22,7 +22,7 @@ use self::pages::{
     to_other_device, truncate, zeroes,
 };
 use self::race::{race_dontneed, race_migrate, race_protect};
-use self::window::{windows, windows_huge, windows_reclaim};
+use self::window::{windows, windows_huge, windows_merge, windows_reclaim};
 use super::chain::{SIZES, filled};
 use super::leak::settled;
 use super::target::{Place, Target};
@@ -63,6 +63,7 @@ pub const INJECTING: &[Test] = of_each_kind!("mirror", "inject=1":
     "windows" => windows,
     "windows_huge" => windows_huge,
     "windows_reclaim" => windows_reclaim,
+    "windows_merge" => windows_merge,
 );
 
 /// Nothing of these is on a device.

@@ -18,6 +18,7 @@ use super::super::Ctx;
 use super::super::chain::filled;
 use super::super::counts::Waiting;
 use super::super::entries::Strict;
+use super::super::ksm::{self, Ksm};
 use super::super::leak::settled;
 use super::super::strict::needs_all_fixes;
 use super::super::target::Target;
@@ -57,6 +58,8 @@ enum Change {
     Collapse,
     /// Core mm swaps out what the other file has for itself. It does so without a lock of the process.
     Reclaim,
+    /// KSM puts a page in their place that it shares with others.
+    Merge,
 }
 
 /// What comes in between.
@@ -243,6 +246,10 @@ impl Scene<'_> {
             Change::Exclusive => drop(second.exclusive(buf, 0, n)),
             Change::Collapse => drop(buf.try_advise(0, n, libc::MADV_COLLAPSE)),
             Change::Reclaim => reclaim(buf)?,
+            Change::Merge => {
+                buf.advise(0, n, libc::MADV_MERGEABLE)?;
+                ksm::wait_for_scans()?;
+            }
         }
         Ok(Left::default())
     }
@@ -317,10 +324,10 @@ impl Scene<'_> {
                 });
             };
             wait();
-            if pair.0 == Change::Fill {
-                // The second notice is the one before the pages are put in.
-                inject(ZDM_INJECT_LET_GO, 0)?;
-                inject(ZDM_INJECT_HOLD, buf.at(0))?;
+            // The second notice is the one before the pages are put in. Before the first they are read-only.
+            if matches!(pair.0, Change::Fill | Change::Merge) && inject(ZDM_INJECT_IS_HELD, 0)? == 1
+            {
+                inject(ZDM_INJECT_GO_ON, buf.at(0))?;
                 wait();
             }
             go.store(true, Ordering::SeqCst);
@@ -379,6 +386,16 @@ impl Scene<'_> {
         if matches!(change, Change::Access | Change::Reclaim) && !is_away {
             second.exclusive(&buf, 0, n).or_fail("EXCLUSIVE")?;
         }
+        // KSM shares pages of others by then, and puts one of these in place.
+        let merging = match change {
+            Change::Merge => {
+                let ksm = Ksm::start()?;
+                let twins = ksm::merged(&ksm, SEED)?;
+                ksm.resume()?;
+                Some((twins, ksm))
+            }
+            _ => None,
+        };
         let met = self.meet(ctx, (change, act), &buf, &second)?;
         let waits = matches!(act, Act::Read | Act::ReadNew | Act::Write);
         check!(
@@ -414,6 +431,14 @@ impl Scene<'_> {
         same(self.target, &buf)?;
         // The first pages of a small buffer are all.
         for page in [0, 1, n / 2, n - 1] {
+            // No other file is told when the device writes to what it has: one that kept an older page shows.
+            let data = pattern_bytes(SEED + 9, page, 1);
+            self.target.write(&buf, page, &data).or_fail("WRITE")?;
+            for (k, reader) in files.iter().enumerate() {
+                let read = reader.read(&buf, page, 1).or_fail("READ")?;
+                let what = format!("what the device wrote, by file {k}");
+                check_bytes(&read.data, SEED + 9, page, &what)?;
+            }
             for (i, file) in files.iter().enumerate() {
                 let seed = SEED + 10 + 2 * i as u64;
                 buf.fill(page, 1, seed);
@@ -431,6 +456,7 @@ impl Scene<'_> {
             left.child.map_or(Ok(()), Waiting::join)?;
         }
         self.counted(&buf)?;
+        drop(merging);
         Ok((met.held, met.in_time))
     }
 
@@ -535,4 +561,9 @@ pub(super) fn windows_huge(ctx: &Ctx, node: usize) -> Outcome {
 /// Small pages that are swapped out, while their folios are locked and the locks of the process are free.
 pub(super) fn windows_reclaim(ctx: &Ctx, node: usize) -> Outcome {
     each(ctx, node, false, &[Change::Reclaim], &[Place::System])
+}
+
+/// Small pages that KSM merges with those of others.
+pub(super) fn windows_merge(ctx: &Ctx, node: usize) -> Outcome {
+    each(ctx, node, false, &[Change::Merge], &[Place::System])
 }
