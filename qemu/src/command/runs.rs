@@ -162,6 +162,10 @@ pub fn names(matrix: &Matrix, which: &Which) -> Result<Vec<String>> {
 
 /// Opens the tree of a kernel, and builds it if necessary.
 pub fn open(repo: &Path, matrix: &Matrix, which: &Which, name: &str) -> Result<Tree> {
+    if which.module.is_none() {
+        // Before the kernel is built, which takes minutes.
+        payload::check_source(repo)?;
+    }
     match &which.kdir {
         Some(dir) => kdir::open(matrix, matrix.kernel(name)?, dir, which.objdir.as_deref()),
         None => kernel::build(repo, matrix, name),

@@ -29,8 +29,21 @@ pub const SELFTEST_TOOLS: &[&str] = &["mkfs.ext4", "mkfs.xfs"];
 /// The target of guest programs. Naming it keeps build scripts and proc macros dynamically linked.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
+/// Refuses a repository that has the objects of `make KDIR=`: kbuild makes no others beside them.
+pub fn check_source(repo: &Path) -> Result<()> {
+    if repo.join("modules.order").exists() {
+        bail!(
+            "{} has the objects of an earlier \"make\", beside which kbuild makes no others: \"make clean\" \
+             there removes them",
+            repo.display()
+        );
+    }
+    Ok(())
+}
+
 /// Builds the module against a tree. Returns its file.
 pub fn module(repo: &Path, tree: &Tree) -> Result<PathBuf> {
+    check_source(repo)?;
     let dir = kdir::outputs(repo, tree, "modules")?;
     let _lock = repo::lock(&dir.with_extension("lock"))?;
     if !repo.join("Makefile").is_file() {
@@ -302,6 +315,15 @@ mod tests {
                 "plain.only"
             ]
         );
+    }
+
+    #[test]
+    fn objects_in_the_source_are_named() {
+        let dir = tempfile::TempDir::new().unwrap();
+        check_source(dir.path()).unwrap();
+        fs::write(dir.path().join("modules.order"), "zdmirror.o\n").unwrap();
+        let said = check_source(dir.path()).unwrap_err().to_string();
+        assert!(said.contains("\"make clean\""), "{said}");
     }
 
     #[test]
