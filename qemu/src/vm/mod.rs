@@ -177,8 +177,12 @@ impl Machine {
             .to_owned();
         if accel != Accel::Kvm {
             // On a busy host the emulated timer may stand still while the kernel counts ticks in a
-            // short loop. The kernel would take that for a broken IO-APIC and panic.
-            line.push_str(" no_timer_check watchdog_thresh=60 rcupdate.rcu_cpu_stall_timeout=60");
+            // short loop. The kernel would take that for a broken IO-APIC and panic. All time stamp counters are
+            // the host's; the watchdog that compares them spins until another processor answers, which was
+            // seen to last for ever with more processors than the host has.
+            line.push_str(
+                " no_timer_check tsc=reliable watchdog_thresh=60 rcupdate.rcu_cpu_stall_timeout=60",
+            );
         }
         if !self.cmdline.is_empty() {
             line.push(' ');
