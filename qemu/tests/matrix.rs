@@ -200,6 +200,7 @@ fn the_kernel_before_gives_the_same_results_less_what_it_lacks() {
         name == "uffd.move_onto_huge"
             || name == "fsdax.clone_mapped"
             || name == "fsdax.unequal_unwritten"
+            || name == "fsdax.short_write"
             || name == "lost.moved_table"
             || name.starts_with("ksm") && name.ends_with(".stays")
             || name.starts_with("fsdax.wait_mapped_again_")

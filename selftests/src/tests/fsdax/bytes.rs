@@ -6,7 +6,7 @@
 //! the other file must not change.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 
 use nix::fcntl::FallocateFlags;
@@ -32,6 +32,7 @@ pub const TESTS: &[Test] = &[
     test("fsdax.unequal", unequal),
     test("fsdax.unequal_holes", unequal_holes),
     test("fsdax.unequal_unwritten", unequal_unwritten),
+    test("fsdax.short_write", short_write),
 ];
 
 /// The blocks of a file, and its size in bytes.
@@ -411,4 +412,40 @@ fn unequal_unwritten(_: &Ctx) -> Outcome {
     })?;
     let zero = FallocateFlags::FALLOC_FL_ZERO_RANGE;
     without(&|file, first, n| files::allocate(file, zero, first, n))
+}
+
+/// A write(2) to shared blocks ends early, as a part of the caller's memory cannot be read. It changes what it says,
+/// and nothing before or behind that.
+fn short_write(_: &Ctx) -> Outcome {
+    let s = Setup::new(REFLINK)?;
+    let old = pattern_bytes(SEED, 0, N);
+    for at in [0, 1, 100, PAGE - 1, PAGE, PAGE + 100] {
+        for readable in [1, 2] {
+            let what = format!("{readable} of 3 pages written at {at}");
+            let (mut a, b) = (s.fs.file("a", N)?, s.fs.empty("b")?);
+            a.write_all_at(&old, 0).or_fail("write")?;
+            files::clone(&a, &b).or_fail("FICLONE")?;
+            let data = Buffer::filled(3, OTHER)?;
+            data.protect(readable, 3 - readable, libc::PROT_NONE)?;
+            a.seek(SeekFrom::Start(at as u64)).or_fail("seek")?;
+            let n = data.write_to(&a, 0, 3).or_fail(&what)?;
+            check!(
+                n > 0 && n <= readable * PAGE,
+                "{what}: expected what can be read, found {n}"
+            );
+            let mut content = old.clone();
+            content[at..at + n].copy_from_slice(&pattern_bytes(OTHER, 0, 3)[..n]);
+            reads(&a, &content, &format!("the file, {what},"))?;
+            maps(
+                &Buffer::shared(&a, N)?,
+                &content,
+                &format!("its mapping, {what},"),
+            )?;
+            reads(&b, &old, &format!("the other file, {what},"))?;
+            drop((a, b));
+            s.fs.remove("a")?;
+            s.fs.remove("b")?;
+        }
+    }
+    s.unmount()
 }
