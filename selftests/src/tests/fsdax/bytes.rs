@@ -369,15 +369,36 @@ fn unequal(_: &Ctx) -> Outcome {
     s.unmount()
 }
 
+/// Leaves this page in free blocks, where the next files get theirs: what a block holds that was not written to is
+/// known then.
+fn leave(s: &Setup, page: &[u8]) -> Outcome {
+    const CHUNK: usize = 256;
+    let file = s.fs.empty("old")?;
+    let chunk = page.repeat(CHUNK);
+    for i in 0..64 {
+        file.write_all_at(&chunk, (i * chunk.len()) as u64)
+            .or_fail("write")?;
+    }
+    file.sync_all().or_fail("fsync")?;
+    drop(file);
+    s.fs.remove("old")?;
+    // Blocks can be used again when the log says that they are free.
+    nix::unistd::sync();
+    Ok(())
+}
+
 /// Deduplicates two files with the same data, after `empty` has taken some pages from one of them. Those read as
 /// zeroes, whatever the memory holds that they had or get, so that the files differ and share nothing.
 fn without(empty: &dyn Fn(&File, usize, usize) -> io::Result<()>) -> Outcome {
     let s = Setup::new(REFLINK)?;
+    // All pages are the same, so that it does not matter which block a page gets.
+    let page = pattern_bytes(SEED, 0, 1);
+    leave(&s, &page)?;
     for (first, n) in [(0, 1), (N - 1, 1), (1, N - 2), (0, N)] {
         for whose in [0, 1] {
             let what = format!("pages {first} to {} of file {whose} emptied", first + n - 1);
             let files = [s.fs.file("a", N)?, s.fs.file("b", N)?];
-            let mut data = [pattern_bytes(SEED, 0, N), pattern_bytes(SEED, 0, N)];
+            let mut data = [page.repeat(N), page.repeat(N)];
             for file in &files {
                 file.write_all_at(&data[0], 0).or_fail("write")?;
                 file.sync_all().or_fail("fsync")?;
@@ -419,6 +440,7 @@ fn unequal_unwritten(_: &Ctx) -> Outcome {
 fn short_write(_: &Ctx) -> Outcome {
     let s = Setup::new(REFLINK)?;
     let old = pattern_bytes(SEED, 0, N);
+    leave(&s, &pattern_bytes(OTHER, N, 1))?;
     for at in [0, 1, 100, PAGE - 1, PAGE, PAGE + 100] {
         for readable in [1, 2] {
             let what = format!("{readable} of 3 pages written at {at}");
