@@ -295,7 +295,8 @@ impl HmmMirror {
         };
         let mut slots = out.iter_mut();
         self.look(range, &mut room, locked, look, |found| {
-            for (slot, &(seen, facts, is_marked)) in slots.by_ref().zip(found) {
+            // In this order no slot is taken when a part ends.
+            for (&(seen, facts, is_marked), slot) in found.iter().zip(slots.by_ref()) {
                 *slot = f(seen, facts, is_marked);
             }
             Ok(())
