@@ -139,6 +139,7 @@ void zdm_debugfs_remove(struct dentry *dentry);
 
 bool zdm_module_try_get(struct module *module);
 bool zdm_module_is_live(struct module *module);
+int zdm_module_refs(struct module *module);
 void zdm_module_put(struct module *module);
 bool zdm_module_owns(struct module *module, unsigned long address);
 bool zdm_own_file(void);
@@ -156,7 +157,7 @@ void zdm_kunit_device_unregister(struct device *dev);
 bool zdm_kunit_running(void);
 int zdm_kunit_attach_mm(void);
 unsigned long zdm_kunit_mmap(unsigned long len, bool shared);
-int zdm_kunit_module_refs(struct module *module);
+void zdm_kunit_add_module_refs(struct module *module, int n);
 void zdm_kunit_set_module_live(struct module *module, bool live);
 void zdm_kunit_set_killed(bool killed);
 void zdm_kunit_set_poisoned(struct page *page, bool poisoned);

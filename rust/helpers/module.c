@@ -24,6 +24,16 @@ bool zdm_module_is_live(struct module *module)
 #endif
 }
 
+/* A kernel that unloads no modules counts none of their references. */
+int zdm_module_refs(struct module *module)
+{
+#ifdef CONFIG_MODULE_UNLOAD
+	return module ? module_refcount(module) : -1;
+#else
+	return -1;
+#endif
+}
+
 void zdm_module_put(struct module *module)
 {
 	module_put(module);

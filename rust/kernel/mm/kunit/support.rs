@@ -41,7 +41,7 @@ pub(crate) fn this_module() -> &'static ThisModule {
 /// References of that module; `None` where nothing counts them, as the module is part of the kernel.
 pub(crate) fn module_refs() -> Option<i32> {
     // SAFETY: The module is running the caller.
-    let refs = unsafe { bindings::zdm_kunit_module_refs(this_module().as_ptr()) };
+    let refs = unsafe { bindings::zdm_module_refs(this_module().as_ptr()) };
     (refs >= 0).then_some(refs)
 }
 

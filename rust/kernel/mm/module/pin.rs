@@ -11,6 +11,10 @@ use kernel::{
     types::Opaque, //
 };
 
+/// References of a module, from which on there are no more. A pin that is forgotten keeps its reference, and a count
+/// that wrapped around would let the module go.
+const MOST: i32 = i32::MAX / 2;
+
 /// A reference on a module.
 ///
 /// # Examples
@@ -33,19 +37,27 @@ pub(crate) struct ModulePin(&'static ThisModule);
 impl ModulePin {
     /// Takes a reference of `module`, unless the module is on its way out: its exit function runs, or
     /// will. Nor is there one before the init function of the module has succeeded, as a module whose
-    /// init function fails goes whether it has references or not. Code that is not a module's always gets
-    /// one. Does not sleep.
+    /// init function fails goes whether it has references or not. Nor is there one for a module that has 2^30
+    /// references already. Code that is not a module's always gets one. Does not sleep.
     ///
     /// Wraps `try_module_get()`.
     pub(crate) fn try_take(module: &'static ThisModule) -> Option<Self> {
+        let raw = module.as_ptr();
         // SAFETY: A `ThisModule` is NULL or the `struct module` of the code that has it, by the contract of
         // `ThisModule::from_ptr()`. That code is running, or about to be run, so that the structure exists.
-        if !unsafe { bindings::zdm_module_is_live(module.as_ptr()) } {
+        let (is_live, refs) = unsafe {
+            (
+                bindings::zdm_module_is_live(raw),
+                bindings::zdm_module_refs(raw),
+            )
+        };
+        // Tasks that look at the same time are too few to exceed the limit by much.
+        if !is_live || refs > MOST {
             return None;
         }
         // SAFETY: A `ThisModule` is NULL or the `struct module` of the code that has it, by the contract of
         // `ThisModule::from_ptr()`. That code is running, or about to be run, so that the structure exists.
-        let taken = unsafe { bindings::zdm_module_try_get(module.as_ptr()) };
+        let taken = unsafe { bindings::zdm_module_try_get(raw) };
         // INVARIANT: The reference was taken above.
         taken.then_some(Self(module))
     }
@@ -150,7 +162,10 @@ impl Work {
 mod tests {
     use super::*;
     use crate::mm::{
-        kunit::support::this_module,
+        kunit::support::{
+            module_refs,
+            this_module, //
+        },
         module::scope::ModuleScope, //
     };
 
@@ -174,5 +189,19 @@ mod tests {
         }
         assert!(ModulePin::try_take(module).is_some());
         Ok(())
+    }
+
+    #[test]
+    fn count_does_not_wrap_around() {
+        let Some(before) = module_refs() else { return };
+        let module = this_module();
+        // SAFETY: The references are dropped again below, and nothing takes as many meanwhile.
+        unsafe { bindings::zdm_kunit_add_module_refs(module.as_ptr(), MOST) };
+        let pin = ModulePin::try_take(module);
+        // SAFETY: These were added above.
+        unsafe { bindings::zdm_kunit_add_module_refs(module.as_ptr(), -MOST) };
+        assert_eq!(pin.is_none(), before > 0);
+        drop(pin);
+        assert!(ModulePin::try_take(module).is_some());
     }
 }
