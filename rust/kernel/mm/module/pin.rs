@@ -58,8 +58,8 @@ impl ModulePin {
         // SAFETY: A `ThisModule` is NULL or the `struct module` of the code that has it, by the contract of
         // `ThisModule::from_ptr()`. That code is running, or about to be run, so that the structure exists.
         let taken = unsafe { bindings::zdm_module_try_get(raw) };
-        // INVARIANT: The reference was taken above.
-        taken.then_some(Self(module))
+        // INVARIANT: The reference was taken above. Without one there is no value, whose `drop()` would put it.
+        taken.then(|| Self(module))
     }
 
     /// Forgets the pin without dropping the reference.
@@ -168,6 +168,10 @@ mod tests {
         },
         module::scope::ModuleScope, //
     };
+    use kernel::time::{
+        delay::fsleep,
+        Delta, //
+    };
 
     #[test]
     fn init_must_have_succeeded() -> Result {
@@ -203,5 +207,28 @@ mod tests {
         assert_eq!(pin.is_none(), before > 0);
         drop(pin);
         assert!(ModulePin::try_take(module).is_some());
+    }
+
+    #[test]
+    fn reference_that_was_refused_is_not_dropped() {
+        let mut refs = module_refs();
+        for _ in 0..1000 {
+            if !matches!(refs, Some(2..)) {
+                break;
+            }
+            fsleep(Delta::from_millis(1));
+            refs = module_refs();
+        }
+        // No task has a reference but the one that loads the module, so that none drops one meanwhile.
+        let Some(refs @ 0..=1) = refs else { return };
+        let (module, all) = (this_module(), refs + 1);
+        // SAFETY: The references are added again below. Until then the count is as that of a module whose removal has
+        // begun: core code drops the one that loading the module has taken, and then says so in the state.
+        unsafe { bindings::zdm_kunit_add_module_refs(module.as_ptr(), -all) };
+        // A value that was made, and dropped, would have core code warn.
+        let pin = ModulePin::try_take(module);
+        // SAFETY: As it was before.
+        unsafe { bindings::zdm_kunit_add_module_refs(module.as_ptr(), all) };
+        assert!(pin.is_none());
     }
 }
