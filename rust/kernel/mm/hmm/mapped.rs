@@ -326,17 +326,13 @@ impl MappedPage<'_> {
         NonNull::new(unsafe { contents(self.page.as_ptr()) })
     }
 
-    /// Takes a reference on a page of a device, `None` if it is none or about to be freed.
+    /// Takes a reference on a page of a device, `None` if it is none, or as [`FolioRef::try_get`] says.
     pub(super) fn get_device_folio(&self) -> Option<FolioRef> {
         if self.view().memory_type() == 0 {
             return None;
         }
-        // SAFETY: The page is in use by the type invariants of `MappedPage`.
-        if !unsafe { bindings::zdm_folio_try_get(self.page.as_ptr()) } {
-            return None;
-        }
-        // SAFETY: The reference was taken above, and nothing else owns it.
-        Some(unsafe { FolioRef::from_raw(self.page) })
+        // SAFETY: The page is in use, and its folio whole, by the type invariants of `MappedPage`.
+        unsafe { FolioRef::try_get(self.page) }
     }
 }
 

@@ -324,7 +324,7 @@ impl HmmMirror {
     ///
     /// # Errors
     ///
-    /// `ENOENT` when there is none, else as [`HmmMirror::fault`].
+    /// `ENOENT` when there is none, or its folio has 2^30 references; else as [`HmmMirror::fault`].
     pub(crate) fn get_device_folio(&self, range: PageRange) -> Result<FolioRef> {
         let mut found = None;
         self.walk(range.first(1), Absent::Skip, |page, _| {

@@ -281,9 +281,7 @@ impl<M: DeviceMemory> Migration<'_, Copied, M> {
                 }
             })
             .find_map(|page| NonNull::new(page.as_ptr()))?;
-        // SAFETY: The migration has a reference on both ends by the type invariants of `Migration`.
-        let got = unsafe { bindings::zdm_folio_try_get(held.as_ptr()) };
-        // SAFETY: The reference was taken above, and nothing else owns it.
-        got.then(|| unsafe { FolioRef::from_raw(held) })
+        // SAFETY: The migration has both ends locked and referenced by the type invariants of `Migration`.
+        unsafe { FolioRef::try_get(held) }
     }
 }

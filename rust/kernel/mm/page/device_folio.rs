@@ -97,6 +97,10 @@ impl Drop for LockedDeviceFolio {
     }
 }
 
+/// References of a folio, from which on a [`FolioRef`] takes no more. One that is forgotten keeps its reference, and a
+/// count that wrapped around would free a folio in use.
+const MOST_REFS: i32 = i32::MAX / 2;
+
 /// A reference on a folio in use, of device or of system memory. Dropping the last one of a device folio calls the
 /// `folio_free` of its driver. Does not sleep.
 ///
@@ -124,12 +128,23 @@ pub(crate) struct FolioRef {
 unsafe impl Send for FolioRef {}
 
 impl FolioRef {
+    /// Takes a reference on the folio of `page`; `None` if the folio is about to be freed, or has 2^30 references
+    /// already. Does not sleep.
+    ///
     /// # Safety
     ///
-    /// The caller gives away a reference on the folio of `page`.
-    pub(in crate::mm) unsafe fn from_raw(page: NonNull<bindings::page>) -> Self {
-        // INVARIANT: The contract of this function says the same.
-        Self { page }
+    /// `page` must be a page in use, whose folio no task splits meanwhile.
+    pub(in crate::mm) unsafe fn try_get(page: NonNull<bindings::page>) -> Option<Self> {
+        // SAFETY: The page is in use, and its folio whole, by the contract of this function.
+        let refs = unsafe { struct_page::refs(struct_page::head(page.as_ptr())) };
+        // Tasks that look at the same time are too few to exceed the limit by much.
+        if refs > MOST_REFS {
+            return None;
+        }
+        // SAFETY: The page is in use, and its folio whole, by the contract of this function.
+        let got = unsafe { bindings::zdm_folio_try_get(page.as_ptr()) };
+        // INVARIANT: Taken above.
+        got.then(|| Self { page })
     }
 
     /// Page frame number.
@@ -348,5 +363,37 @@ impl<'a> FreedFolio<'a> {
     /// was not in use, so that this is a second free.
     pub(crate) fn allocated_order(&self) -> Option<u32> {
         self.free.as_ref().map(FreeFolio::order)
+    }
+}
+
+#[kunit_tests(zdmirror_device_folio)]
+mod tests {
+    use super::*;
+    use crate::mm::kunit::{
+        device::EmulatedDevice,
+        support::anon_range, //
+    };
+    use kernel::sync::atomic::{
+        Atomic,
+        Relaxed, //
+    };
+
+    #[test]
+    fn references_do_not_wrap_around() -> Result {
+        let device = EmulatedDevice::new()?;
+        let range = anon_range(1)?;
+        let mirror = device.mirror()?;
+        device.migrate(range)?;
+        let held = mirror.get_device_folio(range)?;
+        // SAFETY: The page is valid by the type invariants of `FolioRef`, and every access to its count is atomic.
+        let refs = unsafe { Atomic::from_ptr(&raw mut (*held.page.as_ptr())._refcount.counter) };
+        // As if so many had been forgotten.
+        refs.fetch_add(MOST_REFS, Relaxed);
+        let more = mirror.get_device_folio(range).err();
+        refs.fetch_sub(MOST_REFS, Relaxed);
+        assert_eq!(more, Some(ENOENT));
+        drop(held);
+        assert!(mirror.get_device_folio(range).is_ok());
+        Ok(())
     }
 }
