@@ -5,4 +5,5 @@
 pub(crate) mod device;
 mod device_memory;
 mod misuse;
+mod scope;
 pub(crate) mod support;

@@ -184,22 +184,25 @@ pub(in crate::mm) struct ScopeEntry {
 }
 
 impl ScopeEntry {
-    /// Says what was registered. May sleep.
+    /// Says what was registered. `false` if the exit of the module has come in between, and does not end it: the
+    /// caller must. May sleep.
     ///
     /// # Safety
     ///
-    /// `callbacks` must stay where it is until [`ScopeEntry::leave`] returns something. If that never
-    /// happens, or returns `None`, it must stay for good.
-    pub(in crate::mm) unsafe fn set<C: Callbacks>(&self, callbacks: *const C) {
+    /// If the result is `true`, `callbacks` must stay where it is until [`ScopeEntry::leave`] returns something. If
+    /// that never happens, or returns `None`, it must stay for good.
+    pub(in crate::mm) unsafe fn set<C: Callbacks>(&self, callbacks: *const C) -> bool {
         let Hold::Listed(number) = self.hold else {
-            return;
+            return true;
         };
         let callbacks = NonNull::new(callbacks.cast_mut()).map(|c| c as NonNull<dyn Callbacks>);
         let mut list = self.scope.list.lock();
-        if let Some(listed) = list.list.iter_mut().find(|e| e.number == number) {
-            // INVARIANT: It stays by the contract of this function.
-            listed.callbacks = callbacks;
-        }
+        let Some(listed) = list.list.iter_mut().find(|e| e.number == number) else {
+            return false;
+        };
+        // INVARIANT: It stays by the contract of this function.
+        listed.callbacks = callbacks;
+        true
     }
 
     /// Takes the registration out of its scope. `None` when the module's exit has ended it, or is doing so.
@@ -279,7 +282,8 @@ impl<C: Callbacks> Scoped<C> {
     ///
     /// # Errors
     ///
-    /// `ENODEV` when the module is on its way out, `ENOMEM`, and the error of `init`.
+    /// `ENODEV` when the module is on its way out, also if its exit has come while `init` ran; `ENOMEM`, and the
+    /// error of `init`.
     pub(crate) fn new(scope: &Arc<ModuleScope>, init: impl PinInit<C, Error>) -> Result<Self> {
         let entry = scope.enter()?;
         let inner = match KBox::try_pin_init(init, GFP_KERNEL) {
@@ -290,8 +294,10 @@ impl<C: Callbacks> Scoped<C> {
                 return Err(err);
             }
         };
-        // SAFETY: `drop()` drops the box after it has left the scope, or never.
-        unsafe { entry.set(&raw const *inner) };
+        // SAFETY: `drop()` drops the box after it has left the scope, or never. What is not listed is dropped here.
+        if !unsafe { entry.set(&raw const *inner) } {
+            return Err(ENODEV);
+        }
         // INVARIANT: Set above.
         Ok(Self {
             inner: ManuallyDrop::new(inner),
@@ -470,130 +476,5 @@ impl TestExit {
 impl Drop for TestExit {
     fn drop(&mut self) {
         self.0.end();
-    }
-}
-
-#[kunit_tests(zdmirror_module_scope)]
-mod tests {
-    use super::*;
-    use crate::mm::{
-        kunit::support::{
-            module_refs,
-            this_module, //
-        },
-        module::callback::Callback, //
-    };
-    use kernel::sync::atomic::{
-        Atomic,
-        Relaxed, //
-    };
-
-    /// Counts how often it was ended.
-    struct Ended(Atomic<u32>);
-
-    impl Callbacks for Ended {
-        fn end(&self) {
-            self.0.fetch_add(1, Relaxed);
-        }
-    }
-
-    #[pin_data]
-    struct Own {
-        ended: Ended,
-    }
-
-    impl Callbacks for Own {
-        fn end(&self) {
-            self.ended.end();
-        }
-    }
-
-    fn registered() -> Result<KBox<Ended>> {
-        Ok(KBox::new(Ended(Atomic::new(0)), GFP_KERNEL)?)
-    }
-
-    #[test]
-    fn forgotten_registration_keeps_the_module() -> Result {
-        let scope = ModuleScope::new(this_module())?;
-        let before = module_refs();
-        let one_more = before.map(|refs| refs + 1);
-        // The entry of a registration that is forgotten is not even dropped; this one is.
-        drop(scope.enter()?);
-        assert_eq!(module_refs(), one_more);
-        // SAFETY: The entry that was dropped leaves its reference of the module behind.
-        drop(unsafe { ModulePin::from_leaked(this_module()) });
-        assert_eq!(module_refs(), before);
-        let entry = scope.enter()?;
-        // SAFETY: Nothing was registered.
-        let loaded = unsafe { entry.leave() }.ok_or(EINVAL)?;
-        assert_eq!(module_refs(), one_more);
-        drop(loaded);
-        assert_eq!(module_refs(), before);
-        Ok(())
-    }
-
-    #[test]
-    fn exit_ends_what_was_forgotten() -> Result {
-        let before = module_refs();
-        let one_more = before.map(|refs| refs + 1);
-        let (one, other, late) = (registered()?, registered()?, registered()?);
-        // SAFETY: The module is running this case, at the end of which the result is dropped.
-        let exit = unsafe { TestExit::new(this_module()) }?;
-        let scope = exit.scope().clone();
-        let (first, second, third) = (scope.enter()?, scope.enter()?, scope.enter()?);
-        // SAFETY: It lives until the end of the case.
-        unsafe { first.set(&raw const *one) };
-        // SAFETY: It lives until the end of the case.
-        unsafe { second.set(&raw const *other) };
-        // SAFETY: It lives until the end of the case.
-        unsafe { third.set(&raw const *late) };
-        assert_eq!(module_refs(), before);
-        // SAFETY: The kernel calls nothing for the values of this case.
-        assert!(unsafe { first.leave() }.is_some());
-        core::mem::forget(second);
-        drop(exit);
-        let ended = |c: &Ended| c.0.load(Relaxed);
-        assert_eq!((ended(&one), ended(&other), ended(&late)), (0, 1, 1));
-        // A registration that is dropped afterwards is left alone.
-        // SAFETY: The kernel calls nothing for the values of this case.
-        assert!(unsafe { third.leave() }.is_none());
-        assert_eq!(ended(&late), 1);
-        // What is registered from here on takes references.
-        let entry = scope.enter()?;
-        assert_eq!(module_refs(), one_more);
-        // SAFETY: Nothing was registered.
-        drop(unsafe { entry.leave() });
-        assert_eq!(module_refs(), before);
-        Ok(())
-    }
-
-    #[test]
-    fn dropped_in_a_callback_ends_with_the_module() -> Result {
-        // SAFETY: The module is running this case, and the result is dropped in it.
-        let exit = unsafe { TestExit::new(this_module()) }?;
-        let make = || {
-            Scoped::new(
-                exit.scope(),
-                try_pin_init!(Own { ended: Ended(Atomic::new(0)) }? Error),
-            )
-        };
-        let (one, other) = (make()?, make()?);
-        let at = &raw const *one;
-        let callback = Callback::enter()?;
-        drop(one);
-        drop((callback, other));
-        // SAFETY: What is dropped in a callback stays.
-        let ended = unsafe { &(*at).ended.0 };
-        assert_eq!(ended.load(Relaxed), 0);
-        drop(exit);
-        assert_eq!(ended.load(Relaxed), 1);
-        Ok(())
-    }
-
-    #[test]
-    fn exit_is_in_the_module_only() {
-        let exit = KBox::try_pin_init(ModuleExit::new(this_module()), GFP_KERNEL);
-        let is_module = !this_module().as_ptr().is_null();
-        assert_eq!(exit.err(), is_module.then_some(EINVAL));
     }
 }

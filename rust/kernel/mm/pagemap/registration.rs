@@ -202,15 +202,23 @@ impl<T: PagemapOps> Registration<T> {
                 return Err(err);
             }
         };
-        // SAFETY: `drop()` drops the pagemap after it has left the scope, or never.
-        unsafe { entry.set(&raw const *map) };
+        // SAFETY: `drop()` drops the pagemap after it has left the scope, or never; what is not listed is dropped here.
+        if !unsafe { entry.set(&raw const *map) } {
+            // The exit of the module has come in between, and does not end it.
+            map.disable_unpin();
+            // SAFETY: The pagemap was registered above, and no page was given away.
+            unsafe { bindings::memunmap_pages(map.raw()) };
+            return Err(RegionError::NoSpace);
+        }
         // INVARIANT: The pagemap was registered above, in `region`.
-        let registration = Self {
-            map: ManuallyDrop::new(map),
-            region: ManuallyDrop::new(region),
-            entry: Some(entry),
-        };
-        Ok((registration, free))
+        Ok((
+            Self {
+                map: ManuallyDrop::new(map),
+                region: ManuallyDrop::new(region),
+                entry: Some(entry),
+            },
+            free,
+        ))
     }
 
     /// Waits until there is no [`PagemapRef`], and each `folio_free` of the driver has returned, for up to
@@ -418,10 +426,6 @@ mod tests {
             self.ops().freed.take(1, |folio| freed = Some(folio));
             freed
         }
-
-        fn alloc(&self, order: u32) -> Result<Backing> {
-            Backing::alloc(order)
-        }
     }
 
     /// A block of PRIVATE memory.
@@ -430,11 +434,7 @@ mod tests {
     }
 
     fn register_for(owner: Arc<PgmapOwner>) -> Result<(Registration<Driver>, FreeFolio)> {
-        let ops = |frames| {
-            Ok(Driver {
-                freed: FreeStack::new(frames)?,
-            })
-        };
+        let ops = |frames| FreeStack::new(frames).map(|freed| Driver { freed });
         let (map, mut free) = Registration::private(SZ_2M, owner, ops)?;
         assert_eq!((map.away(), free.blocks()), (BLOCK_PAGES, 1));
         Ok((map, free.next().ok_or(EINVAL)?))
@@ -451,7 +451,7 @@ mod tests {
                 })
                 .map_err(|_| EINVAL)?;
             let locked = map
-                .folio_init(folio, map.alloc(order)?)
+                .folio_init(folio, Backing::alloc(order)?)
                 .map_err(|_| EINVAL)?;
             assert_eq!((locked.order(), locked.page().order()), (order, order));
             assert_eq!(map.order_in_use(0), Some(order));
@@ -474,13 +474,14 @@ mod tests {
     #[test]
     fn what_does_not_suit_is_given_back() -> Result {
         let (map, folio) = register()?;
-        let err = map.folio_init(folio, map.alloc(4)?).err().ok_or(EINVAL)?;
+        let backing = Backing::alloc(4)?;
+        let err = map.folio_init(folio, backing).err().ok_or(EINVAL)?;
         assert_eq!(err.cause, FolioInitCause::Mismatch);
         assert_eq!((err.folio.order(), err.backing.order()), (PMD_ORDER, 4));
         let folio = err.folio;
         // A folio of another pagemap.
         let other = FreeFolio::for_test(0);
-        let err = map.folio_init(other, map.alloc(PMD_ORDER)?);
+        let err = map.folio_init(other, Backing::alloc(PMD_ORDER)?);
         assert_eq!(
             err.err().map(|err| err.cause),
             Some(FolioInitCause::Mismatch)
@@ -495,7 +496,7 @@ mod tests {
         let (map, folio) = register()?;
         assert!(map.corrupt(&folio, Corruption::Referenced(true)));
         let err = map
-            .folio_init(folio, map.alloc(PMD_ORDER)?)
+            .folio_init(folio, Backing::alloc(PMD_ORDER)?)
             .err()
             .ok_or(EINVAL)?;
         assert_eq!(err.cause, FolioInitCause::NotFree(0));
@@ -539,17 +540,15 @@ mod tests {
         let exit = unsafe { TestExit::new(this_module()) }?;
         let owner = PgmapOwner::in_scope(exit.scope().clone())?;
         let (map, folio) = register_for(owner)?;
-        drop(
-            map.folio_init(folio, map.alloc(PMD_ORDER)?)
-                .map_err(|_| EINVAL)?,
-        );
+        let allocated = map.folio_init(folio, Backing::alloc(PMD_ORDER)?);
+        drop(allocated.map_err(|_| EINVAL)?);
         map.finish_use();
         assert_eq!(module_refs(), before);
         let mut forgotten = ManuallyDrop::new(map);
         drop(exit);
         // Nothing is allocated any more, for which core mm would call the module.
         let folio = forgotten.freed().ok_or(EINVAL)?;
-        let backing = forgotten.alloc(PMD_ORDER)?;
+        let backing = Backing::alloc(PMD_ORDER)?;
         let err = forgotten.folio_init(folio, backing).err().ok_or(EINVAL)?;
         assert_eq!(err.cause, FolioInitCause::Mismatch);
         assert!(forgotten.retire(err.folio).is_ok());
