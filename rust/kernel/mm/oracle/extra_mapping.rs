@@ -9,7 +9,8 @@ use crate::{
             AnyPagemap,
             MAX_PFNS, //
         },
-        page::view::PageView, //
+        page::view::PageView,
+        region::memory_type::MemoryType, //
     },
 };
 use core::ptr::NonNull;
@@ -22,9 +23,10 @@ use kernel::{
     }, //
 };
 
-/// One mapping too many in the mapcount of a page, until this is dropped. Only for fault injection.
+/// One mapping too many in the mapcount of a free page, until this is dropped. Only for fault injection.
 ///
-/// No entry maps the page for it, so that the wrong count is the only effect. A [`DevPagemap`] does not allocate
+/// No entry maps the page for it, and rmap does not look for entries of a free page, so that the wrong count is the only
+/// effect. Of a page in use that no entry maps any more, rmap would follow an `anon_vma` that may be freed. A [`DevPagemap`] does not allocate
 /// the page meanwhile. Another driver may. If that driver makes the page a part of a large folio, the count is
 /// not taken back, or, if it does so while the value is dropped, the count of a tail page is one too low. The
 /// pagemap stays registered; its unregistration waits.
@@ -68,21 +70,26 @@ impl ExtraMapping {
     ///
     /// # Errors
     ///
-    /// `ENOENT` if no pagemap has such a page, `EBUSY` if the page belongs to a large folio, which
-    /// has its mapcount elsewhere.
+    /// `ENOENT` if no pagemap has such a page, `EBUSY` if the page is in use, has a mapping too many already, or belongs to
+    /// a large folio, which has its mapcount elsewhere.
     pub(crate) fn new(pfn: usize) -> Result<Self> {
         let pgmap = (pfn < MAX_PFNS)
             .then(|| AnyPagemap::of_pfn(pfn))
             .flatten()
             .ok_or(ENOENT)?;
         let view = pgmap.page(pfn).ok_or(ENOENT)?;
-        if !is_small(&view) {
+        if !is_free(&view) || view.bits().is_mapped() {
             return Err(EBUSY);
         }
         let page = NonNull::new(view.as_ptr()).ok_or(ENOENT)?;
         // INVARIANT: The page is one of `pgmap`.
         let extra = Self { page, pfn, pgmap };
-        extra.count().fetch_add(1, Full);
+        let before = extra.count().fetch_add(1, Full);
+        // A page that has come into use meanwhile gets its count back.
+        let view = extra.pgmap.page(pfn);
+        if before != UNMAPPED || !view.as_ref().is_some_and(is_free) {
+            return Err(EBUSY);
+        }
         Ok(extra)
     }
 
@@ -97,6 +104,14 @@ impl ExtraMapping {
         // `ExtraMapping`. Every access to its count is atomic; both fields of the union have 32 bits.
         unsafe { Atomic::from_ptr((&raw mut (*self.page.as_ptr()).__bindgen_anon_2).cast()) }
     }
+}
+
+/// `page->_mapcount` of a page that no entry maps.
+const UNMAPPED: i32 = -1;
+
+/// Whether the page has a mapcount of its own now, and no task a reference on it.
+fn is_free(page: &PageView<'_>) -> bool {
+    is_small(page) && page.refs() <= MemoryType::free_refs(page.memory_type())
 }
 
 /// Whether the page has a mapcount of its own now.
@@ -122,7 +137,13 @@ impl Drop for ExtraMapping {
 mod tests {
     use super::*;
     use crate::mm::{
-        kunit::device::EmulatedDevice,
+        kunit::{
+            device::EmulatedDevice,
+            support::{
+                anon_range,
+                munmap, //
+            },
+        },
         page::{
             backing::Backing,
             device_folio::FolioInitCause, //
@@ -143,6 +164,38 @@ mod tests {
         drop(extra);
         let folio = map.folio_init(err.folio, err.backing);
         drop(folio.map_err(|_| EINVAL)?);
+        Ok(())
+    }
+
+    #[test]
+    fn page_in_use_is_refused() -> Result {
+        let device = EmulatedDevice::new()?;
+        let range = anon_range(1)?;
+        let mirror = device.mirror()?;
+        device.migrate(range)?;
+        let held = mirror.get_device_folio(range)?;
+        let mapcount = || {
+            let index = device.memory().index_of_pfn(held.pfn())?;
+            device.memory().page(index).map(|page| page.mapcount())
+        };
+        assert_eq!(ExtraMapping::new(held.pfn()).err(), Some(EBUSY));
+        assert_eq!(mapcount(), Some(1));
+        munmap(range.start(), range.end() - range.start())?;
+        // The page still names the anon_vma that it was mapped by.
+        assert_eq!(ExtraMapping::new(held.pfn()).err(), Some(EBUSY));
+        assert_eq!(mapcount(), Some(0));
+        Ok(())
+    }
+
+    #[test]
+    fn page_gets_one_mapping_at_most() -> Result {
+        let device = EmulatedDevice::new()?;
+        let pfn = device.memory().first_pfn();
+        let extra = ExtraMapping::new(pfn)?;
+        assert_eq!(ExtraMapping::new(pfn).err(), Some(EBUSY));
+        drop(extra);
+        let page = device.memory().page(0).ok_or(EINVAL)?;
+        assert!(page.bits().is_clean());
         Ok(())
     }
 }
