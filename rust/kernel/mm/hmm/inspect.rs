@@ -564,6 +564,23 @@ mod tests {
     }
 
     #[test]
+    fn each_page_of_several_parts_is_described() -> Result {
+        const PAGES: usize = 2 * SNAPSHOT_PAGES + 2;
+        let start = mmap_anon(PAGES * PAGE_SIZE)?;
+        let last = PAGES - 1;
+        user(start + last * PAGE_SIZE).writer().write_slice(&[1])?;
+        let task = current!();
+        let mm = task.mm().ok_or(EINVAL)?;
+        let mirror = HmmMirror::new(mm, PgmapOwner::new(this_module())?)?;
+        let mut out = KVVec::from_elem(None, PAGES, GFP_KERNEL)?;
+        let range = PageRange::new(start, PAGES)?;
+        mirror.inspect(range, &mut out, |_, facts| Some(facts.is_some()))?;
+        assert!(out[..last].iter().all(|&there| there == Some(false)));
+        assert_eq!(out[last], Some(true));
+        Ok(())
+    }
+
+    #[test]
     fn frames_beyond_the_last_are_none() -> Result {
         let mut out = [0; 3];
         let owner = PgmapOwner::new(this_module())?;
