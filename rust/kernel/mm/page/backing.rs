@@ -189,7 +189,7 @@ impl RawBacking {
     ///
     /// # Safety
     ///
-    /// As [`RawBacking::of`], and no other task may read `head`'s backing meanwhile.
+    /// As [`RawBacking::of`], and no other task may use `head`'s backing meanwhile.
     pub(in crate::mm) unsafe fn store(self, head: *mut bindings::page) {
         // SAFETY: `head` is a head page whose backing no other task uses, by the contract of this
         // function.

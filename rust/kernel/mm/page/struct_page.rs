@@ -206,18 +206,18 @@ pub(in crate::mm) unsafe fn zone_device_data(head: *const bindings::page) -> *mu
     unsafe { word(head, 1) as *mut c_void }
 }
 
-/// Sets `page->zone_device_data`.
+/// Sets `page->zone_device_data`, as by `WRITE_ONCE()`: a look at a page in any state may read the word meanwhile.
 ///
 /// # Safety
 ///
 /// `head` must point to the `struct page` of the head of a folio of ZONE_DEVICE memory, whose data no other
-/// task reads or writes meanwhile.
+/// task relies on or writes meanwhile.
 #[inline]
 pub(super) unsafe fn set_zone_device_data(head: *mut bindings::page, data: usize) {
     // SAFETY: `head` points to a `struct page`, whose union has five words, by the contract of this function.
     let word = unsafe { (&raw mut (*head).__bindgen_anon_1).cast::<usize>().add(1) };
-    // SAFETY: The word is one of the `struct page`, and no other task uses it.
-    unsafe { word.write(data) };
+    // SAFETY: The word is one of the `struct page`, and no other task writes it.
+    unsafe { word.write_volatile(data) };
 }
 
 /// `page->__folio_index`.
