@@ -55,7 +55,7 @@ impl<B: Blocking> KillableWait<B> {
     ///
     /// # Safety
     ///
-    /// [`KillableWait::disable`] must be called before the result is dropped.
+    /// [`KillableWait::disable`] must be called before the result is dropped, unless no task has waited.
     pub(in crate::mm) unsafe fn new(what: B) -> impl PinInit<Self> {
         // INVARIANT: No wait has begun.
         pin_init!(Self {

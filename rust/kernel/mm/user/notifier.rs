@@ -255,7 +255,8 @@ impl<T: IntervalOps> MmuIntervalNotifier<T> {
         let users = mm;
         // The callback may run as soon as the subscription is in, so it comes last.
         try_pin_init!(&this in Self {
-            // SAFETY: `drop()` disables it. The pointer is not dereferenced before the subscription is in.
+            // SAFETY: `drop()` disables it. Nothing waits before the subscription is in, so that the pointer is not
+            // dereferenced, nor the wait to be disabled where the insertion fails.
             end <- unsafe {
                 let sub = &raw const (*this.as_ptr()).sub;
                 KillableWait::new(Invalidation(Opaque::cast_into(sub)))
